@@ -1,0 +1,1 @@
+"""Split learning of small images, as a Flower app."""

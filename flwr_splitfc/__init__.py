@@ -1,0 +1,30 @@
+"""Split learning with SplitFC compression, as a plugin for Flower.
+
+A `ServerApp` takes a strategy from here, a `ClientApp` either is a `SplitClientApp` or opens a session
+with `connect`. Codecs are in `flwr_splitfc.codec`, the parts of the exchange in `flwr_splitfc.exchange`.
+"""
+
+from importlib.metadata import version
+
+from flwr_splitfc.clientapp import SplitClientApp
+from flwr_splitfc.codec import PayloadError, cut_codec
+from flwr_splitfc.exchange import Limits, SplitError, answer_device_query, connect, has_ticket
+from flwr_splitfc.model import JoinedModel
+from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitLearning
+
+__version__ = version("flwr-splitfc")
+
+__all__ = [
+    "JoinedModel",
+    "Limits",
+    "PayloadError",
+    "RoundRobin",
+    "SplitClientApp",
+    "SplitError",
+    "SplitFC",
+    "SplitLearning",
+    "answer_device_query",
+    "connect",
+    "cut_codec",
+    "has_ticket",
+]

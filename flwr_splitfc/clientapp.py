@@ -1,0 +1,221 @@
+"""A whole ClientApp from a device half, its data and an optimizer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from inspect import signature
+from itertools import islice
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from flwr_splitfc.exchange.devices import QUERY_TYPE, answer_device_query, device_name
+from flwr_splitfc.exchange.half import LossFn, OptimizerFn
+from flwr_splitfc.exchange.seeds import derive_seed
+from flwr_splitfc.exchange.session import connect
+from flwr_splitfc.exchange.ticket import Ticket, has_ticket
+from flwr_splitfc.model import JoinedModel
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
+LoadData = Callable[[Context], tuple[Batches, Batches]]
+MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """The share of right classes as ``eval_acc``; nothing where labels are not class indices.
+
+    Parameters
+    ----------
+    outputs : Tensor of shape (B, classes, ...)
+    labels : Tensor of shape (B, ...)
+    """
+    if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
+        return {}
+    return {"eval_acc": (outputs.argmax(1) == labels).float().mean().item()}
+
+
+class SplitClientApp(ClientApp):
+    """A `ClientApp` that trains and evaluates one half of a model, with no loop to write.
+
+    A message with a split ticket trains the device half in a session with the server half. A message
+    without one, from `FedAvg` or another of Flower's own strategies, trains the whole model here, if
+    `server_model` and `loss_fn` are given: the same app serves both.
+
+    Parameters
+    ----------
+    model : callable
+        ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
+    load_data : callable
+        ``load_data(context)`` gives the batches ``(x, y)`` to train on and those to evaluate on. It is
+        called for each message with torch's random generator seeded from (run seed, device, round), so
+        loaders that shuffle repeat in a second run; keep what is slow to load in a cache of your own.
+    optimizer : callable
+        ``optimizer(parameters)`` makes the device half's optimizer.
+    server_model : callable, optional
+        Makes the server half as `model` makes the device half, for training without a ticket.
+    loss_fn : callable, optional
+        For training without a ticket, and for ``eval_loss``.
+    metrics_fn : callable (default: `accuracy`)
+        ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means over its samples.
+    torch_threads : int (default: 1)
+        CPU threads for torch in this process. Simulated devices share the machine.
+    mods : list, optional
+        As in `ClientApp`.
+
+    Notes
+    -----
+    The message's config (``train_config`` and ``evaluate_config`` of `Strategy.start`) may hold
+    ``steps-per-turn`` (default: one pass over the batches; a longer turn starts over), ``learning-rate``
+    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`) and, for training
+    without a ticket, ``seed``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> batches = [(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))]
+    >>> app = SplitClientApp(
+    ...     model=partial(nn.Linear, 4, 3),
+    ...     load_data=lambda context: (batches, batches),
+    ...     optimizer=partial(torch.optim.Adam, lr=1e-3),
+    ... )
+    """
+
+    def __init__(
+        self,
+        model: MakeModel,
+        load_data: LoadData,
+        optimizer: OptimizerFn,
+        *,
+        server_model: MakeModel | None = None,
+        loss_fn: LossFn | None = None,
+        metrics_fn: MetricsFn = accuracy,
+        torch_threads: int = 1,
+        mods: list[Any] | None = None,
+    ) -> None:
+        super().__init__(mods=mods)
+        self.model = model
+        self.load_data = load_data
+        self.optimizer = optimizer
+        self.server_model = server_model
+        self.loss_fn = loss_fn
+        self.metrics_fn = metrics_fn
+        self.torch_threads = torch_threads
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        super().train()(self._train)
+        super().evaluate()(self._evaluate)
+        super().query(QUERY_TYPE.removeprefix("query."))(answer_device_query)
+
+    def _train(self, message: Message, context: Context) -> Message:
+        config = _config(message)
+        model, (batches, _) = self._prepare(message, context)
+        model.train()
+        optimizer = self.optimizer(model.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] = config.get("learning-rate", group["lr"])
+        if has_ticket(message):
+            with connect(message, optimizer=optimizer) as server:
+                for x, y in self._turn(batches, config):
+                    _step(optimizer, server.loss(model(x), y))
+                metrics = server.metrics()
+        else:
+            metrics = self._train_joined(model, optimizer, self._turn(batches, config))
+        arrays = ArrayRecord(model.state_dict())
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
+
+    @torch.no_grad()
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        model, (_, batches) = self._prepare(message, context)
+        model.eval()
+        metrics: dict[str, int | float] = {}
+        sums: dict[str, float] = {}
+        rows = 0
+        with connect(message) if has_ticket(message) else nullcontext() as server:
+            for x, y in self._on_device(batches):
+                outputs = server.predict(model(x)) if server else model(x)
+                rows += len(x)
+                for key, value in self._batch_metrics(outputs, y).items():
+                    sums[key] = sums.get(key, 0.0) + value * len(x)
+            if server:
+                metrics.update(server.metrics())
+        metrics.update({key: value / max(rows, 1) for key, value in sums.items()})
+        metrics["num-examples"] = rows
+        return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
+
+    def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
+        """The model with the message's arrays, and the data; everything random from here on is seeded."""
+        torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
+        torch.manual_seed(_turn_seed(message, context))
+        model = (_make(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
+        arrays = next(iter(message.content.array_records.values()))
+        model.load_state_dict(arrays.to_torch_state_dict())
+        return model, self.load_data(context)
+
+    def _joined(self, context: Context) -> JoinedModel:
+        if self.server_model is None or self.loss_fn is None:
+            raise ValueError(
+                "this message carries no split ticket, so the whole model is to be trained here: "
+                "give SplitClientApp a server_model and a loss_fn for that"
+            )
+        return JoinedModel(_make(self.model, context), _make(self.server_model, context))
+
+    def _train_joined(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
+    ) -> dict[str, int | float]:
+        assert self.loss_fn is not None
+        rows, steps, loss_sum = 0, 0, 0.0
+        for x, y in batches:
+            loss = self.loss_fn(model(x), y)
+            _step(optimizer, loss)
+            rows, steps, loss_sum = rows + len(x), steps + 1, loss_sum + loss.item() * len(x)
+        return {"num-examples": rows, "steps": steps, "train_loss": loss_sum / max(rows, 1)}
+
+    def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        metrics = self.metrics_fn(outputs, labels)
+        if self.loss_fn is not None:
+            metrics = {"eval_loss": self.loss_fn(outputs, labels).item(), **metrics}
+        return metrics
+
+    def _turn(self, batches: Batches, config: ConfigRecord) -> Iterator[tuple[Tensor, Tensor]]:
+        steps = config.get("steps-per-turn")
+        return self._on_device(batches if steps is None else islice(_forever(batches), steps))  # type: ignore[arg-type]
+
+    def _on_device(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x.to(self.device), y.to(self.device)) for x, y in batches)
+
+
+def _make(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
+    parameters = signature(factory).parameters.values()
+    takes_context = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return factory(context) if takes_context else factory()
+
+
+def _config(message: Message) -> ConfigRecord:
+    return message.content.config_records.get("config", ConfigRecord())
+
+
+def _turn_seed(message: Message, context: Context) -> int:
+    """(run seed, device, round), from the ticket or from what `FedAvg` sends."""
+    if has_ticket(message):
+        ticket = Ticket.from_message(message)
+        return derive_seed(ticket.seed, ticket.device, ticket.server_round)
+    config = _config(message)
+    return derive_seed(str(config.get("seed", 0)), device_name(context), str(config.get("server-round", 0)))
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("load_data gave no batch to train on")

@@ -1,0 +1,35 @@
+"""No selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .channels import Channels
+from .link import Link
+from .selector import Selector
+
+
+@dataclass(frozen=True)
+class AllColumns(Selector):
+    """Sends every column, unscaled; the selection costs no bytes."""
+
+    def select(
+        self, matrix: Tensor, channels: Channels, generator: torch.Generator | None
+    ) -> tuple[Tensor, Link]:
+        rows, width = matrix.shape
+        return matrix, Link(rows, width, device=matrix.device)
+
+    def pack(self, link: Link) -> bytes:
+        return b""
+
+    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+        return Link(rows, columns), data
+
+    def most_columns(self, columns: int) -> int:
+        return columns
+
+    def most_bytes(self, columns: int) -> int:
+        return 0

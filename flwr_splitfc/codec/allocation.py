@@ -1,0 +1,265 @@
+"""How a budget is spent on columns (SplitFC, Sec. V): which get two stages, and how many levels each.
+
+Everything here runs at the sender alone and over the 200 classes of column spans, never over columns: a
+column that spans n grid steps costs and errs like any other of the n-th class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import wire
+from .grid import endpoints
+from .levels import best_level, column_levels, floor_level, level_bits, upgrade_order
+from .wire import ENDPOINT_LEVELS, QuantHeader
+
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_CANDIDATES = 10
+_STREAM_SLACK_BITS = 4.0
+_SYMBOL_OVERHEAD_BITS = 2e-4
+_OCTAVE_STEPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that is decided before entries are quantised.
+
+    Parameters
+    ----------
+    header : QuantHeader
+        The settings that are sent.
+    endpoints : ndarray
+        Interval of each two-stage column on the endpoint grid, int64 (M, 2).
+    """
+
+    header: QuantHeader
+    endpoints: Ints
+
+    @property
+    def levels(self) -> Ints:
+        """Levels of each two-stage column, (M,)."""
+        steps = self.endpoints[:, 1] - self.endpoints[:, 0]
+        return column_levels(steps, self.header.multiplier, self.header.upgrades)
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether no payload of this shape is smaller: means alone, two levels at most."""
+        return len(self.header.two_stage) == 0 and self.header.mean_levels <= 2
+
+
+@cache
+def _multipliers() -> Doubles:
+    """A coarse range, as float32: every span has 2 levels at its low end and 2^16 at its high end."""
+    return np.asarray(2.0 ** np.arange(-16, 33, 1 / _OCTAVE_STEPS), np.float32).astype(np.float64)
+
+
+@cache
+def _squares() -> Doubles:
+    return np.arange(ENDPOINT_LEVELS, dtype=np.float64) ** 2
+
+
+@cache
+def _class_tables() -> tuple[Doubles, Doubles]:
+    """Bits of an entry, and error bound of a column row in squared grid steps: (class, multiplier)."""
+    levels = best_level(_squares()[:, None] * _multipliers())
+    bits = level_bits()[levels]
+    bits[0] = 0.0
+    return bits, _squares()[:, None] / (4.0 * (levels - 1) ** 2)
+
+
+def _usable_bits(stream_bytes: int, symbols: int) -> float:
+    """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
+    return max(0.0, stream_bytes // 4 * 32 - _STREAM_SLACK_BITS - _SYMBOL_OVERHEAD_BITS * symbols)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Ways to split K columns into M two-stage ones, the widest, and means; arrays run over the ways."""
+
+    rows: int
+    columns: int
+    counts: Ints
+    low: Doubles
+    high: Doubles
+    mean_low: Doubles
+    mean_high: Doubles
+    histograms: Doubles
+    mean_only_error: Doubles
+    entry_bits: Doubles
+
+    @property
+    def units(self) -> Doubles:
+        """Grid step; where all two-stage columns are one point, the span of the means serves."""
+        steps = (self.high - self.low) / (ENDPOINT_LEVELS - 1)
+        spans = self.mean_high - self.mean_low
+        return np.where(steps > 0, steps, np.where(spans > 0, spans, 1.0))
+
+    @property
+    def mean_squares(self) -> Doubles:
+        """``n^2`` of the means' span: ``u_0 = m n^2`` with ``n^2 = 2 B (a_0 / step)^2``."""
+        return 2.0 * self.rows * ((self.mean_high - self.mean_low) / self.units) ** 2
+
+    @property
+    def mean_counts(self) -> Ints:
+        """Means that cost bits."""
+        return np.where(self.mean_high > self.mean_low, self.columns - self.counts, 0)
+
+    @property
+    def mean_limits(self) -> Ints:
+        """Most levels for the means with two levels for all entries."""
+        left = self.entry_bits - self.rows * self.histograms[:, 1:].sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            affordable = np.where(self.mean_counts > 0, left / self.mean_counts, 0.0)
+        return np.asarray(np.maximum(2, np.searchsorted(level_bits(), affordable, side="right") - 1))
+
+
+def _two_stage_counts(columns: int, rows: int, budget_bytes: int) -> Ints:
+    """Tenths of the columns that could have two levels each, and none at all."""
+    header_bytes = wire.quant_header_bytes(0, columns) + wire.quant_header_bytes(columns, columns)
+    room = _usable_bits(budget_bytes - header_bytes - columns // 8, columns) - columns
+    column_bits = rows * (1 + _SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
+    most = int(room // column_bits)
+    most = min(max(most, 0), columns)
+    return np.unique(most * np.arange(_CANDIDATES + 1) // _CANDIDATES)[::-1]
+
+
+def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int) -> _Candidates:
+    """Set up the ways to split columns that are sorted by falling range."""
+    columns = len(low)
+    counts = _two_stage_counts(columns, rows, budget_bytes)
+    most = int(counts[0])
+    grid_low = _prefix(np.minimum.accumulate(low), counts)
+    grid_high = _prefix(np.maximum.accumulate(high), counts)
+    first, last = endpoints(low[:most], high[:most], grid_low[:, None], grid_high[:, None])
+    inside = np.arange(most) < counts[:, None]
+    classes = (last - first + ENDPOINT_LEVELS * np.arange(len(counts))[:, None])[inside]
+    histograms = np.bincount(classes, minlength=ENDPOINT_LEVELS * len(counts))
+    stream_bits = [
+        _usable_bits(budget_bytes - wire.quant_header_bytes(count, columns), columns + (rows + 1) * count)
+        for count in counts.tolist()
+    ]
+    endpoint_bits = 2 * counts * level_bits()[ENDPOINT_LEVELS]
+    return _Candidates(
+        rows,
+        columns,
+        counts,
+        grid_low,
+        grid_high,
+        _suffix(np.minimum.accumulate(mean[::-1])[::-1], counts),
+        _suffix(np.maximum.accumulate(mean[::-1])[::-1], counts),
+        histograms.reshape(len(counts), ENDPOINT_LEVELS).astype(np.float64),
+        rows / 2 * _suffix(np.cumsum((high - low)[::-1] ** 2)[::-1], counts),
+        np.array(stream_bits) - endpoint_bits,
+    )
+
+
+def _prefix(accumulated: Doubles, counts: Ints) -> Doubles:
+    """The value over the first M columns; 0 for none."""
+    return np.append(accumulated, 0.0)[counts - 1]
+
+
+def _suffix(accumulated: Doubles, counts: Ints) -> Doubles:
+    """The value over all but the first M columns; 0 for none."""
+    return np.append(accumulated, 0.0)[counts]
+
+
+def _best_candidate(ways: _Candidates) -> tuple[int, int]:
+    """The way with the least error bound, and the last coarse multiplier that it can afford."""
+    class_bits, class_errors = _class_tables()
+    mean_levels = best_level(ways.mean_squares[:, None] * _multipliers())
+    mean_levels = np.minimum(mean_levels, ways.mean_limits[:, None])
+    bits = ways.rows * (ways.histograms @ class_bits) + ways.mean_counts[:, None] * level_bits()[mean_levels]
+    affordable = np.maximum((bits <= ways.entry_bits[:, None]).sum(1) - 1, 0)
+    following = np.minimum(affordable + 1, len(_multipliers()) - 1)
+    each = np.arange(len(bits))
+
+    def errors(index: Ints) -> Doubles:
+        entries = np.einsum("cn,nc->c", ways.histograms, class_errors[:, index])
+        means = ways.mean_counts * ways.mean_squares / (4 * (mean_levels[each, index] - 1.0) ** 2)
+        return np.asarray((ways.rows * entries + means) * ways.units**2)
+
+    extra = bits[each, following] - bits[each, affordable]
+    left = ways.entry_bits - bits[each, affordable]
+    share = np.clip(np.divide(left, extra, out=np.zeros_like(left), where=extra > 0), 0, 1)
+    error = (1 - share) * errors(affordable) + share * errors(following) + ways.mean_only_error
+    best = int(np.argmin(error))
+    return best, int(affordable[best])
+
+
+def _spend(ways: _Candidates, way: int, start: int) -> tuple[float, int, float]:
+    """Bisect the multiplier until one level of one class makes the difference.
+
+    Returns the multiplier, the levels of the means and the bits that are left for entries.
+    """
+    classes = np.flatnonzero(ways.histograms[way])
+    classes = classes[classes > 0]
+    squares = np.append(_squares()[classes], ways.mean_squares[way])
+    weights = np.append(ways.rows * ways.histograms[way, classes], ways.mean_counts[way])
+    limits = np.append(np.full(len(classes), 2**16), ways.mean_limits[way])
+    bits_available, table = float(ways.entry_bits[way]), level_bits()
+
+    def levels_at(multiplier: float) -> Ints:
+        return np.asarray(np.minimum(best_level(squares * multiplier), limits))
+
+    grid = _multipliers()
+    good, bad = float(grid[start]), float(grid[min(start + 1, len(grid) - 1)])
+    good_levels, bad_levels = levels_at(good), levels_at(bad)
+    while np.abs(bad_levels - good_levels).sum() > 1:
+        middle = float(np.float32((good + bad) / 2))
+        if not good < middle < bad:
+            break
+        levels = levels_at(middle)
+        if weights @ table[levels] <= bits_available:
+            good, good_levels = middle, levels
+        else:
+            bad, bad_levels = middle, levels
+    mean_levels = int(good_levels[-1]) if ways.mean_counts[way] else 1
+    return good, mean_levels, bits_available - float(ways.mean_counts[way]) * float(table[mean_levels])
+
+
+def _affordable_upgrades(steps: Ints, multiplier: float, rows: int, bits_available: float) -> int:
+    table = level_bits()
+    floors = floor_level(multiplier * _squares()[steps])
+    order = upgrade_order(steps, multiplier)
+    left = bits_available - rows * float(table[floors[steps > 0]].sum())
+    costs = np.cumsum(rows * (table[floors[order] + 1] - table[floors[order]]))
+    return int(np.searchsorted(costs, left, side="right"))
+
+
+def plan_budget(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int) -> Plan:
+    """Decide how a feature-quantised (B, K) matrix is coded in about `budget_bytes`.
+
+    Parameters
+    ----------
+    low, high, mean : ndarray
+        Of each column, float64 (K,), representable in float32.
+    rows : int
+        ``B``.
+    budget_bytes : int
+        The range coder may need a word more; below the smallest payload the plan is the smallest.
+    """
+    order = np.argsort(low - high, kind="stable")
+    ways = _candidates(low[order], high[order], mean[order], rows, budget_bytes)
+    way, start = _best_candidate(ways)
+    multiplier, mean_levels, entry_bits = _spend(ways, way, start)
+    two_stage = np.sort(order[: ways.counts[way]])
+    grid_low, grid_high = float(ways.low[way]), float(ways.high[way])
+    intervals = np.stack(endpoints(low[two_stage], high[two_stage], grid_low, grid_high), 1)
+    steps = intervals[:, 1] - intervals[:, 0]
+    header = QuantHeader(
+        two_stage,
+        grid_low,
+        grid_high,
+        multiplier,
+        _affordable_upgrades(steps, multiplier, rows, entry_bits),
+        float(ways.mean_low[way]),
+        float(ways.mean_high[way]),
+        mean_levels,
+    )
+    return Plan(header, intervals)

@@ -1,0 +1,72 @@
+"""Which columns of the flattened features belong to one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The ``D`` columns seen as (outer, count, inner), with the channel in the middle.
+
+    Examples
+    --------
+    >>> Channels.of((8, 32, 6, 6))
+    Channels(outer=1, count=32, inner=36)
+    >>> Channels.of((8, 49, 64))
+    Channels(outer=49, count=64, inner=1)
+    >>> Channels.of((8, 1152), channels=32)
+    Channels(outer=1, count=32, inner=36)
+    """
+
+    outer: int
+    count: int
+    inner: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], *, channels: int | None = None, dim: int | None = None) -> Channels:
+        """Find the channels of features of this shape.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            (B, D), (B, T, C) with the channel last, or (B, C, ...) with the channel in dimension 1.
+        channels : int, optional
+            How many equal contiguous groups a flat (B, D) has; default ``D``.
+        dim : int, optional
+            The channel's dimension, where the shape does not tell.
+
+        Raises
+        ------
+        ValueError
+            If `dim` is no dimension of the features, or `channels` contradicts the shape.
+        """
+        if dim is None and len(shape) <= 2:
+            return cls._groups(prod(shape[1:]), channels)
+        if dim is None:
+            dim = 2 if len(shape) == 3 else 1
+        position = dim + len(shape) if dim < 0 else dim
+        if not 1 <= position < len(shape):
+            raise ValueError(f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}")
+        if channels is not None and channels != shape[position]:
+            raise ValueError(
+                f"channels={channels}, but dimension {position} of shape {tuple(shape)} has {shape[position]}"
+            )
+        return cls(prod(shape[1:position]), shape[position], prod(shape[position + 1 :]))
+
+    @classmethod
+    def _groups(cls, width: int, channels: int | None) -> Channels:
+        count = width if channels is None else channels
+        if count < 1 or width % count:
+            raise ValueError(f"channels={channels} does not divide {width} columns into equal groups")
+        return cls(1, count, width // count)
+
+    def spans(self, low: Tensor, high: Tensor) -> Tensor:
+        """Max minus min of the channel of every column, (D,), from the columns' minima and maxima."""
+        grouped = (self.outer, self.count, self.inner)
+        span = high.reshape(grouped).amax((0, 2)) - low.reshape(grouped).amin((0, 2))
+        return span[None, :, None].expand(grouped).reshape(-1)

@@ -1,0 +1,354 @@
+"""The codec of a cut: a selector, a quantiser and two budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from math import ceil, isfinite, prod
+from typing import Final, Literal, TypeAlias, final
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from .all_columns import AllColumns
+from .channels import Channels
+from .errors import BudgetError, PayloadError
+from .float16 import Float16
+from .float32 import Float32
+from .link import Link
+from .quantiser import Quantiser
+from .selector import Selector
+from .wire import FORMAT_VERSION
+
+Scalar: TypeAlias = str | int | float | bool
+
+_EVALUATION: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
+_BIT_DECIMALS = 4
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class CutCodec:
+    """Compresses features on their way up and gradients on their way down.
+
+    It keeps no state: what one step needs on its way back is in the `Link` that encoding (on the device)
+    and decoding (on the server) return. Made by `cut_codec`.
+
+    Parameters
+    ----------
+    name : str
+        The name in the catalogue, the first half of `stype`.
+    selector : Selector
+        What is sent.
+    quantiser : Quantiser
+        How precisely.
+    uplink_bits, downlink_bits : float
+        Budgets in bits per entry of the original (B, D) matrix; a payload, all included, has at most
+        ``floor(B D bits / 8)`` bytes.
+    evaluation : {"float16", "float32"}
+        How features go up when nothing trains: all columns, without dropout.
+    channel_dim : int, optional
+        The channel's dimension, where the shape of the features does not tell.
+
+    Examples
+    --------
+    >>> from flwr_splitfc.codec import cut_codec
+    >>> cut = cut_codec("dropout-only", reduction=2)
+    >>> features = torch.tensor([[0.0, 1.0, 7.0, 4.0], [1.0, 1.0, 7.0, 2.0]])
+    >>> array, link = cut.encode_features(features, generator=torch.Generator().manual_seed(1))
+    >>> seen, server_link = cut.decode_features(array, expect=(2, 4))
+    >>> seen
+    tensor([[0., 0., 0., 4.],
+            [1., 0., 0., 2.]])
+    >>> array = cut.encode_gradient(torch.ones(2, 4), server_link)
+    >>> cut.decode_gradient(array, link)
+    tensor([[1., 0., 0., 1.],
+            [1., 0., 0., 1.]])
+    """
+
+    name: str
+    selector: Selector
+    quantiser: Quantiser
+    uplink_bits: float = 0.2
+    downlink_bits: float = 0.4
+    evaluation: Literal["float16", "float32"] = "float16"
+    channel_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for setting in ("uplink_bits", "downlink_bits"):
+            value = getattr(self, setting)
+            if not (isfinite(value) and value > 0):
+                raise ValueError(f"{setting} must be a finite number above 0, got {value}")
+        if self.evaluation not in _EVALUATION:
+            raise ValueError(f"evaluation must be one of {', '.join(_EVALUATION)}, got {self.evaluation!r}")
+        if self.channel_dim == 0:
+            raise ValueError("channel_dim must not be 0, the samples' dimension")
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {key}={value!r}" for key, value in self._settings().items())
+        return f"cut_codec({self.name!r}{settings})"
+
+    @property
+    def stype(self) -> str:
+        """Name and version of the byte format, as in ``Array.stype``."""
+        return f"{self.name}/{FORMAT_VERSION}"
+
+    @property
+    def evaluation_stype(self) -> str:
+        """The `stype` of features that are sent without training."""
+        return f"{self.evaluation}/{FORMAT_VERSION}"
+
+    def config(self) -> dict[str, Scalar]:
+        """The flat mapping, in kebab case, from which `cut_codec` makes this codec.
+
+        >>> from flwr_splitfc.codec import cut_codec
+        >>> cut_codec("float32").config()
+        {'name': 'float32', 'uplink-bits': 0.2, 'downlink-bits': 0.4, 'evaluation': 'float16'}
+        """
+        settings = {key.replace("_", "-"): value for key, value in self._settings().items()}
+        return {"name": self.name, **settings}
+
+    def _settings(self) -> dict[str, Scalar]:
+        own = {key: getattr(self, key) for key in own_settings()}
+        parts = {field.name: getattr(part, field.name) for part in self._parts() for field in fields(part)}  # type: ignore[arg-type]
+        return {key: value for key, value in {**own, **parts}.items() if value is not None}
+
+    def _parts(self) -> tuple[Selector, Quantiser]:
+        return self.selector, self.quantiser
+
+    def encode_features(
+        self,
+        features: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        channels: int | None = None,
+        training: bool = True,
+        full_rows: int | None = None,
+    ) -> tuple[Array, Link]:
+        """Encode features on the device.
+
+        Parameters
+        ----------
+        features : Tensor
+            Floating point (B, D), (B, T, C) or (B, C, ...), on any device; coded as float32.
+        generator : torch.Generator, optional
+            A CPU generator, the source of all randomness; default torch's own.
+        channels : int, optional
+            How many equal contiguous groups of columns a flat (B, D) has; default ``D``.
+        training : bool
+            False sends all columns in the `evaluation` format.
+        full_rows : int, optional
+            The session's batch size: a shorter batch for which the budget is impossible is sent in the
+            smallest payload there is.
+
+        Returns
+        -------
+        array : Array
+            ``dtype="float32"``, the shape of the features, `data` the payload.
+        link : Link
+            Stays on the device, for `decode_gradient`.
+
+        Raises
+        ------
+        BudgetError
+            If the budget is impossible for this shape, whatever is drawn.
+        ValueError
+            If the features are empty, hold NaN or inf, or exceed 1e38 in magnitude after scaling.
+        """
+        matrix = _as_matrix(features)
+        rows, columns = matrix.shape
+        layout = Channels.of(features.shape, channels=channels, dim=self.channel_dim)
+        if not training:
+            link = Link(rows, columns, device=matrix.device)
+            data = _EVALUATION[self.evaluation].encode(matrix, 0)
+            return _array(self.evaluation_stype, features.shape, data), link
+        self._check("uplink_bits", rows, columns, full_rows)
+        kept, link = self.selector.select(matrix, layout, generator)
+        selection = self.selector.pack(link)
+        data = self.quantiser.encode(kept, _budget_bytes(rows, columns, self.uplink_bits) - len(selection))
+        return _array(self.stype, features.shape, selection + data), link
+
+    def decode_features(self, array: Array, *, expect: tuple[int, int]) -> tuple[Tensor, Link]:
+        """Decode features on the server.
+
+        Parameters
+        ----------
+        array : Array
+            From the wire; nothing in it is trusted.
+        expect : tuple of int
+            Most rows, and the exact number of columns.
+
+        Returns
+        -------
+        features : Tensor
+            float32 (B, D) on the CPU, zeros where dropped.
+        link : Link
+            For `encode_gradient`.
+
+        Raises
+        ------
+        PayloadError
+            If the array is no payload of this codec and shape.
+        """
+        rows, columns = _shape_of(array)
+        if rows > expect[0] or columns != expect[1]:
+            raise PayloadError(f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted")
+        data = memoryview(array.data)
+        selector, quantiser = self._parts()
+        if array.stype == self.evaluation_stype:
+            selector, quantiser = AllColumns(), _EVALUATION[self.evaluation]
+        elif array.stype != self.stype:
+            wanted = f"{self.stype!r} or {self.evaluation_stype!r}"
+            raise PayloadError(f"stype is {array.stype!r}; {wanted} was wanted")
+        link, rest = selector.unpack(data, rows, columns)
+        return link.expand(quantiser.decode(rest, rows, link.kept)), link
+
+    def encode_gradient(self, gradient: Tensor, link: Link, *, full_rows: int | None = None) -> Array:
+        """Encode the gradient by the features on the server, the kept columns alone.
+
+        Parameters
+        ----------
+        gradient : Tensor
+            (B, D) or (B, ...) on any device; coded as float32.
+        link : Link
+            From `decode_features`.
+        full_rows : int, optional
+            As in `encode_features`.
+
+        Raises
+        ------
+        BudgetError
+            If the budget is impossible for this shape.
+        ValueError
+            If the shape is not the link's, or a value is NaN, inf or beyond 1e38.
+        """
+        matrix = _as_matrix(gradient)
+        rows, columns = matrix.shape
+        if (rows, columns) != (link.rows, link.width):
+            raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
+        self._check("downlink_bits", rows, columns, full_rows)
+        budget_bytes = _budget_bytes(rows, columns, self.downlink_bits)
+        return _array(self.stype, gradient.shape, self.quantiser.encode(link.restrict(matrix), budget_bytes))
+
+    def decode_gradient(self, array: Array, link: Link) -> Tensor:
+        """Decode the gradient by the unscaled features on the device.
+
+        Parameters
+        ----------
+        array : Array
+            From the wire.
+        link : Link
+            From `encode_features`.
+
+        Returns
+        -------
+        gradient : Tensor
+            float32 (B, D) on the features' device: kept columns times ``1/(1-p)``, zeros where dropped.
+
+        Raises
+        ------
+        PayloadError
+            If the array is no gradient of this codec and shape.
+        """
+        rows, columns = _shape_of(array)
+        if (rows, columns) != (link.rows, link.width):
+            raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
+        if array.stype != self.stype:
+            raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
+        kept = self.quantiser.decode(memoryview(array.data), rows, link.kept)
+        _check_scaled(kept, link)
+        return link.expand(kept.to(link.device))
+
+    def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
+        """Smallest `uplink_bits` and `downlink_bits` that work for every batch of (B, D) features.
+
+        Rounded up to four decimals; 0 for quantisers that ignore the budget.
+
+        >>> from flwr_splitfc.codec import cut_codec
+        >>> cut_codec("splitfc").smallest_bits(256, 1152)
+        (0.0033, 0.001)
+        """
+        if not self.quantiser.budgeted:
+            return 0.0, 0.0
+        down = self.quantiser.smallest_bytes(rows, self.selector.most_columns(columns))
+        up = down + self.selector.most_bytes(columns)
+        return _bits_for(up, rows, columns), _bits_for(down, rows, columns)
+
+    def check_budget(self, rows: int, columns: int) -> None:
+        """Check once that every batch of (B, D) features can be sent.
+
+        Raises
+        ------
+        BudgetError
+            If either budget is impossible; the message names the smallest that works.
+        """
+        problems = self._budget_problems(rows, columns)
+        if problems:
+            raise BudgetError("; ".join(problems.values()))
+
+    def _check(self, setting: str, rows: int, columns: int, full_rows: int | None) -> None:
+        if full_rows is not None and rows < full_rows:
+            return
+        problems = self._budget_problems(rows, columns)
+        if setting in problems:
+            raise BudgetError(problems[setting])
+
+    def _budget_problems(self, rows: int, columns: int) -> dict[str, str]:
+        smallest = dict(zip(("uplink_bits", "downlink_bits"), self.smallest_bits(rows, columns), strict=True))
+        return {
+            setting: f"{setting}={getattr(self, setting)} is too small for {rows} x {columns}; "
+            f"the smallest that works is {least}"
+            for setting, least in smallest.items()
+            if getattr(self, setting) < least
+        }
+
+
+def own_settings() -> dict[str, Scalar | None]:
+    """Settings that every codec has, with their defaults."""
+    return {field.name: field.default for field in fields(CutCodec) if field.default is not MISSING}
+
+
+def _budget_bytes(rows: int, columns: int, bits: float) -> int:
+    return int(rows * columns * bits) // 8
+
+
+def _bits_for(size_bytes: int, rows: int, columns: int) -> float:
+    """Bits per entry, rounded up to a short decimal that is enough as it is printed."""
+    scale = 10**_BIT_DECIMALS
+    steps = ceil(8 * size_bytes * scale / (rows * columns))
+    while _budget_bytes(rows, columns, steps / scale) < size_bytes:
+        steps += 1
+    return float(steps / scale)
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """Flatten to float32 (B, D)."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"a floating point tensor was wanted, got {tensor.dtype}")
+    if tensor.ndim == 0 or tensor.numel() == 0:
+        raise ValueError(f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}")
+    return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
+
+
+def _array(stype: str, shape: Sequence[int], data: bytes) -> Array:
+    return Array(dtype="float32", shape=tuple(shape), stype=stype, data=data)
+
+
+def _shape_of(array: Array) -> tuple[int, int]:
+    """Rows and columns that an array from the wire claims."""
+    shape = tuple(array.shape)
+    if array.dtype != "float32":
+        raise PayloadError(f"dtype is {array.dtype!r}; 'float32' was wanted")
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise PayloadError(f"shape {shape} is not one of positive sizes")
+    return shape[0], prod(shape[1:])
+
+
+def _check_scaled(kept: Tensor, link: Link) -> None:
+    """Refuse a gradient that the link's scale would carry out of float32."""
+    if link.scale is None or kept.numel() == 0:
+        return
+    largest = float(kept.abs().max()) * float(link.scale.max())
+    if not largest <= torch.finfo(torch.float32).max:
+        raise PayloadError(f"gradient reaches {largest:.3g} after scaling, beyond float32")

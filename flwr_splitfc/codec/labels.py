@@ -1,0 +1,127 @@
+"""Labels in as few bits as their range allows."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import wire
+from .errors import PayloadError
+from .wire import LABEL_DTYPES, LabelHeader, SymbolReader
+
+_MOST_RANGE_LEVELS = 2**16
+_WIDTHS = ("<u1", "<u2", "<u4", "<u8")
+
+
+def pack_labels(labels: Tensor) -> bytes:
+    """Write labels of any shape so that type, shape and values come back exactly.
+
+    Integers are range-coded over the span of their values, or sent less the minimum in the fewest whole bytes
+    if they span more than 2^16; floats go as they are.
+
+    Raises
+    ------
+    ValueError
+        If the type is not one of bool, uint8, int8 to int64, float16 to float64 and bfloat16.
+
+    Examples
+    --------
+    >>> len(pack_labels(torch.arange(10).repeat(25)))
+    123
+    >>> unpack_labels(pack_labels(torch.tensor([3, 1, 2])), max_entries=8)
+    tensor([3, 1, 2])
+    """
+    dtype = str(labels.dtype).removeprefix("torch.")
+    if dtype not in LABEL_DTYPES:
+        raise ValueError(f"labels must be one of {', '.join(LABEL_DTYPES)}, got {dtype}")
+    shape = tuple(labels.shape)
+    entries = _to_numpy(labels.detach().cpu().contiguous().flatten())
+    if labels.is_floating_point() or entries.size == 0:
+        return wire.pack_label_header(LabelHeader(dtype, shape)) + wire.pack_floats(entries, _raw(dtype))
+    offset = int(entries.min())
+    levels = int(entries.max()) - offset + 1
+    above = entries.astype(np.int64).view(np.uint64) - np.uint64(offset % 2**64)
+    if levels > _MOST_RANGE_LEVELS:
+        width = next(width for width in _WIDTHS if levels <= 2 ** (8 * np.dtype(width).itemsize))
+        header = wire.pack_label_header(LabelHeader(dtype, shape, width, offset))
+        return header + above.astype(width).tobytes()
+    header = wire.pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
+    return header + (wire.pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b"")
+
+
+def unpack_labels(data: bytes, max_entries: int) -> Tensor:
+    """Read what `pack_labels` wrote.
+
+    Parameters
+    ----------
+    data : bytes
+        From the wire; nothing in it is trusted.
+    max_entries : int
+        Most entries that are allocated.
+
+    Raises
+    ------
+    PayloadError
+        If the bytes are no labels, or more than `max_entries`.
+    """
+    header, rest = wire.unpack_label_header(memoryview(data))
+    count = prod(header.shape)
+    if count > max_entries:
+        raise PayloadError(f"labels have shape {header.shape}; at most {max_entries} entries were wanted")
+    if header.coding == "raw":
+        entries = _exactly(rest, count, _raw(header.dtype))
+    elif header.dtype.startswith(("float", "bfloat")):
+        raise PayloadError(f"{header.dtype} labels are coded as {header.coding}; raw was wanted")
+    elif header.coding == "range":
+        entries = _from_offset(_read_range(rest, count, header.levels), header)
+    else:
+        entries = _from_offset(_exactly(rest, count, header.coding), header)
+    return _to_torch(entries, header.dtype).reshape(header.shape)
+
+
+def _raw(dtype: str) -> str:
+    sizes = {"bool": "|b1", "bfloat16": "<i2"}
+    return sizes[dtype] if dtype in sizes else np.dtype(dtype).newbyteorder("<").str
+
+
+def _exactly(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
+    size = count * np.dtype(dtype).itemsize
+    if len(data) != size:
+        raise PayloadError(f"labels have {len(data)} bytes; {count} entries of {dtype} take {size}")
+    return np.frombuffer(data, dtype).copy()
+
+
+def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic]:
+    if not 1 <= levels <= _MOST_RANGE_LEVELS:
+        raise PayloadError(f"labels have {levels} levels; 1 to {_MOST_RANGE_LEVELS} were wanted")
+    reader = SymbolReader(data)
+    entries = reader.read(count, levels) if levels > 1 else np.zeros(count, np.int32)
+    reader.close()
+    return entries
+
+
+def _from_offset(above: NDArray[np.generic], header: LabelHeader) -> NDArray[np.generic]:
+    low, high = (0, 1) if header.dtype == "bool" else _integer_limits(header.dtype)
+    largest = header.offset + (int(above.max()) if above.size else 0)
+    if header.offset < low or largest > high:
+        raise PayloadError(f"labels from {header.offset} to {largest} are not {header.dtype}")
+    values = (above.astype(np.uint64) + np.uint64(header.offset % 2**64)).view(np.int64)
+    return values.astype(header.dtype)
+
+
+def _integer_limits(dtype: str) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
+
+
+def _to_numpy(labels: Tensor) -> NDArray[np.generic]:
+    return labels.view(torch.int16).numpy() if labels.dtype == torch.bfloat16 else labels.numpy()
+
+
+def _to_torch(entries: NDArray[np.generic], dtype: str) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(entries))
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -1,0 +1,45 @@
+"""What a quantiser is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class Quantiser(ABC):
+    """Turns a matrix and a budget into bytes, and bytes into a matrix.
+
+    A quantiser is a frozen dataclass whose fields are its settings; it keeps no state. ``K`` may be 0.
+    Whoever decodes knows (B, K); every payload decodes to the same floats on any machine.
+    """
+
+    budgeted: ClassVar[bool] = True
+    """Whether the budget bounds the payload; a quantiser of fixed precision ignores it."""
+
+    @abstractmethod
+    def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
+        """Encode a float32 (B, K) matrix, on any device, in at most `budget_bytes`.
+
+        Below `smallest_bytes` the smallest payload is made.
+
+        Raises
+        ------
+        ValueError
+            If the matrix holds NaN, inf or a magnitude above 1e38.
+        """
+
+    @abstractmethod
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+        """Decode to a finite float32 (B, K) matrix on the CPU.
+
+        Raises
+        ------
+        PayloadError
+            If the bytes are no payload of this shape.
+        """
+
+    @abstractmethod
+    def smallest_bytes(self, rows: int, columns: int) -> int:
+        """Bytes that are enough for any (B, K) matrix."""

@@ -1,0 +1,51 @@
+"""What a selector is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .channels import Channels
+from .link import Link
+
+
+class Selector(ABC):
+    """Picks, and may scale, the part of the features that is sent.
+
+    A selector is a frozen dataclass whose fields are its settings; it keeps no state. The device calls
+    `select` and `pack`, the server `unpack`; the gradient comes back through the same selection
+    (`Link.restrict` on the server, `Link.expand` on the device).
+    """
+
+    @abstractmethod
+    def select(
+        self, matrix: Tensor, channels: Channels, generator: torch.Generator | None
+    ) -> tuple[Tensor, Link]:
+        """Select from features, float32 (B, D): the (B, K) to send and the device's link.
+
+        All randomness comes from `generator`, a CPU generator.
+        """
+
+    @abstractmethod
+    def pack(self, link: Link) -> bytes:
+        """Write what the server must know of the selection."""
+
+    @abstractmethod
+    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+        """Read the server's link for (B, D) features, and the bytes that follow the selection.
+
+        Raises
+        ------
+        PayloadError
+            If the bytes are no selection of this shape.
+        """
+
+    @abstractmethod
+    def most_columns(self, columns: int) -> int:
+        """``K`` in the worst case, out of ``D`` columns: what a budget must provide for."""
+
+    @abstractmethod
+    def most_bytes(self, columns: int) -> int:
+        """Length of `pack` in the worst case, up to `most_columns` of ``D``."""

@@ -1,0 +1,361 @@
+"""The byte formats; little-endian, and nothing else in the package knows them.
+
+Every function that reads raises `PayloadError` on bytes that no writer makes.
+
+========================  ==========================================================================
+column set, k of n        nothing for k = 0 or k = n; else Elias-Fano (k low parts of l bits, then k high
+                          parts in unary) where that is shorter than a bitmap of n bits; zero padded
+selection                 u32 K, column set K of D
+feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, u32 upgrades, column set
+                          M of K; if M < K: f32 mean low, f32 mean high, u16 mean levels - 1; symbols
+symbols                   one range-coded stream of u32 words to the end, absent without symbols:
+                          (low, high) endpoints by column, means, entries by row
+float32, float16          row-major entries
+labels                    u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; unless raw: i64 offset; if
+                          range-coded: u32 levels; entries
+========================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from constriction import stream
+from numpy.typing import NDArray
+
+from .errors import PayloadError
+from .statistics import MAGNITUDE_LIMIT
+
+FORMAT_VERSION = 1
+ENDPOINT_LEVELS = 200
+"""Points of the grid for column endpoints, ``Q_ep`` (SplitFC, Sec. V)."""
+
+SYMBOL_PRECISION_BITS = 24
+"""The range coder's probabilities are multiples of ``2**-24``."""
+
+Ints = NDArray[np.int64]
+Symbols = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
+    """Read the fields of a `struct` layout and return them with the bytes that follow."""
+    size = struct.calcsize("<" + layout)
+    if len(data) < size:
+        raise PayloadError(f"payload ends early: {len(data)} bytes left where {size} were wanted")
+    return struct.unpack_from("<" + layout, data), data[size:]
+
+
+# Sets of columns
+
+
+def _low_bits(count: int, total: int) -> int:
+    return (total // count).bit_length() - 1
+
+
+def _elias_fano_bits(count: int, total: int) -> int:
+    low = _low_bits(count, total)
+    return count * low + count + ((total - 1) >> low)
+
+
+def column_set_bytes(count: int, total: int) -> int:
+    """Bytes that a set of `count` out of `total` columns takes.
+
+    >>> column_set_bytes(72, 1152), column_set_bytes(576, 1152), column_set_bytes(1152, 1152)
+    (54, 144, 0)
+    """
+    if count in (0, total):
+        return 0
+    return (min(total, _elias_fano_bits(count, total)) + 7) // 8
+
+
+def _is_bitmap(count: int, total: int) -> bool:
+    return total <= _elias_fano_bits(count, total)
+
+
+def pack_columns(columns: Ints, total: int) -> bytes:
+    """Write a strictly increasing set of columns below `total`; its size is known to the reader."""
+    count = len(columns)
+    if count in (0, total):
+        return b""
+    if _is_bitmap(count, total):
+        bits = np.zeros(total, np.uint8)
+        bits[columns] = 1
+    else:
+        low = _low_bits(count, total)
+        bits = np.zeros(_elias_fano_bits(count, total), np.uint8)
+        bits[: count * low] = (columns[:, None] >> np.arange(low) & 1).ravel()
+        bits[count * low + (columns >> low) + np.arange(count)] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memoryview]:
+    """Read `count` columns below `total`."""
+    if count in (0, total):
+        return np.arange(count), data
+    size = column_set_bytes(count, total)
+    if len(data) < size:
+        raise PayloadError(f"column set ends early: {len(data)} bytes left where {size} were wanted")
+    bits = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little")
+    columns = _bitmap_columns(bits) if _is_bitmap(count, total) else _elias_fano_columns(bits, count, total)
+    if len(columns) != count or columns[-1] >= total or not bool((np.diff(columns) > 0).all()):
+        raise PayloadError(f"column set is not {count} increasing columns below {total}")
+    return columns, data[size:]
+
+
+def _bitmap_columns(bits: NDArray[np.uint8]) -> Ints:
+    return np.flatnonzero(bits).astype(np.int64)
+
+
+def _elias_fano_columns(bits: NDArray[np.uint8], count: int, total: int) -> Ints:
+    low = _low_bits(count, total)
+    if bits[_elias_fano_bits(count, total) :].any():
+        raise PayloadError("column set is padded with ones; zeros were wanted")
+    low_parts = bits[: count * low].reshape(count, low) @ (1 << np.arange(low))
+    places = np.flatnonzero(bits[count * low :])
+    if len(places) != count:
+        raise PayloadError(f"column set has {len(places)} columns; {count} were wanted")
+    return ((places - np.arange(count)) << low | low_parts).astype(np.int64)
+
+
+# Selection
+
+
+def pack_selection(columns: Ints | None, width: int) -> bytes:
+    """Write which of `width` columns are kept; None is all of them."""
+    if columns is None:
+        return struct.pack("<I", width)
+    return struct.pack("<I", len(columns)) + pack_columns(columns, width)
+
+
+def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryview]:
+    """Read which of `width` columns are kept, None for all, and return the rest."""
+    (kept,), rest = take(data, "I")
+    if kept > width:
+        raise PayloadError(f"selection keeps {kept} columns of {width}")
+    columns, rest = unpack_columns(rest, kept, width)
+    return (None if kept == width else columns), rest
+
+
+@lru_cache(maxsize=256)
+def selection_bytes(fewest: int, most: int, width: int) -> int:
+    """Bytes of the longest selection of `fewest` to `most` out of `width` columns."""
+    return 4 + max(column_set_bytes(count, width) for count in range(fewest, most + 1))
+
+
+# Floats
+
+
+def pack_floats(matrix: NDArray[Any], dtype: str) -> bytes:
+    """Write a matrix row by row as ``<f4`` or ``<f2``."""
+    return matrix.astype(dtype, copy=False).tobytes()
+
+
+def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Floats:
+    """Read a finite (rows, columns) matrix of ``<f4`` or ``<f2`` as float32."""
+    size = rows * columns * np.dtype(dtype).itemsize
+    if len(data) != size:
+        raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}")
+    matrix = np.frombuffer(data, dtype).reshape(rows, columns).astype(np.float32)
+    if matrix.size and not max(abs(matrix.min()), abs(matrix.max())) <= MAGNITUDE_LIMIT:
+        raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
+    return matrix
+
+
+# Feature quantiser
+
+
+@dataclass(frozen=True, eq=False)
+class QuantHeader:
+    """What the reader of a feature-quantised (B, K) matrix knows before the symbols.
+
+    Parameters
+    ----------
+    two_stage : ndarray
+        The ``M`` columns whose entries are sent, int64, increasing.
+    low, high : float
+        Ends of the endpoint grid.
+    multiplier : float
+        ``m``: a column that spans n grid steps has levels for ``u = m n^2``.
+    upgrades : int
+        How many columns have one level more than that.
+    mean_low, mean_high : float
+        Ends of the grid for the means of the other columns.
+    mean_levels : int
+        ``Q_0``, its points.
+    """
+
+    two_stage: Ints
+    low: float = 0.0
+    high: float = 0.0
+    multiplier: float = 1.0
+    upgrades: int = 0
+    mean_low: float = 0.0
+    mean_high: float = 0.0
+    mean_levels: int = 1
+
+
+_COUNT, _ENTRIES, _MEANS = "I", "fffI", "ffH"
+
+
+def quant_header_bytes(two_stage: int, columns: int) -> int:
+    """Bytes before the symbols with `two_stage` out of `columns` columns in two stages."""
+    size = struct.calcsize("<" + _COUNT) + column_set_bytes(two_stage, columns)
+    if two_stage > 0:
+        size += struct.calcsize("<" + _ENTRIES)
+    if two_stage < columns:
+        size += struct.calcsize("<" + _MEANS)
+    return size
+
+
+def pack_quant_header(header: QuantHeader, columns: int) -> bytes:
+    """Write everything of a feature-quantised matrix of K `columns` that precedes the symbols."""
+    count = len(header.two_stage)
+    parts = [struct.pack("<" + _COUNT, count)]
+    if count > 0:
+        fields = header.low, header.high, header.multiplier, header.upgrades
+        parts += [struct.pack("<" + _ENTRIES, *fields), pack_columns(header.two_stage, columns)]
+    if count < columns:
+        parts.append(struct.pack("<" + _MEANS, header.mean_low, header.mean_high, header.mean_levels - 1))
+    return b"".join(parts)
+
+
+def unpack_quant_header(data: memoryview, columns: int) -> tuple[QuantHeader, memoryview]:
+    """Read what `pack_quant_header` wrote and return the symbols' bytes with it."""
+    (count,), rest = take(data, _COUNT)
+    if count > columns:
+        raise PayloadError(f"{count} two-stage columns of {columns}")
+    low = high = mean_low = mean_high = 0.0
+    multiplier, upgrades, mean_levels = 1.0, 0, 1
+    two_stage = np.arange(0)
+    if count > 0:
+        (low, high, multiplier, upgrades), rest = take(rest, _ENTRIES)
+        _check_interval(low, high, "endpoint")
+        if not (isfinite(multiplier) and multiplier > 0):
+            raise PayloadError(f"multiplier is {multiplier}; a finite positive number was wanted")
+        two_stage, rest = unpack_columns(rest, count, columns)
+    if count < columns:
+        (mean_low, mean_high, last), rest = take(rest, _MEANS)
+        _check_interval(mean_low, mean_high, "mean")
+        mean_levels = last + 1
+        if (mean_levels == 1) != (mean_low == mean_high):
+            raise PayloadError(f"{mean_levels} mean levels from {mean_low} to {mean_high}")
+    header = QuantHeader(two_stage, low, high, multiplier, upgrades, mean_low, mean_high, mean_levels)
+    return header, rest
+
+
+def _check_interval(low: float, high: float, name: str) -> None:
+    if not -MAGNITUDE_LIMIT <= low <= high <= MAGNITUDE_LIMIT:
+        raise PayloadError(f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted")
+
+
+# Symbols
+
+
+def stream_bytes(symbols: int) -> int:
+    """Bytes that are enough for so many two-level symbols."""
+    coder_bits = symbols // 4096
+    return 0 if symbols == 0 else 4 * ((symbols + coder_bits) // 32 + 1)
+
+
+def pack_symbols(runs: Iterable[tuple[Symbols, int | Symbols]]) -> bytes:
+    """Range-code runs of symbols, each with its number of levels (at least 2), one for all or one each."""
+    encoder = stream.queue.RangeEncoder()
+    for symbols, levels in runs:
+        if isinstance(levels, int):
+            encoder.encode(symbols, stream.model.Uniform(levels))
+        else:
+            encoder.encode(symbols, stream.model.Uniform(), levels)
+    words: NDArray[np.uint32] = encoder.get_compressed()
+    return words.astype("<u4", copy=False).tobytes()
+
+
+class SymbolReader:
+    """Reads back the runs that `pack_symbols` wrote, in the same order."""
+
+    def __init__(self, data: memoryview) -> None:
+        if len(data) % 4:
+            raise PayloadError(f"symbol stream has {len(data)} bytes, not a multiple of 4")
+        self._words = len(data) // 4
+        self._symbols = 0
+        self._decoder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def read(self, count: int, levels: int | Symbols) -> Symbols:
+        """Read `count` symbols, each below its number of levels (at least 2)."""
+        if count == 0:
+            return np.zeros(0, np.int32)
+        self._symbols += count
+        try:
+            if isinstance(levels, int):
+                symbols = self._decoder.decode(stream.model.Uniform(levels), count)
+            else:
+                symbols = self._decoder.decode(stream.model.Uniform(), levels)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise PayloadError("symbol stream is not range-coded data") from error
+        return np.asarray(symbols, np.int32)
+
+    def close(self) -> None:
+        """Check that the stream ends with the last symbol."""
+        if (self._symbols == 0) != (self._words == 0) or not self._decoder.maybe_exhausted():
+            raise PayloadError(f"{self._words} words do not end with the last of {self._symbols} symbols")
+
+
+# Labels
+
+LABEL_DTYPES = (
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bfloat16",
+)  # fmt: skip
+"""Label types by their code."""
+
+LABEL_CODINGS = ("raw", "range", "<u1", "<u2", "<u4", "<u8")
+"""How entries are written, by code: as they are, range-coded, or less the offset as small integers."""
+
+_MOST_LABEL_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class LabelHeader:
+    """Type, shape and coding of labels; integer labels are `offset` plus the entry, below `levels`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    coding: str = "raw"
+    offset: int = 0
+    levels: int = 0
+
+
+def pack_label_header(header: LabelHeader) -> bytes:
+    """Write everything of labels that precedes their entries."""
+    dimensions = len(header.shape)
+    if dimensions > _MOST_LABEL_DIMENSIONS:
+        raise ValueError(f"labels have {dimensions} dimensions; at most {_MOST_LABEL_DIMENSIONS} can be sent")
+    codes = LABEL_DTYPES.index(header.dtype), dimensions, *header.shape, LABEL_CODINGS.index(header.coding)
+    data = struct.pack(f"<BB{dimensions}IB", *codes)
+    if header.coding != "raw":
+        data += struct.pack("<q", header.offset)
+    return data + struct.pack("<I", header.levels) if header.coding == "range" else data
+
+
+def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
+    """Read what `pack_label_header` wrote and return the entries' bytes with it."""
+    (dtype, dimensions), rest = take(data, "BB")
+    if dtype >= len(LABEL_DTYPES):
+        raise PayloadError(f"unknown label type {dtype}")
+    if dimensions > _MOST_LABEL_DIMENSIONS:
+        raise PayloadError(f"labels have {dimensions} dimensions, more than {_MOST_LABEL_DIMENSIONS}")
+    shape, rest = take(rest, f"{dimensions}I")
+    (coding,), rest = take(rest, "B")
+    if coding >= len(LABEL_CODINGS):
+        raise PayloadError(f"unknown label coding {coding}")
+    offset = levels = 0
+    if LABEL_CODINGS[coding] != "raw":
+        (offset,), rest = take(rest, "q")
+    if LABEL_CODINGS[coding] == "range":
+        (levels,), rest = take(rest, "I")
+    return LabelHeader(LABEL_DTYPES[dtype], shape, LABEL_CODINGS[coding], offset, levels), rest

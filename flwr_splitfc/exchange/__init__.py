@@ -1,0 +1,52 @@
+"""The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
+
+from flwr_splitfc.exchange.devices import Devices, answer_device_query, device_name
+from flwr_splitfc.exchange.endpoint import Limits, SplitEndpoint
+from flwr_splitfc.exchange.errors import (
+    EndpointUnreachable,
+    FeaturesRefused,
+    LabelsRefused,
+    LimitExceeded,
+    ProtocolError,
+    SessionCancelled,
+    SplitError,
+    StepRefused,
+    TicketError,
+    TicketExpired,
+    TokenRefused,
+)
+from flwr_splitfc.exchange.grid import MeteredGrid, SplitGrid
+from flwr_splitfc.exchange.half import HalfTrainer
+from flwr_splitfc.exchange.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.session import Session, connect
+from flwr_splitfc.exchange.states import DeviceStates
+from flwr_splitfc.exchange.ticket import Ticket, has_ticket
+
+__all__ = [
+    "DeviceStates",
+    "Devices",
+    "EndpointUnreachable",
+    "FeaturesRefused",
+    "HalfTrainer",
+    "LabelsRefused",
+    "Ledger",
+    "LimitExceeded",
+    "Limits",
+    "MeteredGrid",
+    "ProtocolError",
+    "Session",
+    "SessionCancelled",
+    "SplitEndpoint",
+    "SplitError",
+    "SplitGrid",
+    "StepRefused",
+    "Ticket",
+    "TicketError",
+    "TicketExpired",
+    "TokenRefused",
+    "Traffic",
+    "answer_device_query",
+    "connect",
+    "device_name",
+    "has_ticket",
+]

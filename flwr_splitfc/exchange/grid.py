@@ -1,0 +1,170 @@
+"""Grid decorators: count what Flower's messages carry, and hand out session tickets."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from flwr_splitfc.exchange.devices import Devices
+from flwr_splitfc.exchange.endpoint import SplitEndpoint
+from flwr_splitfc.exchange.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.ticket import TICKET_KEY, Purpose
+
+_FIRST_PULL_S = 0.05
+_LAST_PULL_S = 1.0
+_PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
+
+
+class MeteredGrid(Grid):
+    """A grid that enters the model arrays of train and evaluate messages in a ledger.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid that does the work.
+    ledger : Ledger
+    """
+
+    def __init__(self, grid: Grid, ledger: Ledger) -> None:
+        self.inner = grid
+        self.ledger = ledger
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send as `Grid.send_and_receive` does, and count both ways."""
+        sent = list(messages)
+        for message in sent:
+            if purpose := purpose_of(message):
+                self.ledger.add(round_of(message), purpose, self._sent(message))
+        replies = self._exchange(sent, timeout)
+        for reply in replies:
+            if reply.has_content() and (purpose := purpose_of(reply)):
+                self.ledger.add(round_of(sent[0]), purpose, self._received(reply))
+        return replies
+
+    def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        return list(self.inner.send_and_receive(messages, timeout=timeout))
+
+    def _sent(self, message: Message) -> Traffic:
+        return Traffic(downlink_bytes=Counter(model=_model_bytes(message)))
+
+    def _received(self, reply: Message) -> Traffic:
+        """What a device that trains by itself reports is all that is known of its training."""
+        traffic = Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
+        for metrics in reply.content.metric_records.values():
+            traffic.rows += _number(metrics.get("num-examples"))
+            traffic.steps += _number(metrics.get("steps"))
+            traffic.loss_sum += _number(metrics.get("train_loss")) * _number(metrics.get("num-examples"))
+        return traffic
+
+    def set_run(self, run: Any) -> None:
+        """Delegate."""
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """Delegate."""
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Delegate."""
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Delegate."""
+        return self.inner.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """Delegate."""
+        return self.inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegate."""
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Delegate."""
+        return self.inner.pull_messages(message_ids)
+
+
+class SplitGrid(MeteredGrid):
+    """A grid that adds a session ticket to each train and evaluate message.
+
+    It lets any Flower strategy run unmodified on the device halves. When the replies are in, or the
+    timeout has passed, the tickets are revoked and sessions still open are cancelled, so that no device
+    stays busy with a round that is over.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid that does the work.
+    endpoint : SplitEndpoint
+        An entered endpoint.
+    """
+
+    def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
+        super().__init__(grid, endpoint.ledger)
+        self.endpoint = endpoint
+        self.devices = Devices(grid)
+
+    def _received(self, reply: Message) -> Traffic:
+        """Only the model's bytes: the endpoint has seen the rest itself."""
+        return Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
+
+    def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        split = [message for message in messages if purpose_of(message)]
+        names = self.devices.names(message.metadata.dst_node_id for message in split)
+        tokens = []
+        try:
+            for message in split:
+                tokens.append(self._add_ticket(message, names[message.metadata.dst_node_id]))
+            return self._push_and_pull(messages, timeout)
+        finally:
+            self.endpoint.revoke(tokens)
+
+    def _add_ticket(self, message: Message, device: str) -> str:
+        purpose = purpose_of(message)
+        assert purpose is not None
+        ticket = self.endpoint.issue(purpose, device, round_of(message))
+        # Strategies share one RecordDict among their messages; the copy shares its arrays.
+        message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})
+        return ticket.token
+
+    def _push_and_pull(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = set(self.inner.push_messages(messages))
+        replies: list[Message] = []
+        pause_s = _FIRST_PULL_S
+        while waiting:
+            new = list(self.inner.pull_messages(waiting))
+            replies += new
+            waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            if not waiting or (deadline is not None and time.monotonic() >= deadline):
+                break
+            self.endpoint.cancel_idle()
+            time.sleep(pause_s)
+            pause_s = _FIRST_PULL_S if new else min(pause_s * 1.2, _LAST_PULL_S)
+        return replies
+
+
+def purpose_of(message: Message) -> Purpose | None:
+    """What a message asks of a device at the cut; None for queries."""
+    return _PURPOSES.get(message.metadata.message_type.split(".")[0])
+
+
+def round_of(message: Message) -> int:
+    """The server round that Flower's strategies write into a message's config; 0 where there is none."""
+    if not message.has_content():
+        return 0
+    rounds = [record["server-round"] for record in message.content.config_records.values() if "server-round" in record]
+    return rounds[0] if rounds and isinstance(rounds[0], int) else 0
+
+
+def _model_bytes(message: Message) -> int:
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def _number(value: object) -> Any:
+    return value if isinstance(value, int | float) else 0

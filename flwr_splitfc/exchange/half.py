@@ -1,0 +1,183 @@
+"""The server half in training: one step is applied as a whole, or not at all."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, StepRefused
+from flwr_splitfc.exchange.seeds import derive_seed
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+_CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
+
+
+class HalfTrainer:
+    """Trains a server half on the features that devices send.
+
+    Many sessions may call it at once: a lock lets one step in at a time.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The layers after the cut; moved to `device`.
+    loss_fn : callable
+        ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor with one row a sample.
+    optimizer : callable
+        ``optimizer(model.parameters())`` makes the optimizer, for example ``partial(torch.optim.Adam, lr=1e-3)``.
+    scheduler : callable, optional
+        ``scheduler(optimizer)`` makes a learning-rate scheduler, stepped after each optimizer step.
+    accumulate_steps : int (default: 1)
+        Mini-batches whose gradients are averaged into one optimizer step.
+    max_grad_norm : float, optional
+        Clips the total norm of each optimizer step's gradient.
+    device : torch.device or str, optional
+        CUDA where present, otherwise the CPU.
+    seed : int (default: 0)
+        Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's own generators alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        *,
+        scheduler: SchedulerFn | None = None,
+        accumulate_steps: int = 1,
+        max_grad_norm: float | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device)
+        self.loss_fn = loss_fn
+        self.optimizer = optimizer(self.model.parameters())
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self.accumulate_steps = accumulate_steps
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.steps = 0
+        self.feature_shape: tuple[int, ...] | None = None
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._lock = Lock()
+
+    def step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """Train on one mini-batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+        labels : Tensor of shape (B, ...)
+
+        Returns
+        -------
+        tuple of float and Tensor
+            The loss, and its gradient by `features`, in their shape, on the CPU.
+
+        Raises
+        ------
+        FeaturesRefused, LabelsRefused, StepRefused
+            Nothing has changed then: neither weights nor buffers nor optimizer.
+        """
+        with self._lock, self._rng(), self._unchanged_on_error():
+            x = features.to(self.device).requires_grad_()
+            loss = self._loss(x, labels.to(self.device))
+            x_grad, *grads = torch.autograd.grad(loss, [x, *self._parameters], allow_unused=True)
+            self._check_finite(loss, [x_grad, *grads])
+            self._apply(grads)
+            self.steps += 1
+            self.feature_shape = tuple(features.shape[1:])
+        return loss.item(), torch.zeros_like(features) if x_grad is None else x_grad.cpu()
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> Tensor:
+        """What the server half makes of features of shape (B, ...), in evaluation mode, on the CPU."""
+        with self._lock, self._rng():
+            self.model.eval()
+            try:
+                out: Tensor = self.model(features.to(self.device))
+            except Exception as error:
+                raise FeaturesRefused(f"the server half does not take {tuple(features.shape)}: {error}") from error
+            finally:
+                self.model.train()
+        return out.cpu()
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        self.model.train()
+        try:
+            logits = self.model(x)
+        except Exception as error:
+            raise FeaturesRefused(f"the server half does not take features {tuple(x.shape)}: {error}") from error
+        self._check_classes(logits, labels)
+        try:
+            loss = self.loss_fn(logits, labels)
+        except Exception as error:
+            raise LabelsRefused(
+                f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype} "
+                f"with outputs {tuple(logits.shape)}: {error}"
+            ) from error
+        if loss.ndim:
+            raise StepRefused(f"the loss has shape {tuple(loss.shape)}, wanted a scalar: use a reduction in loss_fn")
+        return loss
+
+    def _check_classes(self, logits: Tensor, labels: Tensor) -> None:
+        """Refuse class indices out of range before the loss sees them: on CUDA it would end the process."""
+        indexed = isinstance(self.loss_fn, _CLASS_INDEX_LOSSES) or self.loss_fn in _CLASS_INDEX_FUNCTIONS
+        if not indexed or labels.is_floating_point() or logits.ndim < 2 or not labels.numel():
+            return
+        ignored = getattr(self.loss_fn, "ignore_index", -100)
+        wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))]
+        if len(wrong):
+            raise LabelsRefused(f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes")
+
+    def _check_finite(self, loss: Tensor, grads: Sequence[Tensor | None]) -> None:
+        norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
+        if not torch.isfinite(loss + norm):
+            raise StepRefused(f"loss {loss.item()} with a gradient of norm {norm.item()} is not finite")
+
+    def _apply(self, grads: Sequence[Tensor | None]) -> None:
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        if (self.steps + 1) % self.accumulate_steps:
+            return
+        if self.accumulate_steps > 1:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self.accumulate_steps
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    @contextmanager
+    def _rng(self) -> Iterator[None]:
+        """A generator state of the step's own, so that concurrent sessions leave each other's draws alone."""
+        cuda = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(derive_seed(self.seed, "server-half", self.steps))
+            yield
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Put the buffers (running statistics of normalisation layers) back if the step fails."""
+        saved = [buffer.clone() for buffer in self.model.buffers()]
+        try:
+            yield
+        except Exception:
+            for buffer, before in zip(self.model.buffers(), saved, strict=True):
+                buffer.copy_(before)
+            raise

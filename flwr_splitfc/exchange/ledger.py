@@ -1,0 +1,101 @@
+"""The ledger of bytes: what crossed the wire, by direction and kind, per round."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from threading import Lock
+
+from flwr_splitfc.exchange.ticket import Purpose
+
+UPLINK_KINDS = ("features", "labels", "state", "model", "framing")
+DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing")
+
+
+@dataclass
+class Traffic:
+    """Counts of one session, or the sum over many.
+
+    `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
+    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it.
+    """
+
+    sessions: int = 0
+    steps: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    entries: int = 0
+    device_codec_seconds: float = 0.0
+    server_codec_seconds: float = 0.0
+    uplink_bytes: Counter[str] = field(default_factory=Counter)
+    downlink_bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Traffic") -> None:
+        """Add another session's counts to these."""
+        self.sessions += other.sessions
+        self.steps += other.steps
+        self.rows += other.rows
+        self.loss_sum += other.loss_sum
+        self.entries += other.entries
+        self.device_codec_seconds += other.device_codec_seconds
+        self.server_codec_seconds += other.server_codec_seconds
+        self.uplink_bytes.update(other.uplink_bytes)
+        self.downlink_bytes.update(other.downlink_bytes)
+
+    @property
+    def uplink_bits_per_entry(self) -> float:
+        """Bits of encoded features per entry of the B x D matrices sent; 0.0 before the first."""
+        return 8 * self.uplink_bytes["features"] / self.entries if self.entries else 0.0
+
+    @property
+    def downlink_bits_per_entry(self) -> float:
+        """Bits of encoded gradients per entry of the B x D matrices received; 0.0 before the first."""
+        return 8 * self.downlink_bytes["gradient"] / self.entries if self.entries else 0.0
+
+    @property
+    def loss(self) -> float:
+        """The mean training loss over the samples; NaN before the first."""
+        return self.loss_sum / self.rows if self.rows else float("nan")
+
+    def metrics(self) -> dict[str, int | float]:
+        """All counts under the names that Flower's `Result` shows; bytes in bytes, times in seconds."""
+        return {
+            "sessions": self.sessions,
+            "steps": self.steps,
+            "num-examples": self.rows,
+            "uplink_bytes": self.uplink_bytes.total(),
+            "downlink_bytes": self.downlink_bytes.total(),
+            "uplink_bits_per_entry": self.uplink_bits_per_entry,
+            "downlink_bits_per_entry": self.downlink_bits_per_entry,
+            "device_codec_seconds": self.device_codec_seconds,
+            "server_codec_seconds": self.server_codec_seconds,
+            **{f"uplink_{kind}_bytes": self.uplink_bytes[kind] for kind in UPLINK_KINDS},
+            **{f"downlink_{kind}_bytes": self.downlink_bytes[kind] for kind in DOWNLINK_KINDS},
+        }
+
+
+class Ledger:
+    """The traffic of a run per round and purpose; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._traffic: dict[tuple[int, Purpose], Traffic] = {}
+
+    def add(self, server_round: int, purpose: Purpose, traffic: Traffic) -> None:
+        """Enter what one session, or one Flower message, moved."""
+        with self._lock:
+            self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
+
+    def of(self, server_round: int, purpose: Purpose) -> Traffic:
+        """The sum over one round's sessions (a copy)."""
+        total = Traffic()
+        with self._lock:
+            total.add(self._traffic.get((server_round, purpose), Traffic()))
+        return total
+
+    def total(self, purpose: Purpose) -> Traffic:
+        """The sum over all rounds so far."""
+        total = Traffic()
+        with self._lock:
+            for (_, entered_for), traffic in self._traffic.items():
+                if entered_for == purpose:
+                    total.add(traffic)
+        return total

@@ -1,0 +1,294 @@
+"""The device's end of the exchange: `connect(msg)` opens the session of one turn."""
+
+import queue
+import time
+from importlib.metadata import version
+from types import TracebackType
+
+import grpc
+import torch
+from flwr.app import Array, Message
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flwr_splitfc.codec import cut_codec, pack_labels
+from flwr_splitfc.exchange import split_pb2 as pb
+from flwr_splitfc.exchange.endpoint import SESSION_METHOD
+from flwr_splitfc.exchange.errors import (
+    EndpointUnreachable,
+    ProtocolError,
+    SessionCancelled,
+    SplitError,
+    TicketError,
+    error_from,
+)
+from flwr_splitfc.exchange.seeds import derive_seed, seeded_generator
+from flwr_splitfc.exchange.tensors import (
+    optimizer_tensors,
+    pack_tensors,
+    restore_optimizer,
+    unpack_tensor,
+    unpack_tensors,
+)
+from flwr_splitfc.exchange.ticket import PROTOCOL, Ticket
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def connect(message: Message, *, optimizer: torch.optim.Optimizer | None = None) -> "Session":
+    """The session that the ticket in `message` admits to; enter it with ``with``.
+
+    Parameters
+    ----------
+    message : Message
+        A train or evaluate message from a split strategy.
+    optimizer : torch.optim.Optimizer, optional
+        The device half's optimizer. If given, it starts from the state that the strategy's
+        ``optimizer_state`` says, and its state at the end of the turn is handed on.
+
+    Raises
+    ------
+    TicketError, ProtocolError
+        If the message carries no ticket, or one that this version cannot read.
+
+    Examples
+    --------
+    One turn of a device, in a `ClientApp`'s train function::
+
+        with connect(msg, optimizer=optimizer) as server:
+            for x, y in trainloader:
+                optimizer.zero_grad()
+                loss = server.loss(model(x), y)
+                loss.backward()
+                optimizer.step()
+            metrics = server.metrics()
+    """
+    return Session(Ticket.from_message(message), optimizer=optimizer)
+
+
+class Session:
+    """A device's turn with the server half. Made by `connect`; not for use from several threads.
+
+    Attributes
+    ----------
+    seed : int
+        Derived from the run's seed, the device and the round: for whatever is random in the turn.
+    state : dict of str to Tensor
+        What this device left at the end of its last turn; what it holds at the end of this one is
+        kept by the strategy until the next.
+    """
+
+    def __init__(self, ticket: Ticket, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.ticket = ticket
+        try:
+            self.codec = cut_codec(ticket.codec)
+        except ValueError as error:
+            raise TicketError(f"the ticket's codec cannot be made here: {error}") from error
+        self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
+        self.state: dict[str, Tensor] = {}
+        self._optimizer = optimizer
+        self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
+        self._channel: grpc.Channel | None = None
+        self._number = 0
+        self._full_rows = 0
+        self._rows = 0
+        self._loss_sum = 0.0
+        self._uplink_bytes = 0
+        self._downlink_bytes = 0
+        self._codec_seconds = 0.0
+
+    # -- what a training loop calls --------------------------------------------------------------
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The server half's loss on one mini-batch; the server half has been trained on it on return.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+            The output of the device half, with its autograd graph.
+        labels : Tensor of shape (B, ...)
+
+        Returns
+        -------
+        Tensor
+            A scalar; its ``backward()`` hands the gradient that the server sent on to the device half.
+
+        Raises
+        ------
+        RuntimeError
+            If `features` carry no graph, for example under ``torch.no_grad()``.
+        ValueError
+            For features that are not finite, and for a budget too small for any payload.
+        SplitError
+            One of its kinds if the server refuses the step or the session broke; the server half is then
+            as it was.
+        """
+        if not (torch.is_grad_enabled() and features.requires_grad):
+            raise RuntimeError(
+                "server.loss trains the server half, so it needs features with an autograd graph: "
+                "not under torch.no_grad(), and with a device half that has parameters to train. "
+                "Use server.predict to evaluate."
+            )
+        return _ServerLoss.apply(features, labels, self)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> Tensor:
+        """The server half's output for features of shape (B, ...), in evaluation mode.
+
+        No labels leave the device, nothing trains, and no feature is dropped.
+        """
+        started = time.perf_counter()
+        array, _ = self.codec.encode_features(features, training=False)
+        self._codec_seconds += time.perf_counter() - started
+        self._number += 1
+        self._rows += len(features)
+        reply = self._ask(pb.DeviceFrame(predict=pb.Predict(number=self._number, features=_matrix(array))))
+        return unpack_tensor(self._expect(reply, "predicted").predicted.logits).to(features.device)
+
+    def metrics(self) -> dict[str, int | float]:
+        """What Flower's strategies need, and what this session moved so far.
+
+        ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in evaluation),
+        ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session), ``codec_seconds`` (this device's).
+        """
+        metrics: dict[str, int | float] = {
+            "num-examples": self._rows,
+            "steps": self._number,
+            "uplink_bytes": self._uplink_bytes,
+            "downlink_bytes": self._downlink_bytes,
+            "codec_seconds": self._codec_seconds,
+        }
+        if self.ticket.purpose == "train":
+            metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
+        return metrics
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Session":
+        self._channel = grpc.insecure_channel(self.ticket.address, options=_CHANNEL_OPTIONS)
+        call = self._channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+        self._replies = call(iter(self._frames.get, None))
+        try:
+            software = f"flwr-splitfc {version('flwr-splitfc')}"
+            frame = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL, token=self.ticket.token, software=software))
+            opened = self._expect(self._ask(frame), "opened").opened
+            self.state = unpack_tensors(opened.state)
+            if self._optimizer is not None and opened.optimizer:
+                restore_optimizer(self._optimizer, unpack_tensors(opened.optimizer))
+        except BaseException:
+            self._hang_up()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._close()
+        finally:
+            self._hang_up()
+
+    def _close(self) -> None:
+        """Leave what is kept until the next turn, and let the stream end on both sides."""
+        kept = optimizer_tensors(self._optimizer) if self._optimizer is not None else {}
+        close = pb.Close(
+            optimizer=pack_tensors(kept), state=pack_tensors(self.state), codec_seconds=self._codec_seconds
+        )
+        self._expect(self._ask(pb.DeviceFrame(close=close)), "closed")
+        self._frames.put(None)
+        next(self._replies, None)
+
+    def _hang_up(self) -> None:
+        self._frames.put(None)
+        self._replies.cancel()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One exchange: the loss, and the gradient by `features` as (B, D)."""
+        started = time.perf_counter()
+        number, rows = self._number + 1, len(features)
+        if rows > self._full_rows:
+            self.codec.check_budget(rows, features[0].numel())
+            self._full_rows = rows
+        array, link = self.codec.encode_features(
+            features,
+            generator=seeded_generator(self.seed, number),
+            full_rows=self._full_rows,
+        )
+        step = pb.Step(number=number, features=_matrix(array), labels=pack_labels(labels))
+        encoded = time.perf_counter()
+        self._number = number
+
+        stepped = self._expect(self._ask(pb.DeviceFrame(step=step)), "stepped").stepped
+
+        answered = time.perf_counter()
+        answer = Array(
+            dtype="float32",
+            shape=tuple(stepped.gradient.shape),
+            stype=stepped.gradient.stype,
+            data=stepped.gradient.data,
+        )
+        gradient = self.codec.decode_gradient(answer, link)
+        self._codec_seconds += encoded - started + time.perf_counter() - answered
+        self._rows += rows
+        self._loss_sum += stepped.loss * rows
+        return stepped.loss, gradient
+
+    def _ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """Send one frame and wait for its answer; a refusal or a broken stream raises by name."""
+        if self._channel is None:
+            raise RuntimeError("the session is not open: use `with connect(msg) as server:`")
+        self._frames.put(frame)
+        self._uplink_bytes += frame.ByteSize()
+        try:
+            reply: pb.ServerFrame = next(self._replies)
+        except grpc.RpcError as error:
+            raise self._broken(error) from error
+        except StopIteration:
+            raise ProtocolError("the server ended the stream without an answer") from None
+        self._downlink_bytes += reply.ByteSize()
+        if reply.WhichOneof("kind") == "refused":
+            raise error_from(reply.refused)
+        return reply
+
+    def _broken(self, error: grpc.RpcError) -> SplitError:
+        status, detail = error.code(), error.details()
+        if status == grpc.StatusCode.CANCELLED:
+            return SessionCancelled("the server ended this session: its round was over, or it was idle too long")
+        return EndpointUnreachable(f"split endpoint at {self.ticket.address}: {status.name}: {detail}")
+
+    @staticmethod
+    def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:
+        if reply.WhichOneof("kind") != kind:
+            raise ProtocolError(f"the server answered {reply.WhichOneof('kind')!r}, wanted {kind!r}")
+        return reply
+
+
+class _ServerLoss(torch.autograd.Function):
+    """The network between the two halves, as one autograd node."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, labels: Tensor, session: Session) -> Tensor:  # type: ignore[no-untyped-def]
+        loss, gradient = session._step(features.detach(), labels.detach())
+        ctx.save_for_backward(gradient.reshape(features.shape).to(features.dtype))
+        return torch.tensor(loss, dtype=torch.float32, device=features.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        (gradient,) = ctx.saved_tensors
+        return grad_output * gradient, None, None
+
+
+def _matrix(array: Array) -> pb.Matrix:
+    return pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)

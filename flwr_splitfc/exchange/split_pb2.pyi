@@ -1,0 +1,150 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNSPECIFIED: _ClassVar[Reason]
+    PROTOCOL: _ClassVar[Reason]
+    TOKEN: _ClassVar[Reason]
+    EXPIRED: _ClassVar[Reason]
+    FEATURES: _ClassVar[Reason]
+    LABELS: _ClassVar[Reason]
+    STEP: _ClassVar[Reason]
+    LIMIT: _ClassVar[Reason]
+UNSPECIFIED: Reason
+PROTOCOL: Reason
+TOKEN: Reason
+EXPIRED: Reason
+FEATURES: Reason
+LABELS: Reason
+STEP: Reason
+LIMIT: Reason
+
+class Matrix(_message.Message):
+    __slots__ = ("stype", "shape", "data")
+    STYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    stype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, stype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("protocol", "token", "software")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    token: str
+    software: str
+    def __init__(self, protocol: _Optional[int] = ..., token: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("number", "features", "labels")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    features: Matrix
+    labels: bytes
+    def __init__(self, number: _Optional[int] = ..., features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
+
+class Predict(_message.Message):
+    __slots__ = ("number", "features")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    features: Matrix
+    def __init__(self, number: _Optional[int] = ..., features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("optimizer", "state", "codec_seconds")
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
+    state: _containers.RepeatedCompositeFieldContainer[Tensor]
+    codec_seconds: float
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ...) -> None: ...
+
+class DeviceFrame(_message.Message):
+    __slots__ = ("open", "step", "predict", "close")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    step: Step
+    predict: Predict
+    close: Close
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("optimizer", "state")
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
+    state: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Stepped(_message.Message):
+    __slots__ = ("number", "loss", "gradient")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    loss: float
+    gradient: Matrix
+    def __init__(self, number: _Optional[int] = ..., loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
+class Predicted(_message.Message):
+    __slots__ = ("number", "logits")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    logits: Tensor
+    def __init__(self, number: _Optional[int] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Closed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("reason", "detail")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    reason: Reason
+    detail: str
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ServerFrame(_message.Message):
+    __slots__ = ("opened", "stepped", "predicted", "closed", "refused")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    STEPPED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    stepped: Stepped
+    predicted: Predicted
+    closed: Closed
+    refused: Refused
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,54 @@
+"""What devices keep between turns, held by the server: optimizer state, and anything else they name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Literal, get_args
+
+from flwr_splitfc.exchange import split_pb2 as pb
+
+OptimizerState = Literal["relay", "per-device", "fresh"]
+_RELAYED = ""  # no device has this name
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors as they came off the wire; the server only keeps them."""
+
+    optimizer: Sequence[pb.Tensor] = ()
+    state: Sequence[pb.Tensor] = ()
+
+
+class DeviceStates:
+    """Hands each device's next turn what the last one left.
+
+    Parameters
+    ----------
+    optimizer_state : "relay", "per-device" or "fresh"
+        Whose optimizer state a turn starts from: that of the turn before, on whichever device (one
+        optimizer follows the device half from device to device); the device's own last one; none.
+        The rest of a device's state is always its own.
+    """
+
+    def __init__(self, optimizer_state: OptimizerState) -> None:
+        if optimizer_state not in get_args(OptimizerState):
+            raise ValueError(f"optimizer_state is {optimizer_state!r}, wanted one of {get_args(OptimizerState)}")
+        self.optimizer_state = optimizer_state
+        self._lock = Lock()
+        self._optimizer: dict[str, Sequence[pb.Tensor]] = {}
+        self._state: dict[str, Sequence[pb.Tensor]] = {}
+
+    def _owner(self, device: str) -> str:
+        return _RELAYED if self.optimizer_state == "relay" else device
+
+    def of(self, device: str) -> Kept:
+        """What `device` gets at the start of its next turn."""
+        with self._lock:
+            return Kept(self._optimizer.get(self._owner(device), ()), self._state.get(device, ()))
+
+    def keep(self, device: str, kept: Kept) -> None:
+        """Take what `device` left at the end of a turn."""
+        with self._lock:
+            if self.optimizer_state != "fresh":
+                self._optimizer[self._owner(device)] = kept.optimizer
+            self._state[device] = kept.state

@@ -1,0 +1,137 @@
+"""One line per round while a run goes on, and its rows afterwards."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from logging import getLogger
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, MetricRecord
+
+from flwr_splitfc.exchange.ledger import Ledger
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+Row = dict[str, int | float | None]
+
+_ACCURACY_KEYS = ("accuracy", "eval_acc")
+_TABLE_ROWS = 12
+
+logger = getLogger("flwr")
+
+
+class Progress:
+    """Watches a run through its ledger and its evaluations.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds that the run will take.
+    ledger : Ledger
+        Where the run's traffic is entered.
+    evaluate_every : int (default: 1)
+        Evaluate every so many rounds, and after the last.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (None in a
+        round without evaluation), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
+        ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``; bytes of training and
+        evaluation together, everything counted.
+    """
+
+    def __init__(self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1) -> None:
+        if evaluate_every < 1:
+            raise ValueError(f"evaluate_every is {evaluate_every}, wanted 1 or more")
+        self.num_rounds = num_rounds
+        self.ledger = ledger
+        self.evaluate_every = evaluate_every
+        self.rows: list[Row] = []
+        self._started = self._round_started = time.monotonic()
+
+    def due(self, server_round: int) -> bool:
+        """Whether `server_round` evaluates."""
+        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
+
+    def watch(
+        self, evaluate_fn: EvaluateFn | None, on_devices: Callable[[], Mapping[str, Any] | None] = dict
+    ) -> EvaluateFn:
+        """An ``evaluate_fn`` for `Strategy.start`, Flower's own hook at the end of a round.
+
+        Parameters
+        ----------
+        evaluate_fn : callable, optional
+            Called before the first round and in rounds that are due.
+        on_devices : callable, optional
+            Gives what the devices' evaluation found in the round.
+        """
+
+        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate_fn(server_round, arrays) if evaluate_fn and self.due(server_round) else None
+            if server_round == 0:
+                self._started = self._round_started = time.monotonic()
+            else:
+                self.end_round(server_round, {**(on_devices() or {}), **(metrics or {})})
+            return metrics
+
+        return end_of_round
+
+    def end_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Enter a finished round and log its line; `metrics` may hold an accuracy."""
+        train, evaluate = self.ledger.of(server_round, "train"), self.ledger.of(server_round, "evaluate")
+        now = time.monotonic()
+        self.rows.append(
+            {
+                "round": server_round,
+                "loss": None if isnan(train.loss) else train.loss,
+                "accuracy": next((float(metrics[key]) for key in _ACCURACY_KEYS if key in metrics), None),
+                "steps": train.steps,
+                "uplink_bytes": train.uplink_bytes.total() + evaluate.uplink_bytes.total(),
+                "downlink_bytes": train.downlink_bytes.total() + evaluate.downlink_bytes.total(),
+                "uplink_bits_per_entry": train.uplink_bits_per_entry,
+                "downlink_bits_per_entry": train.downlink_bits_per_entry,
+                "seconds": now - self._round_started,
+            }
+        )
+        self._round_started = now
+        logger.info("%s", self._line())
+
+    def _line(self) -> str:
+        row = self.rows[-1]
+        left_s = (time.monotonic() - self._started) / len(self.rows) * (self.num_rounds - len(self.rows))
+        megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
+        bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
+        return (
+            f"round {row['round']}/{self.num_rounds} | loss {_cell(row['loss'], '.4f')} | "
+            f"accuracy {_cell(row['accuracy'], '.1%')} | bits/entry up {bits[0]} down {bits[1]} | "
+            f"{megabytes:.2f} MB | ETA {timedelta(seconds=round(left_s))}"
+        )
+
+    def table(self) -> str:
+        """The run in a few lines: evaluated rounds, or evenly spaced ones where there are more."""
+        rows = [row for row in self.rows if row["accuracy"] is not None] or self.rows
+        step = max(1, -(-len(rows) // _TABLE_ROWS))
+        shown = rows[::-1][::step][::-1]
+        header = f"{'round':>7} {'loss':>9} {'accuracy':>9} {'up b/entry':>11} {'down b/entry':>13} {'MB so far':>10}"
+        lines = [header, "-" * len(header)]
+        for row in shown:
+            so_far = [r for r in self.rows if (r["round"] or 0) <= (row["round"] or 0)]
+            megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in so_far) / 1e6
+            lines.append(
+                f"{row['round']:>7} {_cell(row['loss'], '.4f'):>9} {_cell(row['accuracy'], '.1%'):>9} "
+                f"{_cell(row['uplink_bits_per_entry'], '.3f'):>11} "
+                f"{_cell(row['downlink_bits_per_entry'], '.3f'):>13} {megabytes:>10.2f}"
+            )
+        return "\n".join(lines)
+
+    def write(self, path: Path, **about: Any) -> None:
+        """Write `about` (run-config, seed, ...) and the rows, under ``rounds``, as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**about, "rounds": self.rows}, indent=2) + "\n")
+
+
+def _cell(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

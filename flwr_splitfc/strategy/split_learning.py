@@ -1,0 +1,239 @@
+"""Split learning as a Flower strategy."""
+
+from collections.abc import Iterable
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
+
+from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger, Limits, SplitEndpoint, SplitGrid
+from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.exchange.states import OptimizerState
+from flwr_splitfc.exchange.ticket import Purpose
+from flwr_splitfc.model import JoinedModel, joined_state_dict
+from flwr_splitfc.report.progress import EvaluateFn, Progress
+from flwr_splitfc.strategy.round_robin import RoundRobin
+
+logger = getLogger("flwr")
+
+
+class SplitLearning(Strategy):
+    """Devices train the first layers, one server half the rest.
+
+    For every mini-batch the features at the cut go up and their gradient comes down; how they are
+    coded is the `codec`. Which devices train in a round, and how their halves are combined, is left to
+    another strategy, `devices`. By default devices take turns, and uncoded features make it vanilla
+    split learning (https://arxiv.org/abs/1812.00564).
+
+    Parameters
+    ----------
+    server_model : nn.Module
+        The layers after the cut. It is trained in place, on CUDA where present.
+    loss_fn : callable
+        ``loss_fn(server_model(features), labels)``, a scalar.
+    optimizer : callable
+        ``optimizer(parameters)`` makes the server half's optimizer. Its state lives as long as `start`.
+    codec : CutCodec or str (default: "float32")
+        What is done at the cut; see `flwr_splitfc.codec.cut_codec`.
+    devices : Strategy, optional
+        Any Flower strategy, over the device halves; default `RoundRobin()`.
+    evaluate_every : int (default: 1)
+        Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after the last.
+    optimizer_state : "relay", "per-device" or "fresh", optional
+        Where a device's optimizer state comes from: from the device before it, from its own last turn,
+        or nowhere. Default: "relay" where devices take turns, otherwise "per-device". It holds for
+        devices that give `connect` their optimizer, as `SplitClientApp` does.
+    scheduler, accumulate_steps, max_grad_norm, device
+        For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
+    seed : int (default: 0)
+        Everything random at the cut and in the server half follows from it.
+    host : str (default: "127.0.0.1"), port : int (default: 0, any free one), limits : Limits, optional
+        Of the split endpoint, as in `flwr_splitfc.exchange.SplitEndpoint`.
+    save_to : path, optional
+        A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the end of `start`.
+
+    Attributes
+    ----------
+    server_model : nn.Module
+        The server half as trained so far.
+    ledger : Ledger
+        All traffic of the run.
+    progress : Progress
+        The rows of the run so far.
+
+    Notes
+    -----
+    What a device taught the server half stays, also when the device fails later in its turn.
+
+    Examples
+    --------
+    In a `ServerApp`::
+
+        strategy = SplitLearning(ServerHalf(), nn.CrossEntropyLoss(), partial(torch.optim.Adam, lr=1e-3))
+        result = strategy.start(grid, ArrayRecord(DeviceHalf().state_dict()), num_rounds=50)
+    """
+
+    def __init__(
+        self,
+        server_model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        *,
+        codec: CutCodec | str = "float32",
+        devices: Strategy | None = None,
+        evaluate_every: int = 1,
+        optimizer_state: OptimizerState | None = None,
+        scheduler: SchedulerFn | None = None,
+        accumulate_steps: int = 1,
+        max_grad_norm: float | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: Limits | None = None,
+        save_to: str | Path | None = None,
+    ) -> None:
+        self.half = HalfTrainer(
+            server_model,
+            loss_fn,
+            optimizer,
+            scheduler=scheduler,
+            accumulate_steps=accumulate_steps,
+            max_grad_norm=max_grad_norm,
+            device=device,
+            seed=seed,
+        )
+        self.server_model = self.half.model
+        self.codec = cut_codec(codec) if isinstance(codec, str) else codec
+        self.devices = RoundRobin() if devices is None else devices
+        self.evaluate_every = evaluate_every
+        self.optimizer_state: OptimizerState = optimizer_state or (
+            "relay" if isinstance(self.devices, RoundRobin) else "per-device"
+        )
+        self.states = DeviceStates(self.optimizer_state)
+        self.ledger = Ledger()
+        self.progress = Progress(0, self.ledger, evaluate_every=evaluate_every)
+        self.save_to = None if save_to is None else Path(save_to)
+        self._seed, self._host, self._port, self._limits = seed, host, port, limits
+        self._evaluation: MetricRecord | None = None
+
+    # -- Strategy --------------------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Train for `num_rounds`, with the split endpoint open meanwhile.
+
+        Parameters are those of `Strategy.start`; `initial_arrays` and what `evaluate_fn` gets are the
+        device half (see `joined_model` for the whole). Sessions still open after `timeout` seconds of
+        a round are cancelled.
+        """
+        self.progress = Progress(num_rounds, self.ledger, evaluate_every=self.evaluate_every)
+        endpoint = SplitEndpoint(
+            self.half,
+            self.codec,
+            ledger=self.ledger,
+            states=self.states,
+            seed=self._seed,
+            host=self._host,
+            port=self._port,
+            limits=self._limits,
+        )
+        with endpoint:
+            result = super().start(
+                SplitGrid(grid, endpoint),
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                self.progress.watch(evaluate_fn, lambda: self._evaluation),
+            )
+        if self.save_to is not None:
+            self.save(self.save_to, result.arrays or initial_arrays)
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As `devices` says."""
+        return self.devices.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The device halves combined as `devices` says; bytes, steps and loss as the server measured them."""
+        arrays, metrics = self.devices.aggregate_train(server_round, replies)
+        return arrays, self._with_totals(metrics, server_round, "train")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As `devices` says, in the rounds that evaluate."""
+        if not self.progress.due(server_round):
+            return []
+        return self.devices.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """As `devices` says, with the bytes of the round's evaluation."""
+        replies = list(replies)
+        self._evaluation = None
+        if replies:
+            metrics = self.devices.aggregate_evaluate(server_round, replies)
+            self._evaluation = self._with_totals(metrics, server_round, "evaluate")
+        return self._evaluation
+
+    def summary(self) -> None:
+        """Log the settings."""
+        logger.info("\t├──> At the cut: %r", self.codec)
+        logger.info("\t├──> Server half on %s, evaluation every %d rounds", self.half.device, self.evaluate_every)
+        logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
+        logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
+        self.devices.summary()
+
+    # -- the joined model ------------------------------------------------------------------------
+
+    def joined_model(self, device_model: nn.Module, arrays: ArrayRecord | None = None) -> JoinedModel:
+        """The whole model: `device_model`, loaded with `arrays` if given, before the server half.
+
+        The server half is the one in training, on its device; `device_model` is moved there.
+        """
+        if arrays is not None:
+            device_model.load_state_dict(arrays.to_torch_state_dict())
+        return JoinedModel(device_model.to(self.half.device), self.server_model)
+
+    def joined_state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """The state dict of the `JoinedModel` of a device half's `arrays` and the server half, on the CPU."""
+        return joined_state_dict(arrays.to_torch_state_dict().items(), self.server_model.state_dict().items())
+
+    def save(self, folder: str | Path, arrays: ArrayRecord) -> None:
+        """Write ``device.pt``, ``server.pt`` and ``joined.pt``, for ``torch.load(..., weights_only=True)``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        joined = self.joined_state_dict(arrays)
+        torch.save(joined, folder / "joined.pt")
+        for half in ("device", "server"):
+            own = {name.removeprefix(f"{half}."): t for name, t in joined.items() if name.startswith(f"{half}.")}
+            torch.save(own, folder / f"{half}.pt")
+        logger.info("Saved device.pt, server.pt and joined.pt in %s", folder)
+
+    def _with_totals(self, metrics: MetricRecord | None, server_round: int, purpose: Purpose) -> MetricRecord:
+        """Bytes add up over devices, so the averages that `devices` made of them give way to the ledger's sums."""
+        traffic = self.ledger.of(server_round, purpose)
+        total = MetricRecord({**(metrics or {}), **traffic.metrics()})
+        total.pop("codec_seconds", None)
+        if purpose == "train" and traffic.rows:
+            total["train_loss"] = traffic.loss
+        return total

@@ -1,0 +1,43 @@
+"""The paper's strategy."""
+
+from typing import Any
+
+from torch import nn
+
+from flwr_splitfc.codec import cut_codec
+from flwr_splitfc.exchange.half import LossFn, OptimizerFn
+from flwr_splitfc.strategy.split_learning import SplitLearning
+
+
+class SplitFC(SplitLearning):
+    """Split learning with adaptive feature-wise compression.
+
+    Implementation based on https://arxiv.org/abs/2307.10805
+
+    Parameters
+    ----------
+    server_model, loss_fn, optimizer
+        As in `SplitLearning`.
+    uplink_bits : float (default: 0.2)
+        Bits per entry of the B x D feature matrix, everything counted; float32 is 32.
+    downlink_bits : float (default: 0.4)
+        Bits per entry of the gradient matrix.
+    reduction : float (default: 16)
+        The paper's R: one column in R is kept, in expectation.
+    **split_options
+        Other parameters as in `SplitLearning`.
+    """
+
+    def __init__(
+        self,
+        server_model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        *,
+        uplink_bits: float = 0.2,
+        downlink_bits: float = 0.4,
+        reduction: float = 16,
+        **split_options: Any,
+    ) -> None:
+        codec = cut_codec("splitfc", uplink_bits=uplink_bits, downlink_bits=downlink_bits, reduction=reduction)
+        super().__init__(server_model, loss_fn, optimizer, codec=codec, **split_options)

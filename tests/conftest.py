@@ -1,0 +1,20 @@
+"""Quiet, single-threaded, offline: what every test needs before Flower and torch are imported."""
+
+import os
+
+# Processes that tests start inherit these.
+os.environ.update(
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    FLWR_DISABLE_UPDATE_CHECK="1",
+    FLWR_TELEMETRY_ENABLED="0",
+    RAY_USAGE_STATS_ENABLED="0",
+)
+
+import hypothesis
+import torch
+
+torch.set_num_threads(1)
+
+# A deadline per example fails on a busy machine, for no fault of the code.
+hypothesis.settings.register_profile("flwr-splitfc", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("flwr-splitfc")

@@ -1,0 +1,352 @@
+"""A device's session with the server half, over a real gRPC stream."""
+
+import threading
+import time
+from functools import partial
+
+import grpc
+import pytest
+import torch
+from torch import nn
+
+from flwr_splitfc import connect, cut_codec
+from flwr_splitfc.exchange import (
+    DeviceStates,
+    EndpointUnreachable,
+    FeaturesRefused,
+    HalfTrainer,
+    LabelsRefused,
+    LimitExceeded,
+    Limits,
+    ProtocolError,
+    SessionCancelled,
+    SplitEndpoint,
+    StepRefused,
+    TicketError,
+    TicketExpired,
+    TokenRefused,
+)
+from flwr_splitfc.exchange import split_pb2 as pb
+from flwr_splitfc.exchange.endpoint import SESSION_METHOD
+from flwr_splitfc.exchange.ticket import PROTOCOL, Ticket
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
+from tests.local_grid import ticket_message
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+
+
+def half_of(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> HalfTrainer:
+    return HalfTrainer(
+        model or seeded(ServerHalf), loss_fn or nn.CrossEntropyLoss(), optimizer, device="cpu", **options
+    )
+
+
+@pytest.fixture
+def endpoint():
+    with SplitEndpoint(half_of(), cut_codec("float32")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def device_half():
+    return seeded(DeviceHalf)
+
+
+def everything(endpoint: SplitEndpoint):
+    """A server half's weights and optimizer state."""
+    optimizer = endpoint.half.optimizer.state_dict()["state"]
+    return {
+        **weights(endpoint.half.model),
+        **{f"{i}.{key}": value.clone() for i, state in optimizer.items() for key, value in state.items()},
+    }
+
+
+def test_loss_and_gradient_are_those_of_the_joined_model(endpoint, device_half):
+    (x, y), server = batches(1)[0], seeded(ServerHalf)
+    features = device_half(x).detach().requires_grad_()
+    wanted = nn.functional.cross_entropy(server(features), y)
+    wanted.backward()
+    with connect(ticket_message(endpoint)) as session:
+        seen = features.detach().clone().requires_grad_()
+        loss = session.loss(seen, y)
+        (3 * loss).backward()
+    assert torch.equal(loss, wanted)
+    assert torch.equal(seen.grad, 3 * features.grad)
+    assert not same(weights(endpoint.half.model), weights(server))
+
+
+def test_predict_returns_the_server_halfs_output_and_trains_nothing(endpoint, device_half):
+    (x, _), before = batches(1)[0], everything(endpoint)
+    with connect(ticket_message(endpoint, "evaluate")) as session, torch.no_grad():
+        features = device_half(x)
+        logits = session.predict(features)
+    assert torch.equal(logits, seeded(ServerHalf)(features.half().float()))
+    assert same(everything(endpoint), before)
+    assert endpoint.ledger.of(1, "evaluate").uplink_bits_per_entry == 16
+
+
+def test_training_needs_a_graph(endpoint, device_half):
+    (x, y) = batches(1)[0]
+    with connect(ticket_message(endpoint)) as session:
+        with pytest.raises(RuntimeError, match="autograd graph"), torch.no_grad():
+            session.loss(device_half(x), y)
+        session.loss(device_half(x), y).backward()
+
+
+def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
+    with connect(ticket_message(endpoint)) as session:
+        losses = [session.loss(device_half(x), y).item() for x, y in batches(3)]
+        metrics = session.metrics()
+    traffic = endpoint.ledger.of(1, "train")
+    assert metrics["steps"] == traffic.steps == 3
+    assert metrics["num-examples"] == traffic.rows == 48
+    assert metrics["train_loss"] == pytest.approx(sum(losses) / 3) == pytest.approx(traffic.loss)
+    assert traffic.uplink_bytes["features"] == traffic.downlink_bytes["gradient"] == 3 * 16 * 64 * 4
+    assert traffic.uplink_bits_per_entry == traffic.downlink_bits_per_entry == 32
+    assert 0 < traffic.uplink_bytes["labels"] < 3 * 40
+    assert traffic.uplink_bytes.total() > metrics["uplink_bytes"]  # close, and gRPC's own bytes
+    assert traffic.device_codec_seconds > 0
+    assert traffic.server_codec_seconds > 0
+
+
+def refused(endpoint, message, error, features, labels, match):
+    """The step is refused by name, and the server half is as before."""
+    before, steps = everything(endpoint), endpoint.half.steps
+    with pytest.raises(error, match=match), connect(message) as session:
+        session.loss(features, labels)
+    assert same(everything(endpoint), before)
+    assert endpoint.half.steps == steps
+
+
+@pytest.fixture
+def good(device_half):
+    x, y = batches(1)[0]
+    return device_half(x).detach().requires_grad_(), y
+
+
+def test_wrong_token(endpoint, good):
+    refused(endpoint, ticket_message(endpoint, token="guess"), TokenRefused, *good, match="unknown token")
+
+
+def test_used_token(endpoint, good):
+    message = ticket_message(endpoint)
+    with connect(message):
+        pass
+    refused(endpoint, message, TokenRefused, *good, match="used before")
+
+
+def test_expired_ticket(endpoint, good):
+    message = ticket_message(endpoint)
+    endpoint.revoke([Ticket.from_message(message).token])
+    refused(endpoint, message, TicketExpired, *good, match="is over")
+
+
+def test_wrong_feature_width(endpoint, good):
+    features, labels = good
+    wide = torch.cat([features, features], 1).detach().requires_grad_()
+    refused(endpoint, ticket_message(endpoint), FeaturesRefused, wide, labels, match="does not take")
+    with connect(ticket_message(endpoint)) as session:
+        session.loss(features, labels)
+    refused(endpoint, ticket_message(endpoint), FeaturesRefused, wide, labels, match=r"\(8, 4, 4\).*\(4, 4, 4\)")
+
+
+@pytest.mark.parametrize("label", [-1, 4, 10**12])
+def test_label_out_of_range(endpoint, good, label):
+    labels = good[1].clone()
+    labels[3] = label
+    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], labels, match=f"label {label} is out of range")
+
+
+def test_wrong_number_of_labels(endpoint, good):
+    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], good[1][:-1], match="wanted 16 rows")
+
+
+def test_labels_that_the_loss_does_not_take(endpoint, good):
+    floats = torch.rand(16, 7)
+    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], floats, match="the loss does not take")
+
+
+def test_evaluation_tickets_do_not_train(endpoint, good):
+    refused(endpoint, ticket_message(endpoint, "evaluate"), ProtocolError, *good, match="cannot train")
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(good):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
+    with SplitEndpoint(half_of(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
+        refused(endpoint, ticket_message(endpoint), StepRefused, good[0], torch.zeros(16), match="not finite")
+
+
+def test_features_that_are_not_finite_stay_on_the_device(endpoint, good):
+    features = good[0].detach().clone()
+    features[0, 0, 0, 0] = torch.nan
+    refused(endpoint, ticket_message(endpoint), ValueError, features.requires_grad_(), good[1], match="(?i)nan")
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_sent(good):
+    with SplitEndpoint(half_of(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
+        refused(endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits")
+
+
+def test_a_short_last_batch_may_exceed_the_budget(device_half):
+    codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3, reduction=4)
+    with SplitEndpoint(half_of(), codec) as endpoint:
+        (x, y) = batches(1, rows=32)[0]
+        with connect(ticket_message(endpoint)) as session:
+            session.loss(device_half(x), y).backward()
+            session.loss(device_half(x[:1]), y[:1]).backward()
+        assert endpoint.ledger.of(1, "train").steps == 2
+
+
+def test_limit_of_steps(good):
+    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(max_steps=2)) as endpoint:
+        with pytest.raises(LimitExceeded, match="2 steps"), connect(ticket_message(endpoint)) as session:
+            for _ in range(3):
+                session.loss(*good)
+        assert endpoint.half.steps == 2
+
+
+def test_a_matrix_over_the_limit(good):
+    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(max_matrix_bytes=4095)) as endpoint:
+        refused(endpoint, ticket_message(endpoint), FeaturesRefused, *good, match="over 4095 bytes")
+
+
+def test_a_device_that_fails_mid_turn_leaves_the_others_alone(endpoint, good):
+    with pytest.raises(ZeroDivisionError), connect(ticket_message(endpoint)) as session:
+        session.loss(*good)
+        raise ZeroDivisionError
+    with connect(ticket_message(endpoint, device="1")) as session:
+        session.loss(*good)
+    assert endpoint.half.steps == 2
+
+
+def test_revoking_cancels_an_open_session(endpoint, good):
+    message = ticket_message(endpoint)
+    with pytest.raises((SessionCancelled, TicketExpired)), connect(message) as session:
+        session.loss(*good)
+        endpoint.revoke([Ticket.from_message(message).token])
+        session.loss(*good)
+    assert endpoint.half.steps == 1
+
+
+def test_idle_sessions_are_cancelled(good):
+    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(idle_timeout_s=0.05)) as endpoint:
+        with pytest.raises((SessionCancelled, TicketExpired)), connect(ticket_message(endpoint)) as session:
+            session.loss(*good)
+            time.sleep(0.2)
+            endpoint.cancel_idle()
+            session.loss(*good)
+        assert endpoint.half.steps == 1
+
+
+def test_nobody_at_the_address(endpoint, good):
+    message = ticket_message(endpoint, address="127.0.0.1:9")
+    with pytest.raises(EndpointUnreachable, match=r"127\.0\.0\.1:9"), connect(message):
+        pass
+
+
+def test_no_ticket_and_other_protocols(endpoint):
+    message = ticket_message(endpoint, protocol=99)
+    with pytest.raises(ProtocolError, match="99"):
+        connect(message)
+    message.content.pop("split-ticket")
+    with pytest.raises(TicketError, match="no split ticket"):
+        connect(message)
+    with pytest.raises(TicketError, match="codec"):
+        connect(ticket_message(endpoint, **{"codec.name": "nonsense"}))
+
+
+def test_only_loopback():
+    with pytest.raises(ValueError, match="plaintext"):
+        SplitEndpoint(half_of(), cut_codec("float32"), host="0.0.0.0")
+
+
+def exchange_raw(endpoint, frames):
+    """Send frames as they are; the replies until the stream ends."""
+    with grpc.insecure_channel(endpoint.address) as channel:
+        call = channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+        return list(call(iter(frames)))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "detail"),
+    [
+        (pb.Matrix(stype="float32/1", shape=[16, 4, 4, 4], data=b"short"), ""),
+        (pb.Matrix(stype="pickle/1", shape=[16, 4, 4, 4], data=b""), "pickle/1"),
+        (pb.Matrix(stype="float32/1", shape=[2**31, 2**31], data=b""), "over"),
+        (pb.Matrix(stype="float32/1", shape=[16], data=bytes(64)), "empty dimension"),
+        (pb.Matrix(stype="float32/1", shape=[0, 64], data=b""), "empty dimension"),
+        (pb.Matrix(stype="float32/1", shape=[1, 64], data=b"\xff" * 256), ""),
+    ],
+)
+def test_features_from_a_stranger(endpoint, matrix, detail):
+    token = endpoint.issue("train", "0", 1).token
+    before = everything(endpoint)
+    replies = exchange_raw(
+        endpoint,
+        [
+            pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL, token=token)),
+            pb.DeviceFrame(step=pb.Step(number=1, features=matrix)),
+        ],
+    )
+    assert [reply.WhichOneof("kind") for reply in replies] == ["opened", "refused"]
+    assert replies[1].refused.reason == pb.FEATURES
+    assert detail in replies[1].refused.detail
+    assert same(everything(endpoint), before)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [pb.DeviceFrame()],
+        [pb.DeviceFrame(close=pb.Close())],
+        [pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL + 1, token="x"))],
+        ["open", pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL, token="x"))],
+        ["open", pb.DeviceFrame(step=pb.Step(number=2))],
+        ["open", pb.DeviceFrame()],
+    ],
+)
+def test_frames_out_of_order(endpoint, frames):
+    opening = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL, token=endpoint.issue("train", "0", 1).token))
+    replies = exchange_raw(endpoint, [opening if frame == "open" else frame for frame in frames])
+    assert replies[-1].refused.reason == pb.PROTOCOL
+
+
+@pytest.mark.parametrize(("mode", "shared", "kept"), [("relay", 1, 2), ("per-device", 0, 1), ("fresh", 0, 0)])
+def test_optimizer_state_between_turns(mode, shared, kept, device_half, good):
+    """How many steps the optimizer has behind it: on the second device's first turn, the first's second."""
+    steps = []
+    with SplitEndpoint(half_of(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
+        for device in ("a", "b", "a"):
+            optimizer = ADAM(device_half.parameters())
+            with connect(ticket_message(endpoint, device=device), optimizer=optimizer) as session:
+                state = optimizer.state_dict()["state"]
+                steps.append(int(state[0]["step"]) if state else 0)
+                x, y = batches(1)[0]
+                session.loss(device_half(x), y).backward()
+                optimizer.step()
+    assert steps == [0, shared, kept]
+
+
+def test_other_state_stays_with_its_device(endpoint):
+    seen = []
+    for device in ("a", "b", "a"):
+        with connect(ticket_message(endpoint, device=device)) as session:
+            seen.append(session.state.get("position"))
+            session.state["position"] = torch.tensor([7, 8])
+    assert seen[:2] == [None, None]
+    assert torch.equal(seen[2], torch.tensor([7, 8]))
+
+
+def test_sessions_side_by_side(endpoint, device_half):
+    def turn(device: str) -> None:
+        with connect(ticket_message(endpoint, device=device)) as session:
+            for x, y in batches(5, seed=int(device)):
+                session.loss(seeded(DeviceHalf)(x), y).backward()
+
+    threads = [threading.Thread(target=turn, args=(str(i),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert endpoint.half.steps == endpoint.ledger.of(1, "train").steps == 40
+    assert endpoint.ledger.of(1, "train").sessions == 8

@@ -1,0 +1,86 @@
+"""A grid in this process: runs a ClientApp's functions in threads, without Ray or SuperLink."""
+
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.ticket import TICKET_KEY
+
+App = Callable[[Message, Context], Message]
+
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+class LocalGrid(Grid):
+    """Runs `app` for each message; node 1000 + i is partition i."""
+
+    def __init__(self, app: App, num_devices: int, workers: int = 2) -> None:
+        self.app = app
+        self.contexts = {
+            1000 + i: Context(
+                run_id=1,
+                node_id=1000 + i,
+                node_config={"partition-id": i, "num-partitions": num_devices},
+                state=RecordDict(),
+                run_config={},
+            )
+            for i in range(num_devices)
+        }
+        self.trained: list[int] = []
+        self._pool = ThreadPoolExecutor(workers)
+        self._futures: dict[str, Future[Message]] = {}
+
+    def _run(self, message: Message) -> Message:
+        node_id = message.metadata.dst_node_id
+        if message.metadata.message_type == "train":
+            self.trained.append(node_id - 1000)
+        try:
+            reply = self.app(message, self.contexts[node_id])
+        except Exception:
+            reply = Message(Error(code=2, reason=traceback.format_exc()), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = node_id
+        return reply
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            ids.append(message.metadata.message_id)
+            self._futures[ids[-1]] = self._pool.submit(self._run, message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        done = [i for i in message_ids if self._futures[i].done()]
+        return [self._futures.pop(i).result() for i in done]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return [self._futures.pop(i).result(timeout) for i in self.push_messages(messages)]
+
+    def set_run(self, run: Any) -> None:
+        raise AssertionError("not used")
+
+    @property
+    def run(self) -> Any:
+        raise AssertionError("not used")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise AssertionError("not used")
+
+
+def ticket_message(endpoint: SplitEndpoint, purpose: str = "train", device: str = "0", **changes: Any) -> Message:
+    """A Flower message with a fresh ticket; `changes` falsify fields of it."""
+    record = endpoint.issue(purpose, device, 1).to_record()
+    record.update({key.replace("_", "-"): value for key, value in changes.items()})
+    message = Message(RecordDict({TICKET_KEY: record, "config": ConfigRecord()}), 1000, purpose)
+    message.metadata.__dict__["_message_id"] = str(uuid4())
+    return message

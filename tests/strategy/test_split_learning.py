@@ -1,0 +1,317 @@
+"""Strategies over real sessions; the grid runs the app in this process."""
+
+import json
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg
+from torch import nn
+
+from flwr_splitfc import (
+    JoinedModel,
+    RoundRobin,
+    SplitClientApp,
+    SplitFC,
+    SplitLearning,
+    answer_device_query,
+    connect,
+)
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
+from tests.local_grid import LocalGrid
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+CROSS_ENTROPY = nn.CrossEntropyLoss()
+
+
+def load_data(context):
+    """Five batches of the device's own."""
+    data = batches(5, seed=context.node_config["partition-id"])
+    return data, data
+
+
+def app(optimizer=ADAM, **options):
+    options = {"server_model": partial(seeded, ServerHalf), "loss_fn": CROSS_ENTROPY, **options}
+    return SplitClientApp(DeviceHalf, load_data, optimizer, **options)
+
+
+def arrays():
+    return ArrayRecord(seeded(DeviceHalf).state_dict())
+
+
+def alone(**options):
+    return RoundRobin(min_available_nodes=1, **options)
+
+
+def split(strategy=SplitLearning, optimizer=ADAM, **options):
+    return strategy(seeded(ServerHalf), CROSS_ENTROPY, optimizer, device="cpu", **options)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)])
+@pytest.mark.parametrize("relayed", [True, False], ids=["five-turns", "one-turn"])
+def test_one_device_equals_unsplit_training_bit_for_bit(optimizer, relayed):
+    """20 steps in one turn, or in four turns with the optimizer's state handed on."""
+    strategy = split(optimizer=optimizer, devices=alone(fraction_evaluate=0.0))
+    rounds, steps = (4, 5) if relayed else (1, 20)
+    result = strategy.start(
+        LocalGrid(app(optimizer), 1), arrays(), rounds, train_config=ConfigRecord({"steps-per-turn": steps})
+    )
+
+    joined = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf))
+    whole = optimizer(joined.parameters())
+    for x, y in batches(5) * 4:
+        whole.zero_grad()
+        CROSS_ENTROPY(joined(x), y).backward()
+        whole.step()
+    assert same(strategy.joined_state_dict(result.arrays), weights(joined))
+
+
+def test_devices_take_turns_and_hand_their_half_on():
+    grid = LocalGrid(app(), 3)
+    strategy = split(devices=RoundRobin(min_available_nodes=3, fraction_evaluate=0.0))
+    result = strategy.start(grid, arrays(), 7)
+    assert grid.trained == [0, 1, 2, 0, 1, 2, 0]
+    assert list(result.train_metrics_clientapp) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("devices", [FedAvg, partial(FedAdam, eta=0.01)])
+def test_any_flower_strategy_combines_the_device_halves(devices):
+    strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=4, devices=devices(fraction_evaluate=0.5))
+    result = strategy.start(LocalGrid(app(), 4), arrays(), 6)
+    first, last = result.train_metrics_clientapp[1], result.train_metrics_clientapp[6]
+    assert last["train_loss"] < first["train_loss"]
+    assert last["sessions"] == 4
+    assert last["steps"] == 20
+    assert last["num-examples"] == 320
+    assert 0 < last["uplink_bits_per_entry"] <= 2
+    assert 0 < last["downlink_bits_per_entry"] <= 2
+    assert not same(result.arrays.to_torch_state_dict(), weights(seeded(DeviceHalf)))
+
+
+def test_bytes_in_the_result_are_sums_and_include_the_model():
+    strategy = split(devices=FedAvg(fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(app(), 2), arrays(), 1)
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["uplink_features_bytes"] == metrics["downlink_gradient_bytes"] == 2 * 5 * 16 * 64 * 4
+    sent = sum(len(array.data) for array in arrays().values())
+    assert metrics["uplink_model_bytes"] == metrics["downlink_model_bytes"] == 2 * sent
+    parts = [metrics[f"uplink_{kind}_bytes"] for kind in ("features", "labels", "state", "model", "framing")]
+    assert metrics["uplink_bytes"] == sum(parts)
+    assert all(part > 0 for part in parts)
+    assert metrics["device_codec_seconds"] > 0
+
+
+def test_it_learns_and_evaluates_on_devices_and_centrally():
+    strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=2, devices=RoundRobin(), evaluate_every=4)
+    calls = []
+
+    def evaluate(server_round, arrays):
+        joined = strategy.joined_model(DeviceHalf(), arrays).eval()
+        x, y = batches(1, rows=200, seed=99)[0]
+        calls.append(server_round)
+        return MetricRecord({"accuracy": (joined(x).argmax(1) == y).float().mean().item()})
+
+    result = strategy.start(LocalGrid(app(), 2), arrays(), 18, evaluate_fn=evaluate)
+    assert calls == [0, 4, 8, 12, 16, 18]
+    assert list(result.evaluate_metrics_serverapp) == calls
+    assert list(result.evaluate_metrics_clientapp) == calls[1:]
+    assert result.evaluate_metrics_serverapp[18]["accuracy"] > 0.8 > result.evaluate_metrics_serverapp[0]["accuracy"]
+    on_devices = result.evaluate_metrics_clientapp[18]
+    assert on_devices["eval_acc"] > 0.8
+    assert on_devices["num-examples"] == 160
+    assert on_devices["uplink_bits_per_entry"] == 16
+    assert on_devices["uplink_labels_bytes"] == 0
+
+
+def test_without_a_ticket_the_same_app_trains_the_joined_model():
+    joined = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf))
+    result = FedAvg().start(LocalGrid(app(), 2), ArrayRecord(joined.state_dict()), 3)
+    assert result.train_metrics_clientapp[3]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
+    assert 0 < result.evaluate_metrics_clientapp[3]["eval_acc"] <= 1
+
+
+def test_without_a_server_half_it_says_what_is_missing():
+    grid = LocalGrid(app(server_model=None), 2)
+    joined = JoinedModel(DeviceHalf(), ServerHalf())
+    FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord(joined.state_dict()), 1)
+    message = Message(RecordDict({"arrays": ArrayRecord(joined.state_dict())}), 1000, "train")
+    assert "give SplitClientApp a server_model" in next(iter(grid.send_and_receive([message]))).error.reason
+
+
+def test_a_device_that_raises_mid_turn_does_not_stop_the_run():
+    own = ClientApp()
+
+    @own.train()
+    def train(msg, context):
+        model = DeviceHalf()
+        model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+        optimizer = ADAM(model.parameters())
+        with connect(msg, optimizer=optimizer) as server:
+            for step, (x, y) in enumerate(load_data(context)[0]):
+                if context.node_config["partition-id"] == 1 and step == 2:
+                    raise OSError("battery empty")
+                optimizer.zero_grad()
+                server.loss(model(x), y).backward()
+                optimizer.step()
+            metrics = server.metrics()
+        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
+        return Message(RecordDict(content), reply_to=msg)
+
+    own.query("split_device")(answer_device_query)
+    strategy = split(devices=RoundRobin(min_available_nodes=3, fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(own, 3), arrays(), 3)
+    assert [metrics["sessions"] for metrics in result.train_metrics_clientapp.values()] == [1, 1, 1]
+    assert [metrics["steps"] for metrics in result.train_metrics_clientapp.values()] == [5, 2, 5]
+    assert strategy.half.steps == 12
+
+
+def test_a_round_that_runs_out_of_time_ends_and_frees_the_device():
+    released = threading.Event()
+    outcome = []
+
+    def slow(msg, context):
+        if msg.metadata.message_type != "train":
+            return answer_device_query(msg, context)
+        try:
+            with connect(msg) as server:
+                x, y = batches(1)[0]
+                for _ in range(200):
+                    server.loss(seeded(DeviceHalf)(x), y)
+                    time.sleep(0.05)
+        except Exception as error:
+            outcome.append(type(error).__name__)
+            raise
+        finally:
+            released.set()
+
+    strategy = split(devices=alone(fraction_evaluate=0.0))
+    started = time.monotonic()
+    strategy.start(LocalGrid(slow, 1), arrays(), 1, timeout=0.5)
+    assert time.monotonic() - started < 8
+    assert released.wait(5)
+    assert outcome[0] in ("SessionCancelled", "TicketExpired")
+    assert strategy.half.steps < 100
+
+
+def test_a_device_without_the_query_goes_by_its_node_id():
+    def mute(msg, context):
+        if msg.metadata.message_type.startswith("query"):
+            raise ValueError("No query function registered")
+        return app()(msg, context)
+
+    grid = LocalGrid(mute, 2)
+    split(devices=RoundRobin(fraction_evaluate=0.0)).start(grid, arrays(), 2)
+    assert grid.trained == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("out", "loss_fn", "labels"),
+    [
+        (1, nn.MSELoss(), lambda x, y: x.mean((1, 2, 3))[:, None]),
+        (4, nn.BCEWithLogitsLoss(), lambda x, y: nn.functional.one_hot(y, 4).float()),
+    ],
+    ids=["regression", "multi-label"],
+)
+def test_losses_over_other_labels(out, loss_fn, labels):
+    def data(context):
+        return [(x, labels(x, y)) for x, y in batches(5)], []
+
+    strategy = SplitLearning(seeded(partial(ServerHalf, out)), loss_fn, ADAM, devices=alone(fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10)
+    assert result.train_metrics_clientapp[10]["train_loss"] < 0.8 * result.train_metrics_clientapp[1]["train_loss"]
+
+
+def test_a_dense_map():
+    """Segmentation: a class for every pixel."""
+    server = seeded(lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1)))
+
+    def data(context):
+        return [(x, (x[:, 0] > 1).long()) for x, _ in batches(5)], []
+
+    strategy = SplitLearning(server, CROSS_ENTROPY, ADAM, codec="splitfc", devices=alone(fraction_evaluate=0.0))
+    strategy.codec = type(strategy.codec)(**{**vars(strategy.codec), "uplink_bits": 4.0, "downlink_bits": 4.0})
+    result = strategy.start(LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10)
+    assert result.train_metrics_clientapp[10]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
+    assert result.train_metrics_clientapp[1]["uplink_labels_bytes"] < 5 * 16 * 64 / 8 + 5 * 60
+
+
+def server_after(**options):
+    """The server half's weights after five steps on fixed features."""
+    strategy = split(optimizer=partial(torch.optim.SGD, lr=0.1), devices=alone(fraction_evaluate=0.0), **options)
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    strategy.start(LocalGrid(app(frozen), 1), arrays(), 1, train_config=ConfigRecord({"steps-per-turn": 4}))
+    return weights(strategy.server_model)
+
+
+def plain_server(steps, lr=0.1, norm=None, gamma=1.0):
+    server, device = seeded(ServerHalf), seeded(DeviceHalf)
+    optimizer = torch.optim.SGD(server.parameters(), lr=lr)
+    for group in steps:
+        optimizer.zero_grad()
+        for x, y in group:
+            (CROSS_ENTROPY(server(device(x).detach()), y) / len(group)).backward()
+        if norm is not None:
+            nn.utils.clip_grad_norm_(server.parameters(), norm)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= gamma
+    return weights(server)
+
+
+def test_server_options():
+    data = batches(5)[:4]
+    singly = [[batch] for batch in data]
+    for options, wanted in [
+        ({"accumulate_steps": 2}, plain_server([data[:2], data[2:]])),
+        ({"max_grad_norm": 0.01}, plain_server(singly, norm=0.01)),
+        ({"scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)}, plain_server(singly, gamma=0.5)),
+    ]:
+        got = server_after(**options)
+        assert all(torch.allclose(got[name], wanted[name], atol=1e-6) for name in wanted), options
+        assert not same(got, server_after())
+
+
+def test_saved_halves_load_into_plain_models(tmp_path):
+    strategy = split(save_to=tmp_path, devices=alone(fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(app(), 1), arrays(), 1)
+    joined = JoinedModel(DeviceHalf(), ServerHalf())
+    joined.load_state_dict(torch.load(tmp_path / "joined.pt", weights_only=True))
+    joined.device.load_state_dict(torch.load(tmp_path / "device.pt", weights_only=True))
+    joined.server.load_state_dict(torch.load(tmp_path / "server.pt", weights_only=True))
+    assert same(weights(joined), strategy.joined_state_dict(result.arrays))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another():
+    def run(seed):
+        strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=4, devices=RoundRobin(), seed=seed)
+        result = strategy.start(LocalGrid(app(), 2), arrays(), 4)
+        return strategy.joined_state_dict(result.arrays)
+
+    assert same(run(1), run(1))
+    assert not same(run(1), run(2))
+
+
+def test_progress_has_a_row_and_a_line_per_round(tmp_path, caplog):
+    strategy = split(devices=RoundRobin(), evaluate_every=2)
+    with caplog.at_level("INFO", "flwr"):
+        strategy.start(LocalGrid(app(), 2), arrays(), 3)
+    rows = strategy.progress.rows
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert [row["accuracy"] is None for row in rows] == [True, False, False]
+    assert all(row["steps"] == 5 and row["uplink_bits_per_entry"] == 32 for row in rows)
+    assert sum("round 2/3 | loss" in record.getMessage() for record in caplog.records) == 1
+    strategy.progress.write(tmp_path / "deep" / "results.json", seed=0)
+    written = json.loads((tmp_path / "deep" / "results.json").read_text())
+    assert written["seed"] == 0
+    assert written["rounds"] == rows
+    assert len(strategy.progress.table().splitlines()) == 2 + 2
+
+
+def test_settings_out_of_range():
+    for options in ({"evaluate_every": 0}, {"accumulate_steps": 0}, {"max_grad_norm": -1.0}, {"optimizer_state": "x"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            split(**options)
