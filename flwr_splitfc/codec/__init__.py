@@ -1,17 +1,17 @@
 """The cut codec: features and gradients in a fraction of a bit per entry."""
 
-from .all_columns import AllColumns
-from .catalogue import codec_names, cut_codec, register_codec
-from .cut import CutCodec
-from .errors import BudgetError, PayloadError
-from .feature_dropout import FeatureDropout
-from .feature_quant import FeatureQuant
-from .float16 import Float16
-from .float32 import Float32
-from .labels import pack_labels, unpack_labels
-from .link import Link
-from .quantiser import Quantiser
-from .selector import Selector
+from flwr_splitfc.codec.all_columns import AllColumns
+from flwr_splitfc.codec.catalogue import codec_names, codec_settings, cut_codec, register_codec
+from flwr_splitfc.codec.cut import CutCodec
+from flwr_splitfc.codec.errors import BudgetError, PayloadError
+from flwr_splitfc.codec.feature_dropout import FeatureDropout
+from flwr_splitfc.codec.feature_quant import FeatureQuant
+from flwr_splitfc.codec.float16 import Float16
+from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.labels import pack_labels, unpack_labels
+from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.selector import Selector
 
 __all__ = [
     "AllColumns",
@@ -26,6 +26,7 @@ __all__ = [
     "Quantiser",
     "Selector",
     "codec_names",
+    "codec_settings",
     "cut_codec",
     "pack_labels",
     "register_codec",

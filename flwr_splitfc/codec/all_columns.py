@@ -7,18 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .channels import Channels
-from .link import Link
-from .selector import Selector
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selector import Selector
 
 
 @dataclass(frozen=True)
 class AllColumns(Selector):
     """Sends every column, unscaled; the selection costs no bytes."""
 
-    def select(
-        self, matrix: Tensor, channels: Channels, generator: torch.Generator | None
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         return matrix, Link(rows, width, device=matrix.device)
 

@@ -12,10 +12,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from . import wire
-from .grid import endpoints
-from .levels import best_level, column_levels, floor_level, level_bits, upgrade_order
-from .wire import ENDPOINT_LEVELS, QuantHeader
+from flwr_splitfc.codec import wire
+from flwr_splitfc.codec.grid import endpoints
+from flwr_splitfc.codec.levels import best_level, column_levels, floor_level, level_bits, upgrade_order
+from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, QuantHeader
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -126,14 +126,14 @@ def _two_stage_counts(columns: int, rows: int, budget_bytes: int) -> Ints:
     column_bits = rows * (1 + _SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
     most = int(room // column_bits)
     most = min(max(most, 0), columns)
-    return np.unique(most * np.arange(_CANDIDATES + 1) // _CANDIDATES)[::-1]
+    return np.unique(most * np.arange(_CANDIDATES + 1) // _CANDIDATES)
 
 
 def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int) -> _Candidates:
     """Set up the ways to split columns that are sorted by falling range."""
     columns = len(low)
     counts = _two_stage_counts(columns, rows, budget_bytes)
-    most = int(counts[0])
+    most = int(counts[-1])
     grid_low = _prefix(np.minimum.accumulate(low), counts)
     grid_high = _prefix(np.maximum.accumulate(high), counts)
     first, last = endpoints(low[:most], high[:most], grid_low[:, None], grid_high[:, None])

@@ -8,14 +8,14 @@ from importlib.metadata import entry_points
 from types import UnionType
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-from .all_columns import AllColumns
-from .cut import CutCodec, own_settings
-from .feature_dropout import FeatureDropout
-from .feature_quant import FeatureQuant
-from .float16 import Float16
-from .float32 import Float32
-from .quantiser import Quantiser
-from .selector import Selector
+from flwr_splitfc.codec.all_columns import AllColumns
+from flwr_splitfc.codec.cut import CutCodec, own_settings
+from flwr_splitfc.codec.feature_dropout import FeatureDropout
+from flwr_splitfc.codec.feature_quant import FeatureQuant
+from flwr_splitfc.codec.float16 import Float16
+from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.selector import Selector
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
@@ -38,6 +38,15 @@ def codec_names() -> list[str]:
     ['dropout-only', 'float16', 'float32', 'quant-only', 'splitfc']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
+
+
+def codec_settings(name: str) -> list[str]:
+    """Settings that `cut_codec` takes for a name, sorted.
+
+    >>> codec_settings("splitfc")
+    ['channel_dim', 'downlink_bits', 'evaluation', 'reduction', 'uplink_bits']
+    """
+    return sorted(_known_settings(*_pair(name)))
 
 
 def register_codec(name: str, selector_class: type[Selector], quantiser_class: type[Quantiser]) -> None:
@@ -93,11 +102,7 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
         settings = given
     selector_class, quantiser_class = _pair(name)
     values = {key.replace("-", "_"): value for key, value in settings.items()}
-    known = {
-        **_field_types(selector_class),
-        **_field_types(quantiser_class),
-        **{key: kind for key, kind in get_type_hints(CutCodec).items() if key in own_settings()},
-    }
+    known = _known_settings(selector_class, quantiser_class)
     for key in values.keys() - known.keys():
         raise ValueError(f"codec {name!r} has no setting {key!r}; it has {', '.join(sorted(known))}")
     values = {key: _checked(key, value, known[key]) for key, value in values.items()}
@@ -106,6 +111,11 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
         for kind in (selector_class, quantiser_class)
     ]
     return CutCodec(name, *parts, **{key: value for key, value in values.items() if key in own_settings()})  # type: ignore[arg-type]
+
+
+def _known_settings(selector_class: type[Selector], quantiser_class: type[Quantiser]) -> dict[str, Any]:
+    own = {key: kind for key, kind in get_type_hints(CutCodec).items() if key in own_settings()}
+    return {**_field_types(selector_class), **_field_types(quantiser_class), **own}
 
 
 def _pair(name: object) -> Pair:

@@ -11,15 +11,15 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from .all_columns import AllColumns
-from .channels import Channels
-from .errors import BudgetError, PayloadError
-from .float16 import Float16
-from .float32 import Float32
-from .link import Link
-from .quantiser import Quantiser
-from .selector import Selector
-from .wire import FORMAT_VERSION
+from flwr_splitfc.codec.all_columns import AllColumns
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.errors import BudgetError, PayloadError
+from flwr_splitfc.codec.float16 import Float16
+from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.wire import FORMAT_VERSION
 
 Scalar: TypeAlias = str | int | float | bool
 

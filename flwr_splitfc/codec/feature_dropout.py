@@ -8,11 +8,11 @@ from math import ceil, isfinite, sqrt
 import torch
 from torch import Tensor
 
-from . import wire
-from .channels import Channels
-from .link import Link
-from .selector import Selector
-from .statistics import column_statistics
+from flwr_splitfc.codec import wire
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.statistics import column_statistics
 
 
 def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
@@ -35,12 +35,13 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
     """
     if reduction == 1.0:
         return torch.ones_like(dispersion)
-    kept = len(dispersion) / reduction
-    total, largest = float(dispersion.sum()), float(dispersion.max())
+    kept, largest = len(dispersion) / reduction, float(dispersion.max())
     if largest == 0.0:
         return torch.full_like(dispersion, 1.0 / reduction)
-    bias = max(0.0, (kept * largest - total) / (len(dispersion) - kept))
-    return (kept * (dispersion + bias) / (total + len(dispersion) * bias)).clamp_(max=1.0)
+    relative = dispersion / largest
+    total = float(relative.sum())
+    bias = max(0.0, (kept - total) / (len(dispersion) - kept))
+    return (kept * (relative + bias) / (total + len(dispersion) * bias)).clamp_(max=1.0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class FeatureDropout(Selector):
         if not (isfinite(self.reduction) and self.reduction >= 1):
             raise ValueError(f"reduction must be a finite number of at least 1, got {self.reduction}")
 
-    def select(
-        self, matrix: Tensor, channels: Channels, generator: torch.Generator | None
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         if self.reduction == 1.0:
             return matrix, Link(rows, width, device=matrix.device)

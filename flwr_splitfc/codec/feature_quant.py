@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import wire
-from .allocation import Plan, plan_budget
-from .errors import PayloadError
-from .grid import grid_values, nearest_point
-from .levels import column_levels
-from .quantiser import Quantiser
-from .statistics import column_statistics
-from .wire import ENDPOINT_LEVELS, QuantHeader, SymbolReader
+from flwr_splitfc.codec import wire
+from flwr_splitfc.codec.allocation import Plan, plan_budget
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.grid import grid_values, nearest_point
+from flwr_splitfc.codec.levels import column_levels
+from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.statistics import column_statistics
+from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, QuantHeader, SymbolReader
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -127,9 +127,7 @@ def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:
     return wire.pack_quant_header(plan.header, columns) + wire.pack_symbols(_runs(matrix, plan, mean, rows))
 
 
-def _runs(
-    matrix: Tensor, plan: Plan, mean: Doubles, rows: int
-) -> Iterator[tuple[wire.Symbols, int | wire.Symbols]]:
+def _runs(matrix: Tensor, plan: Plan, mean: Doubles, rows: int) -> Iterator[tuple[wire.Symbols, int | wire.Symbols]]:
     header = plan.header
     yield plan.endpoints.ravel().astype(np.int32), ENDPOINT_LEVELS
     if header.mean_levels > 1:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import wire
-from .quantiser import Quantiser
-from .statistics import check_entries
+from flwr_splitfc.codec import wire
+from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.statistics import check_entries
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .wire import ENDPOINT_LEVELS
+from flwr_splitfc.codec.wire import ENDPOINT_LEVELS
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -29,9 +29,7 @@ def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints
     return np.clip(points, 0, levels - 1).astype(np.int64)
 
 
-def endpoints(
-    low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high: float | Doubles
-) -> tuple[Ints, Ints]:
+def endpoints(low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high: float | Doubles) -> tuple[Ints, Ints]:
     """Grid intervals that cover the columns: minima rounded down, maxima rounded up.
 
     Parameters

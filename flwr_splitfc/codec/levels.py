@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS
+from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS
 
 MOST_LEVELS = 2**16
 _CARDANO_LIMIT = 27 / 4

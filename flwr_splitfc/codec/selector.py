@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .channels import Channels
-from .link import Link
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.link import Link
 
 
 class Selector(ABC):
@@ -20,9 +20,7 @@ class Selector(ABC):
     """
 
     @abstractmethod
-    def select(
-        self, matrix: Tensor, channels: Channels, generator: torch.Generator | None
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
         """Select from features, float32 (B, D): the (B, K) to send and the device's link.
 
         All randomness comes from `generator`, a CPU generator.

@@ -29,8 +29,8 @@ import numpy as np
 from constriction import stream
 from numpy.typing import NDArray
 
-from .errors import PayloadError
-from .statistics import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT
 
 FORMAT_VERSION = 1
 ENDPOINT_LEVELS = 200
@@ -282,15 +282,14 @@ class SymbolReader:
     def __init__(self, data: memoryview) -> None:
         if len(data) % 4:
             raise PayloadError(f"symbol stream has {len(data)} bytes, not a multiple of 4")
-        self._words = len(data) // 4
-        self._symbols = 0
+        self._data = data
+        self._runs: list[tuple[Symbols, int | Symbols]] = []
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
     def read(self, count: int, levels: int | Symbols) -> Symbols:
         """Read `count` symbols, each below its number of levels (at least 2)."""
         if count == 0:
             return np.zeros(0, np.int32)
-        self._symbols += count
         try:
             if isinstance(levels, int):
                 symbols = self._decoder.decode(stream.model.Uniform(levels), count)
@@ -298,12 +297,16 @@ class SymbolReader:
                 symbols = self._decoder.decode(stream.model.Uniform(), levels)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise PayloadError("symbol stream is not range-coded data") from error
+        self._runs.append((symbols, levels))
         return np.asarray(symbols, np.int32)
 
     def close(self) -> None:
-        """Check that the stream ends with the last symbol."""
-        if (self._symbols == 0) != (self._words == 0) or not self._decoder.maybe_exhausted():
-            raise PayloadError(f"{self._words} words do not end with the last of {self._symbols} symbols")
+        """Check that the stream is what a writer makes of these symbols.
+
+        The decoder itself reads on past a short end and overlooks a trailing word.
+        """
+        if pack_symbols(self._runs) != self._data:
+            raise PayloadError(f"{len(self._data)} bytes are not the range-coded stream of their symbols")
 
 
 # Labels

@@ -39,7 +39,7 @@ class Devices:
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        self.grid = grid
         self._lock = Lock()
         self._names: dict[int, str] = {}
         self._warned = False
@@ -54,10 +54,12 @@ class Devices:
 
     def _ask(self, node_ids: list[int]) -> None:
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
-        for reply in self._grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
+        for reply in self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
-                self._warn(f"node {node_id} does not say who it is ({(reply.error.reason or 'no reason given').strip()[-200:]})")
+                self._warn(
+                    f"node {node_id} does not say who it is ({(reply.error.reason or 'no reason given').strip()[-200:]})"
+                )
                 self._names[node_id] = str(node_id)
             else:
                 record = reply.content.config_records.get(NAME_KEY, ConfigRecord())

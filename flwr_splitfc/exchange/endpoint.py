@@ -33,6 +33,7 @@ from flwr_splitfc.exchange.tensors import pack_tensor
 from flwr_splitfc.exchange.ticket import PROTOCOL, Purpose, Ticket
 
 SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
+KEEPALIVE_MS = 60_000  # how often a quiet device asks whether the connection still stands
 GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message
 ENDED_TOKENS_KEPT = 10_000  # for a clear answer to a late device; older ones are unknown
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -134,7 +135,11 @@ class SplitEndpoint:
         sizes = [(f"grpc.max_{way}_message_length", self.limits.max_frame_bytes) for way in ("send", "receive")]
         server = grpc.server(
             ThreadPoolExecutor(self.limits.max_sessions, thread_name_prefix="split-session"),
-            options=[*sizes, ("grpc.so_reuseport", 0)],
+            options=[
+                *sizes,
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+            ],
             maximum_concurrent_rpcs=self.limits.max_sessions,
         )
         handler = grpc.stream_stream_rpc_method_handler(

@@ -13,9 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from flwr_splitfc.codec import cut_codec, pack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.endpoint import SESSION_METHOD
+from flwr_splitfc.exchange.endpoint import KEEPALIVE_MS, SESSION_METHOD
 from flwr_splitfc.exchange.errors import (
     EndpointUnreachable,
+    LimitExceeded,
     ProtocolError,
     SessionCancelled,
     SplitError,
@@ -35,7 +36,7 @@ from flwr_splitfc.exchange.ticket import PROTOCOL, Ticket
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.enable_http_proxy", 0),
 ]
 
@@ -262,10 +263,15 @@ class Session:
         return reply
 
     def _broken(self, error: grpc.RpcError) -> SplitError:
-        status, detail = error.code(), error.details()
-        if status == grpc.StatusCode.CANCELLED:
-            return SessionCancelled("the server ended this session: its round was over, or it was idle too long")
-        return EndpointUnreachable(f"split endpoint at {self.ticket.address}: {status.name}: {detail}")
+        status, what = error.code(), f"split endpoint at {self.ticket.address}: {error.details()}"
+        match status:
+            case grpc.StatusCode.CANCELLED:
+                return SessionCancelled("the server ended this session: its round was over, or it was idle too long")
+            case grpc.StatusCode.UNAVAILABLE:
+                return EndpointUnreachable(what)
+            case grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return LimitExceeded(what)
+        return SplitError(f"{what} ({status.name})")
 
     @staticmethod
     def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:

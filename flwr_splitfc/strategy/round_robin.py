@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_splitfc.exchange.devices import Devices, turn_order
+from flwr_splitfc.exchange.grid import SplitGrid
 
 _WAIT_S = 0.1
 _LOG_WAIT_S = 10.0
@@ -73,6 +74,8 @@ class RoundRobin(FedAvg):
                 logger.info("Waiting for devices: %d of %d", len(nodes), self.min_available_nodes)
                 logged = time.monotonic()
             time.sleep(_WAIT_S)
-        if self._devices is None:
-            self._devices = getattr(grid, "devices", None) or Devices(grid)
+        if isinstance(grid, SplitGrid):
+            return turn_order(grid.devices.names(nodes))
+        if self._devices is None or self._devices.grid is not grid:
+            self._devices = Devices(grid)
         return turn_order(self._devices.names(nodes))

@@ -115,7 +115,7 @@ class SplitLearning(Strategy):
         self.optimizer_state: OptimizerState = optimizer_state or (
             "relay" if isinstance(self.devices, RoundRobin) else "per-device"
         )
-        self.states = DeviceStates(self.optimizer_state)
+        DeviceStates(self.optimizer_state)  # a wrong one is an error here, not at start
         self.ledger = Ledger()
         self.progress = Progress(0, self.ledger, evaluate_every=evaluate_every)
         self.save_to = None if save_to is None else Path(save_to)
@@ -140,12 +140,13 @@ class SplitLearning(Strategy):
         device half (see `joined_model` for the whole). Sessions still open after `timeout` seconds of
         a round are cancelled.
         """
+        self.ledger = Ledger()
         self.progress = Progress(num_rounds, self.ledger, evaluate_every=self.evaluate_every)
         endpoint = SplitEndpoint(
             self.half,
             self.codec,
             ledger=self.ledger,
-            states=self.states,
+            states=DeviceStates(self.optimizer_state),
             seed=self._seed,
             host=self._host,
             port=self._port,

@@ -31,7 +31,8 @@ def normalised_dispersion(features: torch.Tensor) -> torch.Tensor:
 def test_probabilities_add_up(dispersion: list[float], reduction: float) -> None:
     keep = keep_probabilities(torch.tensor(dispersion, dtype=torch.float64), reduction)
     assert float(keep.sum()) == pytest.approx(len(dispersion) / reduction, rel=1e-9)
-    assert 0 <= float(keep.min()) and float(keep.max()) <= 1
+    assert float(keep.min()) >= 0
+    assert float(keep.max()) <= 1
 
 
 def test_bias_is_the_smallest_that_works() -> None:
@@ -54,7 +55,8 @@ def test_scale_is_the_inverse_keep_probability(offset: float) -> None:
     keep = keep_probabilities(normalised_dispersion(features.double()), 3.0)
     selector, generator = FeatureDropout(3.0), torch.Generator().manual_seed(5)
     kept, link = selector.select(features.flatten(1), Channels.of(features.shape), generator)
-    assert link.columns is not None and link.scale is not None
+    assert link.columns is not None
+    assert link.scale is not None
     torch.testing.assert_close(link.scale.double(), 1 / keep[link.columns], rtol=1e-4, atol=0)
     torch.testing.assert_close(kept, features.flatten(1)[:, link.columns] * link.scale)
 
@@ -85,7 +87,8 @@ def test_number_of_columns_stays_below_the_worst_case() -> None:
 def test_reduction_one_keeps_everything_unscaled() -> None:
     features = torch.randn(4, 6)
     kept, link = FeatureDropout(1.0).select(features, flat(6), None)
-    assert link.columns is None and link.scale is None
+    assert link.columns is None
+    assert link.scale is None
     assert torch.equal(kept, features)
     assert len(FeatureDropout(1.0).pack(link)) == FeatureDropout(1.0).most_bytes(6) == 4
 
@@ -96,7 +99,9 @@ def test_the_server_learns_columns_and_no_probabilities() -> None:
     data = selector.pack(link)
     server, rest = selector.unpack(memoryview(data + b"rest"), 5, 64)
     assert bytes(rest) == b"rest"
-    assert server.scale is None and server.columns is not None and link.columns is not None
+    assert server.scale is None
+    assert server.columns is not None
+    assert link.columns is not None
     assert torch.equal(server.columns, link.columns)
     assert len(data) <= selector.most_bytes(64)
 

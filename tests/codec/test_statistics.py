@@ -13,8 +13,9 @@ from flwr_splitfc.codec.statistics import column_statistics
 def test_moments(rows: int, scale: float, offset: float) -> None:
     matrix = (torch.randn(rows, 300) * scale + offset).float()
     stats, exact = column_statistics(matrix), matrix.double()
-    assert torch.equal(stats.low, exact.amin(0)) and torch.equal(stats.high, exact.amax(0))
-    torch.testing.assert_close(stats.mean, exact.mean(0), rtol=1e-5, atol=1e-6 * scale)
+    assert torch.equal(stats.low, exact.amin(0))
+    assert torch.equal(stats.high, exact.amax(0))
+    torch.testing.assert_close(stats.mean, exact.mean(0), rtol=1e-5, atol=3e-6 * scale)
     torch.testing.assert_close(stats.variance, exact.var(0, unbiased=False), rtol=1e-4, atol=1e-9 * scale**2)
 
 

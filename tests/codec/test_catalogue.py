@@ -1,0 +1,91 @@
+"""Codecs by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from flwr_splitfc.codec import (
+    AllColumns,
+    FeatureDropout,
+    FeatureQuant,
+    Float32,
+    catalogue,
+    codec_names,
+    cut_codec,
+    register_codec,
+)
+
+
+@pytest.mark.parametrize("name", codec_names())
+def test_config_round_trip(name: str) -> None:
+    cut = cut_codec(name, uplink_bits=0.3, downlink_bits=1, channel_dim=-1, evaluation="float32")
+    assert cut_codec(cut.config()) == cut
+    name_and_settings: dict[str, Any] = dict(cut.config())
+    assert cut_codec(**name_and_settings) == cut
+    assert eval(repr(cut), {"cut_codec": cut_codec}) == cut
+    assert all(isinstance(value, str | int | float) for value in cut.config().values())
+
+
+def test_defaults_and_spelling() -> None:
+    cut = cut_codec("splitfc")
+    assert (cut.uplink_bits, cut.downlink_bits, cut.selector) == (0.2, 0.4, FeatureDropout(16.0))
+    assert cut.quantiser == FeatureQuant()
+    assert cut_codec({"name": "splitfc", "uplink-bits": 0.1}) == cut_codec("splitfc", uplink_bits=0.1)
+    assert (cut.stype, cut.evaluation_stype) == ("splitfc/1", "float16/1")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "splitfx"}, "unknown codec 'splitfx'; known are dropout-only, float16, float32"),
+        ({"name": 3}, "unknown codec 3"),
+        ({"uplink-bits": 1.0}, "has no 'name'"),
+        ({"name": "splitfc", "reductoin": 8}, "no setting 'reductoin'; it has .*reduction, uplink_bits"),
+        ({"name": "quant-only", "reduction": 8}, "no setting 'reduction'"),
+        ({"name": "splitfc", "reduction": 0.5}, "at least 1, got 0.5"),
+        ({"name": "splitfc", "reduction": "8"}, "reduction must be float, got '8'"),
+        ({"name": "splitfc", "reduction": True}, "reduction must be float, got True"),
+        ({"name": "splitfc", "uplink-bits": 0}, "uplink_bits must be a finite number above 0, got 0.0"),
+        ({"name": "splitfc", "downlink-bits": float("nan")}, "downlink_bits must be .* got nan"),
+        ({"name": "splitfc", "evaluation": "int8"}, "one of float16, float32, got 'int8'"),
+        ({"name": "splitfc", "channel-dim": 1.5}, "channel_dim must be int, got 1.5"),
+        ({"name": "splitfc", "channel-dim": 0}, "channel_dim must not be 0"),
+    ],
+)
+def test_wrong_settings_are_named(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cut_codec(config)
+
+
+@dataclass(frozen=True)
+class Halved(Float32):
+    """A third party's quantiser."""
+
+    strength: int = 2
+
+
+def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_CATALOGUE", dict(catalogue._CATALOGUE))
+    register_codec("halved", FeatureDropout, Halved)
+    assert "halved" in codec_names()
+    assert cut_codec("halved", strength=3).quantiser == Halved(3)
+    with pytest.raises(ValueError, match="'halved' is already"):
+        register_codec("halved", AllColumns, Halved)
+    with pytest.raises(ValueError, match="must be a Selector class"):
+        register_codec("odd", Halved, AllColumns)  # type: ignore[arg-type]
+
+
+def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name = "from-afar"
+
+        @staticmethod
+        def load() -> object:
+            return AllColumns, Halved
+
+    monkeypatch.setattr(catalogue, "entry_points", lambda group: [Entry] if "codecs" in group else [])
+    assert "from-afar" in codec_names()
+    assert cut_codec("from-afar", strength=5).quantiser == Halved(5)
