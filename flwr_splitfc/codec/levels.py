@@ -4,8 +4,9 @@ The optimal real number of levels solves ``(Q - 1)^3 = u Q``. What is sent are i
 look-ups: IEEE arithmetic and comparisons alone, so that every machine finds the same ones.
 
 The receiver knows the multiplier ``m`` and of each column the span ``n`` in grid steps: ``u = m n^2``. It
-takes the integer part of the closed form and then one level more for the first `upgrades` columns, in the
-order of (multiplier at which that level is worth its bits, column).
+takes the integer part of the closed form and then one level more for some columns: in the order of
+(multiplier at which that level is worth its bits, column) the first few and, because the next level may cost
+more bits than are left, a few more after skipping some.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS
+from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS, Upgrades
 
 MOST_LEVELS = 2**16
 _CARDANO_LIMIT = 27 / 4
@@ -129,7 +130,7 @@ def upgrade_order(steps: Ints, multiplier: float) -> Ints:
     return order[: np.count_nonzero(np.isfinite(worth)[column_rank])]
 
 
-def column_levels(steps: Ints, multiplier: float, upgrades: int) -> Ints:
+def column_levels(steps: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     """Levels of each column: 1 for columns of zero span, else 2 ... 2^16.
 
     Raises
@@ -139,16 +140,17 @@ def column_levels(steps: Ints, multiplier: float, upgrades: int) -> Ints:
 
     Examples
     --------
-    >>> column_levels(np.array([199, 0, 100, 100]), multiplier=1e-3, upgrades=2).tolist()
+    >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
     [8, 1, 5, 4]
     """
     squares = np.arange(ENDPOINT_LEVELS, dtype=np.float64) ** 2
     floors = floor_level(multiplier * squares)
     floors[0] = 1
     levels = floors[steps]
-    if upgrades:
+    if any(upgrades):
         order = upgrade_order(steps, multiplier)
-        if upgrades > len(order):
-            raise ValueError(f"{upgrades} upgrades of {len(order)} columns")
-        levels[order[:upgrades]] += 1
+        if sum(upgrades) > len(order):
+            raise ValueError(f"{sum(upgrades)} upgrades of {len(order)} columns")
+        levels[order[: upgrades.first]] += 1
+        levels[order[upgrades.first + upgrades.skipped : sum(upgrades)]] += 1
     return levels

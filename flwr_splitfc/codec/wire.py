@@ -6,8 +6,9 @@ Every function that reads raises `PayloadError` on bytes that no writer makes.
 column set, k of n        nothing for k = 0 or k = n; else Elias-Fano (k low parts of l bits, then k high
                           parts in unary) where that is shorter than a bitmap of n bits; zero padded
 selection                 u32 K, column set K of D
-feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, u32 upgrades, column set
-                          M of K; if M < K: f32 mean low, f32 mean high, u16 mean levels - 1; symbols
+feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
+                          skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
+                          high, u16 mean levels - 1; symbols
 symbols                   one range-coded stream of u32 words to the end, absent without symbols:
                           (low, high) endpoints by column, means, entries by row
 float32, float16          row-major entries
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from constriction import stream
@@ -171,6 +172,17 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Floa
 # Feature quantiser
 
 
+class Upgrades(NamedTuple):
+    """Which columns get a level more, in `levels.upgrade_order`: the `first`, and `more` after `skipped` others."""
+
+    first: int = 0
+    skipped: int = 0
+    more: int = 0
+
+
+NO_UPGRADES = Upgrades()
+
+
 @dataclass(frozen=True, eq=False)
 class QuantHeader:
     """What the reader of a feature-quantised (B, K) matrix knows before the symbols.
@@ -183,8 +195,8 @@ class QuantHeader:
         Ends of the endpoint grid.
     multiplier : float
         ``m``: a column that spans n grid steps has levels for ``u = m n^2``.
-    upgrades : int
-        How many columns have one level more than that.
+    upgrades : Upgrades
+        Which columns have one level more than that.
     mean_low, mean_high : float
         Ends of the grid for the means of the other columns.
     mean_levels : int
@@ -195,13 +207,13 @@ class QuantHeader:
     low: float = 0.0
     high: float = 0.0
     multiplier: float = 1.0
-    upgrades: int = 0
+    upgrades: Upgrades = NO_UPGRADES
     mean_low: float = 0.0
     mean_high: float = 0.0
     mean_levels: int = 1
 
 
-_COUNT, _ENTRIES, _MEANS = "I", "fffI", "ffH"
+_COUNT, _ENTRIES, _MEANS = "I", "fffIBB", "ffH"
 
 
 def quant_header_bytes(two_stage: int, columns: int) -> int:
@@ -219,7 +231,7 @@ def pack_quant_header(header: QuantHeader, columns: int) -> bytes:
     count = len(header.two_stage)
     parts = [struct.pack("<" + _COUNT, count)]
     if count > 0:
-        fields = header.low, header.high, header.multiplier, header.upgrades
+        fields = header.low, header.high, header.multiplier, *header.upgrades
         parts += [struct.pack("<" + _ENTRIES, *fields), pack_columns(header.two_stage, columns)]
     if count < columns:
         parts.append(struct.pack("<" + _MEANS, header.mean_low, header.mean_high, header.mean_levels - 1))
@@ -232,10 +244,11 @@ def unpack_quant_header(data: memoryview, columns: int) -> tuple[QuantHeader, me
     if count > columns:
         raise PayloadError(f"{count} two-stage columns of {columns}")
     low = high = mean_low = mean_high = 0.0
-    multiplier, upgrades, mean_levels = 1.0, 0, 1
+    multiplier, upgrades, mean_levels = 1.0, NO_UPGRADES, 1
     two_stage = np.arange(0)
     if count > 0:
-        (low, high, multiplier, upgrades), rest = take(rest, _ENTRIES)
+        (low, high, multiplier, *more), rest = take(rest, _ENTRIES)
+        upgrades = _checked_upgrades(Upgrades(*more))
         _check_interval(low, high, "endpoint")
         if not (isfinite(multiplier) and multiplier > 0):
             raise PayloadError(f"multiplier is {multiplier}; a finite positive number was wanted")
@@ -248,6 +261,12 @@ def unpack_quant_header(data: memoryview, columns: int) -> tuple[QuantHeader, me
             raise PayloadError(f"{mean_levels} mean levels from {mean_low} to {mean_high}")
     header = QuantHeader(two_stage, low, high, multiplier, upgrades, mean_low, mean_high, mean_levels)
     return header, rest
+
+
+def _checked_upgrades(upgrades: Upgrades) -> Upgrades:
+    if (upgrades.skipped == 0) != (upgrades.more == 0):
+        raise PayloadError(f"{upgrades.more} upgrades after {upgrades.skipped} skipped; both or neither must be 0")
+    return upgrades
 
 
 def _check_interval(low: float, high: float, name: str) -> None:

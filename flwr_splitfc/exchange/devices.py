@@ -57,9 +57,7 @@ class Devices:
         for reply in self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
-                self._warn(
-                    f"node {node_id} does not say who it is ({(reply.error.reason or 'no reason given').strip()[-200:]})"
-                )
+                self._warn(f"node {node_id} does not say who it is: {(reply.error.reason or '').strip()[-200:]}")
                 self._names[node_id] = str(node_id)
             else:
                 record = reply.content.config_records.get(NAME_KEY, ConfigRecord())

@@ -73,8 +73,40 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(kind: str, bits_per_en
     gains = steps[active] ** 2 / 4 * (1 / (levels[active] - 1.0) ** 2 - 1 / levels[active] ** 2.0)
     assert error(steps, levels) <= bound + gains.max()
     assert entry_bits(plan) + side_bits <= stream_bits
-    if count == 400:
-        assert error(steps, levels) <= 1.01 * bound
+
+
+def integer_optimum(steps: NDArray[np.int64], bits: float) -> float:
+    """The least error of integer levels within `bits` a row, by dynamic programming over the columns."""
+    units_per_bit = 1000
+    room = int(bits * units_per_bit)
+    best = np.full(room + 1, np.inf)
+    best[0] = 0.0
+    for span in steps[steps > 0]:
+        longer = np.full(room + 1, np.inf)
+        for levels in range(2, 33):
+            cost = int(np.log2(levels) * units_per_bit)  # rounded down, in the optimum's favour
+            if cost <= room:
+                np.minimum(
+                    longer[cost:], best[: room + 1 - cost] + span**2 / (4 * (levels - 1.0) ** 2), out=longer[cost:]
+                )
+        best = longer
+    return float(best.min())
+
+
+@pytest.mark.parametrize("kind", ["even", "uniform", "two sizes"])
+@pytest.mark.parametrize(("count", "bits_per_entry"), [(100, 1.1), (80, 1.5), (64, 1.9), (64, 2.6), (150, 1.3)])
+def test_levels_are_within_one_percent_of_the_integer_optimum(kind: str, count: int, bits_per_entry: float) -> None:
+    low, high, mean = columns_like(kind, count, seed=count)
+    budget_bytes = budget_for(bits_per_entry, count)
+    plan = plan_budget(low, high, mean, ROWS, budget_bytes)
+    two_stage = len(plan.header.two_stage)
+    stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
+    side_bits = (
+        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS] + (count - two_stage) * level_bits()[plan.header.mean_levels]
+    )
+    coder_bits = 36 + 2e-4 * (ROWS + 2) * count
+    optimum = integer_optimum(spans(plan), (stream_bits - side_bits - coder_bits) / ROWS)
+    assert error(spans(plan), plan.levels) <= 1.01 * optimum
 
 
 def test_equal_ranges_leave_no_bits_over() -> None:

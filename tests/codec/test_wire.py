@@ -63,8 +63,8 @@ def test_golden_selection() -> None:
 
 
 def test_golden_quantiser_header() -> None:
-    header = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, 1, 2.0, 3.0, 4)
-    golden = "01000000_000080bf0000803f0000003f01000000_02_00000040000040400300".replace("_", "")
+    header = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4)
+    golden = "01000000_000080bf0000803f0000003f010000000000_02_00000040000040400300".replace("_", "")
     assert wire.pack_quant_header(header, 3).hex() == golden
     assert len(golden) // 2 == wire.quant_header_bytes(1, 3)
 
@@ -114,7 +114,7 @@ def test_streams_must_end_with_the_last_symbol() -> None:
         wire.SymbolReader(memoryview(bytes(4))).close()
 
 
-HEADER = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, 1, 2.0, 3.0, 4)
+HEADER = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,11 @@ HEADER = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, 1, 2.0, 3.0, 4)
         (8, "ffff7f7f", "endpoint interval"),
         (12, "00000000", "multiplier is 0.0"),
         (12, "0000807f", "multiplier is inf"),
-        (20, "06", "column set is not 1 increasing columns below 3"),
-        (20, "0a", "column set"),
-        (21, "00008040", "mean interval is 4.0 to 3.0"),
-        (29, "0000", "1 mean levels from 2.0 to 3.0"),
+        (20, "01", "0 upgrades after 1 skipped"),
+        (22, "06", "column set is not 1 increasing columns below 3"),
+        (22, "0a", "column set"),
+        (23, "00008040", "mean interval is 4.0 to 3.0"),
+        (31, "0000", "1 mean levels from 2.0 to 3.0"),
     ],
 )
 def test_malformed_headers_are_named(offset: int, value: str, message: str) -> None:
