@@ -77,7 +77,8 @@ def _class_tables() -> tuple[Doubles, Doubles]:
 
 def _usable_bits(stream_bytes: int, symbols: int) -> float:
     """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
-    return max(0.0, stream_bytes // 4 * 32 - _STREAM_SLACK_BITS - _SYMBOL_OVERHEAD_BITS * symbols)
+    words = stream_bytes // 4 - 1  # the first tells how many there are
+    return max(0.0, words * 32 - _STREAM_SLACK_BITS - _SYMBOL_OVERHEAD_BITS * symbols)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
-from flwr_splitfc.codec.wire import FORMAT_VERSION
 
 Scalar: TypeAlias = str | int | float | bool
 
@@ -92,12 +91,12 @@ class CutCodec:
     @property
     def stype(self) -> str:
         """Name and version of the byte format, as in ``Array.stype``."""
-        return f"{self.name}/{FORMAT_VERSION}"
+        return f"{self.name}/{_version(self.selector, self.quantiser)}"
 
     @property
     def evaluation_stype(self) -> str:
         """The `stype` of features that are sent without training."""
-        return f"{self.evaluation}/{FORMAT_VERSION}"
+        return f"{self.evaluation}/{_version(AllColumns(), _EVALUATION[self.evaluation])}"
 
     def config(self) -> dict[str, Scalar]:
         """The flat mapping, in kebab case, from which `cut_codec` makes this codec.
@@ -267,7 +266,7 @@ class CutCodec:
 
         >>> from flwr_splitfc.codec import cut_codec
         >>> cut_codec("splitfc").smallest_bits(256, 1152)
-        (0.0033, 0.001)
+        (0.0034, 0.0011)
         """
         if not self.quantiser.budgeted:
             return 0.0, 0.0
@@ -307,6 +306,11 @@ class CutCodec:
 def own_settings() -> dict[str, Scalar | None]:
     """Settings that every codec has, with their defaults."""
     return {field.name: field.default for field in fields(CutCodec) if field.default is not MISSING}
+
+
+def _version(selector: Selector, quantiser: Quantiser) -> int:
+    """Of a payload's format: one more for each change of either part's."""
+    return selector.version + quantiser.version - 1
 
 
 def _budget_bytes(rows: int, columns: int, bits: float) -> int:

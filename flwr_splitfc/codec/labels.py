@@ -31,7 +31,7 @@ def pack_labels(labels: Tensor) -> bytes:
     Examples
     --------
     >>> len(pack_labels(torch.arange(10).repeat(25)))
-    123
+    127
     >>> unpack_labels(pack_labels(torch.tensor([3, 1, 2])), max_entries=8)
     tensor([3, 1, 2])
     """

@@ -15,6 +15,9 @@ class Quantiser(ABC):
     Whoever decodes knows (B, K); every payload decodes to the same floats on any machine.
     """
 
+    version: ClassVar[int] = 1
+    """Of the byte format; old payloads do not decode with a new one."""
+
     budgeted: ClassVar[bool] = True
     """Whether the budget bounds the payload; a quantiser of fixed precision ignores it."""
 

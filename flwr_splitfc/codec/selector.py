@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ class Selector(ABC):
     `select` and `pack`, the server `unpack`; the gradient comes back through the same selection
     (`Link.restrict` on the server, `Link.expand` on the device).
     """
+
+    version: ClassVar[int] = 1
+    """Of the byte format; old payloads do not decode with a new one."""
 
     @abstractmethod
     def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:

@@ -9,7 +9,8 @@ selection                 u32 K, column set K of D
 feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
                           skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
                           high, u16 mean levels - 1; symbols
-symbols                   one range-coded stream of u32 words to the end, absent without symbols:
+symbols                   absent without symbols, else u32 number of words and one range-coded stream of
+                          so many u32 words to the end; of a feature quantiser:
                           (low, high) endpoints by column, means, entries by row
 float32, float16          row-major entries
 labels                    u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; unless raw: i64 offset; if
@@ -33,7 +34,6 @@ from numpy.typing import NDArray
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT
 
-FORMAT_VERSION = 1
 ENDPOINT_LEVELS = 200
 """Points of the grid for column endpoints, ``Q_ep`` (SplitFC, Sec. V)."""
 
@@ -280,7 +280,7 @@ def _check_interval(low: float, high: float, name: str) -> None:
 def stream_bytes(symbols: int) -> int:
     """Bytes that are enough for so many two-level symbols."""
     coder_bits = symbols // 4096
-    return 0 if symbols == 0 else 4 * ((symbols + coder_bits) // 32 + 1)
+    return 0 if symbols == 0 else 4 + 4 * ((symbols + coder_bits) // 32 + 1)
 
 
 def pack_symbols(runs: Iterable[tuple[Symbols, int | Symbols]]) -> bytes:
@@ -292,23 +292,30 @@ def pack_symbols(runs: Iterable[tuple[Symbols, int | Symbols]]) -> bytes:
         else:
             encoder.encode(symbols, stream.model.Uniform(), levels)
     words: NDArray[np.uint32] = encoder.get_compressed()
-    return words.astype("<u4", copy=False).tobytes()
+    return struct.pack("<I", len(words)) + words.astype("<u4", copy=False).tobytes() if len(words) else b""
 
 
 class SymbolReader:
-    """Reads back the runs that `pack_symbols` wrote, in the same order."""
+    """Reads back the runs that `pack_symbols` wrote, in the same order.
+
+    The decoder itself would read on past the end of its words, so their number is sent and checked.
+    """
 
     def __init__(self, data: memoryview) -> None:
-        if len(data) % 4:
-            raise PayloadError(f"symbol stream has {len(data)} bytes, not a multiple of 4")
-        self._data = data
-        self._runs: list[tuple[Symbols, int | Symbols]] = []
-        self._decoder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        words = data
+        if data:
+            (count,), words = take(data, "I")
+            if len(words) != 4 * count:
+                raise PayloadError(f"symbol stream has {len(words)} bytes; {count} words were announced")
+        self._decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._ended = not words
 
     def read(self, count: int, levels: int | Symbols) -> Symbols:
         """Read `count` symbols, each below its number of levels (at least 2)."""
         if count == 0:
             return np.zeros(0, np.int32)
+        if self._ended:
+            raise PayloadError(f"{count} symbols were wanted, there are none")
         try:
             if isinstance(levels, int):
                 symbols = self._decoder.decode(stream.model.Uniform(levels), count)
@@ -316,16 +323,12 @@ class SymbolReader:
                 symbols = self._decoder.decode(stream.model.Uniform(), levels)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise PayloadError("symbol stream is not range-coded data") from error
-        self._runs.append((symbols, levels))
         return np.asarray(symbols, np.int32)
 
     def close(self) -> None:
-        """Check that the stream is what a writer makes of these symbols.
-
-        The decoder itself reads on past a short end and overlooks a trailing word.
-        """
-        if pack_symbols(self._runs) != self._data:
-            raise PayloadError(f"{len(self._data)} bytes are not the range-coded stream of their symbols")
+        """Check that the stream may end here."""
+        if not self._decoder.maybe_exhausted():
+            raise PayloadError("symbol stream goes on after the last symbol")
 
 
 # Labels

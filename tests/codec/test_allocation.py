@@ -64,7 +64,7 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(kind: str, bits_per_en
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
     steps, levels, two_stage = spans(plan), plan.levels, len(plan.header.two_stage)
     stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
-    coder_bits = 36 + 2e-4 * (ROWS + 2) * count
+    coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     side_bits = (
         2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS] + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
@@ -104,7 +104,7 @@ def test_levels_are_within_one_percent_of_the_integer_optimum(kind: str, count: 
     side_bits = (
         2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS] + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
-    coder_bits = 36 + 2e-4 * (ROWS + 2) * count
+    coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     optimum = integer_optimum(spans(plan), (stream_bits - side_bits - coder_bits) / ROWS)
     assert error(spans(plan), plan.levels) <= 1.01 * optimum
 
