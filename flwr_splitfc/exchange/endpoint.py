@@ -53,6 +53,8 @@ class Limits:
         Steps and predictions of one session.
     max_matrix_bytes : int (default: 512 MiB)
         Size of one feature matrix as float32.
+    max_label_entries : int (default: 2^24)
+        Entries of one mini-batch's labels.
     max_frame_bytes : int (default: 1 GiB - 1)
         Size of one frame.
     idle_timeout_s : float (default: 600)
@@ -62,6 +64,7 @@ class Limits:
     max_sessions: int = 256
     max_steps: int = 1_000_000
     max_matrix_bytes: int = 512 * 2**20
+    max_label_entries: int = 2**24
     max_frame_bytes: int = 2**30 - 1
     idle_timeout_s: float = 600.0
 
@@ -360,7 +363,7 @@ class SplitEndpoint:
 
     def _labels(self, data: bytes, rows: int) -> torch.Tensor:
         try:
-            labels = unpack_labels(data, max_entries=self.limits.max_matrix_bytes // 8)
+            labels = unpack_labels(data, max_entries=self.limits.max_label_entries)
         except PayloadError as error:
             raise LabelsRefused(str(error)) from error
         if labels.ndim < 1 or len(labels) != rows:

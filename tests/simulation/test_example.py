@@ -48,7 +48,7 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     def run(config_file: Path, **settings: Any) -> dict[str, Any]:
         results = tmp_path_factory.mktemp("results")
         merged = elsewhere / "run-config.toml"
-        settings = {"num-devices": DEVICES, "results-dir": str(results), **settings}
+        settings = {"num-devices": DEVICES, "steps-per-turn": 5, "results-dir": str(results), **settings}
         kept = [line for line in config_file.read_text().splitlines() if line.split(" =")[0] not in settings]
         merged.write_text("\n".join(kept + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]))
         command = ["flwr", "run", str(ROOT / "examples" / "mnist"), "--stream", "--run-config", str(merged)]
