@@ -1,88 +1,47 @@
 """The split endpoint: the gRPC server that devices' sessions meet the server half at."""
 
-import math
 import secrets
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
 from threading import Lock
 from types import TracebackType
 
 import grpc
-import torch
-from flwr.app import Array
 
-from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
+from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.errors import (
-    FeaturesRefused,
-    LabelsRefused,
-    LimitExceeded,
-    ProtocolError,
-    SplitError,
-    TicketExpired,
-    TokenRefused,
-)
+from flwr_splitfc.exchange.errors import ProtocolError, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.half import HalfTrainer
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
-from flwr_splitfc.exchange.states import DeviceStates, Kept
-from flwr_splitfc.exchange.tensors import pack_tensor
+from flwr_splitfc.exchange.limits import Limits
+from flwr_splitfc.exchange.states import DeviceStates
 from flwr_splitfc.exchange.ticket import PROTOCOL, Purpose, Ticket
+from flwr_splitfc.exchange.turn import Turn, count_downlink, count_uplink
 
 SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
 KEEPALIVE_MS = 60_000  # how often a quiet device asks whether the connection still stands
-GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message
 ENDED_TOKENS_KEPT = 10_000  # for a clear answer to a late device; older ones are unknown
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 logger = getLogger("flwr")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one device may ask of the server.
-
-    Parameters
-    ----------
-    max_sessions : int (default: 256)
-        Sessions at once; each holds a thread.
-    max_steps : int (default: 1,000,000)
-        Steps and predictions of one session.
-    max_matrix_bytes : int (default: 512 MiB)
-        Size of one feature matrix as float32.
-    max_label_entries : int (default: 2^24)
-        Entries of one mini-batch's labels.
-    max_frame_bytes : int (default: 1 GiB - 1)
-        Size of one frame.
-    idle_timeout_s : float (default: 600)
-        Seconds that a session may stay silent.
-    """
-
-    max_sessions: int = 256
-    max_steps: int = 1_000_000
-    max_matrix_bytes: int = 512 * 2**20
-    max_label_entries: int = 2**24
-    max_frame_bytes: int = 2**30 - 1
-    idle_timeout_s: float = 600.0
-
-
 @dataclass
 class _Session:
-    """One admission: issued with a ticket, opened by a device, closed or revoked."""
+    """One admission: issued with a ticket, opened by a device, ended by either side."""
 
-    purpose: Purpose
-    device: str
+    turn: Turn
     server_round: int
-    half: HalfTrainer
     context: grpc.ServicerContext | None = None
-    closed: bool = False
-    steps: int = 0
-    full_rows: int = 0
+    ended: bool = False
     last_seen: float = 0.0
-    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def running(self) -> bool:
+        return self.context is not None and not self.ended
 
 
 class SplitEndpoint:
@@ -175,7 +134,8 @@ class SplitEndpoint:
         """Admit `device` once, to train or to evaluate on `half` (default: the shared one)."""
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._sessions[token] = _Session(purpose, device, server_round, half or self.half)
+            turn = Turn(purpose, device, half or self.half, self.codec, self.states, self.limits)
+            self._sessions[token] = _Session(turn, server_round)
         return Ticket(self.address, token, purpose, device, server_round, self.seed, self.codec.config())
 
     def revoke(self, tokens: list[str]) -> None:
@@ -185,67 +145,53 @@ class SplitEndpoint:
             self._ended_tokens.update(dict.fromkeys(tokens))
             for token in list(self._ended_tokens)[: max(0, len(self._ended_tokens) - ENDED_TOKENS_KEPT)]:
                 del self._ended_tokens[token]
-            late = [session for session in sessions if session.context is not None and not session.closed]
+            late = [session for session in sessions if session.running]
             for session in sessions:
-                session.closed = True
-        for session in late:
-            logger.warning("Split session of device %s cancelled: its round is over", session.device)
-            self._cancel(session)
+                session.ended = True
+        self._cancel(late, "its round is over")
 
     def cancel_idle(self) -> None:
         """End the sessions that said nothing for `Limits.idle_timeout_s`."""
         oldest = time.monotonic() - self.limits.idle_timeout_s
         with self._lock:
-            idle = [s for s in self._sessions.values() if s.context and not s.closed and s.last_seen < oldest]
+            idle = [s for s in self._sessions.values() if s.running and s.last_seen < oldest]
             for session in idle:
-                session.closed = True
-        for session in idle:
-            logger.warning("Split session of device %s cancelled: idle", session.device)
-            self._cancel(session)
+                session.ended = True
+        self._cancel(idle, f"silent for {self.limits.idle_timeout_s:g} s")
 
     @staticmethod
-    def _cancel(session: _Session) -> None:
-        if session.context is not None:
-            session.context.cancel()
+    def _cancel(sessions: list[_Session], why: str) -> None:
+        for session in sessions:
+            logger.warning("Split session of device %s cancelled: %s", session.turn.device, why)
+            if session.context is not None:
+                session.context.cancel()
 
     # -- one stream ------------------------------------------------------------------------------
 
     def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.ServerFrame]:
         session: _Session | None = None
+        device = "an unknown device"
         try:
             for frame in frames:
                 if session is None:
                     session = self._admit(frame, context)
-                    _count_uplink(session.traffic, frame)
-                    reply = self._opened(session)
-                else:
-                    _count_uplink(session.traffic, frame)
-                    reply = self._answer(session, frame)
-                _count_downlink(session.traffic, reply)
-                if session.closed:
-                    self._enter(session)
-                yield reply
-                if session.closed:
+                    device = f"device {session.turn.device}"
+                yield self._answer(session, frame)
+                if session.turn.done:
                     return
-            logger.warning("Split session of %s broke off", _name(session))
+            logger.warning("Split session of %s broke off", device)
         except SplitError as refusal:
-            logger.warning("Split session of %s refused: %s", _name(session), refusal)
+            logger.warning("Split session of %s refused: %s", device, refusal)
             reply = pb.ServerFrame(refused=pb.Refused(reason=refusal.reason, detail=str(refusal)))  # type: ignore[arg-type]
             if session is not None:
-                _count_downlink(session.traffic, reply)
-                self._enter(session)
+                count_downlink(session.turn.traffic, reply)
+                self._end(session)
             yield reply
         except grpc.RpcError:
-            logger.warning("Split session of %s broke off", _name(session))
+            logger.warning("Split session of %s broke off", device)
         finally:
             if session is not None:
-                self._enter(session)
-
-    def _enter(self, session: _Session) -> None:
-        """Close the session and enter its traffic in the ledger, once."""
-        session.closed = True
-        traffic, session.traffic = session.traffic, Traffic()
-        self.ledger.add(session.server_round, session.purpose, traffic)
+                self._end(session)
 
     def _admit(self, frame: pb.DeviceFrame, context: grpc.ServicerContext) -> _Session:
         if frame.WhichOneof("kind") != "open":
@@ -260,140 +206,22 @@ class SplitEndpoint:
             if session is None or session.context is not None:
                 raise TokenRefused("unknown token" if session is None else "this token was used before")
             session.context = context
-            session.last_seen = time.monotonic()
-        session.traffic.sessions = 1
         return session
 
-    def _opened(self, session: _Session) -> pb.ServerFrame:
-        kept = self.states.of(session.device) if session.purpose == "train" else Kept()
-        return pb.ServerFrame(opened=pb.Opened(optimizer=kept.optimizer, state=kept.state))
-
     def _answer(self, session: _Session, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        if session.closed:
-            raise TicketExpired("the round of this ticket is over")
+        turn, first = session.turn, session.last_seen == 0.0
         session.last_seen = time.monotonic()
-        match frame.WhichOneof("kind"):
-            case "step":
-                self._next(session, frame.step.number)
-                return pb.ServerFrame(stepped=self._step(session, frame.step))
-            case "predict":
-                self._next(session, frame.predict.number)
-                return pb.ServerFrame(predicted=self._predict(session, frame.predict))
-            case "close":
-                return pb.ServerFrame(closed=self._close(session, frame.close))
-            case kind:
-                raise ProtocolError(f"a {kind} frame cannot come here")
+        count_uplink(turn.traffic, frame)
+        if session.ended:
+            raise TicketExpired("the round of this ticket is over")
+        reply = turn.open() if first else turn.answer(frame)
+        count_downlink(turn.traffic, reply)
+        if turn.done:
+            self._end(session)  # before the device knows, so that the round's sums are complete when it replies
+        return reply
 
-    def _next(self, session: _Session, number: int) -> None:
-        if number != session.steps + 1:
-            raise ProtocolError(f"step {number} came after step {session.steps}")
-        if number > self.limits.max_steps:
-            raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
-        session.steps = number
-
-    def _step(self, session: _Session, step: pb.Step) -> pb.Stepped:
-        if session.purpose != "train":
-            raise ProtocolError("an evaluation's session cannot train")
-        started = time.perf_counter()
-        features, link = self._features(session, step.features, self.codec.stype)
-        rows = len(features)
-        if rows > session.full_rows:
-            self._check_budget(rows, features[0].numel())
-            session.full_rows = rows
-        labels = self._labels(step.labels, rows)
-        decoded = time.perf_counter()
-
-        loss, gradient = session.half.step(features, labels)
-
-        stepped = time.perf_counter()
-        array = self.codec.encode_gradient(gradient.flatten(1), link, full_rows=session.full_rows)
-        traffic = session.traffic
-        traffic.steps += 1
-        traffic.rows += rows
-        traffic.loss_sum += loss * rows
-        traffic.entries += features.numel()
-        traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
-        return pb.Stepped(
-            number=step.number, loss=loss, gradient=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
-        )
-
-    def _predict(self, session: _Session, predict: pb.Predict) -> pb.Predicted:
-        features, _ = self._features(session, predict.features, self.codec.evaluation_stype)
-        logits = session.half.predict(features)
-        session.traffic.steps += 1
-        session.traffic.rows += len(features)
-        session.traffic.entries += features.numel()
-        return pb.Predicted(number=predict.number, logits=pack_tensor("logits", logits))
-
-    def _close(self, session: _Session, close: pb.Close) -> pb.Closed:
-        session.traffic.device_codec_seconds = min(max(close.codec_seconds, 0.0), 1e9)
-        if session.purpose == "train":
-            self.states.keep(session.device, Kept(tuple(close.optimizer), tuple(close.state)))
-        session.closed = True
-        return pb.Closed()
-
-    # -- what comes from outside -----------------------------------------------------------------
-
-    def _features(self, session: _Session, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
-        """Features in their own shape, and the link; every way to be wrong is a `FeaturesRefused`."""
-        shape = tuple(matrix.shape)
-        agreed = session.half.feature_shape
-        if matrix.stype != stype:
-            raise FeaturesRefused(f"features are coded as {matrix.stype!r}, agreed is {stype!r}")
-        if len(shape) < 2 or 0 in shape:
-            raise FeaturesRefused(f"features have shape {shape}, wanted (B, ...) with no empty dimension")
-        if agreed is not None and shape[1:] != agreed:
-            raise FeaturesRefused(f"features of a sample have shape {shape[1:]}, the server half takes {agreed}")
-        columns = math.prod(shape[1:])
-        max_rows = self.limits.max_matrix_bytes // (4 * columns)
-        if shape[0] > max_rows:
-            raise FeaturesRefused(f"features of shape {shape} are over {self.limits.max_matrix_bytes} bytes")
-        array = Array(dtype="float32", shape=shape, stype=matrix.stype, data=matrix.data)
-        try:
-            seen, link = self.codec.decode_features(array, expect=(max_rows, columns))
-        except PayloadError as error:
-            raise FeaturesRefused(str(error)) from error
-        return seen.reshape(shape), link
-
-    def _check_budget(self, rows: int, columns: int) -> None:
-        try:
-            self.codec.check_budget(rows, columns)
-        except ValueError as error:
-            raise LimitExceeded(str(error)) from error
-
-    def _labels(self, data: bytes, rows: int) -> torch.Tensor:
-        try:
-            labels = unpack_labels(data, max_entries=self.limits.max_label_entries)
-        except PayloadError as error:
-            raise LabelsRefused(str(error)) from error
-        if labels.ndim < 1 or len(labels) != rows:
-            raise LabelsRefused(f"labels have shape {tuple(labels.shape)}, wanted {rows} rows")
-        return labels
-
-
-def _count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
-    kinds = {
-        "features": len(frame.step.features.data) + len(frame.predict.features.data),
-        "labels": len(frame.step.labels),
-        "state": sum(len(tensor.data) for tensor in (*frame.close.optimizer, *frame.close.state)),
-    }
-    _count(traffic.uplink_bytes, frame.ByteSize(), kinds)
-
-
-def _count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
-    kinds = {
-        "gradient": len(frame.stepped.gradient.data),
-        "logits": len(frame.predicted.logits.data),
-        "state": sum(len(tensor.data) for tensor in (*frame.opened.optimizer, *frame.opened.state)),
-    }
-    _count(traffic.downlink_bytes, frame.ByteSize(), kinds)
-
-
-def _count(counts: Counter[str], frame_bytes: int, kinds: dict[str, int]) -> None:
-    """Enter a frame by kind; what no kind claims is framing."""
-    counts.update(kinds)
-    counts["framing"] += frame_bytes + GRPC_MESSAGE_BYTES - sum(kinds.values())
-
-
-def _name(session: _Session | None) -> str:
-    return "an unknown device" if session is None else f"device {session.device}"
+    def _end(self, session: _Session) -> None:
+        """End the session and enter its traffic in the ledger, once."""
+        session.ended = True
+        traffic, session.turn.traffic = session.turn.traffic, Traffic()
+        self.ledger.add(session.server_round, session.turn.purpose, traffic)
