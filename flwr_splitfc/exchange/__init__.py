@@ -17,6 +17,7 @@ from flwr_splitfc.exchange.errors import (
 )
 from flwr_splitfc.exchange.grid import MeteredGrid, SplitGrid
 from flwr_splitfc.exchange.half import HalfTrainer
+from flwr_splitfc.exchange.halves import CopiedHalves, Halves, SharedHalf
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.session import Session, connect
@@ -24,11 +25,13 @@ from flwr_splitfc.exchange.states import DeviceStates
 from flwr_splitfc.exchange.ticket import Ticket, has_ticket
 
 __all__ = [
+    "CopiedHalves",
     "DeviceStates",
     "Devices",
     "EndpointUnreachable",
     "FeaturesRefused",
     "HalfTrainer",
+    "Halves",
     "LabelsRefused",
     "Ledger",
     "LimitExceeded",
@@ -37,6 +40,7 @@ __all__ = [
     "ProtocolError",
     "Session",
     "SessionCancelled",
+    "SharedHalf",
     "SplitEndpoint",
     "SplitError",
     "SplitGrid",

@@ -14,7 +14,7 @@ import grpc
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.errors import ProtocolError, SplitError, TicketExpired, TokenRefused
-from flwr_splitfc.exchange.half import HalfTrainer
+from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates
@@ -34,7 +34,6 @@ class _Session:
     """One admission: issued with a ticket, opened by a device, ended by either side."""
 
     turn: Turn
-    server_round: int
     context: grpc.ServicerContext | None = None
     ended: bool = False
     last_seen: float = 0.0
@@ -49,8 +48,8 @@ class SplitEndpoint:
 
     Parameters
     ----------
-    half : HalfTrainer
-        The server half that all sessions share.
+    halves : Halves
+        The server half, shared by all sessions or copied for each.
     codec : CutCodec
         What is done at the cut; devices learn it from their tickets.
     ledger : Ledger, optional
@@ -66,7 +65,7 @@ class SplitEndpoint:
 
     def __init__(
         self,
-        half: HalfTrainer,
+        halves: Halves,
         codec: CutCodec,
         *,
         ledger: Ledger | None = None,
@@ -78,7 +77,7 @@ class SplitEndpoint:
     ) -> None:
         if host not in LOOPBACK:
             raise ValueError(f"host is {host!r}; sessions are in plaintext, so it must be one of {LOOPBACK}")
-        self.half = half
+        self.halves = halves
         self.codec = codec
         self.ledger = ledger or Ledger()
         self.states = states or DeviceStates("per-device")
@@ -130,13 +129,25 @@ class SplitEndpoint:
 
     # -- tickets ---------------------------------------------------------------------------------
 
-    def issue(self, purpose: Purpose, device: str, server_round: int, half: HalfTrainer | None = None) -> Ticket:
-        """Admit `device` once, to train or to evaluate on `half` (default: the shared one)."""
+    def issue(self, purpose: Purpose, device: str, server_round: int) -> Ticket:
+        """Admit `device` once, to train or to evaluate."""
         token = secrets.token_urlsafe(32)
         with self._lock:
-            turn = Turn(purpose, device, half or self.half, self.codec, self.states, self.limits)
-            self._sessions[token] = _Session(turn, server_round)
+            turn = Turn(purpose, device, server_round, self.halves, self.codec, self.states, self.limits)
+            self._sessions[token] = _Session(turn)
         return Ticket(self.address, token, purpose, device, server_round, self.seed, self.codec.config())
+
+    def replied(self, token: str) -> None:
+        """The device of this session has sent its Flower reply: what it trained counts."""
+        with self._lock:
+            session = self._sessions.get(token)
+        if session is not None:
+            session.turn.settle()
+
+    def end_round(self, tokens: list[str]) -> None:
+        """No more replies are awaited: revoke the round's tickets and settle its server halves."""
+        self.revoke(tokens)
+        self.halves.end_round()
 
     def revoke(self, tokens: list[str]) -> None:
         """End the sessions of `tokens`: their tickets expire and open streams are cancelled."""
@@ -224,4 +235,4 @@ class SplitEndpoint:
         """End the session and enter its traffic in the ledger, once."""
         session.ended = True
         traffic, session.turn.traffic = session.turn.traffic, Traffic()
-        self.ledger.add(session.server_round, session.turn.purpose, traffic)
+        self.ledger.add(session.turn.server_round, session.turn.purpose, traffic)

@@ -116,13 +116,13 @@ class SplitGrid(MeteredGrid):
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         split = [message for message in messages if purpose_of(message)]
         names = self.devices.names(message.metadata.dst_node_id for message in split)
-        tokens = []
+        tokens: list[str] = []
         try:
             for message in split:
                 tokens.append(self._add_ticket(message, names[message.metadata.dst_node_id]))
-            return self._push_and_pull(messages, timeout)
+            return self._push_and_pull(messages, dict(zip(map(id, split), tokens, strict=True)), timeout)
         finally:
-            self.endpoint.revoke(tokens)
+            self.endpoint.end_round(tokens)
 
     def _add_ticket(self, message: Message, device: str) -> str:
         purpose = purpose_of(message)
@@ -132,15 +132,20 @@ class SplitGrid(MeteredGrid):
         message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})
         return ticket.token
 
-    def _push_and_pull(self, messages: list[Message], timeout: float | None) -> list[Message]:
+    def _push_and_pull(self, messages: list[Message], tokens: dict[int, str], timeout: float | None) -> list[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.inner.push_messages(messages))
+        waiting = {message_id for message_id in self.inner.push_messages(messages) if message_id}  # None: node gone
+        token_of = {message.metadata.message_id: tokens.get(id(message)) for message in messages}
         replies: list[Message] = []
         pause_s = _FIRST_PULL_S
         while waiting:
             new = list(self.inner.pull_messages(waiting))
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            for reply in new:
+                token = token_of.get(reply.metadata.reply_to_message_id)
+                if token and reply.has_content():
+                    self.endpoint.replied(token)
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
                 break
             self.endpoint.cancel_idle()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from threading import Lock
 
 import torch
@@ -62,6 +63,7 @@ class HalfTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device)
         self.loss_fn = loss_fn
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.optimizer = optimizer(self.model.parameters())
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         self.accumulate_steps = accumulate_steps
@@ -71,6 +73,24 @@ class HalfTrainer:
         self.feature_shape: tuple[int, ...] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._lock = Lock()
+
+    def copy(self, seed: int) -> "HalfTrainer":
+        """A copy of the model as it is now, with an optimizer and a scheduler of its own, both fresh."""
+        with self._lock:
+            model = deepcopy(self.model)
+        model.zero_grad()
+        copy = HalfTrainer(
+            model,
+            self.loss_fn,
+            self._make_optimizer,
+            scheduler=self._make_scheduler,
+            accumulate_steps=self.accumulate_steps,
+            max_grad_norm=self.max_grad_norm,
+            device=self.device,
+            seed=seed,
+        )
+        copy.feature_shape = self.feature_shape
+        return copy
 
     def step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         """Train on one mini-batch.

@@ -10,7 +10,7 @@ from flwr.app import Array
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, LimitExceeded, ProtocolError
-from flwr_splitfc.exchange.half import HalfTrainer
+from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import Traffic
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates, Kept
@@ -33,8 +33,9 @@ class Turn:
         What the device may do.
     device : str
         Its name.
-    half : HalfTrainer
-        The server half it works with.
+    server_round : int
+    halves : Halves
+        Where it gets the server half it works with.
     codec : CutCodec
         What is agreed at the cut.
     states : DeviceStates
@@ -53,25 +54,32 @@ class Turn:
         self,
         purpose: Purpose,
         device: str,
-        half: HalfTrainer,
+        server_round: int,
+        halves: Halves,
         codec: CutCodec,
         states: DeviceStates,
         limits: Limits,
     ) -> None:
         self.purpose = purpose
         self.device = device
-        self.half = half
+        self.server_round = server_round
+        self.halves = halves
+        self.half = halves.half
         self.codec = codec
         self.states = states
         self.limits = limits
         self.traffic = Traffic(sessions=1)
         self.done = False
         self._steps = 0
+        self._rows = 0
         self._full_rows = 0
 
     def open(self) -> pb.ServerFrame:
         """The answer to the admission: what earlier turns left."""
-        kept = self.states.of(self.device) if self.purpose == "train" else Kept()
+        kept = Kept()
+        if self.purpose == "train":
+            self.half = self.halves.take(self.device, self.server_round)
+            kept = self.states.of(self.device)
         return pb.ServerFrame(opened=pb.Opened(optimizer=kept.optimizer, state=kept.state))
 
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
@@ -94,6 +102,13 @@ class Turn:
             case kind:
                 raise ProtocolError(f"a frame of kind {kind!r} cannot come here")
 
+    def settle(self) -> None:
+        """The device has replied to the strategy: hand the trained half back, once."""
+        half, self.half = self.half, self.halves.half
+        if self.done and self.purpose == "train":
+            self.halves.give_back(half, self._rows)
+        self._rows = 0
+
     def _count_step(self, number: int) -> None:
         if number != self._steps + 1:
             raise ProtocolError(f"step {number} came after step {self._steps}")
@@ -115,6 +130,7 @@ class Turn:
 
         loss, gradient = self.half.step(features, labels)
 
+        self._rows += rows
         stepped = time.perf_counter()
         array = self.codec.encode_gradient(gradient.flatten(1), link, full_rows=self._full_rows)
         traffic = self.traffic

@@ -11,7 +11,16 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from flwr_splitfc.codec import CutCodec, cut_codec
-from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger, Limits, SplitEndpoint, SplitGrid
+from flwr_splitfc.exchange import (
+    CopiedHalves,
+    DeviceStates,
+    HalfTrainer,
+    Ledger,
+    Limits,
+    SharedHalf,
+    SplitEndpoint,
+    SplitGrid,
+)
 from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.exchange.states import OptimizerState
 from flwr_splitfc.exchange.ticket import Purpose
@@ -42,6 +51,10 @@ class SplitLearning(Strategy):
         What is done at the cut; see `flwr_splitfc.codec.cut_codec`.
     devices : Strategy, optional
         Any Flower strategy, over the device halves; default `RoundRobin()`.
+    shared_server_half : bool (default: True)
+        Whether all devices train one server half, or each a copy of its own. Copies start each round
+        from the same weights with a fresh optimizer; those of the devices whose replies arrived are
+        averaged by samples at its end, whatever `devices` is.
     evaluate_every : int (default: 1)
         Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after the last.
     optimizer_state : "relay", "per-device" or "fresh", optional
@@ -68,7 +81,7 @@ class SplitLearning(Strategy):
 
     Notes
     -----
-    What a device taught the server half stays, also when the device fails later in its turn.
+    What a device taught a shared server half stays, also when the device fails later in its turn.
 
     Examples
     --------
@@ -86,6 +99,7 @@ class SplitLearning(Strategy):
         *,
         codec: CutCodec | str = "float32",
         devices: Strategy | None = None,
+        shared_server_half: bool = True,
         evaluate_every: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
@@ -111,6 +125,7 @@ class SplitLearning(Strategy):
         self.server_model = self.half.model
         self.codec = cut_codec(codec) if isinstance(codec, str) else codec
         self.devices = RoundRobin() if devices is None else devices
+        self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
         self.optimizer_state: OptimizerState = optimizer_state or (
             "relay" if isinstance(self.devices, RoundRobin) else "per-device"
@@ -143,7 +158,7 @@ class SplitLearning(Strategy):
         self.ledger = Ledger()
         self.progress = Progress(num_rounds, self.ledger, evaluate_every=self.evaluate_every)
         endpoint = SplitEndpoint(
-            self.half,
+            SharedHalf(self.half) if self.shared_server_half else CopiedHalves(self.half),
             self.codec,
             ledger=self.ledger,
             states=DeviceStates(self.optimizer_state),

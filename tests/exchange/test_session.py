@@ -20,6 +20,7 @@ from flwr_splitfc.exchange import (
     Limits,
     ProtocolError,
     SessionCancelled,
+    SharedHalf,
     SplitEndpoint,
     StepRefused,
     TicketError,
@@ -35,15 +36,14 @@ from tests.local_grid import ticket_message
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 
 
-def half_of(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> HalfTrainer:
-    return HalfTrainer(
-        model or seeded(ServerHalf), loss_fn or nn.CrossEntropyLoss(), optimizer, device="cpu", **options
-    )
+def shared(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> SharedHalf:
+    loss_fn = loss_fn or nn.CrossEntropyLoss()
+    return SharedHalf(HalfTrainer(model or seeded(ServerHalf), loss_fn, optimizer, device="cpu", **options))
 
 
 @pytest.fixture
 def endpoint():
-    with SplitEndpoint(half_of(), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("float32")) as endpoint:
         yield endpoint
 
 
@@ -54,9 +54,9 @@ def device_half():
 
 def everything(endpoint: SplitEndpoint):
     """A server half's weights and optimizer state."""
-    optimizer = endpoint.half.optimizer.state_dict()["state"]
+    optimizer = endpoint.halves.half.optimizer.state_dict()["state"]
     return {
-        **weights(endpoint.half.model),
+        **weights(endpoint.halves.half.model),
         **{f"{i}.{key}": value.clone() for i, state in optimizer.items() for key, value in state.items()},
     }
 
@@ -72,7 +72,7 @@ def test_loss_and_gradient_are_those_of_the_joined_model(endpoint, device_half):
         (3 * loss).backward()
     assert torch.equal(loss, wanted)
     assert torch.equal(seen.grad, 3 * features.grad)
-    assert not same(weights(endpoint.half.model), weights(server))
+    assert not same(weights(endpoint.halves.half.model), weights(server))
 
 
 def test_predict_returns_the_server_halfs_output_and_trains_nothing(endpoint, device_half):
@@ -111,11 +111,11 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
 
 def refused(endpoint, message, error, features, labels, match):
     """The step is refused by name, and the server half is as before."""
-    before, steps = everything(endpoint), endpoint.half.steps
+    before, steps = everything(endpoint), endpoint.halves.half.steps
     with pytest.raises(error, match=match), connect(message) as session:
         session.loss(features, labels)
     assert same(everything(endpoint), before)
-    assert endpoint.half.steps == steps
+    assert endpoint.halves.half.steps == steps
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_evaluation_tickets_do_not_train(endpoint, good):
 
 def test_a_loss_that_is_not_finite_changes_nothing(good):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
-    with SplitEndpoint(half_of(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(shared(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
         refused(endpoint, ticket_message(endpoint), StepRefused, good[0], torch.zeros(16), match="not finite")
 
 
@@ -183,13 +183,13 @@ def test_features_that_are_not_finite_stay_on_the_device(endpoint, good):
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_sent(good):
-    with SplitEndpoint(half_of(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
         refused(endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits")
 
 
 def test_a_short_last_batch_may_exceed_the_budget(device_half):
     codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3, reduction=4)
-    with SplitEndpoint(half_of(), codec) as endpoint:
+    with SplitEndpoint(shared(), codec) as endpoint:
         (x, y) = batches(1, rows=32)[0]
         with connect(ticket_message(endpoint)) as session:
             session.loss(device_half(x), y).backward()
@@ -198,15 +198,15 @@ def test_a_short_last_batch_may_exceed_the_budget(device_half):
 
 
 def test_limit_of_steps(good):
-    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(max_steps=2)) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(max_steps=2)) as endpoint:
         with pytest.raises(LimitExceeded, match="2 steps"), connect(ticket_message(endpoint)) as session:
             for _ in range(3):
                 session.loss(*good)
-        assert endpoint.half.steps == 2
+        assert endpoint.halves.half.steps == 2
 
 
 def test_a_matrix_over_the_limit(good):
-    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(max_matrix_bytes=4095)) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(max_matrix_bytes=4095)) as endpoint:
         refused(endpoint, ticket_message(endpoint), FeaturesRefused, *good, match="over 4095 bytes")
 
 
@@ -216,7 +216,7 @@ def test_a_device_that_fails_mid_turn_leaves_the_others_alone(endpoint, good):
         raise ZeroDivisionError
     with connect(ticket_message(endpoint, device="1")) as session:
         session.loss(*good)
-    assert endpoint.half.steps == 2
+    assert endpoint.halves.half.steps == 2
 
 
 def test_revoking_cancels_an_open_session(endpoint, good):
@@ -225,17 +225,17 @@ def test_revoking_cancels_an_open_session(endpoint, good):
         session.loss(*good)
         endpoint.revoke([Ticket.from_message(message).token])
         session.loss(*good)
-    assert endpoint.half.steps == 1
+    assert endpoint.halves.half.steps == 1
 
 
 def test_idle_sessions_are_cancelled(good):
-    with SplitEndpoint(half_of(), cut_codec("float32"), limits=Limits(idle_timeout_s=0.05)) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(idle_timeout_s=0.05)) as endpoint:
         with pytest.raises((SessionCancelled, TicketExpired)), connect(ticket_message(endpoint)) as session:
             session.loss(*good)
             time.sleep(0.2)
             endpoint.cancel_idle()
             session.loss(*good)
-        assert endpoint.half.steps == 1
+        assert endpoint.halves.half.steps == 1
 
 
 def test_nobody_at_the_address(endpoint, good):
@@ -257,7 +257,7 @@ def test_no_ticket_and_other_protocols(endpoint):
 
 def test_only_loopback():
     with pytest.raises(ValueError, match="plaintext"):
-        SplitEndpoint(half_of(), cut_codec("float32"), host="0.0.0.0")
+        SplitEndpoint(shared(), cut_codec("float32"), host="0.0.0.0")
 
 
 def exchange_raw(endpoint, frames):
@@ -315,7 +315,7 @@ def test_frames_out_of_order(endpoint, frames):
 def test_optimizer_state_between_turns(mode, shared, kept, device_half, good):
     """How many steps the optimizer has behind it: on the second device's first turn, the first's second."""
     steps = []
-    with SplitEndpoint(half_of(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
+    with SplitEndpoint(shared(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
         for device in ("a", "b", "a"):
             optimizer = ADAM(device_half.parameters())
             with connect(ticket_message(endpoint, device=device), optimizer=optimizer) as session:
@@ -348,5 +348,5 @@ def test_sessions_side_by_side(endpoint, device_half):
         thread.start()
     for thread in threads:
         thread.join()
-    assert endpoint.half.steps == endpoint.ledger.of(1, "train").steps == 40
+    assert endpoint.halves.half.steps == endpoint.ledger.of(1, "train").steps == 40
     assert endpoint.ledger.of(1, "train").sessions == 8
