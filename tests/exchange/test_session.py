@@ -36,14 +36,14 @@ from tests.local_grid import ticket_message
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 
 
-def shared(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> SharedHalf:
+def shared_half(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> SharedHalf:
     loss_fn = loss_fn or nn.CrossEntropyLoss()
     return SharedHalf(HalfTrainer(model or seeded(ServerHalf), loss_fn, optimizer, device="cpu", **options))
 
 
 @pytest.fixture
 def endpoint():
-    with SplitEndpoint(shared(), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("float32")) as endpoint:
         yield endpoint
 
 
@@ -172,7 +172,7 @@ def test_evaluation_tickets_do_not_train(endpoint, good):
 
 def test_a_loss_that_is_not_finite_changes_nothing(good):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
-    with SplitEndpoint(shared(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
         refused(endpoint, ticket_message(endpoint), StepRefused, good[0], torch.zeros(16), match="not finite")
 
 
@@ -183,13 +183,13 @@ def test_features_that_are_not_finite_stay_on_the_device(endpoint, good):
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_sent(good):
-    with SplitEndpoint(shared(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
         refused(endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits")
 
 
 def test_a_short_last_batch_may_exceed_the_budget(device_half):
     codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3, reduction=4)
-    with SplitEndpoint(shared(), codec) as endpoint:
+    with SplitEndpoint(shared_half(), codec) as endpoint:
         (x, y) = batches(1, rows=32)[0]
         with connect(ticket_message(endpoint)) as session:
             session.loss(device_half(x), y).backward()
@@ -198,7 +198,7 @@ def test_a_short_last_batch_may_exceed_the_budget(device_half):
 
 
 def test_limit_of_steps(good):
-    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(max_steps=2)) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("float32"), limits=Limits(max_steps=2)) as endpoint:
         with pytest.raises(LimitExceeded, match="2 steps"), connect(ticket_message(endpoint)) as session:
             for _ in range(3):
                 session.loss(*good)
@@ -206,7 +206,7 @@ def test_limit_of_steps(good):
 
 
 def test_a_matrix_over_the_limit(good):
-    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(max_matrix_bytes=4095)) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("float32"), limits=Limits(max_matrix_bytes=4095)) as endpoint:
         refused(endpoint, ticket_message(endpoint), FeaturesRefused, *good, match="over 4095 bytes")
 
 
@@ -229,7 +229,7 @@ def test_revoking_cancels_an_open_session(endpoint, good):
 
 
 def test_idle_sessions_are_cancelled(good):
-    with SplitEndpoint(shared(), cut_codec("float32"), limits=Limits(idle_timeout_s=0.05)) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("float32"), limits=Limits(idle_timeout_s=0.05)) as endpoint:
         with pytest.raises((SessionCancelled, TicketExpired)), connect(ticket_message(endpoint)) as session:
             session.loss(*good)
             time.sleep(0.2)
@@ -257,7 +257,7 @@ def test_no_ticket_and_other_protocols(endpoint):
 
 def test_only_loopback():
     with pytest.raises(ValueError, match="plaintext"):
-        SplitEndpoint(shared(), cut_codec("float32"), host="0.0.0.0")
+        SplitEndpoint(shared_half(), cut_codec("float32"), host="0.0.0.0")
 
 
 def exchange_raw(endpoint, frames):
@@ -315,7 +315,7 @@ def test_frames_out_of_order(endpoint, frames):
 def test_optimizer_state_between_turns(mode, shared, kept, device_half, good):
     """How many steps the optimizer has behind it: on the second device's first turn, the first's second."""
     steps = []
-    with SplitEndpoint(shared(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
+    with SplitEndpoint(shared_half(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
         for device in ("a", "b", "a"):
             optimizer = ADAM(device_half.parameters())
             with connect(ticket_message(endpoint, device=device), optimizer=optimizer) as session:
