@@ -9,8 +9,8 @@ from importlib.metadata import version
 from flwr_splitfc.clientapp import SplitClientApp
 from flwr_splitfc.codec import PayloadError, cut_codec
 from flwr_splitfc.exchange import Limits, SplitError, answer_device_query, connect, has_ticket
-from flwr_splitfc.model import JoinedModel
-from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitLearning
+from flwr_splitfc.model import JoinedModel, split_at
+from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
 
 __version__ = version("flwr-splitfc")
 
@@ -22,9 +22,12 @@ __all__ = [
     "SplitClientApp",
     "SplitError",
     "SplitFC",
+    "SplitFedV1",
+    "SplitFedV2",
     "SplitLearning",
     "answer_device_query",
     "connect",
     "cut_codec",
     "has_ticket",
+    "split_at",
 ]

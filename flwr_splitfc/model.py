@@ -1,8 +1,12 @@
-"""The two halves as one model."""
+"""Cutting a model in two halves, and joining them."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+_MODE_ARGUMENTS = ("training", "use_input_stats")
 
 
 class JoinedModel(nn.Module):
@@ -35,6 +39,19 @@ class JoinedModel(nn.Module):
         out: Tensor = self.server(self.device(x))
         return out
 
+    def unsplit_state_dict(self) -> dict[str, Tensor]:
+        """The entries of both halves under their own names: for halves of `split_at`, the model's that was cut.
+
+        Raises
+        ------
+        ValueError
+            If both halves have an entry of the same name.
+        """
+        device, server = self.device.state_dict(), self.server.state_dict()
+        if both := device.keys() & server.keys():
+            raise ValueError(f"both halves have {', '.join(sorted(both))}: they were not made by split_at")
+        return {**device, **server}
+
 
 def joined_state_dict(device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The `JoinedModel` state dict of two halves' entries, on the CPU."""
@@ -43,3 +60,124 @@ def joined_state_dict(device: Iterable[tuple[str, Tensor]], server: Iterable[tup
         for half, entries in (("device", device), ("server", server))
         for name, tensor in entries
     }
+
+
+def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
+    """Cut a model after a layer.
+
+    Parameters
+    ----------
+    model : nn.Module
+        An ``nn.Sequential``, or any module that `torch.fx` can trace and whose data passes the cut as
+        one tensor.
+    layer : str or int
+        The last layer of the device half: its name as in ``model.named_modules()``, such as ``"layer2"``
+        of a ResNet, or its number in an ``nn.Sequential``.
+
+    Returns
+    -------
+    tuple of nn.Module
+        The device half and the server half. They share the model's parameters, and their entries keep
+        its names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or the model cannot be cut there; the message says why.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> device, server = split_at(model, 1)
+    >>> list(device.state_dict()), list(server.state_dict())
+    (['0.weight', '0.bias'], ['2.weight', '2.bias'])
+    """
+    name = str(range(len(model))[layer]) if isinstance(layer, int) and isinstance(model, nn.Sequential) else str(layer)
+    if name not in dict(model.named_modules()) or not name:
+        children = ", ".join(child for child, _ in model.named_children())
+        raise ValueError(f"the model has no layer {layer!r}; its outermost layers are {children}")
+    if isinstance(model, nn.Sequential) and "." not in name:
+        return _split_sequential(model, name)
+    return _split_graph(model, name)
+
+
+def _split_sequential(model: nn.Sequential, name: str) -> tuple[nn.Sequential, nn.Sequential]:
+    children = list(model.named_children())
+    cut = [child for child, _ in children].index(name) + 1
+    if cut == len(children):
+        raise ValueError(f"{name!r} is the model's last layer: nothing is left for the server half")
+    return nn.Sequential(OrderedDict(children[:cut])), nn.Sequential(OrderedDict(children[cut:]))
+
+
+class _CutTracer(fx.Tracer):
+    """Keeps the layer before the cut whole."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name == self.layer or super().is_leaf_module(m, module_qualified_name)
+
+
+def _split_graph(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
+    graph = _trace(model, name)
+    cut = _only_call(graph, name)
+    before = _needed_for(cut)
+    device, server = fx.Graph(), fx.Graph()
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in before:
+            placed[node] = device.node_copy(node, placed.__getitem__)
+    device.output(placed[cut])
+
+    placed = {cut: server.placeholder("features")}
+    for node in graph.nodes:
+        used_after = any(user not in before for user in node.users)
+        if node in before and not (node.op == "get_attr" and used_after):
+            continue
+        if lost := [arg.name for arg in node.all_input_nodes if arg not in placed]:
+            raise ValueError(f"the model cannot be cut after {name!r}: {node.name} also needs {', '.join(lost)}")
+        placed[node] = server.node_copy(node, placed.__getitem__)
+
+    if shared := _modules(device) & _modules(server):
+        raise ValueError(f"the model cannot be cut after {name!r}: {', '.join(sorted(shared))} is used on both sides")
+    return fx.GraphModule(model, device, "DeviceHalf"), fx.GraphModule(model, server, "ServerHalf")
+
+
+def _trace(model: nn.Module, name: str) -> fx.Graph:
+    try:
+        graph = _CutTracer(name).trace(model)
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be cut after {name!r}, because torch.fx cannot trace it ({error}): "
+            "write its halves as two modules"
+        ) from error
+    for node in graph.nodes:
+        fixed = [key for key in _MODE_ARGUMENTS if key in node.kwargs]
+        if node.op == "call_function" and (fixed or node.target is functional.dropout):
+            raise ValueError(
+                f"the model cannot be cut by tracing: {node.name} would keep today's training mode for ever; "
+                "use the module (nn.Dropout, ...) instead of the function"
+            )
+    return graph
+
+
+def _only_call(graph: fx.Graph, name: str) -> fx.Node:
+    calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
+    if len(calls) != 1:
+        raise ValueError(f"the model cannot be cut after {name!r}: it is called {len(calls)} times in a pass, not once")
+    return calls[0]
+
+
+def _needed_for(node: fx.Node) -> set[fx.Node]:
+    needed, todo = {node}, [node]
+    while todo:
+        new = [arg for arg in todo.pop().all_input_nodes if arg not in needed]
+        needed.update(new)
+        todo += new
+    return needed
+
+
+def _modules(graph: fx.Graph) -> set[str]:
+    return {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}

@@ -3,5 +3,6 @@
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.split_learning import SplitLearning
 from flwr_splitfc.strategy.splitfc import SplitFC
+from flwr_splitfc.strategy.splitfed import SplitFedV1, SplitFedV2
 
-__all__ = ["RoundRobin", "SplitFC", "SplitLearning"]
+__all__ = ["RoundRobin", "SplitFC", "SplitFedV1", "SplitFedV2", "SplitLearning"]

@@ -172,7 +172,9 @@ def test_evaluation_tickets_do_not_train(endpoint, good):
 
 def test_a_loss_that_is_not_finite_changes_nothing(good):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
-    with SplitEndpoint(shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(
+        shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")
+    ) as endpoint:
         refused(endpoint, ticket_message(endpoint), StepRefused, good[0], torch.zeros(16), match="not finite")
 
 

@@ -1,0 +1,66 @@
+"""SplitFed: devices train in parallel."""
+
+from typing import Any
+
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import nn
+
+from flwr_splitfc.exchange.half import LossFn, OptimizerFn
+from flwr_splitfc.strategy.split_learning import SplitLearning
+
+
+class SplitFedV1(SplitLearning):
+    """Each sampled device trains against its own copy of the server half; both halves are averaged.
+
+    Implementation based on https://arxiv.org/abs/2004.12088
+
+    Parameters
+    ----------
+    server_model, loss_fn, optimizer
+        As in `SplitLearning`; each copy has a fresh optimizer each round.
+    devices : Strategy, optional
+        Samples devices and combines their halves; default `FedAvg()`.
+    **split_options
+        Other parameters as in `SplitLearning`.
+    """
+
+    def __init__(
+        self,
+        server_model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        *,
+        devices: Strategy | None = None,
+        **split_options: Any,
+    ) -> None:
+        split_options.setdefault("optimizer_state", "fresh")
+        super().__init__(
+            server_model, loss_fn, optimizer, devices=devices or FedAvg(), shared_server_half=False, **split_options
+        )
+
+
+class SplitFedV2(SplitLearning):
+    """Sampled devices train against one server half, which takes their batches as they come.
+
+    Implementation based on https://arxiv.org/abs/2004.12088
+
+    Parameters
+    ----------
+    server_model, loss_fn, optimizer
+        As in `SplitLearning`; the optimizer's state lives across batches, devices and rounds.
+    devices : Strategy, optional
+        Samples devices and combines their halves; default `FedAvg()`.
+    **split_options
+        Other parameters as in `SplitLearning`.
+    """
+
+    def __init__(
+        self,
+        server_model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        *,
+        devices: Strategy | None = None,
+        **split_options: Any,
+    ) -> None:
+        super().__init__(server_model, loss_fn, optimizer, devices=devices or FedAvg(), **split_options)

@@ -1,0 +1,108 @@
+"""Cutting models and joining halves."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+from flwr_splitfc import JoinedModel, split_at
+
+
+def check_cut(model: nn.Module, layer: str | int, x: Tensor) -> tuple[nn.Module, nn.Module]:
+    """Both halves do what the model does, in both modes, and their entries are the model's."""
+    device, server = split_at(model, layer)
+    joined = JoinedModel(device, server)
+    for mode in (True, False):
+        model.train(mode)
+        joined.train(mode)
+        assert torch.equal(joined(x), model(x))
+    merged = joined.unsplit_state_dict()
+    assert merged.keys() == model.state_dict().keys()
+    model.load_state_dict(merged)
+    assert set(map(id, joined.parameters())) == set(map(id, model.parameters()))
+    return device, server
+
+
+def sequential() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -2, "1"])
+def test_sequential(layer: int | str) -> None:
+    device, server = check_cut(sequential(), layer, torch.randn(8, 6))
+    assert isinstance(device, nn.Sequential)
+    assert isinstance(server, nn.Sequential)
+
+
+@pytest.mark.parametrize("layer", ["layer1", "layer2", "layer2.0", "maxpool"])
+def test_a_named_cut_of_a_resnet(layer: str) -> None:
+    with torch.no_grad():
+        device, server = check_cut(resnet18(num_classes=10), layer, torch.randn(2, 3, 32, 32))
+    assert "conv1.weight" in device.state_dict()
+    assert "fc.weight" in server.state_dict()
+
+
+class Skip(nn.Module):
+    """Adds its input to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+class Twice(nn.Module):
+    """Calls a layer on both sides of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.second(self.first(x)))
+
+
+class Branch(nn.Module):
+    """Depends on its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)) if x.sum() > 0 else x
+
+
+class FunctionalDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(functional.dropout(self.first(x), training=self.training))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "message"),
+    [
+        (sequential(), 3, "nothing is left"),
+        (sequential(), "seven", "no layer 'seven'; its outermost layers are 0, 1, 2, 3"),
+        (Skip(), "", "no layer ''"),
+        (Skip(), "first", "add also needs x"),
+        (Twice(), "second", "first is used on both sides"),
+        (Twice(), "first", "called 2 times"),
+        (Branch(), "first", "cannot trace it"),
+        (FunctionalDropout(), "first", "training mode for ever"),
+    ],
+)
+def test_where_a_model_cannot_be_cut_it_says_why(model: nn.Module, layer: int | str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_at(model, layer)
+
+
+def test_halves_of_ones_own_may_share_names() -> None:
+    with pytest.raises(ValueError, match="both halves have bias, weight"):
+        JoinedModel(nn.Linear(2, 2), nn.Linear(2, 2)).unsplit_state_dict()
