@@ -1,7 +1,6 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -69,8 +68,8 @@ class SplitClientApp(ClientApp):
     -----
     The message's config (``train_config`` and ``evaluate_config`` of `Strategy.start`) may hold
     ``steps-per-turn`` (default: one pass over the batches; a longer turn starts over), ``learning-rate``
-    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`) and, for training
-    without a ticket, ``seed``.
+    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`), ``proximal-mu``, which
+    `FedProx` sends, and, for training without a ticket, ``seed``.
 
     Examples
     --------
@@ -115,13 +114,14 @@ class SplitClientApp(ClientApp):
         optimizer = self.optimizer(model.parameters())
         for group in optimizer.param_groups:
             group["lr"] = config.get("learning-rate", group["lr"])
-        if has_ticket(message):
-            with connect(message, optimizer=optimizer) as server:
-                for x, y in self._turn(batches, config):
-                    _step(optimizer, server.loss(model(x), y))
-                metrics = server.metrics()
-        else:
-            metrics = self._train_joined(model, optimizer, self._turn(batches, config))
+        pull = _Proximal(model, float(str(config.get("proximal-mu", 0.0))))
+        with connect(message, optimizer=optimizer) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
+            for x, y in self._turn(batches, config):
+                optimizer.zero_grad()
+                server.loss(model(x), y).backward()
+                pull.add()
+                optimizer.step()
+            metrics = server.metrics()
         arrays = ArrayRecord(model.state_dict())
         return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
 
@@ -129,19 +129,13 @@ class SplitClientApp(ClientApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         model, (_, batches) = self._prepare(message, context)
         model.eval()
-        metrics: dict[str, int | float] = {}
         sums: dict[str, float] = {}
-        rows = 0
-        with connect(message) if has_ticket(message) else nullcontext() as server:
+        with connect(message) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
             for x, y in self._on_device(batches):
-                outputs = server.predict(model(x)) if server else model(x)
-                rows += len(x)
-                for key, value in self._batch_metrics(outputs, y).items():
+                for key, value in self._batch_metrics(server.predict(model(x)), y).items():
                     sums[key] = sums.get(key, 0.0) + value * len(x)
-            if server:
-                metrics.update(server.metrics())
-        metrics.update({key: value / max(rows, 1) for key, value in sums.items()})
-        metrics["num-examples"] = rows
+            metrics = server.metrics()
+        metrics.update({key: value / max(metrics["num-examples"], 1) for key, value in sums.items()})
         return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
     def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
@@ -160,17 +154,6 @@ class SplitClientApp(ClientApp):
                 "give SplitClientApp a server_model and a loss_fn for that"
             )
         return JoinedModel(_make(self.model, context), _make(self.server_model, context))
-
-    def _train_joined(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
-    ) -> dict[str, int | float]:
-        assert self.loss_fn is not None
-        rows, steps, loss_sum = 0, 0, 0.0
-        for x, y in batches:
-            loss = self.loss_fn(model(x), y)
-            _step(optimizer, loss)
-            rows, steps, loss_sum = rows + len(x), steps + 1, loss_sum + loss.item() * len(x)
-        return {"num-examples": rows, "steps": steps, "train_loss": loss_sum / max(rows, 1)}
 
     def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
         metrics = self.metrics_fn(outputs, labels)
@@ -205,10 +188,49 @@ def _turn_seed(message: Message, context: Context) -> int:
     return derive_seed(str(config.get("seed", 0)), device_name(context), str(config.get("server-round", 0)))
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+class _Unsplit:
+    """What a session is where the whole model is at hand: the loss is computed here."""
+
+    def __init__(self, loss_fn: LossFn | None) -> None:
+        self._loss_fn = loss_fn
+        self._rows, self._steps = 0, 0
+        self._loss_sum: float | None = None
+
+    def __enter__(self) -> "_Unsplit":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        assert self._loss_fn is not None  # _joined has seen to it
+        loss = self._loss_fn(outputs, labels)
+        self._loss_sum = (self._loss_sum or 0.0) + loss.item() * len(outputs)
+        self.predict(outputs)
+        return loss
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        self._rows += len(outputs)
+        self._steps += 1
+        return outputs
+
+    def metrics(self) -> dict[str, int | float]:
+        trained = {} if self._loss_sum is None else {"train_loss": self._loss_sum / max(self._rows, 1)}
+        return {"num-examples": self._rows, "steps": self._steps, **trained}
+
+
+class _Proximal:
+    """FedProx's pull towards the weights that the message brought: the gradient of ``mu / 2 |w - w0|^2``."""
+
+    def __init__(self, model: nn.Module, mu: float) -> None:
+        self._mu = mu
+        self._parameters = [p for p in model.parameters() if p.requires_grad] if mu else []
+        self._start = [p.detach().clone() for p in self._parameters]
+
+    def add(self) -> None:
+        for parameter, start in zip(self._parameters, self._start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self._mu)
 
 
 def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

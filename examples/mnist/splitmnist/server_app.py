@@ -1,6 +1,7 @@
 """The server's side: a strategy, the server half, and the test set."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,26 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import nn
 
-from flwr_splitfc import JoinedModel, RoundRobin, SplitFC, SplitLearning, cut_codec
+from flwr_splitfc import JoinedModel, RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning, cut_codec
 from flwr_splitfc.codec import codec_settings
 from flwr_splitfc.exchange import Ledger, MeteredGrid
 from flwr_splitfc.report import Progress
 from splitmnist.task import RunConfig, datasets_of, device_half, evaluate, server_half
+
+SPLIT: dict[str, type[SplitLearning]] = {
+    "splitfc": SplitFC,
+    "split-learning": SplitLearning,
+    "splitfed-v1": SplitFedV1,
+    "splitfed-v2": SplitFedV2,
+}
+UNSPLIT: dict[str, Callable[..., Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": partial(FedProx, proximal_mu=0.1),
+    "fedadam": partial(FedAdam, eta=1e-2, tau=1e-3),
+}
 
 app = ServerApp()
 logger = logging.getLogger("flwr")
@@ -31,13 +44,13 @@ def main(grid: Grid, context: Context) -> None:
         "train_config": ConfigRecord({key: config[key] for key in ("learning-rate", "seed", "torch-threads")}),
         "evaluate_config": ConfigRecord({"torch-threads": config["torch-threads"]}),
     }
-    name = config["strategy"]
-    if name == "fedavg":
-        progress = run_fedavg(grid, config, options)
-    elif name in ("splitfc", "split-learning"):
+    name = str(config["strategy"])
+    if name in UNSPLIT:
+        progress = run_unsplit(grid, config, options)
+    elif name in SPLIT:
         progress = run_split(grid, config, options)
     else:
-        raise ValueError(f"strategy is {name!r}, wanted splitfc, split-learning or fedavg")
+        raise ValueError(f"strategy is {name!r}, wanted one of {', '.join([*SPLIT, *UNSPLIT])}")
 
     path = Path(str(config["results-dir"])).expanduser().resolve() / "results.json"
     progress.write(path, run_config=dict(config), seed=config["seed"])
@@ -51,19 +64,17 @@ def run_split(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progres
         "server_model": server_half(test.spec, int(config["seed"])),
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": partial(torch.optim.Adam, lr=float(config["learning-rate"])),
-        "devices": sampling(config),
+        "devices": sampling(str(config["devices"]), config),
         "evaluate_every": int(config["evaluate-every"]),
         "optimizer_state": config["optimizer-state"],
         "seed": int(config["seed"]),
     }
+    name = str(config["strategy"])
     cut: dict[str, Any] = {key.replace("-", "_"): config[key] for key in ("uplink-bits", "downlink-bits", "reduction")}
-    strategy: SplitLearning
-    if config["strategy"] == "splitfc":
-        strategy = SplitFC(**settings, **cut)
-    else:
-        name = str(config["codec"])
-        codec = cut_codec(name, **{key: value for key, value in cut.items() if key in codec_settings(name)})
-        strategy = SplitLearning(**settings, codec=codec)
+    if name != "splitfc":
+        codec = str(config["codec"])
+        cut = {"codec": cut_codec(codec, **{key: cut[key] for key in cut if key in codec_settings(codec)})}
+    strategy = SPLIT[name](**settings, **cut)
 
     def evaluate_joined(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = strategy.joined_model(device_half(test.spec, 0), arrays)
@@ -74,8 +85,8 @@ def run_split(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progres
     return strategy.progress
 
 
-def run_fedavg(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progress:
-    """Flower's own FedAvg: devices have the whole model. The grid counts its bytes for the same table."""
+def run_unsplit(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progress:
+    """Flower's own strategies: devices have the whole model. The grid counts its bytes for the same table."""
     test, seed = datasets_of(config)[1], int(config["seed"])
     joined = JoinedModel(device_half(test.spec, seed), server_half(test.spec, seed))
     ledger = Ledger()
@@ -85,7 +96,7 @@ def run_fedavg(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progre
         joined.load_state_dict(arrays.to_torch_state_dict())
         return MetricRecord({**evaluate(joined, test)})
 
-    sampling(config).start(
+    sampling(str(config["strategy"]), config).start(
         MeteredGrid(grid, ledger),
         ArrayRecord(joined.state_dict()),
         evaluate_fn=progress.watch(evaluate_joined),
@@ -94,14 +105,14 @@ def run_fedavg(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progre
     return progress
 
 
-def sampling(config: RunConfig) -> FedAvg:
-    """Who trains in a round: a sample of the devices, or one after the other."""
+def sampling(name: str, config: RunConfig) -> Strategy:
+    """Who trains in a round and how what they trained is combined."""
     everyone: dict[str, Any] = {
         "min_available_nodes": int(config["num-devices"]),
         "fraction_evaluate": float(bool(config["evaluate-on-devices"])),
     }
-    if config["devices"] == "fedavg":
-        return FedAvg(fraction_train=float(config["fraction-train"]), **everyone)
-    if config["devices"] == "round-robin":
+    if name == "round-robin":
         return RoundRobin(**everyone)
-    raise ValueError(f"devices is {config['devices']!r}, wanted round-robin or fedavg")
+    if name not in UNSPLIT:
+        raise ValueError(f"devices is {name!r}, wanted one of {', '.join(['round-robin', *UNSPLIT])}")
+    return UNSPLIT[name](fraction_train=float(config["fraction-train"]), **everyone)
