@@ -139,12 +139,12 @@ class SplitClientApp(ClientApp):
         return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
     def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
-        """The model with the message's arrays, and the data; everything random from here on is seeded."""
+        """The model with the message's arrays, and the data; everything random from there on is seeded."""
         torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
-        torch.manual_seed(_turn_seed(message, context))
         model = (_make(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
         arrays = next(iter(message.content.array_records.values()))
         model.load_state_dict(arrays.to_torch_state_dict())
+        torch.manual_seed(_turn_seed(message, context))
         return model, self.load_data(context)
 
     def _joined(self, context: Context) -> JoinedModel:

@@ -76,4 +76,9 @@ def turn_order(names: dict[int, str]) -> list[int]:
     [17, 901, 55]
     """
     nodes = {name: node_id for node_id, name in names.items()}
-    return [nodes[name] for name in sorted(nodes, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))]
+    return [nodes[name] for name in sorted(nodes, key=name_order)]
+
+
+def name_order(name: str) -> tuple[bool, int, str]:
+    """Sort key of device names: numbers first, as numbers."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name

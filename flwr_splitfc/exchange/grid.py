@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_splitfc.exchange.devices import Devices
+from flwr_splitfc.exchange.devices import Devices, name_order
 from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
 from flwr_splitfc.exchange.ticket import TICKET_KEY, Purpose
@@ -120,9 +120,11 @@ class SplitGrid(MeteredGrid):
         try:
             for message in split:
                 tokens.append(self._add_ticket(message, names[message.metadata.dst_node_id]))
-            return self._push_and_pull(messages, dict(zip(map(id, split), tokens, strict=True)), timeout)
+            replies = self._push_and_pull(messages, dict(zip(map(id, split), tokens, strict=True)), timeout)
         finally:
             self.endpoint.end_round(tokens)
+        # Float sums depend on their order: let it be the devices', not that of sampling or of arrival.
+        return sorted(replies, key=lambda reply: name_order(names.get(reply.metadata.src_node_id, "")))
 
     def _add_ticket(self, message: Message, device: str) -> str:
         purpose = purpose_of(message)

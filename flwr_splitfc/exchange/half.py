@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,14 @@ SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSched
 
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
+
+
+class Update(NamedTuple):
+    """One mini-batch that a server half was trained on."""
+
+    server_round: int
+    device: str
+    step: int
 
 
 class HalfTrainer:
@@ -42,6 +51,13 @@ class HalfTrainer:
         CUDA where present, otherwise the CPU.
     seed : int (default: 0)
         Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's own generators alone.
+
+    Attributes
+    ----------
+    steps : int
+        Mini-batches so far.
+    record_updates : bool
+        Whether to write down in `updates` which batches came, in the order in which they were applied.
     """
 
     def __init__(
@@ -70,6 +86,8 @@ class HalfTrainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.steps = 0
+        self.record_updates = False
+        self.updates: list[Update] = []
         self.feature_shape: tuple[int, ...] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._lock = Lock()
@@ -92,13 +110,15 @@ class HalfTrainer:
         copy.feature_shape = self.feature_shape
         return copy
 
-    def step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    def step(self, features: Tensor, labels: Tensor, origin: Update | None = None) -> tuple[float, Tensor]:
         """Train on one mini-batch.
 
         Parameters
         ----------
         features : Tensor of shape (B, ...)
         labels : Tensor of shape (B, ...)
+        origin : Update, optional
+            Where the batch comes from, for `updates`.
 
         Returns
         -------
@@ -117,6 +137,8 @@ class HalfTrainer:
             self._check_finite(loss, [x_grad, *grads])
             self._apply(grads)
             self.steps += 1
+            if self.record_updates and origin is not None:
+                self.updates.append(origin)
             self.feature_shape = tuple(features.shape[1:])
         return loss.item(), torch.zeros_like(features) if x_grad is None else x_grad.cpu()
 

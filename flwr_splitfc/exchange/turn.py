@@ -10,6 +10,7 @@ from flwr.app import Array
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, LimitExceeded, ProtocolError
+from flwr_splitfc.exchange.half import Update
 from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import Traffic
 from flwr_splitfc.exchange.limits import Limits
@@ -128,7 +129,7 @@ class Turn:
         labels = self._labels(step.labels, rows)
         decoded = time.perf_counter()
 
-        loss, gradient = self.half.step(features, labels)
+        loss, gradient = self.half.step(features, labels, Update(self.server_round, self.device, step.number))
 
         self._rows += rows
         stepped = time.perf_counter()

@@ -21,7 +21,7 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     SplitGrid,
 )
-from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn, Update
 from flwr_splitfc.exchange.states import OptimizerState
 from flwr_splitfc.exchange.ticket import Purpose
 from flwr_splitfc.model import JoinedModel, joined_state_dict
@@ -67,6 +67,8 @@ class SplitLearning(Strategy):
         Everything random at the cut and in the server half follows from it.
     host : str (default: "127.0.0.1"), port : int (default: 0, any free one), limits : Limits, optional
         Of the split endpoint, as in `flwr_splitfc.exchange.SplitEndpoint`.
+    record_updates : bool (default: False)
+        Write down in `updates` which device's batch the shared server half was trained on when.
     save_to : path, optional
         A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the end of `start`.
 
@@ -74,6 +76,9 @@ class SplitLearning(Strategy):
     ----------
     server_model : nn.Module
         The server half as trained so far.
+    updates : list of Update
+        With `record_updates`, the (round, device, step) of each mini-batch, in the order in which the
+        server half took them.
     ledger : Ledger
         All traffic of the run.
     progress : Progress
@@ -110,6 +115,7 @@ class SplitLearning(Strategy):
         host: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
+        record_updates: bool = False,
         save_to: str | Path | None = None,
     ) -> None:
         self.half = HalfTrainer(
@@ -122,6 +128,7 @@ class SplitLearning(Strategy):
             device=device,
             seed=seed,
         )
+        self.half.record_updates = record_updates
         self.server_model = self.half.model
         self.codec = cut_codec(codec) if isinstance(codec, str) else codec
         self.devices = RoundRobin() if devices is None else devices
@@ -218,6 +225,11 @@ class SplitLearning(Strategy):
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
+
+    @property
+    def updates(self) -> list[Update]:
+        """The shared server half's mini-batches, in order."""
+        return self.half.updates
 
     # -- the joined model ------------------------------------------------------------------------
 
