@@ -1,10 +1,10 @@
 """The server half in training: one step is applied as a whole, or not at all."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,32 @@ class HalfTrainer:
         )
         copy.feature_shape = self.feature_shape
         return copy
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: weights, buffers, optimizer, scheduler, unapplied gradients, counts."""
+        with self._lock:
+            return {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "gradients": [parameter.grad for parameter in self._parameters],
+                "steps": self.steps,
+                "feature_shape": self.feature_shape,
+                "updates": [tuple(update) for update in self.updates],
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, for the same kind of model and optimizer."""
+        with self._lock:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            for parameter, gradient in zip(self._parameters, state["gradients"], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(self.device)
+            self.steps = state["steps"]
+            self.feature_shape = state["feature_shape"]
+            self.updates = [Update(*update) for update in state["updates"]]
 
     def step(self, features: Tensor, labels: Tensor, origin: Update | None = None) -> tuple[float, Tensor]:
         """Train on one mini-batch.

@@ -1,12 +1,15 @@
 """The ledger of bytes: what crossed the wire, by direction and kind, per round."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 from flwr_splitfc.exchange.ticket import Purpose
 
 UPLINK_KINDS = ("features", "labels", "state", "model", "framing")
+DIGEST_BITS = 128
 DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing")
 
 
@@ -15,7 +18,9 @@ class Traffic:
     """Counts of one session, or the sum over many.
 
     `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
-    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it.
+    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. `digest` is of all
+    payloads (features, labels, gradients, logits) in their order within a session; over sessions it adds up,
+    so that their order does not show.
     """
 
     sessions: int = 0
@@ -27,6 +32,7 @@ class Traffic:
     server_codec_seconds: float = 0.0
     uplink_bytes: Counter[str] = field(default_factory=Counter)
     downlink_bytes: Counter[str] = field(default_factory=Counter)
+    digest: int = 0
 
     def add(self, other: "Traffic") -> None:
         """Add another session's counts to these."""
@@ -39,6 +45,7 @@ class Traffic:
         self.server_codec_seconds += other.server_codec_seconds
         self.uplink_bytes.update(other.uplink_bytes)
         self.downlink_bytes.update(other.downlink_bytes)
+        self.digest = (self.digest + other.digest) % 2**DIGEST_BITS
 
     @property
     def uplink_bits_per_entry(self) -> float:
@@ -72,6 +79,18 @@ class Traffic:
         }
 
 
+def traffic_to_json(traffic: Traffic) -> dict[str, Any]:
+    """The counts as JSON holds them; `traffic_from_json` takes them back exactly."""
+    ways = {"uplink_bytes": dict(traffic.uplink_bytes), "downlink_bytes": dict(traffic.downlink_bytes)}
+    return {**vars(traffic), **ways, "digest": f"{traffic.digest:032x}"}
+
+
+def traffic_from_json(counts: Mapping[str, Any]) -> Traffic:
+    """What `traffic_to_json` was given."""
+    ways = {way: Counter(counts[way]) for way in ("uplink_bytes", "downlink_bytes")}
+    return Traffic(**{**counts, **ways, "digest": int(counts["digest"], 16)})
+
+
 class Ledger:
     """The traffic of a run per round and purpose; safe to use from many threads."""
 
@@ -90,6 +109,12 @@ class Ledger:
         with self._lock:
             total.add(self._traffic.get((server_round, purpose), Traffic()))
         return total
+
+    def digest(self) -> str:
+        """Of all payloads of the run: equal for two runs that sent the same bytes, in hexadecimal."""
+        both = self.total("train")
+        both.add(self.total("evaluate"))
+        return f"{both.digest:032x}"
 
     def total(self, purpose: Purpose) -> Traffic:
         """The sum over all rounds so far."""

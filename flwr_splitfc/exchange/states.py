@@ -1,6 +1,6 @@
 """What devices keep between turns, held by the server: optimizer state, and anything else they name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Literal, get_args
@@ -45,6 +45,23 @@ class DeviceStates:
         """What `device` gets at the start of its next turn."""
         with self._lock:
             return Kept(self._optimizer.get(self._owner(device), ()), self._state.get(device, ()))
+
+    def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
+        """All that is kept, as wire bytes."""
+        with self._lock:
+            both = {"optimizer": self._optimizer, "state": self._state}
+            return {
+                what: {owner: [tensor.SerializeToString() for tensor in tensors] for owner, tensors in kept.items()}
+                for what, kept in both.items()
+            }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Sequence[bytes]]]) -> None:
+        """Keep what `state_dict` gave."""
+        with self._lock:
+            for what, kept in (("optimizer", self._optimizer), ("state", self._state)):
+                kept.clear()
+                for owner, tensors in state[what].items():
+                    kept[owner] = tuple(pb.Tensor.FromString(tensor) for tensor in tensors)
 
     def keep(self, device: str, kept: Kept) -> None:
         """Take what `device` left at the end of a turn."""

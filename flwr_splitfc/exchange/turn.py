@@ -1,5 +1,6 @@
 """The server's end of one session: what it answers to each frame, and what it counts."""
 
+import hashlib
 import math
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, LimitExceeded, ProtocolError
 from flwr_splitfc.exchange.half import Update
 from flwr_splitfc.exchange.halves import Halves
-from flwr_splitfc.exchange.ledger import Traffic
+from flwr_splitfc.exchange.ledger import DIGEST_BITS, Traffic
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates, Kept
 from flwr_splitfc.exchange.tensors import pack_tensor
@@ -73,6 +74,7 @@ class Turn:
         self.done = False
         self._steps = 0
         self._rows = 0
+        self._hash = hashlib.blake2b(f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8)
         self._full_rows = 0
 
     def open(self) -> pb.ServerFrame:
@@ -94,14 +96,23 @@ class Turn:
         match frame.WhichOneof("kind"):
             case "step":
                 self._count_step(frame.step.number)
-                return pb.ServerFrame(stepped=self._step(frame.step))
+                stepped = self._step(frame.step)
+                self._digest(frame.step.features.data, frame.step.labels, stepped.gradient.data)
+                return pb.ServerFrame(stepped=stepped)
             case "predict":
                 self._count_step(frame.predict.number)
-                return pb.ServerFrame(predicted=self._predict(frame.predict))
+                predicted = self._predict(frame.predict)
+                self._digest(frame.predict.features.data, predicted.logits.data)
+                return pb.ServerFrame(predicted=predicted)
             case "close":
                 return pb.ServerFrame(closed=self._close(frame.close))
             case kind:
                 raise ProtocolError(f"a frame of kind {kind!r} cannot come here")
+
+    def _digest(self, *payloads: bytes) -> None:
+        for payload in payloads:
+            self._hash.update(len(payload).to_bytes(8, "little"))
+            self._hash.update(payload)
 
     def settle(self) -> None:
         """The device has replied to the strategy: hand the trained half back, once."""
@@ -157,6 +168,7 @@ class Turn:
             self.traffic.device_codec_seconds = close.codec_seconds
         if self.purpose == "train":
             self.states.keep(self.device, Kept(tuple(close.optimizer), tuple(close.state)))
+        self.traffic.digest = int.from_bytes(self._hash.digest(), "little")
         self.done = True
         return pb.Closed()
 

@@ -51,6 +51,12 @@ class Progress:
         self.evaluate_every = evaluate_every
         self.rows: list[Row] = []
         self._started = self._round_started = time.monotonic()
+        self._resumed_rows = 0
+
+    def resume(self) -> None:
+        """Take the rows so far as a former process's: time starts now."""
+        self._resumed_rows = len(self.rows)
+        self._started = self._round_started = time.monotonic()
 
     def due(self, server_round: int) -> bool:
         """Whether `server_round` evaluates."""
@@ -101,7 +107,8 @@ class Progress:
 
     def _line(self) -> str:
         row = self.rows[-1]
-        left_s = (time.monotonic() - self._started) / len(self.rows) * (self.num_rounds - len(self.rows))
+        done = len(self.rows) - self._resumed_rows
+        left_s = (time.monotonic() - self._started) / done * (self.num_rounds - len(self.rows))
         megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
         bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
         return (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -26,6 +27,17 @@ from flwr_splitfc.exchange.states import OptimizerState
 from flwr_splitfc.exchange.ticket import Purpose
 from flwr_splitfc.model import JoinedModel, joined_state_dict
 from flwr_splitfc.report.progress import EvaluateFn, Progress
+from flwr_splitfc.strategy.checkpoint import (
+    CheckpointError,
+    check_resumable,
+    devices_state,
+    load_checkpoint,
+    random_state,
+    restore_devices,
+    restore_random_state,
+    save_checkpoint,
+)
+from flwr_splitfc.strategy.history import History
 from flwr_splitfc.strategy.round_robin import RoundRobin
 
 logger = getLogger("flwr")
@@ -69,6 +81,12 @@ class SplitLearning(Strategy):
         Of the split endpoint, as in `flwr_splitfc.exchange.SplitEndpoint`.
     record_updates : bool (default: False)
         Write down in `updates` which device's batch the shared server half was trained on when.
+    checkpoint : path, optional
+        A folder in which the run's state is replaced after each round. `start` goes on from what it finds
+        there: the round after the last complete one, as if nothing had happened. Strategies in `devices`
+        with state of their own need methods ``state_dict`` and ``load_state_dict``; of Flower's, `FedAvg`,
+        `FedProx`, `FedAdam`, `FedYogi`, `FedAdagrad`, `FedAvgM`, `FedMedian`, `FedTrimmedAvg`, `Krum`,
+        `MultiKrum` and `Bulyan` are known.
     save_to : path, optional
         A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the end of `start`.
 
@@ -116,6 +134,7 @@ class SplitLearning(Strategy):
         port: int = 0,
         limits: Limits | None = None,
         record_updates: bool = False,
+        checkpoint: str | Path | None = None,
         save_to: str | Path | None = None,
     ) -> None:
         self.half = HalfTrainer(
@@ -137,11 +156,17 @@ class SplitLearning(Strategy):
         self.optimizer_state: OptimizerState = optimizer_state or (
             "relay" if isinstance(self.devices, RoundRobin) else "per-device"
         )
-        DeviceStates(self.optimizer_state)  # a wrong one is an error here, not at start
         self.ledger = Ledger()
         self.progress = Progress(0, self.ledger, evaluate_every=evaluate_every)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
+        if self.checkpoint is not None:
+            check_resumable(self.devices)
         self._seed, self._host, self._port, self._limits = seed, host, port, limits
+        self._states = DeviceStates(self.optimizer_state)
+        self._history = History()
+        self._rounds_done = 0
+        self._trained: MetricRecord | None = None
         self._evaluation: MetricRecord | None = None
 
     # -- Strategy --------------------------------------------------------------------------------
@@ -160,57 +185,72 @@ class SplitLearning(Strategy):
 
         Parameters are those of `Strategy.start`; `initial_arrays` and what `evaluate_fn` gets are the
         device half (see `joined_model` for the whole). Sessions still open after `timeout` seconds of
-        a round are cancelled.
+        a round are cancelled. With `checkpoint`, rounds that are done are not done again, and the
+        `Result` holds all of them.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is damaged, foreign, or of a run with other settings; it is left as it is.
         """
         self.ledger = Ledger()
+        self._states = DeviceStates(self.optimizer_state)
+        self._history = History()
         self.progress = Progress(num_rounds, self.ledger, evaluate_every=self.evaluate_every)
         endpoint = SplitEndpoint(
             SharedHalf(self.half) if self.shared_server_half else CopiedHalves(self.half),
             self.codec,
             ledger=self.ledger,
-            states=DeviceStates(self.optimizer_state),
+            states=self._states,
             seed=self._seed,
             host=self._host,
             port=self._port,
             limits=self._limits,
         )
+        arrays = self._resume(initial_arrays)
         with endpoint:
             result = super().start(
                 SplitGrid(grid, endpoint),
-                initial_arrays,
-                num_rounds,
+                arrays,
+                max(num_rounds - self._rounds_done, 0),
                 timeout,
                 train_config,
                 evaluate_config,
-                self.progress.watch(evaluate_fn, lambda: self._evaluation),
+                self._end_of_round(evaluate_fn),
             )
+        self._history.fill(result)
+        result.arrays = result.arrays or arrays
         if self.save_to is not None:
-            self.save(self.save_to, result.arrays or initial_arrays)
+            self.save(self.save_to, result.arrays)
         return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As `devices` says."""
-        return self.devices.configure_train(server_round, arrays, config, grid)
+        return self.devices.configure_train(self._rounds_done + server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The device halves combined as `devices` says; bytes, steps and loss as the server measured them."""
+        server_round += self._rounds_done
         arrays, metrics = self.devices.aggregate_train(server_round, replies)
-        return arrays, self._with_totals(metrics, server_round, "train")
+        self._trained = self._with_totals(metrics, server_round, "train")
+        return arrays, self._trained
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As `devices` says, in the rounds that evaluate."""
+        server_round += self._rounds_done
         if not self.progress.due(server_round):
             return []
         return self.devices.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As `devices` says, with the bytes of the round's evaluation."""
+        server_round += self._rounds_done
         replies = list(replies)
         self._evaluation = None
         if replies:
@@ -230,6 +270,71 @@ class SplitLearning(Strategy):
     def updates(self) -> list[Update]:
         """The shared server half's mini-batches, in order."""
         return self.half.updates
+
+    # -- rounds that are done --------------------------------------------------------------------
+
+    def _end_of_round(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn:
+        """Flower's own hook: evaluate, report, and write down what has happened."""
+        report = self.progress.watch(evaluate_fn, lambda: self._evaluation)
+
+        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round == 0 and self._history.lines:
+                return None  # a run that goes on evaluated its start long ago
+            server_round += self._rounds_done
+            central = report(server_round, arrays)
+            self._history.add(server_round, self.ledger, self.progress, self._trained, self._evaluation, central)
+            if self.checkpoint is not None:
+                save_checkpoint(self.checkpoint, self._state(server_round, arrays))
+            return central
+
+        return end_of_round
+
+    def _settings(self) -> dict[str, str]:
+        """What two runs must share for one to go on where the other stopped."""
+        return {
+            "strategy": type(self).__name__,
+            "codec": repr(self.codec),
+            "devices": type(self.devices).__name__,
+            "server half": "shared" if self.shared_server_half else "copied",
+            "optimizer_state": self.optimizer_state,
+            "seed": str(self._seed),
+        }
+
+    def _state(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
+        return {
+            "settings": self._settings(),
+            "round": server_round,
+            "arrays": dict(arrays.to_torch_state_dict()),
+            "half": self.half.state_dict(),
+            "device_states": self._states.state_dict(),
+            "devices": devices_state(self.devices),
+            "random": random_state(),
+            "history": self._history.lines,
+        }
+
+    def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Take up the checkpoint, if there is one; the device half to start from."""
+        self._rounds_done = 0
+        state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
+        if state is None:
+            return initial_arrays
+        settings = self._settings()
+        if changed := [key for key in settings if state["settings"].get(key) != settings[key]]:
+            was = ", ".join(f"{key} {state['settings'].get(key)!r}, now {settings[key]!r}" for key in changed)
+            raise CheckpointError(f"the checkpoint in {self.checkpoint} is of another run: {was}")
+        try:
+            self.half.load_state_dict(state["half"])
+            self._states.load_state_dict(state["device_states"])
+            restore_devices(self.devices, state["devices"])
+            arrays = ArrayRecord(state["arrays"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint in {self.checkpoint} does not fit this run: {error}") from error
+        self._history.lines = list(state["history"])
+        self._history.restore(self.ledger, self.progress)
+        restore_random_state(state["random"])
+        self._rounds_done = int(state["round"])
+        logger.info("Goes on after round %d, from %s", self._rounds_done, self.checkpoint)
+        return arrays
 
     # -- the joined model ------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""What has happened in a run, a line of JSON for each round."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from flwr.app import MetricRecord
+from flwr.serverapp.strategy import Result
+
+from flwr_splitfc.exchange.ledger import Ledger, traffic_from_json, traffic_to_json
+from flwr_splitfc.exchange.ticket import Purpose
+from flwr_splitfc.report.progress import Progress
+
+Metrics = Mapping[str, Any] | None
+
+
+class History:
+    """The rounds so far: their metrics, traffic and progress rows.
+
+    Lines are written once, so that a checkpoint costs the same after a thousand rounds as after ten.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(
+        self, server_round: int, ledger: Ledger, progress: Progress, train: Metrics, evaluate: Metrics, central: Metrics
+    ) -> None:
+        """Write a finished round; round 0 is the evaluation before the first."""
+        line = {
+            "round": server_round,
+            "train": train and dict(train),
+            "evaluate": evaluate and dict(evaluate),
+            "central": central and dict(central),
+            "row": progress.rows[-1] if server_round else None,
+            "traffic": {purpose: traffic_to_json(ledger.of(server_round, purpose)) for purpose in get_args(Purpose)},
+        }
+        self.lines.append(json.dumps(line))
+
+    def restore(self, ledger: Ledger, progress: Progress) -> None:
+        """Bring a new ledger and progress to where the old ones were."""
+        for line in map(json.loads, self.lines):
+            for purpose, counts in line["traffic"].items():
+                ledger.add(line["round"], purpose, traffic_from_json(counts))
+            if line["row"]:
+                progress.rows.append(line["row"])
+        progress.resume()
+
+    def fill(self, result: Result) -> None:
+        """Make `result` hold all rounds, under their own numbers."""
+        kinds = {
+            "train": result.train_metrics_clientapp,
+            "evaluate": result.evaluate_metrics_clientapp,
+            "central": result.evaluate_metrics_serverapp,
+        }
+        for kind, records in kinds.items():
+            records.clear()
+            for line in map(json.loads, self.lines):
+                if line[kind] is not None:
+                    records[line["round"]] = MetricRecord(line[kind])
