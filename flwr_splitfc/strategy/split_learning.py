@@ -352,15 +352,22 @@ class SplitLearning(Strategy):
         return joined_state_dict(arrays.to_torch_state_dict().items(), self.server_model.state_dict().items())
 
     def save(self, folder: str | Path, arrays: ArrayRecord) -> None:
-        """Write ``device.pt``, ``server.pt`` and ``joined.pt``, for ``torch.load(..., weights_only=True)``."""
+        """Write the halves' state dicts and their merge, for ``torch.load(..., weights_only=True)``.
+
+        ``device.pt``, ``server.pt`` and ``joined.pt`` (a `JoinedModel`'s). Where no entry of the halves has
+        the same name, as with halves of `split_at`, ``unsplit.pt`` has them under their own: it loads into
+        the model that was cut.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        joined = self.joined_state_dict(arrays)
-        torch.save(joined, folder / "joined.pt")
-        for half in ("device", "server"):
-            own = {name.removeprefix(f"{half}."): t for name, t in joined.items() if name.startswith(f"{half}.")}
-            torch.save(own, folder / f"{half}.pt")
-        logger.info("Saved device.pt, server.pt and joined.pt in %s", folder)
+        device = {name: tensor.cpu() for name, tensor in arrays.to_torch_state_dict().items()}
+        server = {name: tensor.cpu() for name, tensor in self.server_model.state_dict().items()}
+        files = {"device.pt": device, "server.pt": server, "joined.pt": self.joined_state_dict(arrays)}
+        if not device.keys() & server.keys():
+            files["unsplit.pt"] = {**device, **server}
+        for name, entries in files.items():
+            torch.save(entries, folder / name)
+        logger.info("Saved %s in %s", ", ".join(files), folder)
 
     def _with_totals(self, metrics: MetricRecord | None, server_round: int, purpose: Purpose) -> MetricRecord:
         """Bytes add up over devices, so the averages that `devices` made of them give way to the ledger's sums."""

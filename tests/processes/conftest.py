@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,29 +67,80 @@ class MemoryWatch:
                         self.samples.append(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
-@pytest.fixture(scope="module")
-def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Runs the example with a run-config; gives its results.json, its log, and the ServerApp's memory."""
-    home, elsewhere = tmp_path_factory.mktemp("flwr-home"), tmp_path_factory.mktemp("elsewhere")
-    env = os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+class FlwrRun:
+    """Runs the example with run-configs, over one SuperLink of its own."""
 
-    def run(config_file: Path, num_devices: int = 4, **settings: Any) -> dict[str, Any]:
-        results = tmp_path_factory.mktemp("results")
-        merged = elsewhere / "run-config.toml"
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory, *, superlink: str = "") -> None:
+        self._folders = tmp_path_factory
+        self.home, self.elsewhere = tmp_path_factory.mktemp("flwr-home"), tmp_path_factory.mktemp("elsewhere")
+        self.superlink = superlink
+        self.env = os.environ | {
+            "FLWR_HOME": str(self.home),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def __call__(self, config_file: Path, num_devices: int = 4, **settings: Any) -> dict[str, Any]:
+        """The run's results.json, with its log, its folder and the ServerApp's memory."""
+        results = self._folders.mktemp("results")
         settings = {"num-devices": num_devices, "steps-per-turn": 5, "results-dir": str(results), **settings}
         kept = [line for line in config_file.read_text().splitlines() if line.split(" =")[0] not in settings]
+        merged = self.elsewhere / "run-config.toml"
         merged.write_text("\n".join(kept + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]))
-        command = ["flwr", "run", str(ROOT / "examples" / "mnist"), "--stream", "--run-config", str(merged)]
-        command += ["--federation-config", f"num-supernodes={num_devices} client-resources-num-cpus=1"]
-        with MemoryWatch(home) as memory:
-            finished = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=500)
+        command = ["flwr", "run", str(ROOT / "examples" / "mnist"), *self.superlink.split(), "--stream"]
+        command += ["--run-config", str(merged)]
+        if not self.superlink:
+            command += ["--federation-config", f"num-supernodes={num_devices} client-resources-num-cpus=1"]
+        with MemoryWatch(self.home) as memory:
+            finished = subprocess.run(
+                command, cwd=self.elsewhere, env=self.env, capture_output=True, text=True, timeout=500
+            )
         log = finished.stdout + finished.stderr
         assert (results / "results.json").exists(), log[-5000:]
-        return {**json.loads((results / "results.json").read_text()), "log": log, "memory": memory.samples}
+        written = json.loads((results / "results.json").read_text())
+        return {**written, "log": log, "folder": results, "memory": memory.samples}
 
+
+@pytest.fixture(scope="module")
+def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlwrRun]:
+    """Runs in the simulation engine."""
+    run = FlwrRun(tmp_path_factory)
     yield run
-    end_processes_of(home)
+    end_processes_of(run.home)
+
+
+@pytest.fixture(scope="module")
+def deployed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlwrRun]:
+    """Runs on a SuperLink with three SuperNodes, all on loopback."""
+    run = FlwrRun(tmp_path_factory, superlink="deployment")
+    port = free_port()
+    (run.home / "config.toml").write_text(
+        f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+
+    def start(*command: str) -> None:
+        with (run.home / f"{command[0]}.log").open("a") as log:
+            subprocess.Popen([*command, "--insecure"], env=run.env, cwd=run.elsewhere, stdout=log, stderr=log)
+
+    try:
+        start("flower-superlink", "--host", "127.0.0.1", "--port", str(port))
+        wait_for(port)
+        for i in range(3):
+            node = f"partition-id={i} num-partitions=3"
+            start(
+                *("flower-supernode", "--superlink", f"127.0.0.1:{port}"),
+                *("--port", str(free_port()), "--node-config", node),
+            )
+        yield run
+    finally:
+        end_processes_of(run.home)
+
+
+def wait_for(port: int, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert time.monotonic() < deadline, f"nothing listens on port {port}"
+        time.sleep(0.2)

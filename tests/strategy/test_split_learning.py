@@ -1,5 +1,6 @@
 """Strategies over real sessions; the grid runs the app in this process."""
 
+import copy
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from flwr_splitfc import (
     SplitLearning,
     answer_device_query,
     connect,
+    split_at,
 )
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
@@ -283,6 +285,19 @@ def test_saved_halves_load_into_plain_models(tmp_path):
     joined.device.load_state_dict(torch.load(tmp_path / "device.pt", weights_only=True))
     joined.server.load_state_dict(torch.load(tmp_path / "server.pt", weights_only=True))
     assert same(weights(joined), strategy.joined_state_dict(result.arrays))
+
+
+def test_saved_halves_of_a_cut_model_load_into_the_model_itself(tmp_path):
+    whole = seeded(
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 4))
+    )
+    device, server = split_at(copy.deepcopy(whole), 1)
+    client = SplitClientApp(lambda: copy.deepcopy(device), load_data, ADAM)
+    strategy = SplitLearning(server, CROSS_ENTROPY, ADAM, device="cpu", devices=alone(), save_to=tmp_path)
+    strategy.start(LocalGrid(client, 1), ArrayRecord(device.state_dict()), 1)
+    before = weights(whole)
+    whole.load_state_dict(torch.load(tmp_path / "unsplit.pt", weights_only=True))
+    assert not same(weights(whole), before)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another():

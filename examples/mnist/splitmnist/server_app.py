@@ -15,7 +15,7 @@ from torch import nn
 from flwr_splitfc import JoinedModel, RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning, cut_codec
 from flwr_splitfc.codec import codec_settings
 from flwr_splitfc.exchange import Ledger, MeteredGrid
-from flwr_splitfc.report import Progress
+from flwr_splitfc.report import Progress, run_record
 from splitmnist.task import RunConfig, datasets_of, device_half, evaluate, server_half
 
 SPLIT: dict[str, type[SplitLearning]] = {
@@ -45,36 +45,47 @@ def main(grid: Grid, context: Context) -> None:
         "evaluate_config": ConfigRecord({"torch-threads": config["torch-threads"]}),
     }
     name = str(config["strategy"])
+    folder = Path(str(config["results-dir"])).expanduser().resolve()
+    about: dict[str, Any] = {"seed": config["seed"]}
     if name in UNSPLIT:
         progress = run_unsplit(grid, config, options)
     elif name in SPLIT:
-        progress = run_split(grid, config, options)
+        strategy = split_strategy(config, folder)
+        progress = run_split(grid, config, options, strategy)
+        about |= {"codec": strategy.codec.config(), "payload_digest": strategy.ledger.digest()}
     else:
         raise ValueError(f"strategy is {name!r}, wanted one of {', '.join([*SPLIT, *UNSPLIT])}")
 
-    path = Path(str(config["results-dir"])).expanduser().resolve() / "results.json"
-    progress.write(path, run_config=dict(config), seed=config["seed"])
+    path = folder / "results.json"
+    progress.write(path, **run_record(config, **about))
     logger.info("\n%s\n\nWrote %s", progress.table(), path)
 
 
-def run_split(grid: Grid, config: RunConfig, options: dict[str, Any]) -> Progress:
-    """Split learning: devices have the first layers only."""
-    test = datasets_of(config)[1]
+def split_strategy(config: RunConfig, folder: Path) -> SplitLearning:
+    """The strategy that the run-config names; both halves and their merge go to `folder` at the end."""
+    checkpoint = str(config["checkpoint-dir"])
     settings: dict[str, Any] = {
-        "server_model": server_half(test.spec, int(config["seed"])),
+        "server_model": server_half(datasets_of(config)[1].spec, int(config["seed"])),
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": partial(torch.optim.Adam, lr=float(config["learning-rate"])),
         "devices": sampling(str(config["devices"]), config),
         "evaluate_every": int(config["evaluate-every"]),
         "optimizer_state": config["optimizer-state"],
         "seed": int(config["seed"]),
+        "checkpoint": Path(checkpoint).expanduser().resolve() if checkpoint else None,
+        "save_to": folder,
     }
     name = str(config["strategy"])
     cut: dict[str, Any] = {key.replace("-", "_"): config[key] for key in ("uplink-bits", "downlink-bits", "reduction")}
     if name != "splitfc":
         codec = str(config["codec"])
         cut = {"codec": cut_codec(codec, **{key: cut[key] for key in cut if key in codec_settings(codec)})}
-    strategy = SPLIT[name](**settings, **cut)
+    return SPLIT[name](**settings, **cut)
+
+
+def run_split(grid: Grid, config: RunConfig, options: dict[str, Any], strategy: SplitLearning) -> Progress:
+    """Split learning: devices have the first layers only."""
+    test = datasets_of(config)[1]
 
     def evaluate_joined(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = strategy.joined_model(device_half(test.spec, 0), arrays)

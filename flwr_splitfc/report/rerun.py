@@ -1,0 +1,56 @@
+"""The command that repeats a run from its ``results.json``."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr_splitfc.report.record import changed_versions
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``flwr-splitfc``: ``flwr-splitfc rerun results.json APP [options of flwr run]``."""
+    parser = argparse.ArgumentParser(prog="flwr-splitfc", description="Tools for split learning in Flower.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    rerun = commands.add_parser("rerun", help="repeat the run of a results.json, and compare")
+    rerun.add_argument("results", type=Path, help="the results.json of the run to repeat")
+    rerun.add_argument("app", type=Path, help="the Flower app, as for `flwr run`")
+    rerun.add_argument("--results-dir", type=Path, default=Path("rerun"), help="where the new results.json goes")
+    known, flwr_options = parser.parse_known_args(arguments)
+    return _rerun(known.results, known.app, known.results_dir.resolve(), flwr_options)
+
+
+def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str]) -> int:
+    try:
+        record = json.loads(results.read_text())
+        config = record["run_config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"flwr-splitfc: {results} is no results.json of a run: {error}", file=sys.stderr)
+        return 2
+    for change in changed_versions(record):
+        print(f"flwr-splitfc: the run had {change}; results may differ", file=sys.stderr)
+    config = {**config, "results-dir": str(results_dir)}
+    if config.get("checkpoint-dir"):
+        config["checkpoint-dir"] = ""
+    if "num-devices" in config and "--federation-config" not in flwr_options:
+        devices = f"num-supernodes={config['num-devices']} client-resources-num-cpus=1"
+        flwr_options = [*flwr_options, "--federation-config", devices]
+    with tempfile.TemporaryDirectory() as folder:
+        run_config = Path(folder) / "run-config.toml"
+        run_config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+        command = ["flwr", "run", str(app), "--stream", "--run-config", str(run_config), *flwr_options]
+        subprocess.run(command, check=False)
+    return _compare(record, results_dir / "results.json")
+
+
+def _compare(record: dict[str, object], new: Path) -> int:
+    if not new.exists():
+        print("flwr-splitfc: the run failed, see its log above", file=sys.stderr)
+        return 1
+    digests = record.get("payload_digest"), json.loads(new.read_text()).get("payload_digest")
+    same = digests[0] == digests[1]
+    print(f"{new}: payloads {'as in' if same else 'differ from'} the first run ({digests[0]}, {digests[1]})")
+    return 0 if same else 1

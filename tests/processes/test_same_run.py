@@ -1,0 +1,51 @@
+"""The same run in the simulation engine and on real nodes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.halves import same
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"num-rounds": 4, "evaluate-every": 2, "num_devices": 3}
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def simulated(flwr_run: Run) -> dict[str, Any]:
+    return flwr_run(ROOT / "strategies" / "splitfc.toml", **SETTINGS)
+
+
+def weights_of(results: dict[str, Any]) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(results["folder"] / "joined.pt", weights_only=True)
+    return loaded
+
+
+@pytest.mark.simulation
+@pytest.mark.deployment
+def test_simulation_and_deployment_send_the_same_payloads(simulated: dict[str, Any], deployed_run: Run) -> None:
+    deployed = deployed_run(ROOT / "strategies" / "splitfc.toml", **SETTINGS)
+    assert deployed["payload_digest"] == simulated["payload_digest"]
+    assert same(weights_of(deployed), weights_of(simulated))
+    same_bytes = ("loss", "accuracy", "steps", "uplink_bytes", "downlink_bytes")
+    for ours, theirs in zip(deployed["rounds"], simulated["rounds"], strict=True):
+        assert {key: ours[key] for key in same_bytes} == {key: theirs[key] for key in same_bytes}
+    assert deployed["versions"] == simulated["versions"]
+    assert deployed["torch_threads"] == simulated["torch_threads"] == 1
+
+
+@pytest.mark.simulation
+def test_rerun_repeats_a_run_from_its_results(
+    simulated: dict[str, Any], flwr_run: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    from flwr_splitfc.report.rerun import main
+
+    for key in ("FLWR_HOME", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "PATH"):
+        monkeypatch.setenv(key, flwr_run.env[key])
+    monkeypatch.chdir(flwr_run.elsewhere)
+    app, results = str(ROOT / "examples" / "mnist"), str(simulated["folder"] / "results.json")
+    assert main(["rerun", results, app, "--results-dir", str(tmp_path)]) == 0
+    assert "payloads as in the first run" in capfd.readouterr().out
