@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
+from flwr_splitfc.codec import wire
 from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
@@ -193,7 +194,7 @@ class CutCodec:
         rows, columns = _shape_of(array)
         if rows > expect[0] or columns != expect[1]:
             raise PayloadError(f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted")
-        data = memoryview(array.data)
+        data = wire.view(array.data)
         selector, quantiser = self._parts()
         if array.stype == self.evaluation_stype:
             selector, quantiser = AllColumns(), _EVALUATION[self.evaluation]
@@ -255,7 +256,7 @@ class CutCodec:
             raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
-        kept = self.quantiser.decode(memoryview(array.data), rows, link.kept)
+        kept = self.quantiser.decode(wire.view(array.data), rows, link.kept)
         _check_scaled(kept, link)
         return link.expand(kept.to(link.device))
 
@@ -332,6 +333,8 @@ def _as_matrix(tensor: Tensor) -> Tensor:
         raise ValueError(f"a floating point tensor was wanted, got {tensor.dtype}")
     if tensor.ndim == 0 or tensor.numel() == 0:
         raise ValueError(f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}")
+    if tensor.ndim > wire.MOST_DIMENSIONS:
+        raise ValueError(f"at most {wire.MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}")
     return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
 
 
@@ -341,10 +344,12 @@ def _array(stype: str, shape: Sequence[int], data: bytes) -> Array:
 
 def _shape_of(array: Array) -> tuple[int, int]:
     """Rows and columns that an array from the wire claims."""
-    shape = tuple(array.shape)
+    shape = array.shape
     if array.dtype != "float32":
         raise PayloadError(f"dtype is {array.dtype!r}; 'float32' was wanted")
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+    if not isinstance(shape, tuple) or len(shape) > wire.MOST_DIMENSIONS:
+        raise PayloadError(f"shape is not a tuple of at most {wire.MOST_DIMENSIONS} sizes")
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise PayloadError(f"shape {shape} is not one of positive sizes")
     return shape[0], prod(shape[1:])
 

@@ -12,7 +12,7 @@ from flwr_splitfc.codec import wire
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selector import Selector
-from flwr_splitfc.codec.statistics import column_statistics
+from flwr_splitfc.codec.statistics import column_deviations, column_extremes
 
 
 def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
@@ -64,19 +64,14 @@ class FeatureDropout(Selector):
         rows, width = matrix.shape
         if self.reduction == 1.0:
             return matrix, Link(rows, width, device=matrix.device)
-        keep = keep_probabilities(self._dispersion(matrix, channels), self.reduction)
+        spans = channels.spans(*column_extremes(matrix))
+        keep = keep_probabilities(column_deviations(matrix, spans), self.reduction)
         drawn = torch.rand(width, generator=generator, dtype=torch.float64) < keep
         columns = drawn.nonzero().flatten()
         scale = keep[columns].reciprocal().float().to(matrix.device)
         everything = len(columns) == width
         link = Link(rows, width, None if everything else columns.to(matrix.device), scale, matrix.device)
         return link.restrict(matrix) * scale, link
-
-    @staticmethod
-    def _dispersion(matrix: Tensor, channels: Channels) -> Tensor:
-        stats = column_statistics(matrix)
-        spans = channels.spans(stats.low, stats.high)
-        return torch.where(spans > 0, stats.variance.sqrt() / spans, 0.0)
 
     def pack(self, link: Link) -> bytes:
         columns = None if link.columns is None else link.columns.cpu().numpy()

@@ -16,7 +16,7 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.grid import grid_values, nearest_point
 from flwr_splitfc.codec.levels import column_levels
 from flwr_splitfc.codec.quantiser import Quantiser
-from flwr_splitfc.codec.statistics import column_statistics
+from flwr_splitfc.codec.statistics import column_extremes, column_means
 from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, QuantHeader, SymbolReader
 
 Doubles = NDArray[np.float64]
@@ -45,12 +45,11 @@ class _EntryGrid:
     def symbols(self, matrix: Tensor) -> wire.Symbols:
         """The nearest level of each entry, row by row."""
         device = matrix.device
-        step = np.where(self.step > 0, self.step, np.float32(1))
+        base, step = (torch.from_numpy(part).to(device) for part in (self.base, self.step))
         top = torch.from_numpy(self.levels - 1).to(device).float()
-        entries = matrix.index_select(1, self.columns.to(device)).sub_(torch.from_numpy(self.base).to(device))
-        entries = entries.div_(torch.from_numpy(step).to(device)).round_()
-        levels = torch.minimum(entries.clamp_(min=0.0), top)
-        return levels.to(torch.int32).cpu().numpy().ravel()
+        entries = matrix.index_select(1, self.columns.to(device))
+        entries = entries.sub_(base).div_(step.where(step > 0, 1.0)).round_().clamp_(top.new_zeros(()), top)
+        return entries.to(torch.int32).cpu().numpy().ravel()
 
     def sizes(self, rows: int) -> wire.Symbols:
         """Levels of each entry, row by row."""
@@ -83,8 +82,8 @@ class FeatureQuant(Quantiser):
         rows, columns = matrix.shape
         if columns == 0:
             return wire.pack_quant_header(QuantHeader(np.arange(0)), 0)
-        stats = column_statistics(matrix)
-        low, high, mean = stats.low.numpy(), stats.high.numpy(), stats.mean.float().double().numpy()
+        low, high = (extreme.numpy() for extreme in column_extremes(matrix))
+        mean = column_means(matrix).float().double().numpy().clip(low, high)
         target_bytes = budget_bytes
         while True:
             plan = plan_budget(low, high, mean, rows, target_bytes)
@@ -111,7 +110,7 @@ class FeatureQuant(Quantiser):
         constants[header.two_stage] = grid_values(endpoints[:, 0], header.low, header.high, ENDPOINT_LEVELS)
         constants[means] = grid_values(mean_points, header.mean_low, header.mean_high, header.mean_levels)
         matrix = torch.from_numpy(constants).repeat(rows, 1)
-        return matrix.index_copy_(1, grid.columns, grid.values(symbols, rows))
+        return matrix.scatter_(1, grid.columns.expand(rows, -1), grid.values(symbols, rows))
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Means alone, with two levels."""

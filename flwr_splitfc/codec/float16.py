@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import wire
@@ -30,10 +29,10 @@ class Float16(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        return wire.pack_floats(matrix.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT).half().cpu().numpy(), "<f2")
+        return wire.pack_floats(matrix.half().clamp_(-FLOAT16_LIMIT, FLOAT16_LIMIT).cpu().numpy(), "<f2")
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        return torch.from_numpy(wire.unpack_floats(data, rows, columns, "<f2"))
+        return wire.unpack_floats(data, rows, columns, "<f2")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         return 2 * rows * columns

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import wire
@@ -31,7 +30,7 @@ class Float32(Quantiser):
         return wire.pack_floats(matrix.cpu().numpy(), "<f4")
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        return torch.from_numpy(wire.unpack_floats(data, rows, columns, "<f4"))
+        return wire.unpack_floats(data, rows, columns, "<f4")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         return 4 * rows * columns

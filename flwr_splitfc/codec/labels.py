@@ -14,14 +14,13 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.wire import LABEL_DTYPES, LabelHeader, SymbolReader
 
 _MOST_RANGE_LEVELS = 2**16
-_WIDTHS = ("<u1", "<u2", "<u4", "<u8")
 
 
 def pack_labels(labels: Tensor) -> bytes:
     """Write labels of any shape so that type, shape and values come back exactly.
 
-    Integers are range-coded over the span of their values, or sent less the minimum in the fewest whole bytes
-    if they span more than 2^16; floats go as they are.
+    Integers are range-coded over the span of their values, or sent less the minimum in four or eight bytes if
+    they span more than 2^16; floats go as they are.
 
     Raises
     ------
@@ -46,7 +45,7 @@ def pack_labels(labels: Tensor) -> bytes:
     levels = int(entries.max()) - offset + 1
     above = entries.astype(np.int64).view(np.uint64) - np.uint64(offset % 2**64)
     if levels > _MOST_RANGE_LEVELS:
-        width = next(width for width in _WIDTHS if levels <= 2 ** (8 * np.dtype(width).itemsize))
+        width = "<u4" if levels <= 2**32 else "<u8"
         header = wire.pack_label_header(LabelHeader(dtype, shape, width, offset))
         return header + above.astype(width).tobytes()
     header = wire.pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
@@ -61,21 +60,21 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
     data : bytes
         From the wire; nothing in it is trusted.
     max_entries : int
-        Most entries that are allocated.
+        Most entries that are allocated; a dimension of size 0 counts as one of size 1.
 
     Raises
     ------
     PayloadError
         If the bytes are no labels, or more than `max_entries`.
     """
-    header, rest = wire.unpack_label_header(memoryview(data))
+    header, rest = wire.unpack_label_header(wire.view(data))
     count = prod(header.shape)
-    if count > max_entries:
+    if prod(size or 1 for size in header.shape) > max_entries:
         raise PayloadError(f"labels have shape {header.shape}; at most {max_entries} entries were wanted")
+    if (header.coding == "raw") != (count == 0 or "float" in header.dtype):
+        raise PayloadError(f"{count} labels of {header.dtype} are coded as {header.coding}")
     if header.coding == "raw":
-        entries = _exactly(rest, count, _raw(header.dtype))
-    elif header.dtype.startswith(("float", "bfloat")):
-        raise PayloadError(f"{header.dtype} labels are coded as {header.coding}; raw was wanted")
+        entries = _exactly(rest, count, _raw(header.dtype)).copy()
     elif header.coding == "range":
         entries = _from_offset(_read_range(rest, count, header.levels), header)
     else:
@@ -84,15 +83,14 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
 
 
 def _raw(dtype: str) -> str:
-    sizes = {"bool": "|b1", "bfloat16": "<i2"}
-    return sizes[dtype] if dtype in sizes else np.dtype(dtype).newbyteorder("<").str
+    return "<i2" if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<").str
 
 
 def _exactly(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
     size = count * np.dtype(dtype).itemsize
     if len(data) != size:
         raise PayloadError(f"labels have {len(data)} bytes; {count} entries of {dtype} take {size}")
-    return np.frombuffer(data, dtype).copy()
+    return np.frombuffer(data, dtype)
 
 
 def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic]:
@@ -106,11 +104,12 @@ def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic
 
 def _from_offset(above: NDArray[np.generic], header: LabelHeader) -> NDArray[np.generic]:
     low, high = (0, 1) if header.dtype == "bool" else _integer_limits(header.dtype)
-    largest = header.offset + (int(above.max()) if above.size else 0)
+    largest = header.offset + int(above.max())
     if header.offset < low or largest > high:
         raise PayloadError(f"labels from {header.offset} to {largest} are not {header.dtype}")
-    values = (above.astype(np.uint64) + np.uint64(header.offset % 2**64)).view(np.int64)
-    return values.astype(header.dtype)
+    values = above.astype(np.uint64)
+    values += np.uint64(header.offset % 2**64)
+    return values.view(np.int64).astype(header.dtype, copy=False)
 
 
 def _integer_limits(dtype: str) -> tuple[int, int]:

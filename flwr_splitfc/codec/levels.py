@@ -87,6 +87,12 @@ def level_bits() -> Doubles:
     return np.concatenate([[0.0], SYMBOL_PRECISION_BITS - np.log2(whole // q)])
 
 
+@cache
+def span_squares() -> Doubles:
+    """``n^2`` of a column that spans n grid steps, for n = 0 ... 199."""
+    return np.arange(ENDPOINT_LEVELS, dtype=np.float64) ** 2
+
+
 def floor_level(u: ArrayLike) -> Ints:
     """Integer part of `optimal_level`, clipped to 2 ... 2^16.
 
@@ -107,11 +113,10 @@ def upgrade_multipliers(multiplier: float) -> Doubles:
 
     Infinite where there is no level more.
     """
-    squares = np.arange(ENDPOINT_LEVELS, dtype=np.float64) ** 2
-    floors = floor_level(multiplier * squares)
-    padded = np.append(upgrade_thresholds(), np.inf)
+    floors = floor_level(multiplier * span_squares())
+    thresholds = upgrade_thresholds().take(floors - 2, mode="clip")
     with np.errstate(divide="ignore"):
-        return padded[floors - 2] / squares
+        return np.where(floors < MOST_LEVELS, thresholds / span_squares(), np.inf)
 
 
 def upgrade_order(steps: Ints, multiplier: float) -> Ints:
@@ -124,10 +129,10 @@ def upgrade_order(steps: Ints, multiplier: float) -> Ints:
     multiplier : float
         ``m``.
     """
-    worth, rank = np.unique(upgrade_multipliers(multiplier), return_inverse=True)
-    column_rank = rank.astype(np.uint8)[steps]
-    order = np.argsort(column_rank, kind="stable")
-    return order[: np.count_nonzero(np.isfinite(worth)[column_rank])]
+    worth = upgrade_multipliers(multiplier)
+    rank = np.searchsorted(np.sort(worth), worth).astype(np.uint8)  # small integers sort in linear time
+    order = np.argsort(rank[steps], kind="stable")
+    return order[: np.count_nonzero(np.isfinite(worth)[steps])]
 
 
 def column_levels(steps: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
@@ -143,8 +148,7 @@ def column_levels(steps: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
     [8, 1, 5, 4]
     """
-    squares = np.arange(ENDPOINT_LEVELS, dtype=np.float64) ** 2
-    floors = floor_level(multiplier * squares)
+    floors = floor_level(multiplier * span_squares())
     floors[0] = 1
     levels = floors[steps]
     if any(upgrades):

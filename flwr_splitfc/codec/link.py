@@ -52,8 +52,7 @@ class Link:
         """Take the kept columns, (B, K), of a (B, D) matrix."""
         if self.columns is None:
             return matrix
-        columns = self.columns.to(matrix.device)
-        return matrix.index_select(1, columns) if columns.ndim == 1 else matrix.gather(1, columns)
+        return matrix.gather(1, self.columns.to(matrix.device).expand(self.rows, -1))
 
     def expand(self, kept: Tensor) -> Tensor:
         """Put (B, K) back into (B, D), scaled where the link has a scale, zeros where dropped."""
@@ -61,6 +60,5 @@ class Link:
             kept = kept * self.scale.to(kept.device)
         if self.columns is None:
             return kept
-        columns = self.columns.to(kept.device)
         zeros = kept.new_zeros(self.rows, self.width)
-        return zeros.index_copy_(1, columns, kept) if columns.ndim == 1 else zeros.scatter_(1, columns, kept)
+        return zeros.scatter_(1, self.columns.to(kept.device).expand(self.rows, -1), kept)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -11,24 +12,14 @@ MAGNITUDE_LIMIT = 1e38
 """Largest absolute value that is coded: sums of two stay finite in float32."""
 
 _BLOCK_ENTRIES = 2**17
-_SAFE_SPANS = (1e-15, 1e15)
-"""Spans whose squares neither overflow nor vanish in float32."""
-
-
-class ColumnStatistics(NamedTuple):
-    """Per column, float64 on the CPU, (K,) each."""
-
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    variance: Tensor
+_LARGEST_SCALE = 1e38
 
 
 def check_magnitude(low: Tensor, high: Tensor) -> None:
     """Refuse NaN, infinities and values beyond ``MAGNITUDE_LIMIT``, given minima and maxima."""
-    if not (bool(torch.isfinite(low).all()) and bool(torch.isfinite(high).all())):
-        raise ValueError("the matrix holds NaN or inf; all values must be finite")
     largest = max(-float(low.min()), float(high.max()))
+    if not isfinite(largest):
+        raise ValueError("the matrix holds NaN or inf; all values must be finite")
     if largest > MAGNITUDE_LIMIT:
         raise ValueError(f"the matrix holds a value of magnitude {largest:.3g}; at most 1e38 can be coded")
 
@@ -36,13 +27,11 @@ def check_magnitude(low: Tensor, high: Tensor) -> None:
 def check_entries(matrix: Tensor) -> None:
     """Refuse a matrix with NaN, infinities or values beyond ``MAGNITUDE_LIMIT``."""
     if matrix.numel():
-        check_magnitude(*(extreme.cpu() for extreme in torch.aminmax(matrix)))
+        check_magnitude(matrix.amin(), matrix.amax())
 
 
-def column_statistics(matrix: Tensor) -> ColumnStatistics:
-    """Minimum, maximum, mean and population variance of each column of a float32 (B, K) matrix.
-
-    Sums run relative to the first row: a large common offset costs no accuracy.
+def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each column, (K,), float64 on the CPU.
 
     Raises
     ------
@@ -51,36 +40,55 @@ def column_statistics(matrix: Tensor) -> ColumnStatistics:
 
     Examples
     --------
-    >>> stats = column_statistics(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
-    >>> stats.mean.tolist(), stats.variance.tolist()
-    ([2.0, 5.0], [1.0, 0.0])
+    >>> low, high = column_extremes(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> low.tolist(), high.tolist()
+    ([1.0, 5.0], [3.0, 5.0])
     """
-    low, high = (extreme.double().cpu() for extreme in (matrix.amin(0), matrix.amax(0)))
+    low, high = matrix.amin(0).cpu(), matrix.amax(0).cpu()
     check_magnitude(low, high)
-    total, squares = _moments(matrix, _accumulator(high - low))
-    rows = matrix.shape[0]
-    offset = total / rows
-    mean = (matrix[0].double().cpu() + offset).clamp(low, high)
-    return ColumnStatistics(low, high, mean, (squares / rows - offset.square()).clamp_(min=0.0))
+    return low.double(), high.double()
 
 
-def _accumulator(spans: Tensor) -> torch.dtype:
-    varying = spans[spans > 0]
-    if varying.numel() == 0:
-        return torch.float32
-    safe = _SAFE_SPANS[0] < float(varying.min()) and float(varying.max()) < _SAFE_SPANS[1]
-    return torch.float32 if safe else torch.float64
+def column_means(matrix: Tensor) -> Tensor:
+    """Mean of each column, (K,), float64 on the CPU.
+
+    >>> column_means(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
+    [2.0, 5.0]
+    """
+    offset = torch.zeros_like(matrix[0])
+    for shifted, weights in _blocks(matrix):
+        offset.addmv_(shifted.T, weights)
+    return matrix[0].double().cpu() + offset.cpu()
 
 
-def _moments(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Column sums and sums of squares of ``matrix - matrix[0]``, block by block to stay in the cache."""
-    width = matrix.shape[1]
-    pivot = matrix[0].to(dtype)
-    total, squares = pivot.new_zeros(width), pivot.new_zeros(width)
-    block_rows = matrix.shape[0] if matrix.is_cuda else max(1, _BLOCK_ENTRIES // width)
-    for block in matrix.split(block_rows):
-        shifted = block.to(dtype) - pivot
-        ones = pivot.new_ones(len(shifted))
-        total.addmv_(shifted.T, ones)
-        squares.addmv_(shifted.square_().T, ones)
-    return total.double().cpu(), squares.double().cpu()
+def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
+    """Population standard deviation of each column in units of `spans`, (K,), float64 on the CPU.
+
+    Parameters
+    ----------
+    spans : Tensor
+        At least maximum minus minimum of each column, (K,): scaled first, no square overflows or vanishes.
+
+    Examples
+    --------
+    >>> column_deviations(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([4.0, 0.0])).tolist()
+    [0.25, 0.0]
+    """
+    scale = spans.reciprocal().clamp_(max=_LARGEST_SCALE).float().to(matrix.device)
+    mean, squares = torch.zeros_like(scale), torch.zeros_like(scale)
+    for shifted, weights in _blocks(matrix):
+        mean.addmv_(shifted.mul_(scale).T, weights)
+        squares.addmv_(shifted.square_().T, weights)
+    return (squares.double() - mean.double().square()).clamp_(min=0.0).sqrt_().cpu()
+
+
+def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows less the first, in blocks that stay in the cache, with weights ``1/B``.
+
+    Relative to the first row, a large common offset costs no accuracy.
+    """
+    rows, columns = matrix.shape
+    block_rows = rows if matrix.is_cuda else max(1, _BLOCK_ENTRIES // columns)
+    weights = matrix.new_full((rows,), 1 / rows)
+    for block, block_weights in zip(matrix.split(block_rows), weights.split(block_rows), strict=True):
+        yield block - matrix[0], block_weights

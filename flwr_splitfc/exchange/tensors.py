@@ -10,6 +10,7 @@ from torch import Tensor
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.exchange import split_pb2 as pb
 
+MOST_DIMENSIONS = 8
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -24,7 +25,8 @@ def pack_tensor(name: str, tensor: Tensor) -> pb.Tensor:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"cannot send {name!r} of dtype {tensor.dtype}; known: {', '.join(_DTYPES)}")
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape, data=data)
 
 
@@ -34,16 +36,23 @@ def unpack_tensor(frame: pb.Tensor) -> Tensor:
     Raises
     ------
     PayloadError
-        For an unknown dtype, or where the bytes are not those of the shape.
+        For an unknown dtype, more than eight dimensions, or where the bytes are not those of the shape.
     """
     dtype = _DTYPES.get(frame.dtype)
     if dtype is None:
         raise PayloadError(f"tensor {frame.name!r} has the unknown dtype {frame.dtype!r}")
-    wanted_bytes = math.prod(frame.shape) * dtype.itemsize
+    if len(frame.shape) > MOST_DIMENSIONS:
+        raise PayloadError(f"tensor {frame.name!r} has {len(frame.shape)} dimensions, at most {MOST_DIMENSIONS} may be")
+    shape = tuple(frame.shape)
+    wanted_bytes = math.prod(shape) * dtype.itemsize
     if len(frame.data) != wanted_bytes:
         raise PayloadError(f"tensor {frame.name!r} has {len(frame.data)} bytes, its shape needs {wanted_bytes}")
-    flat = torch.from_numpy(np.frombuffer(frame.data, dtype=np.uint8).copy())
-    return flat.view(dtype).reshape(tuple(frame.shape))
+    if not frame.data:
+        return torch.empty(shape, dtype=dtype)
+    flat = np.frombuffer(frame.data, dtype=np.uint8).copy()
+    if dtype == torch.bool and flat.max() > 1:
+        raise PayloadError(f"tensor {frame.name!r} holds {flat.max()}, which is no bool")
+    return torch.from_numpy(flat).view(dtype).reshape(shape)
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> list[pb.Tensor]:

@@ -16,7 +16,7 @@ from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import DIGEST_BITS, Traffic
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates, Kept
-from flwr_splitfc.exchange.tensors import pack_tensor
+from flwr_splitfc.exchange.tensors import MOST_DIMENSIONS, pack_tensor
 from flwr_splitfc.exchange.ticket import Purpose
 
 MOST_CODEC_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
@@ -174,6 +174,8 @@ class Turn:
 
     def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
         """Features in their own shape, and the link; every way to be wrong is a `FeaturesRefused`."""
+        if len(matrix.shape) > MOST_DIMENSIONS:
+            raise FeaturesRefused(f"features have {len(matrix.shape)} dimensions, at most {MOST_DIMENSIONS} may be")
         shape = tuple(matrix.shape)
         agreed = self.half.feature_shape
         if matrix.stype != stype:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
+from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels, wire
+from flwr_splitfc.codec.wire import LabelHeader
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -17,7 +18,7 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 def assert_comes_back(labels: torch.Tensor) -> bytes:
     data = pack_labels(labels)
-    back = unpack_labels(data, max_entries=labels.numel())
+    back = unpack_labels(data, max_entries=max(labels.numel(), 3))
     assert back.dtype == labels.dtype
     assert back.shape == labels.shape
     assert torch.equal(back, labels)
@@ -65,6 +66,28 @@ def test_too_many_entries_are_refused_before_they_are_allocated() -> None:
     data[2:6] = b"\xff" * 4
     with pytest.raises(PayloadError, match="at most 512 entries"):
         unpack_labels(bytes(data), 512)
+
+
+def test_empty_labels_are_as_bounded_as_any() -> None:
+    data = bytearray(pack_labels(torch.zeros(0, 1, 1, 1)))
+    data[6:18] = b"\xff" * 12
+    with pytest.raises(PayloadError, match="at most 512 entries"):
+        unpack_labels(bytes(data), 512)
+
+
+def test_integers_are_never_raw() -> None:
+    header = LabelHeader("bool", (4,), "raw")
+    with pytest.raises(PayloadError, match="4 labels of bool are coded as raw"):
+        unpack_labels(wire.pack_label_header(header) + b"\0\1\2\xff", 512)
+    with pytest.raises(PayloadError, match="0 labels of int64 are coded as range"):
+        unpack_labels(wire.pack_label_header(LabelHeader("int64", (0,), "range", 0, 1)), 512)
+    with pytest.raises(PayloadError, match="4 labels of float32 are coded as range"):
+        unpack_labels(wire.pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512)
+
+
+def test_only_bytes_are_read() -> None:
+    with pytest.raises(PayloadError, match="payload is str; bytes were wanted"):
+        unpack_labels("labels", 512)  # type: ignore[arg-type]
 
 
 def test_unsupported_types() -> None:

@@ -94,6 +94,10 @@ def test_two_level_streams_fit_their_bound() -> None:
 def test_no_symbols_no_bytes() -> None:
     assert wire.pack_symbols([]) == b""
     wire.SymbolReader(memoryview(b"")).close()
+    with pytest.raises(PayloadError, match="0 words were announced"):
+        wire.SymbolReader(memoryview(bytes(4)))
+    with pytest.raises(PayloadError, match="goes on after the last symbol"):
+        wire.SymbolReader(memoryview(bytes([1, 0, 0, 0, 5, 5, 5, 5]))).close()
 
 
 def test_streams_must_end_with_the_last_symbol() -> None:
@@ -108,8 +112,10 @@ def test_streams_must_end_with_the_last_symbol() -> None:
     for wrong in (data + bytes(4), data[:-4], data[:-1], data[:4], data[:3]):
         with pytest.raises(PayloadError, match=r"words were announced|ends early"):
             read(wrong)
-    with pytest.raises(PayloadError, match="there are none"):
+    with pytest.raises(PayloadError, match="50 symbols were wanted; the stream has 0 bits"):
         read(b"")
+    with pytest.raises(PayloadError, match="50 symbols were wanted; the stream has 32 bits"):
+        read(bytes([1, 0, 0, 0, 0, 0, 0, 0]))
     longer = bytearray(data + bytes(12))
     longer[:4] = ((len(longer) - 4) // 4).to_bytes(4, "little")
     with pytest.raises(PayloadError, match="goes on"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flwr_splitfc import connect, cut_codec
+from flwr_splitfc import PayloadError, connect, cut_codec
 from flwr_splitfc.exchange import (
     DeviceStates,
     EndpointUnreachable,
@@ -29,6 +29,7 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.endpoint import SESSION_METHOD
+from flwr_splitfc.exchange.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.ticket import PROTOCOL, Ticket
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
@@ -276,6 +277,7 @@ def exchange_raw(endpoint, frames):
         (pb.Matrix(stype="pickle/1", shape=[16, 4, 4, 4], data=b""), "pickle/1"),
         (pb.Matrix(stype="float32/1", shape=[2**31, 2**31], data=b""), "over"),
         (pb.Matrix(stype="float32/1", shape=[16], data=bytes(64)), "empty dimension"),
+        (pb.Matrix(stype="float32/1", shape=[1] * 9, data=bytes(4)), "9 dimensions"),
         (pb.Matrix(stype="float32/1", shape=[0, 64], data=b""), "empty dimension"),
         (pb.Matrix(stype="float32/1", shape=[1, 64], data=b"\xff" * 256), ""),
     ],
@@ -337,6 +339,36 @@ def test_other_state_stays_with_its_device(endpoint):
             session.state["position"] = torch.tensor([7, 8])
     assert seen[:2] == [None, None]
     assert torch.equal(seen[2], torch.tensor([7, 8]))
+
+
+def test_tensors_cross_the_wire_bit_by_bit():
+    for dtype in (torch.bool, torch.int64, torch.bfloat16, torch.float64):
+        for shape in ((), (3, 2), (0, 4)):
+            tensor = torch.ones(shape).to(dtype)
+            again = unpack_tensor(pack_tensor("x", tensor))
+            assert again.dtype == dtype
+            assert torch.equal(again, tensor)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pb.Tensor(dtype="object", shape=[1], data=b"x"), "unknown dtype"),
+        (pb.Tensor(dtype="float32", shape=[2], data=bytes(4)), "has 4 bytes, its shape needs 8"),
+        (pb.Tensor(dtype="float32", shape=[2**31, 2**31], data=bytes(4)), "its shape needs"),
+        (pb.Tensor(dtype="bool", shape=[1], data=b"\x02"), "no bool"),
+        (pb.Tensor(dtype="uint8", shape=[1] * 9, data=b"x"), "9 dimensions"),
+    ],
+)
+def test_malformed_tensors_are_named(frame, message):
+    with pytest.raises(PayloadError, match=message):
+        unpack_tensor(frame)
+
+
+def test_a_gradient_too_large_to_send_changes_nothing(good):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with SplitEndpoint(shared_half(model, lambda out, y: out.sum() * 1e38), cut_codec("float32")) as endpoint:
+        refused(endpoint, ticket_message(endpoint), StepRefused, *good, match="beyond 1e38")
 
 
 def test_sessions_side_by_side(endpoint, device_half):

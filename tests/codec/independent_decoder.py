@@ -1,0 +1,333 @@
+"""A decoder made from docs/wire-format.md alone: the standard library and nothing else.
+
+Slow and obvious. Values are Python floats that f32 can represent; `Refused` is raised for every payload that the
+document says to refuse.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from math import isfinite, prod
+
+MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
+LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
+
+
+class Refused(ValueError):
+    """The payload is malformed."""
+
+
+def f32(x: float) -> float:
+    """Round to binary32."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", x))[0])
+    except OverflowError:
+        return float("inf") if x > 0 else float("-inf")
+
+
+def refuse_if(malformed: bool, why: str) -> None:
+    if malformed:
+        raise Refused(why)
+
+
+class Reader:
+    """Takes fields off the front of a payload."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+    def bytes(self, count: int) -> bytes:
+        refuse_if(count > self.left, "ends early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def fields(self, layout: str) -> tuple:  # type: ignore[type-arg]
+        return struct.unpack("<" + layout, self.bytes(struct.calcsize("<" + layout)))
+
+
+# 2. Encoded matrices
+
+
+def decode_features(
+    stype: str, shape: Sequence[int], data: bytes, *, agreed: str, most_rows: int, columns: int
+) -> tuple[list[float], list[int]]:
+    """The (B, D) values row by row, and the kept columns."""
+    B, D = rows_and_columns(shape)
+    refuse_if(most_rows < B or columns != D, "shape")
+    refuse_if(stype != agreed, "stype")
+    reader = Reader(data)
+    has_selection, part = PARTS[stype]
+    kept = selection(reader, D) if has_selection else list(range(D))
+    return spread(part(reader, B, len(kept)), B, D, kept, [1.0] * len(kept)), kept
+
+
+def decode_gradient(
+    stype: str,
+    shape: Sequence[int],
+    data: bytes,
+    *,
+    agreed: str,
+    rows: int,
+    columns: int,
+    kept: Sequence[int],
+    scale: Sequence[float] | None,
+) -> list[float]:
+    """The (B, D) values row by row, scaled."""
+    refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
+    refuse_if(stype != agreed, "stype")
+    values = PARTS[stype][1](Reader(data), rows, len(kept))
+    if scale is None:
+        return spread(values, rows, columns, kept, [1.0] * len(kept))
+    refuse_if(max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32, "scale")
+    return spread(values, rows, columns, kept, scale)
+
+
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+    refuse_if(not 1 <= len(shape) <= 8 or any(type(size) is not int or size < 1 for size in shape), "shape")
+    return shape[0], prod(shape[1:])
+
+
+def spread(values: list[float], B: int, D: int, kept: Sequence[int], scale: Sequence[float]) -> list[float]:
+    matrix = [0.0] * (B * D)
+    K = len(kept)
+    for row in range(B):
+        for i, column in enumerate(kept):
+            matrix[row * D + column] = f32(values[row * K + i] * scale[i])
+    return matrix
+
+
+def floats(layout: str) -> Callable[[Reader, int, int], list[float]]:
+    def read(reader: Reader, rows: int, columns: int) -> list[float]:
+        count = rows * columns
+        refuse_if(reader.left != count * struct.calcsize(layout), "number of bytes")
+        values = list(reader.fields(f"{count}{layout}"))
+        refuse_if(not all(abs(value) <= MAGNITUDE for value in values), "magnitude")
+        return values
+
+    return read
+
+
+# 3. Column sets and the selection
+
+
+def column_set(reader: Reader, k: int, n: int) -> list[int]:
+    if k in (0, n):
+        return list(range(k))
+    low_bits = (n // k).bit_length() - 1
+    e = k * low_bits + k + ((n - 1) >> low_bits)
+    size = min(n, e)
+    number = int.from_bytes(reader.bytes(-(-size // 8)), "little")
+    refuse_if(number >> size != 0, "padding")
+    if n <= e:
+        columns = [c for c in range(n) if number >> c & 1]
+    else:
+        high = [at for at in range(e - k * low_bits) if number >> (k * low_bits + at) & 1]
+        refuse_if(len(high) != k, "number of columns")
+        low = [number >> (i * low_bits) & ((1 << low_bits) - 1) for i in range(k)]
+        columns = [(at - i) << low_bits | low[i] for i, at in enumerate(high)]
+    refuse_if(len(columns) != k, "number of columns")
+    refuse_if(any(b <= a for a, b in pairwise(columns)) or columns[-1] >= n, "order")
+    return columns
+
+
+def selection(reader: Reader, D: int) -> list[int]:
+    (K,) = reader.fields("I")
+    refuse_if(K > D, "K")
+    return column_set(reader, K, D)
+
+
+# 4. The quantised matrix
+
+
+def grid(i: int, low: float, high: float, Q: int) -> float:
+    step = (high - low) / max(Q - 1, 1)
+    return f32(low + i * step)
+
+
+def interval(low: float, high: float) -> None:
+    refuse_if(not -MAGNITUDE <= low <= high <= MAGNITUDE, "interval")
+
+
+def quantised(reader: Reader, B: int, K: int) -> list[float]:
+    (M,) = reader.fields("I")
+    refuse_if(M > K, "M")
+    low = high = m = mean_low = mean_high = 0.0
+    first = skipped = more = 0
+    two_stage: list[int] = []
+    Q0 = 1
+    if M > 0:
+        low, high, m, first, skipped, more = reader.fields("fffIBB")
+        refuse_if((skipped == 0) != (more == 0), "upgrades")
+        interval(low, high)
+        refuse_if(not (isfinite(m) and m > 0), "multiplier")
+        two_stage = column_set(reader, M, K)
+    if M < K:
+        mean_low, mean_high, last = reader.fields("ffH")
+        interval(mean_low, mean_high)
+        Q0 = last + 1
+        refuse_if((Q0 == 1) != (mean_low == mean_high), "mean levels")
+
+    stream = Stream(reader)
+    ends = [(stream.symbol(200), stream.symbol(200)) for _ in range(M)] if stream.has(2 * M) else []
+    refuse_if(any(b < a for a, b in ends), "endpoints")
+    of_mean = sorted(set(range(K)) - set(two_stage))
+    means = [0] * len(of_mean)
+    if Q0 > 1 and stream.has(len(means)):
+        means = [stream.symbol(Q0) for _ in means]
+
+    columns = dict(zip(two_stage, ends, strict=True))
+    active = [column for column, (a, b) in columns.items() if b > a]
+    Q = dict(zip(active, levels([b - a for a, b in ends if b > a], m, first, skipped, more), strict=True))
+    x = {column: grid(a, low, high, 200) for column, (a, _) in columns.items()}
+    s = {c: f32(f32(grid(columns[c][1], low, high, 200) - x[c]) / (Q[c] - 1)) for c in active}
+    x.update({column: grid(i, mean_low, mean_high, Q0) for column, i in zip(of_mean, means, strict=True)})
+
+    matrix = [x[column] for _ in range(B) for column in range(K)]
+    if stream.has(B * len(active)):
+        for row in range(B):
+            for column in active:
+                matrix[row * K + column] = f32(x[column] + f32(stream.symbol(Q[column]) * s[column]))
+    stream.end()
+    return matrix
+
+
+# 5. Levels
+
+
+@cache
+def table_t() -> list[float]:
+    return [float(q - 1) * (q - 1) * (q - 1) / q for q in range(2, 65537)]
+
+
+@cache
+def s_of(q: int) -> float:
+    z = 1 / (2.0 * q + 1)
+    t = 0.0
+    for k in reversed(range(14)):
+        t = t * (z * z) + 1 / (2.0 * k + 1)
+    p = float(q - 1) * q
+    return 2 * (2 * z * t) * (p * p) / (2.0 * q - 1)
+
+
+def levels(spans: list[int], m: float, first: int, skipped: int, more: int) -> list[int]:
+    """``Q`` of the columns that span so many steps, all above 0."""
+    q = [max(2, bisect_right(table_t(), m * n * n) + 1) for n in spans]
+    worth = sorted((s_of(q[i]) / (n * n), i) for i, n in enumerate(spans) if q[i] < 65536)
+    refuse_if(len(worth) < first + skipped + more, "upgrades")
+    for _, i in worth[:first] + worth[first + skipped : first + skipped + more]:
+        q[i] += 1
+    return q
+
+
+# 6. The symbol stream
+
+
+class Stream:
+    """The range decoder."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.words: Sequence[int] = ()
+        if reader.left:
+            (W,) = reader.fields("I")
+            refuse_if(W == 0 or reader.left != 4 * W, "number of words")
+            self.words = reader.fields(f"{W}I")
+        self.wanted = self.at = 0
+        self.low, self.range = 0, 2**64 - 1
+        self.point = self.word() << 32
+        self.point |= self.word()
+
+    def word(self) -> int:
+        self.at += 1
+        return self.words[self.at - 1] if self.at <= len(self.words) else 0
+
+    def has(self, symbols: int) -> bool:
+        """Whether any symbols are wanted; refuses more than there can be."""
+        self.wanted += symbols
+        refuse_if(self.wanted > 32 * len(self.words), "number of symbols")
+        return symbols > 0
+
+    def symbol(self, Q: int) -> int:
+        scale = self.range >> 24
+        v = (self.point - self.low) % 2**64 // scale
+        refuse_if(v >= 2**24, "symbol")
+        p = 2**24 // Q
+        k = min(v // p, Q - 1)
+        self.low = (self.low + scale * k * p) % 2**64
+        self.range = scale * (p if k < Q - 1 else 2**24 - k * p)
+        if self.range < 2**32:
+            self.low = (self.low << 32) % 2**64
+            self.range <<= 32
+            self.point = (self.point << 32) % 2**64 + self.word()
+        return k
+
+    def end(self) -> None:
+        refuse_if(self.wanted == 0 and len(self.words) > 0, "end")
+        if self.wanted:
+            refuse_if(self.at < len(self.words) or (self.point - self.low) % 2**64 >= 2**33 - 1, "end")
+
+
+# 7. Labels
+
+TYPES = {
+    0: ("bool", "?", 0, 1),
+    1: ("uint8", "B", 0, 2**8 - 1),
+    2: ("int8", "b", -(2**7), 2**7 - 1),
+    3: ("int16", "h", -(2**15), 2**15 - 1),
+    4: ("int32", "i", -(2**31), 2**31 - 1),
+    5: ("int64", "q", -(2**63), 2**63 - 1),
+    6: ("float16", "e", 0, 0),
+    7: ("float32", "f", 0, 0),
+    8: ("float64", "d", 0, 0),
+    9: ("bfloat16", "H", 0, 0),
+}
+
+
+def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...], bytes]:
+    """Type, shape, and the entries in their own type, row by row."""
+    reader = Reader(data)
+    code, dimensions = reader.fields("BB")
+    refuse_if(code not in TYPES or dimensions > 8, "type")
+    name, layout, least, most = TYPES[code]
+    shape = reader.fields(f"{dimensions}I")
+    (coding,) = reader.fields("B")
+    refuse_if(coding > 3, "coding")
+    offset = reader.fields("q")[0] if coding else 0
+    Q = reader.fields("I")[0] if coding == 1 else 0
+    refuse_if(prod(size or 1 for size in shape) > most_entries, "number of entries")
+    count = prod(shape)
+    refuse_if((coding == 0) != (code >= 6 or count == 0), "coding")
+    if coding == 0:
+        refuse_if(reader.left != count * struct.calcsize("<" + layout), "number of bytes")
+        return name, shape, reader.bytes(reader.left)
+    if coding == 1:
+        refuse_if(not 1 <= Q <= 65536, "levels")
+        stream = Stream(reader)
+        entries = [0] * count
+        if Q > 1 and stream.has(count):
+            entries = [stream.symbol(Q) for _ in entries]
+        stream.end()
+    else:
+        width = "I" if coding == 2 else "Q"
+        refuse_if(reader.left != count * struct.calcsize("<" + width), "number of bytes")
+        entries = list(reader.fields(f"{count}{width}"))
+    refuse_if(offset < least or offset + max(entries) > most, "range")
+    return name, shape, struct.pack(f"<{count}{layout}", *(offset + entry for entry in entries))
+
+
+PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
+    "float32/1": (False, floats("f")),
+    "float16/1": (False, floats("e")),
+    "dropout-only/1": (True, floats("f")),
+    "quant-only/1": (False, quantised),
+    "splitfc/1": (True, quantised),
+}
+"""Whether features start with a selection, and the part that follows."""

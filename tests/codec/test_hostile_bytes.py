@@ -1,0 +1,403 @@
+"""Whatever the bytes, decoding ends in `PayloadError` or in a finite matrix of the agreed shape, soon and in little
+memory; and the decoder that is made from the document refuses the same ones.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array
+
+from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels, wire
+from tests import fixture
+from tests.codec.independent_decoder import Refused, decode_labels
+from tests.codec.test_independent_decoder import decoded_independently
+from tests.fixture import LabelVector, MatrixVector, raw
+
+ROOT = Path(__file__).parents[2]
+MATRICES, LABELS = fixture.matrix_vectors(), fixture.label_vectors()
+MOST_LABELS = 100
+NUMBERS = [0, 1, 2, 3, 199, 200, 255, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
+FLOATS = [0.0, -0.0, 1e-45, 1.0, -1.0, 9.9999e37, -9.9999e37, 3e38, float("inf"), float("-inf"), float("nan")]
+
+
+def outcome(vector: MatrixVector, array: Array) -> bytes | None:
+    """The decoded floats, or None where the package refuses."""
+    try:
+        decoded = vector.decode(array)
+    except PayloadError:
+        return None
+    assert decoded.shape[1] == vector.width
+    assert decoded.shape[0] <= vector.rows
+    assert decoded.dtype == torch.float32
+    assert bool(torch.isfinite(decoded).all())
+    return raw(decoded)
+
+
+def agreed_outcome(vector: MatrixVector, array: Array) -> bytes | None:
+    """The same, and the independent decoder agrees."""
+    found = outcome(vector, array)
+    try:
+        expected = decoded_independently(vector, array.shape, array.stype, array.data)
+    except Refused:
+        expected = None
+    assert found == expected, (vector.stype, vector.name, array.shape, array.stype, array.data.hex())
+    return found
+
+
+def label_outcome(data: bytes) -> bytes | None:
+    """Type, shape and entries, or None where the package refuses; the independent decoder agrees."""
+    try:
+        labels = unpack_labels(data, MOST_LABELS)
+        assert labels.numel() <= MOST_LABELS
+        found: Any = str(labels.dtype).removeprefix("torch."), tuple(labels.shape), raw(labels)
+    except PayloadError:
+        found = None
+    try:
+        expected: Any = decode_labels(data, MOST_LABELS)
+    except Refused:
+        expected = None
+    assert found == expected, data.hex()
+    return None if found is None else found[2]
+
+
+def flips(data: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+@pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
+def test_every_truncation_is_refused(vector: MatrixVector) -> None:
+    for size in range(len(vector.payload)):
+        assert agreed_outcome(vector, vector.array(vector.payload[:size])) is None
+    for extra in (b"\0", b"\1\0\0\0", bytes(8), bytes(64)):
+        assert agreed_outcome(vector, vector.array(vector.payload + extra)) is None
+
+
+@pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
+def test_every_flipped_bit_is_refused_or_legal(vector: MatrixVector) -> None:
+    for data in flips(vector.payload):
+        agreed_outcome(vector, vector.array(data))
+    assert outcome(vector, vector.array()) == vector.decoded  # nothing was left behind
+
+
+@pytest.mark.parametrize("vector", LABELS, ids=fixture.ids(LABELS))
+def test_labels_truncated_or_flipped(vector: LabelVector) -> None:
+    for size in range(len(vector.payload)):
+        assert label_outcome(vector.payload[:size]) is None
+    for extra in (b"\0", b"\1\0\0\0", bytes(8), bytes(64)):
+        assert label_outcome(vector.payload + extra) is None
+    for data in flips(vector.payload):
+        label_outcome(data)
+    assert label_outcome(vector.payload) == vector.entries
+
+
+# Mutations
+
+
+def mutated(data: bytes, donor: bytes, draw: random.Random) -> bytes:
+    """A payload with a few changes of the kinds that formats fear."""
+    changed = bytearray(data)
+    for _ in range(draw.choice([1, 1, 1, 2, 4])):
+        size = len(changed)
+        at = draw.randrange(size + 1)
+        match draw.randrange(9):
+            case 0:
+                changed[at:] = b""
+            case 1:
+                changed[at:at] = draw.randbytes(draw.randint(1, 8))
+            case 2:
+                del changed[at : at + draw.randint(1, 8)]
+            case 3:
+                changed[at : at + 4] = struct.pack("<I", draw.choice(NUMBERS))
+            case 4:
+                changed[at : at + 4] = struct.pack("<f", draw.choice(FLOATS))
+            case 5:
+                changed[at : at + 2] = struct.pack("<H", draw.choice(NUMBERS[:9]))
+            case 6:
+                cut = draw.randrange(len(donor) + 1)
+                changed[at:] = donor[cut:]
+            case 7:
+                for i in range(at, min(at + draw.randint(1, 4), size)):
+                    changed[i] = draw.randrange(256)
+            case 8 if at < size:
+                changed[at] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def stream_offset(payload: bytes) -> int | None:
+    """Where a field that could be the number of words stands."""
+    offsets = range(len(payload) - 7)
+    return next((at for at in offsets if payload[at : at + 4] == struct.pack("<I", (len(payload) - at) // 4 - 1)), None)
+
+
+def counted(data: bytes, at: int | None) -> bytes:
+    if at is None or len(data) < at + 8:
+        return data
+    words = (len(data) - at) // 4 - 1
+    return data[:at] + struct.pack("<I", words) + data[at + 4 : at + 4 + 4 * words]
+
+
+def mutated_array(vector: MatrixVector, draw: random.Random) -> Array:
+    """A changed payload; half of the time its word count is right again, now and then format or shape are not."""
+    data = mutated(vector.payload, draw.choice(MATRICES).payload, draw)
+    if draw.random() < 0.5:
+        data = counted(data, stream_offset(vector.payload))
+    array = vector.array(data)
+    if draw.random() < 0.05:
+        array.stype = draw.choice(MATRICES).stype
+    if draw.random() < 0.05:
+        array.shape = tuple(draw.choice([1, vector.rows, vector.width, *NUMBERS]) for _ in range(draw.randrange(1, 9)))
+    return array
+
+
+def run_mutations(count: int, seed: int) -> dict[str, int]:
+    """How many payloads were refused, and how many decoded, of `count` each."""
+    draw, counts = random.Random(seed), {"refused": 0, "decoded": 0, "labels refused": 0, "labels decoded": 0}
+    for _ in range(count):
+        vector = draw.choice(MATRICES)
+        array = mutated_array(vector, draw)
+        if vector.direction == "features" and array.stype == vector.cut.evaluation_stype != vector.stype:
+            array.stype = vector.stype  # the package's codec takes both; the exchange takes the agreed one
+        counts["refused" if agreed_outcome(vector, array) is None else "decoded"] += 1
+    for _ in range(count // 10):
+        data = mutated(draw.choice(LABELS).payload, draw.choice(LABELS).payload, draw)
+        counts["labels refused" if label_outcome(data) is None else "labels decoded"] += 1
+    return counts
+
+
+def test_mutated_payloads() -> None:
+    counts = run_mutations(2000, seed=0)
+    assert min(counts.values()) > 5, counts
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_payloads() -> None:
+    counts = run_mutations(100_000, seed=1)
+    print(counts)
+    assert min(counts.values()) > 100, counts
+
+
+def test_random_bytes() -> None:
+    draw = random.Random(2)
+    for vector in MATRICES:
+        for size in (0, 1, 4, 17, len(vector.payload), 300):
+            agreed_outcome(vector, vector.array(draw.randbytes(size)))
+            agreed_outcome(vector, vector.array(bytes(size)))
+            agreed_outcome(vector, vector.array(b"\xff" * size))
+
+
+# Fields of the array
+
+
+BAD_FIELDS: dict[str, list[Any]] = {
+    "data": [None, "bytes", 7, [1, 2], bytearray(16), memoryview(bytes(16)), np.zeros(4, np.uint8)],
+    "dtype": [None, "", "float64", "object", 32, "float32\0"],
+    "stype": [None, "", 1, "splitfc", "splitfc/1 ", "splitfc/01", "numpy.ndarray", "float16/2"],
+    "shape": [
+        None, 5, "16,20", [16, 20], (), (0, 20), (16, 0), (-16, -20), (16.0, 20), (True, 320), (16, True, 20),
+        ("16", "20"), ((16,), (20,)), (2**64, 20), (16, 2**63, 2**63), (17, 20), (16, 19), (1,) * 8 + (16, 20),
+        (16, 20) + (1,) * 7, (1,) * 1_000_000, (320,), (np.int64(16), 20),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in BAD_FIELDS.items() for v in values])
+def test_fields_that_are_wrong_are_refused(field: str, value: Any) -> None:
+    for vector in (v for v in MATRICES if v.name.startswith("mixed-")):
+        array = vector.array()
+        setattr(array, field, value)
+        with pytest.raises(PayloadError) as error:
+            vector.decode(array)
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("value", BAD_FIELDS["data"])
+def test_labels_that_are_no_bytes_are_refused(value: Any) -> None:
+    with pytest.raises(PayloadError, match="bytes were wanted"):
+        unpack_labels(value, 10)
+
+
+def test_up_to_eight_dimensions() -> None:
+    for name in codec_names():
+        cut = cut_codec(name, uplink_bits=8.0)
+        features = torch.randn(8, 2, 1, 3, 1, 2, 1, 2)
+        array, _ = cut.encode_features(features)
+        assert cut.decode_features(array, expect=(8, 24))[0].shape == (8, 24)
+        with pytest.raises(ValueError, match="at most 8 dimensions can be sent, got 9"):
+            cut.encode_features(features[..., None])
+
+
+# Headers that lie
+
+ROWS, COLUMNS = 256, 4096
+"""The agreed matrix: 4 MiB."""
+
+
+def quantised(two_stage: int, symbols: bytes, **fields: Any) -> bytes:
+    """A quantised matrix of `COLUMNS`, with the first `two_stage` of them sent."""
+    settings: dict[str, Any] = {"low": -1.0, "high": 1.0, "multiplier": 1.0, "mean_high": 1.0, "mean_levels": 2}
+    header = wire.QuantHeader(np.arange(two_stage), **{**settings, **fields})
+    return wire.pack_quant_header(header, COLUMNS) + symbols
+
+
+def zeros(words: int) -> bytes:
+    return struct.pack("<I", words) + bytes(4 * words)
+
+
+def label_header(shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64") -> bytes:
+    return wire.pack_label_header(wire.LabelHeader(dtype, shape, coding, 0, levels))
+
+
+def bombs() -> list[tuple[str, bytes, bool]]:
+    """Codec, payload, and whether it is legal: missing words read as zeros, so zeros are."""
+    whole = np.concatenate([np.tile(np.array([0, 199], np.int32), COLUMNS), np.zeros(ROWS * COLUMNS, np.int32)])
+    legal = wire.pack_symbols([(whole[: 2 * COLUMNS], 200), (whole[2 * COLUMNS :], 2)])
+    half = np.arange(0, COLUMNS, 2)
+    ones = np.ones(ROWS * COLUMNS, "<f4").tobytes()
+    return [
+        ("quant-only", quantised(COLUMNS, b"", multiplier=3e38), False),
+        ("quant-only", quantised(COLUMNS, zeros(1), multiplier=3e38), False),
+        ("quant-only", quantised(COLUMNS, zeros(ROWS * COLUMNS // 32), multiplier=3e38), False),
+        ("quant-only", quantised(COLUMNS, zeros(ROWS * COLUMNS // 2), multiplier=3e38), False),
+        ("quant-only", quantised(COLUMNS, b"\xff\xff\xff\xff" + bytes(64)), False),
+        ("quant-only", quantised(COLUMNS, legal, multiplier=1e-9), True),
+        ("quant-only", quantised(COLUMNS, legal, multiplier=1e-9, upgrades=wire.Upgrades(2**32 - 1)), False),
+        ("quant-only", quantised(COLUMNS, legal, multiplier=3e38, upgrades=wire.Upgrades(1)), False),
+        ("quant-only", quantised(COLUMNS, legal, multiplier=1.0), True),
+        ("quant-only", quantised(0, zeros(COLUMNS // 32), mean_levels=2), True),
+        ("quant-only", quantised(0, zeros(COLUMNS // 32), mean_levels=65536), True),
+        ("quant-only", quantised(0, b"", mean_low=1.0, mean_levels=1), True),
+        ("quant-only", struct.pack("<I", 2**32 - 1) + bytes(64), False),
+        ("quant-only", struct.pack("<I", COLUMNS + 1) + bytes(64), False),
+        ("splitfc", struct.pack("<I", 2**32 - 1) + bytes(64), False),
+        ("splitfc", wire.pack_selection(half, COLUMNS) + struct.pack("<I", 2**32 - 1), False),
+        ("splitfc", wire.pack_selection(None, COLUMNS) + quantised(COLUMNS, legal, multiplier=1e-9), True),
+        ("splitfc", wire.pack_selection(half[:0], COLUMNS) + struct.pack("<I", 0), True),
+        ("dropout-only", wire.pack_selection(half[:0], COLUMNS), True),
+        ("dropout-only", wire.pack_selection(half, COLUMNS) + ones[: len(ones) // 2], True),
+        ("dropout-only", wire.pack_selection(half, COLUMNS), False),
+        ("float32", b"", False),
+        ("float32", ones, True),
+        ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
+    ]
+
+
+LABEL_BOMBS = [
+    (label_header((2**32 - 1,)), False),
+    (label_header((2**32 - 1,) * 8), False),
+    (label_header((0, *(2**32 - 1,) * 7), "raw"), False),
+    (label_header((2**16, 2**16, 2**16, 2**16, 2**16, 0), "raw"), False),
+    (label_header((2**20,)), True),
+    (label_header((2**20,), dtype="bool"), True),
+    (label_header((2**20 + 1,)), False),
+    (label_header((2**20,), levels=0), False),
+    (label_header((2**20,), levels=65537), False),
+    (label_header((2**20,), levels=2**32 - 1), False),
+    (label_header((2**20,), levels=65536) + zeros(1), False),
+    (label_header((2**20,), levels=65536) + zeros(2**15), True),
+    (label_header((2**20,), levels=2) + zeros(2**15), True),
+    (label_header((2**20,), "<u4") + bytes(4 * 2**20), True),
+    (label_header((2**20,), "<u8") + bytes(8 * 2**20), True),
+    (label_header((2**20,), "raw", dtype="float64") + bytes(8 * 2**20), True),
+    (label_header((2**20,), "raw", dtype="float64"), False),
+]
+
+
+def decode_bomb(name: str, payload: bytes) -> bool:
+    """Whether it is legal."""
+    array = Array("float32", (ROWS, COLUMNS), f"{name}/1", payload)
+    try:
+        seen, _ = cut_codec(name).decode_features(array, expect=(ROWS, COLUMNS))
+    except PayloadError:
+        return False
+    assert seen.shape == (ROWS, COLUMNS)
+    assert bool(torch.isfinite(seen).all())
+    return True
+
+
+def decode_label_bomb(payload: bytes) -> bool:
+    try:
+        return unpack_labels(payload, 2**20).numel() == 2**20
+    except PayloadError:
+        return False
+
+
+@pytest.mark.parametrize("index", range(len(bombs())))
+def test_matrices_that_lie(index: int) -> None:
+    name, payload, legal = bombs()[index]
+    started = time.process_time()
+    assert decode_bomb(name, payload) is legal
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(("payload", "legal"), LABEL_BOMBS)
+def test_labels_that_lie(payload: bytes, legal: bool) -> None:
+    started = time.process_time()
+    assert decode_label_bomb(payload) is legal
+    assert time.process_time() - started < 5
+
+
+PEAKS = """
+import sys
+from pathlib import Path
+from tests.codec import test_hostile_bytes as hostile
+hostile.print_peaks(Path(sys.argv[1]))
+"""
+
+
+def print_peaks(directory: Path) -> None:
+    """Memory on top of what stood before, in a process of its own: KiB for matrices, then for labels too."""
+    payloads = [(path.name.split("@")[0], path.read_bytes()) for path in sorted(directory.iterdir())]
+    for vector in MATRICES:  # tables and lazily loaded code
+        outcome(vector, vector.array())
+    before = peak_kib()
+    for name, payload in payloads:
+        if name != "labels":
+            decode_bomb(name, payload)
+    matrices = peak_kib()
+    for name, payload in payloads:
+        if name == "labels":
+            decode_label_bomb(payload)
+    print(matrices - before, peak_kib() - before)
+
+
+def peak_kib() -> int:
+    """Of this process so far; unlike `ru_maxrss` it starts anew with each program."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_memory_is_bounded_by_the_agreed_matrix(tmp_path: Path) -> None:
+    """The bound that docs/wire-format.md states."""
+    for index, (name, payload, _) in enumerate(bombs()):
+        (tmp_path / f"{name}@{index}").write_bytes(payload)
+    for index, (payload, _) in enumerate(LABEL_BOMBS):
+        (tmp_path / f"labels@{index}").write_bytes(payload)
+    command = [sys.executable, "-c", PEAKS, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    matrices_kib, all_kib = map(int, run.stdout.split())
+    print(f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels")
+    assert 4 * ROWS * COLUMNS <= matrices_kib * 1024 <= 6 * 4 * ROWS * COLUMNS + 128 * COLUMNS + 4 * 2**20
+    assert all_kib * 1024 <= 32 * 2**20
+
+
+def test_labels_are_refused_before_they_are_made() -> None:
+    data = bytearray(pack_labels(torch.arange(4)))
+    data[2:6] = struct.pack("<I", MOST_LABELS + 1)
+    with pytest.raises(PayloadError, match=f"at most {MOST_LABELS} entries"):
+        unpack_labels(bytes(data), MOST_LABELS)
