@@ -31,6 +31,7 @@ _CANDIDATES = 10
 _STREAM_SLACK_BITS = 4.0
 _SYMBOL_OVERHEAD_BITS = 2e-4
 _OCTAVE_STEPS = 4
+_BLOCK_COLUMNS = 2**13
 _GIVEN_BACK, _MOST_SKIPPED, _MOST_MORE = 15, 31, 255
 """How far upgrades are moved to columns that fit better."""
 
@@ -138,13 +139,8 @@ def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
     """Set up the ways to split columns that are sorted by falling range."""
     columns = len(low)
     counts = _two_stage_counts(columns, rows, budget_bytes)
-    most = int(counts[-1])
     grid_low = _prefix(np.minimum.accumulate(low), counts)
     grid_high = _prefix(np.maximum.accumulate(high), counts)
-    first, last = endpoints(low[:most], high[:most], grid_low[:, None], grid_high[:, None])
-    inside = np.arange(most) < counts[:, None]
-    classes = (last - first + ENDPOINT_LEVELS * np.arange(len(counts))[:, None])[inside]
-    histograms = np.bincount(classes, minlength=ENDPOINT_LEVELS * len(counts))
     stream_bits = [
         _usable_bits(budget_bytes - wire.quant_header_bytes(count, columns), columns + (rows + 1) * count)
         for count in counts.tolist()
@@ -158,10 +154,22 @@ def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
         grid_high,
         _suffix(np.minimum.accumulate(mean[::-1])[::-1], counts),
         _suffix(np.maximum.accumulate(mean[::-1])[::-1], counts),
-        histograms.reshape(len(counts), ENDPOINT_LEVELS).astype(np.float64),
+        _histograms(low, high, counts, grid_low, grid_high),
         rows / 2 * _suffix(np.cumsum((high - low)[::-1] ** 2)[::-1], counts),
         np.array(stream_bits) - endpoint_bits,
     )
+
+
+def _histograms(low: Doubles, high: Doubles, counts: Ints, grid_low: Doubles, grid_high: Doubles) -> Doubles:
+    """How many of the first M columns are in each class, (ways, classes); in blocks that stay in the cache."""
+    histograms = np.zeros((len(counts), ENDPOINT_LEVELS))
+    for start in range(0, int(counts[-1]), _BLOCK_COLUMNS):
+        end = min(start + _BLOCK_COLUMNS, int(counts[-1]))
+        first, last = endpoints(low[start:end], high[start:end], grid_low[:, None], grid_high[:, None])
+        inside = np.arange(start, end) < counts[:, None]
+        bins = (last - first + ENDPOINT_LEVELS * np.arange(len(counts))[:, None])[inside]
+        histograms += np.bincount(bins, minlength=histograms.size).reshape(histograms.shape)
+    return histograms
 
 
 def _prefix(accumulated: Doubles, counts: Ints) -> Doubles:

@@ -20,6 +20,7 @@ class Float16(Quantiser):
 
     Examples
     --------
+    >>> import torch
     >>> payload = Float16().encode(torch.tensor([[0.1, 1e6]]), 0)
     >>> Float16().decode(memoryview(payload), 1, 2)
     tensor([[9.9976e-02, 6.5504e+04]])

@@ -18,6 +18,7 @@ class Float32(Quantiser):
 
     Examples
     --------
+    >>> import torch
     >>> payload = Float32().encode(torch.tensor([[1.0, 2.5]]), 0)
     >>> Float32().decode(memoryview(payload), 1, 2)
     tensor([[1.0000, 2.5000]])

@@ -4,6 +4,9 @@ import io
 import os
 import random
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -62,6 +65,41 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(checkpoint_path(folder))
+
+
+class CheckpointWriter:
+    """Saves checkpoints beside the run: the file is written while the next round trains.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        As in `save_checkpoint`; None saves nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def save(self, make_state: Callable[[], dict[str, Any]]) -> None:
+        """Take a copy of the state now and write it soon; an error of the one before is raised here."""
+        if self._folder is not None:
+            self._wait()
+            self._writing = self._pool.submit(save_checkpoint, self._folder, deepcopy(make_state()))
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

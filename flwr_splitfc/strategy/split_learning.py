@@ -29,13 +29,13 @@ from flwr_splitfc.model import JoinedModel, joined_state_dict
 from flwr_splitfc.report.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.checkpoint import (
     CheckpointError,
+    CheckpointWriter,
     check_resumable,
     devices_state,
     load_checkpoint,
     random_state,
     restore_devices,
     restore_random_state,
-    save_checkpoint,
 )
 from flwr_splitfc.strategy.history import History
 from flwr_splitfc.strategy.round_robin import RoundRobin
@@ -208,7 +208,7 @@ class SplitLearning(Strategy):
             limits=self._limits,
         )
         arrays = self._resume(initial_arrays)
-        with endpoint:
+        with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
                 SplitGrid(grid, endpoint),
                 arrays,
@@ -216,7 +216,7 @@ class SplitLearning(Strategy):
                 timeout,
                 train_config,
                 evaluate_config,
-                self._end_of_round(evaluate_fn),
+                self._end_of_round(evaluate_fn, writer),
             )
         self._history.fill(result)
         result.arrays = result.arrays or arrays
@@ -273,7 +273,7 @@ class SplitLearning(Strategy):
 
     # -- rounds that are done --------------------------------------------------------------------
 
-    def _end_of_round(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn:
+    def _end_of_round(self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter) -> EvaluateFn:
         """Flower's own hook: evaluate, report, and write down what has happened."""
         report = self.progress.watch(evaluate_fn, lambda: self._evaluation)
 
@@ -283,8 +283,7 @@ class SplitLearning(Strategy):
             server_round += self._rounds_done
             central = report(server_round, arrays)
             self._history.add(server_round, self.ledger, self.progress, self._trained, self._evaluation, central)
-            if self.checkpoint is not None:
-                save_checkpoint(self.checkpoint, self._state(server_round, arrays))
+            writer.save(lambda: self._state(server_round, arrays))
             return central
 
         return end_of_round
