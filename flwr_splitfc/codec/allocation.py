@@ -31,6 +31,7 @@ _CANDIDATES = 10
 _STREAM_SLACK_BITS = 4.0
 _SYMBOL_OVERHEAD_BITS = 2e-4
 _OCTAVE_STEPS = 4
+_BISECTION = 128, 64, 32, 16, 8, 4, 2, 1
 _BLOCK_COLUMNS = 2**13
 _GIVEN_BACK, _MOST_SKIPPED, _MOST_MORE = 15, 31, 255
 """How far upgrades are moved to columns that fit better."""
@@ -185,20 +186,28 @@ def _suffix(accumulated: Doubles, counts: Ints) -> Doubles:
 def _best_candidate(ways: _Candidates) -> tuple[int, int]:
     """The way with the least error bound, and the last coarse multiplier that it can afford."""
     class_bits, class_errors = _class_tables()
-    mean_levels = best_level(ways.mean_squares[:, None] * _multipliers())
-    mean_levels = np.minimum(mean_levels, ways.mean_limits[:, None])
-    bits = ways.rows * (ways.histograms @ class_bits.T) + ways.mean_counts[:, None] * level_bits()[mean_levels]
-    affordable = np.maximum((bits <= ways.entry_bits[:, None]).sum(1) - 1, 0)
-    following = np.minimum(affordable + 1, len(_multipliers()) - 1)
-    each = np.arange(len(bits))
+    last = len(_multipliers()) - 1
+
+    def mean_levels(index: Ints) -> Ints:
+        return np.minimum(best_level(ways.mean_squares * _multipliers()[index]), ways.mean_limits)
+
+    def bits(index: Ints) -> Doubles:
+        entries = np.einsum("cn,cn->c", ways.histograms, class_bits[index])
+        return np.asarray(ways.rows * entries + ways.mean_counts * level_bits()[mean_levels(index)])
 
     def errors(index: Ints) -> Doubles:
         entries = np.einsum("cn,cn->c", ways.histograms, class_errors[index])
-        means = ways.mean_counts * ways.mean_squares / (4 * (mean_levels[each, index] - 1.0) ** 2)
+        means = ways.mean_counts * ways.mean_squares / (4 * (mean_levels(index) - 1.0) ** 2)
         return np.asarray((ways.rows * entries + means) * ways.units**2)
 
-    extra = bits[each, following] - bits[each, affordable]
-    left = ways.entry_bits - bits[each, affordable]
+    affordable = np.zeros_like(ways.counts)
+    for step in _BISECTION:
+        higher = np.minimum(affordable + step, last)
+        affordable = np.where(bits(higher) <= ways.entry_bits, higher, affordable)
+    following = np.minimum(affordable + 1, last)
+    spent = bits(affordable)
+    extra = bits(following) - spent
+    left = ways.entry_bits - spent
     share = np.clip(np.divide(left, extra, out=np.zeros_like(left), where=extra > 0), 0, 1)
     error = (1 - share) * errors(affordable) + share * errors(following) + ways.mean_only_error
     best = int(np.argmin(error))

@@ -13,7 +13,7 @@ from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
 from flwr_splitfc.exchange.ticket import TICKET_KEY, Purpose
 
-_FIRST_PULL_S = 0.05
+_FIRST_PULL_S = 0.01
 _LAST_PULL_S = 1.0
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
 
