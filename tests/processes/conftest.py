@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,17 @@ class FlwrRun:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def __call__(self, config_file: Path, num_devices: int = 4, **settings: Any) -> dict[str, Any]:
-        """The run's results.json, with its log, its folder and the ServerApp's memory."""
+    def kill_server_app(self) -> None:
+        """Kill (-9) the process that holds the ServerApp."""
+        for process in processes_of(self.home):
+            with contextlib.suppress(OSError):
+                if b"flwr-simulation" in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    def __call__(
+        self, config_file: Path, num_devices: int = 4, meanwhile: Callable[[], None] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """The run's results.json, with its log, its folder and the ServerApp's memory; nothing if it was killed."""
         results = self._folders.mktemp("results")
         settings = {"num-devices": num_devices, "steps-per-turn": 5, "results-dir": str(results), **settings}
         kept = [line for line in config_file.read_text().splitlines() if line.split(" =")[0] not in settings]
@@ -91,11 +101,15 @@ class FlwrRun:
         command += ["--run-config", str(merged)]
         if not self.superlink:
             command += ["--federation-config", f"num-supernodes={num_devices} client-resources-num-cpus=1"]
-        with MemoryWatch(self.home) as memory:
+        with MemoryWatch(self.home) as memory, ThreadPoolExecutor(1) as pool:
+            done = pool.submit(meanwhile) if meanwhile else None
             finished = subprocess.run(
                 command, cwd=self.elsewhere, env=self.env, capture_output=True, text=True, timeout=500
             )
         log = finished.stdout + finished.stderr
+        if done is not None:
+            done.result()
+            return {"log": log}
         assert (results / "results.json").exists(), log[-5000:]
         written = json.loads((results / "results.json").read_text())
         return {**written, "log": log, "folder": results, "memory": memory.samples}

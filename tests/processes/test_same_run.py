@@ -1,5 +1,6 @@
 """The same run in the simulation engine and on real nodes."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flwr_splitfc.strategy.checkpoint import load_checkpoint
 from tests.halves import same
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +51,26 @@ def test_rerun_repeats_a_run_from_its_results(
     app, results = str(ROOT / "examples" / "mnist"), str(simulated["folder"] / "results.json")
     assert main(["rerun", results, app, "--results-dir", str(tmp_path)]) == 0
     assert "payloads as in the first run" in capfd.readouterr().out
+
+
+@pytest.mark.simulation
+def test_a_killed_server_app_goes_on_where_it_was(simulated: dict[str, Any], flwr_run: Any, tmp_path: Path) -> None:
+    """The process is killed as soon as a round is complete; the next run finishes the rest."""
+    settings = {**SETTINGS, "checkpoint-dir": str(tmp_path)}
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while (state := load_checkpoint(tmp_path)) is None or state["round"] < 1:
+            assert time.monotonic() < deadline, "no round was completed"
+            time.sleep(0.02)
+        flwr_run.kill_server_app()
+
+    flwr_run(ROOT / "strategies" / "splitfc.toml", meanwhile=kill, **settings)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert 1 <= state["round"] < 4
+    resumed = flwr_run(ROOT / "strategies" / "splitfc.toml", **settings)
+    assert "Goes on after round" in resumed["log"]
+    assert resumed["payload_digest"] == simulated["payload_digest"]
+    assert same(weights_of(resumed), weights_of(simulated))
+    assert [row["round"] for row in resumed["rounds"]] == [1, 2, 3, 4]
