@@ -11,7 +11,7 @@ from torch import Tensor
 MAGNITUDE_LIMIT = 1e38
 """Largest absolute value that is coded: sums of two stay finite in float32."""
 
-_BLOCK_ENTRIES = 2**17
+_BLOCK_ENTRIES, _BLOCK_COLUMNS = 2**17, 2**12
 _LARGEST_SCALE = 1e38
 
 
@@ -44,7 +44,8 @@ def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
     >>> low.tolist(), high.tolist()
     ([1.0, 5.0], [3.0, 5.0])
     """
-    low, high = matrix.amin(0).cpu(), matrix.amax(0).cpu()
+    parts = matrix.split(_BLOCK_COLUMNS, 1)  # the maxima find a wide matrix in the cache
+    low, high = (torch.cat(ends).cpu() for ends in zip(*((part.amin(0), part.amax(0)) for part in parts), strict=True))
     check_magnitude(low, high)
     return low.double(), high.double()
 

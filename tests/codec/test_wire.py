@@ -44,6 +44,15 @@ def test_sparse_sets_are_shorter_than_a_bitmap() -> None:
     assert wire.column_set_bytes(600, 1152) == 144
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 37, 64, 255, 1152])
+def test_longest_selection_is_that_of_some_count(width: int) -> None:
+    longest = 0
+    for most in range(width + 1):
+        longest = max(longest, wire.column_set_bytes(most, width))
+        assert wire.selection_bytes(0, most, width) == 4 + longest
+    assert wire.selection_bytes(width, width, width) == 4
+
+
 @pytest.mark.parametrize(
     ("columns", "total", "golden"),
     [

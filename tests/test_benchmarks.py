@@ -1,0 +1,30 @@
+"""The benchmarks run as their README says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from flwr_splitfc.codec import codec_names
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_codecs(tmp_path: Path) -> None:
+    numbers, picture = tmp_path / "codecs.json", tmp_path / "scaling.svg"
+    options = ["--shapes", "64x288,64x576", "--seconds", "0", "--json", str(numbers), "--plot", str(picture)]
+    command = [sys.executable, str(BENCHMARKS / "codecs.py"), *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "64 x 288, a copy" in printed
+    rows = json.loads(numbers.read_text())["rows"]
+    assert [row["codec"] for row in rows] == 2 * [*codec_names(), "zlib", "int8"]
+    for row in rows:
+        assert row["floor_ms"] > 4 * row["copy_ms"] - 1e-9
+        assert 0 <= max(row["relative_errors"]) < 1
+    by_codec = {row["codec"]: row for row in rows}
+    assert by_codec["float32"]["relative_errors"] == by_codec["zlib"]["relative_errors"] == [0, 0]
+    assert by_codec["float16"]["payload_bytes"] == 2 * [2 * 64 * 576]
+    assert sum(by_codec["splitfc"]["payload_bytes"]) <= 0.6 * 64 * 576 / 8
+    assert "proportional to D" in picture.read_text()
