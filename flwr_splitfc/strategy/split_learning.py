@@ -346,6 +346,10 @@ class SplitLearning(Strategy):
             device_model.load_state_dict(arrays.to_torch_state_dict())
         return JoinedModel(device_model.to(self.half.device), self.server_model)
 
+    def predict(self, features: Tensor) -> Tensor:
+        """What the server half makes of features (B, ...) in evaluation mode: `Session.predict`, centrally."""
+        return self.half.predict(features)
+
     def joined_state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
         """The state dict of the `JoinedModel` of a device half's `arrays` and the server half, on the CPU."""
         return joined_state_dict(arrays.to_torch_state_dict().items(), self.server_model.state_dict().items())

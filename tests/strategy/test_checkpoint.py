@@ -60,7 +60,7 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path: Path) -> No
         assert last.wait(120) == 0
 
     assert killed_at == sorted(killed_at)
-    assert len(set(killed_at)) > KILLS // 2, "the kills did not fall into the run"
+    assert len(set(killed_at)) > KILLS // 3, "the kills did not fall into the run"
     assert (tmp_path / "a" / "summary.json").read_text() == (tmp_path / "b" / "summary.json").read_text()
     for half in ("device", "server", "joined"):
         first, second = (torch.load(tmp_path / run / f"{half}.pt", weights_only=True) for run in ("a", "b"))

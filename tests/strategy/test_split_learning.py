@@ -115,6 +115,8 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
     def evaluate(server_round, arrays):
         joined = strategy.joined_model(DeviceHalf(), arrays).eval()
         x, y = batches(1, rows=200, seed=99)[0]
+        assert torch.equal(strategy.predict(joined.device(x)), joined(x))
+        joined.eval()
         calls.append(server_round)
         return MetricRecord({"accuracy": (joined(x).argmax(1) == y).float().mean().item()})
 
