@@ -26,23 +26,36 @@ class MeteredGrid(Grid):
     grid : Grid
         The grid that does the work.
     ledger : Ledger
+
+    Attributes
+    ----------
+    server_round : int
+        The round of messages that do not tell; most strategies write it into the config.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger) -> None:
         self.inner = grid
         self.ledger = ledger
+        self.server_round = 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send as `Grid.send_and_receive` does, and count both ways."""
         sent = list(messages)
         for message in sent:
             if purpose := purpose_of(message):
-                self.ledger.add(round_of(message), purpose, self._sent(message))
+                self.ledger.add(self.round_of(message), purpose, self._sent(message))
         replies = self._exchange(sent, timeout)
         for reply in replies:
             if reply.has_content() and (purpose := purpose_of(reply)):
-                self.ledger.add(round_of(sent[0]), purpose, self._received(reply))
+                self.ledger.add(self.round_of(sent[0]), purpose, self._received(reply))
         return replies
+
+    def round_of(self, message: Message) -> int:
+        """The server round of a message."""
+        for record in message.content.config_records.values() if message.has_content() else ():
+            if isinstance(told := record.get("server-round"), int):
+                return told
+        return self.server_round
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         return list(self.inner.send_and_receive(messages, timeout=timeout))
@@ -129,7 +142,7 @@ class SplitGrid(MeteredGrid):
     def _add_ticket(self, message: Message, device: str) -> str:
         purpose = purpose_of(message)
         assert purpose is not None
-        ticket = self.endpoint.issue(purpose, device, round_of(message))
+        ticket = self.endpoint.issue(purpose, device, self.round_of(message))
         # Strategies share one RecordDict among their messages; the copy shares its arrays.
         message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})
         return ticket.token
@@ -151,7 +164,7 @@ class SplitGrid(MeteredGrid):
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
                 break
             self.endpoint.cancel_idle()
-            time.sleep(pause_s)
+            time.sleep(pause_s if deadline is None else max(min(pause_s, deadline - time.monotonic()), 0.0))
             pause_s = _FIRST_PULL_S if new else min(pause_s * 1.2, _LAST_PULL_S)
         return replies
 
@@ -159,14 +172,6 @@ class SplitGrid(MeteredGrid):
 def purpose_of(message: Message) -> Purpose | None:
     """What a message asks of a device at the cut; None for queries."""
     return _PURPOSES.get(message.metadata.message_type.split(".")[0])
-
-
-def round_of(message: Message) -> int:
-    """The server round that Flower's strategies write into a message's config; 0 where there is none."""
-    if not message.has_content():
-        return 0
-    rounds = [record["server-round"] for record in message.content.config_records.values() if "server-round" in record]
-    return rounds[0] if rounds and isinstance(rounds[0], int) else 0
 
 
 def _model_bytes(message: Message) -> int:

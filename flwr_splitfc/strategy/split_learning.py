@@ -228,7 +228,10 @@ class SplitLearning(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As `devices` says."""
-        return self.devices.configure_train(self._rounds_done + server_round, arrays, config, grid)
+        server_round += self._rounds_done
+        if isinstance(grid, SplitGrid):
+            grid.server_round = server_round
+        return self.devices.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -95,6 +95,21 @@ def test_any_flower_strategy_combines_the_device_halves(devices):
     assert not same(result.arrays.to_torch_state_dict(), weights(seeded(DeviceHalf)))
 
 
+class Silent(FedAvg):
+    """Does not tell devices the round."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        for message in super().configure_train(server_round, arrays, config, grid):
+            message.content = RecordDict({"arrays": arrays})
+            yield message
+
+
+def test_rounds_are_known_also_where_the_strategy_does_not_tell():
+    strategy = split(devices=Silent(fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(app(), 2), arrays(), 2)
+    assert [metrics["steps"] for metrics in result.train_metrics_clientapp.values()] == [10, 10]
+
+
 def test_bytes_in_the_result_are_sums_and_include_the_model():
     strategy = split(devices=FedAvg(fraction_evaluate=0.0))
     result = strategy.start(LocalGrid(app(), 2), arrays(), 1)
