@@ -30,6 +30,9 @@ def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str])
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"flwr-splitfc: {results} is no results.json of a run: {error}", file=sys.stderr)
         return 2
+    if (results_dir / "results.json").exists():  # or a run that failed would be compared by an older one's
+        print(f"flwr-splitfc: {results_dir} has a results.json already: give another --results-dir", file=sys.stderr)
+        return 2
     for change in changed_versions(record):
         print(f"flwr-splitfc: the run had {change}; results may differ", file=sys.stderr)
     config = {**config, "results-dir": str(results_dir)}
