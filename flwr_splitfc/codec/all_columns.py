@@ -16,7 +16,15 @@ from flwr_splitfc.codec.selector import Selector
 class AllColumns(Selector):
     """Sends every column, unscaled; the selection costs no bytes."""
 
-    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
+    def select(
+        self,
+        matrix: Tensor,
+        channels: Channels,
+        generator: torch.Generator | None,
+        *,
+        affordable: int,
+        training: bool = True,
+    ) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         return matrix, Link(rows, width, device=matrix.device)
 
@@ -26,8 +34,8 @@ class AllColumns(Selector):
     def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
         return Link(rows, columns), data
 
-    def most_columns(self, columns: int) -> int:
+    def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
 
-    def most_bytes(self, columns: int) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         return 0

@@ -44,7 +44,7 @@ def codec_settings(name: str) -> list[str]:
     """Settings that `cut_codec` takes for a name, sorted.
 
     >>> codec_settings("splitfc")
-    ['channel_dim', 'downlink_bits', 'evaluation', 'reduction', 'uplink_bits']
+    ['channel_dim', 'downlink_bits', 'evaluation', 'evaluation_bits', 'reduction', 'uplink_bits']
     """
     return sorted(_known_settings(*_pair(name)))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from math import ceil, isfinite, prod
 from typing import Final, Literal, TypeAlias, final
 
@@ -46,8 +47,11 @@ class CutCodec:
     uplink_bits, downlink_bits : float
         Budgets in bits per entry of the original (B, D) matrix; a payload, all included, has at most
         ``floor(B D bits / 8)`` bytes.
-    evaluation : {"float16", "float32"}
-        How features go up when nothing trains: all columns, without dropout.
+    evaluation : {"float16", "float32", "codec"}
+        How features go up when nothing trains: all columns at that precision, or as this codec sends them
+        without anything random (no dropout).
+    evaluation_bits : float, optional
+        The budget of ``evaluation="codec"``; default `uplink_bits`.
     channel_dim : int, optional
         The channel's dimension, where the shape of the features does not tell.
 
@@ -72,16 +76,17 @@ class CutCodec:
     quantiser: Quantiser
     uplink_bits: float = 0.2
     downlink_bits: float = 0.4
-    evaluation: Literal["float16", "float32"] = "float16"
+    evaluation: Literal["float16", "float32", "codec"] = "float16"
+    evaluation_bits: float | None = None
     channel_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for setting in ("uplink_bits", "downlink_bits"):
+        for setting in ("uplink_bits", "downlink_bits", "evaluation_bits"):
             value = getattr(self, setting)
-            if not (isfinite(value) and value > 0):
+            if value is not None and not (isfinite(value) and value > 0):
                 raise ValueError(f"{setting} must be a finite number above 0, got {value}")
-        if self.evaluation not in _EVALUATION:
-            raise ValueError(f"evaluation must be one of {', '.join(_EVALUATION)}, got {self.evaluation!r}")
+        if self.evaluation not in (*_EVALUATION, "codec"):
+            raise ValueError(f"evaluation must be one of {', '.join(_EVALUATION)}, codec, got {self.evaluation!r}")
         if self.channel_dim == 0:
             raise ValueError("channel_dim must not be 0, the samples' dimension")
 
@@ -97,6 +102,8 @@ class CutCodec:
     @property
     def evaluation_stype(self) -> str:
         """The `stype` of features that are sent without training."""
+        if self.evaluation == "codec":
+            return self.stype
         return f"{self.evaluation}/{_version(AllColumns(), _EVALUATION[self.evaluation])}"
 
     def config(self) -> dict[str, Scalar]:
@@ -137,7 +144,7 @@ class CutCodec:
         channels : int, optional
             How many equal contiguous groups of columns a flat (B, D) has; default ``D``.
         training : bool
-            False sends all columns in the `evaluation` format.
+            False sends the features as `evaluation` says.
         full_rows : int, optional
             The session's batch size: a shorter batch for which the budget is impossible is sent in the
             smallest payload there is.
@@ -159,14 +166,20 @@ class CutCodec:
         matrix = _as_matrix(features)
         rows, columns = matrix.shape
         layout = Channels.of(features.shape, channels=channels, dim=self.channel_dim)
-        if not training:
+        if not training and self.evaluation != "codec":
             link = Link(rows, columns, device=matrix.device)
             data = _EVALUATION[self.evaluation].encode(matrix, 0)
             return _array(self.evaluation_stype, features.shape, data), link
-        self._check("uplink_bits", rows, columns, full_rows)
-        kept, link = self.selector.select(matrix, layout, generator)
+        setting = "uplink_bits" if training else "evaluation_bits"
+        self._check(setting, rows, columns, full_rows)
+        affordable = self._affordable(rows, columns, training)
+        kept, link = self.selector.select(matrix, layout, generator, affordable=affordable, training=training)
         selection = self.selector.pack(link)
-        data = self.quantiser.encode(kept, _budget_bytes(rows, columns, self.uplink_bits) - len(selection))
+        budget_bytes = _budget_bytes(rows, columns, self._bits(setting)) - len(selection)
+        data = self.quantiser.encode(kept, budget_bytes)
+        if training and (strength := self.quantiser.gradient_correction):
+            seen = self.quantiser.decode(memoryview(data), rows, link.kept).to(kept.device)
+            link = replace(link, correction=strength * (kept - seen))
         return _array(self.stype, features.shape, selection + data), link
 
     def decode_features(self, array: Array, *, expect: tuple[int, int]) -> tuple[Tensor, Link]:
@@ -196,9 +209,11 @@ class CutCodec:
             raise PayloadError(f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted")
         data = wire.view(array.data)
         selector, quantiser = self._parts()
-        if array.stype == self.evaluation_stype:
+        if array.stype == self.stype:
+            pass
+        elif array.stype == self.evaluation_stype:
             selector, quantiser = AllColumns(), _EVALUATION[self.evaluation]
-        elif array.stype != self.stype:
+        else:
             wanted = f"{self.stype!r} or {self.evaluation_stype!r}"
             raise PayloadError(f"stype is {array.stype!r}; {wanted} was wanted")
         link, rest = selector.unpack(data, rows, columns)
@@ -229,7 +244,8 @@ class CutCodec:
             raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
         self._check("downlink_bits", rows, columns, full_rows)
         budget_bytes = _budget_bytes(rows, columns, self.downlink_bits)
-        return _array(self.stype, gradient.shape, self.quantiser.encode(link.restrict(matrix), budget_bytes))
+        data = self.quantiser.for_gradient().encode(link.restrict(matrix), budget_bytes)
+        return _array(self.stype, gradient.shape, data)
 
     def decode_gradient(self, array: Array, link: Link) -> Tensor:
         """Decode the gradient by the unscaled features on the device.
@@ -256,24 +272,52 @@ class CutCodec:
             raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
-        kept = self.quantiser.decode(wire.view(array.data), rows, link.kept)
+        kept = self.quantiser.for_gradient().decode(wire.view(array.data), rows, link.kept).to(link.device)
+        if link.correction is not None:
+            kept = kept + link.correction
         _check_scaled(kept, link)
-        return link.expand(kept.to(link.device))
+        return link.expand(kept)
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
         """Smallest `uplink_bits` and `downlink_bits` that work for every batch of (B, D) features.
 
-        Rounded up to four decimals; 0 for quantisers that ignore the budget.
+        Rounded up to four decimals; 0 for codecs that ignore the budget.
 
         >>> from flwr_splitfc.codec import cut_codec
         >>> cut_codec("splitfc").smallest_bits(256, 1152)
         (0.0034, 0.0011)
         """
-        if not self.quantiser.budgeted:
-            return 0.0, 0.0
-        down = self.quantiser.smallest_bytes(rows, self.selector.most_columns(columns))
-        up = down + self.selector.most_bytes(columns)
-        return _bits_for(up, rows, columns), _bits_for(down, rows, columns)
+        kept = self.selector.most_columns(columns)
+        uplink_bits = self._smallest_uplink(rows, columns, kept)
+        gradient = self.quantiser.for_gradient()
+        down = gradient.smallest_bytes(rows, kept) if self.selector.budgeted or gradient.budgeted else 0
+        return uplink_bits, _bits_for(down, rows, columns)
+
+    def _smallest_uplink(self, rows: int, columns: int, kept: int) -> float:
+        if not (self.selector.budgeted or self.quantiser.budgeted):
+            return 0.0
+        return _bits_for(self._uplink_bytes(rows, kept, columns), rows, columns)
+
+    def _uplink_bytes(self, rows: int, kept: int, columns: int) -> int:
+        """Enough for features of which up to `kept` columns are sent."""
+        return self.selector.most_bytes(rows, kept, columns) + self.quantiser.smallest_bytes(rows, kept)
+
+    def _affordable(self, rows: int, columns: int, training: bool) -> int:
+        """The largest ``K`` whose features, and in training whose gradient, are sure to meet the budgets."""
+        if not self.selector.budgeted:
+            return columns
+        up = _budget_bytes(rows, columns, self._bits("uplink_bits" if training else "evaluation_bits"))
+        down = _budget_bytes(rows, columns, self.downlink_bits)
+
+        def too_many(kept: int) -> bool:
+            gradient_bytes = self.quantiser.for_gradient().smallest_bytes(rows, kept) if training else 0
+            return self._uplink_bytes(rows, kept, columns) > up or gradient_bytes > down
+
+        return bisect_left(range(1, columns + 1), True, key=too_many)
+
+    def _bits(self, setting: str) -> float:
+        value = getattr(self, setting)
+        return float(self.uplink_bits if value is None else value)
 
     def check_budget(self, rows: int, columns: int) -> None:
         """Check once that every batch of (B, D) features can be sent.
@@ -283,25 +327,28 @@ class CutCodec:
         BudgetError
             If either budget is impossible; the message names the smallest that works.
         """
-        problems = self._budget_problems(rows, columns)
-        if problems:
-            raise BudgetError("; ".join(problems.values()))
+        settings = ("uplink_bits", "downlink_bits", "evaluation_bits")
+        problems = [self._budget_problem(setting, rows, columns) for setting in settings]
+        if any(problems):
+            raise BudgetError("; ".join(filter(None, problems)))
 
     def _check(self, setting: str, rows: int, columns: int, full_rows: int | None) -> None:
         if full_rows is not None and rows < full_rows:
             return
-        problems = self._budget_problems(rows, columns)
-        if setting in problems:
-            raise BudgetError(problems[setting])
+        if problem := self._budget_problem(setting, rows, columns):
+            raise BudgetError(problem)
 
-    def _budget_problems(self, rows: int, columns: int) -> dict[str, str]:
-        smallest = dict(zip(("uplink_bits", "downlink_bits"), self.smallest_bits(rows, columns), strict=True))
-        return {
-            setting: f"{setting}={getattr(self, setting)} is too small for {rows} x {columns}; "
-            f"the smallest that works is {least}"
-            for setting, least in smallest.items()
-            if getattr(self, setting) < least
-        }
+    def _budget_problem(self, setting: str, rows: int, columns: int) -> str | None:
+        if setting == "evaluation_bits":
+            if self.evaluation != "codec":
+                return None
+            least = self._smallest_uplink(rows, columns, self.selector.most_columns(columns, training=False))
+        else:
+            least = self.smallest_bits(rows, columns)[setting == "downlink_bits"]
+        if self._bits(setting) >= least:
+            return None
+        bits = self._bits(setting)
+        return f"{setting}={bits} is too small for {rows} x {columns}; the smallest that works is {least}"
 
 
 def own_settings() -> dict[str, Scalar | None]:
@@ -355,9 +402,9 @@ def _shape_of(array: Array) -> tuple[int, int]:
 
 
 def _check_scaled(kept: Tensor, link: Link) -> None:
-    """Refuse a gradient that the link's scale would carry out of float32."""
-    if link.scale is None or kept.numel() == 0:
+    """Refuse a gradient that correction or scale carry out of float32."""
+    if kept.numel() == 0:
         return
-    largest = float(kept.abs().max()) * float(link.scale.max())
+    largest = float(kept.abs().max()) * (1.0 if link.scale is None else float(link.scale.max()))
     if not largest <= torch.finfo(torch.float32).max:
         raise PayloadError(f"gradient reaches {largest:.3g} after scaling, beyond float32")

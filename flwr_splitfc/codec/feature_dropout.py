@@ -60,9 +60,17 @@ class FeatureDropout(Selector):
         if not (isfinite(self.reduction) and self.reduction >= 1):
             raise ValueError(f"reduction must be a finite number of at least 1, got {self.reduction}")
 
-    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
+    def select(
+        self,
+        matrix: Tensor,
+        channels: Channels,
+        generator: torch.Generator | None,
+        *,
+        affordable: int,
+        training: bool = True,
+    ) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
-        if self.reduction == 1.0:
+        if self.reduction == 1.0 or not training:
             return matrix, Link(rows, width, device=matrix.device)
         spans = channels.spans(*column_extremes(matrix))
         keep = keep_probabilities(column_deviations(matrix, spans), self.reduction)
@@ -81,11 +89,13 @@ class FeatureDropout(Selector):
         kept, rest = wire.unpack_selection(data, columns)
         return Link(rows, columns, None if kept is None else torch.from_numpy(kept)), rest
 
-    def most_columns(self, columns: int) -> int:
+    def most_columns(self, columns: int, *, training: bool = True) -> int:
         """``D/R`` and six standard deviations: exceeded with a probability below 1e-9."""
+        if not training:
+            return columns
         mean = columns / self.reduction
         return min(columns, ceil(mean + 6 * sqrt(mean)) + 6)
 
-    def most_bytes(self, columns: int) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         fewest = columns if self.reduction == 1.0 else 0
-        return wire.selection_bytes(fewest, self.most_columns(columns), columns)
+        return wire.selection_bytes(fewest, kept, columns)

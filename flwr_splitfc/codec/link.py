@@ -27,6 +27,9 @@ class Link:
         What kept columns were multiplied by, float32 (K,); None for no scaling, and on the server.
     device : torch.device
         Where the features live.
+    correction : Tensor or None
+        What the device adds to the decoded gradient of the kept columns, float32 (B, K); see
+        `Quantiser.gradient_correction`.
 
     Examples
     --------
@@ -42,6 +45,7 @@ class Link:
     columns: Tensor | None = None
     scale: Tensor | None = None
     device: torch.device = torch.device("cpu")
+    correction: Tensor | None = None
 
     @property
     def kept(self) -> int:

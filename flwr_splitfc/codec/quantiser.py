@@ -21,6 +21,15 @@ class Quantiser(ABC):
     budgeted: ClassVar[bool] = True
     """Whether the budget bounds the payload; a quantiser of fixed precision ignores it."""
 
+    @property
+    def gradient_correction(self) -> float:
+        """``lambda`` by which the device corrects the gradient for what the features lost: ``g + lambda (z - z~)``."""
+        return 0.0
+
+    def for_gradient(self) -> Quantiser:
+        """What quantises the gradient; a method that is for features alone names another here."""
+        return self
+
     @abstractmethod
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         """Encode a float32 (B, K) matrix, on any device, in at most `budget_bytes`.

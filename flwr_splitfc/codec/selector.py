@@ -23,11 +23,24 @@ class Selector(ABC):
     version: ClassVar[int] = 1
     """Of the byte format; old payloads do not decode with a new one."""
 
+    budgeted: ClassVar[bool] = False
+    """Whether ``K`` follows from the budgets; otherwise the selection is what it is."""
+
     @abstractmethod
-    def select(self, matrix: Tensor, channels: Channels, generator: torch.Generator | None) -> tuple[Tensor, Link]:
+    def select(
+        self,
+        matrix: Tensor,
+        channels: Channels,
+        generator: torch.Generator | None,
+        *,
+        affordable: int,
+        training: bool = True,
+    ) -> tuple[Tensor, Link]:
         """Select from features, float32 (B, D): the (B, K) to send and the device's link.
 
-        All randomness comes from `generator`, a CPU generator.
+        All randomness comes from `generator`, a CPU generator; there is none where `training` is False.
+        `affordable` is the largest ``K`` that the budgets pay for, by `most_bytes` and the quantiser's
+        ``smallest_bytes``; ``D`` for a selector that is not `budgeted`.
         """
 
     @abstractmethod
@@ -45,9 +58,9 @@ class Selector(ABC):
         """
 
     @abstractmethod
-    def most_columns(self, columns: int) -> int:
+    def most_columns(self, columns: int, *, training: bool = True) -> int:
         """``K`` in the worst case, out of ``D`` columns: what a budget must provide for."""
 
     @abstractmethod
-    def most_bytes(self, columns: int) -> int:
-        """Length of `pack` in the worst case, up to `most_columns` of ``D``."""
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
+        """Length of `pack` in the worst case, with up to `kept` of ``D`` columns; grows with `kept`."""

@@ -141,10 +141,11 @@ class Session:
     def predict(self, features: Tensor) -> Tensor:
         """The server half's output for features of shape (B, ...), in evaluation mode.
 
-        No labels leave the device, nothing trains, and no feature is dropped.
+        No labels leave the device, nothing trains, and the codec's `evaluation` says how features go up.
         """
         started = time.perf_counter()
-        array, _ = self.codec.encode_features(features, training=False)
+        self._full_rows = max(self._full_rows, len(features))
+        array, _ = self.codec.encode_features(features, training=False, full_rows=self._full_rows)
         self._codec_seconds += time.perf_counter() - started
         self._number += 1
         self._rows += len(features)

@@ -50,7 +50,7 @@ def test_defaults_and_spelling() -> None:
         ({"name": "splitfc", "reduction": True}, "reduction must be float, got True"),
         ({"name": "splitfc", "uplink-bits": 0}, "uplink_bits must be a finite number above 0, got 0.0"),
         ({"name": "splitfc", "downlink-bits": float("nan")}, "downlink_bits must be .* got nan"),
-        ({"name": "splitfc", "evaluation": "int8"}, "one of float16, float32, got 'int8'"),
+        ({"name": "splitfc", "evaluation": "int8"}, "one of float16, float32, codec, got 'int8'"),
         ({"name": "splitfc", "channel-dim": 1.5}, "channel_dim must be int, got 1.5"),
         ({"name": "splitfc", "channel-dim": 0}, "channel_dim must not be 0"),
     ],

@@ -291,3 +291,25 @@ def test_cuda_features_and_gradients(name: str) -> None:
     assert seen.device.type == "cpu"
     down = cut.encode_gradient(torch.randn(64, 288, device="cuda"), server_link)
     assert cut.decode_gradient(down, link).device.type == "cuda"
+
+
+def test_evaluation_by_the_codec_keeps_its_own_budget_and_drops_nothing() -> None:
+    cut = cut_codec("splitfc", reduction=4, evaluation="codec", evaluation_bits=0.8)
+    features = torch.rand(64, 200, generator=torch.Generator().manual_seed(0))
+    array, link = cut.encode_features(features, training=False)
+    seen, _ = cut.decode_features(array, expect=(64, 200))
+    assert array.stype == cut.evaluation_stype == cut.stype
+    assert len(array.data) <= 64 * 200 * 0.8 / 8
+    assert link.kept == 200
+    assert (seen != 0).any(0).all()
+    again, _ = cut.encode_features(features, training=False)
+    assert again.data == array.data
+
+
+def test_evaluation_by_the_codec_names_the_smallest_bits() -> None:
+    cut = cut_codec("quant-only", evaluation="codec", evaluation_bits=0.001)
+    with pytest.raises(BudgetError, match=r"evaluation_bits=0.001 is too small for 8 x 100; the smallest"):
+        cut.encode_features(torch.rand(8, 100), training=False)
+    least = cut.smallest_bits(8, 100)[0]
+    enough = cut_codec("quant-only", evaluation="codec", evaluation_bits=least, uplink_bits=1, downlink_bits=1)
+    enough.check_budget(8, 100)
