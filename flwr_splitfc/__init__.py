@@ -8,13 +8,23 @@ from importlib.metadata import version
 
 from flwr_splitfc.clientapp import SplitClientApp
 from flwr_splitfc.codec import PayloadError, cut_codec
-from flwr_splitfc.exchange import Limits, SplitError, answer_device_query, connect, has_ticket
+from flwr_splitfc.exchange import (
+    Certificate,
+    EndpointConfig,
+    Limits,
+    SplitError,
+    answer_device_query,
+    connect,
+    has_ticket,
+)
 from flwr_splitfc.model import JoinedModel, split_at
 from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
 
 __version__ = version("flwr-splitfc")
 
 __all__ = [
+    "Certificate",
+    "EndpointConfig",
     "JoinedModel",
     "Limits",
     "PayloadError",

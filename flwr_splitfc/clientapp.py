@@ -115,7 +115,8 @@ class SplitClientApp(ClientApp):
         for group in optimizer.param_groups:
             group["lr"] = config.get("learning-rate", group["lr"])
         pull = _Proximal(model, float(str(config.get("proximal-mu", 0.0))))
-        with connect(message, optimizer=optimizer) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
+        split = has_ticket(message)
+        with connect(message, context, optimizer=optimizer) if split else _Unsplit(self.loss_fn) as server:
             for x, y in self._turn(batches, config):
                 optimizer.zero_grad()
                 server.loss(model(x), y).backward()
@@ -130,7 +131,7 @@ class SplitClientApp(ClientApp):
         model, (_, batches) = self._prepare(message, context)
         model.eval()
         sums: dict[str, float] = {}
-        with connect(message) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
+        with connect(message, context) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
             for x, y in self._on_device(batches):
                 for key, value in self._batch_metrics(server.predict(model(x)), y).items():
                     sums[key] = sums.get(key, 0.0) + value * len(x)

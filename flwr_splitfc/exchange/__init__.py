@@ -1,7 +1,7 @@
 """The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
 
 from flwr_splitfc.exchange.devices import Devices, answer_device_query, device_name
-from flwr_splitfc.exchange.endpoint import SplitEndpoint
+from flwr_splitfc.exchange.endpoint import EndpointConfig, SplitEndpoint
 from flwr_splitfc.exchange.errors import (
     EndpointUnreachable,
     FeaturesRefused,
@@ -23,11 +23,14 @@ from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.session import Session, connect
 from flwr_splitfc.exchange.states import DeviceStates
 from flwr_splitfc.exchange.ticket import Ticket, has_ticket
+from flwr_splitfc.exchange.tls import Certificate
 
 __all__ = [
+    "Certificate",
     "CopiedHalves",
     "DeviceStates",
     "Devices",
+    "EndpointConfig",
     "EndpointUnreachable",
     "FeaturesRefused",
     "HalfTrainer",

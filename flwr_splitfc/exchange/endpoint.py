@@ -1,46 +1,96 @@
 """The split endpoint: the gRPC server that devices' sessions meet the server half at."""
 
-import secrets
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from logging import getLogger
-from threading import Lock
+from dataclasses import dataclass, field
+from logging import DEBUG, INFO, WARNING, getLogger
 from types import TracebackType
 
 import grpc
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.errors import ProtocolError, SplitError, TicketExpired, TokenRefused
+from flwr_splitfc.exchange.address import is_loopback, is_wildcard, join_address, split_address
+from flwr_splitfc.exchange.admission import Admission
+from flwr_splitfc.exchange.errors import LimitExceeded, SessionCancelled, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.halves import Halves
-from flwr_splitfc.exchange.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.ledger import Ledger
 from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates
-from flwr_splitfc.exchange.ticket import PROTOCOL, Purpose, Ticket
-from flwr_splitfc.exchange.turn import Turn, count_downlink, count_uplink
+from flwr_splitfc.exchange.ticket import Purpose, Ticket
+from flwr_splitfc.exchange.tls import Certificate, Tls, server_credentials
+from flwr_splitfc.exchange.turn import Turn, count_downlink
 
 SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
-KEEPALIVE_MS = 60_000  # how often a quiet device asks whether the connection still stands
-ENDED_TOKENS_KEPT = 10_000  # for a clear answer to a late device; older ones are unknown
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN_KEY = "split-token"  # in the stream's metadata
+KEEPALIVE_MS = 60_000  # how often a quiet peer is asked whether the connection still stands
+_HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
+_SPARE_STREAMS = 32  # beyond the sessions: for connections that are being refused or replaced
+_LOGGED_CHARACTERS = 500  # of what a peer says
+_OVER_KEPT = 10_000  # sessions whose end is remembered, for a clear answer to a late device
 
 logger = getLogger("flwr")
 
 
-@dataclass
-class _Session:
-    """One admission: issued with a ticket, opened by a device, ended by either side."""
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Where the split endpoint listens, how devices reach it, and what it grants them.
 
-    turn: Turn
-    context: grpc.ServicerContext | None = None
-    ended: bool = False
-    last_seen: float = 0.0
+    Parameters
+    ----------
+    host : str (default: "127.0.0.1")
+        The address to listen on: the default serves devices on this machine, as in the simulation engine;
+        ``"0.0.0.0"`` or ``"::"`` is every address of the machine.
+    port : int (default: 0, any free one)
+    address : str, optional
+        ``host``, ``host:port`` or ``[ipv6]:port`` by which devices reach it, for containers, NAT and
+        proxies; default `host` and the port listened on. A node's own config may override it by
+        ``split-address``.
+    tls : bool, optional
+        Default: off where only this machine can connect, on elsewhere. False is plaintext everywhere.
+    certificate : Certificate, optional
+        For TLS; default a self-signed one for the run, which devices get with their tickets.
+    limits : Limits
+
+    Raises
+    ------
+    ValueError
+        If devices could not know where to connect, or a certificate is given for plaintext.
+
+    Examples
+    --------
+    >>> EndpointConfig().encrypted, EndpointConfig(host="0.0.0.0", address="ml.example.org").encrypted
+    (False, True)
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    address: str = ""
+    tls: bool | None = None
+    certificate: Certificate | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port is {self.port}, wanted 0 (any free one) to 65535")
+        if self.address:
+            split_address(self.address)
+        elif is_wildcard(self.host):
+            raise ValueError(
+                f"host {self.host!r} listens on every address of this machine: "
+                "give the address by which devices reach it, too"
+            )
+        if self.certificate and self.tls is False:
+            raise ValueError("a certificate was given, and tls=False")
 
     @property
-    def running(self) -> bool:
-        return self.context is not None and not self.ended
+    def encrypted(self) -> bool:
+        """Whether sessions are."""
+        if self.tls is None:
+            return self.certificate is not None or not is_loopback(self.host)
+        return self.tls
 
 
 class SplitEndpoint:
@@ -58,9 +108,7 @@ class SplitEndpoint:
         What devices keep between turns.
     seed : int (default: 0)
         The run's seed.
-    host : str (default: "127.0.0.1"), port : int (default: 0, any free one)
-        Where to listen. Sessions are not encrypted yet, so only loopback addresses are accepted.
-    limits : Limits, optional
+    config : EndpointConfig, optional
     """
 
     def __init__(
@@ -71,48 +119,64 @@ class SplitEndpoint:
         ledger: Ledger | None = None,
         states: DeviceStates | None = None,
         seed: int = 0,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        limits: Limits | None = None,
+        config: EndpointConfig | None = None,
     ) -> None:
-        if host not in LOOPBACK:
-            raise ValueError(f"host is {host!r}; sessions are in plaintext, so it must be one of {LOOPBACK}")
         self.halves = halves
         self.codec = codec
         self.ledger = ledger or Ledger()
         self.states = states or DeviceStates("per-device")
         self.seed = seed
-        self.limits = limits or Limits()
-        self._host = f"[{host}]" if ":" in host else host
-        self._port = port
-        self._lock = Lock()
-        self._sessions: dict[str, _Session] = {}
-        self._ended_tokens: dict[str, None] = {}
+        self.config = config or EndpointConfig()
+        self.limits = self.config.limits
+        self._port = self.config.port
+        self._certificate = self.config.certificate
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Admission] = {}
+        self._over: dict[str, SplitError] = {}
         self._server: grpc.Server | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> "SplitEndpoint":
+        streams = self.limits.max_sessions + _SPARE_STREAMS
         sizes = [(f"grpc.max_{way}_message_length", self.limits.max_frame_bytes) for way in ("send", "receive")]
         server = grpc.server(
-            ThreadPoolExecutor(self.limits.max_sessions, thread_name_prefix="split-session"),
+            ThreadPoolExecutor(streams, thread_name_prefix="split-session"),
             options=[
                 *sizes,
                 ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_permit_without_calls", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
             ],
-            maximum_concurrent_rpcs=self.limits.max_sessions,
+            maximum_concurrent_rpcs=streams,
         )
         handler = grpc.stream_stream_rpc_method_handler(
             self._serve, pb.DeviceFrame.FromString, pb.ServerFrame.SerializeToString
         )
         service, method = SESSION_METHOD.strip("/").split("/")
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        self._port = server.add_insecure_port(f"{self._host}:{self._port}")
+        self._port = self._listen(server)
         server.start()
         self._server = server
-        logger.info("Split endpoint listens on %s", self.address)
+        tls = {"off": "in plaintext", "pinned": "with TLS", "verified": "with TLS by its own certificate"}[self._tls]
+        logger.info("Split endpoint listens on %s %s", join_address(self.config.host, self._port), tls)
+        if self.address != join_address(self.config.host, self._port):
+            logger.info("Devices are told to connect to %s", self.address)
+        if self._tls == "off" and not is_loopback(self.config.host):
+            logger.warning("Features, gradients and tokens cross the network in plaintext, as tls=False asks for")
         return self
+
+    def _listen(self, server: grpc.Server) -> int:
+        wanted = join_address(self.config.host, self.config.port)
+        try:
+            if not self.config.encrypted:
+                return int(server.add_insecure_port(wanted))
+            self._certificate = self._certificate or Certificate.for_run()
+            return int(server.add_secure_port(wanted, server_credentials(self._certificate)))
+        except RuntimeError as error:
+            raise OSError(f"the split endpoint cannot listen on {wanted}: is the port taken, the host here?") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,23 +188,41 @@ class SplitEndpoint:
 
     @property
     def address(self) -> str:
-        """``host:port``, as devices on this machine reach it."""
-        return f"{self._host}:{self._port}"
+        """``host:port``, as devices are told."""
+        if not self.config.address:
+            return join_address(self.config.host, self._port)
+        host, port = split_address(self.config.address)
+        return join_address(host, port or self._port)
+
+    @property
+    def _tls(self) -> Tls:
+        if not self.config.encrypted:
+            return "off"
+        return "verified" if self.config.certificate else "pinned"
 
     # -- tickets ---------------------------------------------------------------------------------
 
     def issue(self, purpose: Purpose, device: str, server_round: int) -> Ticket:
         """Admit `device` once, to train or to evaluate."""
-        token = secrets.token_urlsafe(32)
+        session = Admission(Turn(purpose, device, server_round, self.halves, self.codec, self.states, self.limits))
         with self._lock:
-            turn = Turn(purpose, device, server_round, self.halves, self.codec, self.states, self.limits)
-            self._sessions[token] = _Session(turn)
-        return Ticket(self.address, token, purpose, device, server_round, self.seed, self.codec.config())
+            self._sessions[session.id] = session
+        return Ticket(
+            self.address,
+            session.token,
+            purpose,
+            device,
+            server_round,
+            self.seed,
+            self.codec.config(),
+            tls=self._tls,
+            authority=self._certificate.authority.decode() if self._certificate else "",
+            reconnect_timeout_s=self.limits.reconnect_timeout_s,
+        )
 
     def replied(self, token: str) -> None:
         """The device of this session has sent its Flower reply: what it trained counts."""
-        with self._lock:
-            session = self._sessions.get(token)
+        session = self._sessions.get(_id(token))
         if session is not None:
             session.turn.settle()
 
@@ -150,89 +232,143 @@ class SplitEndpoint:
         self.halves.end_round()
 
     def revoke(self, tokens: list[str]) -> None:
-        """End the sessions of `tokens`: their tickets expire and open streams are cancelled."""
+        """End the sessions of `tokens` (or their ids): tickets expire and open streams are cancelled."""
         with self._lock:
-            sessions = [self._sessions.pop(token) for token in tokens if token in self._sessions]
-            self._ended_tokens.update(dict.fromkeys(tokens))
-            for token in list(self._ended_tokens)[: max(0, len(self._ended_tokens) - ENDED_TOKENS_KEPT)]:
-                del self._ended_tokens[token]
-            late = [session for session in sessions if session.running]
+            sessions = [self._sessions.pop(key) for key in map(_id, tokens) if key in self._sessions]
             for session in sessions:
-                session.ended = True
-        self._cancel(late, "its round is over")
-
-    def cancel_idle(self) -> None:
-        """End the sessions that said nothing for `Limits.idle_timeout_s`."""
-        oldest = time.monotonic() - self.limits.idle_timeout_s
-        with self._lock:
-            idle = [s for s in self._sessions.values() if s.running and s.last_seen < oldest]
-            for session in idle:
-                session.ended = True
-        self._cancel(idle, f"silent for {self.limits.idle_timeout_s:g} s")
-
-    @staticmethod
-    def _cancel(sessions: list[_Session], why: str) -> None:
+                over = SessionCancelled("its round is over") if session.running else _EXPIRED
+                self._over[session.id] = session.ended or over
+            for key in list(self._over)[: max(0, len(self._over) - _OVER_KEPT)]:
+                del self._over[key]
         for session in sessions:
-            logger.warning("Split session of device %s cancelled: %s", session.turn.device, why)
-            if session.context is not None:
-                session.context.cancel()
+            self._cancel(session, self._over[session.id])
+
+    def sweep(self) -> dict[str, str]:
+        """End the sessions whose devices are silent or gone for too long.
+
+        Returns
+        -------
+        dict of str to str
+            By token, why a device's reply need not be awaited any longer.
+        """
+        now, given_up = time.monotonic(), {}
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            if session.running:
+                what, limit_s = ("silent", self.limits.idle_timeout_s)
+                if not session.connected:
+                    what, limit_s = ("disconnected", self.limits.reconnect_timeout_s)
+                if session.silent_s() > limit_s:
+                    self._cancel(session, SessionCancelled(f"{what} for {limit_s:g} s"))
+            if isinstance(session.ended, SessionCancelled):
+                given_up[session.token] = str(session.ended)
+            elif session.ended_at and now - session.ended_at > self.limits.reply_timeout_s:
+                given_up[session.token] = f"no reply within {self.limits.reply_timeout_s:g} s after its session"
+        return given_up
+
+    def _cancel(self, session: Admission, why: SplitError) -> None:
+        if session.running:
+            self._log(WARNING, "cancelled", session, why=why)
+        session.end(why)
+        session.hang_up()
+        if session.opened:
+            self._enter(session)
 
     # -- one stream ------------------------------------------------------------------------------
 
     def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.ServerFrame]:
-        session: _Session | None = None
-        device = "an unknown device"
+        session: Admission | None = None
         try:
-            for frame in frames:
-                if session is None:
-                    session = self._admit(frame, context)
-                    device = f"device {session.turn.device}"
-                yield self._answer(session, frame)
-                if session.turn.done:
-                    return
-            logger.warning("Split session of %s broke off", device)
+            session = self._admitted(context)
+            yield from self._replies(session, frames, context)
         except SplitError as refusal:
-            logger.warning("Split session of %s refused: %s", device, refusal)
-            reply = pb.ServerFrame(refused=pb.Refused(reason=refusal.reason, detail=str(refusal)))  # type: ignore[arg-type]
-            if session is not None:
-                count_downlink(session.turn.traffic, reply)
-                self._end(session)
-            yield reply
+            self._log(WARNING, "refused", session, peer=context.peer(), why=refusal)
+            yield _refused(refusal)
         except grpc.RpcError:
-            logger.warning("Split session of %s broke off", device)
+            pass  # the connection broke; the session may come back on another
         finally:
-            if session is not None:
-                self._end(session)
+            if session is not None and session.lost(context):
+                self._log(INFO, "disconnected", session, peer=context.peer())
 
-    def _admit(self, frame: pb.DeviceFrame, context: grpc.ServicerContext) -> _Session:
-        if frame.WhichOneof("kind") != "open":
-            raise ProtocolError("the first frame must be Open")
-        if frame.open.protocol != PROTOCOL:
-            raise ProtocolError(f"this server speaks protocol {PROTOCOL}, the device {frame.open.protocol}")
-        token = frame.open.token
+    def _admitted(self, context: grpc.ServicerContext) -> Admission:
+        """The session whose token came with the stream; nothing of the stream is read before."""
+        token = next((str(value) for key, value in context.invocation_metadata() if key == TOKEN_KEY), "")
         with self._lock:
-            if token in self._ended_tokens:
-                raise TicketExpired("the round of this ticket is over")
-            session = self._sessions.get(token)
-            if session is None or session.context is not None:
-                raise TokenRefused("unknown token" if session is None else "this token was used before")
-            session.context = context
+            session, over = self._sessions.get(_id(token)), self._over.get(_id(token))
+            others = sum(other.connected for other in self._sessions.values() if other is not session)
+        if session is None:
+            raise over or TokenRefused("unknown token")
+        session.check(token)
+        if others >= self.limits.max_sessions:
+            raise LimitExceeded(f"{others} sessions are open, and no more may be")
         return session
 
-    def _answer(self, session: _Session, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        turn, first = session.turn, session.last_seen == 0.0
-        session.last_seen = time.monotonic()
-        count_uplink(turn.traffic, frame)
-        if session.ended:
-            raise TicketExpired("the round of this ticket is over")
-        reply = turn.open() if first else turn.answer(frame)
-        count_downlink(turn.traffic, reply)
-        if turn.done:
-            self._end(session)  # before the device knows, so that the round's sums are complete when it replies
+    def _replies(
+        self, session: Admission, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
+    ) -> Iterator[pb.ServerFrame]:
+        first = next(frames, pb.DeviceFrame())
+        event = "resumed" if session.opened else "opened"
+        yield session.open(first, context)
+        self._log(INFO if event == "resumed" else DEBUG, event, session, peer=context.peer(), by=first.open.software)
+        for frame in frames:
+            reply = self._answer(session, frame, context)
+            if reply is None:
+                return
+            yield reply
+            if reply.WhichOneof("kind") == "closed":
+                return
+
+    def _answer(
+        self, session: Admission, frame: pb.DeviceFrame, context: grpc.ServicerContext
+    ) -> pb.ServerFrame | None:
+        try:
+            reply = session.answer(frame, context)
+        except SplitError as refusal:
+            count_downlink(session.turn.traffic, _refused(refusal))
+            session.end(refusal)
+            self._enter(session)
+            raise
+        if session.turn.done:
+            self._enter(session)  # before the device knows, so that the round's sums are complete when it replies
         return reply
 
-    def _end(self, session: _Session) -> None:
-        """End the session and enter its traffic in the ledger, once."""
-        session.ended = True
-        traffic, session.turn.traffic = session.turn.traffic, Traffic()
-        self.ledger.add(session.turn.server_round, session.turn.purpose, traffic)
+    def _enter(self, session: Admission) -> None:
+        """Enter in the ledger what the session moved since the last time."""
+        turn, traffic = session.turn, session.take_traffic()
+        self.ledger.add(turn.server_round, turn.purpose, traffic, turn.device)
+        if turn.done and traffic.sessions:
+            self._log(
+                DEBUG,
+                "closed",
+                session,
+                steps=traffic.steps,
+                up=traffic.uplink_bytes.total(),
+                down=traffic.downlink_bytes.total(),
+            )
+
+    @staticmethod
+    def _log(level: int, event: str, session: Admission | None, **more: object) -> None:
+        """One line of ``key=value`` pairs; neither tokens nor payloads are among them."""
+        about: dict[str, object] = {}
+        if session is not None:
+            turn = session.turn
+            about = {"id": session.id, "device": turn.device, "round": turn.server_round, "purpose": turn.purpose}
+        pairs = " ".join(f"{key}={_quoted(value)}" for key, value in {**about, **more}.items())
+        logger.log(level, "split session %s: %s", event, pairs)
+
+
+_EXPIRED = TicketExpired("the round of this ticket is over")
+
+
+def _id(token: str) -> str:
+    return token.partition(".")[0]
+
+
+def _refused(refusal: SplitError) -> pb.ServerFrame:
+    return pb.ServerFrame(refused=pb.Refused(reason=refusal.reason, detail=str(refusal)))  # type: ignore[arg-type]
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return repr(text[:_LOGGED_CHARACTERS]) if not text.isascii() or not text.isprintable() or " " in text else text

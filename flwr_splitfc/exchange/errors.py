@@ -24,7 +24,7 @@ class TicketError(SplitError):
 
 
 class TokenRefused(SplitError):
-    """The server does not know the token, or it was used before."""
+    """The server does not know the token, or another process used it before."""
 
     reason = pb.TOKEN
 
@@ -60,7 +60,9 @@ class LimitExceeded(SplitError):
 
 
 class SessionCancelled(SplitError):
-    """The server ended the session, usually because the round's time was over."""
+    """The server ended the session: its round was over, or it was silent or disconnected for too long."""
+
+    reason = pb.CANCELLED
 
 
 class EndpointUnreachable(SplitError):
@@ -69,7 +71,16 @@ class EndpointUnreachable(SplitError):
 
 _BY_REASON: dict[int, type[SplitError]] = {
     cls.reason: cls
-    for cls in (ProtocolError, TokenRefused, TicketExpired, FeaturesRefused, LabelsRefused, StepRefused, LimitExceeded)
+    for cls in (
+        ProtocolError,
+        TokenRefused,
+        TicketExpired,
+        FeaturesRefused,
+        LabelsRefused,
+        StepRefused,
+        LimitExceeded,
+        SessionCancelled,
+    )
 }
 
 

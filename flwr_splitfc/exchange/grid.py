@@ -3,9 +3,10 @@
 import time
 from collections import Counter
 from collections.abc import Iterable
+from logging import getLogger
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flwr_splitfc.exchange.devices import Devices, name_order
@@ -15,7 +16,10 @@ from flwr_splitfc.exchange.ticket import TICKET_KEY, Purpose
 
 _FIRST_PULL_S = 0.01
 _LAST_PULL_S = 1.0
+_GIVEN_UP = 0  # among Flower's error codes: unknown
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
+
+logger = getLogger("flwr")
 
 
 class MeteredGrid(Grid):
@@ -107,7 +111,8 @@ class SplitGrid(MeteredGrid):
 
     It lets any Flower strategy run unmodified on the device halves. When the replies are in, or the
     timeout has passed, the tickets are revoked and sessions still open are cancelled, so that no device
-    stays busy with a round that is over.
+    stays busy with a round that is over. For a device that fell silent (`Limits`) the strategy gets an
+    error reply; who failed, and why, is logged.
 
     Parameters
     ----------
@@ -115,12 +120,18 @@ class SplitGrid(MeteredGrid):
         The grid that does the work.
     endpoint : SplitEndpoint
         An entered endpoint.
+
+    Attributes
+    ----------
+    failures : dict of str to str
+        By device, why the last train or evaluate message to it came to nothing.
     """
 
     def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
         super().__init__(grid, endpoint.ledger)
         self.endpoint = endpoint
         self.devices = Devices(grid)
+        self.failures: dict[str, str] = {}
 
     def _received(self, reply: Message) -> Traffic:
         """Only the model's bytes: the endpoint has seen the rest itself."""
@@ -136,6 +147,7 @@ class SplitGrid(MeteredGrid):
             replies = self._push_and_pull(messages, dict(zip(map(id, split), tokens, strict=True)), timeout)
         finally:
             self.endpoint.end_round(tokens)
+        self._report(split, names, replies, timeout)
         # Float sums depend on their order: let it be the devices', not that of sampling or of arrival.
         return sorted(replies, key=lambda reply: name_order(names.get(reply.metadata.src_node_id, "")))
 
@@ -151,22 +163,42 @@ class SplitGrid(MeteredGrid):
         deadline = None if timeout is None else time.monotonic() + timeout
         waiting = {message_id for message_id in self.inner.push_messages(messages) if message_id}  # None: node gone
         token_of = {message.metadata.message_id: tokens.get(id(message)) for message in messages}
+        sent = {message.metadata.message_id: message for message in messages}
         replies: list[Message] = []
         pause_s = _FIRST_PULL_S
         while waiting:
             new = list(self.inner.pull_messages(waiting))
-            replies += new
-            waiting -= {reply.metadata.reply_to_message_id for reply in new}
             for reply in new:
                 token = token_of.get(reply.metadata.reply_to_message_id)
                 if token and reply.has_content():
                     self.endpoint.replied(token)
+            waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            for token, why in self.endpoint.sweep().items():
+                given_up = [message_id for message_id in waiting if token_of[message_id] == token]
+                new += [Message(Error(_GIVEN_UP, why), reply_to=sent[message_id]) for message_id in given_up]
+                waiting -= set(given_up)
+            replies += new
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
                 break
-            self.endpoint.cancel_idle()
             time.sleep(pause_s if deadline is None else max(min(pause_s, deadline - time.monotonic()), 0.0))
             pause_s = _FIRST_PULL_S if new else min(pause_s * 1.2, _LAST_PULL_S)
         return replies
+
+    def _report(
+        self, sent: list[Message], names: dict[int, str], replies: list[Message], timeout: float | None
+    ) -> None:
+        """Say who failed, and why."""
+        late = {names[message.metadata.dst_node_id]: f"no reply within {timeout} s" for message in sent}
+        for reply in replies:
+            late.pop(names.get(reply.metadata.src_node_id, ""), None)
+        errors = {
+            names[reply.metadata.src_node_id]: _last_line(reply.error.reason)
+            for reply in replies
+            if reply.has_error() and reply.metadata.src_node_id in names
+        }
+        self.failures = {**late, **errors}
+        for device, why in self.failures.items():
+            logger.warning("Device %s failed in round %d: %s", device, self.round_of(sent[0]), why)
 
 
 def purpose_of(message: Message) -> Purpose | None:
@@ -176,6 +208,12 @@ def purpose_of(message: Message) -> Purpose | None:
 
 def _model_bytes(message: Message) -> int:
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def _last_line(reason: str | None) -> str:
+    """Of a traceback, what was raised."""
+    lines = (reason or "").strip().splitlines()
+    return lines[-1][-500:] if lines else "no reason given"
 
 
 def _number(value: object) -> Any:

@@ -16,7 +16,7 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
-MOST_NORM = 1e38  # what a codec can send
+MOST_NORM = 1e18  # an optimizer squares it in float32
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
 
@@ -213,7 +213,7 @@ class HalfTrainer:
     def _check_finite(self, loss: Tensor, grads: Sequence[Tensor | None]) -> None:
         norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
         if not (torch.isfinite(loss) and norm <= MOST_NORM):
-            raise StepRefused(f"loss {loss.item()} with a gradient of norm {norm.item()} is not finite, or beyond 1e38")
+            raise StepRefused(f"loss {loss.item()} with a gradient of norm {norm.item()} is not finite, or beyond 1e18")
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):

@@ -8,9 +8,9 @@ from typing import Any
 
 from flwr_splitfc.exchange.ticket import Purpose
 
-UPLINK_KINDS = ("features", "labels", "state", "model", "framing")
+UPLINK_KINDS = ("features", "labels", "state", "model", "framing", "resent")
 DIGEST_BITS = 128
-DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing")
+DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent")
 
 
 @dataclass
@@ -18,12 +18,14 @@ class Traffic:
     """Counts of one session, or the sum over many.
 
     `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
-    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. `digest` is of all
-    payloads (features, labels, gradients, logits) in their order within a session; over sessions it adds up,
-    so that their order does not show.
+    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent" is whole
+    frames that were sent again after a connection broke, `reconnects` how often one was opened again.
+    `digest` is of all payloads (features, labels, gradients, logits) in their order within a session; over
+    sessions it adds up, so that their order does not show.
     """
 
     sessions: int = 0
+    reconnects: int = 0
     steps: int = 0
     rows: int = 0
     loss_sum: float = 0.0
@@ -37,6 +39,7 @@ class Traffic:
     def add(self, other: "Traffic") -> None:
         """Add another session's counts to these."""
         self.sessions += other.sessions
+        self.reconnects += other.reconnects
         self.steps += other.steps
         self.rows += other.rows
         self.loss_sum += other.loss_sum
@@ -66,6 +69,7 @@ class Traffic:
         """All counts under the names that Flower's `Result` shows; bytes in bytes, times in seconds."""
         return {
             "sessions": self.sessions,
+            "reconnects": self.reconnects,
             "steps": self.steps,
             "num-examples": self.rows,
             "uplink_bytes": self.uplink_bytes.total(),
@@ -92,16 +96,27 @@ def traffic_from_json(counts: Mapping[str, Any]) -> Traffic:
 
 
 class Ledger:
-    """The traffic of a run per round and purpose; safe to use from many threads."""
+    """The traffic of a run per round and purpose, and per device; safe to use from many threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._traffic: dict[tuple[int, Purpose], Traffic] = {}
+        self._devices: dict[str, Traffic] = {}
 
-    def add(self, server_round: int, purpose: Purpose, traffic: Traffic) -> None:
+    def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
         """Enter what one session, or one Flower message, moved."""
         with self._lock:
             self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
+            if device is not None:
+                self._devices.setdefault(device, Traffic()).add(traffic)
+
+    def devices(self) -> dict[str, Traffic]:
+        """The sums per device since this ledger was made (copies)."""
+        totals = {device: Traffic() for device in self._devices}
+        with self._lock:
+            for device, total in totals.items():
+                total.add(self._devices[device])
+        return totals
 
     def of(self, server_round: int, purpose: Purpose) -> Traffic:
         """The sum over one round's sessions (a copy)."""

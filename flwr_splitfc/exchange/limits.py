@@ -1,11 +1,11 @@
-"""What one device may ask of the server, in one place."""
+"""What one device may ask of the server, and how long it is waited for, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one device may ask of the server.
+    """What one device may ask of the server, and how long it is waited for.
 
     Parameters
     ----------
@@ -20,7 +20,17 @@ class Limits:
     max_frame_bytes : int (default: 1 GiB - 1)
         Size of one frame.
     idle_timeout_s : float (default: 600)
-        Seconds that a session may stay silent.
+        Seconds that a connected session may stay silent.
+    reconnect_timeout_s : float (default: 60)
+        Seconds that both sides wait for a broken connection to be opened again; then the session is over.
+    reply_timeout_s : float (default: 600)
+        Seconds that a device has for its Flower reply after its session is over. A device that exceeds
+        them is not waited for any longer in the round.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not above 0.
     """
 
     max_sessions: int = 256
@@ -29,3 +39,10 @@ class Limits:
     max_label_entries: int = 2**24
     max_frame_bytes: int = 2**30 - 1
     idle_timeout_s: float = 600.0
+    reconnect_timeout_s: float = 60.0
+    reply_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}, wanted more than 0")

@@ -1,29 +1,18 @@
 """The device's end of the exchange: `connect(msg)` opens the session of one turn."""
 
-import queue
 import time
-from importlib.metadata import version
 from types import TracebackType
 
-import grpc
 import torch
-from flwr.app import Array, Message
+from flwr.app import Array, Context, Message
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flwr_splitfc.codec import cut_codec, pack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.endpoint import KEEPALIVE_MS, SESSION_METHOD
-from flwr_splitfc.exchange.errors import (
-    EndpointUnreachable,
-    LimitExceeded,
-    ProtocolError,
-    SessionCancelled,
-    SplitError,
-    TicketError,
-    error_from,
-)
+from flwr_splitfc.exchange.errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.seeds import derive_seed, seeded_generator
+from flwr_splitfc.exchange.stream import Stream
 from flwr_splitfc.exchange.tensors import (
     optimizer_tensors,
     pack_tensors,
@@ -31,23 +20,23 @@ from flwr_splitfc.exchange.tensors import (
     unpack_tensor,
     unpack_tensors,
 )
-from flwr_splitfc.exchange.ticket import PROTOCOL, Ticket
+from flwr_splitfc.exchange.ticket import Ticket
 
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.enable_http_proxy", 0),
-]
+ADDRESS_KEY = "split-address"
 
 
-def connect(message: Message, *, optimizer: torch.optim.Optimizer | None = None) -> "Session":
+def connect(
+    message: Message, context: Context | None = None, *, optimizer: torch.optim.Optimizer | None = None
+) -> "Session":
     """The session that the ticket in `message` admits to; enter it with ``with``.
 
     Parameters
     ----------
     message : Message
         A train or evaluate message from a split strategy.
+    context : Context, optional
+        The node's: its config may name the address by which this node reaches the split endpoint
+        (``split-address``, a host or host:port), where that is not the one that the strategy tells.
     optimizer : torch.optim.Optimizer, optional
         The device half's optimizer. If given, it starts from the state that the strategy's
         ``optimizer_state`` says, and its state at the end of the turn is handed on.
@@ -56,12 +45,14 @@ def connect(message: Message, *, optimizer: torch.optim.Optimizer | None = None)
     ------
     TicketError, ProtocolError
         If the message carries no ticket, or one that this version cannot read.
+    ValueError
+        If the node config's address is none.
 
     Examples
     --------
     One turn of a device, in a `ClientApp`'s train function::
 
-        with connect(msg, optimizer=optimizer) as server:
+        with connect(msg, context, optimizer=optimizer) as server:
             for x, y in trainloader:
                 optimizer.zero_grad()
                 loss = server.loss(model(x), y)
@@ -69,7 +60,8 @@ def connect(message: Message, *, optimizer: torch.optim.Optimizer | None = None)
                 optimizer.step()
             metrics = server.metrics()
     """
-    return Session(Ticket.from_message(message), optimizer=optimizer)
+    address = "" if context is None else str(context.node_config.get(ADDRESS_KEY, ""))
+    return Session(Ticket.from_message(message), address=address, optimizer=optimizer)
 
 
 class Session:
@@ -84,7 +76,7 @@ class Session:
         kept by the strategy until the next.
     """
 
-    def __init__(self, ticket: Ticket, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(self, ticket: Ticket, *, address: str = "", optimizer: torch.optim.Optimizer | None = None) -> None:
         self.ticket = ticket
         try:
             self.codec = cut_codec(ticket.codec)
@@ -93,14 +85,12 @@ class Session:
         self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
-        self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
-        self._channel: grpc.Channel | None = None
+        self._stream = Stream(ticket, address)
+        self._is_open = False
         self._number = 0
         self._full_rows = 0
         self._rows = 0
         self._loss_sum = 0.0
-        self._uplink_bytes = 0
-        self._downlink_bytes = 0
         self._codec_seconds = 0.0
 
     # -- what a training loop calls --------------------------------------------------------------
@@ -149,20 +139,22 @@ class Session:
         self._codec_seconds += time.perf_counter() - started
         self._number += 1
         self._rows += len(features)
-        reply = self._ask(pb.DeviceFrame(predict=pb.Predict(number=self._number, features=_matrix(array))))
+        reply = self._ask(pb.DeviceFrame(predict=pb.Predict(features=_matrix(array))))
         return unpack_tensor(self._expect(reply, "predicted").predicted.logits).to(features.device)
 
     def metrics(self) -> dict[str, int | float]:
         """What Flower's strategies need, and what this session moved so far.
 
         ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in evaluation),
-        ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session), ``codec_seconds`` (this device's).
+        ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session), ``reconnects`` (connections that
+        broke and were opened again), ``codec_seconds`` (this device's).
         """
         metrics: dict[str, int | float] = {
             "num-examples": self._rows,
             "steps": self._number,
-            "uplink_bytes": self._uplink_bytes,
-            "downlink_bytes": self._downlink_bytes,
+            "uplink_bytes": self._stream.uplink_bytes,
+            "downlink_bytes": self._stream.downlink_bytes,
+            "reconnects": max(self._stream.reconnects, 0),
             "codec_seconds": self._codec_seconds,
         }
         if self.ticket.purpose == "train":
@@ -172,13 +164,9 @@ class Session:
     # -- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Session":
-        self._channel = grpc.insecure_channel(self.ticket.address, options=_CHANNEL_OPTIONS)
-        call = self._channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
-        self._replies = call(iter(self._frames.get, None))
+        opened = self._stream.open()
+        self._is_open = True
         try:
-            software = f"flwr-splitfc {version('flwr-splitfc')}"
-            frame = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOL, token=self.ticket.token, software=software))
-            opened = self._expect(self._ask(frame), "opened").opened
             self.state = unpack_tensors(opened.state)
             if self._optimizer is not None and opened.optimizer:
                 restore_optimizer(self._optimizer, unpack_tensors(opened.optimizer))
@@ -203,15 +191,11 @@ class Session:
             optimizer=pack_tensors(kept), state=pack_tensors(self.state), codec_seconds=self._codec_seconds
         )
         self._expect(self._ask(pb.DeviceFrame(close=close)), "closed")
-        self._frames.put(None)
-        next(self._replies, None)
+        self._stream.finish()
 
     def _hang_up(self) -> None:
-        self._frames.put(None)
-        self._replies.cancel()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._stream.close()
+        self._is_open = False
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -227,7 +211,7 @@ class Session:
             generator=seeded_generator(self.seed, number),
             full_rows=self._full_rows,
         )
-        step = pb.Step(number=number, features=_matrix(array), labels=pack_labels(labels))
+        step = pb.Step(features=_matrix(array), labels=pack_labels(labels))
         encoded = time.perf_counter()
         self._number = number
 
@@ -247,32 +231,10 @@ class Session:
         return stepped.loss, gradient
 
     def _ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        """Send one frame and wait for its answer; a refusal or a broken stream raises by name."""
-        if self._channel is None:
-            raise RuntimeError("the session is not open: use `with connect(msg) as server:`")
-        self._frames.put(frame)
-        self._uplink_bytes += frame.ByteSize()
-        try:
-            reply: pb.ServerFrame = next(self._replies)
-        except grpc.RpcError as error:
-            raise self._broken(error) from error
-        except StopIteration:
-            raise ProtocolError("the server ended the stream without an answer") from None
-        self._downlink_bytes += reply.ByteSize()
-        if reply.WhichOneof("kind") == "refused":
-            raise error_from(reply.refused)
-        return reply
-
-    def _broken(self, error: grpc.RpcError) -> SplitError:
-        status, what = error.code(), f"split endpoint at {self.ticket.address}: {error.details()}"
-        match status:
-            case grpc.StatusCode.CANCELLED:
-                return SessionCancelled("the server ended this session: its round was over, or it was idle too long")
-            case grpc.StatusCode.UNAVAILABLE:
-                return EndpointUnreachable(what)
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:
-                return LimitExceeded(what)
-        return SplitError(f"{what} ({status.name})")
+        """Send one frame and wait for its answer; a refusal or a lost server raises by name."""
+        if not self._is_open:
+            raise RuntimeError("the session is not open: use `with connect(msg, context) as server:`")
+        return self._stream.ask(frame)
 
     @staticmethod
     def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:

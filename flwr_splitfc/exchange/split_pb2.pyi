@@ -16,6 +16,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LABELS: _ClassVar[Reason]
     STEP: _ClassVar[Reason]
     LIMIT: _ClassVar[Reason]
+    CANCELLED: _ClassVar[Reason]
 UNSPECIFIED: Reason
 PROTOCOL: Reason
 TOKEN: Reason
@@ -24,6 +25,7 @@ FEATURES: Reason
 LABELS: Reason
 STEP: Reason
 LIMIT: Reason
+CANCELLED: Reason
 
 class Matrix(_message.Message):
     __slots__ = ("stype", "shape", "data")
@@ -48,32 +50,28 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol", "token", "software")
+    __slots__ = ("protocol", "nonce", "software")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
-    token: str
+    nonce: bytes
     software: str
-    def __init__(self, protocol: _Optional[int] = ..., token: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "features", "labels")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("features", "labels")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
-    number: int
     features: Matrix
     labels: bytes
-    def __init__(self, number: _Optional[int] = ..., features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
 
 class Predict(_message.Message):
-    __slots__ = ("number", "features")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("features",)
     FEATURES_FIELD_NUMBER: _ClassVar[int]
-    number: int
     features: Matrix
-    def __init__(self, number: _Optional[int] = ..., features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("optimizer", "state", "codec_seconds")
@@ -86,16 +84,18 @@ class Close(_message.Message):
     def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ...) -> None: ...
 
 class DeviceFrame(_message.Message):
-    __slots__ = ("open", "step", "predict", "close")
+    __slots__ = ("number", "open", "step", "predict", "close")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     PREDICT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    number: int
     open: Open
     step: Step
     predict: Predict
     close: Close
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("optimizer", "state")
@@ -106,22 +106,18 @@ class Opened(_message.Message):
     def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Stepped(_message.Message):
-    __slots__ = ("number", "loss", "gradient")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("loss", "gradient")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
-    number: int
     loss: float
     gradient: Matrix
-    def __init__(self, number: _Optional[int] = ..., loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Predicted(_message.Message):
-    __slots__ = ("number", "logits")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("logits",)
     LOGITS_FIELD_NUMBER: _ClassVar[int]
-    number: int
     logits: Tensor
-    def __init__(self, number: _Optional[int] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Closed(_message.Message):
     __slots__ = ()
@@ -136,15 +132,17 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("opened", "stepped", "predicted", "closed", "refused")
+    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    number: int
     opened: Opened
     stepped: Stepped
     predicted: Predicted
     closed: Closed
     refused: Refused
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...

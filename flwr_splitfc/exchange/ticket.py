@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from flwr.app import ConfigRecord, Message
 
 from flwr_splitfc.exchange.errors import ProtocolError, TicketError
+from flwr_splitfc.exchange.tls import Tls
 
-PROTOCOL = 1
+PROTOCOLS = (2,)
+"""Versions of the exchange that this package speaks, the best last."""
+
 TICKET_KEY = "split-ticket"
 _CODEC_PREFIX = "codec."
 
@@ -23,15 +26,24 @@ class Ticket:
     Parameters
     ----------
     address : str
-        ``host:port`` of the endpoint as devices reach it.
+        ``host:port`` of the endpoint as devices reach it; none where frames travel in Flower's messages.
     token : str
-        The secret that the endpoint knows the session by; never logged or printed.
+        The session's id, a dot and the secret that admits to it; never logged or printed.
     purpose : "train" or "evaluate"
         What the session may do.
     device, server_round, seed
         Who, when, and the run's seed: what every random choice of the turn is derived from.
     codec : mapping
         The settings of the cut codec, as `flwr_splitfc.codec.cut_codec` takes them.
+    tls : "off", "pinned" or "verified"
+        How the endpoint proves itself: not at all; by `authority` itself, its own certificate; by a
+        certificate for the address's host.
+    authority : str
+        A certificate in PEM; if empty, "verified" goes by what the device's system trusts.
+    reconnect_timeout_s : float
+        Seconds to try for when the connection breaks.
+    protocol : int
+        The version of the exchange that both sides speak.
     """
 
     address: str
@@ -41,19 +53,29 @@ class Ticket:
     server_round: int
     seed: int
     codec: Mapping[str, Scalar]
+    tls: Tls = "off"
+    authority: str = ""
+    reconnect_timeout_s: float = 60.0
+    protocol: int = PROTOCOLS[-1]
 
     def to_record(self) -> ConfigRecord:
         """The ticket as Flower carries it."""
-        fields: dict[str, Scalar] = {
-            "protocol": PROTOCOL,
+        fields: dict[str, Any] = {
+            "protocols": list(PROTOCOLS),
             "address": self.address,
             "token": self.token,
             "purpose": self.purpose,
             "device": self.device,
             "server-round": self.server_round,
             "seed": self.seed,
+            "tls": self.tls,
+            "authority": self.authority,
+            "reconnect-timeout-s": self.reconnect_timeout_s,
         }
-        return ConfigRecord({**fields, **{_CODEC_PREFIX + key: value for key, value in self.codec.items()}})
+        fields |= {_CODEC_PREFIX + key: value for key, value in self.codec.items()}
+        return ConfigRecord(
+            {key: value for key, value in fields.items() if value != ""}
+        )  # Flower's size count stumbles
 
     @classmethod
     def from_message(cls, message: Message) -> "Ticket":
@@ -72,27 +94,38 @@ class Ticket:
                 "is it sent by a split strategy such as flwr_splitfc.SplitLearning?"
             )
         record = message.content.config_records[TICKET_KEY]
-        if record.get("protocol") != PROTOCOL:
-            raise ProtocolError(f"the ticket speaks protocol {record.get('protocol')!r}, this package {PROTOCOL}")
+        offered = record.get("protocols", [record.get("protocol")])
+        common = [protocol for protocol in PROTOCOLS if isinstance(offered, list) and protocol in offered]
+        if not common:
+            raise ProtocolError(
+                f"the ticket speaks protocol {offered!r}, this package {list(PROTOCOLS)}: "
+                "install the same version of flwr-splitfc on server and devices"
+            )
 
-        def get(key: str, kind: type[int] | type[str]) -> int | str:
-            value = record.get(key)
+        def get(key: str, kind: type, default: Scalar | None = None) -> Any:
+            value = record.get(key, default)
             if not isinstance(value, kind):
                 raise TicketError(f"ticket field {key!r} is {value!r}, wanted {kind.__name__}")
             return value
 
-        purpose = get("purpose", str)
-        if purpose not in ("train", "evaluate"):
-            raise TicketError(f"ticket field 'purpose' is {purpose!r}, wanted 'train' or 'evaluate'")
-        codec = {k.removeprefix(_CODEC_PREFIX): v for k, v in record.items() if k.startswith(_CODEC_PREFIX)}
+        def one_of(key: str, kind: Any) -> Any:
+            value = get(key, str)
+            if value not in get_args(kind):
+                raise TicketError(f"ticket field {key!r} is {value!r}, wanted one of {get_args(kind)}")
+            return value
+
         return cls(
-            address=str(get("address", str)),
-            token=str(get("token", str)),
-            purpose=purpose,  # type: ignore[arg-type]
-            device=str(get("device", str)),
-            server_round=int(get("server-round", int)),
-            seed=int(get("seed", int)),
-            codec=codec,  # type: ignore[arg-type]
+            address=get("address", str, ""),
+            token=get("token", str),
+            purpose=one_of("purpose", Purpose),
+            device=get("device", str),
+            server_round=get("server-round", int),
+            seed=get("seed", int),
+            codec={k.removeprefix(_CODEC_PREFIX): v for k, v in record.items() if k.startswith(_CODEC_PREFIX)},  # type: ignore[misc]
+            tls=one_of("tls", Tls),
+            authority=get("authority", str, ""),
+            reconnect_timeout_s=get("reconnect-timeout-s", float),
+            protocol=common[-1],
         )
 
 

@@ -95,12 +95,12 @@ class Turn:
         """
         match frame.WhichOneof("kind"):
             case "step":
-                self._count_step(frame.step.number)
+                self._count_step()
                 stepped = self._step(frame.step)
                 self._digest(frame.step.features.data, frame.step.labels, stepped.gradient.data)
                 return pb.ServerFrame(stepped=stepped)
             case "predict":
-                self._count_step(frame.predict.number)
+                self._count_step()
                 predicted = self._predict(frame.predict)
                 self._digest(frame.predict.features.data, predicted.logits.data)
                 return pb.ServerFrame(predicted=predicted)
@@ -121,12 +121,10 @@ class Turn:
             self.halves.give_back(half, self._rows)
         self._rows = 0
 
-    def _count_step(self, number: int) -> None:
-        if number != self._steps + 1:
-            raise ProtocolError(f"step {number} came after step {self._steps}")
-        if number > self.limits.max_steps:
+    def _count_step(self) -> None:
+        if self._steps == self.limits.max_steps:
             raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
-        self._steps = number
+        self._steps += 1
 
     def _step(self, step: pb.Step) -> pb.Stepped:
         if self.purpose != "train":
@@ -140,7 +138,7 @@ class Turn:
         labels = self._labels(step.labels, rows)
         decoded = time.perf_counter()
 
-        loss, gradient = self.half.step(features, labels, Update(self.server_round, self.device, step.number))
+        loss, gradient = self.half.step(features, labels, Update(self.server_round, self.device, self._steps))
 
         self._rows += rows
         stepped = time.perf_counter()
@@ -151,9 +149,7 @@ class Turn:
         traffic.loss_sum += loss * rows
         traffic.entries += features.numel()
         traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
-        return pb.Stepped(
-            number=step.number, loss=loss, gradient=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
-        )
+        return pb.Stepped(loss=loss, gradient=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data))
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         features, _ = self._features(predict.features, self.codec.evaluation_stype)
@@ -161,7 +157,7 @@ class Turn:
         self.traffic.steps += 1
         self.traffic.rows += len(features)
         self.traffic.entries += features.numel()
-        return pb.Predicted(number=predict.number, logits=pack_tensor("logits", logits))
+        return pb.Predicted(logits=pack_tensor("logits", logits))
 
     def _close(self, close: pb.Close) -> pb.Closed:
         if 0 <= close.codec_seconds < MOST_CODEC_SECONDS:
@@ -229,6 +225,12 @@ def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
         "state": sum(len(tensor.data) for tensor in (*frame.opened.optimizer, *frame.opened.state)),
     }
     _count(traffic.downlink_bytes, frame.ByteSize(), kinds)
+
+
+def count_resent(traffic: Traffic, frame: pb.DeviceFrame, reply: pb.ServerFrame) -> None:
+    """Enter a frame and its answer that crossed the wire once more."""
+    traffic.uplink_bytes["resent"] += frame.ByteSize() + GRPC_MESSAGE_BYTES
+    traffic.downlink_bytes["resent"] += reply.ByteSize() + GRPC_MESSAGE_BYTES
 
 
 def _count(counts: Counter[str], frame_bytes: int, kinds: dict[str, int]) -> None:

@@ -15,9 +15,9 @@ from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange import (
     CopiedHalves,
     DeviceStates,
+    EndpointConfig,
     HalfTrainer,
     Ledger,
-    Limits,
     SharedHalf,
     SplitEndpoint,
     SplitGrid,
@@ -77,8 +77,9 @@ class SplitLearning(Strategy):
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
     seed : int (default: 0)
         Everything random at the cut and in the server half follows from it.
-    host : str (default: "127.0.0.1"), port : int (default: 0, any free one), limits : Limits, optional
-        Of the split endpoint, as in `flwr_splitfc.exchange.SplitEndpoint`.
+    endpoint : EndpointConfig, optional
+        Where sessions are served, how devices reach it, TLS and limits; the default is for devices on
+        this machine, as in the simulation engine.
     record_updates : bool (default: False)
         Write down in `updates` which device's batch the shared server half was trained on when.
     checkpoint : path, optional
@@ -130,9 +131,7 @@ class SplitLearning(Strategy):
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        limits: Limits | None = None,
+        endpoint: EndpointConfig | None = None,
         record_updates: bool = False,
         checkpoint: str | Path | None = None,
         save_to: str | Path | None = None,
@@ -162,10 +161,11 @@ class SplitLearning(Strategy):
         self.save_to = None if save_to is None else Path(save_to)
         if self.checkpoint is not None:
             check_resumable(self.devices)
-        self._seed, self._host, self._port, self._limits = seed, host, port, limits
+        self._seed, self._endpoint_config = seed, endpoint
         self._states = DeviceStates(self.optimizer_state)
         self._history = History()
         self._rounds_done = 0
+        self._grid: SplitGrid | None = None
         self._trained: MetricRecord | None = None
         self._evaluation: MetricRecord | None = None
 
@@ -203,14 +203,13 @@ class SplitLearning(Strategy):
             ledger=self.ledger,
             states=self._states,
             seed=self._seed,
-            host=self._host,
-            port=self._port,
-            limits=self._limits,
+            config=self._endpoint_config,
         )
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
+            self._grid = SplitGrid(grid, endpoint)
             result = super().start(
-                SplitGrid(grid, endpoint),
+                self._grid,
                 arrays,
                 max(num_rounds - self._rounds_done, 0),
                 timeout,
@@ -380,6 +379,7 @@ class SplitLearning(Strategy):
         traffic = self.ledger.of(server_round, purpose)
         total = MetricRecord({**(metrics or {}), **traffic.metrics()})
         total.pop("codec_seconds", None)
+        total["failures"] = len(self._grid.failures) if self._grid else 0
         if purpose == "train" and traffic.rows:
             total["train_loss"] = traffic.loss
         return total
