@@ -1,7 +1,8 @@
 """The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
 
+from flwr_splitfc.exchange.config import EndpointConfig
 from flwr_splitfc.exchange.devices import Devices, answer_device_query, device_name
-from flwr_splitfc.exchange.endpoint import EndpointConfig, SplitEndpoint
+from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.errors import (
     EndpointUnreachable,
     FeaturesRefused,

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from logging import DEBUG, INFO, WARNING, getLogger
 from types import TracebackType
 
@@ -12,12 +11,12 @@ import grpc
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.address import is_loopback, is_wildcard, join_address, split_address
+from flwr_splitfc.exchange.address import is_loopback, join_address, split_address
 from flwr_splitfc.exchange.admission import Admission
+from flwr_splitfc.exchange.config import EndpointConfig
 from flwr_splitfc.exchange.errors import LimitExceeded, SessionCancelled, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import Ledger
-from flwr_splitfc.exchange.limits import Limits
 from flwr_splitfc.exchange.states import DeviceStates
 from flwr_splitfc.exchange.ticket import Purpose, Ticket
 from flwr_splitfc.exchange.tls import Certificate, Tls, server_credentials
@@ -32,65 +31,6 @@ _LOGGED_CHARACTERS = 500  # of what a peer says
 _OVER_KEPT = 10_000  # sessions whose end is remembered, for a clear answer to a late device
 
 logger = getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class EndpointConfig:
-    """Where the split endpoint listens, how devices reach it, and what it grants them.
-
-    Parameters
-    ----------
-    host : str (default: "127.0.0.1")
-        The address to listen on: the default serves devices on this machine, as in the simulation engine;
-        ``"0.0.0.0"`` or ``"::"`` is every address of the machine.
-    port : int (default: 0, any free one)
-    address : str, optional
-        ``host``, ``host:port`` or ``[ipv6]:port`` by which devices reach it, for containers, NAT and
-        proxies; default `host` and the port listened on. A node's own config may override it by
-        ``split-address``.
-    tls : bool, optional
-        Default: off where only this machine can connect, on elsewhere. False is plaintext everywhere.
-    certificate : Certificate, optional
-        For TLS; default a self-signed one for the run, which devices get with their tickets.
-    limits : Limits
-
-    Raises
-    ------
-    ValueError
-        If devices could not know where to connect, or a certificate is given for plaintext.
-
-    Examples
-    --------
-    >>> EndpointConfig().encrypted, EndpointConfig(host="0.0.0.0", address="ml.example.org").encrypted
-    (False, True)
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    address: str = ""
-    tls: bool | None = None
-    certificate: Certificate | None = None
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 2**16:
-            raise ValueError(f"port is {self.port}, wanted 0 (any free one) to 65535")
-        if self.address:
-            split_address(self.address)
-        elif is_wildcard(self.host):
-            raise ValueError(
-                f"host {self.host!r} listens on every address of this machine: "
-                "give the address by which devices reach it, too"
-            )
-        if self.certificate and self.tls is False:
-            raise ValueError("a certificate was given, and tls=False")
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether sessions are."""
-        if self.tls is None:
-            return self.certificate is not None or not is_loopback(self.host)
-        return self.tls
 
 
 class SplitEndpoint:
@@ -283,7 +223,8 @@ class SplitEndpoint:
             session = self._admitted(context)
             yield from self._replies(session, frames, context)
         except SplitError as refusal:
-            self._log(WARNING, "refused", session, peer=context.peer(), why=refusal)
+            if context.is_active():  # or a connection that broke within the metadata would look like an intruder
+                self._log(WARNING, "refused", session, peer=context.peer(), why=refusal)
             yield _refused(refusal)
         except grpc.RpcError:
             pass  # the connection broke; the session may come back on another
@@ -298,7 +239,7 @@ class SplitEndpoint:
             session, over = self._sessions.get(_id(token)), self._over.get(_id(token))
             others = sum(other.connected for other in self._sessions.values() if other is not session)
         if session is None:
-            raise over or TokenRefused("unknown token")
+            raise over or TokenRefused("unknown token" if token else "no token came with the stream")
         session.check(token)
         if others >= self.limits.max_sessions:
             raise LimitExceeded(f"{others} sessions are open, and no more may be")
@@ -307,7 +248,9 @@ class SplitEndpoint:
     def _replies(
         self, session: Admission, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
     ) -> Iterator[pb.ServerFrame]:
-        first = next(frames, pb.DeviceFrame())
+        first = next(frames, None)
+        if first is None:
+            return
         event = "resumed" if session.opened else "opened"
         yield session.open(first, context)
         self._log(INFO if event == "resumed" else DEBUG, event, session, peer=context.peer(), by=first.open.software)

@@ -103,11 +103,9 @@ class Stream:
         deadline, pause_s, cancelled = None, _FIRST_PAUSE_S, False
         while True:
             try:
-                opened = self._connect() if self._channel is None else None
-                if frame is None:
-                    assert opened is not None
-                    return opened
-                return self._exchange(frame)
+                if self._channel is None:
+                    opened, pause_s = self._connect(), _FIRST_PAUSE_S
+                return opened if frame is None else self._exchange(frame)
             except grpc.RpcError as error:
                 self.close()
                 now = time.monotonic()

@@ -1,0 +1,84 @@
+"""A TCP proxy that cuts connections after a random number of bytes."""
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+
+
+class CuttingProxy:
+    """Forwards to `target` on loopback; each of the first `cuts` connections is cut somewhere.
+
+    Where: after a number of bytes, both ways together, drawn from 1 to `most_bytes`; half of the cuts are
+    resets, the others orderly ends in the middle of whatever is being sent.
+    """
+
+    def __init__(self, target: str, cuts: int, most_bytes: int, seed: int = 0) -> None:
+        host, _, port = target.rpartition(":")
+        self._target = (host.strip("[]"), int(port))
+        self._random = random.Random(seed)
+        self._most_bytes = most_bytes
+        self.cuts_left = cuts
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "CuttingProxy":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                device, _ = self._listener.accept()
+            except OSError:
+                return
+            _Connection(self, device, socket.create_connection(self._target), self._draw())
+
+    def _draw(self) -> int | None:
+        return self._random.randint(1, self._most_bytes) if self.cuts_left > 0 else None
+
+    def cut(self, *sockets: socket.socket) -> None:
+        self.cuts_left -= 1
+        for end in sockets:
+            if self._random.random() < 0.5:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+class _Connection:
+    """One forwarded connection, with so many bytes to live."""
+
+    def __init__(self, proxy: CuttingProxy, device: socket.socket, server: socket.socket, left: int | None) -> None:
+        self._proxy, self._left, self._lock, self._ended = proxy, left, threading.Lock(), False
+        self._sockets = device, server
+        for end in self._sockets:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for source, sink in ((device, server), (server, device)):
+            threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                with self._lock:
+                    allowed = len(data) if self._left is None else min(len(data), self._left)
+                    if self._left is not None:
+                        self._left -= allowed
+                sink.sendall(data[:allowed])
+                if self._left == 0:
+                    break
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if self._left == 0:
+                self._proxy.cut(*self._sockets)
+        for end in self._sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

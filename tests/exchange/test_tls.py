@@ -1,0 +1,200 @@
+"""TLS: the run's own certificate, pinned by the ticket, or given ones; plaintext only where it was asked for."""
+
+import socket
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, RecordDict
+from torch import nn
+
+from flwr_splitfc import Certificate, EndpointConfig, Limits, SplitError, connect, cut_codec
+from flwr_splitfc.exchange import EndpointUnreachable, HalfTrainer, SharedHalf, SplitEndpoint
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded
+from tests.local_grid import ticket_message
+
+
+def make_endpoint(**config) -> SplitEndpoint:
+    half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), device="cpu")
+    config = EndpointConfig(**{"limits": Limits(reconnect_timeout_s=0.2), **config})
+    return SplitEndpoint(SharedHalf(half), cut_codec("float32"), config=config)
+
+
+def trains(message, context: Context | None = None) -> bool:
+    x, y = batches(1)[0]
+    with connect(message, context) as session:
+        session.loss(seeded(DeviceHalf)(x), y)
+    return session.metrics()["steps"] == 1
+
+
+def node(**config) -> Context:
+    return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+
+
+def make_ca(folder: Path, host: str) -> tuple[Path, Path, Path]:
+    """A CA and a server certificate for `host`: files of chain, key and CA."""
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    try:
+        san: x509.GeneralName = x509.IPAddress(ip_address(host))
+    except ValueError:
+        san = x509.DNSName(host)
+    ca = certificate("test CA", ca_key, "test CA", ca_key, x509.BasicConstraints(ca=True, path_length=None))
+    leaf = certificate("server", key, "test CA", ca_key, x509.SubjectAlternativeName([san]))
+    files = folder / "chain.pem", folder / "key.pem", folder / "ca.pem"
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    for file, content in zip(files, (leaf, pem, ca), strict=True):
+        file.write_bytes(content)
+    return files
+
+
+def certificate(name: str, key, issuer: str, issuer_key, extension: x509.ExtensionType) -> bytes:
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, issuer)]
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(*reversed(names), key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    made = builder.add_extension(extension, critical=False).sign(issuer_key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def test_the_runs_own_certificate_comes_with_the_ticket():
+    with make_endpoint(tls=True) as endpoint:
+        message = ticket_message(endpoint)
+        assert "BEGIN CERTIFICATE" in message.content["split-ticket"]["authority"]
+        assert "PRIVATE" not in str(message.content["split-ticket"])
+        assert trains(message)
+
+
+def test_every_run_has_another_certificate_and_devices_accept_no_other():
+    with make_endpoint(tls=True) as endpoint, make_endpoint(tls=True) as other:
+        foreign = ticket_message(other).content["split-ticket"]["authority"]
+        with pytest.raises(EndpointUnreachable):
+            trains(ticket_message(endpoint, authority=foreign))
+        assert trains(ticket_message(endpoint))
+
+
+def test_plaintext_is_not_spoken_to_a_tls_endpoint():
+    with make_endpoint(tls=True) as endpoint:
+        with pytest.raises(EndpointUnreachable):
+            trains(ticket_message(endpoint, tls="off"))
+        assert endpoint.halves.half.steps == 0
+
+
+def test_nor_tls_to_a_plaintext_one():
+    with make_endpoint() as endpoint, make_endpoint(tls=True) as other:
+        record = ticket_message(other).content["split-ticket"]
+        with pytest.raises(EndpointUnreachable):
+            trains(ticket_message(endpoint, tls="pinned", authority=record["authority"]))
+
+
+def test_own_certificate_and_ca(tmp_path):
+    given = Certificate.from_files(*make_ca(tmp_path, "127.0.0.1"))
+    with make_endpoint(certificate=given) as endpoint:
+        assert trains(ticket_message(endpoint))
+        assert endpoint.issue("train", "0", 1).tls == "verified"
+
+
+def test_own_certificate_for_another_host_is_refused_by_devices(tmp_path):
+    given = Certificate.from_files(*make_ca(tmp_path, "elsewhere.example"))
+    with make_endpoint(certificate=given) as endpoint, pytest.raises(EndpointUnreachable):
+        trains(ticket_message(endpoint))
+
+
+def test_a_ca_that_the_system_does_not_know_must_be_given(tmp_path):
+    chain, key, _ = make_ca(tmp_path, "127.0.0.1")
+    with make_endpoint(certificate=Certificate.from_files(chain, key)) as endpoint, pytest.raises(EndpointUnreachable):
+        trains(ticket_message(endpoint))
+
+
+def test_files_that_are_none(tmp_path):
+    chain, key, ca = make_ca(tmp_path, "127.0.0.1")
+    (tmp_path / "more").mkdir()
+    other = make_ca(tmp_path / "more", "127.0.0.1")
+    with pytest.raises(ValueError, match=r"key\.pem is not the key of"):
+        Certificate.from_files(chain, other[1], ca)
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        Certificate.from_files(key, key)
+    with pytest.raises(ValueError, match="no PEM private key"):
+        Certificate.from_files(chain, chain)
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        Certificate.from_files(chain, key, key)
+    with pytest.raises(OSError, match="missing"):
+        Certificate.from_files(tmp_path / "missing.pem", key)
+
+
+def test_private_keys_and_tokens_are_not_printed():
+    with make_endpoint(tls=True) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        assert "PRIVATE" not in repr(Certificate.for_run())
+        assert ticket.token not in repr(ticket)
+
+
+def test_every_interface_with_tls_and_an_address_of_its_own():
+    with make_endpoint(host="0.0.0.0", address="127.0.0.1") as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        assert ticket.tls == "pinned"
+        assert ticket.address.startswith("127.0.0.1:")
+        assert trains(ticket_message(endpoint))
+
+
+def test_plaintext_off_loopback_only_in_so_many_words(caplog):
+    with make_endpoint(host="0.0.0.0", address="127.0.0.1", tls=False) as endpoint:
+        assert trains(ticket_message(endpoint))
+    assert "plaintext" in caplog.text
+
+
+def ipv6_here() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", pytest.param("::1", marks=pytest.mark.skipif(not ipv6_here(), reason="no IPv6 here"))]
+)
+@pytest.mark.parametrize("tls", [False, True])
+def test_host_names_and_ipv6(host, tls):
+    with make_endpoint(host=host, tls=tls) as endpoint:
+        assert trains(ticket_message(endpoint))
+
+
+def test_a_nodes_own_address_overrides_the_tickets():
+    with make_endpoint(address="unreachable.invalid") as endpoint:
+        assert endpoint.address.startswith("unreachable.invalid:")
+        with pytest.raises(EndpointUnreachable, match=r"unreachable\.invalid"):
+            trains(ticket_message(endpoint))
+        assert trains(ticket_message(endpoint), node(**{"split-address": "127.0.0.1"}))
+        port = endpoint.address.rpartition(":")[2]
+        assert trains(
+            ticket_message(endpoint, address="unreachable.invalid:9"), node(**{"split-address": f"localhost:{port}"})
+        )
+
+
+def test_configs_that_cannot_work():
+    with pytest.raises(ValueError, match="listens on every address"):
+        EndpointConfig(host="::")
+    with pytest.raises(ValueError, match=r"address is 'a:b:c'"):
+        EndpointConfig(address="a:b:c")
+    with pytest.raises(ValueError, match="port is 70000"):
+        EndpointConfig(port=70000)
+    with pytest.raises(ValueError, match="tls=False"):
+        EndpointConfig(tls=False, certificate=Certificate.for_run())
+
+
+def test_a_port_that_is_taken_is_named():
+    with make_endpoint() as endpoint:
+        port = int(endpoint.address.rpartition(":")[2])
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"), make_endpoint(port=port):
+            pass
+
+
+def test_whatever_goes_wrong_is_a_split_error():
+    with make_endpoint(tls=True) as endpoint, pytest.raises(SplitError):
+        trains(ticket_message(endpoint, authority="no certificate"))
