@@ -1,7 +1,7 @@
 """Split learning with SplitFC compression, as a plugin for Flower.
 
-A `ServerApp` takes a strategy from here, a `ClientApp` either is a `SplitClientApp` or opens a session
-with `connect`. Codecs are in `flwr_splitfc.codec`, the parts of the exchange in `flwr_splitfc.exchange`.
+A `ServerApp` takes a strategy from here or is a `SplitServerApp`, a `ClientApp` opens a session with `connect` or is a
+`SplitClientApp`. Codecs are in `flwr_splitfc.codec`, the parts of the exchange in `flwr_splitfc.exchange`.
 """
 
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from flwr_splitfc.exchange import (
     has_ticket,
 )
 from flwr_splitfc.model import JoinedModel, split_at
+from flwr_splitfc.serverapp import SplitServerApp
 from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
 
 __version__ = version("flwr-splitfc")
@@ -35,6 +36,7 @@ __all__ = [
     "SplitFedV1",
     "SplitFedV2",
     "SplitLearning",
+    "SplitServerApp",
     "answer_device_query",
     "connect",
     "cut_codec",

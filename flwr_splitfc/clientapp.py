@@ -142,7 +142,7 @@ class SplitClientApp(ClientApp):
     def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
         """The model with the message's arrays, and the data; everything random from there on is seeded."""
         torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
-        model = (_make(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
+        model = (make_half(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
         arrays = next(iter(message.content.array_records.values()))
         model.load_state_dict(arrays.to_torch_state_dict())
         torch.manual_seed(_turn_seed(message, context))
@@ -154,7 +154,7 @@ class SplitClientApp(ClientApp):
                 "this message carries no split ticket, so the whole model is to be trained here: "
                 "give SplitClientApp a server_model and a loss_fn for that"
             )
-        return JoinedModel(_make(self.model, context), _make(self.server_model, context))
+        return JoinedModel(make_half(self.model, context), make_half(self.server_model, context))
 
     def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
         metrics = self.metrics_fn(outputs, labels)
@@ -170,7 +170,8 @@ class SplitClientApp(ClientApp):
         return ((x.to(self.device), y.to(self.device)) for x, y in batches)
 
 
-def _make(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
+def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
+    """What a factory makes, which gets the context if it has a parameter to fill."""
     parameters = signature(factory).parameters.values()
     takes_context = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     return factory(context) if takes_context else factory()

@@ -24,6 +24,8 @@ class SplitFC(SplitLearning):
         Bits per entry of the gradient matrix.
     reduction : float (default: 16)
         The paper's R: one column in R is kept, in expectation.
+    evaluation, channel_dim
+        Of the codec, as in `CutCodec`.
     **split_options
         Other parameters as in `SplitLearning`.
     """
@@ -37,7 +39,16 @@ class SplitFC(SplitLearning):
         uplink_bits: float = 0.2,
         downlink_bits: float = 0.4,
         reduction: float = 16,
+        evaluation: str = "float16",
+        channel_dim: int | None = None,
         **split_options: Any,
     ) -> None:
-        codec = cut_codec("splitfc", uplink_bits=uplink_bits, downlink_bits=downlink_bits, reduction=reduction)
+        codec = cut_codec(
+            "splitfc",
+            uplink_bits=uplink_bits,
+            downlink_bits=downlink_bits,
+            reduction=reduction,
+            evaluation=evaluation,
+            channel_dim=channel_dim,
+        )
         super().__init__(server_model, loss_fn, optimizer, codec=codec, **split_options)

@@ -1,0 +1,267 @@
+"""A whole ServerApp from the halves of a model, a loss and an optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
+from torch import nn
+
+from flwr_splitfc.clientapp import MakeModel, make_half
+from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
+from flwr_splitfc.exchange import Ledger, MeteredGrid
+from flwr_splitfc.exchange.half import LossFn
+from flwr_splitfc.model import JoinedModel
+from flwr_splitfc.report import Progress, run_record
+from flwr_splitfc.report.progress import EvaluateFn
+from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings
+from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
+
+SPLIT: dict[str, type[SplitLearning]] = {
+    "splitfc": SplitFC,
+    "split-learning": SplitLearning,
+    "splitfed-v1": SplitFedV1,
+    "splitfed-v2": SplitFedV2,
+}
+UNSPLIT: dict[str, Callable[..., Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": partial(FedProx, proximal_mu=0.1),
+    "fedadam": partial(FedAdam, eta=1e-2, tau=1e-3),
+}
+_DEVICES = {
+    "splitfc": "round-robin",
+    "split-learning": "round-robin",
+    "splitfed-v1": "fedavg",
+    "splitfed-v2": "fedavg",
+}
+
+Evaluate = Callable[[nn.Module, Context], dict[str, float]]
+
+logger = getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run-config says about a run, but for the codec; `SplitServerApp` has the table."""
+
+    strategy: str = "splitfc"
+    devices: str = ""
+    fraction_train: float = 1.0
+    num_rounds: int = 3
+    steps_per_turn: int = 0
+    learning_rate: float | None = None
+    optimizer_state: str = ""
+    evaluate_every: int = 1
+    evaluate_on_devices: bool = False
+    num_devices: int = 2
+    seed: int = 0
+    torch_threads: int = 1
+    results_dir: str = "results"
+    checkpoint_dir: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("strategy", self.strategy, [*SPLIT, *UNSPLIT])
+        check_choice("devices", self.devices, ["", "round-robin", *UNSPLIT])
+        check_choice("optimizer-state", self.optimizer_state, ["", "relay", "per-device", "fresh"])
+        check_least(self, num_rounds=1, evaluate_every=1, num_devices=1, torch_threads=1, steps_per_turn=0)
+        check_least(self, learning_rate=0.0)
+        if not 0.0 < self.fraction_train <= 1.0:
+            raise ValueError(f"fraction-train is {self.fraction_train}, wanted more than 0 and at most 1")
+
+
+def codec_of(config: RunConfig) -> CutCodec:
+    """The codec that a run-config asks for: by strategy ``splitfc``, or by the key ``codec``.
+
+    >>> codec_of({"strategy": "splitfed-v2", "codec": "splitfc", "uplink-bits": 0.1, "seed": 7})
+    cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', reduction=16.0)
+    """
+    name = "splitfc" if config.get("strategy", "splitfc") == "splitfc" else str(config.get("codec", "float32"))
+    return cut_codec(name, **_codec_settings(name, config))
+
+
+def _codec_settings(name: str, config: RunConfig) -> dict[str, Any]:
+    keys = {setting: setting.replace("_", "-") for setting in codec_settings(name)}
+    return {setting: config[key] for setting, key in keys.items() if key in config}
+
+
+class SplitServerApp(ServerApp):
+    """A `ServerApp` that trains as the run-config says and writes ``results.json``, with no main to write.
+
+    The counterpart of `SplitClientApp`. Strategies of this package train the halves; Flower's own train the
+    whole model, and their traffic is counted alike.
+
+    Parameters
+    ----------
+    model : callable
+        ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
+    server_model : callable
+        Makes the server half alike. Both are called once, one after the other, with torch's random generator
+        seeded from the run's seed: that decides the initial weights.
+    loss_fn : callable
+        ``loss_fn(server_model(features), labels)``, a scalar.
+    optimizer : callable
+        ``optimizer(parameters, lr=...)`` makes the server half's optimizer; without the key
+        ``learning-rate`` it is called without ``lr``.
+    evaluate : callable, optional
+        ``evaluate(joined_model, context)`` gives metrics of the whole model, on the server's own data:
+        before the first round and in rounds that are due. ``accuracy`` is shown as such.
+    **split_options
+        Other parameters as in `SplitLearning`, such as `scheduler`, `max_grad_norm` or `limits`.
+
+    Notes
+    -----
+    These keys of the run-config are understood; others are the app's own.
+
+    ======================= ============== ===================================================================
+    key                     default
+    ======================= ============== ===================================================================
+    ``strategy``            "splitfc"      of this package: splitfc, split-learning, splitfed-v1, splitfed-v2;
+                                           of Flower, unsplit: fedavg, fedprox, fedadam
+    ``devices``             ""             who trains in a round of a split strategy: round-robin, or a sample
+                                           that is combined by fedavg, fedprox or fedadam; "" is fedavg for
+                                           SplitFed, else round-robin
+    ``fraction-train``      1.0            share of the devices in a sample
+    ``num-rounds``          3
+    ``steps-per-turn``      0              mini-batches of a device's turn; 0 is what its `load_data` gives
+    ``learning-rate``       the optimizers' of both halves
+    ``optimizer-state``     ""             of the device half between turns: relay, per-device or fresh; "" is
+                                           relay for devices in turn, else per-device
+    ``codec``               "float32"      of the split strategies but splitfc, which is one
+    its settings            the codec's    any of `codec_settings` in kebab case, such as ``uplink-bits``
+    ``evaluate-every``      1              rounds
+    ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds
+    ``num-devices``         2              how many to wait for
+    ``seed``                0
+    ``torch-threads``       1              of the server and of each device
+    ``results-dir``         "results"      for results.json and, of split strategies, the trained halves
+    ``checkpoint-dir``      ""             a folder from which a killed run goes on; "" keeps no checkpoint
+    ======================= ============== ===================================================================
+
+    A value of another type or out of range is a `ValueError` that names the key.
+
+    Examples
+    --------
+    >>> app = SplitServerApp(
+    ...     model=partial(nn.Linear, 4, 3),
+    ...     server_model=partial(nn.Linear, 3, 2),
+    ...     loss_fn=nn.CrossEntropyLoss(),
+    ...     optimizer=torch.optim.Adam,
+    ... )
+    """
+
+    def __init__(
+        self,
+        model: MakeModel,
+        server_model: MakeModel,
+        loss_fn: LossFn,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        *,
+        evaluate: Evaluate | None = None,
+        **split_options: Any,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.server_model = server_model
+        self.loss_fn = loss_fn
+        self.optimizer = optimizer
+        self.evaluate = evaluate
+        self.split_options = split_options
+        super().main()(self._train)
+
+    def _train(self, grid: Grid, context: Context) -> None:
+        settings = read_settings(RunSettings, context.run_config)
+        torch.set_num_threads(settings.torch_threads)
+        results = _absolute(settings.results_dir)
+        device, server = self._halves(context, settings.seed)
+        about: dict[str, Any] = {"seed": settings.seed}
+        if settings.strategy in UNSPLIT:
+            progress = self._run_unsplit(grid, context, settings, JoinedModel(device, server))
+        else:
+            strategy = self._split_strategy(context.run_config, settings, server)
+            evaluate_fn = self._evaluate_fn(context, partial(strategy.joined_model, device))
+            strategy.start(grid, ArrayRecord(device.state_dict()), evaluate_fn=evaluate_fn, **_start_options(settings))
+            progress = strategy.progress
+            about |= {"codec": strategy.codec.config(), "payload_digest": strategy.ledger.digest()}
+        progress.write(results / "results.json", **run_record(context.run_config, **about))
+        logger.info("\n%s\n\nWrote %s", progress.table(), results / "results.json")
+
+    def _halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return make_half(self.model, context), make_half(self.server_model, context)
+
+    def _split_strategy(self, config: RunConfig, settings: RunSettings, server: nn.Module) -> SplitLearning:
+        name = settings.strategy
+        options: dict[str, Any] = {
+            "devices": _sampling(settings.devices or _DEVICES[name], settings),
+            "evaluate_every": settings.evaluate_every,
+            "seed": settings.seed,
+            "save_to": _absolute(settings.results_dir),
+        }
+        if settings.optimizer_state:
+            options["optimizer_state"] = settings.optimizer_state
+        if settings.checkpoint_dir:
+            options["checkpoint"] = _absolute(settings.checkpoint_dir)
+        options |= _codec_settings(name, config) if name == "splitfc" else {"codec": codec_of(config)}
+        rate = {} if settings.learning_rate is None else {"lr": settings.learning_rate}
+        return SPLIT[name](server, self.loss_fn, partial(self.optimizer, **rate), **options, **self.split_options)
+
+    def _run_unsplit(self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel) -> Progress:
+        """Flower's own strategies: devices have the whole model. The grid counts its bytes for the same table."""
+        ledger = Ledger()
+        progress = Progress(settings.num_rounds, ledger, evaluate_every=settings.evaluate_every)
+        initial = ArrayRecord(joined.state_dict())
+        joined.to("cuda" if torch.cuda.is_available() else "cpu")
+
+        def load(arrays: ArrayRecord) -> nn.Module:
+            joined.load_state_dict(arrays.to_torch_state_dict())
+            return joined
+
+        _sampling(settings.strategy, settings).start(
+            MeteredGrid(grid, ledger),
+            initial,
+            evaluate_fn=progress.watch(self._evaluate_fn(context, load)),
+            **_start_options(settings),
+        )
+        return progress
+
+    def _evaluate_fn(self, context: Context, load: Callable[[ArrayRecord], nn.Module]) -> EvaluateFn | None:
+        evaluate = self.evaluate
+        if evaluate is None:
+            return None
+        return lambda server_round, arrays: MetricRecord({**evaluate(load(arrays), context)})
+
+
+def _absolute(folder: str) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def _sampling(name: str, settings: RunSettings) -> Strategy:
+    """Who trains in a round and how what they trained is combined."""
+    everyone: dict[str, Any] = {
+        "min_available_nodes": settings.num_devices,
+        "fraction_evaluate": float(settings.evaluate_on_devices),
+    }
+    if name == "round-robin":
+        return RoundRobin(**everyone)
+    return UNSPLIT[name](fraction_train=settings.fraction_train, **everyone)
+
+
+def _start_options(settings: RunSettings) -> dict[str, Any]:
+    """Of `Strategy.start`, with what `SplitClientApp` reads in a message's config."""
+    train: dict[str, Any] = {"seed": settings.seed, "torch-threads": settings.torch_threads}
+    if settings.learning_rate is not None:
+        train["learning-rate"] = settings.learning_rate
+    if settings.steps_per_turn:
+        train["steps-per-turn"] = settings.steps_per_turn
+    return {
+        "num_rounds": settings.num_rounds,
+        "train_config": ConfigRecord(train),
+        "evaluate_config": ConfigRecord({"torch-threads": settings.torch_threads}),
+    }

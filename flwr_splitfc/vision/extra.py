@@ -1,0 +1,20 @@
+"""Modules that the core installation does not have."""
+
+from importlib import import_module
+from typing import Any
+
+
+def extra_module(name: str) -> Any:
+    """Import a module that comes with the extra ``examples``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed; the message says how to.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} cannot be imported ({error}): pip install 'flwr-splitfc[examples]'", name=error.name
+        ) from error

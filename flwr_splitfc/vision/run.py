@@ -1,0 +1,85 @@
+"""The data that a run-config asks for."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from flwr.app import Context
+from torch import nn
+
+from flwr_splitfc.settings import RunConfig, check_least, read_settings
+from flwr_splitfc.vision.batches import Augment, Batches, evaluate
+from flwr_splitfc.vision.images import Indices, LabelledImages, load_dataset
+from flwr_splitfc.vision.partition import partition
+
+
+@dataclass(frozen=True)
+class TurnSettings:
+    """The batches of a device's turn, in a run-config.
+
+    Parameters
+    ----------
+    batch_size : int
+    steps_per_turn : int
+        Batches drawn with replacement; 0 is one epoch of the device's samples.
+    """
+
+    batch_size: int = 64
+    steps_per_turn: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, batch_size=1, steps_per_turn=0)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images devices share, and how, in a run-config: as in `load_dataset` and `partition`."""
+
+    dataset: str = "digits"
+    data_dir: str = ""
+    download: bool = False
+    num_devices: int = 2
+    partitioner: str = "iid"
+    shards_per_device: int = 2
+    dirichlet_alpha: float = 0.5
+    seed: int = 0
+
+
+def datasets_of(config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
+    """The training and the test set that a run-config names."""
+    settings = read_settings(DataSettings, config)
+    return load_dataset(settings.dataset, settings.data_dir, settings.download)
+
+
+def device_images(config: RunConfig, device: int) -> LabelledImages:
+    """The training images of device number `device` (its partition-id) in the run of a run-config."""
+    settings = read_settings(DataSettings, config)
+    train, _ = datasets_of(config)
+    shares = _partition_once(
+        train,
+        settings.num_devices,
+        settings.partitioner,
+        seed=settings.seed,
+        alpha=settings.dirichlet_alpha,
+        shards_per_device=settings.shards_per_device,
+    )
+    if not 0 <= device < len(shares):
+        raise ValueError(f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes")
+    return train.subset(shares[device])
+
+
+@lru_cache(maxsize=1)
+def _partition_once(train: LabelledImages, num_devices: int, how: str, **settings: Any) -> list[Indices]:
+    return partition(train.labels, num_devices, how, **settings)
+
+
+def load_data(context: Context, augment: Augment | None = None) -> tuple[Batches, Batches]:
+    """A device's share to train on, and to evaluate on, too, for `SplitClientApp`: the test set is the server's."""
+    share = device_images(context.run_config, int(context.node_config["partition-id"]))
+    turn = read_settings(TurnSettings, context.run_config)
+    return Batches(share, turn.batch_size, turn.steps_per_turn, augment), Batches(share, turn.batch_size)
+
+
+def evaluate_on_test_set(model: nn.Module, context: Context) -> dict[str, float]:
+    """Loss and accuracy of the whole model on the whole test set, for `SplitServerApp`."""
+    return evaluate(model, datasets_of(context.run_config)[1])

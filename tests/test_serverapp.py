@@ -1,0 +1,195 @@
+"""A ServerApp from two halves and a run-config: what it trains, what it writes, which keys it refuses."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from torch import nn
+
+from flwr_splitfc import JoinedModel, SplitClientApp, SplitServerApp
+from flwr_splitfc.serverapp import codec_of
+from tests.halves import DeviceHalf, ServerHalf, batches, same
+from tests.local_grid import LocalGrid
+
+CROSS_ENTROPY = nn.CrossEntropyLoss()
+TEST_SET = batches(1, rows=200, seed=99)[0]
+
+
+def load_data(context: Context) -> Any:
+    data = batches(5, rows=64, seed=context.node_config["partition-id"])
+    return data, data
+
+
+def accuracy(model: nn.Module, context: Context) -> dict[str, float]:
+    x, y = TEST_SET
+    with torch.no_grad():
+        return {"accuracy": (model.eval()(x).argmax(1) == y).float().mean().item()}
+
+
+def run(folder: Path, *, optimizer: Any = torch.optim.Adam, **options: Any) -> dict[str, Any]:
+    """The results.json of a run over three devices; `options` are the run-config's, in snake case, or the app's."""
+    app_options = {key: options.pop(key) for key in ("evaluate", "max_grad_norm") if key in options}
+    config = {"num-devices": 3, "results-dir": str(folder)}
+    config |= {key.replace("_", "-"): value for key, value in options.items()}
+    server = SplitServerApp(
+        DeviceHalf, lambda context: ServerHalf(), CROSS_ENTROPY, optimizer, **{"evaluate": accuracy, **app_options}
+    )
+    client = SplitClientApp(DeviceHalf, load_data, optimizer, server_model=ServerHalf, loss_fn=CROSS_ENTROPY)
+    server(LocalGrid(client, 3, workers=1), Context(1, 1, {}, RecordDict(), config))
+    return json.loads((folder / "results.json").read_text())
+
+
+def joined(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "joined.pt", weights_only=True)
+
+
+def test_a_run_config_without_a_key_trains_splitfc_on_devices_in_turn(tmp_path: Path) -> None:
+    results = run(tmp_path, uplink_bits=2.0, downlink_bits=2.0)
+    assert [row["round"] for row in results["rounds"]] == [1, 2, 3]
+    assert all(row["steps"] == 5 and 0 < row["uplink_bits_per_entry"] <= 2 for row in results["rounds"])
+    assert all(row["accuracy"] is not None for row in results["rounds"])
+    assert results["codec"] == {
+        **{"name": "splitfc", "uplink-bits": 2.0, "downlink-bits": 2.0},
+        **{"evaluation": "float16", "reduction": 16.0},
+    }
+    assert results["seed"] == 0
+    assert results["run_config"] == {
+        **{"num-devices": 3, "results-dir": str(tmp_path)},
+        **{"uplink-bits": 2.0, "downlink-bits": 2.0},
+    }
+    assert {"versions", "payload_digest", "torch_threads"} <= results.keys()
+    JoinedModel(DeviceHalf(), ServerHalf()).load_state_dict(joined(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "steps"),
+    [
+        ("split-learning", "", 5),
+        ("splitfed-v1", "", 15),
+        ("splitfed-v2", "", 15),
+        ("split-learning", "fedavg", 15),
+        ("splitfed-v2", "round-robin", 5),
+        ("splitfed-v1", "fedadam", 15),
+    ],
+)
+def test_split_strategies(strategy: str, devices: str, steps: int, tmp_path: Path) -> None:
+    results = run(tmp_path, strategy=strategy, devices=devices, num_rounds=9, learning_rate=1e-2, evaluate_every=9)
+    rounds = results["rounds"]
+    assert [row["steps"] for row in rounds] == 9 * [steps]
+    assert all(row["uplink_bits_per_entry"] == 32 for row in rounds)
+    assert [row["accuracy"] is None for row in rounds] == 8 * [True] + [False]
+    assert rounds[8]["loss"] < 0.8 * rounds[0]["loss"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
+def test_unsplit_strategies_train_the_whole_model(strategy: str, tmp_path: Path) -> None:
+    results = run(tmp_path, strategy=strategy, learning_rate=1e-2, num_rounds=4, evaluate_on_devices=True)
+    rounds = results["rounds"]
+    assert rounds[3]["loss"] < rounds[0]["loss"]
+    assert "codec" not in results
+    assert "payload_digest" not in results
+    model_bytes = sum(4 * weight.numel() for half in (DeviceHalf(), ServerHalf()) for weight in half.parameters())
+    assert 3 * model_bytes < rounds[0]["uplink_bytes"] < 3 * (model_bytes + 6 * 150)  # six arrays, each with a header
+
+
+def test_a_share_of_the_devices_and_steps_of_a_turn(tmp_path: Path) -> None:
+    results = run(tmp_path, strategy="splitfed-v2", fraction_train=0.67, steps_per_turn=7)
+    assert [row["steps"] for row in results["rounds"]] == 3 * [14]
+
+
+def test_the_seed_decides_the_run(tmp_path: Path) -> None:
+    first, again, other = (run(tmp_path / str(i), uplink_bits=2.0, seed=seed) for i, seed in enumerate((0, 0, 1)))
+    assert first["payload_digest"] == again["payload_digest"] != other["payload_digest"]
+    assert same(joined(tmp_path / "0"), joined(tmp_path / "1"))
+    assert not same(joined(tmp_path / "0"), joined(tmp_path / "2"))
+
+
+def test_initial_weights_follow_the_seed_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    for folder in ("0", "1"):
+        run(tmp_path / folder, strategy="split-learning", num_rounds=1, learning_rate=0.0)
+        torch.rand(7)
+    torch.set_rng_state(before)
+    assert same(joined(tmp_path / "0"), joined(tmp_path / "1"))
+
+
+def test_the_optimizer_states_source_is_a_key(tmp_path: Path) -> None:
+    losses = {
+        state: run(tmp_path / (state or "own"), strategy="split-learning", learning_rate=1e-2, optimizer_state=state)[
+            "rounds"
+        ][2]["loss"]
+        for state in ("", "relay", "per-device", "fresh")
+    }
+    assert losses[""] == losses["relay"]
+    assert losses["relay"] != losses["fresh"]
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    settings = {"strategy": "split-learning", "checkpoint_dir": str(tmp_path / "checkpoint")}
+    run(tmp_path / "first", num_rounds=2, **settings)
+    resumed = run(tmp_path / "resumed", num_rounds=4, **settings)
+    whole = run(tmp_path / "whole", num_rounds=4, strategy="split-learning")
+    assert resumed["payload_digest"] == whole["payload_digest"]
+    assert same(joined(tmp_path / "resumed"), joined(tmp_path / "whole"))
+
+
+def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    for name, options in (("free", {}), ("clipped", {"max_grad_norm": 1e-9})):
+        run(tmp_path / name, strategy="split-learning", num_rounds=1, optimizer=sgd, evaluate=None, **options)
+    moved = [joined(tmp_path / name)["server.layers.3.weight"] for name in ("free", "clipped")]
+    assert not torch.allclose(*moved, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("strategy", "fedsgd", "strategy is 'fedsgd', wanted one of splitfc, split-learning, splitfed-v1"),
+        ("devices", "alphabetical", "devices is 'alphabetical', wanted one of round-robin, fedavg"),
+        ("optimizer_state", "gone", "optimizer-state is 'gone', wanted one of "),
+        ("num_rounds", 0, "num-rounds is 0, wanted 1 or more"),
+        ("num_rounds", 2.5, "num-rounds is 2.5, wanted int"),
+        ("num_rounds", True, "num-rounds is True, wanted int"),
+        ("num_devices", 0, "num-devices is 0"),
+        ("evaluate_every", 0, "evaluate-every is 0"),
+        ("steps_per_turn", -1, "steps-per-turn is -1, wanted 0 or more"),
+        ("torch_threads", 0, "torch-threads is 0"),
+        ("learning_rate", "1e-3", "learning-rate is '1e-3', wanted float"),
+        ("learning_rate", -1.0, "learning-rate is -1.0, wanted 0.0 or more"),
+        ("learning_rate", float("nan"), "learning-rate is nan"),
+        ("fraction_train", 0, "fraction-train is 0.0, wanted more than 0 and at most 1"),
+        ("fraction_train", 1.5, "fraction-train is 1.5"),
+        ("evaluate_on_devices", 1, "evaluate-on-devices is 1, wanted bool"),
+        ("seed", "0", "seed is '0', wanted int"),
+        ("results_dir", 3, "results-dir is 3, wanted str"),
+        ("uplink_bits", "few", "uplink_bits must be float, got 'few'"),
+        ("reduction", 0.5, "reduction"),
+    ],
+)
+def test_keys_that_are_wrong_are_named(key: str, value: Any, error: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=error):
+        run(tmp_path, **{key: value})
+
+
+def test_a_codec_takes_its_own_settings_and_no_others() -> None:
+    config = {
+        "strategy": "split-learning",
+        "uplink-bits": 0.5,
+        "reduction": 4,
+        "evaluation": "float32",
+        "batch-size": 9,
+    }
+    assert codec_of(config).config()["name"] == "float32"
+    assert "reduction" not in codec_of(config).config()
+    cut = codec_of({**config, "codec": "dropout-only", "channel-dim": 2})
+    assert cut.config() == {
+        **{"name": "dropout-only", "uplink-bits": 0.5, "downlink-bits": 0.4},
+        **{"evaluation": "float32", "channel-dim": 2, "reduction": 4.0},
+    }
+    assert codec_of({**config, "strategy": "splitfc", "codec": "float16"}).config()["name"] == "splitfc"
+    with pytest.raises(ValueError, match="unknown codec 'gzip'; known are"):
+        codec_of({**config, "codec": "gzip"})
