@@ -15,13 +15,14 @@ from torch import nn
 
 from flwr_splitfc.clientapp import MakeModel, make_half
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
-from flwr_splitfc.exchange import Ledger, MeteredGrid
+from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.half import LossFn
 from flwr_splitfc.model import JoinedModel
 from flwr_splitfc.report import Progress, run_record
 from flwr_splitfc.report.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings
 from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
+from flwr_splitfc.strategy.round_robin import wait_for_devices
 
 SPLIT: dict[str, type[SplitLearning]] = {
     "splitfc": SplitFC,
@@ -112,7 +113,7 @@ class SplitServerApp(ServerApp):
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the server's own data:
         before the first round and in rounds that are due. ``accuracy`` is shown as such.
     **split_options
-        Other parameters as in `SplitLearning`, such as `scheduler`, `max_grad_norm` or `limits`.
+        Other parameters as in `SplitLearning`, such as `scheduler` or `max_grad_norm`.
 
     Notes
     -----
@@ -136,11 +137,12 @@ class SplitServerApp(ServerApp):
     its settings            the codec's    any of `codec_settings` in kebab case, such as ``uplink-bits``
     ``evaluate-every``      1              rounds
     ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds
-    ``num-devices``         2              how many to wait for
+    ``num-devices``         2              how many to wait for before the first round
     ``seed``                0
     ``torch-threads``       1              of the server and of each device
     ``results-dir``         "results"      for results.json and, of split strategies, the trained halves
     ``checkpoint-dir``      ""             a folder from which a killed run goes on; "" keeps no checkpoint
+    ``split-...``           loopback       where sessions are served: see `EndpointConfig.from_run_config`
     ======================= ============== ===================================================================
 
     A value of another type or out of range is a `ValueError` that names the key.
@@ -178,6 +180,7 @@ class SplitServerApp(ServerApp):
         settings = read_settings(RunSettings, context.run_config)
         torch.set_num_threads(settings.torch_threads)
         results = _absolute(settings.results_dir)
+        wait_for_devices(grid, settings.num_devices)
         device, server = self._halves(context, settings.seed)
         about: dict[str, Any] = {"seed": settings.seed}
         if settings.strategy in UNSPLIT:
@@ -199,6 +202,7 @@ class SplitServerApp(ServerApp):
     def _split_strategy(self, config: RunConfig, settings: RunSettings, server: nn.Module) -> SplitLearning:
         name = settings.strategy
         options: dict[str, Any] = {
+            "endpoint": EndpointConfig.from_run_config(config),
             "devices": _sampling(settings.devices or _DEVICES[name], settings),
             "evaluate_every": settings.evaluate_every,
             "seed": settings.seed,
@@ -210,7 +214,7 @@ class SplitServerApp(ServerApp):
             options["checkpoint"] = _absolute(settings.checkpoint_dir)
         options |= _codec_settings(name, config) if name == "splitfc" else {"codec": codec_of(config)}
         rate = {} if settings.learning_rate is None else {"lr": settings.learning_rate}
-        return SPLIT[name](server, self.loss_fn, partial(self.optimizer, **rate), **options, **self.split_options)
+        return SPLIT[name](server, self.loss_fn, partial(self.optimizer, **rate), **{**options, **self.split_options})
 
     def _run_unsplit(self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel) -> Progress:
         """Flower's own strategies: devices have the whole model. The grid counts its bytes for the same table."""
@@ -244,13 +248,14 @@ def _absolute(folder: str) -> Path:
 
 def _sampling(name: str, settings: RunSettings) -> Strategy:
     """Who trains in a round and how what they trained is combined."""
-    everyone: dict[str, Any] = {
-        "min_available_nodes": settings.num_devices,
+    those_there: dict[str, Any] = {  # all were there when the run began; it goes on without those that die
+        "min_available_nodes": 1,
+        "min_evaluate_nodes": 1,
         "fraction_evaluate": float(settings.evaluate_on_devices),
     }
     if name == "round-robin":
-        return RoundRobin(**everyone)
-    return UNSPLIT[name](fraction_train=settings.fraction_train, **everyone)
+        return RoundRobin(**those_there)
+    return UNSPLIT[name](fraction_train=settings.fraction_train, min_train_nodes=1, **those_there)
 
 
 def _start_options(settings: RunSettings) -> dict[str, Any]:

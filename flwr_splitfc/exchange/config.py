@@ -99,7 +99,7 @@ class EndpointConfig:
             raise ValueError(f"unknown run-config keys {sorted(_PREFIX + key for key in unknown)}")
         tls = given.get("tls", "auto")
         if tls not in _TLS:
-            raise ValueError(f"{_PREFIX}tls is {tls!r}, wanted one of {', '.join(map(str, _TLS))}")
+            raise ValueError(f"{_PREFIX}tls is {tls!r}, wanted one of {tuple(_TLS)}")
         files = [str(given[key]) if key in given else None for key in _FILES]
         if any(files) and not (files[0] and files[1]):
             raise ValueError(f"{_PREFIX}certificate and {_PREFIX}private-key belong together")

@@ -28,8 +28,8 @@ class RoundRobin(FedAvg):
     Parameters
     ----------
     min_available_nodes : int (default: 2)
-        Devices to wait for before each turn; give it the number of devices, so that the order is
-        the same in each run.
+        Devices to wait for before the first turn; give it the number of devices, so that the order is
+        the same in each run. Later turns go to those that are there.
     **fedavg_options
         Other parameters as in `FedAvg`; those about sampling for training mean nothing here.
     """
@@ -38,6 +38,7 @@ class RoundRobin(FedAvg):
         fedavg_options.setdefault("min_evaluate_nodes", 1)
         super().__init__(min_available_nodes=min_available_nodes, **fedavg_options)
         self._devices: Devices | None = None
+        self._complete_once: Grid | None = None
 
     def summary(self) -> None:
         """Log the settings."""
@@ -68,14 +69,21 @@ class RoundRobin(FedAvg):
         return None, None
 
     def _order(self, grid: Grid) -> list[int]:
-        logged = time.monotonic()
-        while len(nodes := list(grid.get_node_ids())) < max(self.min_available_nodes, 1):
-            if time.monotonic() - logged > _LOG_WAIT_S:
-                logger.info("Waiting for devices: %d of %d", len(nodes), self.min_available_nodes)
-                logged = time.monotonic()
-            time.sleep(_WAIT_S)
+        nodes = wait_for_devices(grid, 1 if self._complete_once is grid else max(self.min_available_nodes, 1))
+        self._complete_once = grid
         if isinstance(grid, SplitGrid):
             return turn_order(grid.devices.names(nodes))
         if self._devices is None or self._devices.grid is not grid:
             self._devices = Devices(grid)
         return turn_order(self._devices.names(nodes))
+
+
+def wait_for_devices(grid: Grid, num_devices: int) -> list[int]:
+    """The node ids, as soon as there are as many as `num_devices`."""
+    logged = time.monotonic()
+    while len(nodes := list(grid.get_node_ids())) < num_devices:
+        if time.monotonic() - logged > _LOG_WAIT_S:
+            logger.info("Waiting for devices: %d of %d", len(nodes), num_devices)
+            logged = time.monotonic()
+        time.sleep(_WAIT_S)
+    return nodes

@@ -1,16 +1,11 @@
 """TLS: the run's own certificate, pinned by the ticket, or given ones; plaintext only where it was asked for."""
 
 import socket
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import torch
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, RecordDict
 from torch import nn
 
@@ -18,6 +13,7 @@ from flwr_splitfc import Certificate, EndpointConfig, Limits, SplitError, connec
 from flwr_splitfc.exchange import EndpointUnreachable, HalfTrainer, SharedHalf, SplitEndpoint
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import ticket_message
+from tests.processes.pki import make_pki
 
 
 def make_endpoint(**config) -> SplitEndpoint:
@@ -38,28 +34,8 @@ def node(**config) -> Context:
 
 
 def make_ca(folder: Path, host: str) -> tuple[Path, Path, Path]:
-    """A CA and a server certificate for `host`: files of chain, key and CA."""
-    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    try:
-        san: x509.GeneralName = x509.IPAddress(ip_address(host))
-    except ValueError:
-        san = x509.DNSName(host)
-    ca = certificate("test CA", ca_key, "test CA", ca_key, x509.BasicConstraints(ca=True, path_length=None))
-    leaf = certificate("server", key, "test CA", ca_key, x509.SubjectAlternativeName([san]))
-    files = folder / "chain.pem", folder / "key.pem", folder / "ca.pem"
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    for file, content in zip(files, (leaf, pem, ca), strict=True):
-        file.write_bytes(content)
-    return files
-
-
-def certificate(name: str, key, issuer: str, issuer_key, extension: x509.ExtensionType) -> bytes:
-    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, issuer)]
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(*reversed(names), key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    made = builder.add_extension(extension, critical=False).sign(issuer_key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.PEM)
+    pki = make_pki(folder, host)
+    return pki.chain, pki.key, pki.ca
 
 
 def test_the_runs_own_certificate_comes_with_the_ticket():

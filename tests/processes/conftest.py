@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes.pki import make_pki
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +30,12 @@ def free_port() -> int:
 
 def processes_of(flwr_home: Path) -> Iterator[Path]:
     """What `flwr run` started, the SuperLink that it leaves behind included: they carry this FLWR_HOME."""
-    mark = f"FLWR_HOME={flwr_home}".encode()
+    return processes_with(f"FLWR_HOME={flwr_home}")
+
+
+def processes_with(variable: str) -> Iterator[Path]:
+    """Other processes with this in their environment."""
+    mark = variable.encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes().split(b"\0"):
@@ -75,6 +83,7 @@ class FlwrRun:
         self._folders = tmp_path_factory
         self.home, self.elsewhere = tmp_path_factory.mktemp("flwr-home"), tmp_path_factory.mktemp("elsewhere")
         self.superlink = superlink
+        self.log = self.elsewhere / "log.txt"
         self.env = os.environ | {
             "FLWR_HOME": str(self.home),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
@@ -101,15 +110,15 @@ class FlwrRun:
         command += ["--run-config", str(merged)]
         if not self.superlink:
             command += ["--federation-config", f"num-supernodes={num_devices} client-resources-num-cpus=1"]
-        with MemoryWatch(self.home) as memory, ThreadPoolExecutor(1) as pool:
+        self.log.write_text("")
+        with MemoryWatch(self.home) as memory, ThreadPoolExecutor(1) as pool, self.log.open("a") as log_file:
             done = pool.submit(meanwhile) if meanwhile else None
-            finished = subprocess.run(
-                command, cwd=self.elsewhere, env=self.env, capture_output=True, text=True, timeout=500
-            )
-        log = finished.stdout + finished.stderr
+            subprocess.run(command, cwd=self.elsewhere, env=self.env, stdout=log_file, stderr=log_file, timeout=500)
+        log = self.log.read_text()
         if done is not None:
             done.result()
-            return {"log": log}
+            if not (results / "results.json").exists():
+                return {"log": log}
         assert (results / "results.json").exists(), log[-5000:]
         written = json.loads((results / "results.json").read_text())
         return {**written, "log": log, "folder": results, "memory": memory.samples}
@@ -123,29 +132,75 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlwrRun]:
     end_processes_of(run.home)
 
 
+class Deployment(FlwrRun):
+    """Runs on a SuperLink with SuperNodes, all on loopback; `secure` with Flower's TLS and node authentication."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory, *, secure: bool = False) -> None:
+        super().__init__(tmp_path_factory, superlink="deployment")
+        self.env["FLWR_LOG_LEVEL"] = "DEBUG"
+        self.port = free_port()
+        self.secure = secure
+        self._pki = make_pki(self.home, nodes=3) if secure else None
+        trust = f'root-certificates = "{self._pki.ca}"' if self._pki else "insecure = true"
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+        )
+        server = ["--insecure"]
+        if self._pki:
+            server = ["--ssl-ca-certfile", str(self._pki.ca), "--ssl-certfile", str(self._pki.chain)]
+            server += ["--ssl-keyfile", str(self._pki.key), "--enable-supernode-auth"]
+        self.start("flower-superlink", *server, "--host", "127.0.0.1", "--port", str(self.port))
+        wait_for(self.port)
+
+    def start(self, *command: str, **environment: str) -> None:
+        with (self.home / f"{command[0]}.log").open("a") as log:
+            subprocess.Popen(command, env=self.env | environment, cwd=self.elsewhere, stdout=log, stderr=log)
+
+    def start_node(self, index: int) -> None:
+        """SuperNode number `index`; its processes carry the mark ``SPLIT_NODE``."""
+        client = ["--insecure"]
+        if self._pki:
+            register = ["flwr", "supernode", "register", f"{self._pki.nodes[index]}.pub", "deployment"]
+            subprocess.run(register, env=self.env, cwd=self.elsewhere, check=True, capture_output=True)
+            client = ["--root-certificates", str(self._pki.ca), "--auth-supernode-private-key"]
+            client += [str(self._pki.nodes[index])]
+        node = f"partition-id={index} num-partitions=3"
+        where = ["--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())]
+        self.start("flower-supernode", *client, *where, "--node-config", node, SPLIT_NODE=f"{self.home}/{index}")
+
+    def signal_node(self, index: int, sign: signal.Signals = signal.SIGKILL) -> None:
+        """Send every process of a SuperNode a signal, as if its machine failed."""
+        for process in processes_with(f"SPLIT_NODE={self.home}/{index}"):
+            with contextlib.suppress(OSError):
+                os.kill(int(process.name), sign)
+
+    def wait_for_log(self, pattern: str, timeout_s: float = 120.0) -> None:
+        """Wait until a line of the running app's log matches."""
+        deadline = time.monotonic() + timeout_s
+        while not re.search(pattern, self.log.read_text()):
+            assert time.monotonic() < deadline, f"no line {pattern!r}"
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
-def deployed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlwrRun]:
-    """Runs on a SuperLink with three SuperNodes, all on loopback."""
-    run = FlwrRun(tmp_path_factory, superlink="deployment")
-    port = free_port()
-    (run.home / "config.toml").write_text(
-        f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
-
-    def start(*command: str) -> None:
-        with (run.home / f"{command[0]}.log").open("a") as log:
-            subprocess.Popen([*command, "--insecure"], env=run.env, cwd=run.elsewhere, stdout=log, stderr=log)
-
+def deployed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Runs on a SuperLink with three SuperNodes."""
+    run = Deployment(tmp_path_factory)
     try:
-        start("flower-superlink", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(port)
-        for i in range(3):
-            node = f"partition-id={i} num-partitions=3"
-            start(
-                *("flower-supernode", "--superlink", f"127.0.0.1:{port}"),
-                *("--port", str(free_port()), "--node-config", node),
-            )
+        for index in range(3):
+            run.start_node(index)
+        yield run
+    finally:
+        end_processes_of(run.home)
+
+
+@pytest.fixture(scope="module")
+def secure_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Runs on a SuperLink with TLS, and three SuperNodes that authenticate themselves."""
+    run = Deployment(tmp_path_factory, secure=True)
+    try:
+        for index in range(3):
+            run.start_node(index)
         yield run
     finally:
         end_processes_of(run.home)
