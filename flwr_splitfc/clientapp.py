@@ -1,23 +1,21 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from inspect import signature
-from itertools import islice
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from flwr_splitfc.clientturn import Batches, ClientTurn, first_arrays
 from flwr_splitfc.exchange.devices import QUERY_TYPE, answer_device_query, device_name
 from flwr_splitfc.exchange.half import LossFn, OptimizerFn
 from flwr_splitfc.exchange.seeds import derive_seed
-from flwr_splitfc.exchange.session import connect
 from flwr_splitfc.exchange.ticket import Ticket, has_ticket
 from flwr_splitfc.model import JoinedModel
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
 LoadData = Callable[[Context], tuple[Batches, Batches]]
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
@@ -115,38 +113,37 @@ class SplitClientApp(ClientApp):
         for group in optimizer.param_groups:
             group["lr"] = config.get("learning-rate", group["lr"])
         pull = _Proximal(model, float(str(config.get("proximal-mu", 0.0))))
-        split = has_ticket(message)
-        with connect(message, context, optimizer=optimizer) if split else _Unsplit(self.loss_fn) as server:
-            for x, y in self._turn(batches, config):
+        with self._turn(message, context, model, optimizer) as turn:
+            for x, y in turn.batches(batches, config.get("steps-per-turn")):
                 optimizer.zero_grad()
-                server.loss(model(x), y).backward()
+                turn.server.loss(model(x), y).backward()
                 pull.add()
                 optimizer.step()
-            metrics = server.metrics()
-        arrays = ArrayRecord(model.state_dict())
-        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
+            turn.metrics = turn.server.metrics()
+        return turn.reply(ArrayRecord(model.state_dict()))
 
     @torch.no_grad()
     def _evaluate(self, message: Message, context: Context) -> Message:
         model, (_, batches) = self._prepare(message, context)
         model.eval()
-        sums: dict[str, float] = {}
-        with connect(message, context) if has_ticket(message) else _Unsplit(self.loss_fn) as server:
-            for x, y in self._on_device(batches):
-                for key, value in self._batch_metrics(server.predict(model(x)), y).items():
-                    sums[key] = sums.get(key, 0.0) + value * len(x)
-            metrics = server.metrics()
-        metrics.update({key: value / max(metrics["num-examples"], 1) for key, value in sums.items()})
-        return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
+        with self._turn(message, context, model) as turn:
+            for x, y in turn.batches(batches):
+                turn.add(self._batch_metrics(turn.server.predict(model(x)), y), len(x))
+            turn.metrics = turn.server.metrics()
+        return turn.reply()
 
     def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
         """The model with the message's arrays, and the data; everything random from there on is seeded."""
         torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
         model = (make_half(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
-        arrays = next(iter(message.content.array_records.values()))
-        model.load_state_dict(arrays.to_torch_state_dict())
+        model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
         torch.manual_seed(_turn_seed(message, context))
         return model, self.load_data(context)
+
+    def _turn(
+        self, message: Message, context: Context, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> ClientTurn:
+        return ClientTurn(message, context, model, optimizer, self.loss_fn, _turn_seed(message, context))
 
     def _joined(self, context: Context) -> JoinedModel:
         if self.server_model is None or self.loss_fn is None:
@@ -161,13 +158,6 @@ class SplitClientApp(ClientApp):
         if self.loss_fn is not None:
             metrics = {"eval_loss": self.loss_fn(outputs, labels).item(), **metrics}
         return metrics
-
-    def _turn(self, batches: Batches, config: ConfigRecord) -> Iterator[tuple[Tensor, Tensor]]:
-        steps = config.get("steps-per-turn")
-        return self._on_device(batches if steps is None else islice(_forever(batches), steps))  # type: ignore[arg-type]
-
-    def _on_device(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(self.device), y.to(self.device)) for x, y in batches)
 
 
 def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
@@ -190,37 +180,6 @@ def _turn_seed(message: Message, context: Context) -> int:
     return derive_seed(str(config.get("seed", 0)), device_name(context), str(config.get("server-round", 0)))
 
 
-class _Unsplit:
-    """What a session is where the whole model is at hand: the loss is computed here."""
-
-    def __init__(self, loss_fn: LossFn | None) -> None:
-        self._loss_fn = loss_fn
-        self._rows, self._steps = 0, 0
-        self._loss_sum: float | None = None
-
-    def __enter__(self) -> "_Unsplit":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        assert self._loss_fn is not None  # _joined has seen to it
-        loss = self._loss_fn(outputs, labels)
-        self._loss_sum = (self._loss_sum or 0.0) + loss.item() * len(outputs)
-        self.predict(outputs)
-        return loss
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        self._rows += len(outputs)
-        self._steps += 1
-        return outputs
-
-    def metrics(self) -> dict[str, int | float]:
-        trained = {} if self._loss_sum is None else {"train_loss": self._loss_sum / max(self._rows, 1)}
-        return {"num-examples": self._rows, "steps": self._steps, **trained}
-
-
 class _Proximal:
     """FedProx's pull towards the weights that the message brought: the gradient of ``mu / 2 |w - w0|^2``."""
 
@@ -233,13 +192,3 @@ class _Proximal:
         for parameter, start in zip(self._parameters, self._start, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self._mu)
-
-
-def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("load_data gave no batch to train on")

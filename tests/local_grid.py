@@ -19,7 +19,10 @@ TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
 class LocalGrid(Grid):
-    """Runs `app` for each message; node 1000 + i is partition i."""
+    """Runs `app` for each message; node 1000 + i is partition i.
+
+    With no `workers`, in the thread that pushes: torch's random generator is one for all threads.
+    """
 
     def __init__(self, app: App, num_devices: int, workers: int = 2) -> None:
         self.app = app
@@ -34,7 +37,7 @@ class LocalGrid(Grid):
             for i in range(num_devices)
         }
         self.trained: list[int] = []
-        self._pool = ThreadPoolExecutor(workers)
+        self._pool = ThreadPoolExecutor(workers) if workers else None
         self._futures: dict[str, Future[Message]] = {}
 
     def _run(self, message: Message) -> Message:
@@ -48,6 +51,13 @@ class LocalGrid(Grid):
         reply.metadata.__dict__["_src_node_id"] = node_id
         return reply
 
+    def _submit(self, message: Message) -> Future[Message]:
+        if self._pool is not None:
+            return self._pool.submit(self._run, message)
+        done: Future[Message] = Future()
+        done.set_result(self._run(message))
+        return done
+
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)
 
@@ -56,7 +66,7 @@ class LocalGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
             ids.append(message.metadata.message_id)
-            self._futures[ids[-1]] = self._pool.submit(self._run, message)
+            self._futures[ids[-1]] = self._submit(message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -12,7 +12,7 @@ import grpc
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.address import is_loopback, join_address, split_address
-from flwr_splitfc.exchange.admission import Admission
+from flwr_splitfc.exchange.admission import Admission, Connection
 from flwr_splitfc.exchange.config import EndpointConfig
 from flwr_splitfc.exchange.errors import LimitExceeded, SessionCancelled, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.halves import Halves
@@ -78,6 +78,9 @@ class SplitEndpoint:
     # -- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> "SplitEndpoint":
+        if self.config.transport == "messages":
+            logger.info("Frames travel in Flower's messages: one message a mini-batch, and no split endpoint")
+            return self
         streams = self.limits.max_sessions + _SPARE_STREAMS
         sizes = [(f"grpc.max_{way}_message_length", self.limits.max_frame_bytes) for way in ("send", "receive")]
         server = grpc.server(
@@ -128,7 +131,9 @@ class SplitEndpoint:
 
     @property
     def address(self) -> str:
-        """``host:port``, as devices are told."""
+        """``host:port``, as devices are told; none where frames travel in messages."""
+        if self.config.transport == "messages":
+            return ""
         if not self.config.address:
             return join_address(self.config.host, self._port)
         host, port = split_address(self.config.address)
@@ -215,6 +220,22 @@ class SplitEndpoint:
         if session.opened:
             self._enter(session)
 
+    # -- frames in messages ----------------------------------------------------------------------
+
+    def deliver(self, token: str, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """The answer to a frame that came in a message; a refusal is one, too."""
+        session = self._sessions[_id(token)]
+        try:
+            if frame.WhichOneof("kind") == "open":
+                self._log(DEBUG, "opened", session)
+                return session.open(frame, _IN_MESSAGES)
+            reply = self._answer(session, frame, _IN_MESSAGES)
+            assert reply is not None  # there is no other connection that the session could be on
+            return reply
+        except SplitError as refusal:
+            self._log(WARNING, "refused", session, why=refusal)
+            return _refused(refusal)
+
     # -- one stream ------------------------------------------------------------------------------
 
     def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.ServerFrame]:
@@ -262,11 +283,9 @@ class SplitEndpoint:
             if reply.WhichOneof("kind") == "closed":
                 return
 
-    def _answer(
-        self, session: Admission, frame: pb.DeviceFrame, context: grpc.ServicerContext
-    ) -> pb.ServerFrame | None:
+    def _answer(self, session: Admission, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame | None:
         try:
-            reply = session.answer(frame, context)
+            reply = session.answer(frame, connection)
         except SplitError as refusal:
             count_downlink(session.turn.traffic, _refused(refusal))
             session.end(refusal)
@@ -301,6 +320,14 @@ class SplitEndpoint:
         logger.log(level, "split session %s: %s", event, pairs)
 
 
+class _Messages:
+    """The connection of sessions whose frames travel in messages: it does not break and cannot be cancelled."""
+
+    def cancel(self) -> None:
+        return
+
+
+_IN_MESSAGES = _Messages()
 _EXPIRED = TicketExpired("the round of this ticket is over")
 
 

@@ -3,15 +3,19 @@
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from logging import getLogger
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
+from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.devices import Devices, name_order
 from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.mailbox import FRAME_KEY, frame_of, frame_record, has_frame
 from flwr_splitfc.exchange.ticket import TICKET_KEY, Purpose
 
 _FIRST_PULL_S = 0.01
@@ -120,18 +124,12 @@ class SplitGrid(MeteredGrid):
         The grid that does the work.
     endpoint : SplitEndpoint
         An entered endpoint.
-
-    Attributes
-    ----------
-    failures : dict of str to str
-        By device, why the last train or evaluate message to it came to nothing.
     """
 
     def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
         super().__init__(grid, endpoint.ledger)
         self.endpoint = endpoint
         self.devices = Devices(grid)
-        self.failures: dict[str, str] = {}
 
     def _received(self, reply: Message) -> Traffic:
         """Only the model's bytes: the endpoint has seen the rest itself."""
@@ -157,22 +155,36 @@ class SplitGrid(MeteredGrid):
         ticket = self.endpoint.issue(purpose, device, self.round_of(message))
         # Strategies share one RecordDict among their messages; the copy shares its arrays.
         message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})
+        if not ticket.address:
+            hello = pb.DeviceFrame(open=pb.Open(protocol=ticket.protocol, nonce=bytes(16), software="in messages"))
+            message.content[FRAME_KEY] = frame_record(self.endpoint.deliver(ticket.token, hello))
         return ticket.token
 
     def _push_and_pull(self, messages: list[Message], tokens: dict[int, str], timeout: float | None) -> list[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = {message_id for message_id in self.inner.push_messages(messages) if message_id}  # None: node gone
+        waiting = set(self.inner.push_messages(messages))
+        waiting.discard(None)  # its node is gone
         token_of = {message.metadata.message_id: tokens.get(id(message)) for message in messages}
         sent = {message.metadata.message_id: message for message in messages}
         replies: list[Message] = []
         pause_s = _FIRST_PULL_S
         while waiting:
-            new = list(self.inner.pull_messages(waiting))
+            pulled = list(self.inner.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in pulled}
+            new = []
+            for reply in pulled:
+                asked = reply.metadata.reply_to_message_id
+                answer = self._deliver(reply, token_of.get(asked))
+                if answer is None or answer.WhichOneof("kind") == "closed":
+                    new.append(reply)
+                elif answer.WhichOneof("kind") == "refused":
+                    new.append(Message(Error(_GIVEN_UP, answer.refused.detail), reply_to=sent[asked]))
+                else:
+                    waiting.update(self._push_again(answer, asked, sent, token_of))
             for reply in new:
                 token = token_of.get(reply.metadata.reply_to_message_id)
                 if token and reply.has_content():
                     self.endpoint.replied(token)
-            waiting -= {reply.metadata.reply_to_message_id for reply in new}
             for token, why in self.endpoint.sweep().items():
                 given_up = [message_id for message_id in waiting if token_of[message_id] == token]
                 new += [Message(Error(_GIVEN_UP, why), reply_to=sent[message_id]) for message_id in given_up]
@@ -181,14 +193,39 @@ class SplitGrid(MeteredGrid):
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
                 break
             time.sleep(pause_s if deadline is None else max(min(pause_s, deadline - time.monotonic()), 0.0))
-            pause_s = _FIRST_PULL_S if new else min(pause_s * 1.2, _LAST_PULL_S)
+            pause_s = _FIRST_PULL_S if pulled else min(pause_s * 1.2, _LAST_PULL_S)
         return replies
+
+    def _deliver(self, reply: Message, token: str | None) -> pb.ServerFrame | None:
+        """Where frames travel in messages: the answer to the one in a reply, which it is taken out of."""
+        if not (token and has_frame(reply)):
+            return None
+        frame = pb.DeviceFrame()
+        with suppress(DecodeError):  # an empty frame is refused
+            frame.ParseFromString(frame_of(reply))
+        del reply.content[FRAME_KEY]
+        return self.endpoint.deliver(token, frame)
+
+    def _push_again(
+        self, answer: pb.ServerFrame, asked: str, sent: dict[str, Message], token_of: dict[str, str | None]
+    ) -> list[str]:
+        first = sent[asked]
+        content = RecordDict({**first.content.config_records, FRAME_KEY: frame_record(answer)})
+        message = Message(content, first.metadata.dst_node_id, first.metadata.message_type)
+        pushed = [message_id for message_id in self.inner.push_messages([message]) if message_id]
+        for message_id in pushed:
+            sent[message_id], token_of[message_id] = message, token_of[asked]
+        return pushed
 
     def _report(
         self, sent: list[Message], names: dict[int, str], replies: list[Message], timeout: float | None
     ) -> None:
         """Say who failed, and why."""
-        late = {names[message.metadata.dst_node_id]: f"no reply within {timeout} s" for message in sent}
+        there = set(self.inner.get_node_ids())
+        late = {
+            names[node]: f"no reply within {timeout} s" if node in there else "its node is gone"
+            for node in (message.metadata.dst_node_id for message in sent)
+        }
         for reply in replies:
             late.pop(names.get(reply.metadata.src_node_id, ""), None)
         errors = {
@@ -196,9 +233,11 @@ class SplitGrid(MeteredGrid):
             for reply in replies
             if reply.has_error() and reply.metadata.src_node_id in names
         }
-        self.failures = {**late, **errors}
-        for device, why in self.failures.items():
+        failures = {**late, **errors}
+        for device, why in failures.items():
             logger.warning("Device %s failed in round %d: %s", device, self.round_of(sent[0]), why)
+        if failures:
+            self.ledger.add_failures(self.round_of(sent[0]), failures)
 
 
 def purpose_of(message: Message) -> Purpose | None:

@@ -102,6 +102,7 @@ class Ledger:
         self._lock = Lock()
         self._traffic: dict[tuple[int, Purpose], Traffic] = {}
         self._devices: dict[str, Traffic] = {}
+        self._failures: dict[int, dict[str, str]] = {}
 
     def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
         """Enter what one session, or one Flower message, moved."""
@@ -117,6 +118,16 @@ class Ledger:
             for device, total in totals.items():
                 total.add(self._devices[device])
         return totals
+
+    def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
+        """Enter which devices failed in a round, and why."""
+        with self._lock:
+            self._failures.setdefault(server_round, {}).update(failures)
+
+    def failures(self, server_round: int) -> dict[str, str]:
+        """By device, why it failed in a round."""
+        with self._lock:
+            return dict(self._failures.get(server_round, {}))
 
     def of(self, server_round: int, purpose: Purpose) -> Traffic:
         """The sum over one round's sessions (a copy)."""

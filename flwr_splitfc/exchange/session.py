@@ -1,7 +1,9 @@
 """The device's end of the exchange: `connect(msg)` opens the session of one turn."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Protocol
 
 import torch
 from flwr.app import Array, Context, Message
@@ -23,6 +25,7 @@ from flwr_splitfc.exchange.tensors import (
 from flwr_splitfc.exchange.ticket import Ticket
 
 ADDRESS_KEY = "split-address"
+_COUNTS = {"number": int, "full_rows": int, "rows": int, "loss_sum": float, "codec_seconds": float}
 
 
 def connect(
@@ -60,8 +63,34 @@ def connect(
                 optimizer.step()
             metrics = server.metrics()
     """
+    ticket = Ticket.from_message(message)
+    if not ticket.address:
+        raise TicketError(
+            "the strategy sends frames in Flower's messages (transport 'messages'), which a training loop of "
+            "one's own cannot follow from message to message: use SplitClientApp"
+        )
     address = "" if context is None else str(context.node_config.get(ADDRESS_KEY, ""))
-    return Session(Ticket.from_message(message), address=address, optimizer=optimizer)
+    return Session(ticket, Stream(ticket, address), optimizer=optimizer)
+
+
+class Transport(Protocol):
+    """What carries a session's frames: `Stream` or `Mailbox`."""
+
+    uplink_bytes: int
+    downlink_bytes: int
+    reconnects: int
+
+    def open(self) -> pb.Opened:
+        """Open the session."""
+
+    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """The answer to a frame."""
+
+    def finish(self) -> None:
+        """After the last answer."""
+
+    def close(self) -> None:
+        """In any case."""
 
 
 class Session:
@@ -69,6 +98,7 @@ class Session:
 
     Attributes
     ----------
+    ticket : Ticket
     seed : int
         Derived from the run's seed, the device and the round: for whatever is random in the turn.
     state : dict of str to Tensor
@@ -76,7 +106,7 @@ class Session:
         kept by the strategy until the next.
     """
 
-    def __init__(self, ticket: Ticket, *, address: str = "", optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(self, ticket: Ticket, transport: Transport, *, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.ticket = ticket
         try:
             self.codec = cut_codec(ticket.codec)
@@ -85,7 +115,7 @@ class Session:
         self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
-        self._stream = Stream(ticket, address)
+        self._transport = transport
         self._is_open = False
         self._number = 0
         self._full_rows = 0
@@ -152,9 +182,9 @@ class Session:
         metrics: dict[str, int | float] = {
             "num-examples": self._rows,
             "steps": self._number,
-            "uplink_bytes": self._stream.uplink_bytes,
-            "downlink_bytes": self._stream.downlink_bytes,
-            "reconnects": max(self._stream.reconnects, 0),
+            "uplink_bytes": self._transport.uplink_bytes,
+            "downlink_bytes": self._transport.downlink_bytes,
+            "reconnects": max(self._transport.reconnects, 0),
             "codec_seconds": self._codec_seconds,
         }
         if self.ticket.purpose == "train":
@@ -164,7 +194,7 @@ class Session:
     # -- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Session":
-        opened = self._stream.open()
+        opened = self._transport.open()
         self._is_open = True
         try:
             self.state = unpack_tensors(opened.state)
@@ -191,11 +221,26 @@ class Session:
             optimizer=pack_tensors(kept), state=pack_tensors(self.state), codec_seconds=self._codec_seconds
         )
         self._expect(self._ask(pb.DeviceFrame(close=close)), "closed")
-        self._stream.finish()
+        self._transport.finish()
 
     def _hang_up(self) -> None:
-        self._stream.close()
+        self._transport.close()
         self._is_open = False
+
+    # -- between messages ------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, float]:
+        """What `metrics` and the next step depend on, where a turn is interrupted between two steps."""
+        moved = {"uplink_bytes": self._transport.uplink_bytes, "downlink_bytes": self._transport.downlink_bytes}
+        return {**{key: getattr(self, f"_{key}") for key in _COUNTS}, **moved}
+
+    def resume(self, counts: Mapping[str, float], state: Mapping[str, Tensor]) -> None:
+        """Go on from `counts`, and the `state` that was there then."""
+        for key, kind in _COUNTS.items():
+            setattr(self, f"_{key}", kind(counts[key]))
+        self._transport.uplink_bytes = int(counts["uplink_bytes"])
+        self._transport.downlink_bytes = int(counts["downlink_bytes"])
+        self.state = dict(state)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -234,7 +279,7 @@ class Session:
         """Send one frame and wait for its answer; a refusal or a lost server raises by name."""
         if not self._is_open:
             raise RuntimeError("the session is not open: use `with connect(msg, context) as server:`")
-        return self._stream.ask(frame)
+        return self._transport.ask(frame)
 
     @staticmethod
     def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:

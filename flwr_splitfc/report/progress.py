@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr_splitfc.exchange.ledger import Ledger
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-Row = dict[str, int | float | None]
+Row = dict[str, Any]
 
 _ACCURACY_KEYS = ("accuracy", "eval_acc")
 _TABLE_ROWS = 12
@@ -39,8 +39,8 @@ class Progress:
     rows : list of dict
         One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (None in a
         round without evaluation), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
-        ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``; bytes of training and
-        evaluation together, everything counted.
+        ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``, ``failures`` (by device, why);
+        bytes of training and evaluation together, everything counted.
     """
 
     def __init__(self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1) -> None:
@@ -100,6 +100,7 @@ class Progress:
                 "uplink_bits_per_entry": train.uplink_bits_per_entry,
                 "downlink_bits_per_entry": train.downlink_bits_per_entry,
                 "seconds": now - self._round_started,
+                "failures": self.ledger.failures(server_round),
             }
         )
         self._round_started = now

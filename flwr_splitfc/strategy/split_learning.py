@@ -165,7 +165,6 @@ class SplitLearning(Strategy):
         self._states = DeviceStates(self.optimizer_state)
         self._history = History()
         self._rounds_done = 0
-        self._grid: SplitGrid | None = None
         self._trained: MetricRecord | None = None
         self._evaluation: MetricRecord | None = None
 
@@ -207,9 +206,8 @@ class SplitLearning(Strategy):
         )
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
-            self._grid = SplitGrid(grid, endpoint)
             result = super().start(
-                self._grid,
+                SplitGrid(grid, endpoint),
                 arrays,
                 max(num_rounds - self._rounds_done, 0),
                 timeout,
@@ -379,7 +377,7 @@ class SplitLearning(Strategy):
         traffic = self.ledger.of(server_round, purpose)
         total = MetricRecord({**(metrics or {}), **traffic.metrics()})
         total.pop("codec_seconds", None)
-        total["failures"] = len(self._grid.failures) if self._grid else 0
+        total["failures"] = len(self.ledger.failures(server_round))
         if purpose == "train" and traffic.rows:
             total["train_loss"] = traffic.loss
         return total

@@ -142,9 +142,8 @@ class Deployment(FlwrRun):
         self.secure = secure
         self._pki = make_pki(self.home, nodes=3) if secure else None
         trust = f'root-certificates = "{self._pki.ca}"' if self._pki else "insecure = true"
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
-        )
+        connection = f'[superlink.deployment]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+        (self.home / "config.toml").write_text(f'[superlink]\ndefault = "deployment"\n\n{connection}')
         server = ["--insecure"]
         if self._pki:
             server = ["--ssl-ca-certfile", str(self._pki.ca), "--ssl-certfile", str(self._pki.chain)]
