@@ -1,26 +1,47 @@
-"""Every run-config on the shelf fits every example."""
+"""Every run-config on the shelf fits every example, and so do the examples' own."""
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flwr_splitfc.serverapp import UNSPLIT, RunSettings, codec_of
+from flwr_splitfc.settings import read_settings
+
 ROOT = Path(__file__).parents[1]
-RUN_CONFIGS = sorted([*ROOT.glob("strategies/*.toml"), *ROOT.glob("examples/*/configs/*.toml")])
+APPS = sorted(ROOT.glob("examples/*/pyproject.toml"))
+SHELF = sorted(ROOT.glob("strategies/*.toml"))
+OWN = [(app, config) for app in APPS for config in sorted(app.parent.glob("configs/*.toml"))]
 
 
-@pytest.mark.parametrize("app", sorted(ROOT.glob("examples/*/pyproject.toml")), ids=lambda path: path.parent.name)
-@pytest.mark.parametrize("run_config", RUN_CONFIGS, ids=lambda path: path.stem)
+def keys_of(app: Path) -> dict[str, Any]:
+    config: dict[str, Any] = tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("app", "run_config"),
+    [*((app, path) for app in APPS for path in SHELF), *OWN],
+    ids=lambda path: path.parent.name if path.name == "pyproject.toml" else path.stem,
+)
 def test_every_key_is_one_of_the_apps(app: Path, run_config: Path) -> None:
-    if run_config.parent.name == "configs" and run_config.parents[1] != app.parent:
-        pytest.skip("made for another example")
-    known = tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"]
-    given = tomllib.loads(run_config.read_text())
-    assert given.keys() <= known.keys()
-    wrong = {key: value for key, value in given.items() if type(value) is not type(known[key])}
-    assert not wrong
+    known, given = keys_of(app), tomllib.loads(run_config.read_text())
+    for key, value in given.items():
+        assert key in known, f"{run_config.name}: {app.parent.name} has no key {key!r}"
+        assert type(value) is type(known[key]), f"{run_config.name}: {key} is {value!r}, not like {known[key]!r}"
+    merged = {**known, **given}
+    assert read_settings(RunSettings, merged).strategy == merged["strategy"]
+    assert merged["strategy"] in UNSPLIT or codec_of(merged)
+
+
+@pytest.mark.parametrize("app", APPS, ids=lambda path: path.parent.name)
+def test_every_key_of_a_split_server_app_is_one_of_the_apps(app: Path) -> None:
+    wanted = {field.name.replace("_", "-") for field in fields(RunSettings)} | {"codec"}
+    assert not wanted - keys_of(app).keys()
 
 
 def test_every_file_is_in_the_table() -> None:
     table = (ROOT / "strategies" / "README.md").read_text()
-    assert all(f"`{path.name}`" in table for path in ROOT.glob("strategies/*.toml"))
+    assert all(f"`{path.name}`" in table for path in SHELF)

@@ -6,7 +6,7 @@ Needs ``pip install "flwr-splitfc[examples]"`` where scikit-learn, torchvision o
 from flwr_splitfc.vision.batches import Augment, Batches, Samples, evaluate
 from flwr_splitfc.vision.images import DatasetSpec, LabelledImages, load_dataset
 from flwr_splitfc.vision.partition import partition
-from flwr_splitfc.vision.run import datasets_of, device_images, evaluate_on_test_set, load_data
+from flwr_splitfc.vision.run import datasets_of, device_images, evaluate_on_test_set, load_data, turn_batches
 
 __all__ = [
     "Augment",
@@ -21,4 +21,5 @@ __all__ = [
     "load_data",
     "load_dataset",
     "partition",
+    "turn_batches",
 ]

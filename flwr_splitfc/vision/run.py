@@ -8,7 +8,7 @@ from flwr.app import Context
 from torch import nn
 
 from flwr_splitfc.settings import RunConfig, check_least, read_settings
-from flwr_splitfc.vision.batches import Augment, Batches, evaluate
+from flwr_splitfc.vision.batches import Augment, Batches, Samples, evaluate
 from flwr_splitfc.vision.images import Indices, LabelledImages, load_dataset
 from flwr_splitfc.vision.partition import partition
 
@@ -73,11 +73,17 @@ def _partition_once(train: LabelledImages, num_devices: int, how: str, **setting
     return partition(train.labels, num_devices, how, **settings)
 
 
+def turn_batches(data: Samples, config: RunConfig, augment: Augment | None = None) -> tuple[Batches, Batches]:
+    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on: one pass."""
+    settings = read_settings(TurnSettings, config)
+    rows = settings.batch_size
+    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data, rows)
+
+
 def load_data(context: Context, augment: Augment | None = None) -> tuple[Batches, Batches]:
     """A device's share to train on, and to evaluate on, too, for `SplitClientApp`: the test set is the server's."""
     share = device_images(context.run_config, int(context.node_config["partition-id"]))
-    turn = read_settings(TurnSettings, context.run_config)
-    return Batches(share, turn.batch_size, turn.steps_per_turn, augment), Batches(share, turn.batch_size)
+    return turn_batches(share, context.run_config, augment)
 
 
 def evaluate_on_test_set(model: nn.Module, context: Context) -> dict[str, float]:

@@ -3,4 +3,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "mnist"))
+sys.path[:0] = [str(app.parent) for app in Path(__file__).parents[2].glob("examples/*/pyproject.toml")]

@@ -1,4 +1,4 @@
-"""Runs the example as a user does: `flwr run` in a subprocess, with a FLWR_HOME and a port of its own."""
+"""Runs the examples as a user does: `flwr run` in a subprocess, with a FLWR_HOME and a port of its own."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ class MemoryWatch:
 
 
 class FlwrRun:
-    """Runs the example with run-configs, over one SuperLink of its own."""
+    """Runs the examples with run-configs, over one SuperLink of its own."""
 
     def __init__(self, tmp_path_factory: pytest.TempPathFactory, *, superlink: str = "") -> None:
         self._folders = tmp_path_factory
@@ -88,6 +88,7 @@ class FlwrRun:
             "FLWR_HOME": str(self.home),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",  # for data sets made by tests
         }
 
     def kill_server_app(self) -> None:
@@ -98,7 +99,12 @@ class FlwrRun:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def __call__(
-        self, config_file: Path, num_devices: int = 4, meanwhile: Callable[[], None] | None = None, **settings: Any
+        self,
+        config_file: Path,
+        num_devices: int = 4,
+        meanwhile: Callable[[], None] | None = None,
+        app: str = "mnist",
+        **settings: Any,
     ) -> dict[str, Any]:
         """The run's results.json, with its log, its folder and the ServerApp's memory; nothing if it was killed."""
         results = self._folders.mktemp("results")
@@ -106,7 +112,7 @@ class FlwrRun:
         kept = [line for line in config_file.read_text().splitlines() if line.split(" =")[0] not in settings]
         merged = self.elsewhere / "run-config.toml"
         merged.write_text("\n".join(kept + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]))
-        command = ["flwr", "run", str(ROOT / "examples" / "mnist"), *self.superlink.split(), "--stream"]
+        command = ["flwr", "run", str(ROOT / "examples" / app), *self.superlink.split(), "--stream"]
         command += ["--run-config", str(merged)]
         if not self.superlink:
             command += ["--federation-config", f"num-supernodes={num_devices} client-resources-num-cpus=1"]

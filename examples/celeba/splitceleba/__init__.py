@@ -1,0 +1,1 @@
+"""Split learning of faces' attributes, as a Flower app."""

@@ -1,0 +1,15 @@
+"""The server's side: its half of the model, the loss, an optimizer, and evaluation on the test split."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitServerApp
+from splitceleba.task import evaluate_on_test_split, make_device_half, make_server_half
+
+app = SplitServerApp(
+    model=make_device_half,
+    server_model=make_server_half,
+    loss_fn=nn.CrossEntropyLoss(),
+    optimizer=torch.optim.Adam,
+    evaluate=evaluate_on_test_split,
+)

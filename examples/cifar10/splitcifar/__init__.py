@@ -1,0 +1,1 @@
+"""Split learning of small photographs, as a Flower app."""

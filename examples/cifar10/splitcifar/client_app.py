@@ -1,0 +1,15 @@
+"""The device's side: its half of the model, its share of the data, and an optimizer."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitClientApp
+from splitcifar.task import load_augmented_data, make_device_half, make_server_half
+
+app = SplitClientApp(
+    model=make_device_half,
+    load_data=load_augmented_data,
+    optimizer=torch.optim.Adam,  # the run-config's learning rate comes with each message
+    server_model=make_server_half,  # only to train the whole model (FedAvg)
+    loss_fn=nn.CrossEntropyLoss(),
+)

@@ -1,0 +1,16 @@
+"""The server's side: its half of the model, the loss, an optimizer, and evaluation on the test set."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitServerApp
+from flwr_splitfc.vision import evaluate_on_test_set
+from splitcifar.task import make_device_half, make_server_half
+
+app = SplitServerApp(
+    model=make_device_half,
+    server_model=make_server_half,
+    loss_fn=nn.CrossEntropyLoss(),
+    optimizer=torch.optim.Adam,
+    evaluate=evaluate_on_test_set,
+)
