@@ -61,7 +61,7 @@ class Display:
         else:
             running = self._running.pop(run_id)
             self._settled += 1
-            self._took_s[run_id] = running.elapsed_s
+            self._took_s[run_id] = running.training_s
             self._say(event.run, _outcome_text(event.outcome, running))
 
     def _say(self, run: Run, what: str) -> None:
@@ -97,14 +97,16 @@ class _Running:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._started = time.monotonic()
-        self._first_round = self._rounds = self._num_rounds = 0
+        self._seen = self._round = self._num_rounds = 0
+        self.training_s = 0.0
         self._loss: float | None = None
         self._accuracy: float | None = None
         self._megabytes = 0.0
 
     def add(self, row: Mapping[str, Any], num_rounds: int) -> None:
-        self._first_round = self._first_round or row["round"]
-        self._rounds, self._num_rounds, self._loss = row["round"], num_rounds, row["loss"]
+        self._seen += 1
+        self.training_s += row["seconds"]
+        self._round, self._num_rounds, self._loss = row["round"], num_rounds, row["loss"]
         self._accuracy = self._accuracy if row["accuracy"] is None else row["accuracy"]
         self._megabytes += (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
 
@@ -114,25 +116,22 @@ class _Running:
 
     @property
     def left_s(self) -> float | None:
-        if not self._rounds:
-            return None
-        done = self._rounds - self._first_round + 1
-        return self.elapsed_s / done * (self._num_rounds - self._rounds)
+        return self.training_s / self._seen * (self._num_rounds - self._round) if self._seen else None
 
     @property
     def total_s(self) -> float | None:
-        return None if self.left_s is None else self.elapsed_s + self.left_s
+        return None if self.left_s is None else self.training_s + self.left_s
 
     def line(self) -> str:
         accuracy = "-" if self._accuracy is None else f"{self._accuracy:.1%}"
-        return f"round {self._rounds}/{self._num_rounds}, accuracy {accuracy}, {self._megabytes:.2f} MB"
+        return f"round {self._round}/{self._num_rounds}, accuracy {accuracy}, {self._megabytes:.2f} MB"
 
     def cells(self) -> list[str]:
-        if not self._rounds:
+        if not self._seen:
             return [self.run.label, "starting", "", "", "", _clock(self.elapsed_s), ""]
         return [
             self.run.label,
-            f"{self._rounds}/{self._num_rounds}",
+            f"{self._round}/{self._num_rounds}",
             "-" if self._loss is None else f"{self._loss:.4f}",
             "-" if self._accuracy is None else f"{self._accuracy:.1%}",
             f"{self._megabytes:.2f}",

@@ -21,6 +21,8 @@ _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 _INK = "#010203"
 """Stands for the page's text colour until the SVG is made."""
 
+_THEMES = "svg{color:#1a1a1a} @media (prefers-color-scheme: dark){svg{color:#e4e4e4}}"
+
 _DECADES = 30.0
 _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
@@ -80,7 +82,7 @@ def _evaluated(rows: Sequence[dict[str, Any]]) -> dict[int, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in two formats: a PNG on white, and an SVG without background, its text in the page's colour."""
+    """A figure in two formats: a PNG on white, and an SVG without background for light pages and dark ones."""
 
     png: bytes
     svg: str
@@ -120,7 +122,8 @@ def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
         figure.savefig(png, format="png", dpi=160, facecolor="white", bbox_inches="tight")
         nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, bbox_inches="tight", metadata=nameless)
-    return Picture(png.getvalue(), svg.getvalue().replace(_INK, "currentColor"))
+    themed = svg.getvalue().replace(_INK, "currentColor").replace("</style>", f" {_THEMES}</style>", 1)
+    return Picture(png.getvalue(), themed)
 
 
 def _draw_curves(curves: Sequence[Curve], against: Literal["megabytes", "rounds"]) -> "Figure":

@@ -24,6 +24,7 @@ _BITS = ("uplink-bits", "downlink-bits")
 _FLOWERS = {name.lower() for name in flwr.serverapp.strategy.__all__}
 _ANY_SHAPE = (256, 1152)
 _HASH_DIGITS = 10
+_NEEDS = re.compile(r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)")
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,8 @@ class Outcome:
     @property
     def needs(self) -> str:
         """The smallest budget that works, where the run's is too small."""
-        found = re.findall(
-            r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)", self.reason
-        )
-        return "needs at least " + ", ".join(f"{bits} {way}" for way, bits in found) if found else self.reason
+        needs = dict(_NEEDS.findall(self.reason))
+        return "needs at least " + ", ".join(f"{bits} {way}" for way, bits in needs.items()) if needs else self.reason
 
     @property
     def settled(self) -> bool:
