@@ -37,7 +37,7 @@ class Display:
         self._took_s = dict(finished_s)
         self._settled = len(finished_s)
         self._running: dict[str, _Running] = {}
-        self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=2)
+        self._live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -67,7 +67,8 @@ class Display:
     def _say(self, run: Run, what: str) -> None:
         self.console.print(f"[{self._settled}/{self._total}] {run.label}: {what}", markup=False)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The runs that are going on."""
         table = Table(title=self._title(), title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in ("run", "round", "loss", "accuracy", "MB", "elapsed", "left"):
             table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)

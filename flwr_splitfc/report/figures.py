@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours for all kinds of colour vision, without yellow and black, which vanish on a white or a
 # dark page; a grey takes black's place.
+FIGURES = ("accuracy-vs-bytes", "accuracy-vs-round", "final-accuracy-vs-bytes")
+
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
@@ -92,11 +95,12 @@ def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
     """The figures by name; none where no run was evaluated."""
     if not curves:
         return {}
-    return {
-        "accuracy-vs-bytes": _picture("accuracy-vs-bytes", lambda: _draw_curves(curves, "megabytes")),
-        "accuracy-vs-round": _picture("accuracy-vs-round", lambda: _draw_curves(curves, "rounds")),
-        "final-accuracy-vs-bytes": _picture("final-accuracy-vs-bytes", lambda: _draw_ends(curves)),
-    }
+    drawings = (
+        partial(_draw_curves, curves, "megabytes"),
+        partial(_draw_curves, curves, "rounds"),
+        partial(_draw_ends, curves),
+    )
+    return {name: _picture(name, draw) for name, draw in zip(FIGURES, drawings, strict=True)}
 
 
 def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
@@ -130,7 +134,7 @@ def _draw_curves(curves: Sequence[Curve], against: Literal["megabytes", "rounds"
     """A panel per budget; methods without one are in each."""
     budgets: list[Budget | None] = [*sorted({curve.budget for curve in curves if curve.budget})] or [None]
     figure, panels = _panels(len(budgets))
-    looks = _looks(curves)
+    looks = looks_of(curves)
     for panel, budget in zip(panels, budgets, strict=True):
         for curve in curves:
             if curve.budget in (None, budget):
@@ -154,7 +158,7 @@ def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str,
 def _draw_ends(curves: Sequence[Curve]) -> "Figure":
     """Where each run ended: a line per method through its budgets."""
     figure, panels = _panels(1)
-    looks = _looks(curves)
+    looks = looks_of(curves)
     for method, look in looks.items():
         ends = sorted((c.megabytes[-1], c.accuracy[-1], c.spread[-1]) for c in curves if c.method == method)
         x, y, spread = (list(values) for values in zip(*ends, strict=True))
@@ -178,7 +182,7 @@ def _panels(count: int) -> tuple["Figure", list["Axes"]]:
     return figure, panels[:count]
 
 
-def _looks(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+def looks_of(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """A colour, marker and line for each method; any two differ in at least two of them."""
     methods = dict.fromkeys(curve.method for curve in curves)
     return {

@@ -83,6 +83,7 @@ def serve(server_app: str, client_app: str, num_supernodes: int, backend: dict[s
         wait_until_ready(grid, num_supernodes)
         job: dict[str, Any] | None = first
         while job is not None:
+            log_to(RunFolder(Path(job["folder"])).log)
             outcome = make_run(server_app, grid, context, job)
             jobs.done()
             tell({"event": "end", **outcome})
@@ -99,7 +100,6 @@ def serve(server_app: str, client_app: str, num_supernodes: int, backend: dict[s
 def make_run(server_app: str, grid: Grid, context: Context, job: dict[str, Any]) -> dict[str, Any]:
     """One run from its start to its results, or to the reason why there are none."""
     folder = RunFolder(Path(job["folder"]))
-    log_to(folder.log)
     run_grid = RunGrid(grid, job["about"]["id"], job["config"])
     written = folder.output / "results.json"
     written.unlink(missing_ok=True)
