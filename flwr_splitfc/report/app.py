@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,16 @@ class FlowerApp:
 
     def fingerprint(self) -> str:
         """A digest of the app's Python files, in hexadecimal."""
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*.py")):
-            name = path.relative_to(self.folder)
-            if not any(part.startswith(".") for part in name.parts):
-                digest.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
-        return digest.hexdigest()
+        names = (path.relative_to(self.folder) for path in self.folder.rglob("*.py"))
+        return digest_of(self.folder, (name for name in names if not any(part.startswith(".") for part in name.parts)))
+
+
+def digest_of(folder: Path, names: Iterable[Path]) -> str:
+    """A digest of files in a folder, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(f"{name.as_posix()}\0".encode() + (folder / name).read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def read_settings(path: Path) -> Settings:

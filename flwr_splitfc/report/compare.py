@@ -19,7 +19,7 @@ from flwr_splitfc.report.figures import curves_of, pictures
 from flwr_splitfc.report.page import page
 from flwr_splitfc.report.pool import Pool, backend_config
 from flwr_splitfc.report.progress import write_whole
-from flwr_splitfc.report.runs import Outcome, Run, RunFolder, expand, parse_budget
+from flwr_splitfc.report.runs import Outcome, Run, RunFolder, expand, package_digest, parse_budget
 from flwr_splitfc.report.table import RadioLink, csv_text, markdown, rows_of
 
 _LOCK_S = 20.0
@@ -148,6 +148,9 @@ def _everything(app: FlowerApp, outcomes: Sequence[tuple[Run, Outcome]], link: R
 def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int) -> None:
     settled = {run.id: outcome for run in runs if (outcome := folders[run.id].outcome()).settled}
     took_s = {run_id: _seconds(outcome) for run_id, outcome in settled.items()}
+    if other := sum(_sources(outcome) not in (None, package_digest()) for outcome in settled.values()):
+        print(f"note: {other} of {len(settled)} finished runs were made by other code of this version; without their")
+        print("folders in runs/ they would be made anew")
     missing = [run for run in runs if run.id not in settled]
     events = pool.make(missing, lambda run: folders[run.id])
     signal.signal(signal.SIGTERM, _interrupt)
@@ -200,6 +203,11 @@ def _list(runs: Sequence[Run], folders: dict[str, RunFolder]) -> int:
 
 def _seconds(outcome: Outcome) -> float:
     return sum(row["seconds"] for row in outcome.results["rounds"]) if outcome.results else 0.0
+
+
+def _sources(outcome: Outcome) -> str | None:
+    sources: str | None = (outcome.results or {}).get("run", {}).get("sources")
+    return sources
 
 
 @contextmanager

@@ -203,6 +203,8 @@ class Pool:
                 outcome = Outcome("failed", str(error))
                 if self._stopped.is_set():
                     return
+        if outcome.state == "failed":
+            self._drop_worker(slot)  # Flower goes on using a device's process that has died
         folder.end(outcome)
         yield Event("end", run, slot, outcome=folder.outcome())
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import flwr.serverapp.strategy
 
 import flwr_splitfc
 from flwr_splitfc.codec import codec_names, codec_settings, cut_codec
-from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, read_settings
+from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, digest_of, read_settings
 from flwr_splitfc.report.progress import write_whole
 
 Budget = tuple[float, float]
@@ -68,7 +68,8 @@ class Run:
     @property
     def about(self) -> dict[str, Any]:
         """What of the run stands in its records."""
-        return {"id": self.id, "method": self.method, "budget": self.budget, "seed": self.seed, "origin": self.origin}
+        identity = {"id": self.id, "method": self.method, "budget": self.budget, "seed": self.seed}
+        return {**identity, "origin": self.origin, "sources": package_digest()}
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,14 @@ def expand(
                 runs[run.id] = run
     _check_names(strategies)
     return list(runs.values())
+
+
+@cache
+def package_digest() -> str:
+    """A digest of this package's files, but for those that only report."""
+    folder = Path(flwr_splitfc.__file__).parent
+    names = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return digest_of(folder, (name for name in names if name.parts[0] != "report"))
 
 
 def budgeted(config: Settings) -> bool:

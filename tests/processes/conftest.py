@@ -131,7 +131,8 @@ class Comparison:
             "compare",
             *(str(ROOT / "strategies" / f"{name}.toml") for name in strategies),
         ]
-        self.command += ["--app", str(ROOT / "examples" / "mnist"), "--out", str(self.out), *options]
+        self.command += ["--app", str(ROOT / "examples" / "mnist")]
+        self.command += ["--out", str(self.out), *options]
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
