@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flwr_splitfc.report.rerun import main
+from flwr_splitfc.report.command import main
 
 
 def test_files_that_are_no_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,12 @@ from datetime import timedelta
 from logging import getLogger
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from flwr_splitfc.exchange.ledger import Ledger
+from flwr_splitfc.exchange.ledger import Ledger, traffic_to_json
+from flwr_splitfc.exchange.ticket import Purpose
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 Row = dict[str, Any]
@@ -24,6 +25,8 @@ logger = getLogger("flwr")
 
 class Progress:
     """Watches a run through its ledger and its evaluations.
+
+    The log record of a round's line holds the round's row, too, as ``progress_row``, and ``num_rounds``.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ class Progress:
             }
         )
         self._round_started = now
-        logger.info("%s", self._line())
+        logger.info("%s", self._line(), extra={"progress_row": self.rows[-1], "num_rounds": self.num_rounds})
 
     def _line(self) -> str:
         row = self.rows[-1]
@@ -136,9 +139,21 @@ class Progress:
         return "\n".join(lines)
 
     def write(self, path: Path, **about: Any) -> None:
-        """Write `about` (run-config, seed, ...) and the rows, under ``rounds``, as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**about, "rounds": self.rows}, indent=2) + "\n")
+        """Write `about` (run-config, seed, ...), ``traffic`` and the rows, under ``rounds``, as JSON.
+
+        ``traffic`` has the totals of training and of evaluation: sessions, steps, entries at the cut, and
+        the bytes of each direction by kind. The file is there whole or not at all.
+        """
+        traffic = {purpose: traffic_to_json(self.ledger.total(purpose)) for purpose in get_args(Purpose)}
+        write_whole(path, json.dumps({**about, "traffic": traffic, "rounds": self.rows}, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file, made with its folders if missing; a process killed meanwhile leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _cell(value: float | None, spec: str) -> str:

@@ -5,22 +5,28 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from flwr_splitfc.report.record import changed_versions
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``flwr-splitfc``: ``flwr-splitfc rerun results.json APP [options of flwr run]``."""
-    parser = argparse.ArgumentParser(prog="flwr-splitfc", description="Tools for split learning in Flower.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    rerun = commands.add_parser("rerun", help="repeat the run of a results.json, and compare")
-    rerun.add_argument("results", type=Path, help="the results.json of the run to repeat")
-    rerun.add_argument("app", type=Path, help="the Flower app, as for `flwr run`")
-    rerun.add_argument("--results-dir", type=Path, default=Path("rerun"), help="where the new results.json goes")
-    known, flwr_options = parser.parse_known_args(arguments)
-    return _rerun(known.results, known.app, known.results_dir.resolve(), flwr_options)
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Make ``rerun`` known."""
+    parser = commands.add_parser(
+        "rerun",
+        help="repeat the run of a results.json, and compare",
+        description="Repeat a run with the settings in its results.json, and compare the digests of all payloads.",
+        epilog="Further options go to `flwr run`.",
+    )
+    parser.set_defaults(command=main)
+    parser.add_argument("results", type=Path, help="the results.json of the run to repeat")
+    parser.add_argument("app", type=Path, help="the Flower app, as for `flwr run`")
+    parser.add_argument("--results-dir", type=Path, default=Path("rerun"), help="where the new results.json goes")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do what the command line asks; the exit status."""
+    return _rerun(options.results, options.app, options.results_dir.resolve(), options.further)
 
 
 def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str]) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,58 @@ class FlwrRun:
         assert (results / "results.json").exists(), log[-5000:]
         written = json.loads((results / "results.json").read_text())
         return {**written, "log": log, "folder": results, "memory": memory.samples}
+
+
+class Comparison:
+    """Starts `flwr-splitfc compare` in a folder, with a FLWR_HOME by which its processes are known."""
+
+    def __init__(self, folder: Path, strategies: Sequence[str], **settings: Any) -> None:
+        self.home, self.out = folder / "home", folder / "out"
+        self.home.mkdir(parents=True)
+        options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        main = "import sys; from flwr_splitfc.report.command import main; sys.exit(main())"
+        self.command = [
+            sys.executable,
+            "-c",
+            main,
+            "compare",
+            *(str(ROOT / "strategies" / f"{name}.toml") for name in strategies),
+        ]
+        self.command += ["--app", str(ROOT / "examples" / "mnist")]
+        self.command += ["--out", str(self.out), *options]
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command,
+            env={**os.environ, "FLWR_HOME": str(self.home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output + self.logs()
+        return output
+
+    def logs(self) -> str:
+        return "".join(path.read_text()[-3000:] for path in self.out.glob("runs/*/log.txt"))
+
+    def finished(self) -> list[str]:
+        return sorted(path.parent.name for path in self.out.glob("runs/*/results.json"))
+
+    def tables(self) -> tuple[str, list[dict[str, Any]]]:
+        """The table, and all runs; without what depends on the clock."""
+        table = re.sub(r"\| \d+ \| (\d+) \|$", r"| \1 |", (self.out / "table.md").read_text(), flags=re.MULTILINE)
+        runs = json.loads((self.out / "results.json").read_text())["runs"]
+        for run in runs:
+            for row in run["results"]["rounds"]:
+                del row["seconds"]
+            for counts in run["results"]["traffic"].values():
+                del counts["device_codec_seconds"], counts["server_codec_seconds"]
+            run["results"] = {key: run["results"][key] for key in ("rounds", "traffic", "payload_digest")}
+        return table, runs
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,268 @@
+"""The command that compares strategies: runs them, and writes tables and pictures of accuracy against bytes."""
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, parse_setting, read_settings
+from flwr_splitfc.report.display import Display
+from flwr_splitfc.report.figures import curves_of, pictures
+from flwr_splitfc.report.page import page
+from flwr_splitfc.report.pool import Pool, backend_config
+from flwr_splitfc.report.progress import write_whole
+from flwr_splitfc.report.runs import Outcome, Run, RunFolder, expand, package_digest, parse_budget
+from flwr_splitfc.report.table import RadioLink, csv_text, markdown, rows_of
+
+_LOCK_S = 20.0
+
+DESCRIPTION = """\
+Run strategies on one app, one after another in one simulation, and write a table and figures of accuracy
+against bytes. What is finished is not run again: the same command, given again, goes on where it stopped.
+"""
+EPILOG = """\
+Settings: the app's defaults give way to --config, that to the strategy's file, that to --budgets, --seeds and --set.
+Methods without a cut (fedavg) and codecs of fixed precision (float32) run once for all budgets.
+
+example:
+  flwr-splitfc compare strategies/splitfc.toml strategies/split-learning.toml --app examples/mnist --seeds 0,1,2
+"""
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Make ``compare`` known."""
+    parser = commands.add_parser(
+        "compare",
+        help="run strategies on one app; tables and figures of accuracy against bytes",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=main)
+    option = parser.add_argument
+    option("strategies", nargs="*", type=Path, metavar="FILE", help="run-configs (TOML), one per strategy")
+    option("--app", type=Path, required=True, help="the Flower app, as for `flwr run`")
+    option("--all", action="store_true", help="every TOML file on the shelf")
+    option("--shelf", type=Path, default=Path("strategies"), metavar="DIR", help="for --all; default: ./strategies")
+    option("--seeds", type=_parsed(_seeds), metavar="0,1,2", help="a run for each; default: the app's seed")
+    option(
+        "--budgets",
+        type=_parsed(_budgets),
+        metavar="0.1,0.2/0.4",
+        help="bits per entry up, or up/down; down is twice up",
+    )
+    option("--dataset", help="the app's setting `dataset`")
+    option("--data-dir", type=Path, metavar="DIR", help="the app's setting `data-dir`")
+    option("--config", type=Path, metavar="FILE", help="a run-config (TOML) under all strategies")
+    option(
+        "--set",
+        type=_parsed(parse_setting),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of all runs",
+    )
+    option("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: ./comparison")
+    option("--jobs", type=_parsed(_jobs), default=1, metavar="N", help="simulations side by side; default: 1")
+    option(
+        "--link", type=_parsed(RadioLink.parse), default=RadioLink(), metavar="10/50/40", help="Mbit/s up, down, and ms"
+    )
+    option("--federation-config", default="", metavar="TEXT", help="as for `flwr run`; default: the app's num-devices")
+    option("--no-checkpoints", action="store_true", help="start interrupted runs anew instead of in their middle")
+    option("--list", action="store_true", help="show the runs and what is done, run nothing")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do what the command line asks; the exit status."""
+    for module, extra in (("matplotlib", "compare"), ("ray", "simulation")):
+        if find_spec(module) is None:
+            return _complain(f"{module} is missing: pip install 'flwr-splitfc[{extra}]'")
+    try:
+        app = FlowerApp.load(options.app)
+        runs = _runs(app, options)
+        federation = _federation(options.federation_config)
+        for run in runs:
+            _num_supernodes(federation, run.config)
+        backend = backend_config({k: v for k, v in federation.items() if k != "num-supernodes"}, options.jobs)
+    except ValueError as error:
+        return _complain(str(error))
+    folders = {run.id: RunFolder(options.out / "runs" / run.id) for run in runs}
+    if options.list:
+        return _list(runs, folders)
+    with _lock(options.out) as lock:
+        if lock is None:
+            return _complain(f"another comparison is at work in {options.out}")
+        pool = Pool(
+            app,
+            jobs=options.jobs,
+            num_supernodes=lambda config: _num_supernodes(federation, config),
+            backend=backend,
+            lock=lock,
+            checkpoints=not options.no_checkpoints,
+        )
+        try:
+            _make(pool, runs, folders, options.jobs)
+        except KeyboardInterrupt:
+            print(f"Stopped. The same command goes on with what is left; {options.out} keeps what is done.")
+            return 130
+        outcomes = [(run, folders[run.id].outcome()) for run in runs]
+        write(options.out, app, outcomes, options.link)
+    failed = sum(outcome.state == "failed" for _, outcome in outcomes)
+    return 1 if failed else 0
+
+
+def write(out: Path, app: FlowerApp, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> None:
+    """Write the tables, the figures and the page, and print the table."""
+    rows = rows_of(outcomes, link)
+    drawn = pictures(curves_of(outcomes))
+    for name, picture in drawn.items():
+        write_whole(out / f"{name}.svg", picture.svg)
+        (out / f"{name}.png").write_bytes(picture.png)
+    finished = sum(outcome.state == "finished" for _, outcome in outcomes)
+    about = f"{finished} of {len(outcomes)} runs of {app.folder.name} are finished."
+    write_whole(out / "results.json", _everything(app, outcomes, link))
+    write_whole(out / "results.csv", csv_text(outcomes, link))
+    write_whole(out / "table.md", markdown(rows, link))
+    write_whole(out / "index.html", page(f"Comparison on {app.folder.name}", about, rows, drawn, link))
+    print(f"\n{markdown(rows, link)}\nWrote {out / 'index.html'}, table.md, results.csv, results.json and the figures")
+
+
+def _everything(app: FlowerApp, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> str:
+    """All runs as JSON, a line each."""
+    lines = [
+        json.dumps({**run.about, "state": outcome.state, "reason": outcome.reason, "results": outcome.results})
+        for run, outcome in outcomes
+    ]
+    head = json.dumps({"app": app.folder.name, "link": vars(link)})
+    return head.removesuffix("}") + ', "runs": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int) -> None:
+    settled = {run.id: outcome for run in runs if (outcome := folders[run.id].outcome()).settled}
+    took_s = {run_id: _seconds(outcome) for run_id, outcome in settled.items()}
+    if other := sum(_sources(outcome) not in (None, package_digest()) for outcome in settled.values()):
+        print(f"note: {other} of {len(settled)} finished runs were made by other code of this version; without their")
+        print("folders in runs/ they would be made anew")
+    missing = [run for run in runs if run.id not in settled]
+    events = pool.make(missing, lambda run: folders[run.id])
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Display(len(runs), took_s, jobs=jobs) as display, closing(events):
+        for event in events:
+            display.show(event)
+
+
+def _runs(app: FlowerApp, options: argparse.Namespace) -> list[Run]:
+    files = list(options.strategies)
+    if options.all:
+        files += sorted(path for path in options.shelf.glob("*.toml") if path not in files)
+    if not files:
+        raise SettingsError(f"no strategy to run: name run-config files, or --all for those in {options.shelf}")
+    over: Settings = {}
+    for setting in options.set:
+        over |= setting
+    for key, value in (
+        ("dataset", options.dataset),
+        ("data-dir", options.data_dir and str(options.data_dir.resolve())),
+    ):
+        if value is not None:
+            over[key] = value
+    if own := {"results-dir", "checkpoint-dir"} & over.keys():
+        raise SettingsError(f"--set {own.pop()}: each run gets a folder of its own in --out")
+    base = [(str(options.config), read_settings(options.config))] if options.config else []
+    return expand(app, files, base=base, over=over, seeds=options.seeds, budgets=options.budgets)
+
+
+def _federation(text: str) -> Settings:
+    settings: Settings = {}
+    for part in text.split():
+        settings |= parse_setting(part)
+    return settings
+
+
+def _num_supernodes(federation: Settings, config: Settings) -> int:
+    number = federation.get("num-supernodes", config.get("num-devices"))
+    if not isinstance(number, int):
+        raise SettingsError("the app has no num-devices: say --federation-config 'num-supernodes=...'")
+    return number
+
+
+def _list(runs: Sequence[Run], folders: dict[str, RunFolder]) -> int:
+    for run in runs:
+        outcome = folders[run.id].outcome()
+        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.needs})' if outcome.reason else ''}")
+    return 0
+
+
+def _seconds(outcome: Outcome) -> float:
+    return sum(row["seconds"] for row in outcome.results["rounds"]) if outcome.results else 0.0
+
+
+def _sources(outcome: Outcome) -> str | None:
+    sources: str | None = (outcome.results or {}).get("run", {}).get("sources")
+    return sources
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int | None]:
+    """Hold the folder, as the workers do: a killed comparison's may need a moment to end. None if it is taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        yield lock if _locked(lock) else None
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(what: str) -> int:
+    print(f"flwr-splitfc: {what}", file=sys.stderr)
+    return 2
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse` for argparse, which shows the message of its own error alone."""
+
+    def parse_argument(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_argument
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _budgets(text: str) -> list[tuple[float, float]]:
+    return [parse_budget(part) for part in text.split(",")]
+
+
+def _jobs(text: str) -> int:
+    if (jobs := int(text)) < 1:
+        raise SettingsError(f"wanted 1 or more, got {jobs}")
+    return jobs

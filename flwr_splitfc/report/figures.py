@@ -1,0 +1,226 @@
+"""The pictures of a comparison."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Literal
+
+from flwr_splitfc.report.runs import Budget, Outcome, Run, budget_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours for all kinds of colour vision, without yellow and black, which vanish on a white or a
+# dark page; a grey takes black's place.
+FIGURES = ("accuracy-vs-bytes", "accuracy-vs-round", "final-accuracy-vs-bytes")
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
+_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+_INK = "#010203"
+"""Stands for the page's text colour until the SVG is made."""
+
+_THEMES = "svg{color:#1a1a1a} @media (prefers-color-scheme: dark){svg{color:#e4e4e4}}"
+
+_DECADES = 30.0
+_PANEL_INCHES = (3.8, 3.6)
+_ONE_PANEL_INCHES = (7.0, 4.4)
+_MOST_COLUMNS = 3
+_MOST_MARKERS = 8
+_MEGABYTES = "MB moved, both directions"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The accuracy of one method with one budget in the rounds that were evaluated.
+
+    Each list has a value per evaluated round: the mean over seeds, and the sample standard deviation (0 for
+    one seed). `megabytes` counts everything moved since the start.
+    """
+
+    method: str
+    budget: Budget | None
+    rounds: list[int]
+    megabytes: list[float]
+    accuracy: list[float]
+    spread: list[float]
+
+
+def curves_of(outcomes: Iterable[tuple[Run, Outcome]]) -> list[Curve]:
+    """A curve per method and budget, of the runs that are finished."""
+    curves = []
+    finished = [(run, outcome.results["rounds"]) for run, outcome in outcomes if outcome.results is not None]
+    for (method, budget), group in groupby(finished, key=lambda pair: (pair[0].method, pair[0].budget)):
+        seeds = [_evaluated(rows) for _, rows in group]
+        rounds = sorted(set(seeds[0]).intersection(*seeds[1:]))
+        if rounds:
+            points = [[seed[number] for seed in seeds] for number in rounds]
+            accuracies = [[100 * accuracy for _, accuracy in point] for point in points]
+            curves.append(
+                Curve(
+                    method,
+                    budget,
+                    rounds,
+                    [mean(megabytes for megabytes, _ in point) for point in points],
+                    [mean(values) for values in accuracies],
+                    [stdev(values) if len(values) > 1 else 0.0 for values in accuracies],
+                )
+            )
+    return curves
+
+
+def _evaluated(rows: Sequence[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Megabytes so far and accuracy, by round."""
+    points, megabytes = {}, 0.0
+    for row in rows:
+        megabytes += (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+        if row["accuracy"] is not None:
+            points[row["round"]] = (megabytes, row["accuracy"])
+    return points
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in two formats: a PNG on white, and an SVG without background for light pages and dark ones."""
+
+    png: bytes
+    svg: str
+
+
+def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
+    """The figures by name; none where no run was evaluated."""
+    if not curves:
+        return {}
+    drawings = (
+        partial(_draw_curves, curves, "megabytes"),
+        partial(_draw_curves, curves, "rounds"),
+        partial(_draw_ends, curves),
+    )
+    return {name: _picture(name, draw) for name, draw in zip(FIGURES, drawings, strict=True)}
+
+
+def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
+    import matplotlib
+
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: Any = dict.fromkeys(ink, _INK) | {
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 10,
+        "font.size": 9,
+        "grid.alpha": 0.3,
+        "grid.color": "#888888",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # the same picture is the same file, and two on one page share no ids
+    }
+    with matplotlib.rc_context(style):
+        figure = draw()
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", dpi=160, facecolor="white", bbox_inches="tight")
+        nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(svg, format="svg", transparent=True, bbox_inches="tight", metadata=nameless)
+    themed = svg.getvalue().replace(_INK, "currentColor").replace("</style>", f" {_THEMES}</style>", 1)
+    return Picture(png.getvalue(), themed)
+
+
+def _draw_curves(curves: Sequence[Curve], against: Literal["megabytes", "rounds"]) -> "Figure":
+    """A panel per budget; methods without one are in each."""
+    budgets: list[Budget | None] = [*sorted({curve.budget for curve in curves if curve.budget})] or [None]
+    figure, panels = _panels(len(budgets))
+    looks = looks_of(curves)
+    for panel, budget in zip(panels, budgets, strict=True):
+        for curve in curves:
+            if curve.budget in (None, budget):
+                _draw_curve(panel, curve, getattr(curve, against), looks[curve.method])
+        if budget:
+            panel.set_title(f"{budget_text(budget)} bits per entry up/down")
+    if against == "megabytes":
+        _scale(panels, [x for curve in curves for x in curve.megabytes])
+    _finish(figure, panels, curves, looks, _MEGABYTES if against == "megabytes" else "round")
+    return figure
+
+
+def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]) -> None:
+    marked = list(range(len(x)))[:: -max(1, len(x) // _MOST_MARKERS)]
+    panel.plot(x, curve.accuracy, markevery=marked, **look)
+    if any(curve.spread):
+        low, high = ([a + sign * s for a, s in zip(curve.accuracy, curve.spread, strict=True)] for sign in (-1, 1))
+        panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _draw_ends(curves: Sequence[Curve]) -> "Figure":
+    """Where each run ended: a line per method through its budgets."""
+    figure, panels = _panels(1)
+    looks = looks_of(curves)
+    for method, look in looks.items():
+        ends = sorted((c.megabytes[-1], c.accuracy[-1], c.spread[-1]) for c in curves if c.method == method)
+        x, y, spread = (list(values) for values in zip(*ends, strict=True))
+        panels[0].errorbar(x, y, yerr=spread if any(spread) else None, capsize=2, elinewidth=0.8, **look)
+    _scale(panels, [curve.megabytes[-1] for curve in curves])
+    _finish(figure, panels, curves, looks, f"{_MEGABYTES}, in the whole run", y_label="final accuracy, %")
+    return figure
+
+
+def _panels(count: int) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, _MOST_COLUMNS)
+    lines = -(-count // columns)
+    width, height = _PANEL_INCHES if count > 1 else _ONE_PANEL_INCHES
+    figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
+
+
+def looks_of(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+    """A colour, marker and line for each method; any two differ in at least two of them."""
+    methods = dict.fromkeys(curve.method for curve in curves)
+    return {
+        method: {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
+            "markersize": 4.5,
+            "linewidth": 1.4,
+        }
+        for number, method in enumerate(methods)
+    }
+
+
+def _scale(panels: Sequence["Axes"], megabytes: Sequence[float]) -> None:
+    """Logarithmic where the bytes span decades, with plain numbers at the ticks."""
+    if max(megabytes) < _DECADES * min(megabytes):
+        return
+    for panel in panels:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        panel.xaxis.set_minor_formatter(lambda x, _: "")
+
+
+def _finish(
+    figure: "Figure",
+    panels: Sequence["Axes"],
+    curves: Sequence[Curve],
+    looks: dict[str, dict[str, Any]],
+    x_label: str,
+    y_label: str = "accuracy, %",
+) -> None:
+    """Name the axes, and the methods beside the panels, best one first."""
+    from matplotlib.lines import Line2D
+
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    best = {method: max(c.accuracy[-1] for c in curves if c.method == method) for method in looks}
+    order = sorted(looks, key=lambda method: -best[method])
+    handles = [Line2D([], [], label=method, **looks[method]) for method in order]
+    figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)

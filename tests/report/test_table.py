@@ -1,0 +1,118 @@
+"""The numbers of a comparison, against ones worked out by hand."""
+
+import csv
+import io
+from statistics import stdev
+
+import pytest
+
+from flwr_splitfc.report.runs import Outcome, Run
+from flwr_splitfc.report.table import KINDS, SUMMARY, RadioLink, cell, csv_text, markdown, numbers_of, rows_of
+from tests.report.conftest import finished, traffic
+
+LINK = RadioLink(10, 50, 40)
+SPLIT = traffic(
+    sessions=10,
+    steps=100,
+    entries=1_000_000,
+    uplink_bytes={"features": 25_000, "labels": 1_000, "model": 200_000, "state": 0, "framing": 24_000},
+    downlink_bytes={"gradient": 50_000, "model": 200_000},
+)
+UNSPLIT = traffic(steps=500, uplink_bytes={"model": 5_000_000}, downlink_bytes={"model": 6_250_000})
+
+
+def test_numbers_of_a_split_run() -> None:
+    outcome = finished("splitfc", (0.2, 0.4), 0, [None, 0.5, None, 0.9], SPLIT)[1]
+    assert outcome.results is not None
+    numbers = numbers_of(outcome.results, LINK)
+    assert numbers["accuracy"] == 0.9
+    assert numbers["rounds"] == 4
+    assert numbers["uplink_bytes"] == 250_000
+    assert numbers["downlink_bytes"] == 250_000
+    assert numbers["uplink_bits_per_entry"] == pytest.approx(0.2)
+    assert numbers["downlink_bits_per_entry"] == pytest.approx(0.4)
+    assert numbers["cut_ratio"] == pytest.approx(8_000_000 / 75_000)
+    assert numbers["total_ratio"] == pytest.approx((8_000_000 + 425_000) / 500_000)
+    assert numbers["seconds"] == 4
+    # 2 Mbit at 10 Mbit/s, 2 Mbit at 50 Mbit/s, 100 steps and 10 turns of 40 ms
+    assert numbers["link_s"] == pytest.approx(0.2 + 0.04 + 110 * 0.04)
+
+
+def test_numbers_of_a_run_without_a_cut() -> None:
+    outcome = finished("fedavg", None, 0, [0.8], UNSPLIT)[1]
+    assert outcome.results is not None
+    numbers = numbers_of({**outcome.results, "run": {"turns": 20}}, LINK)
+    assert numbers["uplink_model_bytes"] == numbers["uplink_bytes"] == 5_000_000
+    assert numbers["cut_ratio"] is numbers["total_ratio"] is numbers["uplink_bits_per_entry"] is None
+    assert numbers["link_s"] == pytest.approx(4 + 1 + 20 * 0.04)  # its mini-batches cross no link
+
+
+def test_evaluation_counts_in_the_total_but_not_in_the_cut() -> None:
+    outcome = finished("splitfc", (0.2, 0.4), 0, [0.9], SPLIT)[1]
+    assert outcome.results is not None
+    evaluated = {
+        **SPLIT,
+        "evaluate": {**SPLIT["evaluate"], "sessions": 2, "steps": 5, "uplink_bytes": {"features": 75_000}},
+    }
+    alone, both = (numbers_of({**outcome.results, "traffic": moved}, LINK) for moved in (SPLIT, evaluated))
+    assert both["cut_ratio"] == alone["cut_ratio"]
+    assert both["uplink_bytes"] == 325_000
+    assert both["uplink_features_bytes"] == 100_000
+    assert both["total_ratio"] == pytest.approx((575_000 - 75_000 + 8_000_000) / 575_000)
+    assert both["link_s"] == pytest.approx(0.26 + 0.04 + 117 * 0.04)
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
+    accuracies = [0.90, 0.92, 0.97]
+    outcomes = [finished("splitfc", (0.2, 0.4), seed, [a], SPLIT) for seed, a in enumerate(accuracies)]
+    outcomes += [finished("splitfc", (0.1, 0.2), 0, [0.5], SPLIT), finished("fedavg", None, 0, [0.8], UNSPLIT)]
+    rows = rows_of(outcomes, LINK)
+    assert [row.label for row in rows] == ["splitfc 0.2/0.4", "splitfc 0.1/0.2", "fedavg"]
+    assert rows[0].seeds == 3
+    assert rows[0].numbers["accuracy"] == pytest.approx(0.93)
+    assert rows[0].spread == pytest.approx(stdev(accuracies))
+    assert cell(rows[0], "accuracy") == "93.0 ± 3.6"
+    assert [cell(rows[1], column) for column in SUMMARY] == [
+        *("splitfc", "0.1/0.2", "50.0", "1", "0.2000", "0.4000", "106.7", "16.9", "0.25", "0.25", "1", "5")
+    ]
+    assert [cell(rows[2], column) for column in KINDS][2:6] == ["0.00", "0.00", "0.00", "5.00"]
+
+
+def test_runs_without_results_show_why() -> None:
+    too_small = "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"
+    outcomes = [
+        (Run("top-s", {"seed": 0}, (0.1, 0.2), ""), Outcome("impossible", too_small)),
+        (Run("top-s", {"seed": 1}, (0.1, 0.2), ""), Outcome("impossible", too_small)),
+        finished("splitfc", (0.1, 0.2), 0, [0.5], SPLIT),
+        (Run("splitfc", {"seed": 1}, (0.1, 0.2), ""), Outcome("failed", "OSError: no | space")),
+        (Run("fedavg", {"seed": 0}, None, ""), Outcome("to do")),
+    ]
+    rows = rows_of(outcomes, LINK)
+    assert cell(rows[0], "accuracy") == "needs at least 0.25 up (2 runs)"
+    assert cell(rows[1], "accuracy") == "50.0"
+    assert rows[1].note == "failed: OSError: no | space"
+    assert cell(rows[2], "accuracy") == "not run yet"
+    text = markdown(rows, LINK)
+    assert "- splitfc 0.1/0.2: failed: OSError: no | space" in text
+    widths = {line.count(" | ") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {len(SUMMARY) - 1, len(KINDS) - 1}
+
+
+def test_the_csv_has_a_line_per_run() -> None:
+    outcomes = [
+        finished("splitfc", (0.1, 0.2), 3, [0.5], SPLIT),
+        (Run("fedavg", {"seed": 4}, None, ""), Outcome("failed", "two\nlines")),
+    ]
+    lines = list(csv.DictReader(io.StringIO(csv_text(outcomes, LINK))))
+    assert [line["seed"] for line in lines] == ["3", "4"]
+    assert lines[0]["uplink_features_bytes"] == "25000"
+    assert lines[0]["payload_digest"] == f"{3:032x}"
+    assert lines[1]["reason"] == "two\nlines"
+    assert lines[1]["accuracy"] == ""
+
+
+def test_links_that_are_none_are_refused() -> None:
+    assert RadioLink.parse("1/2/3") == RadioLink(1, 2, 3)
+    for text in ("", "1/2", "0/1/1", "a/b/c"):
+        with pytest.raises(ValueError, match="a link"):
+            RadioLink.parse(text)
