@@ -3,6 +3,7 @@
 from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.catalogue import codec_names, codec_settings, cut_codec, register_codec
 from flwr_splitfc.codec.cut import CutCodec
+from flwr_splitfc.codec.easy_quant import EasyQuant
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
 from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
@@ -18,6 +19,7 @@ __all__ = [
     "AllColumns",
     "BudgetError",
     "CutCodec",
+    "EasyQuant",
     "FeatureDropout",
     "FeatureQuant",
     "Float16",

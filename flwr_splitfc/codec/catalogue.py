@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_typ
 
 from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.cut import CutCodec, own_settings
+from flwr_splitfc.codec.easy_quant import EasyQuant
 from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
@@ -30,6 +31,7 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
     "splitfc-uniform": (FeatureDropout, Uniform),
+    "splitfc-easy": (FeatureDropout, EasyQuant),
 }
 
 

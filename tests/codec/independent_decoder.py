@@ -347,5 +347,6 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "quant-only/1": (False, quantised),
     "splitfc/1": (True, quantised),
     "splitfc-uniform/1": (True, even_levels),
+    "splitfc-easy/1": (True, even_levels),
 }
 """Whether features start with a selection, and the part that follows."""

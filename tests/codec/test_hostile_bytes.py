@@ -301,6 +301,8 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         even("splitfc-uniform", wire.LevelHeader(2, -1.0, 1.0), most, True),
         even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), most, True),
         even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), zeros(ROWS * COLUMNS // 32 - 1), False),
+        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), b"", True),
+        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), zeros(1), False),
     ]
 
 
