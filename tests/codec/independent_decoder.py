@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from math import isfinite, prod
+from math import copysign, isfinite, prod, sqrt
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
 LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
@@ -217,6 +217,22 @@ def even_levels(reader: Reader, B: int, K: int) -> list[float]:
     return [grid(symbol, low, high, Q) for symbol in symbols]
 
 
+def levels_of_a_power(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, n, symbols = level_fields(reader, B, K, "B")
+    refuse_if(not 8 <= n <= 64, "power")
+    step = (high - low) / max(Q - 1, 1)
+
+    def level(symbol: int) -> float:
+        t = low + symbol * step
+        r = power = sqrt(sqrt(sqrt(abs(t))))
+        for _ in range(n - 1):
+            power *= r
+        return f32(copysign(power, t))
+
+    refuse_if(max(abs(level(0)), abs(level(Q - 1))) > MAGNITUDE, "magnitude")
+    return [level(symbol) for symbol in symbols]
+
+
 # 5. Levels
 
 
@@ -348,5 +364,6 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "splitfc/1": (True, quantised),
     "splitfc-uniform/1": (True, even_levels),
     "splitfc-easy/1": (True, even_levels),
+    "splitfc-power/1": (True, levels_of_a_power),
 }
 """Whether features start with a selection, and the part that follows."""

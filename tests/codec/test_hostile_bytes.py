@@ -273,6 +273,7 @@ def bombs() -> list[tuple[str, bytes, bool]]:
     half = np.arange(0, COLUMNS, 2)
     ones = np.ones(ROWS * COLUMNS, "<f4").tobytes()
     most = wire.pack_symbols([(whole[2 * COLUMNS :], 2)])
+    widest = wire.pack_symbols([(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)])
     return [
         ("quant-only", quantised(COLUMNS, b"", multiplier=3e38), False),
         ("quant-only", quantised(COLUMNS, zeros(1), multiplier=3e38), False),
@@ -303,6 +304,10 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), zeros(ROWS * COLUMNS // 32 - 1), False),
         even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), b"", True),
         even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), zeros(1), False),
+        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 8), most, True),
+        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 64), most, False),
+        even("splitfc-power", wire.LevelHeader(2, -1.0, 1.0, 255), most, False),
+        even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
     ]
 
 
