@@ -11,6 +11,7 @@ from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
@@ -26,6 +27,7 @@ __all__ = [
     "Float16",
     "Float32",
     "Link",
+    "NoisyQuant",
     "PayloadError",
     "PowerQuant",
     "Quantiser",

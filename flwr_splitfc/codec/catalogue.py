@@ -15,6 +15,7 @@ from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
@@ -34,6 +35,7 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc-uniform": (FeatureDropout, Uniform),
     "splitfc-power": (FeatureDropout, PowerQuant),
     "splitfc-easy": (FeatureDropout, EasyQuant),
+    "splitfc-noisy": (FeatureDropout, NoisyQuant),
 }
 
 

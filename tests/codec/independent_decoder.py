@@ -233,6 +233,14 @@ def levels_of_a_power(reader: Reader, B: int, K: int) -> list[float]:
     return [level(symbol) for symbol in symbols]
 
 
+def even_levels_and_noise(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, A, symbols = level_fields(reader, B, K, "B")
+    step = (high - low) / max(Q - 1, 1)
+    v = [f32(((((j + 1) * 2654435769 % 2**32 + 0.5) / 2**32 - 0.5) * A / 255) * step) for j in range(K)]
+    values = [f32(grid(symbol, low, high, Q) - v[i % K]) for i, symbol in enumerate(symbols)]
+    return [low if value < low else high if value > high else value for value in values]
+
+
 # 5. Levels
 
 
@@ -365,5 +373,6 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "splitfc-uniform/1": (True, even_levels),
     "splitfc-easy/1": (True, even_levels),
     "splitfc-power/1": (True, levels_of_a_power),
+    "splitfc-noisy/1": (True, even_levels_and_noise),
 }
 """Whether features start with a selection, and the part that follows."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flwr_splitfc.codec import BudgetError, EasyQuant, PowerQuant, Uniform, codec_names, cut_codec, wire
+from flwr_splitfc.codec import BudgetError, EasyQuant, NoisyQuant, PowerQuant, Uniform, codec_names, cut_codec, wire
 from flwr_splitfc.codec.entry_quant import EntryQuant
 from flwr_splitfc.codec.levels import MOST_LEVELS, most_levels
 from flwr_splitfc.codec.wire import LevelHeader
 from tests.codec.test_feature_quant import MATRICES
 
-METHODS = [Uniform(), EasyQuant(), PowerQuant()]
+METHODS = [Uniform(), EasyQuant(), PowerQuant(), NoisyQuant()]
 NAMES = [name for name in codec_names() if isinstance(cut_codec(name).quantiser, EntryQuant)]
 SUBNORMAL = "subnormal"
 

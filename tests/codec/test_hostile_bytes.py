@@ -308,6 +308,8 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 64), most, False),
         even("splitfc-power", wire.LevelHeader(2, -1.0, 1.0, 255), most, False),
         even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
+        even("splitfc-noisy", wire.LevelHeader(65536, -1e38, 1e38, 255), widest, True),
+        even("splitfc-noisy", wire.LevelHeader(2, -1e38, 1e38, 255), b"", False),
     ]
 
 
