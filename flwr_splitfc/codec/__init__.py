@@ -9,6 +9,7 @@ from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.int8 import Int8
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.noisy_quant import NoisyQuant
@@ -26,6 +27,7 @@ __all__ = [
     "FeatureQuant",
     "Float16",
     "Float32",
+    "Int8",
     "Link",
     "NoisyQuant",
     "PayloadError",

@@ -15,6 +15,7 @@ from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.int8 import Int8
 from flwr_splitfc.codec.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.quantiser import Quantiser
@@ -32,6 +33,7 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc": (FeatureDropout, FeatureQuant),
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
+    "int8": (AllColumns, Int8),
     "splitfc-uniform": (FeatureDropout, Uniform),
     "splitfc-power": (FeatureDropout, PowerQuant),
     "splitfc-easy": (FeatureDropout, EasyQuant),
@@ -43,7 +45,7 @@ def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
     >>> codec_names()[:5]
-    ['dropout-only', 'float16', 'float32', 'quant-only', 'splitfc']
+    ['dropout-only', 'float16', 'float32', 'int8', 'quant-only']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
 

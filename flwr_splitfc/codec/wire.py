@@ -11,6 +11,7 @@ feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, up
                           skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
                           high, u16 mean levels - 1; symbols
 even levels               u16 levels - 1, f32 low, f32 high, u8 parameter where the codec has one; symbols by row
+int8                      f32 low and then f32 high of each group; u8 entries by row
 symbols                   absent without symbols, else u32 number of words and one range-coded stream of
                           so many u32 words to the end; of a feature quantiser:
                           (low, high) endpoints by column, means, entries by row
@@ -329,6 +330,22 @@ def unpack_level_header(data: memoryview, *, parameter: bool) -> tuple[LevelHead
     if (last == 0) != (low == high):
         raise PayloadError(f"{last + 1} levels from {low} to {high}")
     return LevelHeader(last + 1, low, high, *more), rest
+
+
+def pack_octets(low: Floats, high: Floats, entries: NDArray[np.uint8]) -> bytes:
+    """Write intervals and one byte for each entry."""
+    return pack_floats(low, "<f4") + pack_floats(high, "<f4") + entries.tobytes()
+
+
+def unpack_octets(data: memoryview, groups: int, rows: int, columns: int) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
+    size = 8 * groups + rows * columns
+    if len(data) != size:
+        raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} of 8 bits in {groups} groups take {size}")
+    low, high = np.frombuffer(data[: 8 * groups], "<f4").astype(np.float32).reshape(2, groups)
+    if not bool(((low >= -MAGNITUDE_LIMIT) & (low <= high) & (high <= MAGNITUDE_LIMIT)).all()):
+        raise PayloadError("an interval is not finite, ordered and at most 1e38")
+    return low, high, np.frombuffer(data[8 * groups :], np.uint8).reshape(rows, columns)
 
 
 def _check_interval(low: float, high: float, name: str) -> None:

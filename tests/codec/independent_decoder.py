@@ -241,6 +241,17 @@ def even_levels_and_noise(reader: Reader, B: int, K: int) -> list[float]:
     return [low if value < low else high if value > high else value for value in values]
 
 
+def eight_bits(reader: Reader, B: int, K: int) -> list[float]:
+    G = K if B >= 64 else min(K, 1)
+    refuse_if(reader.left != 8 * G + B * K, "number of bytes")
+    lows, highs = reader.fields(f"{G}f"), reader.fields(f"{G}f")
+    for low, high in zip(lows, highs, strict=True):
+        interval(low, high)
+    s = [f32(f32(high - low) / 255) for low, high in zip(lows, highs, strict=True)]
+    entries = reader.fields(f"{B * K}B")
+    return [f32(lows[i % G] + f32(entry * s[i % G])) for i, entry in enumerate(entries)]
+
+
 # 5. Levels
 
 
@@ -370,6 +381,7 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "dropout-only/1": (True, floats("f")),
     "quant-only/1": (False, quantised),
     "splitfc/1": (True, quantised),
+    "int8/1": (False, eight_bits),
     "splitfc-uniform/1": (True, even_levels),
     "splitfc-easy/1": (True, even_levels),
     "splitfc-power/1": (True, levels_of_a_power),

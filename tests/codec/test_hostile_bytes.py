@@ -310,6 +310,9 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
         even("splitfc-noisy", wire.LevelHeader(65536, -1e38, 1e38, 255), widest, True),
         even("splitfc-noisy", wire.LevelHeader(2, -1e38, 1e38, 255), b"", False),
+        ("int8", b"", False),
+        ("int8", np.repeat([-1.0, 1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), True),
+        ("int8", np.repeat([1.0, -1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), False),
     ]
 
 
