@@ -1,7 +1,7 @@
 """What the codecs cost and what they save, beside what one would pick instead.
 
     python benchmarks/codecs.py
-    python benchmarks/codecs.py --shapes 256x1152 --codecs splitfc,int8 --json codecs.json
+    python benchmarks/codecs.py --shapes 256x1152 --codecs splitfc,splitfc-power --json codecs.json
     python benchmarks/codecs.py --shapes 256x1024,256x16384,256x262144 --plot scaling.svg
 
 `benchmarks/README.md` says what the columns mean. `--plot` needs ``pip install matplotlib``.
@@ -13,13 +13,13 @@ import argparse
 import ctypes
 import json
 import platform
-import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -83,21 +83,7 @@ class Zlib:
         return torch.frombuffer(bytearray(zlib.decompress(data)), dtype=torch.float32).view(shape)
 
 
-class Int8:
-    """256 even levels between the matrix's minimum and maximum."""
-
-    def encode(self, matrix: Tensor) -> bytes:
-        low, high = matrix.amin(), matrix.amax()
-        levels = (matrix - low).mul_(255 / (high - low)).round_().byte()
-        return struct.pack("<ff", low, high) + levels.numpy().tobytes()
-
-    def decode(self, data: bytes, shape: Shape) -> Tensor:
-        low, high = struct.unpack_from("<ff", data)
-        levels = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=8)
-        return levels.float().mul_((high - low) / 255).add_(low).view(shape)
-
-
-PLAIN: dict[str, Zlib | Int8] = {"zlib": Zlib(), "int8": Int8()}
+PLAIN: dict[str, Zlib] = {"zlib": Zlib()}
 
 
 def timed(step: Callable[..., T], *arguments: Any, **options: Any) -> tuple[T, float]:
@@ -111,7 +97,7 @@ def relative_error(seen: Tensor, sent: Tensor) -> float:
     return float((seen - sent).norm() / sent.norm())
 
 
-def plain_batch(coder: Zlib | Int8, batch: Batch) -> Outcome:
+def plain_batch(coder: Zlib, batch: Batch) -> Outcome:
     shape = batch.shape
     up, encode_up = timed(coder.encode, batch.features)
     seen, decode_up = timed(coder.decode, up, shape)
@@ -293,7 +279,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     slowest = max(rows, key=lambda row: row.sum_ms)
     guide = [1.7 * slowest.sum_ms * count / slowest.columns for count in columns]
     axes.loglog(columns, guide, "--", color="0.45", label="proportional to D")
-    for name, colour, marker in zip(dict.fromkeys(row.codec for row in rows), COLOURS, "soD^vPX", strict=False):
+    names = dict.fromkeys(row.codec for row in rows)
+    for name, colour, marker in zip(names, cycle(COLOURS), cycle("soD^vPX*"), strict=False):
         ours = [next(row.sum_ms for row in rows if (row.codec, row.columns) == (name, count)) for count in columns]
         axes.loglog(columns, ours, marker=marker, color=colour, label=name)
     copies = [4 * median(row.copy_ms for row in rows if row.columns == count) for count in columns]

@@ -3,28 +3,38 @@
 from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.catalogue import codec_names, codec_settings, cut_codec, register_codec
 from flwr_splitfc.codec.cut import CutCodec
+from flwr_splitfc.codec.easy_quant import EasyQuant
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
 from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.int8 import Int8
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.noisy_quant import NoisyQuant
+from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.uniform import Uniform
 
 __all__ = [
     "AllColumns",
     "BudgetError",
     "CutCodec",
+    "EasyQuant",
     "FeatureDropout",
     "FeatureQuant",
     "Float16",
     "Float32",
+    "Int8",
     "Link",
+    "NoisyQuant",
     "PayloadError",
+    "PowerQuant",
     "Quantiser",
     "Selector",
+    "Uniform",
     "codec_names",
     "codec_settings",
     "cut_codec",

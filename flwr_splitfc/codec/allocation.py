@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from flwr_splitfc.codec import wire
 from flwr_splitfc.codec.grid import endpoints
 from flwr_splitfc.codec.levels import (
+    SYMBOL_OVERHEAD_BITS,
     best_level,
     column_levels,
     floor_level,
     level_bits,
     span_squares,
     upgrade_order,
+    usable_bits,
 )
 from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, QuantHeader, Upgrades
 
@@ -28,8 +30,6 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _CANDIDATES = 10
-_STREAM_SLACK_BITS = 4.0
-_SYMBOL_OVERHEAD_BITS = 2e-4
 _OCTAVE_STEPS = 4
 _BISECTION = 128, 64, 32, 16, 8, 4, 2, 1
 _BLOCK_COLUMNS = 2**13
@@ -79,12 +79,6 @@ def _class_tables() -> tuple[Doubles, Doubles]:
     return bits, span_squares() / (4.0 * (levels - 1) ** 2)
 
 
-def _usable_bits(stream_bytes: int, symbols: int) -> float:
-    """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
-    words = stream_bytes // 4 - 1  # the first tells how many there are
-    return max(0.0, words * 32 - _STREAM_SLACK_BITS - _SYMBOL_OVERHEAD_BITS * symbols)
-
-
 @dataclass(frozen=True, eq=False)
 class _Candidates:
     """Ways to split K columns into M two-stage ones, the widest, and means; arrays run over the ways."""
@@ -129,8 +123,8 @@ class _Candidates:
 def _two_stage_counts(columns: int, rows: int, budget_bytes: int) -> Ints:
     """Tenths of the columns that could have two levels each, and none at all."""
     header_bytes = wire.quant_header_bytes(0, columns) + wire.quant_header_bytes(columns, columns)
-    room = _usable_bits(budget_bytes - header_bytes - columns // 8, columns) - columns
-    column_bits = rows * (1 + _SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
+    room = usable_bits(budget_bytes - header_bytes - columns // 8, columns) - columns
+    column_bits = rows * (1 + SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
     most = int(room // column_bits)
     most = min(max(most, 0), columns)
     return np.unique(most * np.arange(_CANDIDATES + 1) // _CANDIDATES)
@@ -143,7 +137,7 @@ def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
     grid_low = _prefix(np.minimum.accumulate(low), counts)
     grid_high = _prefix(np.maximum.accumulate(high), counts)
     stream_bits = [
-        _usable_bits(budget_bytes - wire.quant_header_bytes(count, columns), columns + (rows + 1) * count)
+        usable_bits(budget_bytes - wire.quant_header_bytes(count, columns), columns + (rows + 1) * count)
         for count in counts.tolist()
     ]
     endpoint_bits = 2 * counts * level_bits()[ENDPOINT_LEVELS]

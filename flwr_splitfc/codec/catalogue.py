@@ -10,12 +10,17 @@ from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_typ
 
 from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.cut import CutCodec, own_settings
+from flwr_splitfc.codec.easy_quant import EasyQuant
 from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.int8 import Int8
+from flwr_splitfc.codec.noisy_quant import NoisyQuant
+from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.uniform import Uniform
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
@@ -28,14 +33,19 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc": (FeatureDropout, FeatureQuant),
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
+    "int8": (AllColumns, Int8),
+    "splitfc-uniform": (FeatureDropout, Uniform),
+    "splitfc-power": (FeatureDropout, PowerQuant),
+    "splitfc-easy": (FeatureDropout, EasyQuant),
+    "splitfc-noisy": (FeatureDropout, NoisyQuant),
 }
 
 
 def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
-    >>> codec_names()
-    ['dropout-only', 'float16', 'float32', 'quant-only', 'splitfc']
+    >>> codec_names()[:5]
+    ['dropout-only', 'float16', 'float32', 'int8', 'quant-only']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
 

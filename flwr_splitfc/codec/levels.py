@@ -21,6 +21,8 @@ from flwr_splitfc.codec.wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS, Upgr
 MOST_LEVELS = 2**16
 _CARDANO_LIMIT = 27 / 4
 _LOG_TERMS = 14
+_STREAM_SLACK_BITS = 4.0
+SYMBOL_OVERHEAD_BITS = 2e-4
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,6 +87,22 @@ def level_bits() -> Doubles:
     whole = 2**SYMBOL_PRECISION_BITS
     q = np.arange(1, MOST_LEVELS + 1)
     return np.concatenate([[0.0], SYMBOL_PRECISION_BITS - np.log2(whole // q)])
+
+
+def usable_bits(stream_bytes: int, symbols: int) -> float:
+    """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
+    words = stream_bytes // 4 - 1  # the first tells how many there are
+    return max(0.0, words * 32 - _STREAM_SLACK_BITS - SYMBOL_OVERHEAD_BITS * symbols)
+
+
+def most_levels(stream_bytes: int, symbols: int) -> int:
+    """How many levels a stream of so many bytes pays for, 2 ... 2^16, where all symbols have the same number.
+
+    >>> most_levels(stream_bytes=7000, symbols=18_432)
+    8
+    """
+    bits = usable_bits(stream_bytes, symbols) / symbols
+    return max(2, int(np.searchsorted(level_bits(), bits, side="right")) - 1)
 
 
 @cache

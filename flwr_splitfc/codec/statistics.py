@@ -26,8 +26,22 @@ def check_magnitude(low: Tensor, high: Tensor) -> None:
 
 def check_entries(matrix: Tensor) -> None:
     """Refuse a matrix with NaN, infinities or values beyond ``MAGNITUDE_LIMIT``."""
-    if matrix.numel():
-        check_magnitude(matrix.amin(), matrix.amax())
+    matrix_extremes(matrix)
+
+
+def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
+    """Minimum and maximum of all entries; (0, 0) if there are none.
+
+    Raises
+    ------
+    ValueError
+        If the matrix holds NaN, inf or a magnitude above 1e38.
+    """
+    if matrix.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.aminmax(matrix)
+    check_magnitude(low, high)
+    return float(low), float(high)
 
 
 def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ selection                 u32 K, column set K of D
 feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
                           skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
                           high, u16 mean levels - 1; symbols
+even levels               u16 levels - 1, f32 low, f32 high, u8 parameter where the codec has one; symbols by row
+int8                      f32 low and then f32 high of each group; u8 entries by row
 symbols                   absent without symbols, else u32 number of words and one range-coded stream of
                           so many u32 words to the end; of a feature quantiser:
                           (low, high) endpoints by column, means, entries by row
@@ -283,6 +285,67 @@ def _checked_upgrades(upgrades: Upgrades) -> Upgrades:
     if (upgrades.skipped == 0) != (upgrades.more == 0):
         raise PayloadError(f"{upgrades.more} upgrades after {upgrades.skipped} skipped; both or neither must be 0")
     return upgrades
+
+
+# Entry quantisers
+
+
+class LevelHeader(NamedTuple):
+    """What the reader of a matrix whose entries have the same levels knows before the symbols.
+
+    Parameters
+    ----------
+    levels : int
+        ``Q``; 1 exactly if `low` is `high`.
+    low, high : float
+        Ends of an even grid.
+    parameter : int or None
+        0 to 255; what it means, and whether there is one, depends on the quantiser.
+    """
+
+    levels: int
+    low: float
+    high: float
+    parameter: int | None = None
+
+
+_LEVELS, _PARAMETER = "Hff", "B"
+
+
+def level_header_bytes(*, parameter: bool) -> int:
+    """Bytes before the symbols."""
+    return struct.calcsize("<" + _LEVELS + _PARAMETER * parameter)
+
+
+def pack_level_header(header: LevelHeader) -> bytes:
+    """Write everything that precedes the symbols."""
+    data = struct.pack("<" + _LEVELS, header.levels - 1, header.low, header.high)
+    return data if header.parameter is None else data + struct.pack("<" + _PARAMETER, header.parameter)
+
+
+def unpack_level_header(data: memoryview, *, parameter: bool) -> tuple[LevelHeader, memoryview]:
+    """Read what `pack_level_header` wrote and return the symbols' bytes with it."""
+    (last, low, high, *more), rest = take(data, _LEVELS + _PARAMETER * parameter)
+    _check_interval(low, high, "level")
+    if (last == 0) != (low == high):
+        raise PayloadError(f"{last + 1} levels from {low} to {high}")
+    return LevelHeader(last + 1, low, high, *more), rest
+
+
+def pack_octets(low: Floats, high: Floats, entries: NDArray[np.uint8]) -> bytes:
+    """Write intervals and one byte for each entry."""
+    return pack_floats(low, "<f4") + pack_floats(high, "<f4") + entries.tobytes()
+
+
+def unpack_octets(data: memoryview, groups: int, rows: int, columns: int) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
+    size = 8 * groups + rows * columns
+    if len(data) != size:
+        raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} of 8 bits in {groups} groups take {size}")
+    low, high = np.frombuffer(data[: 8 * groups], "<f4").astype(np.float32).reshape(2, groups)
+    if not bool(((low >= -MAGNITUDE_LIMIT) & (low <= high) & (high <= MAGNITUDE_LIMIT)).all()):
+        raise PayloadError("an interval is not finite, ordered and at most 1e38")
+    return low, high, np.frombuffer(data[8 * groups :], np.uint8).reshape(rows, columns)
 
 
 def _check_interval(low: float, high: float, name: str) -> None:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from math import isfinite, prod
+from math import copysign, isfinite, prod, sqrt
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
 LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
@@ -200,6 +200,58 @@ def quantised(reader: Reader, B: int, K: int) -> list[float]:
     return matrix
 
 
+def level_fields(reader: Reader, B: int, K: int, layout: str = "") -> tuple[int, float, float, int, list[int]]:
+    """``Q``, low, high, the method's own field if it has one, and the symbols."""
+    last, low, high, *own = reader.fields("Hff" + layout)
+    interval(low, high)
+    refuse_if((last == 0) != (low == high), "levels")
+    stream, symbols = Stream(reader), [0] * (B * K)
+    if last > 0 and stream.has(len(symbols)):
+        symbols = [stream.symbol(last + 1) for _ in symbols]
+    stream.end()
+    return last + 1, low, high, own[0] if own else 0, symbols
+
+
+def even_levels(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, _, symbols = level_fields(reader, B, K)
+    return [grid(symbol, low, high, Q) for symbol in symbols]
+
+
+def levels_of_a_power(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, n, symbols = level_fields(reader, B, K, "B")
+    refuse_if(not 8 <= n <= 64, "power")
+    step = (high - low) / max(Q - 1, 1)
+
+    def level(symbol: int) -> float:
+        t = low + symbol * step
+        r = power = sqrt(sqrt(sqrt(abs(t))))
+        for _ in range(n - 1):
+            power *= r
+        return f32(copysign(power, t))
+
+    refuse_if(max(abs(level(0)), abs(level(Q - 1))) > MAGNITUDE, "magnitude")
+    return [level(symbol) for symbol in symbols]
+
+
+def even_levels_and_noise(reader: Reader, B: int, K: int) -> list[float]:
+    Q, low, high, A, symbols = level_fields(reader, B, K, "B")
+    step = (high - low) / max(Q - 1, 1)
+    v = [f32(((((j + 1) * 2654435769 % 2**32 + 0.5) / 2**32 - 0.5) * A / 255) * step) for j in range(K)]
+    values = [f32(grid(symbol, low, high, Q) - v[i % K]) for i, symbol in enumerate(symbols)]
+    return [low if value < low else high if value > high else value for value in values]
+
+
+def eight_bits(reader: Reader, B: int, K: int) -> list[float]:
+    G = K if B >= 64 else min(K, 1)
+    refuse_if(reader.left != 8 * G + B * K, "number of bytes")
+    lows, highs = reader.fields(f"{G}f"), reader.fields(f"{G}f")
+    for low, high in zip(lows, highs, strict=True):
+        interval(low, high)
+    s = [f32(f32(high - low) / 255) for low, high in zip(lows, highs, strict=True)]
+    entries = reader.fields(f"{B * K}B")
+    return [f32(lows[i % G] + f32(entry * s[i % G])) for i, entry in enumerate(entries)]
+
+
 # 5. Levels
 
 
@@ -329,5 +381,10 @@ PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
     "dropout-only/1": (True, floats("f")),
     "quant-only/1": (False, quantised),
     "splitfc/1": (True, quantised),
+    "int8/1": (False, eight_bits),
+    "splitfc-uniform/1": (True, even_levels),
+    "splitfc-easy/1": (True, even_levels),
+    "splitfc-power/1": (True, levels_of_a_power),
+    "splitfc-noisy/1": (True, even_levels_and_noise),
 }
 """Whether features start with a selection, and the part that follows."""

@@ -253,6 +253,11 @@ def quantised(two_stage: int, symbols: bytes, **fields: Any) -> bytes:
     return wire.pack_quant_header(header, COLUMNS) + symbols
 
 
+def even(name: str, header: wire.LevelHeader, symbols: bytes, legal: bool) -> tuple[str, bytes, bool]:
+    """A matrix of `COLUMNS` kept columns with the same levels everywhere."""
+    return name, wire.pack_selection(None, COLUMNS) + wire.pack_level_header(header) + symbols, legal
+
+
 def zeros(words: int) -> bytes:
     return struct.pack("<I", words) + bytes(4 * words)
 
@@ -267,6 +272,8 @@ def bombs() -> list[tuple[str, bytes, bool]]:
     legal = wire.pack_symbols([(whole[: 2 * COLUMNS], 200), (whole[2 * COLUMNS :], 2)])
     half = np.arange(0, COLUMNS, 2)
     ones = np.ones(ROWS * COLUMNS, "<f4").tobytes()
+    most = wire.pack_symbols([(whole[2 * COLUMNS :], 2)])
+    widest = wire.pack_symbols([(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)])
     return [
         ("quant-only", quantised(COLUMNS, b"", multiplier=3e38), False),
         ("quant-only", quantised(COLUMNS, zeros(1), multiplier=3e38), False),
@@ -292,6 +299,20 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("float32", b"", False),
         ("float32", ones, True),
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
+        even("splitfc-uniform", wire.LevelHeader(2, -1.0, 1.0), most, True),
+        even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), most, True),
+        even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), zeros(ROWS * COLUMNS // 32 - 1), False),
+        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), b"", True),
+        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), zeros(1), False),
+        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 8), most, True),
+        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 64), most, False),
+        even("splitfc-power", wire.LevelHeader(2, -1.0, 1.0, 255), most, False),
+        even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
+        even("splitfc-noisy", wire.LevelHeader(65536, -1e38, 1e38, 255), widest, True),
+        even("splitfc-noisy", wire.LevelHeader(2, -1e38, 1e38, 255), b"", False),
+        ("int8", b"", False),
+        ("int8", np.repeat([-1.0, 1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), True),
+        ("int8", np.repeat([1.0, -1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), False),
     ]
 
 
