@@ -11,7 +11,9 @@ from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.top_entries import TopEntries
 
 __all__ = [
     "AllColumns",
@@ -24,7 +26,9 @@ __all__ = [
     "Link",
     "PayloadError",
     "Quantiser",
+    "RandomTopEntries",
     "Selector",
+    "TopEntries",
     "codec_names",
     "codec_settings",
     "cut_codec",

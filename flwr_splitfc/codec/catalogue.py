@@ -15,7 +15,9 @@ from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.top_entries import TopEntries
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
@@ -28,6 +30,8 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc": (FeatureDropout, FeatureQuant),
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
+    "rand-top-s": (RandomTopEntries, Float16),
+    "top-s": (TopEntries, Float16),
 }
 
 
@@ -35,7 +39,7 @@ def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
     >>> codec_names()
-    ['dropout-only', 'float16', 'float32', 'quant-only', 'splitfc']
+    ['dropout-only', 'float16', 'float32', 'quant-only', 'rand-top-s', 'splitfc', 'top-s']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
 

@@ -7,6 +7,7 @@ other languages, is docs/wire-format.md; here in short:
 column set, k of n        nothing for k = 0 or k = n; else Elias-Fano (k low parts of l bits, then k high
                           parts in unary) where that is shorter than a bitmap of n bits; zero padded
 selection                 u32 K, column set K of D
+entry selection           u32 S, column set B S of B D, with S in each row
 feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
                           skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
                           high, u16 mean levels - 1; symbols
@@ -154,6 +155,30 @@ def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryv
         raise PayloadError(f"selection keeps {kept} columns of {width}")
     columns, rest = unpack_columns(rest, kept, width)
     return (None if kept == width else columns), rest
+
+
+def pack_entries(columns: Ints | None, width: int) -> bytes:
+    """Write which of `width` columns each row keeps, increasing (B, S); None is all of them."""
+    if columns is None:
+        return struct.pack("<I", width)
+    rows, kept = columns.shape
+    flat = (columns + width * np.arange(rows)[:, None]).ravel()
+    return struct.pack("<I", kept) + pack_columns(flat, rows * width)
+
+
+def unpack_entries(data: memoryview, rows: int, width: int) -> tuple[Ints | None, memoryview]:
+    """Read which of `width` columns each row keeps, (B, S), None for all, and return the rest."""
+    (kept,), rest = take(data, "I")
+    if kept > width:
+        raise PayloadError(f"selection keeps {kept} entries of {width} in each row")
+    if kept == width:
+        return None, rest
+    flat, rest = unpack_columns(rest, rows * kept, rows * width)
+    columns = flat.reshape(rows, kept)
+    columns -= width * np.arange(rows)[:, None]
+    if columns.size and not 0 <= columns[:, 0].min() <= columns[:, -1].max() < width:
+        raise PayloadError(f"a row does not keep {kept} entries")
+    return columns, rest
 
 
 def selection_bytes(fewest: int, most: int, width: int) -> int:

@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from math import isfinite, prod
+from typing import TypeAlias
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
 LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
+
+Kept: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
+"""Columns, of all rows or of each."""
 
 
 class Refused(ValueError):
@@ -59,15 +63,16 @@ class Reader:
 
 def decode_features(
     stype: str, shape: Sequence[int], data: bytes, *, agreed: str, most_rows: int, columns: int
-) -> tuple[list[float], list[int]]:
+) -> tuple[list[float], Kept]:
     """The (B, D) values row by row, and the kept columns."""
     B, D = rows_and_columns(shape)
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
-    has_selection, part = PARTS[stype]
-    kept = selection(reader, D) if has_selection else list(range(D))
-    return spread(part(reader, B, len(kept)), B, D, kept, [1.0] * len(kept)), kept
+    select, part = PARTS[stype]
+    kept = select(reader, B, D)
+    K = len(of_row(kept, 0))
+    return spread(part(reader, B, K), B, D, kept, [1.0] * K), kept
 
 
 def decode_gradient(
@@ -78,15 +83,16 @@ def decode_gradient(
     agreed: str,
     rows: int,
     columns: int,
-    kept: Sequence[int],
+    kept: Kept,
     scale: Sequence[float] | None,
 ) -> list[float]:
     """The (B, D) values row by row, scaled."""
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
-    values = PARTS[stype][1](Reader(data), rows, len(kept))
+    K = len(of_row(kept, 0))
+    values = PARTS[stype][1](Reader(data), rows, K)
     if scale is None:
-        return spread(values, rows, columns, kept, [1.0] * len(kept))
+        return spread(values, rows, columns, kept, [1.0] * K)
     refuse_if(max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32, "scale")
     return spread(values, rows, columns, kept, scale)
 
@@ -96,11 +102,15 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], prod(shape[1:])
 
 
-def spread(values: list[float], B: int, D: int, kept: Sequence[int], scale: Sequence[float]) -> list[float]:
+def of_row(kept: Kept, row: int) -> Sequence[int]:
+    return kept[row] if kept and not isinstance(kept[0], int) else kept  # type: ignore[return-value]
+
+
+def spread(values: list[float], B: int, D: int, kept: Kept, scale: Sequence[float]) -> list[float]:
     matrix = [0.0] * (B * D)
-    K = len(kept)
+    K = len(of_row(kept, 0))
     for row in range(B):
-        for i, column in enumerate(kept):
+        for i, column in enumerate(of_row(kept, row)):
             matrix[row * D + column] = f32(values[row * K + i] * scale[i])
     return matrix
 
@@ -139,10 +149,25 @@ def column_set(reader: Reader, k: int, n: int) -> list[int]:
     return columns
 
 
-def selection(reader: Reader, D: int) -> list[int]:
+def all_columns(reader: Reader, B: int, D: int) -> Kept:
+    return list(range(D))
+
+
+def selection(reader: Reader, B: int, D: int) -> Kept:
     (K,) = reader.fields("I")
     refuse_if(K > D, "K")
     return column_set(reader, K, D)
+
+
+def entry_selection(reader: Reader, B: int, D: int) -> Kept:
+    (S,) = reader.fields("I")
+    refuse_if(S > D, "S")
+    if S == D:
+        return list(range(D))
+    flat = column_set(reader, B * S, B * D)
+    kept = [[at - row * D for at in flat[row * S : row * S + S]] for row in range(B)]
+    refuse_if(any(at // D != 0 for columns in kept for at in columns), "entries of a row")
+    return kept
 
 
 # 4. The quantised matrix
@@ -323,11 +348,13 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
     return name, shape, struct.pack(f"<{count}{layout}", *(offset + entry for entry in entries))
 
 
-PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
-    "float32/1": (False, floats("f")),
-    "float16/1": (False, floats("e")),
-    "dropout-only/1": (True, floats("f")),
-    "quant-only/1": (False, quantised),
-    "splitfc/1": (True, quantised),
+PARTS: dict[str, tuple[Callable[[Reader, int, int], Kept], Callable[[Reader, int, int], list[float]]]] = {
+    "float32/1": (all_columns, floats("f")),
+    "float16/1": (all_columns, floats("e")),
+    "dropout-only/1": (selection, floats("f")),
+    "quant-only/1": (all_columns, quantised),
+    "splitfc/1": (selection, quantised),
+    "top-s/1": (entry_selection, floats("e")),
+    "rand-top-s/1": (entry_selection, floats("e")),
 }
-"""Whether features start with a selection, and the part that follows."""
+"""What features start with, and the part that follows."""
