@@ -14,6 +14,7 @@ feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, up
 symbols                   absent without symbols, else u32 number of words and one range-coded stream of
                           so many u32 words to the end; of a feature quantiser:
                           (low, high) endpoints by column, means, entries by row
+product quantiser         u32 d, u32 R, u16 L, f32 scale, R L centroids of d f16; symbols if L > 1
 float32, float16          row-major entries
 labels                    u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; unless raw: i64 offset; if
                           range-coded: u32 levels; entries
@@ -25,7 +26,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,9 +206,14 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
         raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}")
     native = np.frombuffer(data, dtype).astype(np.dtype(dtype).newbyteorder("="))
     matrix = torch.from_numpy(native).view(rows, columns).float()  # ten times as fast as numpy from float16
+    check_decoded(matrix)
+    return matrix
+
+
+def check_decoded(matrix: Tensor) -> None:
+    """Refuse NaN, infinities and what is too large to be sent."""
     if matrix.numel() and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
-    return matrix
 
 
 # Feature quantiser
@@ -315,13 +321,49 @@ def _check_interval(low: float, high: float, name: str) -> None:
         raise PayloadError(f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted")
 
 
+# Product quantiser
+
+_CODEBOOK = "IIHf"
+
+
+def codebook_bytes(length: int, groups: int, centroids: int) -> int:
+    """Bytes before the symbols."""
+    return struct.calcsize("<" + _CODEBOOK) + 2 * groups * centroids * length
+
+
+def pack_codebook(centroids: NDArray[np.float16], scale: float) -> bytes:
+    """Write (R, L, d) centroids in units of `scale`."""
+    groups, count, length = centroids.shape
+    return struct.pack("<" + _CODEBOOK, length, groups, count, scale) + pack_floats(centroids, "<f2")
+
+
+def unpack_codebook(data: memoryview, rows: int, columns: int) -> tuple[Tensor, memoryview]:
+    """Read the (R, L, d) centroids of a (B, K) matrix, float32 and finite, and return the symbols' bytes with them."""
+    (length, groups, count, scale), rest = take(data, _CODEBOOK)
+    if not 1 <= length <= columns:
+        raise PayloadError(f"subvectors have {length} entries; 1 to {columns} were wanted")
+    positions = ceil(columns / length)
+    if not 1 <= groups <= positions:
+        raise PayloadError(f"{positions} subvectors in {groups} groups")
+    if not 1 <= count <= rows * columns // (groups * length):
+        raise PayloadError(f"{groups} x {count} centroids of {length} entries for a {rows} x {columns} matrix")
+    if not (isfinite(scale) and scale > 0):
+        raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
+    size = 2 * groups * count * length
+    if len(rest) < size:
+        raise PayloadError(f"centroids end early: {len(rest)} bytes left where {size} were wanted")
+    entries = unpack_floats(rest[:size], groups * count, length, "<f2").mul_(scale)
+    check_decoded(entries)
+    return entries.view(groups, count, length), rest[size:]
+
+
 # Symbols
 
 
-def stream_bytes(symbols: int) -> int:
-    """Bytes that are enough for so many two-level symbols."""
+def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
+    """Bytes that are enough for so many symbols, of two levels or of so many bits on average."""
     coder_bits = symbols // 4096
-    return 0 if symbols == 0 else 4 + 4 * ((symbols + coder_bits) // 32 + 1)
+    return 0 if symbols == 0 else 4 + 4 * ((ceil(symbols * bits_each) + coder_bits) // 32 + 1)
 
 
 def pack_symbols(runs: Iterable[tuple[Symbols, int | Symbols]]) -> bytes:

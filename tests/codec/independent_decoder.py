@@ -300,6 +300,38 @@ class Stream:
             refuse_if(self.at < len(self.words) or (self.point - self.low) % 2**64 >= 2**33 - 1, "end")
 
 
+# 12. The product-quantised matrix
+
+
+def product_quantised(reader: Reader, B: int, K: int) -> list[float]:
+    if K == 0:
+        refuse_if(reader.left > 0, "number of bytes")
+        return []
+    d, R, L, scale = reader.fields("IIHf")
+    refuse_if(not 1 <= d <= K, "d")
+    q = -(-K // d)
+    refuse_if(not 1 <= R <= q, "R")
+    refuse_if(not 1 <= L <= B * K // (R * d), "L")
+    refuse_if(not (isfinite(scale) and scale > 0), "scale")
+    halves = reader.fields(f"{R * L * d}e")
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in halves), "magnitude")
+    entries = [f32(value * scale) for value in halves]
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in entries), "magnitude")
+    stream = Stream(reader)
+    indices = [0] * (B * q)
+    if L > 1 and stream.has(B * q):
+        indices = [stream.symbol(L) for _ in indices]
+    stream.end()
+    matrix: list[float] = []
+    for row in range(B):
+        pieces: list[float] = []
+        for j in range(q):
+            at = (j * R // q * L + indices[row * q + j]) * d
+            pieces += entries[at : at + d]
+        matrix += pieces[:K]
+    return matrix
+
+
 # 7. Labels
 
 TYPES = {
@@ -354,6 +386,7 @@ PARTS: dict[str, tuple[Callable[[Reader, int, int], Kept], Callable[[Reader, int
     "dropout-only/1": (selection, floats("f")),
     "quant-only/1": (all_columns, quantised),
     "splitfc/1": (selection, quantised),
+    "fedlite/1": (all_columns, product_quantised),
     "top-s/1": (entry_selection, floats("e")),
     "rand-top-s/1": (entry_selection, floats("e")),
 }

@@ -257,6 +257,20 @@ def zeros(words: int) -> bytes:
     return struct.pack("<I", words) + bytes(4 * words)
 
 
+def codebooks() -> Iterator[tuple[bytes, bool]]:
+    """Of few and many centroids, announced or there."""
+    for length, groups, count in [(1, 1, 2), (2, 1, 65535), (4, 1024, 256), (COLUMNS - 1, 2, 128), (1, COLUMNS, 256)]:
+        header = struct.pack("<IIHf", length, groups, count, 1.0)
+        indices = -(-COLUMNS // length) * ROWS
+        stream = wire.pack_symbols([(np.zeros(indices, np.int32), count)])
+        yield header, False
+        yield header + bytes(2 * length * groups * count), False
+        yield header + bytes(2 * length * groups * count) + stream, True
+    for length, groups, count in [(0, 1, 1), (2**32 - 1, 1, 1), (1, 2**32 - 1, 1), (4096, 1, 257), (1, COLUMNS, 257)]:
+        yield struct.pack("<IIHf", length, groups, count, 1.0) + bytes(2**21), False
+    yield struct.pack("<IIHf", COLUMNS, 1, 1, 1.0) + bytes(2 * COLUMNS), True
+
+
 def label_header(shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64") -> bytes:
     return wire.pack_label_header(wire.LabelHeader(dtype, shape, coding, 0, levels))
 
@@ -294,6 +308,7 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("top-s", wire.pack_entries(np.tile(half, (ROWS, 1)), COLUMNS) + bytes(len(ones) // 4), True),
         ("top-s", wire.pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
         ("top-s", struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8), False),
+        *[("fedlite", payload, legal) for payload, legal in codebooks()],
         ("float32", b"", False),
         ("float32", ones, True),
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),

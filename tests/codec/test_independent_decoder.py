@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import codec_names, cut_codec, pack_labels, wire
+from flwr_splitfc.codec import codec_names, codec_settings, cut_codec, pack_labels, wire
 from tests import fixture
 from tests.codec import independent_decoder as independent
 from tests.fixture import LabelVector, MatrixVector, raw
@@ -82,7 +82,8 @@ def test_any_payload_agrees(
     name: str, rows: int, columns: int, bits: float, reduction: float, spread: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    own = {"reduction": reduction} if name in ("splitfc", "dropout-only") else {}
+    settings = {"reduction": reduction, "correction": 0.0}
+    own = {key: value for key, value in settings.items() if key in codec_settings(name)}
     cut = cut_codec(name, uplink_bits=bits, downlink_bits=bits, **own)
     scales = 10 ** (spread * (torch.rand(columns, generator=generator) - 0.5))
     features, gradient = torch.randn(2, rows, columns, generator=generator) * scales
