@@ -220,8 +220,15 @@ def measure(name: str, batch: Batch, seconds: float) -> Row:
 def runner(name: str, batch: Batch) -> Callable[[], Outcome]:
     if name in PLAIN:
         return lambda: plain_batch(PLAIN[name], batch)
-    cut, generator = cut_codec(name), torch.Generator()
+    cut, generator = affordable_cut(name, *batch.shape), torch.Generator()
     return lambda: codec_batch(cut, batch, generator.manual_seed(1))
+
+
+def affordable_cut(name: str, rows: int, columns: int) -> CutCodec:
+    """With its default budgets, or the smallest that work where they do not."""
+    cut = cut_codec(name)
+    up, down = cut.smallest_bits(rows, columns)
+    return cut_codec(name, uplink_bits=max(cut.uplink_bits, up), downlink_bits=max(cut.downlink_bits, down))
 
 
 HEADINGS = (

@@ -10,6 +10,7 @@ from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.mask_encoded import MaskEncoded
 from flwr_splitfc.codec.product_quant import ProductQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.random_top_entries import RandomTopEntries
@@ -25,6 +26,7 @@ __all__ = [
     "Float16",
     "Float32",
     "Link",
+    "MaskEncoded",
     "PayloadError",
     "ProductQuant",
     "Quantiser",

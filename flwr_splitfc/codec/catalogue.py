@@ -14,6 +14,7 @@ from flwr_splitfc.codec.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.mask_encoded import MaskEncoded
 from flwr_splitfc.codec.product_quant import ProductQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.random_top_entries import RandomTopEntries
@@ -32,6 +33,7 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "dropout-only": (FeatureDropout, Float32),
     "quant-only": (AllColumns, FeatureQuant),
     "fedlite": (AllColumns, ProductQuant),
+    "mask-encoded": (AllColumns, MaskEncoded),
     "rand-top-s": (RandomTopEntries, Float16),
     "top-s": (TopEntries, Float16),
 }
@@ -41,7 +43,7 @@ def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
     >>> codec_names()
-    ['dropout-only', 'fedlite', 'float16', 'float32', 'quant-only', 'rand-top-s', 'splitfc', 'top-s']
+    ['dropout-only', 'fedlite', 'float16', 'float32', 'mask-encoded', 'quant-only', 'rand-top-s', 'splitfc', 'top-s']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
 

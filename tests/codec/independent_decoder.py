@@ -90,7 +90,7 @@ def decode_gradient(
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
     K = len(of_row(kept, 0))
-    values = PARTS[stype][1](Reader(data), rows, K)
+    values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
         return spread(values, rows, columns, kept, [1.0] * K)
     refuse_if(max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32, "scale")
@@ -281,18 +281,32 @@ class Stream:
         return symbols > 0
 
     def symbol(self, Q: int) -> int:
-        scale = self.range >> 24
-        v = (self.point - self.low) % 2**64 // scale
-        refuse_if(v >= 2**24, "symbol")
         p = 2**24 // Q
-        k = min(v // p, Q - 1)
-        self.low = (self.low + scale * k * p) % 2**64
-        self.range = scale * (p if k < Q - 1 else 2**24 - k * p)
+        k = min(self.v() // p, Q - 1)
+        self.take(k * p, p if k < Q - 1 else 2**24 - k * p)
+        return k
+
+    def sized_symbol(self, sizes: Sequence[int]) -> int:
+        k, left, v = 0, 0, self.v()
+        while v >= left + sizes[k]:
+            left += sizes[k]
+            k += 1
+        self.take(left, sizes[k])
+        return k
+
+    def v(self) -> int:
+        v = (self.point - self.low) % 2**64 // (self.range >> 24)
+        refuse_if(v >= 2**24, "symbol")
+        return v
+
+    def take(self, left: int, size: int) -> None:
+        scale = self.range >> 24
+        self.low = (self.low + scale * left) % 2**64
+        self.range = scale * size
         if self.range < 2**32:
             self.low = (self.low << 32) % 2**64
             self.range <<= 32
             self.point = (self.point << 32) % 2**64 + self.word()
-        return k
 
     def end(self) -> None:
         refuse_if(self.wanted == 0 and len(self.words) > 0, "end")
@@ -301,6 +315,15 @@ class Stream:
 
 
 # 12. The product-quantised matrix
+
+
+def scaled_halves(reader: Reader, count: int, scale: float) -> list[float]:
+    refuse_if(not (isfinite(scale) and scale > 0), "scale")
+    halves = reader.fields(f"{count}e")
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in halves), "magnitude")
+    values = [f32(value * scale) for value in halves]
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in values), "magnitude")
+    return values
 
 
 def product_quantised(reader: Reader, B: int, K: int) -> list[float]:
@@ -312,11 +335,7 @@ def product_quantised(reader: Reader, B: int, K: int) -> list[float]:
     q = -(-K // d)
     refuse_if(not 1 <= R <= q, "R")
     refuse_if(not 1 <= L <= B * K // (R * d), "L")
-    refuse_if(not (isfinite(scale) and scale > 0), "scale")
-    halves = reader.fields(f"{R * L * d}e")
-    refuse_if(not all(abs(value) <= MAGNITUDE for value in halves), "magnitude")
-    entries = [f32(value * scale) for value in halves]
-    refuse_if(not all(abs(value) <= MAGNITUDE for value in entries), "magnitude")
+    entries = scaled_halves(reader, R * L * d, scale)
     stream = Stream(reader)
     indices = [0] * (B * q)
     if L > 1 and stream.has(B * q):
@@ -330,6 +349,28 @@ def product_quantised(reader: Reader, B: int, K: int) -> list[float]:
             pieces += entries[at : at + d]
         matrix += pieces[:K]
     return matrix
+
+
+# 13. The mask-encoded matrix
+
+
+def mask_encoded(reader: Reader, B: int, K: int) -> list[float]:
+    if B * K == 0:
+        refuse_if(reader.left > 0, "number of bytes")
+        return []
+    k, scale, *sizes = reader.fields("If6I")
+    refuse_if(not 1 <= k <= B * K, "k")
+    refuse_if(min(sizes) < 1 or sum(sizes) != 2**24, "sizes")
+    sent = scaled_halves(reader, k, scale)
+    stream = Stream(reader)
+    refuse_if(not stream.words, "number of symbols")
+    stream.wanted = B * K
+    symbols = [stream.sized_symbol(sizes) for _ in range(B * K)]
+    stream.end()
+    refuse_if(symbols.count(5) != k, "k")
+    third = f32(min(map(abs, sent)) / 3)
+    values, tops = [0.0, third, 2 * third, -third, -2 * third], iter(sent)
+    return [next(tops) if symbol == 5 else values[symbol] for symbol in symbols]
 
 
 # 7. Labels
@@ -387,7 +428,11 @@ PARTS: dict[str, tuple[Callable[[Reader, int, int], Kept], Callable[[Reader, int
     "quant-only/1": (all_columns, quantised),
     "splitfc/1": (selection, quantised),
     "fedlite/1": (all_columns, product_quantised),
+    "mask-encoded/1": (all_columns, mask_encoded),
     "top-s/1": (entry_selection, floats("e")),
     "rand-top-s/1": (entry_selection, floats("e")),
 }
 """What features start with, and the part that follows."""
+
+OF_GRADIENT = {"mask-encoded/1": floats("e")}
+"""Where it is another part than that of features."""

@@ -20,6 +20,7 @@ from flwr.app import Array
 
 from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels, wire
 from tests import fixture
+from tests.codec.cuts import affordable_cut
 from tests.codec.independent_decoder import Refused, decode_labels
 from tests.codec.test_independent_decoder import decoded_independently
 from tests.fixture import LabelVector, MatrixVector, raw
@@ -232,7 +233,7 @@ def test_labels_that_are_no_bytes_are_refused(value: Any) -> None:
 
 def test_up_to_eight_dimensions() -> None:
     for name in codec_names():
-        cut = cut_codec(name, uplink_bits=8.0)
+        cut = affordable_cut(name, 8, 24, 8, 8)
         features = torch.randn(8, 2, 1, 3, 1, 2, 1, 2)
         array, _ = cut.encode_features(features)
         assert cut.decode_features(array, expect=(8, 24))[0].shape == (8, 24)
@@ -269,6 +270,18 @@ def codebooks() -> Iterator[tuple[bytes, bool]]:
     for length, groups, count in [(0, 1, 1), (2**32 - 1, 1, 1), (1, 2**32 - 1, 1), (4096, 1, 257), (1, COLUMNS, 257)]:
         yield struct.pack("<IIHf", length, groups, count, 1.0) + bytes(2**21), False
     yield struct.pack("<IIHf", COLUMNS, 1, 1, 1.0) + bytes(2 * COLUMNS), True
+
+
+def masks() -> Iterator[tuple[bytes, bool]]:
+    """Of no, one and all entries, announced or there."""
+    entries, rare = ROWS * COLUMNS, [2**24 - 5, 1, 1, 1, 1, 1]
+    for sent in (0, 1, entries, entries + 1, 2**32 - 1):
+        yield struct.pack("<If6I", sent, 1.0, *rare) + bytes(64), False
+    symbols = np.where(np.arange(entries) < entries - 1, 0, wire.MASK_TOP).astype(np.uint8)
+    yield wire.pack_mask(symbols, np.ones(1, np.float16), 1.0), True
+    yield wire.pack_mask(symbols, np.ones(2, np.float16), 1.0), False
+    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 1.0), True
+    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 3e38), False
 
 
 def label_header(shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64") -> bytes:
@@ -309,6 +322,7 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("top-s", wire.pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
         ("top-s", struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8), False),
         *[("fedlite", payload, legal) for payload, legal in codebooks()],
+        *[("mask-encoded", payload, legal) for payload, legal in masks()],
         ("float32", b"", False),
         ("float32", ones, True),
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
