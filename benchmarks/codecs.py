@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from constriction import stream
 from torch import Tensor
@@ -33,7 +35,7 @@ from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec, wire
 
 T = TypeVar("T")
 Shape = tuple[int, int]
-Runs = list[tuple[wire.Symbols, int | wire.Symbols]]
+Runs = list[tuple[wire.Symbols, wire.Model]]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 
@@ -142,7 +144,7 @@ def symbols_read() -> Iterator[Runs]:
     runs: Runs = []
     read = wire.SymbolReader.read
 
-    def collecting(reader: wire.SymbolReader, count: int, levels: int | wire.Symbols) -> wire.Symbols:
+    def collecting(reader: wire.SymbolReader, count: int, levels: wire.Model) -> wire.Symbols:
         symbols = read(reader, count, levels)
         runs.append((symbols, levels))
         return symbols
@@ -161,11 +163,13 @@ def range_code(runs: Runs) -> None:
         encoder.encode(symbols, *model(levels))
     decoder = stream.queue.RangeDecoder(encoder.get_compressed())
     for symbols, levels in runs:
-        decoder.decode(*model(levels), *([len(symbols)] if isinstance(levels, int) else []))
+        decoder.decode(*model(levels), *([] if isinstance(levels, np.ndarray) else [len(symbols)]))
 
 
-def model(levels: int | wire.Symbols) -> list[Any]:
-    return [stream.model.Uniform(levels)] if isinstance(levels, int) else [stream.model.Uniform(), levels]
+def model(levels: wire.Model) -> list[Any]:
+    if isinstance(levels, np.ndarray):
+        return [stream.model.Uniform(), levels]
+    return [stream.model.Uniform(levels) if isinstance(levels, int) else levels]
 
 
 @dataclass(frozen=True)
@@ -300,7 +304,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     slowest = max(rows, key=lambda row: row.sum_ms)
     guide = [1.7 * slowest.sum_ms * count / slowest.columns for count in columns]
     axes.loglog(columns, guide, "--", color="0.45", label="proportional to D")
-    for name, colour, marker in zip(dict.fromkeys(row.codec for row in rows), COLOURS, "soD^vPX", strict=False):
+    for name, colour, marker in zip(
+        dict.fromkeys(row.codec for row in rows), cycle(COLOURS), cycle("soD^vPX*"), strict=False
+    ):
         ours = [next(row.sum_ms for row in rows if (row.codec, row.columns) == (name, count)) for count in columns]
         axes.loglog(columns, ours, marker=marker, color=colour, label=name)
     copies = [4 * median(row.copy_ms for row in rows if row.columns == count) for count in columns]
