@@ -74,12 +74,11 @@ class MaskEncoded(Quantiser):
             if len(data):
                 raise PayloadError(f"payload of no entry has {len(data)} bytes")
             return torch.zeros(rows, columns)
-        symbols, top = wire.unpack_mask(data, rows * columns)
-        third = np.abs(top).min() / np.float32(3)
-        levels = np.array([0, third, 2 * third, -third, -2 * third, 0], np.float32)
-        matrix = levels.take(symbols)
-        matrix[symbols == MASK_TOP] = top
-        return torch.from_numpy(matrix).view(rows, columns)
+        mask, top = wire.unpack_mask(data, rows * columns)
+        symbols = torch.from_numpy(mask)
+        third = top.abs().min() / 3
+        levels = torch.tensor([0, 1, 2, -1, -2, 0]) * third
+        return levels.index_select(0, symbols).masked_scatter_(symbols == MASK_TOP, top).view(rows, columns)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """One entry as float16, and all others by five symbols that are equally frequent."""

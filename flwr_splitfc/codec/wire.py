@@ -387,7 +387,7 @@ def pack_mask(symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: floa
     return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), _sized(sizes))])
 
 
-def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Floats]:
+def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
     """Read the mask of so many entries, at least one, and the entries that are sent."""
     (sent, scale, *sizes), rest = take(data, _MASK)
     if not 1 <= sent <= entries:
@@ -401,7 +401,7 @@ def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Floats]:
     marked = np.count_nonzero(symbols == MASK_TOP)
     if marked != sent:
         raise PayloadError(f"{marked} entries are marked; {sent} were sent")
-    return symbols, values.numpy().ravel()
+    return symbols, values.view(-1)
 
 
 # Symbols

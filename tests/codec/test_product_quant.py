@@ -208,7 +208,7 @@ def codebook(length: int = 2, groups: int = 1, centroids: int = 2, scale: float 
         ({"scale": float("nan")}, "scale is nan"),
         ({"scale": float("inf")}, "scale is inf"),
         ({"scale": 3e38}, "above 1e38"),
-        ({"entries": 3}, "centroids end early: 6 bytes left where 8 were wanted"),
+        ({"entries": 3}, "entries end early: 6 bytes left where 8 were wanted"),
     ],
 )
 def test_malformed_codebooks_are_named(fields: dict[str, float], message: str) -> None:
