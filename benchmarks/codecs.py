@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from constriction import stream
 from torch import Tensor
@@ -33,7 +34,7 @@ from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec, wire
 
 T = TypeVar("T")
 Shape = tuple[int, int]
-Runs = list[tuple[wire.Symbols, int | wire.Symbols]]
+Runs = list[tuple[wire.Symbols, wire.Model]]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 
@@ -128,7 +129,7 @@ def symbols_read() -> Iterator[Runs]:
     runs: Runs = []
     read = wire.SymbolReader.read
 
-    def collecting(reader: wire.SymbolReader, count: int, levels: int | wire.Symbols) -> wire.Symbols:
+    def collecting(reader: wire.SymbolReader, count: int, levels: wire.Model) -> wire.Symbols:
         symbols = read(reader, count, levels)
         runs.append((symbols, levels))
         return symbols
@@ -147,11 +148,13 @@ def range_code(runs: Runs) -> None:
         encoder.encode(symbols, *model(levels))
     decoder = stream.queue.RangeDecoder(encoder.get_compressed())
     for symbols, levels in runs:
-        decoder.decode(*model(levels), *([len(symbols)] if isinstance(levels, int) else []))
+        decoder.decode(*model(levels), *([] if isinstance(levels, np.ndarray) else [len(symbols)]))
 
 
-def model(levels: int | wire.Symbols) -> list[Any]:
-    return [stream.model.Uniform(levels)] if isinstance(levels, int) else [stream.model.Uniform(), levels]
+def model(levels: wire.Model) -> list[Any]:
+    if isinstance(levels, np.ndarray):
+        return [stream.model.Uniform(), levels]
+    return [stream.model.Uniform(levels) if isinstance(levels, int) else levels]
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,15 @@ def measure(name: str, batch: Batch, seconds: float) -> Row:
 def runner(name: str, batch: Batch) -> Callable[[], Outcome]:
     if name in PLAIN:
         return lambda: plain_batch(PLAIN[name], batch)
-    cut, generator = cut_codec(name), torch.Generator()
+    cut, generator = affordable_cut(name, *batch.shape), torch.Generator()
     return lambda: codec_batch(cut, batch, generator.manual_seed(1))
+
+
+def affordable_cut(name: str, rows: int, columns: int) -> CutCodec:
+    """With its default budgets, or the smallest that work where they do not."""
+    cut = cut_codec(name)
+    up, down = cut.smallest_bits(rows, columns)
+    return cut_codec(name, uplink_bits=max(cut.uplink_bits, up), downlink_bits=max(cut.downlink_bits, down))
 
 
 HEADINGS = (

@@ -12,10 +12,14 @@ from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.int8 import Int8
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.mask_encoded import MaskEncoded
 from flwr_splitfc.codec.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.power_quant import PowerQuant
+from flwr_splitfc.codec.product_quant import ProductQuant
 from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.top_entries import TopEntries
 from flwr_splitfc.codec.uniform import Uniform
 
 __all__ = [
@@ -29,11 +33,15 @@ __all__ = [
     "Float32",
     "Int8",
     "Link",
+    "MaskEncoded",
     "NoisyQuant",
     "PayloadError",
     "PowerQuant",
+    "ProductQuant",
     "Quantiser",
+    "RandomTopEntries",
     "Selector",
+    "TopEntries",
     "Uniform",
     "codec_names",
     "codec_settings",

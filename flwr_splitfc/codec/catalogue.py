@@ -16,10 +16,14 @@ from flwr_splitfc.codec.feature_quant import FeatureQuant
 from flwr_splitfc.codec.float16 import Float16
 from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.int8 import Int8
+from flwr_splitfc.codec.mask_encoded import MaskEncoded
 from flwr_splitfc.codec.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.power_quant import PowerQuant
+from flwr_splitfc.codec.product_quant import ProductQuant
 from flwr_splitfc.codec.quantiser import Quantiser
+from flwr_splitfc.codec.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.top_entries import TopEntries
 from flwr_splitfc.codec.uniform import Uniform
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
@@ -38,6 +42,10 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc-power": (FeatureDropout, PowerQuant),
     "splitfc-easy": (FeatureDropout, EasyQuant),
     "splitfc-noisy": (FeatureDropout, NoisyQuant),
+    "fedlite": (AllColumns, ProductQuant),
+    "mask-encoded": (AllColumns, MaskEncoded),
+    "rand-top-s": (RandomTopEntries, Float16),
+    "top-s": (TopEntries, Float16),
 }
 
 
@@ -45,7 +53,7 @@ def codec_names() -> list[str]:
     """Names that `cut_codec` knows, sorted.
 
     >>> codec_names()[:5]
-    ['dropout-only', 'float16', 'float32', 'int8', 'quant-only']
+    ['dropout-only', 'fedlite', 'float16', 'float32', 'int8']
     """
     return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
 

@@ -289,12 +289,17 @@ class CutCodec:
         """
         kept = self.selector.most_columns(columns)
         uplink_bits = self._smallest_uplink(rows, columns, kept)
-        gradient = self.quantiser.for_gradient()
-        down = gradient.smallest_bytes(rows, kept) if self.selector.budgeted or gradient.budgeted else 0
+        down = self.quantiser.for_gradient().smallest_bytes(rows, kept) if self._budgeted else 0
         return uplink_bits, _bits_for(down, rows, columns)
 
+    @property
+    def _budgeted(self) -> bool:
+        """Whether budgets bind: both do as soon as one part spends one."""
+        parts = self.selector, self.quantiser, self.quantiser.for_gradient()
+        return any(part.budgeted for part in parts)
+
     def _smallest_uplink(self, rows: int, columns: int, kept: int) -> float:
-        if not (self.selector.budgeted or self.quantiser.budgeted):
+        if not self._budgeted:
             return 0.0
         return _bits_for(self._uplink_bytes(rows, kept, columns), rows, columns)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite
+from math import frexp, isfinite
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ MAGNITUDE_LIMIT = 1e38
 
 _BLOCK_ENTRIES, _BLOCK_COLUMNS = 2**17, 2**12
 _LARGEST_SCALE = 1e38
+_LEAST_EXPONENT = -126
 
 
 def check_magnitude(low: Tensor, high: Tensor) -> None:
@@ -42,6 +44,22 @@ def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
     low, high = torch.aminmax(matrix)
     check_magnitude(low, high)
     return float(low), float(high)
+
+
+def half_scale(matrix: Tensor) -> float:
+    """The power of two in units of which the largest magnitude is 2^14 to 2^15, where float16 is precise.
+
+    >>> half_scale(torch.tensor([[1.0, -3.0]]))
+    0.0001220703125
+    """
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    return 2.0 ** max(frexp(largest)[1] - 15, _LEAST_EXPONENT) if largest else 1.0
+
+
+def to_half(scaled: Tensor, scale: float) -> Tensor:
+    """Round to float16, but not beyond ``MAGNITUDE_LIMIT`` in units of `scale`."""
+    limit = np.nextafter(np.float16(min(MAGNITUDE_LIMIT / scale, 65504)), np.float16(0))
+    return scaled.half().clamp_(-float(limit), float(limit))
 
 
 def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:

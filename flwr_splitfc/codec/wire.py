@@ -7,6 +7,7 @@ other languages, is docs/wire-format.md; here in short:
 column set, k of n        nothing for k = 0 or k = n; else Elias-Fano (k low parts of l bits, then k high
                           parts in unary) where that is shorter than a bitmap of n bits; zero padded
 selection                 u32 K, column set K of D
+entry selection           u32 S, column set B S of B D, with S in each row
 feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
                           skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
                           high, u16 mean levels - 1; symbols
@@ -15,6 +16,8 @@ int8                      f32 low and then f32 high of each group; u8 entries by
 symbols                   absent without symbols, else u32 number of words and one range-coded stream of
                           so many u32 words to the end; of a feature quantiser:
                           (low, high) endpoints by column, means, entries by row
+product quantiser         u32 d, u32 R, u16 L, f32 scale, R L centroids of d f16; symbols if L > 1
+mask-encoded              u32 k, f32 scale, 6 x u32 symbol sizes, k f16; symbols
 float32, float16          row-major entries
 labels                    u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; unless raw: i64 offset; if
                           range-coded: u32 levels; entries
@@ -26,8 +29,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any, NamedTuple
+from math import ceil, isfinite
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -158,6 +161,30 @@ def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryv
     return (None if kept == width else columns), rest
 
 
+def pack_entries(columns: Ints | None, width: int) -> bytes:
+    """Write which of `width` columns each row keeps, increasing (B, S); None is all of them."""
+    if columns is None:
+        return struct.pack("<I", width)
+    rows, kept = columns.shape
+    flat = (columns + width * np.arange(rows)[:, None]).ravel()
+    return struct.pack("<I", kept) + pack_columns(flat, rows * width)
+
+
+def unpack_entries(data: memoryview, rows: int, width: int) -> tuple[Ints | None, memoryview]:
+    """Read which of `width` columns each row keeps, (B, S), None for all, and return the rest."""
+    (kept,), rest = take(data, "I")
+    if kept > width:
+        raise PayloadError(f"selection keeps {kept} entries of {width} in each row")
+    if kept == width:
+        return None, rest
+    flat, rest = unpack_columns(rest, rows * kept, rows * width)
+    columns = flat.reshape(rows, kept)
+    columns -= width * np.arange(rows)[:, None]
+    if columns.size and not 0 <= columns[:, 0].min() <= columns[:, -1].max() < width:
+        raise PayloadError(f"a row does not keep {kept} entries")
+    return columns, rest
+
+
 def selection_bytes(fewest: int, most: int, width: int) -> int:
     """Bytes of the longest selection of `fewest` to `most` out of `width` columns.
 
@@ -182,9 +209,26 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
         raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}")
     native = np.frombuffer(data, dtype).astype(np.dtype(dtype).newbyteorder("="))
     matrix = torch.from_numpy(native).view(rows, columns).float()  # ten times as fast as numpy from float16
+    check_decoded(matrix)
+    return matrix
+
+
+def unpack_scaled(data: memoryview, rows: int, columns: int, scale: float) -> tuple[Tensor, memoryview]:
+    """Read (rows, columns) of ``<f2`` in units of `scale` as float32, and return the rest."""
+    if not (isfinite(scale) and scale > 0):
+        raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
+    size = 2 * rows * columns
+    if len(data) < size:
+        raise PayloadError(f"entries end early: {len(data)} bytes left where {size} were wanted")
+    matrix = unpack_floats(data[:size], rows, columns, "<f2").mul_(scale)
+    check_decoded(matrix)
+    return matrix, data[size:]
+
+
+def check_decoded(matrix: Tensor) -> None:
+    """Refuse NaN, infinities and what is too large to be sent."""
     if matrix.numel() and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
-    return matrix
 
 
 # Feature quantiser
@@ -353,20 +397,100 @@ def _check_interval(low: float, high: float, name: str) -> None:
         raise PayloadError(f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted")
 
 
+# Product quantiser
+
+_CODEBOOK = "IIHf"
+
+
+def codebook_bytes(length: int, groups: int, centroids: int) -> int:
+    """Bytes before the symbols."""
+    return struct.calcsize("<" + _CODEBOOK) + 2 * groups * centroids * length
+
+
+def pack_codebook(centroids: NDArray[np.float16], scale: float) -> bytes:
+    """Write (R, L, d) centroids in units of `scale`."""
+    groups, count, length = centroids.shape
+    return struct.pack("<" + _CODEBOOK, length, groups, count, scale) + pack_floats(centroids, "<f2")
+
+
+def unpack_codebook(data: memoryview, rows: int, columns: int) -> tuple[Tensor, memoryview]:
+    """Read the (R, L, d) centroids of a (B, K) matrix, float32 and finite, and return the symbols' bytes with them."""
+    (length, groups, count, scale), rest = take(data, _CODEBOOK)
+    if not 1 <= length <= columns:
+        raise PayloadError(f"subvectors have {length} entries; 1 to {columns} were wanted")
+    positions = ceil(columns / length)
+    if not 1 <= groups <= positions:
+        raise PayloadError(f"{positions} subvectors in {groups} groups")
+    if not 1 <= count <= rows * columns // (groups * length):
+        raise PayloadError(f"{groups} x {count} centroids of {length} entries for a {rows} x {columns} matrix")
+    entries, rest = unpack_scaled(rest, groups * count, length, scale)
+    return entries.view(groups, count, length), rest
+
+
+# Mask
+
+MASK_TOP = 5
+"""The symbol of an entry that is sent; 0, 1 and 2 are thirds of the least of them, 3 and 4 are minus 1 and 2."""
+
+_MASK = f"If{MASK_TOP + 1}I"
+
+
+def mask_bytes(sent: int) -> int:
+    """Bytes before the symbols with so many entries sent."""
+    return struct.calcsize("<" + _MASK) + 2 * sent
+
+
+def pack_mask(symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: float) -> bytes:
+    """Write at least one symbol, and the entries that are sent in units of `scale`."""
+    counts = np.bincount(symbols, minlength=MASK_TOP + 1)
+    whole = 2**SYMBOL_PRECISION_BITS
+    sizes = 1 + counts * (whole - len(counts)) // len(symbols)
+    sizes[np.argmax(counts)] += whole - sizes.sum()
+    header = struct.pack("<" + _MASK, len(sent), scale, *sizes.tolist())
+    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), _sized(sizes))])
+
+
+def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
+    """Read the mask of so many entries, at least one, and the entries that are sent."""
+    (sent, scale, *sizes), rest = take(data, _MASK)
+    if not 1 <= sent <= entries:
+        raise PayloadError(f"{sent} of {entries} entries are sent")
+    if min(sizes) < 1 or sum(sizes) != 2**SYMBOL_PRECISION_BITS:
+        raise PayloadError(f"symbols have sizes {sizes}; 2^24 in all was wanted, and none of them 0")
+    values, stream = unpack_scaled(rest, 1, sent, scale)
+    reader = SymbolReader(stream)
+    symbols = reader.read(entries, _sized(np.array(sizes)))
+    reader.close()
+    marked = np.count_nonzero(symbols == MASK_TOP)
+    if marked != sent:
+        raise PayloadError(f"{marked} entries are marked; {sent} were sent")
+    return symbols, values.view(-1)
+
+
 # Symbols
 
+Model: TypeAlias = int | Symbols | stream.model.Model
+"""The levels of all symbols or of each, or how probable they are."""
 
-def stream_bytes(symbols: int) -> int:
-    """Bytes that are enough for so many two-level symbols."""
+
+def _sized(sizes: Ints) -> stream.model.Model:
+    """Symbols with intervals of so many units of ``2**-24``, at least 1 each: constriction adds the 1."""
+    return stream.model.Categorical((sizes - 1).astype(np.float64), perfect=False)
+
+
+def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
+    """Bytes that are enough for so many symbols, of two levels or of so many bits on average."""
     coder_bits = symbols // 4096
-    return 0 if symbols == 0 else 4 + 4 * ((symbols + coder_bits) // 32 + 1)
+    return 0 if symbols == 0 else 4 + 4 * ((ceil(symbols * bits_each) + coder_bits) // 32 + 1)
 
 
-def pack_symbols(runs: Iterable[tuple[Symbols, int | Symbols]]) -> bytes:
+def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
     """Range-code runs of symbols, each with its number of levels (at least 2), one for all or one each."""
     encoder = stream.queue.RangeEncoder()
     for symbols, levels in runs:
-        if isinstance(levels, int):
+        if isinstance(levels, stream.model.Model):
+            encoder.encode(symbols, levels)
+        elif isinstance(levels, int):
             encoder.encode(symbols, stream.model.Uniform(levels))
         else:
             encoder.encode(symbols, stream.model.Uniform(), levels)
@@ -391,15 +515,18 @@ class SymbolReader:
         self._most = 8 * len(words)
         self._read = 0
 
-    def read(self, count: int, levels: int | Symbols) -> Symbols:
+    def read(self, count: int, levels: Model) -> Symbols:
         """Read `count` symbols, each below its number of levels (at least 2)."""
         if count == 0:
             return np.zeros(0, np.int32)
+        sized = isinstance(levels, stream.model.Model)  # such a symbol may take next to nothing
         self._read += count
-        if self._read > self._most:
+        if self._most == 0 or (self._read > self._most and not sized):
             raise PayloadError(f"{self._read} symbols were wanted; the stream has {self._most} bits")
         try:
-            if isinstance(levels, int):
+            if sized:
+                symbols = self._decoder.decode(levels, count)
+            elif isinstance(levels, int):
                 symbols = self._decoder.decode(stream.model.Uniform(levels), count)
             else:
                 symbols = self._decoder.decode(stream.model.Uniform(), levels)

@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from math import copysign, isfinite, prod, sqrt
+from typing import TypeAlias
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
 LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
+
+Kept: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
+"""Columns, of all rows or of each."""
 
 
 class Refused(ValueError):
@@ -59,15 +63,16 @@ class Reader:
 
 def decode_features(
     stype: str, shape: Sequence[int], data: bytes, *, agreed: str, most_rows: int, columns: int
-) -> tuple[list[float], list[int]]:
+) -> tuple[list[float], Kept]:
     """The (B, D) values row by row, and the kept columns."""
     B, D = rows_and_columns(shape)
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
-    has_selection, part = PARTS[stype]
-    kept = selection(reader, D) if has_selection else list(range(D))
-    return spread(part(reader, B, len(kept)), B, D, kept, [1.0] * len(kept)), kept
+    select, part = PARTS[stype]
+    kept = select(reader, B, D)
+    K = len(of_row(kept, 0))
+    return spread(part(reader, B, K), B, D, kept, [1.0] * K), kept
 
 
 def decode_gradient(
@@ -78,15 +83,16 @@ def decode_gradient(
     agreed: str,
     rows: int,
     columns: int,
-    kept: Sequence[int],
+    kept: Kept,
     scale: Sequence[float] | None,
 ) -> list[float]:
     """The (B, D) values row by row, scaled."""
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
-    values = PARTS[stype][1](Reader(data), rows, len(kept))
+    K = len(of_row(kept, 0))
+    values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
-        return spread(values, rows, columns, kept, [1.0] * len(kept))
+        return spread(values, rows, columns, kept, [1.0] * K)
     refuse_if(max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32, "scale")
     return spread(values, rows, columns, kept, scale)
 
@@ -96,11 +102,15 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], prod(shape[1:])
 
 
-def spread(values: list[float], B: int, D: int, kept: Sequence[int], scale: Sequence[float]) -> list[float]:
+def of_row(kept: Kept, row: int) -> Sequence[int]:
+    return kept[row] if kept and not isinstance(kept[0], int) else kept  # type: ignore[return-value]
+
+
+def spread(values: list[float], B: int, D: int, kept: Kept, scale: Sequence[float]) -> list[float]:
     matrix = [0.0] * (B * D)
-    K = len(kept)
+    K = len(of_row(kept, 0))
     for row in range(B):
-        for i, column in enumerate(kept):
+        for i, column in enumerate(of_row(kept, row)):
             matrix[row * D + column] = f32(values[row * K + i] * scale[i])
     return matrix
 
@@ -139,10 +149,25 @@ def column_set(reader: Reader, k: int, n: int) -> list[int]:
     return columns
 
 
-def selection(reader: Reader, D: int) -> list[int]:
+def all_columns(reader: Reader, B: int, D: int) -> Kept:
+    return list(range(D))
+
+
+def selection(reader: Reader, B: int, D: int) -> Kept:
     (K,) = reader.fields("I")
     refuse_if(K > D, "K")
     return column_set(reader, K, D)
+
+
+def entry_selection(reader: Reader, B: int, D: int) -> Kept:
+    (S,) = reader.fields("I")
+    refuse_if(S > D, "S")
+    if S == D:
+        return list(range(D))
+    flat = column_set(reader, B * S, B * D)
+    kept = [[at - row * D for at in flat[row * S : row * S + S]] for row in range(B)]
+    refuse_if(any(at // D != 0 for columns in kept for at in columns), "entries of a row")
+    return kept
 
 
 # 4. The quantised matrix
@@ -308,23 +333,96 @@ class Stream:
         return symbols > 0
 
     def symbol(self, Q: int) -> int:
-        scale = self.range >> 24
-        v = (self.point - self.low) % 2**64 // scale
-        refuse_if(v >= 2**24, "symbol")
         p = 2**24 // Q
-        k = min(v // p, Q - 1)
-        self.low = (self.low + scale * k * p) % 2**64
-        self.range = scale * (p if k < Q - 1 else 2**24 - k * p)
+        k = min(self.v() // p, Q - 1)
+        self.take(k * p, p if k < Q - 1 else 2**24 - k * p)
+        return k
+
+    def sized_symbol(self, sizes: Sequence[int]) -> int:
+        k, left, v = 0, 0, self.v()
+        while v >= left + sizes[k]:
+            left += sizes[k]
+            k += 1
+        self.take(left, sizes[k])
+        return k
+
+    def v(self) -> int:
+        v = (self.point - self.low) % 2**64 // (self.range >> 24)
+        refuse_if(v >= 2**24, "symbol")
+        return v
+
+    def take(self, left: int, size: int) -> None:
+        scale = self.range >> 24
+        self.low = (self.low + scale * left) % 2**64
+        self.range = scale * size
         if self.range < 2**32:
             self.low = (self.low << 32) % 2**64
             self.range <<= 32
             self.point = (self.point << 32) % 2**64 + self.word()
-        return k
 
     def end(self) -> None:
         refuse_if(self.wanted == 0 and len(self.words) > 0, "end")
         if self.wanted:
             refuse_if(self.at < len(self.words) or (self.point - self.low) % 2**64 >= 2**33 - 1, "end")
+
+
+# 12. The product-quantised matrix
+
+
+def scaled_halves(reader: Reader, count: int, scale: float) -> list[float]:
+    refuse_if(not (isfinite(scale) and scale > 0), "scale")
+    halves = reader.fields(f"{count}e")
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in halves), "magnitude")
+    values = [f32(value * scale) for value in halves]
+    refuse_if(not all(abs(value) <= MAGNITUDE for value in values), "magnitude")
+    return values
+
+
+def product_quantised(reader: Reader, B: int, K: int) -> list[float]:
+    if K == 0:
+        refuse_if(reader.left > 0, "number of bytes")
+        return []
+    d, R, L, scale = reader.fields("IIHf")
+    refuse_if(not 1 <= d <= K, "d")
+    q = -(-K // d)
+    refuse_if(not 1 <= R <= q, "R")
+    refuse_if(not 1 <= L <= B * K // (R * d), "L")
+    entries = scaled_halves(reader, R * L * d, scale)
+    stream = Stream(reader)
+    indices = [0] * (B * q)
+    if L > 1 and stream.has(B * q):
+        indices = [stream.symbol(L) for _ in indices]
+    stream.end()
+    matrix: list[float] = []
+    for row in range(B):
+        pieces: list[float] = []
+        for j in range(q):
+            at = (j * R // q * L + indices[row * q + j]) * d
+            pieces += entries[at : at + d]
+        matrix += pieces[:K]
+    return matrix
+
+
+# 13. The mask-encoded matrix
+
+
+def mask_encoded(reader: Reader, B: int, K: int) -> list[float]:
+    if B * K == 0:
+        refuse_if(reader.left > 0, "number of bytes")
+        return []
+    k, scale, *sizes = reader.fields("If6I")
+    refuse_if(not 1 <= k <= B * K, "k")
+    refuse_if(min(sizes) < 1 or sum(sizes) != 2**24, "sizes")
+    sent = scaled_halves(reader, k, scale)
+    stream = Stream(reader)
+    refuse_if(not stream.words, "number of symbols")
+    stream.wanted = B * K
+    symbols = [stream.sized_symbol(sizes) for _ in range(B * K)]
+    stream.end()
+    refuse_if(symbols.count(5) != k, "k")
+    third = f32(min(map(abs, sent)) / 3)
+    values, tops = [0.0, third, 2 * third, -third, -2 * third], iter(sent)
+    return [next(tops) if symbol == 5 else values[symbol] for symbol in symbols]
 
 
 # 7. Labels
@@ -375,16 +473,23 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
     return name, shape, struct.pack(f"<{count}{layout}", *(offset + entry for entry in entries))
 
 
-PARTS: dict[str, tuple[bool, Callable[[Reader, int, int], list[float]]]] = {
-    "float32/1": (False, floats("f")),
-    "float16/1": (False, floats("e")),
-    "dropout-only/1": (True, floats("f")),
-    "quant-only/1": (False, quantised),
-    "splitfc/1": (True, quantised),
-    "int8/1": (False, eight_bits),
-    "splitfc-uniform/1": (True, even_levels),
-    "splitfc-easy/1": (True, even_levels),
-    "splitfc-power/1": (True, levels_of_a_power),
-    "splitfc-noisy/1": (True, even_levels_and_noise),
+PARTS: dict[str, tuple[Callable[[Reader, int, int], Kept], Callable[[Reader, int, int], list[float]]]] = {
+    "float32/1": (all_columns, floats("f")),
+    "float16/1": (all_columns, floats("e")),
+    "dropout-only/1": (selection, floats("f")),
+    "quant-only/1": (all_columns, quantised),
+    "splitfc/1": (selection, quantised),
+    "fedlite/1": (all_columns, product_quantised),
+    "mask-encoded/1": (all_columns, mask_encoded),
+    "top-s/1": (entry_selection, floats("e")),
+    "rand-top-s/1": (entry_selection, floats("e")),
+    "int8/1": (all_columns, eight_bits),
+    "splitfc-uniform/1": (selection, even_levels),
+    "splitfc-easy/1": (selection, even_levels),
+    "splitfc-power/1": (selection, levels_of_a_power),
+    "splitfc-noisy/1": (selection, even_levels_and_noise),
 }
-"""Whether features start with a selection, and the part that follows."""
+"""What features start with, and the part that follows."""
+
+OF_GRADIENT = {"mask-encoded/1": floats("e")}
+"""Where it is another part than that of features."""

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from flwr_splitfc.codec import codec_names, cut_codec
 from tests import fixture
+from tests.codec.cuts import affordable_cut
 from tests.fixture import raw
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of large payloads: other threads may encode to other bytes, so all decode the same ones."""
     directory = tmp_path_factory.mktemp("large")
     for name in codec_names():
-        (directory / name).write_bytes(cut_codec(name, uplink_bits=2.0).encode_features(torch.randn(LARGE))[0].data)
+        (directory / name).write_bytes(affordable_cut(name, *LARGE, 2).encode_features(torch.randn(LARGE))[0].data)
     return directory
 
 
@@ -108,7 +109,7 @@ def test_flower_carries_payloads(carry: Callable[[Message], Message]) -> None:
 @pytest.mark.parametrize("name", codec_names())
 def test_both_ways_through_flower(name: str, carry: Callable[[Message], Message]) -> None:
     torch.manual_seed(0)
-    cut = cut_codec(name, uplink_bits=1.0, downlink_bits=1.0)
+    cut = affordable_cut(name, 64, 144, 1, 1)
     features, gradient = torch.randn(2, 64, 4, 6, 6)
     up, link = cut.encode_features(features)
     up_back = carried({"up": up}, carry)["up"]

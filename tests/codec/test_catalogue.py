@@ -40,7 +40,7 @@ def test_defaults_and_spelling() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "splitfx"}, "unknown codec 'splitfx'; known are dropout-only, float16, float32"),
+        ({"name": "splitfx"}, "unknown codec 'splitfx'; known are dropout-only, fedlite, float16, float32"),
         ({"name": 3}, "unknown codec 3"),
         ({"uplink-bits": 1.0}, "has no 'name'"),
         ({"name": "splitfc", "reductoin": 8}, "no setting 'reductoin'; it has .*reduction, uplink_bits"),

@@ -12,6 +12,7 @@ import torch
 from flwr.app import Array
 
 from flwr_splitfc.codec import BudgetError, CutCodec, Link, PayloadError, codec_names, cut_codec
+from tests.codec.cuts import affordable_cut
 
 INPUTS: dict[str, Callable[[int, int], torch.Tensor]] = {
     "normal": lambda b, d: torch.randn(b, d),
@@ -38,7 +39,7 @@ def step(
 @pytest.mark.parametrize("name", codec_names())
 def test_shapes_types_and_sizes(name: str) -> None:
     torch.manual_seed(0)
-    cut = cut_codec(name)
+    cut = affordable_cut(name, 64, 288)
     features = torch.randn(64, 8, 6, 6)
     up, seen, down, gradient, _ = step(cut, features, torch.randn(64, 288))
     assert up.dtype == down.dtype == "float32"
@@ -48,8 +49,8 @@ def test_shapes_types_and_sizes(name: str) -> None:
     assert seen.shape == gradient.shape == (64, 288)
     assert seen.dtype == gradient.dtype == torch.float32
     if cut.quantiser.budgeted:
-        assert len(up.data) * 8 <= 0.2 * 64 * 288
-        assert len(down.data) * 8 <= 0.4 * 64 * 288
+        assert len(up.data) * 8 <= cut.uplink_bits * 64 * 288
+        assert len(down.data) * 8 <= cut.downlink_bits * 64 * 288
 
 
 def test_float32_is_the_identity() -> None:
@@ -178,7 +179,7 @@ def test_same_seed_same_bytes() -> None:
 def test_non_finite_values_are_refused(name: str, bad: float) -> None:
     features = torch.randn(64, 288)
     features[3, 5] = bad
-    cut = cut_codec(name)
+    cut = affordable_cut(name, 64, 288)
     with pytest.raises(ValueError, match="NaN or inf"):
         cut.encode_features(features)
     with pytest.raises(ValueError, match="NaN or inf"):
@@ -240,7 +241,7 @@ def test_gradients_of_another_step_are_refused() -> None:
 @pytest.mark.parametrize("name", codec_names())
 def test_damaged_payloads_are_refused_or_finite(name: str) -> None:
     torch.manual_seed(4)
-    cut = cut_codec(name, uplink_bits=3, downlink_bits=3)
+    cut = affordable_cut(name, 8, 48, 3, 3)
     up, _, down, _, link = step(cut, torch.randn(8, 48), torch.randn(8, 48))
 
     def survives(array: Array, downlink: bool) -> bool:
@@ -284,7 +285,7 @@ def test_pickles_are_not_read() -> None:
 @pytest.mark.parametrize("name", codec_names())
 def test_cuda_features_and_gradients(name: str) -> None:
     torch.manual_seed(5)
-    cut = cut_codec(name, uplink_bits=2, downlink_bits=2)
+    cut = affordable_cut(name, 64, 288, 2, 2)
     features = torch.randn(64, 8, 6, 6, device="cuda")
     up, link = cut.encode_features(features, generator=seeded())
     seen, server_link = cut.decode_features(up, expect=(64, 288))

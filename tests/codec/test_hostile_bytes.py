@@ -4,6 +4,7 @@ memory; and the decoder that is made from the document refuses the same ones.
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from flwr.app import Array
 
 from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels, wire
 from tests import fixture
+from tests.codec.cuts import affordable_cut
 from tests.codec.independent_decoder import Refused, decode_labels
 from tests.codec.test_independent_decoder import decoded_independently
 from tests.fixture import LabelVector, MatrixVector, raw
@@ -232,7 +234,7 @@ def test_labels_that_are_no_bytes_are_refused(value: Any) -> None:
 
 def test_up_to_eight_dimensions() -> None:
     for name in codec_names():
-        cut = cut_codec(name, uplink_bits=8.0)
+        cut = affordable_cut(name, 8, 24, 8, 8)
         features = torch.randn(8, 2, 1, 3, 1, 2, 1, 2)
         array, _ = cut.encode_features(features)
         assert cut.decode_features(array, expect=(8, 24))[0].shape == (8, 24)
@@ -260,6 +262,32 @@ def even(name: str, header: wire.LevelHeader, symbols: bytes, legal: bool) -> tu
 
 def zeros(words: int) -> bytes:
     return struct.pack("<I", words) + bytes(4 * words)
+
+
+def codebooks() -> Iterator[tuple[bytes, bool]]:
+    """Of few and many centroids, announced or there."""
+    for length, groups, count in [(1, 1, 2), (2, 1, 65535), (4, 1024, 256), (COLUMNS - 1, 2, 128), (1, COLUMNS, 256)]:
+        header = struct.pack("<IIHf", length, groups, count, 1.0)
+        indices = -(-COLUMNS // length) * ROWS
+        stream = wire.pack_symbols([(np.zeros(indices, np.int32), count)])
+        yield header, False
+        yield header + bytes(2 * length * groups * count), False
+        yield header + bytes(2 * length * groups * count) + stream, True
+    for length, groups, count in [(0, 1, 1), (2**32 - 1, 1, 1), (1, 2**32 - 1, 1), (4096, 1, 257), (1, COLUMNS, 257)]:
+        yield struct.pack("<IIHf", length, groups, count, 1.0) + bytes(2**21), False
+    yield struct.pack("<IIHf", COLUMNS, 1, 1, 1.0) + bytes(2 * COLUMNS), True
+
+
+def masks() -> Iterator[tuple[bytes, bool]]:
+    """Of no, one and all entries, announced or there."""
+    entries, rare = ROWS * COLUMNS, [2**24 - 5, 1, 1, 1, 1, 1]
+    for sent in (0, 1, entries, entries + 1, 2**32 - 1):
+        yield struct.pack("<If6I", sent, 1.0, *rare) + bytes(64), False
+    symbols = np.where(np.arange(entries) < entries - 1, 0, wire.MASK_TOP).astype(np.uint8)
+    yield wire.pack_mask(symbols, np.ones(1, np.float16), 1.0), True
+    yield wire.pack_mask(symbols, np.ones(2, np.float16), 1.0), False
+    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 1.0), True
+    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 3e38), False
 
 
 def label_header(shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64") -> bytes:
@@ -296,6 +324,13 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("dropout-only", wire.pack_selection(half[:0], COLUMNS), True),
         ("dropout-only", wire.pack_selection(half, COLUMNS) + ones[: len(ones) // 2], True),
         ("dropout-only", wire.pack_selection(half, COLUMNS), False),
+        ("top-s", struct.pack("<I", 2**32 - 1) + bytes(64), False),
+        ("top-s", struct.pack("<I", COLUMNS), False),
+        ("top-s", wire.pack_entries(np.tile(half, (ROWS, 1)), COLUMNS) + bytes(len(ones) // 4), True),
+        ("top-s", wire.pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
+        ("top-s", struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8), False),
+        *[("fedlite", payload, legal) for payload, legal in codebooks()],
+        *[("mask-encoded", payload, legal) for payload, legal in masks()],
         ("float32", b"", False),
         ("float32", ones, True),
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
@@ -409,7 +444,11 @@ def test_memory_is_bounded_by_the_agreed_matrix(tmp_path: Path) -> None:
     for index, (payload, _) in enumerate(LABEL_BOMBS):
         (tmp_path / f"labels@{index}").write_bytes(payload)
     command = [sys.executable, "-c", PEAKS, str(tmp_path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    at_once = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": str(2**16),
+    }  # what is freed is gone, not kept for the next payload
+    run = subprocess.run(command, cwd=ROOT, env=at_once, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     matrices_kib, all_kib = map(int, run.stdout.split())
     print(f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels")

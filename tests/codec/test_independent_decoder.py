@@ -82,7 +82,8 @@ def test_any_payload_agrees(
     name: str, rows: int, columns: int, bits: float, reduction: float, spread: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    own = {"reduction": reduction} if "reduction" in codec_settings(name) else {}
+    settings = {"reduction": reduction, "correction": 0.0}
+    own = {key: value for key, value in settings.items() if key in codec_settings(name)}
     cut = cut_codec(name, uplink_bits=bits, downlink_bits=bits, **own)
     scales = 10 ** (spread * (torch.rand(columns, generator=generator) - 0.5))
     features, gradient = torch.randn(2, rows, columns, generator=generator) * scales
