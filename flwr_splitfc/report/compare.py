@@ -197,7 +197,7 @@ def _num_supernodes(federation: Settings, config: Settings) -> int:
 def _list(runs: Sequence[Run], folders: dict[str, RunFolder]) -> int:
     for run in runs:
         outcome = folders[run.id].outcome()
-        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.needs})' if outcome.reason else ''}")
+        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.summary})' if outcome.reason else ''}")
     return 0
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FIGURES = ("accuracy-vs-bytes", "accuracy-vs-round", "final-accuracy-vs-bytes")
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
+_MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 _INK = "#010203"
 """Stands for the page's text colour until the SVG is made."""
@@ -30,7 +30,7 @@ _DECADES = 30.0
 _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
-_MOST_MARKERS = 8
+_MOST_MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
 _MEGABYTES = "MB moved, both directions"
 
 

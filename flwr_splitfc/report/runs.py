@@ -24,6 +24,7 @@ _BITS = ("uplink-bits", "downlink-bits")
 _FLOWERS = {name.lower() for name in flwr.serverapp.strategy.__all__}
 _ANY_SHAPE = (256, 1152)
 _HASH_DIGITS = 10
+_REASON_LETTERS = 200
 _NEEDS = re.compile(r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)")
 
 
@@ -105,11 +106,12 @@ class RunFolder:
         write_whole(self.path / "results.json", json.dumps(results, indent=1) + "\n")
 
     def end(self, outcome: "Outcome") -> None:
-        """Write why a run that is over has no results; its checkpoint has served."""
+        """Write why a run that is over has no results; only after a failure its checkpoint is still of use."""
         if outcome.state != "finished":
             failure = {"state": outcome.state, "reason": outcome.reason}
             write_whole(self.path / "failed.json", json.dumps(failure, indent=1) + "\n")
-        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        if outcome.state != "failed" or "CheckpointError" in outcome.reason:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def start(self) -> None:
         """Make the folder, and forget an earlier failure."""
@@ -141,6 +143,12 @@ class Outcome:
         """The smallest budget that works, where the run's is too small."""
         needs = dict(_NEEDS.findall(self.reason))
         return "needs at least " + ", ".join(f"{bits} {way}" for way, bits in needs.items()) if needs else self.reason
+
+    @property
+    def summary(self) -> str:
+        """The reason in a line."""
+        text = " ".join(self.needs.split())
+        return text if len(text) <= _REASON_LETTERS else f"{text[:_REASON_LETTERS]} ..."
 
     @property
     def settled(self) -> bool:

@@ -130,7 +130,7 @@ def _note(outcomes: Iterable[Outcome]) -> str:
     reasons: dict[str, int] = {}
     for outcome in outcomes:
         if outcome.state != "finished":
-            text = {"failed": f"failed: {outcome.reason}", "to do": "not run yet"}.get(outcome.state, outcome.needs)
+            text = {"failed": f"failed: {outcome.summary}", "to do": "not run yet"}.get(outcome.state, outcome.summary)
             reasons[text] = reasons.get(text, 0) + 1
     return "; ".join(text if count == 1 else f"{text} ({count} runs)" for text, count in reasons.items())
 

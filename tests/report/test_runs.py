@@ -98,6 +98,8 @@ def test_a_folder_tells_how_far_its_run_is(tmp_path: Path) -> None:
     folder.end(Outcome("failed", "no data"))
     assert folder.outcome() == Outcome("failed", "no data")
     assert not folder.outcome().settled
+    assert folder.checkpoint.exists()
+    folder.end(Outcome("failed", "CheckpointError: damaged"))
     assert not folder.checkpoint.exists()
     folder.start()
     assert folder.outcome() == Outcome("to do")
@@ -121,4 +123,5 @@ def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
         cut.check_budget(256, 1152)
     up, down = cut.smallest_bits(256, 1152)
     assert Outcome("impossible", f"{raised.value}\n{raised.value}").needs == f"needs at least {up} up, {down} down"
-    assert Outcome("failed", "out of memory").needs == "out of memory"
+    assert Outcome("failed", "out of\nmemory").summary == "out of memory"
+    assert len(Outcome("failed", 1000 * "x").summary) < 250
