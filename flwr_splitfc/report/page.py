@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from flwr_splitfc.report.figures import Picture
-from flwr_splitfc.report.table import KINDS, SUMMARY, RadioLink, Row, cell, legend, sort_key
+from flwr_splitfc.report.numbers import RadioLink
+from flwr_splitfc.report.table import KINDS, SUMMARY, Row, cell, legend, sort_key
 
 _HEADINGS = {
     "accuracy-vs-bytes": "Accuracy against bytes",
