@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -15,12 +14,12 @@ from typing import Any
 
 from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, parse_setting, read_settings
 from flwr_splitfc.report.display import Display
-from flwr_splitfc.report.figures import curves_of, pictures
-from flwr_splitfc.report.page import page
-from flwr_splitfc.report.pool import Pool, backend_config
-from flwr_splitfc.report.progress import write_whole
-from flwr_splitfc.report.runs import Outcome, Run, RunFolder, expand, package_digest, parse_budget
-from flwr_splitfc.report.table import RadioLink, csv_text, markdown, rows_of
+from flwr_splitfc.report.federation import Federation
+from flwr_splitfc.report.numbers import RadioLink
+from flwr_splitfc.report.output import write
+from flwr_splitfc.report.plan import expand, parse_budget
+from flwr_splitfc.report.pool import Pool
+from flwr_splitfc.report.runs import Outcome, Run, RunFolder, package_digest
 
 _LOCK_S = 20.0
 
@@ -88,10 +87,9 @@ def main(options: argparse.Namespace) -> int:
     try:
         app = FlowerApp.load(options.app)
         runs = _runs(app, options)
-        federation = _federation(options.federation_config)
+        federation = Federation.of(options.federation_config, options.jobs)
         for run in runs:
-            _num_supernodes(federation, run.config)
-        backend = backend_config({k: v for k, v in federation.items() if k != "num-supernodes"}, options.jobs)
+            federation.num_supernodes(run.config)
     except ValueError as error:
         return _complain(str(error))
     folders = {run.id: RunFolder(options.out / "runs" / run.id) for run in runs}
@@ -100,49 +98,17 @@ def main(options: argparse.Namespace) -> int:
     with _lock(options.out) as lock:
         if lock is None:
             return _complain(f"another comparison is at work in {options.out}")
-        pool = Pool(
-            app,
-            jobs=options.jobs,
-            num_supernodes=lambda config: _num_supernodes(federation, config),
-            backend=backend,
-            lock=lock,
-            checkpoints=not options.no_checkpoints,
-        )
+        pool = Pool(app, federation, jobs=options.jobs, lock=lock, checkpoints=not options.no_checkpoints)
         try:
             _make(pool, runs, folders, options.jobs)
         except KeyboardInterrupt:
             print(f"Stopped. The same command goes on with what is left; {options.out} keeps what is done.")
             return 130
         outcomes = [(run, folders[run.id].outcome()) for run in runs]
-        write(options.out, app, outcomes, options.link)
+        table = write(options.out, app.folder.name, outcomes, options.link)
+        print(f"\n{table}\nWrote {options.out / 'index.html'}, table.md, results.csv, results.json and the figures")
     failed = sum(outcome.state == "failed" for _, outcome in outcomes)
     return 1 if failed else 0
-
-
-def write(out: Path, app: FlowerApp, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> None:
-    """Write the tables, the figures and the page, and print the table."""
-    rows = rows_of(outcomes, link)
-    drawn = pictures(curves_of(outcomes))
-    for name, picture in drawn.items():
-        write_whole(out / f"{name}.svg", picture.svg)
-        (out / f"{name}.png").write_bytes(picture.png)
-    finished = sum(outcome.state == "finished" for _, outcome in outcomes)
-    about = f"{finished} of {len(outcomes)} runs of {app.folder.name} are finished."
-    write_whole(out / "results.json", _everything(app, outcomes, link))
-    write_whole(out / "results.csv", csv_text(outcomes, link))
-    write_whole(out / "table.md", markdown(rows, link))
-    write_whole(out / "index.html", page(f"Comparison on {app.folder.name}", about, rows, drawn, link))
-    print(f"\n{markdown(rows, link)}\nWrote {out / 'index.html'}, table.md, results.csv, results.json and the figures")
-
-
-def _everything(app: FlowerApp, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> str:
-    """All runs as JSON, a line each."""
-    lines = [
-        json.dumps({**run.about, "state": outcome.state, "reason": outcome.reason, "results": outcome.results})
-        for run, outcome in outcomes
-    ]
-    head = json.dumps({"app": app.folder.name, "link": vars(link)})
-    return head.removesuffix("}") + ', "runs": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int) -> None:
@@ -165,39 +131,21 @@ def _runs(app: FlowerApp, options: argparse.Namespace) -> list[Run]:
         files += sorted(path for path in options.shelf.glob("*.toml") if path not in files)
     if not files:
         raise SettingsError(f"no strategy to run: name run-config files, or --all for those in {options.shelf}")
-    over: Settings = {}
-    for setting in options.set:
-        over |= setting
-    for key, value in (
-        ("dataset", options.dataset),
-        ("data-dir", options.data_dir and str(options.data_dir.resolve())),
-    ):
-        if value is not None:
-            over[key] = value
+    over: Settings = {key: value for setting in options.set for key, value in setting.items()}
+    if options.dataset is not None:
+        over["dataset"] = options.dataset
+    if options.data_dir is not None:
+        over["data-dir"] = str(options.data_dir.resolve())
     if own := {"results-dir", "checkpoint-dir"} & over.keys():
         raise SettingsError(f"--set {own.pop()}: each run gets a folder of its own in --out")
     base = [(str(options.config), read_settings(options.config))] if options.config else []
     return expand(app, files, base=base, over=over, seeds=options.seeds, budgets=options.budgets)
 
 
-def _federation(text: str) -> Settings:
-    settings: Settings = {}
-    for part in text.split():
-        settings |= parse_setting(part)
-    return settings
-
-
-def _num_supernodes(federation: Settings, config: Settings) -> int:
-    number = federation.get("num-supernodes", config.get("num-devices"))
-    if not isinstance(number, int):
-        raise SettingsError("the app has no num-devices: say --federation-config 'num-supernodes=...'")
-    return number
-
-
 def _list(runs: Sequence[Run], folders: dict[str, RunFolder]) -> int:
     for run in runs:
         outcome = folders[run.id].outcome()
-        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.needs})' if outcome.reason else ''}")
+        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.summary})' if outcome.reason else ''}")
     return 0
 
 

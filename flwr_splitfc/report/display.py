@@ -144,7 +144,7 @@ class _Running:
 def _outcome_text(outcome: Outcome, running: _Running) -> str:
     if outcome.state == "finished":
         return f"finished in {_clock(running.elapsed_s)}, {running.line()}"
-    return outcome.needs if outcome.state == "impossible" else f"FAILED: {outcome.reason}"
+    return outcome.summary if outcome.state == "impossible" else f"FAILED: {outcome.summary}"
 
 
 def _clock(seconds: float) -> str:

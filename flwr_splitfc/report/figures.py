@@ -1,14 +1,13 @@
 """The pictures of a comparison."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from flwr_splitfc.report.runs import Budget, Outcome, Run, budget_text
+from flwr_splitfc.report.curves import Curve
+from flwr_splitfc.report.runs import Budget, budget_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 FIGURES = ("accuracy-vs-bytes", "accuracy-vs-round", "final-accuracy-vs-bytes")
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
+_MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 _INK = "#010203"
 """Stands for the page's text colour until the SVG is made."""
@@ -32,55 +31,6 @@ _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
 _MEGABYTES = "MB moved, both directions"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The accuracy of one method with one budget in the rounds that were evaluated.
-
-    Each list has a value per evaluated round: the mean over seeds, and the sample standard deviation (0 for
-    one seed). `megabytes` counts everything moved since the start.
-    """
-
-    method: str
-    budget: Budget | None
-    rounds: list[int]
-    megabytes: list[float]
-    accuracy: list[float]
-    spread: list[float]
-
-
-def curves_of(outcomes: Iterable[tuple[Run, Outcome]]) -> list[Curve]:
-    """A curve per method and budget, of the runs that are finished."""
-    curves = []
-    finished = [(run, outcome.results["rounds"]) for run, outcome in outcomes if outcome.results is not None]
-    for (method, budget), group in groupby(finished, key=lambda pair: (pair[0].method, pair[0].budget)):
-        seeds = [_evaluated(rows) for _, rows in group]
-        rounds = sorted(set(seeds[0]).intersection(*seeds[1:]))
-        if rounds:
-            points = [[seed[number] for seed in seeds] for number in rounds]
-            accuracies = [[100 * accuracy for _, accuracy in point] for point in points]
-            curves.append(
-                Curve(
-                    method,
-                    budget,
-                    rounds,
-                    [mean(megabytes for megabytes, _ in point) for point in points],
-                    [mean(values) for values in accuracies],
-                    [stdev(values) if len(values) > 1 else 0.0 for values in accuracies],
-                )
-            )
-    return curves
-
-
-def _evaluated(rows: Sequence[dict[str, Any]]) -> dict[int, tuple[float, float]]:
-    """Megabytes so far and accuracy, by round."""
-    points, megabytes = {}, 0.0
-    for row in rows:
-        megabytes += (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
-        if row["accuracy"] is not None:
-            points[row["round"]] = (megabytes, row["accuracy"])
-    return points
 
 
 @dataclass(frozen=True)
@@ -199,7 +149,7 @@ def looks_of(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
 
 def _scale(panels: Sequence["Axes"], megabytes: Sequence[float]) -> None:
     """Logarithmic where the bytes span decades, with plain numbers at the ticks."""
-    if max(megabytes) < _DECADES * min(megabytes):
+    if not 0 < _DECADES * min(megabytes) <= max(megabytes):
         return
     for panel in panels:
         panel.set_xscale("log")

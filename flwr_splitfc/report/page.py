@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from flwr_splitfc.report.figures import Picture
-from flwr_splitfc.report.table import KINDS, SUMMARY, RadioLink, Row, cell, legend, sort_key
+from flwr_splitfc.report.numbers import RadioLink
+from flwr_splitfc.report.table import KINDS, SUMMARY, Row, cell, legend, sort_key
 
 _HEADINGS = {
     "accuracy-vs-bytes": "Accuracy against bytes",
@@ -19,7 +20,9 @@ _STYLE = """
 body { margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
        font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-svg { max-width: 100%; height: auto; color: var(--ink); }
+.figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
+figure { margin: 0; flex: 1 1 34rem; max-width: 44rem; } figure.wide { flex-basis: 100%; max-width: none; }
+svg { width: 100%; height: auto; color: var(--ink); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -52,15 +55,12 @@ def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Pic
     title, about : str
         The heading, and a line on what was run.
     """
-    figures = "".join(
-        f"<h2>{_HEADINGS[name]}</h2>\n<figure style='margin:0'>{_inline(picture.svg, _HEADINGS[name])}</figure>\n"
-        for name, picture in pictures.items()
-    )
+    figures = "".join(_figure(_HEADINGS[name], picture.svg) for name, picture in pictures.items())
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n{figures}"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n<div class='figures'>\n{figures}</div>\n"
         f"<h2>Table</h2>\n{_table(rows, SUMMARY)}\n<p>{escape(legend(link)).replace('`', '')}</p>\n"
         f"<h2>Bytes by kind, MB</h2>\n{_table(rows, KINDS)}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -77,10 +77,13 @@ def _cell(row: Row, column: str) -> str:
     return f"<td{note} data-key='{escape(str(sort_key(row, column)), quote=True)}'>{escape(cell(row, column))}</td>"
 
 
-def _inline(svg: str, what: str) -> str:
-    """An SVG file's own element, for a page: no XML declaration, no addresses but the name spaces'."""
+def _figure(heading: str, svg: str) -> str:
+    """An SVG file's own element as a figure of the page: no XML declaration, no addresses."""
+    width, height = map(float, re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
+    wide = " class='wide'" if width > 2 * height else ""
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r' xmlns(:\w+)?="[^"]*"', "", element)
     element = element.replace("xlink:href", "href")
-    return element.replace("<svg", f'<svg role="img" aria-label="{escape(what)}"', 1).strip()
+    element = element.replace("<svg", f'<svg role="img" aria-label="{escape(heading)}"', 1).strip()
+    return f"<figure{wide}><h2>{escape(heading)}</h2>\n{element}</figure>\n"

@@ -4,26 +4,20 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import flwr.serverapp.strategy
-
 import flwr_splitfc
-from flwr_splitfc.codec import codec_names, codec_settings, cut_codec
-from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, digest_of, read_settings
+from flwr_splitfc.report.app import Settings, digest_of
 from flwr_splitfc.report.progress import write_whole
 
 Budget = tuple[float, float]
 State = Literal["to do", "finished", "impossible", "failed"]
 
-_BITS = ("uplink-bits", "downlink-bits")
-_FLOWERS = {name.lower() for name in flwr.serverapp.strategy.__all__}
-_ANY_SHAPE = (256, 1152)
 _HASH_DIGITS = 10
+_REASON_LETTERS = 200
 _NEEDS = re.compile(r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)")
 
 
@@ -105,11 +99,12 @@ class RunFolder:
         write_whole(self.path / "results.json", json.dumps(results, indent=1) + "\n")
 
     def end(self, outcome: "Outcome") -> None:
-        """Write why a run that is over has no results; its checkpoint has served."""
+        """Write why a run that is over has no results; only after a failure its checkpoint is still of use."""
         if outcome.state != "finished":
             failure = {"state": outcome.state, "reason": outcome.reason}
             write_whole(self.path / "failed.json", json.dumps(failure, indent=1) + "\n")
-        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        if outcome.state != "failed" or "CheckpointError" in outcome.reason:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def start(self) -> None:
         """Make the folder, and forget an earlier failure."""
@@ -143,39 +138,15 @@ class Outcome:
         return "needs at least " + ", ".join(f"{bits} {way}" for way, bits in needs.items()) if needs else self.reason
 
     @property
+    def summary(self) -> str:
+        """The reason in a line."""
+        text = " ".join(self.needs.split())
+        return text if len(text) <= _REASON_LETTERS else f"{text[:_REASON_LETTERS]} ..."
+
+    @property
     def settled(self) -> bool:
         """Whether there is nothing more to run."""
         return self.state in ("finished", "impossible")
-
-
-def expand(
-    app: FlowerApp,
-    strategies: Sequence[Path],
-    *,
-    base: Iterable[tuple[str, Settings]] = (),
-    over: Settings | None = None,
-    seeds: Sequence[int] | None = None,
-    budgets: Sequence[Budget] | None = None,
-) -> list[Run]:
-    """The runs of a comparison: each strategy's, for each budget, for each seed.
-
-    Settings come from the app, then `base`, the strategy's file, and last `budgets`, `seeds` and `over`.
-    Methods without a cut, and codecs of fixed precision, run once for all budgets.
-    """
-    origin = f"flwr-splitfc {flwr_splitfc.__version__}, app {app.fingerprint()}"
-    runs: dict[str, Run] = {}
-    for path in strategies:
-        file = (str(path), read_settings(path))
-        least = app.settings(*base, file, ("--set", over or {}))
-        for budget in budgets if budgets and budgeted(least) else [None]:
-            for seed in [None] if seeds is None else seeds:
-                chosen: Settings = {} if budget is None else dict(zip(_BITS, budget, strict=True))
-                seeded: Settings = {} if seed is None else {"seed": seed}
-                config = app.settings(*base, file, ("--budgets", chosen), ("--seeds", seeded), ("--set", over or {}))
-                run = Run(path.stem, config, _budget_of(config), origin)
-                runs[run.id] = run
-    _check_names(strategies)
-    return list(runs.values())
 
 
 @cache
@@ -186,57 +157,9 @@ def package_digest() -> str:
     return digest_of(folder, (name for name in names if name.parts[0] != "report"))
 
 
-def budgeted(config: Settings) -> bool:
-    """Whether the run has a cut whose codec keeps to a budget.
-
-    >>> budgeted({"strategy": "splitfc", "uplink-bits": 0.2, "downlink-bits": 0.4})
-    True
-    >>> budgeted({"strategy": "splitfed-v2", "codec": "float32", "uplink-bits": 0.2, "downlink-bits": 0.4})
-    False
-    """
-    if not all(key in config for key in _BITS):
-        return False
-    strategy = str(config.get("strategy", ""))
-    if strategy.replace("-", "") in _FLOWERS:
-        return False
-    codec = strategy if strategy in codec_names() else config.get("codec")
-    if codec not in codec_names():
-        return True
-    names = {key.replace("-", "_"): value for key, value in config.items()}
-    known = {key: names[key] for key in codec_settings(str(codec)) if key in names}
-    return any(cut_codec(str(codec), **known).smallest_bits(*_ANY_SHAPE))
-
-
 def budget_text(budget: Budget | None) -> str:
     """A budget for people; nothing for none."""
     return "" if budget is None else "{:g}/{:g}".format(*budget)
-
-
-def parse_budget(text: str) -> Budget:
-    """Uplink and downlink bits; the downlink has twice the uplink's unless it is given.
-
-    >>> parse_budget("0.1"), parse_budget("0.1/0.4")
-    ((0.1, 0.2), (0.1, 0.4))
-    """
-    try:
-        bits = [float(part) for part in text.split("/")]
-        up, down = bits if len(bits) == 2 else (bits[0], 2 * bits[0])
-    except ValueError as error:
-        raise SettingsError(f"a budget is UP or UP/DOWN in bits per entry, got {text!r}") from error
-    if len(bits) > 2 or not (up > 0 and down > 0):
-        raise SettingsError(f"a budget is UP or UP/DOWN in bits per entry, above 0, got {text!r}")
-    return up, down
-
-
-def _budget_of(config: Settings) -> Budget | None:
-    return (float(config[_BITS[0]]), float(config[_BITS[1]])) if budgeted(config) else None
-
-
-def _check_names(strategies: Sequence[Path]) -> None:
-    by_name: dict[str, Path] = {}
-    for path in strategies:
-        if by_name.setdefault(path.stem, path).resolve() != path.resolve():
-            raise SettingsError(f"{by_name[path.stem]} and {path} have one name, which is the method's in the table")
 
 
 def _json(path: Path) -> dict[str, Any] | None:

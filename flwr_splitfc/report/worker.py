@@ -107,7 +107,10 @@ def make_run(server_app: str, grid: Grid, context: Context, job: dict[str, Any])
         run_server_app(server_app, run_grid, context, job["config"])
         if not written.exists():
             raise FileNotFoundError(f"the app wrote no results.json into its results-dir, {folder.output}")
-        folder.finish({**json.loads(written.read_text()), "run": {**job["about"], "turns": run_grid.turns}})
+        results = json.loads(written.read_text())
+        if not {"rounds", "traffic"} <= results.keys():
+            raise ValueError("the app's results.json was not written by Progress.write: it has no rounds and traffic")
+        folder.finish({**results, "run": {**job["about"], "turns": run_grid.turns}})
         written.unlink()
         return {"state": "finished"}
     except BudgetError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import flwr_splitfc
-from flwr_splitfc.report import compare, figures
+from flwr_splitfc.report import compare, figures, output
 from flwr_splitfc.report.command import main
 from flwr_splitfc.report.pool import Event
 from flwr_splitfc.report.runs import Outcome, Run, RunFolder
@@ -27,7 +27,7 @@ class Pretender:
     made: list[str]
     ends: dict[str, Outcome]
 
-    def __init__(self, app: object, **options: Any) -> None:
+    def __init__(self, app: object, federation: object, **options: Any) -> None:
         pass
 
     def make(self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]) -> Generator[Event, None, None]:
@@ -49,7 +49,7 @@ class Pretender:
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     Pretender.made, Pretender.ends = [], {}
     monkeypatch.setattr(compare, "Pool", Pretender)
-    monkeypatch.setattr(compare, "pictures", lambda curves: {})
+    monkeypatch.setattr(output, "pictures", lambda curves: {})
     return Pretender
 
 
@@ -91,7 +91,7 @@ def test_failed_runs_are_tried_again_and_impossible_ones_are_not(pool: type[Pret
 def test_everything_is_written(
     pool: type[Pretender], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "pictures", figures.pictures)
+    monkeypatch.setattr(output, "pictures", figures.pictures)
     assert (
         main(["compare", SPLITFC, FEDAVG, *APP, "--out", str(tmp_path), "--budgets", "0.1,0.2", "--seeds", "0,1"]) == 0
     )
@@ -122,7 +122,7 @@ def test_list_runs_nothing(pool: type[Pretender], tmp_path: Path, capsys: pytest
         ([SPLITFC, "--set", "results-dir=x"], "each run gets a folder of its own"),
         ([SPLITFC, "--config", "missing.toml"], r"missing\.toml cannot be read"),
         (["missing.toml"], r"missing\.toml cannot be read"),
-        ([SPLITFC, "--federation-config", "num-nodes=3"], "no setting 'num-nodes'"),
+        ([SPLITFC, "--federation-config", "num-nodes=3"], "num-nodes=3: nothing here"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(

@@ -6,10 +6,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flwr_splitfc.report.figures import Picture, curves_of, looks_of, pictures
+from flwr_splitfc.report.curves import curves_of
+from flwr_splitfc.report.figures import Picture, looks_of, pictures
+from flwr_splitfc.report.numbers import RadioLink
 from flwr_splitfc.report.page import page
 from flwr_splitfc.report.runs import Outcome, Run
-from flwr_splitfc.report.table import RadioLink, rows_of
+from flwr_splitfc.report.table import rows_of
 from tests.report.conftest import finished
 
 BUDGETS = [(0.1, 0.2), (0.2, 0.4)]

@@ -6,8 +6,9 @@ from statistics import stdev
 
 import pytest
 
+from flwr_splitfc.report.numbers import RadioLink, numbers_of
 from flwr_splitfc.report.runs import Outcome, Run
-from flwr_splitfc.report.table import KINDS, SUMMARY, RadioLink, cell, csv_text, markdown, numbers_of, rows_of
+from flwr_splitfc.report.table import KINDS, SUMMARY, cell, csv_text, markdown, rows_of
 from tests.report.conftest import finished, traffic
 
 LINK = RadioLink(10, 50, 40)
