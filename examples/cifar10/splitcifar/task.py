@@ -21,13 +21,14 @@ def vgg11(spec: DatasetSpec, width: float) -> nn.Sequential:
     channels = [spec.channels, *_widened((64, 128, 256, 512, 512), width)]
     convolutions = (1, 1, 2, 2, 2)
     stages = [_vgg_stage(*ends, count) for ends, count in zip(pairwise(channels), convolutions, strict=True)]
+    stages[0].insert(0, _Centred())
     return nn.Sequential(*stages, _Classifier(channels[-1], spec.num_classes))
 
 
 def resnet18(spec: DatasetSpec, width: float) -> nn.Sequential:
     """ResNet-18 for small images: a 3 x 3 stem, four stages of two blocks, and one linear layer; GroupNorm."""
     channels = _widened((64, 64, 128, 256, 512), width)
-    stem = nn.Sequential(_convolution(spec.channels, channels[0]), nn.ReLU())
+    stem = nn.Sequential(_Centred(), _convolution(spec.channels, channels[0]), nn.ReLU())
     strides = (1, 2, 2, 2)
     stages = [_resnet_stage(*ends, stride) for ends, stride in zip(pairwise(channels), strides, strict=True)]
     return nn.Sequential(stem, *stages, _Classifier(channels[-1], spec.num_classes))
@@ -37,6 +38,13 @@ MODELS: dict[str, tuple[Callable[[DatasetSpec, float], nn.Sequential], int]] = {
     "vgg11": (vgg11, 1),  # cut after the second stage: 128 x 8 x 8 for 32 x 32 images at width 1
     "resnet18": (resnet18, 2),  # likewise: 128 x 16 x 16
 }
+
+
+class _Centred(nn.Module):
+    """Pixels from [0, 1] to [-2, 2]: GroupNorm leaves a channel the offset that it has from the images' mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * x - 2
 
 
 def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
