@@ -1,7 +1,6 @@
 """The command that compares strategies: runs them, and writes tables and pictures of accuracy against bytes."""
 
 import argparse
-import fcntl
 import os
 import signal
 import sys
@@ -107,8 +106,7 @@ def main(options: argparse.Namespace) -> int:
         outcomes = [(run, folders[run.id].outcome()) for run in runs]
         table = write(options.out, app.folder.name, outcomes, options.link)
         print(f"\n{table}\nWrote {options.out / 'index.html'}, table.md, results.csv, results.json and the figures")
-    failed = sum(outcome.state == "failed" for _, outcome in outcomes)
-    return 1 if failed else 0
+    return 0 if all(outcome.settled for _, outcome in outcomes) else 1
 
 
 def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int) -> None:
@@ -170,6 +168,8 @@ def _lock(folder: Path) -> Iterator[int | None]:
 
 
 def _locked(lock: int) -> bool:
+    import fcntl  # not on Windows, where `rerun` shall work all the same
+
     deadline = time.monotonic() + _LOCK_S
     while True:
         try:

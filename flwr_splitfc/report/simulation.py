@@ -29,6 +29,8 @@ class DeviceFailed(RuntimeError):
 class RunGrid(MeteredGrid):
     """A grid that writes the run into each message, and stops the run when a device fails.
 
+    It meters nothing, the app does that on top of it; it has its base class for what that delegates.
+
     Parameters
     ----------
     grid : Grid

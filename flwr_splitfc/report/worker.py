@@ -67,7 +67,8 @@ class Jobs:
 
 def serve(server_app: str, client_app: str, num_supernodes: int, backend: dict[str, Any]) -> None:
     """Make the runs that standard input names, in one simulation."""
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # only events go to the parent
 
     def tell(event: dict[str, Any]) -> None:
         events.write(json.dumps(event) + "\n")
@@ -112,13 +113,12 @@ def make_run(server_app: str, grid: Grid, context: Context, job: dict[str, Any])
             raise ValueError("the app's results.json was not written by Progress.write: it has no rounds and traffic")
         folder.finish({**results, "run": {**job["about"], "turns": run_grid.turns}})
         written.unlink()
-        return {"state": "finished"}
     except BudgetError as error:
-        outcome = {"state": "impossible", "reason": str(error)}
+        return {"state": "impossible", "reason": str(error)}
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        outcome = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-    return outcome
+        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return {"state": "finished"}
 
 
 def log_to(path: Path) -> None:
