@@ -19,7 +19,6 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(deployed_run: A
 
     settings = {**SETTINGS, "steps-per-turn": 200, "split-reconnect-timeout-s": 5.0}
     results = deployed_run(V2, meanwhile=kill, **settings)
-    print([row["seconds"] for row in results["rounds"]])
     first, second, third = results["rounds"]
     assert (first["failures"], first["steps"]) == ({}, 600)
     assert second["failures"] == {"1": "disconnected for 5 s"}
