@@ -36,8 +36,8 @@ class Admission:
     turn : Turn
     ended : SplitError or None
         Why nothing more is accepted.
-    ended_at : float
-        When the session was over, by `time.monotonic`; 0.0 before.
+    opened_at, ended_at : float
+        When the session began and was over, by `time.monotonic`; 0.0 before.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -45,6 +45,7 @@ class Admission:
         self._secret = secrets.token_urlsafe(32)
         self.turn = turn
         self.ended: SplitError | None = None
+        self.opened_at = 0.0
         self.ended_at = 0.0
         self._lock = Lock()
         self._nonce = b""
@@ -101,6 +102,7 @@ class Admission:
             self.hang_up()
             first, self._nonce, self._connection = not self.opened, hello.nonce, connection
             if first:
+                self.opened_at = time.monotonic()
                 self._answered = self.turn.open()
             self.turn.traffic.reconnects += not first
             return self._count(frame, pb.ServerFrame(opened=pb.Opened()) if self._answered.number else self._answered)

@@ -300,14 +300,9 @@ class SplitEndpoint:
         turn, traffic = session.turn, session.take_traffic()
         self.ledger.add(turn.server_round, turn.purpose, traffic, turn.device)
         if turn.done and traffic.sessions:
-            self._log(
-                DEBUG,
-                "closed",
-                session,
-                steps=traffic.steps,
-                up=traffic.uplink_bytes.total(),
-                down=traffic.downlink_bytes.total(),
-            )
+            seconds = f"{session.ended_at - session.opened_at:.3f}"
+            up, down = traffic.uplink_bytes.total(), traffic.downlink_bytes.total()
+            self._log(DEBUG, "closed", session, steps=traffic.steps, seconds=seconds, up_bytes=up, down_bytes=down)
 
     @staticmethod
     def _log(level: int, event: str, session: Admission | None, **more: object) -> None:

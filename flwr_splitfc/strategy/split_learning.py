@@ -22,6 +22,7 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     SplitGrid,
 )
+from flwr_splitfc.exchange.devices import name_order
 from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn, Update
 from flwr_splitfc.exchange.states import OptimizerState
 from flwr_splitfc.exchange.ticket import Purpose
@@ -215,11 +216,21 @@ class SplitLearning(Strategy):
                 evaluate_config,
                 self._end_of_round(evaluate_fn, writer),
             )
+        self._log_devices()
         self._history.fill(result)
         result.arrays = result.arrays or arrays
         if self.save_to is not None:
             self.save(self.save_to, result.arrays)
         return result
+
+    def _log_devices(self) -> None:
+        """What each device's sessions came to since `start`."""
+        for device, traffic in sorted(self.ledger.devices().items(), key=lambda item: name_order(item[0])):
+            logger.info(
+                "Device %s: %d sessions, %d steps, %.2f MB up, %.2f MB down, %d reconnections",
+                *(device, traffic.sessions, traffic.steps),
+                *(traffic.uplink_bytes.total() / 1e6, traffic.downlink_bytes.total() / 1e6, traffic.reconnects),
+            )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
