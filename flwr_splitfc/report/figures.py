@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from flwr_splitfc.report.curves import Curve
-from flwr_splitfc.report.runs import Budget, budget_text
+from flwr_splitfc.report.runs import budget_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,20 +81,26 @@ def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
 
 
 def _draw_curves(curves: Sequence[Curve], against: Literal["megabytes", "rounds"]) -> "Figure":
-    """A panel per budget; methods without one are in each."""
-    budgets: list[Budget | None] = [*sorted({curve.budget for curve in curves if curve.budget})] or [None]
-    figure, panels = _panels(len(budgets))
+    shown = _by_panel(curves)
+    figure, panels = _panels(len(shown))
     looks = looks_of(curves)
-    for panel, budget in zip(panels, budgets, strict=True):
-        for curve in curves:
-            if curve.budget in (None, budget):
-                _draw_curve(panel, curve, getattr(curve, against), looks[curve.method])
-        if budget:
-            panel.set_title(f"{budget_text(budget)} bits per entry up/down")
+    for panel, (title, own) in zip(panels, shown.items(), strict=True):
+        panel.set_title(title)
+        for curve in own:
+            _draw_curve(panel, curve, getattr(curve, against), looks[curve.method])
     if against == "megabytes":
         _scale(panels, [x for curve in curves for x in curve.megabytes])
     _finish(figure, panels, curves, looks, _MEGABYTES if against == "megabytes" else "round")
     return figure
+
+
+def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
+    """The panels' titles and curves: one per budget, with methods that have none, if any method has two budgets."""
+    budgets = sorted({curve.budget for curve in curves if curve.budget})
+    titles = {f"{budget_text(budget)} bits per entry up/down": budget for budget in budgets}
+    if len(curves) > len({curve.method for curve in curves}):
+        return {title: [c for c in curves if c.budget in (None, budget)] for title, budget in titles.items()}
+    return {next(iter(titles)) if len(titles) == 1 else "": curves}
 
 
 def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]) -> None:

@@ -60,6 +60,13 @@ def test_figures_name_every_method_and_take_the_pages_colour(drawn: dict[str, Pi
         assert "#010203" not in picture.svg
 
 
+def test_methods_with_a_budget_each_share_a_panel() -> None:
+    shared = [finished("a", (0.1, 0.2), 0, [0.5, 0.8]), finished("b", (0.2, 0.4), 0, [0.5, 0.7])]
+    one = pictures(curves_of(shared))["accuracy-vs-round"].svg
+    two = pictures(curves_of([*shared, finished("b", (0.1, 0.2), 0, [0.5, 0.6])]))["accuracy-vs-round"].svg
+    assert [svg.count("bits per entry up/down") for svg in (one, two)] == [0, 2]
+
+
 def test_the_same_runs_give_the_same_files() -> None:
     curves = curves_of([finished("a", None, 0, [0.5, 0.8]), finished("b", (0.1, 0.2), 0, [0.5, 0.7])])
     assert pictures(curves) == pictures(curves)
