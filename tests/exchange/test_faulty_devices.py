@@ -1,0 +1,182 @@
+"""Devices that stop, go on for ever, lie, come and leave: the run goes on with the others, and says who failed."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from flwr_splitfc import EndpointConfig, Limits, SplitClientApp, SplitLearning, connect, cut_codec
+from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange.stream import Stream
+from flwr_splitfc.exchange.ticket import Ticket
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
+from tests.local_grid import LocalGrid
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+GOOD = SplitClientApp(DeviceHalf, lambda context: (batches(3), batches(1)), SGD)
+
+
+def run(bad_turn, grid_type: type[LocalGrid] = LocalGrid, rounds: int = 3, **limits) -> SplitLearning:
+    """Three devices in each round, of which number 1 does `bad_turn` in the second."""
+
+    def app(message, context):
+        train = message.metadata.message_type == "train"
+        if train and context.node_config["partition-id"] == 1 and Ticket.from_message(message).server_round == 2:
+            return bad_turn(message, context)
+        return GOOD(message, context)
+
+    strategy = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        SGD,
+        devices=FedAvg(min_train_nodes=1, min_available_nodes=1, fraction_evaluate=0.0),
+        endpoint=EndpointConfig(limits=Limits(**limits)),
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    strategy.start(grid_type(app, 3, workers=3), arrays, rounds, train_config=ConfigRecord({"seed": 0}), timeout=60)
+    return strategy
+
+
+def only_device_one_failed(strategy: SplitLearning, why: str) -> None:
+    assert [strategy.ledger.failures(server_round).keys() for server_round in (1, 2, 3)] == [set(), {"1"}, set()]
+    assert why in strategy.ledger.failures(2)["1"]
+    assert strategy.ledger.of(1, "train").steps == strategy.ledger.of(3, "train").steps == 9
+    assert all(tensor.isfinite().all() for tensor in weights(strategy.server_model).values())
+
+
+def test_one_that_stops_answering():
+    awake = threading.Event()
+
+    def stall(message, context):
+        with connect(message, context) as session:
+            x, y = batches(1)[0]
+            session.loss(seeded(DeviceHalf)(x), y)
+            awake.wait(30)
+
+    started = time.monotonic()
+    strategy = run(stall, idle_timeout_s=0.3)
+    awake.set()
+    assert time.monotonic() - started < 20
+    only_device_one_failed(strategy, "silent for 0.3 s")
+    assert strategy.ledger.of(2, "train").steps == 7
+
+
+def test_one_that_never_replies_after_its_session():
+    awake = threading.Event()
+
+    def silent(message, context):
+        with connect(message, context):
+            pass
+        awake.wait(30)
+
+    strategy = run(silent, reply_timeout_s=0.3)
+    awake.set()
+    only_device_one_failed(strategy, "no reply within 0.3 s after its session")
+
+
+def test_one_that_goes_on_for_ever():
+    def endless(message, context):
+        with connect(message, context) as session:
+            while True:
+                x, y = batches(1)[0]
+                session.loss(seeded(DeviceHalf)(x), y)
+
+    strategy = run(endless, max_steps=20)
+    only_device_one_failed(strategy, "a session may take 20 steps")
+    assert strategy.ledger.of(2, "train").steps == 26
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_one_whose_features_are_no_numbers_or_huge(value):
+    def lie(message, context):
+        with connect(message, context) as session:
+            x, y = batches(1)[0]
+            features = seeded(DeviceHalf)(x)
+            session.loss(features * value, y)
+
+    strategy = run(lie)
+    assert strategy.ledger.failures(2).keys() == {"1"}
+    assert all(tensor.isfinite().all() for tensor in weights(strategy.server_model).values())
+    assert strategy.ledger.of(3, "train").steps == 9
+
+
+def test_one_that_raises():
+    def broken(message, context):
+        raise OSError("no space left on device")
+
+    only_device_one_failed(run(broken), "OSError: no space left on device")
+
+
+class Changing(LocalGrid):
+    """Device 2 joins after the first train message, device 0 leaves after that."""
+
+    def get_node_ids(self):
+        if not self.trained:
+            return [1000, 1001]
+        return [1000, 1001, 1002] if len(self.trained) < 5 else [1001, 1002]
+
+
+def test_devices_that_join_and_leave():
+    trained: dict[int, list[str]] = {}
+
+    def note(message, context):
+        if message.metadata.message_type == "train":
+            trained.setdefault(Ticket.from_message(message).server_round, []).append(
+                str(context.node_config["partition-id"])
+            )
+        return GOOD(message, context)
+
+    strategy = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        SGD,
+        devices=FedAvg(min_train_nodes=1, min_available_nodes=1, fraction_evaluate=0.0),
+    )
+    strategy.start(Changing(note, 3), ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
+    assert {server_round: sorted(names) for server_round, names in trained.items()} == {
+        1: ["0", "1"],
+        2: ["0", "1", "2"],
+        3: ["1", "2"],
+    }
+    assert all(not strategy.ledger.failures(server_round) for server_round in (1, 2, 3))
+
+
+def endless_device(ticket: Ticket) -> None:
+    x, y = batches(1)[0]
+    with Session(ticket, Stream(ticket)) as session:
+        while True:
+            session.loss(seeded(DeviceHalf)(x), y)
+
+
+@pytest.mark.parametrize(
+    ("sign", "why"), [(signal.SIGSTOP, "silent for 0.5 s"), (signal.SIGKILL, "disconnected for 0.5 s")]
+)
+def test_a_process_that_is_stopped_or_killed_is_given_up(sign, why):
+    half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), SGD, device="cpu")
+    config = EndpointConfig(limits=Limits(idle_timeout_s=0.5, reconnect_timeout_s=0.5))
+    with SplitEndpoint(SharedHalf(half), cut_codec("float32"), config=config) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        process = multiprocessing.get_context("spawn").Process(target=endless_device, args=(ticket,))
+        process.start()
+        try:
+            wait_until(lambda: half.steps > 20)
+            os.kill(process.pid, sign)
+            assert wait_until(endpoint.sweep) == {ticket.token: why}
+        finally:
+            process.kill()
+            process.join()
+
+
+def wait_until(condition, timeout_s: float = 60.0):
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
