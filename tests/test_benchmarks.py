@@ -28,3 +28,15 @@ def test_codecs(tmp_path: Path) -> None:
     assert by_codec["float16"]["payload_bytes"] == 2 * [2 * 64 * 576]
     assert sum(by_codec["splitfc"]["payload_bytes"]) <= 0.6 * 64 * 576 / 8
     assert "proportional to D" in picture.read_text()
+
+
+def test_exchange(tmp_path: Path) -> None:
+    numbers = tmp_path / "exchange.json"
+    options = ["--rows", "8", "--steps", "5", "--rounds", "1", "--json", str(numbers)]
+    subprocess.run([sys.executable, str(BENCHMARKS / "exchange.py"), *options], check=True, capture_output=True)
+    rows = json.loads(numbers.read_text())["rows"]
+    assert [(row["codec"], row["tls"]) for row in rows[1:]] == [
+        (codec, tls) for codec in ("float32", "splitfc") for tls in (False, True)
+    ]
+    assert all(row["steps_per_second"] > 0 for row in rows)
+    assert rows[1]["step_bytes"] > 2 * 8 * 1152 * 4 > 20 * rows[3]["step_bytes"]
