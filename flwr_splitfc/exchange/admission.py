@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Protocol
 
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.errors import ProtocolError, SplitError, TokenRefused
+from flwr_splitfc.exchange.errors import ProtocolError, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.ledger import Traffic
 from flwr_splitfc.exchange.ticket import PROTOCOLS
 from flwr_splitfc.exchange.turn import Turn, count_downlink, count_resent, count_uplink
@@ -51,6 +51,7 @@ class Admission:
         self._nonce = b""
         self._answered = pb.ServerFrame()
         self._connection: Connection | None = None
+        self._unopened: Connection | None = None
         self._busy = False
         self._last_seen = time.monotonic()
 
@@ -79,6 +80,13 @@ class Admission:
         if not hmac.compare_digest(self.token.encode(), token.encode()):
             raise TokenRefused("unknown token")
 
+    def await_open(self, connection: Connection) -> None:
+        """Note a connection on which Open is to come; there is one at most, so that a token holds one thread."""
+        with self._lock:
+            unopened, self._unopened = self._unopened, connection
+        if unopened is not None:
+            unopened.cancel()
+
     def open(self, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame:
         """Move to a new connection, the first or the next.
 
@@ -100,6 +108,7 @@ class Admission:
             if self.ended:
                 raise self.ended
             self.hang_up()
+            self._unopened = None
             first, self._nonce, self._connection = not self.opened, hello.nonce, connection
             if first:
                 self.opened_at = time.monotonic()
@@ -147,11 +156,19 @@ class Admission:
     def lost(self, connection: Connection) -> bool:
         """Note that a connection is gone; whether the session was still on it, and not over."""
         with self._lock:
+            if self._unopened is connection:
+                self._unopened = None
             if self._connection is not connection:
                 return False
             self._connection = None
             self._last_seen = time.monotonic()
             return self.running
+
+    def settle(self) -> None:
+        """The device has replied to the strategy: hand back what it trained, and accept nothing more."""
+        with self._lock:
+            self.end(TicketExpired("its device has replied"))
+            self.turn.settle()
 
     def end(self, why: SplitError) -> None:
         """Accept nothing more. The connection stays, to say why, until `hang_up`."""

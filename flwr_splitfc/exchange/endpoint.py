@@ -169,7 +169,7 @@ class SplitEndpoint:
         """The device of this session has sent its Flower reply: what it trained counts."""
         session = self._sessions.get(_id(token))
         if session is not None:
-            session.turn.settle()
+            session.settle()
 
     def end_round(self, tokens: list[str]) -> None:
         """No more replies are awaited: revoke the round's tickets and settle its server halves."""
@@ -200,7 +200,7 @@ class SplitEndpoint:
         with self._lock:
             sessions = list(self._sessions.values())
         for session in sessions:
-            if session.running:
+            if session.running and self.config.transport == "stream":  # Flower watches over devices and messages
                 what, limit_s = ("silent", self.limits.idle_timeout_s)
                 if not session.connected:
                     what, limit_s = ("disconnected", self.limits.reconnect_timeout_s)
@@ -242,6 +242,7 @@ class SplitEndpoint:
         session: Admission | None = None
         try:
             session = self._admitted(context)
+            session.await_open(context)
             yield from self._replies(session, frames, context)
         except SplitError as refusal:
             if context.is_active():  # or a connection that broke within the metadata would look like an intruder

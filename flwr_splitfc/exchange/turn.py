@@ -93,6 +93,8 @@ class Turn:
         SplitError
             The device is to be refused, and the half is as it was.
         """
+        if self.done:
+            raise ProtocolError("the session is closed")
         match frame.WhichOneof("kind"):
             case "step":
                 self._count_step()

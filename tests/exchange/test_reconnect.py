@@ -119,6 +119,35 @@ def test_close_is_answered_again_after_the_session():
         assert endpoint.ledger.of(1, "train").sessions == 1
 
 
+def test_nothing_is_trained_after_close_or_after_the_reply():
+    with make_endpoint() as endpoint:
+        closed, replied = endpoint.issue("train", "0", 1), endpoint.issue("train", "1", 1)
+        device = Raw(endpoint, closed)
+        device.ask(pb.DeviceFrame(number=1, close=pb.Close()))
+        device.drop()
+        assert Raw(endpoint, closed).ask(step_frame(2)).refused.reason == pb.PROTOCOL
+        device = Raw(endpoint, replied)
+        device.ask(step_frame(1))
+        endpoint.replied(replied.token)
+        assert device.ask(step_frame(2)).refused.reason == pb.EXPIRED
+        assert endpoint.halves.half.steps == 1
+
+
+def test_a_token_holds_one_silent_connection_at_most():
+    with make_endpoint(max_sessions=1) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        held = queue.SimpleQueue()
+        with grpc.insecure_channel(endpoint.address) as channel:
+            call = channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+            for _ in range(50):  # more than there are threads
+                call(iter(held.get, None), metadata=((TOKEN_KEY, ticket.token),))
+            device = Raw(endpoint, ticket)
+            assert device.ask(step_frame(1)).stepped.loss > 0
+            device.drop()
+            for _ in range(50):
+                held.put(None)
+
+
 def test_what_was_refused_stays_refused():
     with make_endpoint() as endpoint:
         ticket = endpoint.issue("train", "0", 1)

@@ -164,6 +164,38 @@ def test_configs_that_cannot_work():
         EndpointConfig(tls=False, certificate=Certificate.for_run())
 
 
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"split-tls": "yes"}, "split-tls is 'yes'"),
+        ({"split-certificate": "/x.pem"}, "belong together"),
+        ({"split-transport": "pigeon"}, "transport is 'pigeon'"),
+        ({"split-idle-timeout-s": 0}, "idle_timeout_s is 0"),
+        ({"split-hosts": "::"}, r"unknown run-config keys \['split-hosts'\]"),
+    ],
+)
+def test_run_configs_that_cannot_work(config, match):
+    with pytest.raises(ValueError, match=match):
+        EndpointConfig.from_run_config(config)
+
+
+def test_a_run_config_gives_the_endpoint(tmp_path):
+    pki = make_pki(tmp_path, "127.0.0.1")
+    files = {"certificate": pki.chain, "private-key": pki.key, "ca-certificate": pki.ca}
+    config = {"seed": 3, "split-host": "::1", "split-port": 9, "split-address": "", "split-max-steps": 7}
+    config |= {f"split-{key}": str(file) for key, file in files.items()}
+    made = EndpointConfig.from_run_config(config)
+    assert (made.host, made.port, made.address, made.encrypted, made.limits) == (
+        "::1",
+        9,
+        "",
+        True,
+        Limits(max_steps=7),
+    )
+    assert made.certificate == Certificate.from_files(pki.chain, pki.key, pki.ca)
+    assert EndpointConfig.from_run_config({"seed": 3}) == EndpointConfig()
+
+
 def test_a_port_that_is_taken_is_named():
     with make_endpoint() as endpoint:
         port = int(endpoint.address.rpartition(":")[2])
