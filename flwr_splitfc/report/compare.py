@@ -21,6 +21,7 @@ from flwr_splitfc.report.pool import Pool
 from flwr_splitfc.report.runs import Outcome, Run, RunFolder, package_digest
 
 _LOCK_S = 20.0
+_USUAL_JOBS = 2  # device and server of a run wait for each other
 
 DESCRIPTION = """\
 Run strategies on one app, one after another in one simulation, and write a table and figures of accuracy
@@ -69,7 +70,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="a setting of all runs",
     )
     option("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: ./comparison")
-    option("--jobs", type=_parsed(_jobs), default=1, metavar="N", help="simulations side by side; default: 1")
+    cores = min(_USUAL_JOBS, os.cpu_count() or 1)
+    option("--jobs", type=_parsed(_jobs), default=cores, metavar="N", help="simulations side by side; default: 2")
     option(
         "--link", type=_parsed(RadioLink.parse), default=RadioLink(), metavar="10/50/40", help="Mbit/s up, down, and ms"
     )

@@ -34,3 +34,13 @@ def test_with_tls_and_node_authentication_everything_is_encrypted(secure_run: An
     assert "Split endpoint listens on 0.0.0.0:" in results["log"]
     assert "with TLS" in results["log"]
     assert results["rounds"][-1]["uplink_bits_per_entry"] <= 0.2
+
+
+@pytest.mark.slow
+def test_frames_in_messages_need_no_connection_of_their_own(secure_run: Any) -> None:
+    """Five to ten seconds a mini-batch: Flower polls, and starts a process for each message."""
+    settings = {**SETTINGS, "num-rounds": 1, "evaluate-every": 1, "steps-per-turn": 2}
+    by_message = secure_run(V2, **settings, **{"split-transport": "messages"})
+    assert [(row["failures"], row["steps"]) for row in by_message["rounds"]] == [({}, 6)]
+    assert "Frames travel in Flower's messages" in by_message["log"]
+    assert "Split endpoint listens" not in by_message["log"]
