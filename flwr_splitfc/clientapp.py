@@ -47,8 +47,9 @@ class SplitClientApp(ClientApp):
         ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
     load_data : callable
         ``load_data(context)`` gives the batches ``(x, y)`` to train on and those to evaluate on. It is
-        called for each message with torch's random generator seeded from (run seed, device, round), so
-        loaders that shuffle repeat in a second run; keep what is slow to load in a cache of your own.
+        called for each message with torch's random generator seeded from (run seed, device, round), and each
+        step starts from a seed of its own, so loaders that shuffle repeat in a second run; keep what is slow
+        to load in a cache of your own.
     optimizer : callable
         ``optimizer(parameters)`` makes the device half's optimizer.
     server_model : callable, optional

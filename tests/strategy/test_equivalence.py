@@ -135,9 +135,9 @@ def unsplit(
     """Plain PyTorch training of the joined model."""
     joined = JoinedModel(seeded(device), seeded(server)).train()
     whole = optimizer(joined.parameters())
-    if seed is not None:
-        torch.manual_seed(seed)
-    for x, y in data:
+    for number, (x, y) in enumerate(data, start=1):
+        if seed is not None:
+            torch.manual_seed(derive_seed(seed, "step", number))
         whole.zero_grad()
         CROSS_ENTROPY(joined(x), y).backward()
         whole.step()
