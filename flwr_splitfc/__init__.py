@@ -17,7 +17,7 @@ from flwr_splitfc.exchange import (
     connect,
     has_ticket,
 )
-from flwr_splitfc.model import JoinedModel, split_at
+from flwr_splitfc.model import HeadAndTail, JoinedModel, split_at
 from flwr_splitfc.serverapp import SplitServerApp
 from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
 
@@ -26,6 +26,7 @@ __version__ = version("flwr-splitfc")
 __all__ = [
     "Certificate",
     "EndpointConfig",
+    "HeadAndTail",
     "JoinedModel",
     "Limits",
     "PayloadError",

@@ -13,8 +13,9 @@ from flwr_splitfc.clientturn import Batches, ClientTurn, first_arrays
 from flwr_splitfc.exchange.devices import QUERY_TYPE, answer_device_query, device_name
 from flwr_splitfc.exchange.half import LossFn, OptimizerFn
 from flwr_splitfc.exchange.seeds import derive_seed
+from flwr_splitfc.exchange.session import Session
 from flwr_splitfc.exchange.ticket import Ticket, has_ticket
-from flwr_splitfc.model import JoinedModel
+from flwr_splitfc.model import HeadAndTail, JoinedModel
 
 MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
 LoadData = Callable[[Context], tuple[Batches, Batches]]
@@ -54,8 +55,11 @@ class SplitClientApp(ClientApp):
         ``optimizer(parameters)`` makes the device half's optimizer.
     server_model : callable, optional
         Makes the server half as `model` makes the device half, for training without a ticket.
+    tail : callable, optional
+        Makes the last layers as `model` makes the first: for a strategy without a ``loss_fn``, whose server half
+        is the middle. The device's arrays are then a `HeadAndTail`'s.
     loss_fn : callable, optional
-        For training without a ticket, and for ``eval_loss``.
+        ``loss_fn(outputs, labels)``, for training with `tail` or without a ticket, and for ``eval_loss``.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means over its samples.
     torch_threads : int (default: 1)
@@ -88,6 +92,7 @@ class SplitClientApp(ClientApp):
         optimizer: OptimizerFn,
         *,
         server_model: MakeModel | None = None,
+        tail: MakeModel | None = None,
         loss_fn: LossFn | None = None,
         metrics_fn: MetricsFn = accuracy,
         torch_threads: int = 1,
@@ -98,6 +103,7 @@ class SplitClientApp(ClientApp):
         self.load_data = load_data
         self.optimizer = optimizer
         self.server_model = server_model
+        self.tail = tail
         self.loss_fn = loss_fn
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
@@ -117,7 +123,7 @@ class SplitClientApp(ClientApp):
         with self._turn(message, context, model, optimizer) as turn:
             for x, y in turn.batches(batches, config.get("steps-per-turn")):
                 optimizer.zero_grad()
-                turn.server.loss(model(x), y).backward()
+                self._loss(turn, model, x, y).backward()
                 pull.add()
                 optimizer.step()
             turn.metrics = turn.server.metrics()
@@ -129,14 +135,25 @@ class SplitClientApp(ClientApp):
         model.eval()
         with self._turn(message, context, model) as turn:
             for x, y in turn.batches(batches):
-                turn.add(self._batch_metrics(turn.server.predict(model(x)), y), len(x))
+                predict = turn.server.predict
+                outputs = model(x, predict) if isinstance(model, HeadAndTail) else predict(model(x))
+                turn.add(self._batch_metrics(outputs, y), len(x))
             turn.metrics = turn.server.metrics()
         return turn.reply()
+
+    def _loss(self, turn: ClientTurn, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if not isinstance(model, HeadAndTail):
+            return turn.server.loss(model(x), y)
+        assert self.loss_fn is not None  # _device_model has seen to it
+        assert isinstance(turn.server, Session)
+        loss = self.loss_fn(model(x, turn.server.forward), y)
+        turn.add({"train_loss": loss.item()}, len(x))
+        return loss
 
     def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
         """The model with the message's arrays, and the data; everything random from there on is seeded."""
         torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
-        model = (make_half(self.model, context) if has_ticket(message) else self._joined(context)).to(self.device)
+        model = (self._device_model(message, context) if has_ticket(message) else self._joined(context)).to(self.device)
         model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
         torch.manual_seed(_turn_seed(message, context))
         return model, self.load_data(context)
@@ -146,13 +163,27 @@ class SplitClientApp(ClientApp):
     ) -> ClientTurn:
         return ClientTurn(message, context, model, optimizer, self.loss_fn, _turn_seed(message, context))
 
+    def _device_model(self, message: Message, context: Context) -> nn.Module:
+        ends = bool(Ticket.from_message(message).output_codec)
+        if ends and (self.tail is None or self.loss_fn is None):
+            raise ValueError("the strategy has no loss_fn, so the loss is the device's: give tail and loss_fn")
+        if self.tail is not None and not ends:
+            raise ValueError(
+                "SplitClientApp has a tail, so the loss is the device's: make the strategy with loss_fn=None"
+            )
+        return self._first_and_last(context)
+
+    def _first_and_last(self, context: Context) -> nn.Module:
+        head = make_half(self.model, context)
+        return head if self.tail is None else HeadAndTail(head, make_half(self.tail, context))
+
     def _joined(self, context: Context) -> JoinedModel:
         if self.server_model is None or self.loss_fn is None:
             raise ValueError(
                 "this message carries no split ticket, so the whole model is to be trained here: "
                 "give SplitClientApp a server_model and a loss_fn for that"
             )
-        return JoinedModel(make_half(self.model, context), make_half(self.server_model, context))
+        return JoinedModel(self._first_and_last(context), make_half(self.server_model, context))
 
     def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
         metrics = self.metrics_fn(outputs, labels)

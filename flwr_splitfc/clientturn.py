@@ -67,14 +67,19 @@ class ClientTurn:
         self._message, self._model, self._optimizer, self._seed = message, model, optimizer, seed
         self._device = next(model.parameters(), torch.empty(0)).device
         self._sums: dict[str, float] = {}
-        self._mailbox = Mailbox(message) if has_frame(message) else None
-        self._stored = StoredTurn(context, message) if self._mailbox else None
+        ticket = Ticket.from_message(message) if has_ticket(message) else None
+        self._mailbox: Mailbox | None = None
+        self._stored: StoredTurn | None = None
+        if ticket is not None and has_frame(message):
+            frames_per_step = 2 if ticket.output_codec and ticket.purpose == "train" else 1
+            self._stored = StoredTurn(context, message, frames_per_step)
+            self._mailbox = Mailbox(message, self._stored)
         self._next: Message | None = None
         self.server: Session | Unsplit
-        if not has_ticket(message):
+        if ticket is None:
             self.server = Unsplit(loss_fn)
         elif self._mailbox is not None:
-            self.server = Session(Ticket.from_message(message), self._mailbox, optimizer=optimizer)
+            self.server = Session(ticket, self._mailbox, optimizer=optimizer)
         else:
             self.server = connect(message, context, optimizer=optimizer)
 

@@ -1,12 +1,43 @@
 """Cutting a model in two halves, and joining them."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 _MODE_ARGUMENTS = ("training", "use_input_stats")
+
+
+class HeadAndTail(nn.Module):
+    """What a device has of a model of which the server has the middle: the first layers and the last.
+
+    Its ``state_dict`` holds their entries under ``head.`` and ``tail.``.
+
+    Parameters
+    ----------
+    head : nn.Module
+        The layers up to the server's.
+    tail : nn.Module
+        The layers after them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> device = HeadAndTail(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> device(torch.zeros(5, 4), nn.Identity()).shape, list(device.state_dict())[0]
+    (torch.Size([5, 2]), 'head.weight')
+    """
+
+    def __init__(self, head: nn.Module, tail: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.tail = tail
+
+    def forward(self, x: Tensor, server: Callable[[Tensor], Tensor]) -> Tensor:
+        """The model's output for a batch of inputs; `server` is the middle, such as `Session.forward`."""
+        out: Tensor = self.tail(server(self.head(x)))
+        return out
 
 
 class JoinedModel(nn.Module):
@@ -17,9 +48,9 @@ class JoinedModel(nn.Module):
     Parameters
     ----------
     device : nn.Module
-        The layers up to the cut.
+        The layers up to the cut; or a `HeadAndTail`, with the server half in between.
     server : nn.Module
-        The layers after it.
+        The layers after the cut.
 
     Examples
     --------
@@ -36,7 +67,8 @@ class JoinedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's output for a batch of inputs."""
-        out: Tensor = self.server(self.device(x))
+        ends = isinstance(self.device, HeadAndTail)
+        out: Tensor = self.device(x, self.server) if ends else self.server(self.device(x))
         return out
 
     def unsplit_state_dict(self) -> dict[str, Tensor]:
@@ -47,10 +79,13 @@ class JoinedModel(nn.Module):
         ValueError
             If both halves have an entry of the same name.
         """
-        device, server = self.device.state_dict(), self.server.state_dict()
-        if both := device.keys() & server.keys():
-            raise ValueError(f"both halves have {', '.join(sorted(both))}: they were not made by split_at")
-        return {**device, **server}
+        merged: dict[str, Tensor] = {}
+        ends = list(self.device.children()) if isinstance(self.device, HeadAndTail) else [self.device]
+        for entries in (part.state_dict() for part in (*ends, self.server)):
+            if both := merged.keys() & entries.keys():
+                raise ValueError(f"both halves have {', '.join(sorted(both))}: they were not made by split_at")
+            merged |= entries
+        return merged
 
 
 def joined_state_dict(device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

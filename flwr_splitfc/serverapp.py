@@ -17,7 +17,7 @@ from flwr_splitfc.clientapp import MakeModel, make_half
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.half import LossFn
-from flwr_splitfc.model import JoinedModel
+from flwr_splitfc.model import HeadAndTail, JoinedModel
 from flwr_splitfc.report import Progress, run_record
 from flwr_splitfc.report.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings
@@ -86,8 +86,18 @@ def codec_of(config: RunConfig) -> CutCodec:
     return cut_codec(name, **_codec_settings(name, config))
 
 
-def _codec_settings(name: str, config: RunConfig) -> dict[str, Any]:
-    keys = {setting: setting.replace("_", "-") for setting in codec_settings(name)}
+def output_codec_of(config: RunConfig) -> CutCodec:
+    """The codec of the server half's output that a run-config asks for.
+
+    >>> output_codec_of({"output-codec": "splitfc", "output-downlink-bits": 0.1, "downlink-bits": 0.3})
+    cut_codec('splitfc', uplink_bits=0.2, downlink_bits=0.1, evaluation='float16', reduction=16.0)
+    """
+    name = str(config.get("output-codec", "float32"))
+    return cut_codec(name, **_codec_settings(name, config, "output-"))
+
+
+def _codec_settings(name: str, config: RunConfig, prefix: str = "") -> dict[str, Any]:
+    keys = {setting: prefix + setting.replace("_", "-") for setting in codec_settings(name)}
     return {setting: config[key] for setting, key in keys.items() if key in config}
 
 
@@ -104,11 +114,14 @@ class SplitServerApp(ServerApp):
     server_model : callable
         Makes the server half alike. Both are called once, one after the other, with torch's random generator
         seeded from the run's seed: that decides the initial weights.
-    loss_fn : callable
-        ``loss_fn(server_model(features), labels)``, a scalar.
+    loss_fn : callable or None
+        ``loss_fn(server_model(features), labels)``, a scalar; not used with `tail`, where it is the devices'.
     optimizer : callable
         ``optimizer(parameters, lr=...)`` makes the server half's optimizer; without the key
         ``learning-rate`` it is called without ``lr``.
+    tail : callable, optional
+        Makes the last layers, which devices have beside the first (`HeadAndTail`): U-shaped split learning, whose
+        labels stay on devices. Give it to `SplitClientApp`, too.
     evaluate : callable, optional
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the server's own data:
         before the first round and in rounds that are due. ``accuracy`` is shown as such.
@@ -135,6 +148,8 @@ class SplitServerApp(ServerApp):
                                            relay for devices in turn, else per-device
     ``codec``               "float32"      of the split strategies but splitfc, which is one
     its settings            the codec's    any of `codec_settings` in kebab case, such as ``uplink-bits``
+    ``output-codec``        "float32"      of the server half's output where the app has a `tail`
+    its settings            the codec's    the same with ``output-`` before them, as ``output-downlink-bits``
     ``evaluate-every``      1              rounds
     ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds
     ``num-devices``         2              how many to wait for before the first round
@@ -161,16 +176,18 @@ class SplitServerApp(ServerApp):
         self,
         model: MakeModel,
         server_model: MakeModel,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: Callable[..., torch.optim.Optimizer],
         *,
+        tail: MakeModel | None = None,
         evaluate: Evaluate | None = None,
         **split_options: Any,
     ) -> None:
         super().__init__()
         self.model = model
         self.server_model = server_model
-        self.loss_fn = loss_fn
+        self.tail = tail
+        self.loss_fn = loss_fn if tail is None else None
         self.optimizer = optimizer
         self.evaluate = evaluate
         self.split_options = split_options
@@ -191,13 +208,16 @@ class SplitServerApp(ServerApp):
             strategy.start(grid, ArrayRecord(device.state_dict()), evaluate_fn=evaluate_fn, **_start_options(settings))
             progress = strategy.progress
             about |= {"codec": strategy.codec.config(), "payload_digest": strategy.ledger.digest()}
+            if strategy.output_codec is not None:
+                about["output_codec"] = strategy.output_codec.config()
         progress.write(results / "results.json", **run_record(context.run_config, **about))
         logger.info("\n%s\n\nWrote %s", progress.table(), results / "results.json")
 
     def _halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return make_half(self.model, context), make_half(self.server_model, context)
+            device, server = make_half(self.model, context), make_half(self.server_model, context)
+            return device if self.tail is None else HeadAndTail(device, make_half(self.tail, context)), server
 
     def _split_strategy(self, config: RunConfig, settings: RunSettings, server: nn.Module) -> SplitLearning:
         name = settings.strategy
@@ -213,6 +233,8 @@ class SplitServerApp(ServerApp):
         if settings.checkpoint_dir:
             options["checkpoint"] = _absolute(settings.checkpoint_dir)
         options |= _codec_settings(name, config) if name == "splitfc" else {"codec": codec_of(config)}
+        if self.tail is not None:
+            options["output_codec"] = output_codec_of(config)
         rate = {} if settings.learning_rate is None else {"lr": settings.learning_rate}
         return SPLIT[name](server, self.loss_fn, partial(self.optimizer, **rate), **{**options, **self.split_options})
 

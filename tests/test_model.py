@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from flwr_splitfc import JoinedModel, split_at
+from flwr_splitfc import HeadAndTail, JoinedModel, split_at
 
 
 def check_cut(model: nn.Module, layer: str | int, x: Tensor) -> tuple[nn.Module, nn.Module]:
@@ -101,6 +101,15 @@ class FunctionalDropout(nn.Module):
 def test_where_a_model_cannot_be_cut_it_says_why(model: nn.Module, layer: int | str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split_at(model, layer)
+
+
+def test_two_cuts() -> None:
+    model, x = sequential().eval(), torch.randn(8, 6)
+    head, rest = split_at(model, 0)
+    joined = JoinedModel(HeadAndTail(head, (parts := split_at(rest, "2"))[1]), parts[0]).eval()
+    assert torch.equal(joined(x), model(x))
+    assert {name.split(".")[0] for name in joined.state_dict()} == {"device", "server"}
+    assert joined.unsplit_state_dict().keys() == model.state_dict().keys()
 
 
 def test_halves_of_ones_own_may_share_names() -> None:

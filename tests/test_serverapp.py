@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from flwr_splitfc import JoinedModel, SplitClientApp, SplitServerApp
+from flwr_splitfc import HeadAndTail, JoinedModel, SplitClientApp, SplitServerApp
 from flwr_splitfc.serverapp import codec_of
 from tests.halves import DeviceHalf, ServerHalf, batches, same
 from tests.local_grid import LocalGrid
@@ -83,6 +83,32 @@ def test_split_strategies(strategy: str, devices: str, steps: int, tmp_path: Pat
     assert all(row["uplink_bits_per_entry"] == 32 for row in rounds)
     assert [row["accuracy"] is None for row in rounds] == 8 * [True] + [False]
     assert rounds[8]["loss"] < 0.8 * rounds[0]["loss"]
+
+
+@pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v2", "fedavg"])
+def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
+    def middle() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+
+    adam, tail = torch.optim.Adam, partial(nn.Linear, 16, 4)
+    output = {"output-codec": "splitfc", "output-downlink-bits": 5.0, "output-uplink-bits": 4.0, "output-reduction": 2}
+    cut = {"uplink-bits": 2.0, "downlink-bits": 2.0}
+    config = {"strategy": strategy, "num-devices": 3, "num-rounds": 5, "learning-rate": 1e-2, **cut, **output}
+    config |= {"evaluate-on-devices": True, "steps-per-turn": 20, "results-dir": str(tmp_path)}
+    server = SplitServerApp(DeviceHalf, middle, None, adam, tail=tail, evaluate=accuracy)
+    client = SplitClientApp(DeviceHalf, load_data, adam, tail=tail, server_model=middle, loss_fn=CROSS_ENTROPY)
+    server(LocalGrid(client, 3, workers=1), Context(1, 1, {}, RecordDict(), config))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rounds"][4]["loss"] < 0.8 * results["rounds"][0]["loss"]
+    assert all(row["accuracy"] is not None for row in results["rounds"])
+    if strategy == "fedavg":
+        return
+    traffic, settings = results["traffic"]["train"], results["output_codec"]
+    assert (settings["name"], settings["downlink-bits"], settings["uplink-bits"]) == ("splitfc", 5.0, 4.0)
+    assert 2 * traffic["output_entries"] < 8 * traffic["downlink_bytes"]["output"] <= 5 * traffic["output_entries"]
+    assert 0 < 8 * traffic["uplink_bytes"]["output_gradient"] <= 4 * traffic["output_entries"]
+    JoinedModel(HeadAndTail(DeviceHalf(), tail()), middle()).load_state_dict(joined(tmp_path))
+    assert not (tmp_path / "unsplit.pt").exists()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])

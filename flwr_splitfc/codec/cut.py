@@ -54,6 +54,8 @@ class CutCodec:
         The budget of ``evaluation="codec"``; default `uplink_bits`.
     channel_dim : int, optional
         The channel's dimension, where the shape of the features does not tell.
+    mirrored : bool
+        Whether features go down and their gradient up, see `mirror`; not a setting.
 
     Examples
     --------
@@ -79,6 +81,7 @@ class CutCodec:
     evaluation: Literal["float16", "float32", "codec"] = "float16"
     evaluation_bits: float | None = None
     channel_dim: int | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         for setting in ("uplink_bits", "downlink_bits", "evaluation_bits"):
@@ -93,6 +96,25 @@ class CutCodec:
     def __repr__(self) -> str:
         settings = "".join(f", {key}={value!r}" for key, value in self._settings().items())
         return f"cut_codec({self.name!r}{settings})"
+
+    def mirror(self) -> CutCodec:
+        """This codec for a cut at which the server has the features, as where its output goes down to a device.
+
+        Budgets keep their directions: `uplink_bits` binds what goes up, which is the gradient there.
+
+        >>> from flwr_splitfc.codec import cut_codec
+        >>> cut_codec("splitfc").mirror().smallest_bits(256, 1152)
+        (0.0011, 0.0034)
+        """
+        return replace(self, mirrored=not self.mirrored)
+
+    @property
+    def _features_bits(self) -> str:
+        return "downlink_bits" if self.mirrored else "uplink_bits"
+
+    @property
+    def _gradient_bits(self) -> str:
+        return "uplink_bits" if self.mirrored else "downlink_bits"
 
     @property
     def stype(self) -> str:
@@ -170,7 +192,7 @@ class CutCodec:
             link = Link(rows, columns, device=matrix.device)
             data = _EVALUATION[self.evaluation].encode(matrix, 0)
             return _array(self.evaluation_stype, features.shape, data), link
-        setting = "uplink_bits" if training else "evaluation_bits"
+        setting = self._features_bits if training else "evaluation_bits"
         self._check(setting, rows, columns, full_rows)
         affordable = self._affordable(rows, columns, training)
         kept, link = self.selector.select(matrix, layout, generator, affordable=affordable, training=training)
@@ -242,8 +264,8 @@ class CutCodec:
         rows, columns = matrix.shape
         if (rows, columns) != (link.rows, link.width):
             raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
-        self._check("downlink_bits", rows, columns, full_rows)
-        budget_bytes = _budget_bytes(rows, columns, self.downlink_bits)
+        self._check(self._gradient_bits, rows, columns, full_rows)
+        budget_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
         data = self.quantiser.for_gradient().encode(link.restrict(matrix), budget_bytes)
         return _array(self.stype, gradient.shape, data)
 
@@ -288,9 +310,10 @@ class CutCodec:
         (0.0034, 0.0011)
         """
         kept = self.selector.most_columns(columns)
-        uplink_bits = self._smallest_uplink(rows, columns, kept)
-        down = self.quantiser.for_gradient().smallest_bytes(rows, kept) if self._budgeted else 0
-        return uplink_bits, _bits_for(down, rows, columns)
+        features_bits = self._smallest_features_bits(rows, columns, kept)
+        gradient_bytes = self.quantiser.for_gradient().smallest_bytes(rows, kept) if self._budgeted else 0
+        gradient_bits = _bits_for(gradient_bytes, rows, columns)
+        return (gradient_bits, features_bits) if self.mirrored else (features_bits, gradient_bits)
 
     @property
     def _budgeted(self) -> bool:
@@ -298,12 +321,12 @@ class CutCodec:
         parts = self.selector, self.quantiser, self.quantiser.for_gradient()
         return any(part.budgeted for part in parts)
 
-    def _smallest_uplink(self, rows: int, columns: int, kept: int) -> float:
+    def _smallest_features_bits(self, rows: int, columns: int, kept: int) -> float:
         if not self._budgeted:
             return 0.0
-        return _bits_for(self._uplink_bytes(rows, kept, columns), rows, columns)
+        return _bits_for(self._features_bytes(rows, kept, columns), rows, columns)
 
-    def _uplink_bytes(self, rows: int, kept: int, columns: int) -> int:
+    def _features_bytes(self, rows: int, kept: int, columns: int) -> int:
         """Enough for features of which up to `kept` columns are sent."""
         return self.selector.most_bytes(rows, kept, columns) + self.quantiser.smallest_bytes(rows, kept)
 
@@ -311,18 +334,19 @@ class CutCodec:
         """The largest ``K`` whose features, and in training whose gradient, are sure to meet the budgets."""
         if not self.selector.budgeted:
             return columns
-        up = _budget_bytes(rows, columns, self._bits("uplink_bits" if training else "evaluation_bits"))
-        down = _budget_bytes(rows, columns, self.downlink_bits)
+        setting = self._features_bits if training else "evaluation_bits"
+        most_bytes = _budget_bytes(rows, columns, self._bits(setting))
+        most_gradient_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
 
         def too_many(kept: int) -> bool:
             gradient_bytes = self.quantiser.for_gradient().smallest_bytes(rows, kept) if training else 0
-            return self._uplink_bytes(rows, kept, columns) > up or gradient_bytes > down
+            return self._features_bytes(rows, kept, columns) > most_bytes or gradient_bytes > most_gradient_bytes
 
         return bisect_left(range(1, columns + 1), True, key=too_many)
 
     def _bits(self, setting: str) -> float:
         value = getattr(self, setting)
-        return float(self.uplink_bits if value is None else value)
+        return float(getattr(self, self._features_bits) if value is None else value)
 
     def check_budget(self, rows: int, columns: int) -> None:
         """Check once that every batch of (B, D) features can be sent.
@@ -347,7 +371,7 @@ class CutCodec:
         if setting == "evaluation_bits":
             if self.evaluation != "codec":
                 return None
-            least = self._smallest_uplink(rows, columns, self.selector.most_columns(columns, training=False))
+            least = self._smallest_features_bits(rows, columns, self.selector.most_columns(columns, training=False))
         else:
             least = self.smallest_bits(rows, columns)[setting == "downlink_bits"]
         if self._bits(setting) >= least:
@@ -358,7 +382,8 @@ class CutCodec:
 
 def own_settings() -> dict[str, Scalar | None]:
     """Settings that every codec has, with their defaults."""
-    return {field.name: field.default for field in fields(CutCodec) if field.default is not MISSING}
+    own = (field for field in fields(CutCodec) if field.name != "mirrored")
+    return {field.name: field.default for field in own if field.default is not MISSING}
 
 
 def _version(selector: Selector, quantiser: Quantiser) -> int:

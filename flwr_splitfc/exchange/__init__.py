@@ -6,6 +6,7 @@ from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.errors import (
     EndpointUnreachable,
     FeaturesRefused,
+    GradientRefused,
     LabelsRefused,
     LimitExceeded,
     ProtocolError,
@@ -34,6 +35,7 @@ __all__ = [
     "EndpointConfig",
     "EndpointUnreachable",
     "FeaturesRefused",
+    "GradientRefused",
     "HalfTrainer",
     "Halves",
     "LabelsRefused",

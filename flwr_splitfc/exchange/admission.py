@@ -138,6 +138,8 @@ class Admission:
                 answered = self.turn.answer(frame)
             finally:
                 self._busy = False
+                if self.ended:
+                    self.turn.forget()
             answered.number = frame.number
             self._answered = answered
             if self.turn.done:
@@ -174,6 +176,7 @@ class Admission:
         """Accept nothing more. The connection stays, to say why, until `hang_up`."""
         if self.ended is None:
             self.ended, self.ended_at = why, self.ended_at or time.monotonic()
+            self.turn.forget()
 
     def hang_up(self) -> None:
         """End the connection, if there is one."""

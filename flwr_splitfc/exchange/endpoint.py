@@ -42,6 +42,9 @@ class SplitEndpoint:
         The server half, shared by all sessions or copied for each.
     codec : CutCodec
         What is done at the cut; devices learn it from their tickets.
+    output_codec : CutCodec, optional
+        Where devices have the last layers: what is done with the server half's output on its way down and
+        with its gradient on the way up.
     ledger : Ledger, optional
         Where the traffic is entered.
     states : DeviceStates, optional
@@ -56,6 +59,7 @@ class SplitEndpoint:
         halves: Halves,
         codec: CutCodec,
         *,
+        output_codec: CutCodec | None = None,
         ledger: Ledger | None = None,
         states: DeviceStates | None = None,
         seed: int = 0,
@@ -63,6 +67,7 @@ class SplitEndpoint:
     ) -> None:
         self.halves = halves
         self.codec = codec
+        self.output_codec = output_codec
         self.ledger = ledger or Ledger()
         self.states = states or DeviceStates("per-device")
         self.seed = seed
@@ -149,7 +154,19 @@ class SplitEndpoint:
 
     def issue(self, purpose: Purpose, device: str, server_round: int) -> Ticket:
         """Admit `device` once, to train or to evaluate."""
-        session = Admission(Turn(purpose, device, server_round, self.halves, self.codec, self.states, self.limits))
+        session = Admission(
+            Turn(
+                purpose,
+                device,
+                server_round,
+                self.halves,
+                self.codec,
+                self.states,
+                self.limits,
+                output_codec=self.output_codec,
+                seed=self.seed,
+            )
+        )
         with self._lock:
             self._sessions[session.id] = session
         return Ticket(
@@ -160,6 +177,7 @@ class SplitEndpoint:
             server_round,
             self.seed,
             self.codec.config(),
+            self.output_codec.config() if self.output_codec else {},
             tls=self._tls,
             authority=self._certificate.authority.decode() if self._certificate else "",
             reconnect_timeout_s=self.limits.reconnect_timeout_s,

@@ -47,8 +47,14 @@ class LabelsRefused(SplitError):
     reason = pb.LABELS
 
 
+class GradientRefused(SplitError):
+    """A gradient of the server half's output that is malformed, not finite, or not of the output's shape."""
+
+    reason = pb.GRADIENT
+
+
 class StepRefused(SplitError):
-    """The server half could not apply the step, for example because the loss was not finite."""
+    """The server half could not apply the step, for example because the loss or its output was not finite."""
 
     reason = pb.STEP
 
@@ -77,6 +83,7 @@ _BY_REASON: dict[int, type[SplitError]] = {
         TicketExpired,
         FeaturesRefused,
         LabelsRefused,
+        GradientRefused,
         StepRefused,
         LimitExceeded,
         SessionCancelled,

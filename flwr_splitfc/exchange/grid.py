@@ -77,7 +77,7 @@ class MeteredGrid(Grid):
         for metrics in reply.content.metric_records.values():
             traffic.rows += _number(metrics.get("num-examples"))
             traffic.steps += _number(metrics.get("steps"))
-            traffic.loss_sum += _number(metrics.get("train_loss")) * _number(metrics.get("num-examples"))
+        traffic.add(_loss_of(reply))
         return traffic
 
     def set_run(self, run: Any) -> None:
@@ -132,8 +132,11 @@ class SplitGrid(MeteredGrid):
         self.devices = Devices(grid)
 
     def _received(self, reply: Message) -> Traffic:
-        """Only the model's bytes: the endpoint has seen the rest itself."""
-        return Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
+        """The model's bytes, and the loss where that is the device's: the endpoint has seen the rest itself."""
+        traffic = Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
+        if self.endpoint.output_codec is not None:
+            traffic.add(_loss_of(reply))
+        return traffic
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         split = [message for message in messages if purpose_of(message)]
@@ -247,6 +250,16 @@ def purpose_of(message: Message) -> Purpose | None:
 
 def _model_bytes(message: Message) -> int:
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def _loss_of(reply: Message) -> Traffic:
+    traffic = Traffic()
+    for metrics in reply.content.metric_records.values():
+        if "train_loss" in metrics:
+            rows = _number(metrics.get("num-examples"))
+            traffic.loss_sum += _number(metrics["train_loss"]) * rows
+            traffic.loss_rows += rows
+    return traffic
 
 
 def _last_line(reason: str | None) -> str:

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, StepRefused
 from flwr_splitfc.exchange.seeds import derive_seed
@@ -29,17 +32,41 @@ class Update(NamedTuple):
     step: int
 
 
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """A mini-batch between the server half's forward and backward pass; the half does not know of it.
+
+    Parameters
+    ----------
+    features : Tensor of shape (B, ...)
+        The leaf of the graph, on the half's device.
+    output : Tensor of shape (B, ...)
+        With its graph.
+    buffers : dict of str to Tensor
+        The half's, as the pass leaves them.
+    step : int
+        The steps that were behind the half, which its randomness is drawn from.
+    """
+
+    features: Tensor
+    output: Tensor
+    buffers: dict[str, Tensor]
+    step: int
+
+
 class HalfTrainer:
     """Trains a server half on the features that devices send.
 
-    Many sessions may call it at once: a lock lets one step in at a time.
+    Many sessions may call it at once: a lock lets one step in at a time. A step is one call of `step`, or of
+    `forward` and `backward` where the loss is the device's.
 
     Parameters
     ----------
     model : nn.Module
         The layers after the cut; moved to `device`.
-    loss_fn : callable
+    loss_fn : callable or None
         ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor with one row a sample.
+        None where the loss is the device's: then there is no `step`.
     optimizer : callable
         ``optimizer(model.parameters())`` makes the optimizer, for example ``partial(torch.optim.Adam, lr=1e-3)``.
     scheduler : callable, optional
@@ -64,7 +91,7 @@ class HalfTrainer:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
         scheduler: SchedulerFn | None = None,
@@ -157,22 +184,63 @@ class HalfTrainer:
         FeaturesRefused, LabelsRefused, StepRefused
             Nothing has changed then: neither weights nor buffers nor optimizer.
         """
-        with self._lock, self._rng(), self._unchanged_on_error():
+        with self._lock, self._rng(self.steps), self._unchanged_on_error():
             x = features.to(self.device).requires_grad_()
             loss = self._loss(x, labels.to(self.device))
-            x_grad, *grads = torch.autograd.grad(loss, [x, *self._parameters], allow_unused=True)
-            self._check_finite(loss, [x_grad, *grads])
-            self._apply(grads)
-            self.steps += 1
-            if self.record_updates and origin is not None:
-                self.updates.append(origin)
-            self.feature_shape = tuple(features.shape[1:])
-        return loss.item(), torch.zeros_like(features) if x_grad is None else x_grad.cpu()
+            return loss.item(), self._train(loss, None, x, origin)
+
+    def forward(self, features: Tensor) -> ForwardPass:
+        """The first half of a step: what the server half makes of features of shape (B, ...) in training.
+
+        Nothing changes, and a pass that is dropped leaves no trace.
+
+        Raises
+        ------
+        FeaturesRefused, StepRefused
+            The half does not take the features, or its output cannot go to a device.
+        """
+        with self._lock, self._rng(self.steps):
+            passed = self._pass(features.to(self.device).requires_grad_(), self.steps)
+            self._check_output(passed)
+        return passed
+
+    def backward(self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None) -> Tensor:
+        """The second half of a step: train on the mini-batch of a `forward`.
+
+        Where another step came between, the forward pass is made again on the weights as they are now, with the
+        same randomness; the gradient is then of an output that is a few steps old.
+
+        Parameters
+        ----------
+        passed : ForwardPass
+        gradient : Tensor of shape (B, ...)
+            Of the device's loss by the output.
+        origin : Update, optional
+            As in `step`.
+
+        Returns
+        -------
+        Tensor of shape (B, ...)
+            The gradient by the features, on the CPU.
+
+        Raises
+        ------
+        StepRefused
+            Nothing has changed then.
+        """
+        with self._lock, self._rng(passed.step):
+            if passed.step != self.steps:
+                passed = self._pass(passed.features.detach().requires_grad_(), passed.step)
+            x_grad = self._train(passed.output, gradient.to(passed.output), passed.features, origin)
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(passed.buffers[name])
+        return x_grad
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
         """What the server half makes of features of shape (B, ...), in evaluation mode, on the CPU."""
-        with self._lock, self._rng():
+        with self._lock, self._rng(self.steps):
             self.model.eval()
             try:
                 out: Tensor = self.model(features.to(self.device))
@@ -182,12 +250,41 @@ class HalfTrainer:
                 self.model.train()
         return out.cpu()
 
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         self.model.train()
         try:
-            logits = self.model(x)
+            return model(x)
         except Exception as error:
             raise FeaturesRefused(f"the server half does not take features {tuple(x.shape)}: {error}") from error
+
+    def _pass(self, x: Tensor, step: int) -> ForwardPass:
+        # Not the model's own buffers: to put them back would invalidate the graph of another session's pass.
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        output = self._run(partial(functional_call, self.model, buffers), x)
+        return ForwardPass(x, output, buffers, step)
+
+    def _check_output(self, passed: ForwardPass) -> None:
+        output, rows = passed.output, len(passed.features)
+        if not (isinstance(output, Tensor) and output.ndim >= 2 and len(output) == rows and output.requires_grad):
+            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+            raise StepRefused(f"the server half's output has {what}, wanted ({rows}, ...) with a gradient")
+        self._check_finite("the server half's output", output, [output.detach()])
+
+    def _train(self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None) -> Tensor:
+        """Go back from `out` to `x`, and apply the step; the gradient by `x`, on the CPU."""
+        x_grad, *grads = torch.autograd.grad(out, [x, *self._parameters], out_grad, allow_unused=True)
+        what = "the output" if out.ndim else f"loss {out.item()}"
+        self._check_finite(f"{what} with a gradient", out, [x_grad, *grads])
+        self._apply(grads)
+        self.steps += 1
+        if self.record_updates and origin is not None:
+            self.updates.append(origin)
+        self.feature_shape = tuple(x.shape[1:])
+        return torch.zeros_like(x, device="cpu") if x_grad is None else x_grad.cpu()
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        assert self.loss_fn is not None  # the session has seen to it
+        logits = self._run(self.model, x)
         self._check_classes(logits, labels)
         try:
             loss = self.loss_fn(logits, labels)
@@ -210,10 +307,10 @@ class HalfTrainer:
         if len(wrong):
             raise LabelsRefused(f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes")
 
-    def _check_finite(self, loss: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def _check_finite(self, what: str, out: Tensor, grads: Sequence[Tensor | None]) -> None:
         norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
-        if not (torch.isfinite(loss) and norm <= MOST_NORM):
-            raise StepRefused(f"loss {loss.item()} with a gradient of norm {norm.item()} is not finite, or beyond 1e18")
+        if not (torch.isfinite(out).all() and norm <= MOST_NORM):
+            raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
@@ -233,11 +330,11 @@ class HalfTrainer:
             self.scheduler.step()
 
     @contextmanager
-    def _rng(self) -> Iterator[None]:
+    def _rng(self, step: int) -> Iterator[None]:
         """A generator state of the step's own, so that concurrent sessions leave each other's draws alone."""
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(derive_seed(self.seed, "server-half", self.steps))
+            torch.manual_seed(derive_seed(self.seed, "server-half", step))
             yield
 
     @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 from flwr_splitfc.exchange.ticket import Purpose
 
-UPLINK_KINDS = ("features", "labels", "state", "model", "framing", "resent")
+UPLINK_KINDS = ("features", "labels", "state", "model", "framing", "resent", "output_gradient")
 DIGEST_BITS = 128
-DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent")
+DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "output")
 
 
 @dataclass
@@ -20,7 +20,9 @@ class Traffic:
     `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
     the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent" is whole
     frames that were sent again after a connection broke, `reconnects` how often one was opened again.
-    `digest` is of all payloads (features, labels, gradients, logits) in their order within a session; over
+    `loss_rows` are the samples that `loss_sum` is over: where devices have the last layers, those of the replies.
+    `entries` are those of the features, `output_entries` those of the output at a second cut.
+    `digest` is of all payloads (features, labels, gradients, outputs) in their order within a session; over
     sessions it adds up, so that their order does not show.
     """
 
@@ -29,7 +31,9 @@ class Traffic:
     steps: int = 0
     rows: int = 0
     loss_sum: float = 0.0
+    loss_rows: int = 0
     entries: int = 0
+    output_entries: int = 0
     device_codec_seconds: float = 0.0
     server_codec_seconds: float = 0.0
     uplink_bytes: Counter[str] = field(default_factory=Counter)
@@ -43,7 +47,9 @@ class Traffic:
         self.steps += other.steps
         self.rows += other.rows
         self.loss_sum += other.loss_sum
+        self.loss_rows += other.loss_rows
         self.entries += other.entries
+        self.output_entries += other.output_entries
         self.device_codec_seconds += other.device_codec_seconds
         self.server_codec_seconds += other.server_codec_seconds
         self.uplink_bytes.update(other.uplink_bytes)
@@ -61,9 +67,19 @@ class Traffic:
         return 8 * self.downlink_bytes["gradient"] / self.entries if self.entries else 0.0
 
     @property
+    def uplink_output_bits_per_entry(self) -> float:
+        """Bits of encoded gradients of the output per entry of the outputs; 0.0 before the first."""
+        return 8 * self.uplink_bytes["output_gradient"] / self.output_entries if self.output_entries else 0.0
+
+    @property
+    def downlink_output_bits_per_entry(self) -> float:
+        """Bits of encoded outputs per entry of the outputs; 0.0 before the first."""
+        return 8 * self.downlink_bytes["output"] / self.output_entries if self.output_entries else 0.0
+
+    @property
     def loss(self) -> float:
         """The mean training loss over the samples; NaN before the first."""
-        return self.loss_sum / self.rows if self.rows else float("nan")
+        return self.loss_sum / self.loss_rows if self.loss_rows else float("nan")
 
     def metrics(self) -> dict[str, int | float]:
         """All counts under the names that Flower's `Result` shows; bytes in bytes, times in seconds."""
@@ -76,6 +92,8 @@ class Traffic:
             "downlink_bytes": self.downlink_bytes.total(),
             "uplink_bits_per_entry": self.uplink_bits_per_entry,
             "downlink_bits_per_entry": self.downlink_bits_per_entry,
+            "uplink_output_bits_per_entry": self.uplink_output_bits_per_entry,
+            "downlink_output_bits_per_entry": self.downlink_output_bits_per_entry,
             "device_codec_seconds": self.device_codec_seconds,
             "server_codec_seconds": self.server_codec_seconds,
             **{f"uplink_{kind}_bytes": self.uplink_bytes[kind] for kind in UPLINK_KINDS},

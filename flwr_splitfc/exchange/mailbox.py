@@ -30,12 +30,14 @@ class NotAnswered(Exception):
 
 
 class Mailbox:
-    """The device's end of a turn that travels in messages: knows one answer, and asks for the next.
+    """The device's end of a turn that travels in messages: knows the answers of one step, and asks for the next.
 
     Parameters
     ----------
     message : Message
         With the server's last frame: `Opened`, or the answer to this device's last one.
+    stored : StoredTurn
+        With the step's answer before that, if there is one.
 
     Attributes
     ----------
@@ -43,11 +45,13 @@ class Mailbox:
         The device's last frame, which goes with its reply to the strategy.
     """
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, stored: "StoredTurn") -> None:
         self.answer = pb.ServerFrame.FromString(frame_of(message))
         if self.answer.WhichOneof("kind") == "refused":
             raise error_from(self.answer.refused)
-        self.number = max(self.answer.number - 1, 0)
+        self._answers = {answer.number: answer for answer in (*stored.answers, self.answer)}
+        stored.answers = [self.answer] if self.answer.WhichOneof("kind") == "output" else []
+        self.number = max(min(self._answers) - 1, 0)
         self.closing: pb.DeviceFrame | None = None
         self.uplink_bytes = 0
         self.downlink_bytes = 0
@@ -58,7 +62,7 @@ class Mailbox:
         return self.answer.opened
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        """The answer to a frame, if it is the one that came.
+        """The answer to a frame, if it is one that came.
 
         Raises
         ------
@@ -71,10 +75,10 @@ class Mailbox:
         if frame.WhichOneof("kind") == "close":
             self.closing = frame
             return pb.ServerFrame(number=frame.number, closed=pb.Closed())
-        if frame.number != self.answer.number:
+        if frame.number not in self._answers:
             raise NotAnswered(frame)
-        self.downlink_bytes += self.answer.ByteSize()
-        return self.answer
+        self.downlink_bytes += self._answers[frame.number].ByteSize()
+        return self._answers[frame.number]
 
     def finish(self) -> None:
         """Nothing to do."""
@@ -84,9 +88,17 @@ class Mailbox:
 
 
 class StoredTurn:
-    """A turn between two messages, in the node's context."""
+    """A turn between two messages, in the node's context.
 
-    def __init__(self, context: Context, message: Message) -> None:
+    Parameters
+    ----------
+    context : Context
+    message : Message
+    frames_per_step : int (default: 1)
+    """
+
+    def __init__(self, context: Context, message: Message, frames_per_step: int = 1) -> None:
+        self._frames_per_step = frames_per_step
         self._state = context.state
         self._number = pb.ServerFrame.FromString(frame_of(message)).number
         self._key = str(message.content.config_records["split-ticket"]["token"]).partition(".")[0]
@@ -100,8 +112,19 @@ class StoredTurn:
 
     @property
     def done(self) -> int:
-        """Steps that are behind the turn, the one that was just answered not among them."""
-        return max(self._number - 1, 0)
+        """Steps that are behind the turn, the one of the last answer not among them."""
+        return max(self._number - 1, 0) // self._frames_per_step
+
+    @property
+    def answers(self) -> list[pb.ServerFrame]:
+        """Those to the frames of a step that is not over."""
+        record = self._state.array_records.get(TURN_KEY + "-answers", ArrayRecord()) if self.begun else ArrayRecord()
+        return [pb.ServerFrame.FromString(array.data) for array in record.values()]
+
+    @answers.setter
+    def answers(self, answers: list[pb.ServerFrame]) -> None:
+        record = ArrayRecord({str(answer.number): _raw(answer.SerializeToString()) for answer in answers})
+        self._state[TURN_KEY + "-answers"] = record
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -143,7 +166,7 @@ class StoredTurn:
 
     def clear(self) -> None:
         """The turn is over."""
-        for key in ("", "-start", "-tensors"):
+        for key in ("", "-start", "-tensors", "-answers"):
             self._state.pop(TURN_KEY + key, None)
 
     def _read(self) -> ConfigRecord:

@@ -2,23 +2,27 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
+from math import prod
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from flwr.app import Array, Context, Message
+from flwr.app import Context, Message
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flwr_splitfc.codec import cut_codec, pack_labels
+from flwr_splitfc.codec import CutCodec, Link, PayloadError, cut_codec, pack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.stream import Stream
 from flwr_splitfc.exchange.tensors import (
+    from_matrix,
     optimizer_tensors,
     pack_tensors,
     restore_optimizer,
+    to_matrix,
     unpack_tensor,
     unpack_tensors,
 )
@@ -62,6 +66,10 @@ def connect(
                 loss.backward()
                 optimizer.step()
             metrics = server.metrics()
+
+    Where the device has the last layers, too, and the loss::
+
+        loss = criterion(tail(server.forward(head(x))), y)
     """
     ticket = Ticket.from_message(message)
     if not ticket.address:
@@ -110,6 +118,7 @@ class Session:
         self.ticket = ticket
         try:
             self.codec = cut_codec(ticket.codec)
+            self.output_codec = cut_codec(ticket.output_codec).mirror() if ticket.output_codec else None
         except ValueError as error:
             raise TicketError(f"the ticket's codec cannot be made here: {error}") from error
         self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
@@ -118,6 +127,7 @@ class Session:
         self._transport = transport
         self._is_open = False
         self._number = 0
+        self._begun = 0  # the step whose Backward may be sent
         self._full_rows = 0
         self._rows = 0
         self._loss_sum = 0.0
@@ -149,13 +159,43 @@ class Session:
             One of its kinds if the server refuses the step or the session broke; the server half is then
             as it was.
         """
-        if not (torch.is_grad_enabled() and features.requires_grad):
+        if self.output_codec is not None:
             raise RuntimeError(
-                "server.loss trains the server half, so it needs features with an autograd graph: "
-                "not under torch.no_grad(), and with a device half that has parameters to train. "
-                "Use server.predict to evaluate."
+                "the strategy has no loss_fn, so the loss is this device's: train with "
+                "criterion(tail(server.forward(features)), labels)"
             )
+        _check_graph(features)
         return _ServerLoss.apply(features, labels, self)  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The server half's output for one mini-batch, for last layers and a loss of the device's own.
+
+        Its backward pass, once, trains the server half and goes on into the device's first layers. Until then
+        nothing has changed, and another `forward` takes this one's place. The gradient goes up as it is:
+        scaling the loss scales it for the server half, too.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+            The output of the first layers, with its autograd graph.
+
+        Returns
+        -------
+        Tensor of shape (B, ...)
+            float32, on the device of the features.
+
+        Raises
+        ------
+        RuntimeError, ValueError, SplitError
+            As `loss`; the backward pass raises them, too, and a `ValueError` for a gradient that is not finite.
+        """
+        if self.output_codec is None:
+            raise RuntimeError(
+                "the strategy has a loss_fn, so the loss is the server's: train with server.loss(features, labels), "
+                "or make the strategy with loss_fn=None"
+            )
+        _check_graph(features)
+        return _ServerOutput.apply(features, self, self.output_codec)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
@@ -169,15 +209,15 @@ class Session:
         self._codec_seconds += time.perf_counter() - started
         self._number += 1
         self._rows += len(features)
-        reply = self._ask(pb.DeviceFrame(predict=pb.Predict(features=_matrix(array))))
+        reply = self._ask(pb.DeviceFrame(predict=pb.Predict(features=to_matrix(array))))
         return unpack_tensor(self._expect(reply, "predicted").predicted.logits).to(features.device)
 
     def metrics(self) -> dict[str, int | float]:
         """What Flower's strategies need, and what this session moved so far.
 
-        ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in evaluation),
-        ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session), ``reconnects`` (connections that
-        broke and were opened again), ``codec_seconds`` (this device's).
+        ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in evaluation, nor where the loss
+        is the device's: its code adds it), ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
+        ``reconnects`` (connections that broke and were opened again), ``codec_seconds`` (this device's).
         """
         metrics: dict[str, int | float] = {
             "num-examples": self._rows,
@@ -187,7 +227,7 @@ class Session:
             "reconnects": max(self._transport.reconnects, 0),
             "codec_seconds": self._codec_seconds,
         }
-        if self.ticket.purpose == "train":
+        if self.ticket.purpose == "train" and self.output_codec is None:
             metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
         return metrics
 
@@ -247,33 +287,66 @@ class Session:
     def _step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         """One exchange: the loss, and the gradient by `features` as (B, D)."""
         started = time.perf_counter()
-        number, rows = self._number + 1, len(features)
-        if rows > self._full_rows:
-            self.codec.check_budget(rows, features[0].numel())
-            self._full_rows = rows
-        array, link = self.codec.encode_features(
-            features,
-            generator=seeded_generator(self.seed, number),
-            full_rows=self._full_rows,
-        )
-        step = pb.Step(features=_matrix(array), labels=pack_labels(labels))
+        matrix, link = self._encode(features)
+        step = pb.Step(features=matrix, labels=pack_labels(labels))
         encoded = time.perf_counter()
-        self._number = number
+        self._number += 1
 
         stepped = self._expect(self._ask(pb.DeviceFrame(step=step)), "stepped").stepped
 
         answered = time.perf_counter()
-        answer = Array(
-            dtype="float32",
-            shape=tuple(stepped.gradient.shape),
-            stype=stepped.gradient.stype,
-            data=stepped.gradient.data,
-        )
-        gradient = self.codec.decode_gradient(answer, link)
+        gradient = self.codec.decode_gradient(from_matrix(stepped.gradient), link)
         self._codec_seconds += encoded - started + time.perf_counter() - answered
-        self._rows += rows
-        self._loss_sum += stepped.loss * rows
+        self._rows += len(features)
+        self._loss_sum += stepped.loss * len(features)
         return stepped.loss, gradient
+
+    def _encode(self, features: Tensor) -> tuple[pb.Matrix, Link]:
+        """Features as the next step sends them."""
+        rows = len(features)
+        if rows > self._full_rows:
+            self.codec.check_budget(rows, features[0].numel())
+            self._full_rows = rows
+        generator = seeded_generator(self.seed, self._number + 1)
+        array, link = self.codec.encode_features(features, generator=generator, full_rows=self._full_rows)
+        return to_matrix(array), link
+
+    def _begin(self, features: Tensor, codec: CutCodec) -> tuple[Tensor, "_Step"]:
+        """The first exchange of a step whose loss is the device's: the output."""
+        started = time.perf_counter()
+        matrix, link = self._encode(features)
+        encoded = time.perf_counter()
+        self._begun = self._number = self._number + 1
+
+        output = self._expect(self._ask(pb.DeviceFrame(forward=pb.Forward(features=matrix))), "output").output.output
+
+        answered = time.perf_counter()
+        shape = tuple(output.shape)
+        seen, output_link = codec.decode_features(from_matrix(output), expect=(len(features), prod(shape[1:])))
+        if shape[0] != len(features):
+            raise PayloadError(f"the output has {shape[0]} rows, the features {len(features)}")
+        self._codec_seconds += encoded - started + time.perf_counter() - answered
+        return seen.reshape(shape).to(features.device), _Step(self._begun, link, output_link)
+
+    def _end(self, gradient: Tensor, step: "_Step", codec: CutCodec) -> Tensor:
+        """The second: the gradient by the features, as (B, D)."""
+        if step.number != self._begun:
+            raise RuntimeError(
+                "the backward pass through server.forward runs once for each, and before the next server.forward"
+            )
+        started = time.perf_counter()
+        array = codec.encode_gradient(gradient.flatten(1), step.output_link, full_rows=self._full_rows)
+        encoded = time.perf_counter()
+        self._begun = 0
+
+        backward = pb.DeviceFrame(backward=pb.Backward(gradient=to_matrix(array)))
+        gradients = self._expect(self._ask(backward), "gradients").gradients
+
+        answered = time.perf_counter()
+        by_features = self.codec.decode_gradient(from_matrix(gradients.gradient), step.link)
+        self._codec_seconds += encoded - started + time.perf_counter() - answered
+        self._rows += len(gradient)
+        return by_features
 
     def _ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Send one frame and wait for its answer; a refusal or a lost server raises by name."""
@@ -286,6 +359,14 @@ class Session:
         if reply.WhichOneof("kind") != kind:
             raise ProtocolError(f"the server answered {reply.WhichOneof('kind')!r}, wanted {kind!r}")
         return reply
+
+
+class _Step(NamedTuple):
+    """What a step's second exchange needs of its first."""
+
+    number: int
+    link: Link
+    output_link: Link
 
 
 class _ServerLoss(torch.autograd.Function):
@@ -304,5 +385,26 @@ class _ServerLoss(torch.autograd.Function):
         return grad_output * gradient, None, None
 
 
-def _matrix(array: Array) -> pb.Matrix:
-    return pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
+class _ServerOutput(torch.autograd.Function):
+    """The network, the server half, and the network, as one autograd node."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, session: Session, codec: CutCodec) -> Tensor:  # type: ignore[no-untyped-def]
+        output, step = session._begin(features.detach(), codec)
+        ctx.end = partial(session._end, step=step, codec=codec)
+        ctx.shape, ctx.dtype = features.shape, features.dtype
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        return ctx.end(grad_output).reshape(ctx.shape).to(ctx.dtype), None, None
+
+
+def _check_graph(features: Tensor) -> None:
+    if not (torch.is_grad_enabled() and features.requires_grad):
+        raise RuntimeError(
+            "server.loss and server.forward train the server half, so they need features with an autograd graph: "
+            "not under torch.no_grad(), and with a device half that has parameters to train. "
+            "Use server.predict to evaluate."
+        )

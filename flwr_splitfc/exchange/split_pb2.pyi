@@ -17,6 +17,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STEP: _ClassVar[Reason]
     LIMIT: _ClassVar[Reason]
     CANCELLED: _ClassVar[Reason]
+    GRADIENT: _ClassVar[Reason]
 UNSPECIFIED: Reason
 PROTOCOL: Reason
 TOKEN: Reason
@@ -26,6 +27,7 @@ LABELS: Reason
 STEP: Reason
 LIMIT: Reason
 CANCELLED: Reason
+GRADIENT: Reason
 
 class Matrix(_message.Message):
     __slots__ = ("stype", "shape", "data")
@@ -67,6 +69,18 @@ class Step(_message.Message):
     labels: bytes
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
 
+class Forward(_message.Message):
+    __slots__ = ("features",)
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    features: Matrix
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
+class Backward(_message.Message):
+    __slots__ = ("gradient",)
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    gradient: Matrix
+    def __init__(self, gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
 class Predict(_message.Message):
     __slots__ = ("features",)
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -84,18 +98,22 @@ class Close(_message.Message):
     def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ...) -> None: ...
 
 class DeviceFrame(_message.Message):
-    __slots__ = ("number", "open", "step", "predict", "close")
+    __slots__ = ("number", "open", "step", "predict", "close", "forward", "backward")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     PREDICT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
     number: int
     open: Open
     step: Step
     predict: Predict
     close: Close
-    def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    forward: Forward
+    backward: Backward
+    def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("optimizer", "state")
@@ -112,6 +130,18 @@ class Stepped(_message.Message):
     loss: float
     gradient: Matrix
     def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
+class Output(_message.Message):
+    __slots__ = ("output",)
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    output: Matrix
+    def __init__(self, output: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+
+class Gradients(_message.Message):
+    __slots__ = ("gradient",)
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    gradient: Matrix
+    def __init__(self, gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Predicted(_message.Message):
     __slots__ = ("logits",)
@@ -132,17 +162,21 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused")
+    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused", "output", "gradients")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     number: int
     opened: Opened
     stepped: Stepped
     predicted: Predicted
     closed: Closed
     refused: Refused
-    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    output: Output
+    gradients: Gradients
+    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ...) -> None: ...

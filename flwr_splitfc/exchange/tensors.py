@@ -1,10 +1,11 @@
-"""Plain tensors on the wire: optimizer state, whatever else a device keeps, logits."""
+"""Tensors on the wire: encoded matrices, and plain: optimizer state, whatever else a device keeps, logits."""
 
 import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
@@ -18,6 +19,16 @@ _DTYPES = {
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     )
 }
+
+
+def to_matrix(array: Array) -> pb.Matrix:
+    """The wire form of an encoded matrix."""
+    return pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
+
+
+def from_matrix(matrix: pb.Matrix) -> Array:
+    """What `to_matrix` was given, for a codec to decode, which trusts nothing in it."""
+    return Array(dtype="float32", shape=tuple(matrix.shape), stype=matrix.stype, data=matrix.data)
 
 
 def pack_tensor(name: str, tensor: Tensor) -> pb.Tensor:

@@ -14,6 +14,7 @@ PROTOCOLS = (2,)
 
 TICKET_KEY = "split-ticket"
 _CODEC_PREFIX = "codec."
+_OUTPUT_CODEC_PREFIX = "output-codec."
 
 Purpose = Literal["train", "evaluate"]
 Scalar = bool | int | float | str
@@ -35,6 +36,8 @@ class Ticket:
         Who, when, and the run's seed: what every random choice of the turn is derived from.
     codec : mapping
         The settings of the cut codec, as `flwr_splitfc.codec.cut_codec` takes them.
+    output_codec : mapping
+        The same of the codec of the server half's output, where the device has the last layers; otherwise empty.
     tls : "off", "pinned" or "verified"
         How the endpoint proves itself: not at all; by `authority` itself, its own certificate; by a
         certificate for the address's host.
@@ -53,6 +56,7 @@ class Ticket:
     server_round: int
     seed: int
     codec: Mapping[str, Scalar]
+    output_codec: Mapping[str, Scalar] = field(default_factory=dict)
     tls: Tls = "off"
     authority: str = ""
     reconnect_timeout_s: float = 60.0
@@ -73,6 +77,7 @@ class Ticket:
             "reconnect-timeout-s": self.reconnect_timeout_s,
         }
         fields |= {_CODEC_PREFIX + key: value for key, value in self.codec.items()}
+        fields |= {_OUTPUT_CODEC_PREFIX + key: value for key, value in self.output_codec.items()}
         return ConfigRecord(
             {key: value for key, value in fields.items() if value != ""}
         )  # Flower's size count stumbles
@@ -108,6 +113,9 @@ class Ticket:
                 raise TicketError(f"ticket field {key!r} is {value!r}, wanted {kind.__name__}")
             return value
 
+        def settings(prefix: str) -> Any:
+            return {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+
         def one_of(key: str, kind: Any) -> Any:
             value = get(key, str)
             if value not in get_args(kind):
@@ -121,7 +129,8 @@ class Ticket:
             device=get("device", str),
             server_round=get("server-round", int),
             seed=get("seed", int),
-            codec={k.removeprefix(_CODEC_PREFIX): v for k, v in record.items() if k.startswith(_CODEC_PREFIX)},  # type: ignore[misc]
+            codec=settings(_CODEC_PREFIX),
+            output_codec=settings(_OUTPUT_CODEC_PREFIX),
             tls=one_of("tls", Tls),
             authority=get("authority", str, ""),
             reconnect_timeout_s=get("reconnect-timeout-s", float),

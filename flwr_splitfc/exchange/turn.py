@@ -4,23 +4,38 @@ import hashlib
 import math
 import time
 from collections import Counter
+from typing import NamedTuple
 
 import torch
-from flwr.app import Array
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.errors import FeaturesRefused, LabelsRefused, LimitExceeded, ProtocolError
-from flwr_splitfc.exchange.half import Update
+from flwr_splitfc.exchange.errors import (
+    FeaturesRefused,
+    GradientRefused,
+    LabelsRefused,
+    LimitExceeded,
+    ProtocolError,
+)
+from flwr_splitfc.exchange.half import ForwardPass, Update
 from flwr_splitfc.exchange.halves import Halves
 from flwr_splitfc.exchange.ledger import DIGEST_BITS, Traffic
 from flwr_splitfc.exchange.limits import Limits
+from flwr_splitfc.exchange.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.states import DeviceStates, Kept
-from flwr_splitfc.exchange.tensors import MOST_DIMENSIONS, pack_tensor
+from flwr_splitfc.exchange.tensors import MOST_DIMENSIONS, from_matrix, pack_tensor, to_matrix
 from flwr_splitfc.exchange.ticket import Purpose
 
 MOST_CODEC_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
 GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message
+
+
+class _Begun(NamedTuple):
+    """The first half of a step, until the second comes."""
+
+    passed: ForwardPass
+    link: Link
+    output_link: Link
 
 
 class Turn:
@@ -43,6 +58,10 @@ class Turn:
     states : DeviceStates
         What devices keep between turns.
     limits : Limits
+    output_codec : CutCodec, optional
+        What is agreed for the server half's output, where the device has the last layers.
+    seed : int (default: 0)
+        The run's seed, for what is random in the coding of the output.
 
     Attributes
     ----------
@@ -61,6 +80,9 @@ class Turn:
         codec: CutCodec,
         states: DeviceStates,
         limits: Limits,
+        *,
+        output_codec: CutCodec | None = None,
+        seed: int = 0,
     ) -> None:
         self.purpose = purpose
         self.device = device
@@ -68,6 +90,8 @@ class Turn:
         self.halves = halves
         self.half = halves.half
         self.codec = codec
+        self.output_codec = output_codec.mirror() if output_codec else None
+        self.seed = derive_seed(seed, device, server_round)
         self.states = states
         self.limits = limits
         self.traffic = Traffic(sessions=1)
@@ -76,6 +100,7 @@ class Turn:
         self._rows = 0
         self._hash = hashlib.blake2b(f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8)
         self._full_rows = 0
+        self._begun: _Begun | None = None
 
     def open(self) -> pb.ServerFrame:
         """The answer to the admission: what earlier turns left."""
@@ -101,6 +126,15 @@ class Turn:
                 stepped = self._step(frame.step)
                 self._digest(frame.step.features.data, frame.step.labels, stepped.gradient.data)
                 return pb.ServerFrame(stepped=stepped)
+            case "forward":
+                self._count_step()
+                output = self._forward(frame.forward)
+                self._digest(frame.forward.features.data, output.output.data)
+                return pb.ServerFrame(output=output)
+            case "backward":
+                gradients = self._backward(frame.backward)
+                self._digest(frame.backward.gradient.data, gradients.gradient.data)
+                return pb.ServerFrame(gradients=gradients)
             case "predict":
                 self._count_step()
                 predicted = self._predict(frame.predict)
@@ -116,6 +150,10 @@ class Turn:
             self._hash.update(len(payload).to_bytes(8, "little"))
             self._hash.update(payload)
 
+    def forget(self) -> None:
+        """Drop what waits for the device: it cannot come any more."""
+        self._begun = None
+
     def settle(self) -> None:
         """The device has replied to the strategy: hand the trained half back, once."""
         half, self.half = self.half, self.halves.half
@@ -129,29 +167,81 @@ class Turn:
         self._steps += 1
 
     def _step(self, step: pb.Step) -> pb.Stepped:
-        if self.purpose != "train":
-            raise ProtocolError("an evaluation's session cannot train")
+        self._check_trains()
+        if self.output_codec is not None:
+            raise ProtocolError("the loss is the device's, which has the last layers: send Forward, not Step")
         started = time.perf_counter()
-        features, link = self._features(step.features, self.codec.stype)
+        features, link = self._features_to_train_on(step.features)
         rows = len(features)
-        if rows > self._full_rows:
-            self._check_budget(rows, features[0].numel())
-            self._full_rows = rows
         labels = self._labels(step.labels, rows)
         decoded = time.perf_counter()
 
         loss, gradient = self.half.step(features, labels, Update(self.server_round, self.device, self._steps))
 
-        self._rows += rows
         stepped = time.perf_counter()
-        array = self.codec.encode_gradient(gradient.flatten(1), link, full_rows=self._full_rows)
-        traffic = self.traffic
-        traffic.steps += 1
-        traffic.rows += rows
-        traffic.loss_sum += loss * rows
-        traffic.entries += features.numel()
-        traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
-        return pb.Stepped(loss=loss, gradient=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data))
+        array = self._trained(gradient, link)
+        self.traffic.loss_sum += loss * rows
+        self.traffic.loss_rows += rows
+        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
+        return pb.Stepped(loss=loss, gradient=array)
+
+    def _forward(self, forward: pb.Forward) -> pb.Output:
+        self._check_trains()
+        if self.output_codec is None:
+            raise ProtocolError("the loss is the server's: send Step, not Forward")
+        started = time.perf_counter()
+        self.forget()
+        features, link = self._features_to_train_on(forward.features)
+        decoded = time.perf_counter()
+
+        passed = self.half.forward(features)
+
+        output, passed_at = passed.output.detach().cpu(), time.perf_counter()
+        self._check_budget(self.output_codec, len(output), output[0].numel())
+        generator = seeded_generator(self.seed, "output", self._steps)
+        array, output_link = self.output_codec.encode_features(output, generator=generator, full_rows=self._full_rows)
+        self._begun = _Begun(passed, link, output_link)
+        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - passed_at
+        return pb.Output(output=to_matrix(array))
+
+    def _backward(self, backward: pb.Backward) -> pb.Gradients:
+        begun = self._begun
+        if begun is None or self.output_codec is None:
+            raise ProtocolError("Backward came without a Forward")
+        started = time.perf_counter()
+        try:
+            gradient = self.output_codec.decode_gradient(from_matrix(backward.gradient), begun.output_link)
+        except PayloadError as error:
+            raise GradientRefused(str(error)) from error
+        decoded = time.perf_counter()
+
+        origin = Update(self.server_round, self.device, self._steps)
+        x_grad = self.half.backward(begun.passed, gradient.reshape(begun.passed.output.shape), origin)
+
+        self.forget()
+        stepped = time.perf_counter()
+        array = self._trained(x_grad, begun.link)
+        self.traffic.output_entries += gradient.numel()
+        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
+        return pb.Gradients(gradient=array)
+
+    def _check_trains(self) -> None:
+        if self.purpose != "train":
+            raise ProtocolError("an evaluation's session cannot train")
+
+    def _features_to_train_on(self, matrix: pb.Matrix) -> tuple[torch.Tensor, Link]:
+        features, link = self._features(matrix, self.codec.stype)
+        self._check_budget(self.codec, len(features), features[0].numel())
+        self._full_rows = max(self._full_rows, len(features))
+        return features, link
+
+    def _trained(self, gradient: torch.Tensor, link: Link) -> pb.Matrix:
+        """Count a mini-batch that the half was trained on; its features' gradient as it goes down."""
+        self._rows += len(gradient)
+        self.traffic.steps += 1
+        self.traffic.rows += len(gradient)
+        self.traffic.entries += gradient.numel()
+        return to_matrix(self.codec.encode_gradient(gradient.flatten(1), link, full_rows=self._full_rows))
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         features, _ = self._features(predict.features, self.codec.evaluation_stype)
@@ -166,6 +256,7 @@ class Turn:
             self.traffic.device_codec_seconds = close.codec_seconds
         if self.purpose == "train":
             self.states.keep(self.device, Kept(tuple(close.optimizer), tuple(close.state)))
+        self.forget()
         self.traffic.digest = int.from_bytes(self._hash.digest(), "little")
         self.done = True
         return pb.Closed()
@@ -186,16 +277,17 @@ class Turn:
         max_rows = self.limits.max_matrix_bytes // (4 * columns)
         if shape[0] > max_rows:
             raise FeaturesRefused(f"features of shape {shape} are over {self.limits.max_matrix_bytes} bytes")
-        array = Array(dtype="float32", shape=shape, stype=matrix.stype, data=matrix.data)
         try:
-            seen, link = self.codec.decode_features(array, expect=(max_rows, columns))
+            seen, link = self.codec.decode_features(from_matrix(matrix), expect=(max_rows, columns))
         except PayloadError as error:
             raise FeaturesRefused(str(error)) from error
         return seen.reshape(shape), link
 
-    def _check_budget(self, rows: int, columns: int) -> None:
+    def _check_budget(self, codec: CutCodec, rows: int, columns: int) -> None:
+        if rows < self._full_rows:
+            return
         try:
-            self.codec.check_budget(rows, columns)
+            codec.check_budget(rows, columns)
         except ValueError as error:
             raise LimitExceeded(str(error)) from error
 
@@ -211,8 +303,10 @@ class Turn:
 
 def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
     """Enter what a device sent, by kind."""
+    with_features = (frame.step, frame.forward, frame.predict)
     kinds = {
-        "features": len(frame.step.features.data) + len(frame.predict.features.data),
+        "features": sum(len(kind.features.data) for kind in with_features),
+        "output_gradient": len(frame.backward.gradient.data),
         "labels": len(frame.step.labels),
         "state": sum(len(tensor.data) for tensor in (*frame.close.optimizer, *frame.close.state)),
     }
@@ -222,7 +316,8 @@ def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
 def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     """Enter what it was answered, by kind."""
     kinds = {
-        "gradient": len(frame.stepped.gradient.data),
+        "gradient": len(frame.stepped.gradient.data) + len(frame.gradients.gradient.data),
+        "output": len(frame.output.output.data),
         "logits": len(frame.predicted.logits.data),
         "state": sum(len(tensor.data) for tensor in (*frame.opened.optimizer, *frame.opened.state)),
     }

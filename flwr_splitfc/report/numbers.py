@@ -49,8 +49,8 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink) -> Numbers:
     """What a run's ``results.json`` comes to.
 
     ``cut_ratio`` and ``total_ratio`` say how many times fewer bytes were moved than by the same run with
-    float32 at the cut; None where nothing is split. ``link_s`` counts a round trip for each mini-batch at
-    the cut and for each turn of a device.
+    float32 at the cut, or at both; None where nothing is split. ``link_s`` counts a round trip for each mini-batch
+    at the cut, two where devices have the last layers and train, and one for each turn of a device.
     """
     train, evaluate = results["traffic"]["train"], results["traffic"]["evaluate"]
     kinds = {
@@ -61,10 +61,12 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink) -> Numbers:
         sum(kinds[f"{way}_{kind}_bytes"] for of, kind in WAYS_AND_KINDS if of == way) for way in ("uplink", "downlink")
     )
     features, gradient = train["uplink_bytes"].get("features", 0), train["downlink_bytes"].get("gradient", 0)
-    cut, float32_cut = features + gradient, 2 * _FLOAT32_BYTES * train["entries"]
+    output_entries = train.get("output_entries", 0)
+    at_output = train["uplink_bytes"].get("output_gradient", 0) + train["downlink_bytes"].get("output", 0)
+    cut, float32_cut = features + gradient + at_output, 2 * _FLOAT32_BYTES * (train["entries"] + output_entries)
     sessions = train["sessions"] + evaluate["sessions"]
     turns = sessions or results.get("run", {}).get("turns", 0)
-    steps_at_cut = train["steps"] + evaluate["steps"] if sessions else 0
+    steps_at_cut = (1 + bool(output_entries)) * train["steps"] + evaluate["steps"] if sessions else 0
     accuracies = [row["accuracy"] for row in results["rounds"] if row["accuracy"] is not None]
     return {
         "accuracy": accuracies[-1] if accuracies else None,

@@ -56,12 +56,16 @@ class SplitLearning(Strategy):
     ----------
     server_model : nn.Module
         The layers after the cut. It is trained in place, on CUDA where present.
-    loss_fn : callable
-        ``loss_fn(server_model(features), labels)``, a scalar.
+    loss_fn : callable or None
+        ``loss_fn(server_model(features), labels)``, a scalar. None for U-shaped split learning: devices have the
+        last layers, too, and the loss; they train with ``server.forward``, and labels stay with them.
     optimizer : callable
         ``optimizer(parameters)`` makes the server half's optimizer. Its state lives as long as `start`.
     codec : CutCodec or str (default: "float32")
         What is done at the cut; see `flwr_splitfc.codec.cut_codec`.
+    output_codec : CutCodec or str, optional
+        Without `loss_fn`, what is done with the server half's output on its way down and with its gradient on the
+        way up, which ``downlink_bits`` and ``uplink_bits`` of this codec bind; default "float32".
     devices : Strategy, optional
         Any Flower strategy, over the device halves; default `RoundRobin()`.
     shared_server_half : bool (default: True)
@@ -119,10 +123,11 @@ class SplitLearning(Strategy):
     def __init__(
         self,
         server_model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
         codec: CutCodec | str = "float32",
+        output_codec: CutCodec | str | None = None,
         devices: Strategy | None = None,
         shared_server_half: bool = True,
         evaluate_every: int = 1,
@@ -137,6 +142,8 @@ class SplitLearning(Strategy):
         checkpoint: str | Path | None = None,
         save_to: str | Path | None = None,
     ) -> None:
+        if loss_fn is not None and output_codec is not None:
+            raise ValueError("output_codec is for loss_fn=None: with a loss_fn the output stays on the server")
         self.half = HalfTrainer(
             server_model,
             loss_fn,
@@ -150,6 +157,9 @@ class SplitLearning(Strategy):
         self.half.record_updates = record_updates
         self.server_model = self.half.model
         self.codec = cut_codec(codec) if isinstance(codec, str) else codec
+        output_codec = output_codec or "float32"
+        output_codec = cut_codec(output_codec) if isinstance(output_codec, str) else output_codec
+        self.output_codec = output_codec if loss_fn is None else None
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
@@ -200,6 +210,7 @@ class SplitLearning(Strategy):
         endpoint = SplitEndpoint(
             SharedHalf(self.half) if self.shared_server_half else CopiedHalves(self.half),
             self.codec,
+            output_codec=self.output_codec,
             ledger=self.ledger,
             states=self._states,
             seed=self._seed,
@@ -272,6 +283,8 @@ class SplitLearning(Strategy):
     def summary(self) -> None:
         """Log the settings."""
         logger.info("\t├──> At the cut: %r", self.codec)
+        if self.output_codec is not None:
+            logger.info("\t├──> Labels and last layers on devices, output: %r", self.output_codec)
         logger.info("\t├──> Server half on %s, evaluation every %d rounds", self.half.device, self.evaluate_every)
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
@@ -304,6 +317,7 @@ class SplitLearning(Strategy):
         return {
             "strategy": type(self).__name__,
             "codec": repr(self.codec),
+            "output_codec": repr(self.output_codec),
             "devices": type(self.devices).__name__,
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
@@ -349,7 +363,7 @@ class SplitLearning(Strategy):
     # -- the joined model ------------------------------------------------------------------------
 
     def joined_model(self, device_model: nn.Module, arrays: ArrayRecord | None = None) -> JoinedModel:
-        """The whole model: `device_model`, loaded with `arrays` if given, before the server half.
+        """The whole model: `device_model`, loaded with `arrays` if given, before the server half, or around it.
 
         The server half is the one in training, on its device; `device_model` is moved there.
         """
@@ -377,7 +391,7 @@ class SplitLearning(Strategy):
         device = {name: tensor.cpu() for name, tensor in arrays.to_torch_state_dict().items()}
         server = {name: tensor.cpu() for name, tensor in self.server_model.state_dict().items()}
         files = {"device.pt": device, "server.pt": server, "joined.pt": self.joined_state_dict(arrays)}
-        if not device.keys() & server.keys():
+        if self.output_codec is None and not device.keys() & server.keys():
             files["unsplit.pt"] = {**device, **server}
         for name, entries in files.items():
             torch.save(entries, folder / name)
@@ -389,6 +403,6 @@ class SplitLearning(Strategy):
         total = MetricRecord({**(metrics or {}), **traffic.metrics()})
         total.pop("codec_seconds", None)
         total["failures"] = len(self.ledger.failures(server_round))
-        if purpose == "train" and traffic.rows:
+        if purpose == "train" and traffic.loss_rows:
             total["train_loss"] = traffic.loss
         return total

@@ -33,7 +33,7 @@ class SplitFC(SplitLearning):
     def __init__(
         self,
         server_model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
         uplink_bits: float = 0.2,

@@ -27,7 +27,7 @@ class SplitFedV1(SplitLearning):
     def __init__(
         self,
         server_model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
         devices: Strategy | None = None,
@@ -57,7 +57,7 @@ class SplitFedV2(SplitLearning):
     def __init__(
         self,
         server_model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
         devices: Strategy | None = None,

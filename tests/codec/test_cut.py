@@ -109,6 +109,30 @@ def test_smallest_bits_are_needed() -> None:
     assert cut_codec("float32", uplink_bits=1e-9).smallest_bits(64, 288) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("name", codec_names())
+def test_a_mirrored_codec_is_that_of_swapped_budgets_but_for_their_names(name: str) -> None:
+    up, down = 1.5, 3.0
+    features, gradient = torch.randn(64, 288), torch.randn(64, 288)
+    swapped = affordable_cut(name, 64, 288, down, up)
+    mirrored = cut_codec(name, uplink_bits=swapped.downlink_bits, downlink_bits=swapped.uplink_bits).mirror()
+    for ours, theirs in zip(step(mirrored, features, gradient), step(swapped, features, gradient), strict=True):
+        if isinstance(ours, Array):
+            assert ours.data == theirs.data
+    assert mirrored.smallest_bits(64, 288) == swapped.smallest_bits(64, 288)[::-1]
+    assert mirrored.config() == mirrored.mirror().config()
+    assert cut_codec(mirrored.config()).mirror() == mirrored
+
+
+def test_a_mirrored_codec_names_the_budget_of_the_direction() -> None:
+    up, down = cut_codec("splitfc").mirror().smallest_bits(64, 288)
+    short = cut_codec("splitfc", uplink_bits=up, downlink_bits=down - 1e-3).mirror()
+    with pytest.raises(BudgetError, match=f"downlink_bits=.* is too small for 64 x 288; the smallest .* {down}"):
+        short.encode_features(torch.randn(64, 288))
+    _, link = cut_codec("splitfc", downlink_bits=down).mirror().encode_features(torch.randn(64, 288))
+    with pytest.raises(BudgetError, match=r"uplink_bits=0.0001 is too small"):
+        cut_codec("splitfc", uplink_bits=1e-4).mirror().encode_gradient(torch.randn(64, 288), link)
+
+
 def test_a_short_last_batch_goes_in_the_smallest_payload() -> None:
     cut = cut_codec("splitfc", uplink_bits=0.05, downlink_bits=0.05)
     features = torch.randn(2, 288)

@@ -10,6 +10,7 @@ from torch import nn
 
 from flwr_splitfc import (
     EndpointConfig,
+    HeadAndTail,
     RoundRobin,
     SplitClientApp,
     SplitLearning,
@@ -23,6 +24,7 @@ from tests.halves import ServerHalf, same, seeded, weights
 from tests.local_grid import LocalGrid
 
 STREAM, MESSAGES = EndpointConfig(), EndpointConfig(transport="messages")
+CROSS_ENTROPY = nn.CrossEntropyLoss()
 
 
 class DeviceHalf(nn.Sequential):
@@ -43,14 +45,12 @@ def make_app() -> SplitClientApp:
     return SplitClientApp(DeviceHalf, load_data, partial(torch.optim.Adam, lr=1e-2), loss_fn=nn.CrossEntropyLoss())
 
 
-def run(endpoint: EndpointConfig, app=None, **options):
+def run(endpoint: EndpointConfig, app=None, server=ServerHalf, device=DeviceHalf, loss_fn=CROSS_ENTROPY, **options):
     options.setdefault("devices", RoundRobin(min_available_nodes=3))
-    strategy = SplitLearning(
-        seeded(ServerHalf), nn.CrossEntropyLoss(), partial(torch.optim.Adam, lr=1e-2), endpoint=endpoint, **options
-    )
+    strategy = SplitLearning(seeded(server), loss_fn, partial(torch.optim.Adam, lr=1e-2), endpoint=endpoint, **options)
     grid = LocalGrid(app or make_app(), 3, workers=0)
     config = ConfigRecord({"steps-per-turn": 5, "seed": 3})
-    result = strategy.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 3, train_config=config)
+    result = strategy.start(grid, ArrayRecord(seeded(device).state_dict()), 3, train_config=config)
     return strategy, result, grid
 
 
@@ -67,6 +67,34 @@ def test_messages_give_the_run_that_streams_give(codec):
         ours, theirs = (r.evaluate_metrics_clientapp[3].get(key) for r in (mailed, streamed))
         assert ours == theirs
     assert not any(context.state for context in grid.contexts.values())  # nothing is left behind
+
+
+def middle():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.3))
+
+
+def tail():
+    return nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("codec", ["float32", "splitfc"])
+def test_a_u_shaped_step_is_two_messages(codec):
+    cut = cut_codec(codec, uplink_bits=4, downlink_bits=4)
+    app = SplitClientApp(
+        DeviceHalf, load_data, partial(torch.optim.Adam, lr=1e-2), tail=tail, loss_fn=nn.CrossEntropyLoss()
+    )
+    options = {"app": app, "server": middle, "device": lambda: HeadAndTail(DeviceHalf(), tail()), "loss_fn": None}
+    options |= {"codec": cut, "output_codec": cut, "optimizer_state": "relay"}
+    by_stream, streamed, _ = run(STREAM, **options)
+    by_message, mailed, grid = run(MESSAGES, **options)
+    assert by_message.ledger.digest() == by_stream.ledger.digest()
+    assert same(weights(by_message.server_model), weights(by_stream.server_model))
+    assert same(mailed.arrays.to_torch_state_dict(), streamed.arrays.to_torch_state_dict())
+    assert by_message.ledger.total("train").steps == by_message.half.steps == 15
+    assert by_message.ledger.total("train").loss == by_stream.ledger.total("train").loss
+    for key in ("eval_loss", "eval_acc"):
+        assert mailed.evaluate_metrics_clientapp[3][key] == streamed.evaluate_metrics_clientapp[3][key]
+    assert not any(context.state for context in grid.contexts.values())
 
 
 def test_messages_with_a_sample_of_devices_and_proximal_term():

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import Tensor, nn
 
 from flwr_splitfc import (
+    HeadAndTail,
     JoinedModel,
     RoundRobin,
     SplitClientApp,
@@ -22,6 +23,7 @@ from flwr_splitfc import (
     SplitLearning,
     answer_device_query,
     connect,
+    cut_codec,
 )
 from flwr_splitfc.exchange import HalfTrainer
 from flwr_splitfc.exchange.seeds import derive_seed
@@ -349,7 +351,113 @@ def test_clipping_is_by_half() -> None:
     assert steps <= 4 * 0.1 * 1e-3 * 1.01
 
 
-# 5. Swapping
+# 5. The device has the last layers, too
+
+
+def middle() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+
+def drop_middle() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5))
+
+
+def tail() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def ends() -> nn.Module:
+    return HeadAndTail(seeded(NormDeviceHalf), seeded(tail))
+
+
+def u_shaped(
+    strategy: type[SplitLearning],
+    count: int,
+    rounds: int,
+    optimizer: Any,
+    steps: int = 4,
+    server: Callable[[], nn.Module] = middle,
+    **options: Any,
+) -> tuple[dict[str, Tensor], SplitLearning]:
+    options = {"devices": all_of(count), **options}
+    made = strategy(seeded(server), None, optimizer, device="cpu", **options)
+    client = SplitClientApp(NormDeviceHalf, four_batches, optimizer, tail=tail, loss_fn=CROSS_ENTROPY)
+    config = ConfigRecord({"steps-per-turn": steps})
+    result = made.start(LocalGrid(client, count), ArrayRecord(ends().state_dict()), rounds, train_config=config)
+    return made.joined_state_dict(result.arrays), made
+
+
+class OwnStream(nn.Module):
+    """Draws as a server half does: step n from (seed, n)."""
+
+    def __init__(self, server: nn.Module) -> None:
+        super().__init__()
+        self.server = server
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(0, "server-half", self.steps))
+            self.steps += 1
+            return self.server(x)
+
+
+def unsplit_u(optimizer: Any, server: Callable[[], nn.Module] = middle) -> dict[str, Tensor]:
+    """Plain PyTorch training of first, middle and last layers, 20 steps."""
+    trained = unsplit(batches(4) * 5, optimizer, server=lambda: OwnStream(server()), device=ends)
+    return {name.replace("server.server.", "server."): value for name, value in trained.items()}
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
+@pytest.mark.parametrize(
+    ("strategy", "server"),
+    [
+        *((strategy, middle) for strategy in (SplitLearning, SplitFedV1, SplitFedV2)),
+        *((strategy, drop_middle) for strategy in (SplitLearning, SplitFedV2)),
+    ],
+)
+def test_u_shaped_one_device_is_unsplit_training(
+    strategy: type[SplitLearning], optimizer: Any, server: Callable[[], nn.Module]
+) -> None:
+    """V1's copies have random streams of their own: there without dropout."""
+    split_weights, _ = u_shaped(strategy, 1, 1, optimizer, steps=20, server=server)
+    assert same(split_weights, unsplit_u(optimizer, server))
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
+@pytest.mark.parametrize("server", [middle, drop_middle])
+def test_u_shaped_one_device_over_rounds_is_unsplit_training(optimizer: Any, server: Callable[[], nn.Module]) -> None:
+    split_weights, _ = u_shaped(SplitLearning, 1, 5, optimizer, server=server, optimizer_state="relay")
+    assert same(split_weights, unsplit_u(optimizer, server))
+
+
+def test_u_shaped_splitfed_v1_is_fedavg() -> None:
+    split_weights, made = u_shaped(SplitFedV1, 3, 4, PLAIN_SGD)
+    joined = JoinedModel(ends(), seeded(middle))
+    client = SplitClientApp(
+        NormDeviceHalf, four_batches, PLAIN_SGD, tail=tail, server_model=middle, loss_fn=CROSS_ENTROPY
+    )
+    result = all_of(3).start(LocalGrid(client, 3), ArrayRecord(joined.state_dict()), 4)
+    whole = result.arrays.to_torch_state_dict()
+    for name in [name for name in whole if name.endswith("num_batches_tracked")]:
+        del split_weights[name], whole[name]
+    assert farthest(split_weights, whole) < 1e-6
+    assert made.ledger.of(4, "train").loss == pytest.approx(result.train_metrics_clientapp[4]["train_loss"])
+
+
+def test_u_shaped_splitfed_v2_with_devices_in_each_other_s_way() -> None:
+    """Three at once, both cuts compressed: between a device's two frames others step the server half."""
+    codecs = {"codec": cut_codec("splitfc", uplink_bits=4, downlink_bits=4, reduction=2)}
+    codecs["output_codec"] = cut_codec("splitfc", uplink_bits=4, downlink_bits=6, reduction=2)
+    trained, made = u_shaped(SplitFedV2, 3, 6, ADAM, steps=20, server=drop_middle, **codecs)
+    assert all(value.isfinite().all() for value in trained.values())
+    first, last = (made.ledger.of(server_round, "train") for server_round in (1, 6))
+    assert last.loss < 0.9 * first.loss
+    assert made.half.steps == 6 * 3 * 20
+    assert last.uplink_output_bits_per_entry <= 4 < last.downlink_output_bits_per_entry <= 6
+
+
+# 6. Swapping
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, partial(FedProx, proximal_mu=0.1), partial(FedAdam, eta=1e-2)])

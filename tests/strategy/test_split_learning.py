@@ -347,3 +347,37 @@ def test_settings_out_of_range():
     for options in ({"evaluate_every": 0}, {"accumulate_steps": 0}, {"max_grad_norm": -1.0}, {"optimizer_state": "x"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             split(**options)
+    with pytest.raises(ValueError, match="output_codec is for loss_fn=None"):
+        split(output_codec="splitfc")
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "tail", "said"),
+    [(None, None, "give tail and loss_fn"), (CROSS_ENTROPY, nn.Identity, "make the strategy with loss_fn=None")],
+)
+def test_devices_and_strategy_agree_whose_the_loss_is(loss_fn, tail, said):
+    strategy = SplitLearning(seeded(ServerHalf), loss_fn, ADAM, devices=alone())
+    strategy.start(LocalGrid(app(tail=tail), 1), arrays(), 1)
+    assert said in strategy.ledger.failures(1)["0"]
+
+
+def test_a_loss_that_devices_do_not_tell_is_none(tmp_path):
+    """U-shaped, with a loop of one's own that reports no loss: not 0."""
+
+    def train(message, context):
+        if message.metadata.message_type.startswith("query"):
+            return answer_device_query(message, context)
+        with connect(message, context) as server:
+            device_half = seeded(DeviceHalf)
+            for x, y in load_data(context)[0]:
+                CROSS_ENTROPY(server.forward(device_half(x)), y).backward()
+            metrics = MetricRecord(server.metrics())
+        return Message(
+            RecordDict({"arrays": ArrayRecord(device_half.state_dict()), "metrics": metrics}), reply_to=message
+        )
+
+    strategy = SplitLearning(seeded(ServerHalf), None, ADAM, devices=alone(fraction_evaluate=0.0))
+    result = strategy.start(LocalGrid(train, 1), arrays(), 2)
+    assert [row["loss"] for row in strategy.progress.rows] == [None, None]
+    assert "train_loss" not in result.train_metrics_clientapp[2]
+    assert result.train_metrics_clientapp[2]["steps"] == 5
