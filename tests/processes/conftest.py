@@ -133,7 +133,7 @@ class FlwrRun:
 class Comparison:
     """Starts `flwr-splitfc compare` in a folder, with a FLWR_HOME by which its processes are known."""
 
-    def __init__(self, folder: Path, strategies: Sequence[str], **settings: Any) -> None:
+    def __init__(self, folder: Path, strategies: Sequence[str], *more: str, **settings: Any) -> None:
         self.home, self.out = folder / "home", folder / "out"
         self.home.mkdir(parents=True)
         options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -146,7 +146,7 @@ class Comparison:
             *(str(ROOT / "strategies" / f"{name}.toml") for name in strategies),
         ]
         self.command += ["--app", str(ROOT / "examples" / "mnist")]
-        self.command += ["--out", str(self.out), *options]
+        self.command += ["--out", str(self.out), *more, *options]
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(

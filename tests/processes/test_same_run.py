@@ -81,7 +81,7 @@ def test_a_killed_server_app_goes_on_where_it_was(simulated: dict[str, Any], flw
 
 def comparison_in(folder: Path) -> Comparison:
     settings = {"num-rounds": 4, "evaluate-every": 2, "num-devices": 3, "steps-per-turn": 5}
-    return Comparison(folder, ["splitfc", "split-learning"], **settings)
+    return Comparison(folder, ["splitfc", "split-learning"], "--jobs", "1", **settings)
 
 
 @pytest.fixture(scope="module")
