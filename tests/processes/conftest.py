@@ -177,7 +177,7 @@ class Comparison:
             for row in run["results"]["rounds"]:
                 del row["seconds"]
             for counts in run["results"]["traffic"].values():
-                del counts["device_codec_seconds"], counts["server_codec_seconds"]
+                del counts["device_codec_seconds"], counts["server_codec_seconds"], counts["link_seconds"]
             run["results"] = {key: run["results"][key] for key in ("rounds", "traffic", "payload_digest")}
         return table, runs
 
