@@ -1,8 +1,8 @@
 """Budgets by device and round: what they may depend on, and how rules decide them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Literal, TypeAlias
 
 from flwr_splitfc.codec import CutCodec
@@ -89,7 +89,7 @@ class DeviceRound:
 
 
 BudgetRule: TypeAlias = Callable[[DeviceRound], Bits | None]
-"""Gives (uplink_bits, downlink_bits), or None to leave them as they are."""
+"""Gives (uplink_bits, downlink_bits), or None to leave them as they are; asked for each train and evaluate message."""
 
 
 def budgeted(codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound) -> CutCodec:
@@ -121,7 +121,7 @@ def budgeted(codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound) 
 
 def is_budget(value: object) -> bool:
     """Whether `value` is a number of bits per entry that a rule may give."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 < value <= MOST_BITS
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_BITS
 
 
 def rules_text(rules: Sequence[BudgetRule]) -> str:
@@ -130,7 +130,7 @@ def rules_text(rules: Sequence[BudgetRule]) -> str:
 
 
 def _name(rule: BudgetRule) -> str:
-    return str(getattr(rule, "__qualname__", rule))
+    return str(getattr(rule, "__qualname__", re.sub(" at 0x[0-9a-f]+", "", str(rule))))
 
 
 def _checked(rule: BudgetRule, bits: object) -> Bits:
