@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.ledger import Traffic
@@ -114,7 +114,7 @@ def budgeted(codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound) 
         except Exception as error:  # rules read what devices tell, and one device must not end the run
             raise ValueError(f"{_name(rule)}: {error if isinstance(error, ValueError) else repr(error)}") from error
         if bits is not None:
-            up, down = _checked(rule, bits)
+            up, down = _checked(rule, bits, (device.uplink_bits, device.downlink_bits))
             device = replace(device, uplink_bits=up, downlink_bits=down)
     return replace(codec, uplink_bits=device.uplink_bits, downlink_bits=device.downlink_bits)
 
@@ -133,7 +133,9 @@ def _name(rule: BudgetRule) -> str:
     return str(getattr(rule, "__qualname__", re.sub(" at 0x[0-9a-f]+", "", str(rule))))
 
 
-def _checked(rule: BudgetRule, bits: object) -> Bits:
-    if isinstance(bits, tuple | list) and len(bits) == 2 and all(map(is_budget, bits)):
-        return float(bits[0]), float(bits[1])
+def _checked(rule: BudgetRule, bits: Any, before: Bits) -> Bits:
+    """What a rule gave; what it left as it was may be any budget that the codec takes."""
+    match bits:
+        case [up, down] if all(is_budget(new) or new == old for new, old in zip((up, down), before, strict=True)):
+            return float(up), float(down)
     raise ValueError(f"{_name(rule)} gave {bits!r:.100}, wanted two numbers above 0 and at most {MOST_BITS:g}, or None")

@@ -131,9 +131,8 @@ class BudgetSchedule:
 
     def __call__(self, device: DeviceRound) -> tuple[float, float] | None:
         """As its round says."""
-        up = device.uplink_bits * _Ramp.parse(self.uplink).factor_in(device.server_round)
-        down = device.downlink_bits * _Ramp.parse(self.downlink).factor_in(device.server_round)
-        return min(up, MOST_BITS), min(down, MOST_BITS)
+        up = _Ramp.parse(self.uplink).applied(device.uplink_bits, device.server_round)
+        return up, _Ramp.parse(self.downlink).applied(device.downlink_bits, device.server_round)
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,10 @@ class _Ramp:
                 return cls(factor, first, last + is_warmup, match["shape"] == "geometric")
         raise ValueError(f"is {text!r}, wanted 'warmup 4x 20', 'linear 4x 5-20', 'geometric 4x 5-20' or ''")
 
-    def factor_in(self, server_round: int) -> float:
+    def applied(self, bits: float, server_round: int) -> float:
         left = min(max((self.last - server_round) / (self.last - self.first), 0.0), 1.0)
-        return float(self.factor**left) if self.geometric else 1.0 + (self.factor - 1.0) * left
+        factor = self.factor**left if self.geometric else 1.0 + (self.factor - 1.0) * left
+        return min(bits * float(factor), max(bits, MOST_BITS))
 
 
 def budget_rules(text: str) -> list[BudgetRule]:

@@ -25,6 +25,7 @@ from flwr_splitfc import (
     cut_codec,
 )
 from flwr_splitfc.exchange import BudgetRule, DeviceRound, LastTurn
+from flwr_splitfc.exchange.budgets import budgeted, rules_text
 from flwr_splitfc.strategy.budgets import budget_rules
 from tests.cutting_proxy import CuttingProxy
 from tests.halves import batches, seeded
@@ -110,7 +111,8 @@ def test_a_node_config_that_names_a_budget_means_it(caplog: pytest.LogCaptureFix
     with caplog.at_level("INFO", "flwr"):
         strategy = run(configs=configs)
     assert meets(strategy, {"0": (0.1, 0.4), "1": (0.8, 1.0), "2": (0.2, 0.4)})
-    assert "Device 0: 2 sessions, 6 steps, bits/entry up 0.099 down 0.400" in caplog.text
+    measured = strategy.ledger.devices("train")["0"].uplink_bits_per_entry
+    assert f"Device 0: 2 sessions, 6 steps, bits/entry up {measured:.3f} down" in caplog.text
     assert meets(run(configs=configs, budgets=()), dict.fromkeys("012", (0.2, 0.4)))
 
 
@@ -181,6 +183,14 @@ def test_a_budget_too_small_names_the_device_and_the_smallest_that_works() -> No
         least = cut_codec("splitfc", reduction=8).smallest_bits(ROWS, 256)[0]
         assert row["failures"]["2"].endswith(f"too small for 128 x 256; the smallest that works is {least}")
         assert row["steps"] == 6
+
+
+def test_budgets_beyond_float32_are_left_to_the_codec_alone() -> None:
+    """Other codecs may use them, and rules that leave them are no reason to fail."""
+    codec = cut_codec("quant-only", uplink_bits=40.0, downlink_bits=40.0)
+    device = DeviceRound("3", 9, 40.0, 40.0, node_config={"downlink-bits": 1})
+    given = budgeted(codec, [NodeConfigBudgets(), BudgetSchedule("warmup 4x 2", "warmup 4x 9")], device)
+    assert (given.uplink_bits, given.downlink_bits) == (40.0, 4.0)
 
 
 # -- schedules -----------------------------------------------------------------------------------
@@ -316,6 +326,17 @@ def test_a_slow_device_gets_fewer_bits_by_what_was_measured() -> None:
     assert last.bytes_per_second < 1.2 * rate
     assert (last.steps, last.uplink_bits) == (3, 1.0)
     assert strategy.ledger.total("train").link_seconds > last.link_seconds
+
+
+def test_rules_have_the_same_name_in_every_process() -> None:
+    class Mine:
+        def __call__(self, device: DeviceRound) -> None:
+            return None
+
+    rules = [by_name, Mine(), partial(by_name), BudgetSchedule("warmup 4x 2")]
+    assert "0x" not in rules_text(rules)
+    assert rules_text(rules).startswith("by_name, <tests.strategy.test_budgets.")
+    assert rules_text([]) == "none"
 
 
 def test_run_config_texts() -> None:
