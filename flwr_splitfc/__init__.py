@@ -19,16 +19,27 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.model import HeadAndTail, JoinedModel, split_at
 from flwr_splitfc.serverapp import SplitServerApp
-from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
+from flwr_splitfc.strategy import (
+    BudgetSchedule,
+    NodeConfigBudgets,
+    RoundRobin,
+    SplitFC,
+    SplitFedV1,
+    SplitFedV2,
+    SplitLearning,
+    ThroughputBudgets,
+)
 
 __version__ = version("flwr-splitfc")
 
 __all__ = [
+    "BudgetSchedule",
     "Certificate",
     "EndpointConfig",
     "HeadAndTail",
     "JoinedModel",
     "Limits",
+    "NodeConfigBudgets",
     "PayloadError",
     "RoundRobin",
     "SplitClientApp",
@@ -38,6 +49,7 @@ __all__ = [
     "SplitFedV2",
     "SplitLearning",
     "SplitServerApp",
+    "ThroughputBudgets",
     "answer_device_query",
     "connect",
     "cut_codec",

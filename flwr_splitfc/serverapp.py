@@ -16,12 +16,14 @@ from torch import nn
 from flwr_splitfc.clientapp import MakeModel, make_half
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
+from flwr_splitfc.exchange.budgets import BudgetRule
 from flwr_splitfc.exchange.half import LossFn
 from flwr_splitfc.model import HeadAndTail, JoinedModel
 from flwr_splitfc.report import Progress, run_record
 from flwr_splitfc.report.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings
 from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
+from flwr_splitfc.strategy.budgets import BudgetSchedule, budget_rules
 from flwr_splitfc.strategy.round_robin import wait_for_devices
 
 SPLIT: dict[str, type[SplitLearning]] = {
@@ -55,6 +57,9 @@ class RunSettings:
     devices: str = ""
     fraction_train: float = 1.0
     num_rounds: int = 3
+    device_budgets: str = "node-config"
+    uplink_schedule: str = ""
+    downlink_schedule: str = ""
     steps_per_turn: int = 0
     learning_rate: float | None = None
     optimizer_state: str = ""
@@ -74,6 +79,12 @@ class RunSettings:
         check_least(self, learning_rate=0.0)
         if not 0.0 < self.fraction_train <= 1.0:
             raise ValueError(f"fraction-train is {self.fraction_train}, wanted more than 0 and at most 1")
+        self.budgets()
+
+    def budgets(self) -> list[BudgetRule]:
+        """The rules of what devices get, the schedule's last."""
+        schedules = self.uplink_schedule, self.downlink_schedule
+        return [*budget_rules(self.device_budgets), *([BudgetSchedule(*schedules)] if any(schedules) else [])]
 
 
 def codec_of(config: RunConfig) -> CutCodec:
@@ -150,6 +161,12 @@ class SplitServerApp(ServerApp):
     its settings            the codec's    any of `codec_settings` in kebab case, such as ``uplink-bits``
     ``output-codec``        "float32"      of the server half's output where the app has a `tail`
     its settings            the codec's    the same with ``output-`` before them, as ``output-downlink-bits``
+    ``device-budgets``      "node-config"  who gets other bits: "node-config" those that name their own,
+                                           "throughput 0.05s" all, so that a step's frames are on their way that
+                                           long, "" nobody
+    ``uplink-schedule``     ""             more bits at first: "warmup 4x 20", "linear 4x 5-20" or
+                                           "geometric 4x 5-20", see `BudgetSchedule`
+    ``downlink-schedule``   ""
     ``evaluate-every``      1              rounds
     ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds
     ``num-devices``         2              how many to wait for before the first round
@@ -222,6 +239,7 @@ class SplitServerApp(ServerApp):
     def _split_strategy(self, config: RunConfig, settings: RunSettings, server: nn.Module) -> SplitLearning:
         name = settings.strategy
         options: dict[str, Any] = {
+            "budgets": settings.budgets(),
             "endpoint": EndpointConfig.from_run_config(config),
             "devices": _sampling(settings.devices or _DEVICES[name], settings),
             "evaluate_every": settings.evaluate_every,

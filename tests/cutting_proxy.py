@@ -1,25 +1,30 @@
-"""A TCP proxy that cuts connections after a random number of bytes."""
+"""A TCP proxy that cuts connections after a random number of bytes, or is slow."""
 
 import contextlib
 import random
 import socket
 import struct
 import threading
+import time
 
 
 class CuttingProxy:
     """Forwards to `target` on loopback; each of the first `cuts` connections is cut somewhere.
 
     Where: after a number of bytes, both ways together, drawn from 1 to `most_bytes`; half of the cuts are
-    resets, the others orderly ends in the middle of whatever is being sent.
+    resets, the others orderly ends in the middle of whatever is being sent. No direction of a connection is faster
+    than `bytes_per_second`.
     """
 
-    def __init__(self, target: str, cuts: int, most_bytes: int, seed: int = 0) -> None:
+    def __init__(
+        self, target: str, cuts: int, most_bytes: int, seed: int = 0, bytes_per_second: float = float("inf")
+    ) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host.strip("[]"), int(port))
         self._random = random.Random(seed)
         self._most_bytes = most_bytes
         self.cuts_left = cuts
+        self.bytes_per_second = bytes_per_second
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -66,6 +71,7 @@ class _Connection:
                     allowed = len(data) if self._left is None else min(len(data), self._left)
                     if self._left is not None:
                         self._left -= allowed
+                time.sleep(allowed / self._proxy.bytes_per_second)
                 sink.sendall(data[:allowed])
                 if self._left == 0:
                     break

@@ -30,7 +30,9 @@ def accuracy(model: nn.Module, context: Context) -> dict[str, float]:
         return {"accuracy": (model.eval()(x).argmax(1) == y).float().mean().item()}
 
 
-def run(folder: Path, *, optimizer: Any = torch.optim.Adam, **options: Any) -> dict[str, Any]:
+def run(
+    folder: Path, *, optimizer: Any = torch.optim.Adam, node_config: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
     """The results.json of a run over three devices; `options` are the run-config's, in snake case, or the app's."""
     app_options = {key: options.pop(key) for key in ("evaluate", "max_grad_norm") if key in options}
     config = {"num-devices": 3, "results-dir": str(folder)}
@@ -39,7 +41,10 @@ def run(folder: Path, *, optimizer: Any = torch.optim.Adam, **options: Any) -> d
         DeviceHalf, lambda context: ServerHalf(), CROSS_ENTROPY, optimizer, **{"evaluate": accuracy, **app_options}
     )
     client = SplitClientApp(DeviceHalf, load_data, optimizer, server_model=ServerHalf, loss_fn=CROSS_ENTROPY)
-    server(LocalGrid(client, 3, workers=1), Context(1, 1, {}, RecordDict(), config))
+    grid = LocalGrid(client, 3, workers=1)
+    for context in grid.contexts.values():
+        context.node_config.update(node_config or {})
+    server(grid, Context(1, 1, {}, RecordDict(), config))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -143,6 +148,25 @@ def test_initial_weights_follow_the_seed_alone(tmp_path: Path) -> None:
     assert same(joined(tmp_path / "0"), joined(tmp_path / "1"))
 
 
+def test_schedules_are_keys_and_device_sums_are_in_the_results(tmp_path: Path) -> None:
+    bits = {"uplink_bits": 0.5, "downlink_bits": 0.5, "reduction": 2}
+    results = run(tmp_path, **bits, uplink_schedule="linear 3x 1-3", downlink_schedule="warmup 2x 1")
+    wanted = [(1.5, 1.0), (1.0, 0.5), (0.5, 0.5)]
+    for row, device, (up, down) in zip(results["rounds"], ("0", "1", "2"), wanted, strict=True):  # in turn
+        trained = results["devices"][device]
+        assert 0.9 * up < row["uplink_bits_per_entry"] == trained["uplink_bits_per_entry"] <= up
+        assert 0.9 * down < row["downlink_bits_per_entry"] == trained["downlink_bits_per_entry"] <= down
+        assert (trained["sessions"], trained["steps"]) == (1, 5)
+
+
+@pytest.mark.parametrize(("budgets", "bits"), [("node-config", 0.4), ("", 0.5), ("throughput 9999s 0.1-0.9", 0.9)])
+def test_where_device_budgets_come_from_is_a_key(budgets: str, bits: float, tmp_path: Path) -> None:
+    """The second turn, after which a throughput is known."""
+    config = {"strategy": "splitfed-v2", "codec": "splitfc", "uplink_bits": 0.5, "reduction": 2, "num_rounds": 2}
+    rounds = run(tmp_path, **config, device_budgets=budgets, node_config={"uplink-bits": 0.4})["rounds"]
+    assert 0.9 * bits < rounds[1]["uplink_bits_per_entry"] <= bits
+
+
 def test_the_optimizer_states_source_is_a_key(tmp_path: Path) -> None:
     losses = {
         state: run(tmp_path / (state or "own"), strategy="split-learning", learning_rate=1e-2, optimizer_state=state)[
@@ -192,6 +216,10 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("evaluate_on_devices", 1, "evaluate-on-devices is 1, wanted bool"),
         ("seed", "0", "seed is '0', wanted int"),
         ("results_dir", 3, "results-dir is 3, wanted str"),
+        ("device_budgets", "best", "device-budgets is 'best', wanted 'node-config', 'throughput 0.05s'"),
+        ("device_budgets", "throughput 1s 9-3", "device-budgets is 'throughput 1s 9-3': least_bits is 9.0"),
+        ("uplink_schedule", "4x", "uplink-schedule is '4x', wanted 'warmup 4x 20'"),
+        ("downlink_schedule", 4.0, "downlink-schedule is 4.0, wanted str"),
         ("uplink_bits", "few", "uplink_bits must be float, got 'few'"),
         ("reduction", 0.5, "reduction"),
     ],

@@ -1,5 +1,6 @@
 """The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
 
+from flwr_splitfc.exchange.budgets import BudgetRule, DeviceRound, LastTurn
 from flwr_splitfc.exchange.config import EndpointConfig
 from flwr_splitfc.exchange.devices import Devices, answer_device_query, device_name
 from flwr_splitfc.exchange.endpoint import SplitEndpoint
@@ -28,8 +29,10 @@ from flwr_splitfc.exchange.ticket import Ticket, has_ticket
 from flwr_splitfc.exchange.tls import Certificate
 
 __all__ = [
+    "BudgetRule",
     "Certificate",
     "CopiedHalves",
+    "DeviceRound",
     "DeviceStates",
     "Devices",
     "EndpointConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "HalfTrainer",
     "Halves",
     "LabelsRefused",
+    "LastTurn",
     "Ledger",
     "LimitExceeded",
     "Limits",

@@ -133,11 +133,12 @@ class Admission:
                 return self._count(frame, self._answered, again=True)
             if frame.number != self._answered.number + 1:
                 raise ProtocolError(f"frame {frame.number} came after frame {self._answered.number}")
-            self._busy = True
+            self._busy, began = True, time.perf_counter()
             try:
                 answered = self.turn.answer(frame)
             finally:
                 self._busy = False
+                self.turn.busy_seconds += time.perf_counter() - began
                 if self.ended:
                     self.turn.forget()
             answered.number = frame.number

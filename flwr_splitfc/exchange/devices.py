@@ -1,16 +1,22 @@
 """Who a device is: node ids are random, so every device says its name once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from logging import getLogger
 from threading import Lock
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flwr_splitfc.exchange.ticket import Scalar
+
 NAME_KEY = "device-name"
+NODE_CONFIG_KEY = "node-config"
 _ACTION = "split_device"
 QUERY_TYPE = f"query.{_ACTION}"
 _QUERY_TIMEOUT_S = 120.0
+_MOST_CONFIG_KEYS = 64
+_MOST_CONFIG_CHARACTERS = 1000  # of a key, and of a text
 
 logger = getLogger("flwr")
 
@@ -22,18 +28,19 @@ def device_name(context: Context) -> str:
 
 
 def answer_device_query(message: Message, context: Context) -> Message:
-    """The reply of a `ClientApp` to a split strategy that asks who it is.
+    """The reply of a `ClientApp` to a split strategy that asks who it is: its name and its node config.
 
     Register it in an app with a training loop of its own, `SplitClientApp` has it already::
 
         app.query("split_device")(answer_device_query)
     """
-    record = ConfigRecord({NAME_KEY: device_name(context)})
-    return Message(RecordDict({NAME_KEY: record}), reply_to=message)
+    name = ConfigRecord({NAME_KEY: device_name(context)})
+    config = ConfigRecord({key: value for key, value in context.node_config.items() if value != ""})  # as in tickets
+    return Message(RecordDict({NAME_KEY: name, NODE_CONFIG_KEY: config}), reply_to=message)
 
 
 class Devices:
-    """The names of a grid's nodes, each asked for once.
+    """The names and node configs of a grid's nodes, each asked for once.
 
     A node whose app does not answer goes by its node id, which changes when it is started again.
     """
@@ -42,6 +49,7 @@ class Devices:
         self.grid = grid
         self._lock = Lock()
         self._names: dict[int, str] = {}
+        self._configs: dict[int, dict[str, Scalar]] = {}
         self._warned = False
 
     def names(self, node_ids: Iterable[int]) -> dict[int, str]:
@@ -51,6 +59,10 @@ class Devices:
             if new := [node_id for node_id in wanted if node_id not in self._names]:
                 self._ask(new)
             return {node_id: self._names.get(node_id, str(node_id)) for node_id in wanted}
+
+    def node_config(self, node_id: int) -> Mapping[str, Scalar]:
+        """What a node whose name is known told of its config; nothing in it is to be trusted."""
+        return self._configs.get(node_id, {})
 
     def _ask(self, node_ids: list[int]) -> None:
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
@@ -62,11 +74,21 @@ class Devices:
             else:
                 record = reply.content.config_records.get(NAME_KEY, ConfigRecord())
                 self._names[node_id] = str(record.get(NAME_KEY, node_id))
+                self._configs[node_id] = _scalars(reply.content.config_records.get(NODE_CONFIG_KEY, {}))
 
     def _warn(self, what: str) -> None:
         if not self._warned:
             logger.warning("%s: devices go by node id; see flwr_splitfc.answer_device_query", what)
             self._warned = True
+
+
+def _scalars(config: Mapping[str, object]) -> dict[str, Scalar]:
+    """What a node config may hold, as far as it is few and short."""
+    return {
+        key: value[:_MOST_CONFIG_CHARACTERS] if isinstance(value, str) else value
+        for key, value in islice(config.items(), _MOST_CONFIG_KEYS)
+        if isinstance(value, Scalar) and len(key) <= _MOST_CONFIG_CHARACTERS
+    }
 
 
 def turn_order(names: dict[int, str]) -> list[int]:

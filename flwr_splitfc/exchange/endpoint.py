@@ -13,6 +13,7 @@ from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
 from flwr_splitfc.exchange.address import is_loopback, join_address, split_address
 from flwr_splitfc.exchange.admission import Admission, Connection
+from flwr_splitfc.exchange.budgets import Cut, LastTurn
 from flwr_splitfc.exchange.config import EndpointConfig
 from flwr_splitfc.exchange.errors import LimitExceeded, SessionCancelled, SplitError, TicketExpired, TokenRefused
 from flwr_splitfc.exchange.halves import Halves
@@ -78,6 +79,7 @@ class SplitEndpoint:
         self._lock = threading.Lock()
         self._sessions: dict[str, Admission] = {}
         self._over: dict[str, SplitError] = {}
+        self._last_turns: dict[str, dict[Cut, LastTurn]] = {}
         self._server: grpc.Server | None = None
 
     # -- life ------------------------------------------------------------------------------------
@@ -152,18 +154,27 @@ class SplitEndpoint:
 
     # -- tickets ---------------------------------------------------------------------------------
 
-    def issue(self, purpose: Purpose, device: str, server_round: int) -> Ticket:
-        """Admit `device` once, to train or to evaluate."""
+    def issue(
+        self,
+        purpose: Purpose,
+        device: str,
+        server_round: int,
+        *,
+        codec: CutCodec | None = None,
+        output_codec: CutCodec | None = None,
+    ) -> Ticket:
+        """Admit `device` once, to train or to evaluate; with codecs of its own, if given."""
+        codec, output_codec = codec or self.codec, output_codec or self.output_codec
         session = Admission(
             Turn(
                 purpose,
                 device,
                 server_round,
                 self.halves,
-                self.codec,
+                codec,
                 self.states,
                 self.limits,
-                output_codec=self.output_codec,
+                output_codec=output_codec,
                 seed=self.seed,
             )
         )
@@ -176,12 +187,16 @@ class SplitEndpoint:
             device,
             server_round,
             self.seed,
-            self.codec.config(),
-            self.output_codec.config() if self.output_codec else {},
+            codec.config(),
+            output_codec.config() if output_codec else {},
             tls=self._tls,
             authority=self._certificate.authority.decode() if self._certificate else "",
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
         )
+
+    def last_turn(self, device: str, cut: Cut) -> LastTurn | None:
+        """The last turn of training that `device` finished, as one of its cuts saw it."""
+        return self._last_turns.get(device, {}).get(cut)
 
     def replied(self, token: str) -> None:
         """The device of this session has sent its Flower reply: what it trained counts."""
@@ -319,6 +334,10 @@ class SplitEndpoint:
         turn, traffic = session.turn, session.take_traffic()
         self.ledger.add(turn.server_round, turn.purpose, traffic, turn.device)
         if turn.done and traffic.sessions:
+            if turn.purpose == "train":
+                self._last_turns[turn.device] = {"features": LastTurn.of(turn.codec, traffic)}
+                if turn.output_codec is not None:
+                    self._last_turns[turn.device]["output"] = LastTurn.of(turn.output_codec, traffic)
             seconds = f"{session.ended_at - session.opened_at:.3f}"
             up, down = traffic.uplink_bytes.total(), traffic.downlink_bytes.total()
             self._log(DEBUG, "closed", session, steps=traffic.steps, seconds=seconds, up_bytes=up, down_bytes=down)

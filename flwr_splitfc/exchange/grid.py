@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from logging import getLogger
 from typing import Any
@@ -11,7 +11,9 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
+from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import split_pb2 as pb
+from flwr_splitfc.exchange.budgets import BudgetRule, Cut, DeviceRound, budgeted
 from flwr_splitfc.exchange.devices import Devices, name_order
 from flwr_splitfc.exchange.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.ledger import Ledger, Traffic
@@ -49,9 +51,6 @@ class MeteredGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send as `Grid.send_and_receive` does, and count both ways."""
         sent = list(messages)
-        for message in sent:
-            if purpose := purpose_of(message):
-                self.ledger.add(self.round_of(message), purpose, self._sent(message))
         replies = self._exchange(sent, timeout)
         for reply in replies:
             if reply.has_content() and (purpose := purpose_of(reply)):
@@ -66,10 +65,14 @@ class MeteredGrid(Grid):
         return self.server_round
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        for message in messages:
+            self._count_sent(message)
         return list(self.inner.send_and_receive(messages, timeout=timeout))
 
-    def _sent(self, message: Message) -> Traffic:
-        return Traffic(downlink_bytes=Counter(model=_model_bytes(message)))
+    def _count_sent(self, message: Message) -> None:
+        if purpose := purpose_of(message):
+            traffic = Traffic(downlink_bytes=Counter(model=_model_bytes(message)))
+            self.ledger.add(self.round_of(message), purpose, traffic)
 
     def _received(self, reply: Message) -> Traffic:
         """What a device that trains by itself reports is all that is known of its training."""
@@ -124,11 +127,15 @@ class SplitGrid(MeteredGrid):
         The grid that does the work.
     endpoint : SplitEndpoint
         An entered endpoint.
+    budgets : sequence of BudgetRule, optional
+        What makes a device's budgets other than the endpoint's. A device for which a rule has none gets no message,
+        and an error reply says why.
     """
 
-    def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
+    def __init__(self, grid: Grid, endpoint: SplitEndpoint, budgets: Sequence[BudgetRule] = ()) -> None:
         super().__init__(grid, endpoint.ledger)
         self.endpoint = endpoint
+        self.budgets = budgets
         self.devices = Devices(grid)
 
     def _received(self, reply: Message) -> Traffic:
@@ -141,21 +148,42 @@ class SplitGrid(MeteredGrid):
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         split = [message for message in messages if purpose_of(message)]
         names = self.devices.names(message.metadata.dst_node_id for message in split)
-        tokens: list[str] = []
+        tokens: dict[int, str] = {}
+        refused: dict[int, Message] = {}
         try:
             for message in split:
-                tokens.append(self._add_ticket(message, names[message.metadata.dst_node_id]))
-            replies = self._push_and_pull(messages, dict(zip(map(id, split), tokens, strict=True)), timeout)
+                device = names[message.metadata.dst_node_id]
+                try:
+                    codecs = self._codecs(message, device)
+                except ValueError as error:
+                    refused[id(message)] = Message(Error(_GIVEN_UP, f"no budget: {error}"), reply_to=message)
+                else:
+                    tokens[id(message)] = self._add_ticket(message, device, *codecs)
+            admitted = [message for message in messages if id(message) not in refused]
+            replies = [*self._push_and_pull(admitted, tokens, timeout), *refused.values()]
         finally:
-            self.endpoint.end_round(tokens)
+            self.endpoint.end_round(list(tokens.values()))
         self._report(split, names, replies, timeout)
         # Float sums depend on their order: let it be the devices', not that of sampling or of arrival.
         return sorted(replies, key=lambda reply: name_order(names.get(reply.metadata.src_node_id, "")))
 
-    def _add_ticket(self, message: Message, device: str) -> str:
+    def _codecs(self, message: Message, device: str) -> tuple[CutCodec, CutCodec | None]:
+        """Those at a device's cuts, with its budgets; a `ValueError` where a rule has none."""
+        config = self.devices.node_config(message.metadata.dst_node_id)
+
+        def budgeted_at(cut: Cut, codec: CutCodec) -> CutCodec:
+            own, last = (codec.uplink_bits, codec.downlink_bits), self.endpoint.last_turn(device, cut)
+            return budgeted(codec, self.budgets, DeviceRound(device, self.round_of(message), *own, cut, config, last))
+
+        output_codec = self.endpoint.output_codec
+        codec = budgeted_at("features", self.endpoint.codec)
+        return codec, output_codec and budgeted_at("output", output_codec)
+
+    def _add_ticket(self, message: Message, device: str, codec: CutCodec, output_codec: CutCodec | None) -> str:
         purpose = purpose_of(message)
         assert purpose is not None
-        ticket = self.endpoint.issue(purpose, device, self.round_of(message))
+        self._count_sent(message)
+        ticket = self.endpoint.issue(purpose, device, self.round_of(message), codec=codec, output_codec=output_codec)
         # Strategies share one RecordDict among their messages; the copy shares its arrays.
         message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})
         if not ticket.address:

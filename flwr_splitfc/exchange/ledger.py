@@ -1,11 +1,12 @@
 """The ledger of bytes: what crossed the wire, by direction and kind, per round."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from flwr_splitfc.exchange.devices import name_order
 from flwr_splitfc.exchange.ticket import Purpose
 
 UPLINK_KINDS = ("features", "labels", "state", "model", "framing", "resent", "output_gradient")
@@ -22,6 +23,9 @@ class Traffic:
     frames that were sent again after a connection broke, `reconnects` how often one was opened again.
     `loss_rows` are the samples that `loss_sum` is over: where devices have the last layers, those of the replies.
     `entries` are those of the features, `output_entries` those of the output at a second cut.
+    `link_seconds` are those in which frames of steps and predictions were on their way, up or down, round trips
+    included: what the device waited for their answers less what the server worked on them; 0 where frames travel in
+    messages, or the device did not tell.
     `digest` is of all payloads (features, labels, gradients, outputs) in their order within a session; over
     sessions it adds up, so that their order does not show.
     """
@@ -36,6 +40,7 @@ class Traffic:
     output_entries: int = 0
     device_codec_seconds: float = 0.0
     server_codec_seconds: float = 0.0
+    link_seconds: float = 0.0
     uplink_bytes: Counter[str] = field(default_factory=Counter)
     downlink_bytes: Counter[str] = field(default_factory=Counter)
     digest: int = 0
@@ -52,6 +57,7 @@ class Traffic:
         self.output_entries += other.output_entries
         self.device_codec_seconds += other.device_codec_seconds
         self.server_codec_seconds += other.server_codec_seconds
+        self.link_seconds += other.link_seconds
         self.uplink_bytes.update(other.uplink_bytes)
         self.downlink_bytes.update(other.downlink_bytes)
         self.digest = (self.digest + other.digest) % 2**DIGEST_BITS
@@ -96,6 +102,7 @@ class Traffic:
             "downlink_output_bits_per_entry": self.downlink_output_bits_per_entry,
             "device_codec_seconds": self.device_codec_seconds,
             "server_codec_seconds": self.server_codec_seconds,
+            "link_seconds": self.link_seconds,
             **{f"uplink_{kind}_bytes": self.uplink_bytes[kind] for kind in UPLINK_KINDS},
             **{f"downlink_{kind}_bytes": self.downlink_bytes[kind] for kind in DOWNLINK_KINDS},
         }
@@ -119,7 +126,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = Lock()
         self._traffic: dict[tuple[int, Purpose], Traffic] = {}
-        self._devices: dict[str, Traffic] = {}
+        self._devices: dict[tuple[str, Purpose], Traffic] = {}
         self._failures: dict[int, dict[str, str]] = {}
 
     def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
@@ -127,15 +134,26 @@ class Ledger:
         with self._lock:
             self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
             if device is not None:
-                self._devices.setdefault(device, Traffic()).add(traffic)
+                self._devices.setdefault((device, purpose), Traffic()).add(traffic)
 
-    def devices(self) -> dict[str, Traffic]:
-        """The sums per device since this ledger was made (copies)."""
-        totals = {device: Traffic() for device in self._devices}
+    def devices(self, purpose: Purpose | None = None) -> dict[str, Traffic]:
+        """The sums of each device's sessions, for one purpose or for both (copies), in the order of their names."""
+        totals: dict[str, Traffic] = {}
         with self._lock:
-            for device, total in totals.items():
-                total.add(self._devices[device])
-        return totals
+            for (device, entered_for), traffic in self._devices.items():
+                if purpose in (None, entered_for):
+                    totals.setdefault(device, Traffic()).add(traffic)
+        return dict(sorted(totals.items(), key=lambda item: name_order(item[0])))
+
+    def devices_to_json(self) -> list[tuple[str, Purpose, dict[str, Any]]]:
+        """The sums of each device, for `restore_devices` of another ledger."""
+        with self._lock:
+            return [(*key, traffic_to_json(traffic)) for key, traffic in self._devices.items()]
+
+    def restore_devices(self, sums: Iterable[tuple[str, Purpose, Mapping[str, Any]]]) -> None:
+        """Take the sums of each device from another ledger, whose rounds are entered without them."""
+        with self._lock:
+            self._devices = {(device, purpose): traffic_from_json(counts) for device, purpose, counts in sums}
 
     def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
         """Enter which devices failed in a round, and why."""

@@ -132,6 +132,7 @@ class Session:
         self._rows = 0
         self._loss_sum = 0.0
         self._codec_seconds = 0.0
+        self._waited_seconds = 0.0
 
     # -- what a training loop calls --------------------------------------------------------------
 
@@ -258,7 +259,10 @@ class Session:
         """Leave what is kept until the next turn, and let the stream end on both sides."""
         kept = optimizer_tensors(self._optimizer) if self._optimizer is not None else {}
         close = pb.Close(
-            optimizer=pack_tensors(kept), state=pack_tensors(self.state), codec_seconds=self._codec_seconds
+            optimizer=pack_tensors(kept),
+            state=pack_tensors(self.state),
+            codec_seconds=self._codec_seconds,
+            waited_seconds=self._waited_seconds,
         )
         self._expect(self._ask(pb.DeviceFrame(close=close)), "closed")
         self._transport.finish()
@@ -352,7 +356,10 @@ class Session:
         """Send one frame and wait for its answer; a refusal or a lost server raises by name."""
         if not self._is_open:
             raise RuntimeError("the session is not open: use `with connect(msg, context) as server:`")
-        return self._transport.ask(frame)
+        asked = time.perf_counter()
+        reply = self._transport.ask(frame)
+        self._waited_seconds += time.perf_counter() - asked
+        return reply
 
     @staticmethod
     def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:

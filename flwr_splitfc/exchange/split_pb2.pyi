@@ -88,14 +88,16 @@ class Predict(_message.Message):
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("optimizer", "state", "codec_seconds")
+    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODEC_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
     codec_seconds: float
-    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ...) -> None: ...
+    waited_seconds: float
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
 
 class DeviceFrame(_message.Message):
     __slots__ = ("number", "open", "step", "predict", "close", "forward", "backward")

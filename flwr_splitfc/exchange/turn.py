@@ -26,7 +26,7 @@ from flwr_splitfc.exchange.states import DeviceStates, Kept
 from flwr_splitfc.exchange.tensors import MOST_DIMENSIONS, from_matrix, pack_tensor, to_matrix
 from flwr_splitfc.exchange.ticket import Purpose
 
-MOST_CODEC_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
+MOST_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
 GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message
 
 
@@ -69,6 +69,8 @@ class Turn:
         What was counted so far.
     done : bool
         Whether the device has said that it is through.
+    busy_seconds : float
+        How long the device's frames were worked on so far.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Turn:
         self._hash = hashlib.blake2b(f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8)
         self._full_rows = 0
         self._begun: _Begun | None = None
+        self.busy_seconds = 0.0
 
     def open(self) -> pb.ServerFrame:
         """The answer to the admission: what earlier turns left."""
@@ -252,8 +255,10 @@ class Turn:
         return pb.Predicted(logits=pack_tensor("logits", logits))
 
     def _close(self, close: pb.Close) -> pb.Closed:
-        if 0 <= close.codec_seconds < MOST_CODEC_SECONDS:
+        if 0 <= close.codec_seconds < MOST_SECONDS:
             self.traffic.device_codec_seconds = close.codec_seconds
+        if self.busy_seconds <= close.waited_seconds < MOST_SECONDS:
+            self.traffic.link_seconds = close.waited_seconds - self.busy_seconds
         if self.purpose == "train":
             self.states.keep(self.device, Kept(tuple(close.optimizer), tuple(close.state)))
         self.forget()

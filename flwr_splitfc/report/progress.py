@@ -139,13 +139,16 @@ class Progress:
         return "\n".join(lines)
 
     def write(self, path: Path, **about: Any) -> None:
-        """Write `about` (run-config, seed, ...), ``traffic`` and the rows, under ``rounds``, as JSON.
+        """Write `about` (run-config, seed, ...), ``traffic``, ``devices`` and the rows, under ``rounds``, as JSON.
 
         ``traffic`` has the totals of training and of evaluation: sessions, steps, entries at the cut, and
-        the bytes of each direction by kind. The file is there whole or not at all.
+        the bytes of each direction by kind. ``devices`` has, by name, what the sessions came to in which each
+        trained at the cut: bits per entry, bytes by kind. The file is there whole or not at all.
         """
         traffic = {purpose: traffic_to_json(self.ledger.total(purpose)) for purpose in get_args(Purpose)}
-        write_whole(path, json.dumps({**about, "traffic": traffic, "rounds": self.rows}, indent=2) + "\n")
+        devices = {device: trained.metrics() for device, trained in self.ledger.devices("train").items()}
+        written = {**about, "traffic": traffic, "devices": devices, "rounds": self.rows}
+        write_whole(path, json.dumps(written, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

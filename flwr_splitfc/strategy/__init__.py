@@ -1,9 +1,21 @@
 """Flower strategies for split learning."""
 
+from flwr_splitfc.strategy.budgets import BudgetSchedule, NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.checkpoint import CheckpointError, Resumable
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.split_learning import SplitLearning
 from flwr_splitfc.strategy.splitfc import SplitFC
 from flwr_splitfc.strategy.splitfed import SplitFedV1, SplitFedV2
 
-__all__ = ["CheckpointError", "Resumable", "RoundRobin", "SplitFC", "SplitFedV1", "SplitFedV2", "SplitLearning"]
+__all__ = [
+    "BudgetSchedule",
+    "CheckpointError",
+    "NodeConfigBudgets",
+    "Resumable",
+    "RoundRobin",
+    "SplitFC",
+    "SplitFedV1",
+    "SplitFedV2",
+    "SplitLearning",
+    "ThroughputBudgets",
+]

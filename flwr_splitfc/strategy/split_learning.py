@@ -1,6 +1,6 @@
 """Split learning as a Flower strategy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from flwr_splitfc.exchange import (
     SharedHalf,
     SplitEndpoint,
     SplitGrid,
+    Traffic,
 )
-from flwr_splitfc.exchange.devices import name_order
+from flwr_splitfc.exchange.budgets import BudgetRule, rules_text
 from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn, Update
 from flwr_splitfc.exchange.states import OptimizerState
 from flwr_splitfc.exchange.ticket import Purpose
 from flwr_splitfc.model import JoinedModel, joined_state_dict
 from flwr_splitfc.report.progress import EvaluateFn, Progress
+from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint import (
     CheckpointError,
     CheckpointWriter,
@@ -66,6 +68,10 @@ class SplitLearning(Strategy):
     output_codec : CutCodec or str, optional
         Without `loss_fn`, what is done with the server half's output on its way down and with its gradient on the
         way up, which ``downlink_bits`` and ``uplink_bits`` of this codec bind; default "float32".
+    budgets : callable or sequence of callables, optional
+        Rules by which a device's budgets in a round differ from the codec's, one after another: each gets a
+        `DeviceRound` and gives ``(uplink_bits, downlink_bits)``, or None to leave them. Default `NodeConfigBudgets()`;
+        ``()`` for none.
     devices : Strategy, optional
         Any Flower strategy, over the device halves; default `RoundRobin()`.
     shared_server_half : bool (default: True)
@@ -128,6 +134,7 @@ class SplitLearning(Strategy):
         *,
         codec: CutCodec | str = "float32",
         output_codec: CutCodec | str | None = None,
+        budgets: BudgetRule | Sequence[BudgetRule] | None = None,
         devices: Strategy | None = None,
         shared_server_half: bool = True,
         evaluate_every: int = 1,
@@ -160,6 +167,8 @@ class SplitLearning(Strategy):
         output_codec = output_codec or "float32"
         output_codec = cut_codec(output_codec) if isinstance(output_codec, str) else output_codec
         self.output_codec = output_codec if loss_fn is None else None
+        budgets = NodeConfigBudgets() if budgets is None else budgets
+        self.budgets = (budgets,) if callable(budgets) else tuple(budgets)
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
@@ -219,7 +228,7 @@ class SplitLearning(Strategy):
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
-                SplitGrid(grid, endpoint),
+                SplitGrid(grid, endpoint, self.budgets),
                 arrays,
                 max(num_rounds - self._rounds_done, 0),
                 timeout,
@@ -235,11 +244,15 @@ class SplitLearning(Strategy):
         return result
 
     def _log_devices(self) -> None:
-        """What each device's sessions came to since `start`."""
-        for device, traffic in sorted(self.ledger.devices().items(), key=lambda item: name_order(item[0])):
+        """What each device's sessions came to; bits per entry are those of training."""
+        trained = self.ledger.devices("train")
+        for device, traffic in self.ledger.devices().items():
+            training = trained.get(device, Traffic())
             logger.info(
-                "Device %s: %d sessions, %d steps, %.2f MB up, %.2f MB down, %d reconnections",
+                "Device %s: %d sessions, %d steps, bits/entry up %.3f down %.3f, %.2f MB up, %.2f MB down, "
+                "%d reconnections",
                 *(device, traffic.sessions, traffic.steps),
+                *(training.uplink_bits_per_entry, training.downlink_bits_per_entry),
                 *(traffic.uplink_bytes.total() / 1e6, traffic.downlink_bytes.total() / 1e6, traffic.reconnects),
             )
 
@@ -285,6 +298,7 @@ class SplitLearning(Strategy):
         logger.info("\t├──> At the cut: %r", self.codec)
         if self.output_codec is not None:
             logger.info("\t├──> Labels and last layers on devices, output: %r", self.output_codec)
+        logger.info("\t├──> Budgets by device and round: %s", rules_text(self.budgets))
         logger.info("\t├──> Server half on %s, evaluation every %d rounds", self.half.device, self.evaluate_every)
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
@@ -318,6 +332,7 @@ class SplitLearning(Strategy):
             "strategy": type(self).__name__,
             "codec": repr(self.codec),
             "output_codec": repr(self.output_codec),
+            "budgets": rules_text(self.budgets),
             "devices": type(self.devices).__name__,
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
@@ -334,6 +349,7 @@ class SplitLearning(Strategy):
             "devices": devices_state(self.devices),
             "random": random_state(),
             "history": self._history.lines,
+            "device_traffic": self.ledger.devices_to_json(),
         }
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
@@ -350,6 +366,7 @@ class SplitLearning(Strategy):
             self.half.load_state_dict(state["half"])
             self._states.load_state_dict(state["device_states"])
             restore_devices(self.devices, state["devices"])
+            self.ledger.restore_devices(state["device_traffic"])
             arrays = ArrayRecord(state["arrays"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint in {self.checkpoint} does not fit this run: {error}") from error

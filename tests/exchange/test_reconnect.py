@@ -119,6 +119,19 @@ def test_close_is_answered_again_after_the_session():
         assert endpoint.ledger.of(1, "train").sessions == 1
 
 
+@pytest.mark.parametrize("told", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
+def test_times_that_cannot_be_are_not_entered(told: float) -> None:
+    with make_endpoint() as endpoint:
+        for server_round, seconds in ((1, told), (2, 1000.0)):
+            device = Raw(endpoint, endpoint.issue("train", "0", server_round))
+            device.ask(step_frame(1))
+            device.ask(pb.DeviceFrame(number=2, close=pb.Close(codec_seconds=seconds, waited_seconds=seconds)))
+            device.drop()
+        disbelieved, believed = endpoint.ledger.of(1, "train"), endpoint.ledger.of(2, "train")
+    assert disbelieved.device_codec_seconds == disbelieved.link_seconds == 0
+    assert believed.device_codec_seconds == 1000 > believed.link_seconds > 0  # less the server's own time
+
+
 def test_nothing_is_trained_after_close_or_after_the_reply():
     with make_endpoint() as endpoint:
         closed, replied = endpoint.issue("train", "0", 1), endpoint.issue("train", "1", 1)

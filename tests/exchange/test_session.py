@@ -113,6 +113,7 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
     assert traffic.uplink_bytes.total() > metrics["uplink_bytes"]  # close, and gRPC's own bytes
     assert traffic.device_codec_seconds > 0
     assert traffic.server_codec_seconds > 0
+    assert traffic.link_seconds > 0
 
 
 def refused(endpoint, message, error, features, labels, match):

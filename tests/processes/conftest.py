@@ -177,7 +177,7 @@ class Comparison:
             for row in run["results"]["rounds"]:
                 del row["seconds"]
             for counts in run["results"]["traffic"].values():
-                del counts["device_codec_seconds"], counts["server_codec_seconds"]
+                del counts["device_codec_seconds"], counts["server_codec_seconds"], counts["link_seconds"]
             run["results"] = {key: run["results"][key] for key in ("rounds", "traffic", "payload_digest")}
         return table, runs
 
@@ -213,15 +213,15 @@ class Deployment(FlwrRun):
         with (self.home / f"{command[0]}.log").open("a") as log:
             subprocess.Popen(command, env=self.env | environment, cwd=self.elsewhere, stdout=log, stderr=log)
 
-    def start_node(self, index: int) -> None:
-        """SuperNode number `index`; its processes carry the mark ``SPLIT_NODE``."""
+    def start_node(self, index: int, node_config: str = "") -> None:
+        """SuperNode number `index`, with more in its node config; its processes carry the mark ``SPLIT_NODE``."""
         client = ["--insecure"]
         if self._pki:
             register = ["flwr", "supernode", "register", f"{self._pki.nodes[index]}.pub", "deployment"]
             subprocess.run(register, env=self.env, cwd=self.elsewhere, check=True, capture_output=True)
             client = ["--root-certificates", str(self._pki.ca), "--auth-supernode-private-key"]
             client += [str(self._pki.nodes[index])]
-        node = f"partition-id={index} num-partitions=3"
+        node = f"partition-id={index} num-partitions=3 {node_config}"
         where = ["--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())]
         self.start("flower-supernode", *client, *where, "--node-config", node, SPLIT_NODE=f"{self.home}/{index}")
 
@@ -253,11 +253,11 @@ def deployed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploymen
 
 @pytest.fixture(scope="module")
 def secure_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Runs on a SuperLink with TLS, and three SuperNodes that authenticate themselves."""
+    """Runs on a SuperLink with TLS, and three SuperNodes that authenticate themselves and name budgets."""
     run = Deployment(tmp_path_factory, secure=True)
     try:
-        for index in range(3):
-            run.start_node(index)
+        for index, uplink_bits in enumerate((0.1, 0.2, 0.8)):
+            run.start_node(index, f"uplink-bits={uplink_bits}")
         yield run
     finally:
         end_processes_of(run.home)

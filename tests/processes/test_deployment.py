@@ -28,12 +28,25 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(deployed_run: A
     assert third["accuracy"] > 0.5
 
 
-def test_with_tls_and_node_authentication_everything_is_encrypted(secure_run: Any) -> None:
-    results = secure_run(V2, **SETTINGS, **{"split-host": "0.0.0.0", "split-address": "127.0.0.1"})
-    assert [(row["failures"], row["steps"]) for row in results["rounds"]] == [({}, 15)] * 3
-    assert "Split endpoint listens on 0.0.0.0:" in results["log"]
-    assert "with TLS" in results["log"]
-    assert results["rounds"][-1]["uplink_bits_per_entry"] <= 0.2
+@pytest.fixture(scope="module")
+def encrypted(secure_run: Any) -> dict[str, Any]:
+    settings = {**SETTINGS, "downlink-schedule": "warmup 2x 1", "split-host": "0.0.0.0", "split-address": "127.0.0.1"}
+    results: dict[str, Any] = secure_run(V2, **settings)
+    return results
+
+
+def test_with_tls_and_node_authentication_everything_is_encrypted(encrypted: dict[str, Any]) -> None:
+    assert [(row["failures"], row["steps"]) for row in encrypted["rounds"]] == [({}, 15)] * 3
+    assert "Split endpoint listens on 0.0.0.0:" in encrypted["log"]
+    assert "with TLS" in encrypted["log"]
+
+
+def test_each_node_meets_the_budget_of_its_node_config(encrypted: dict[str, Any]) -> None:
+    for device, uplink_bits in {"0": 0.1, "1": 0.2, "2": 0.8}.items():
+        assert 0.9 * uplink_bits < encrypted["devices"][device]["uplink_bits_per_entry"] <= uplink_bits
+    assert encrypted["devices"].keys() == {"0", "1", "2"}
+    for row, downlink_bits in zip(encrypted["rounds"], (0.8, 0.4, 0.4), strict=True):
+        assert 0.9 * downlink_bits < row["downlink_bits_per_entry"] <= downlink_bits
 
 
 @pytest.mark.slow
