@@ -39,23 +39,30 @@ class MeteredGrid(Grid):
     ----------
     server_round : int
         The round of messages that do not tell; most strategies write it into the config.
+    devices : Devices
+        Their names, under which their traffic is entered.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger) -> None:
         self.inner = grid
         self.ledger = ledger
         self.server_round = 0
+        self.devices = Devices(grid)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send as `Grid.send_and_receive` does, and count both ways."""
         sent = list(messages)
+        names = self.devices.names(message.metadata.dst_node_id for message in sent if purpose_of(message))
         for message in sent:
             if purpose := purpose_of(message):
-                self.ledger.add(self.round_of(message), purpose, self._sent(message))
+                self.ledger.add(
+                    self.round_of(message), purpose, self._sent(message), names[message.metadata.dst_node_id]
+                )
         replies = self._exchange(sent, timeout)
         for reply in replies:
             if reply.has_content() and (purpose := purpose_of(reply)):
-                self.ledger.add(self.round_of(sent[0]), purpose, self._received(reply))
+                device = names.get(reply.metadata.src_node_id)
+                self.ledger.add(self.round_of(sent[0]), purpose, self._received(reply), device)
         return replies
 
     def round_of(self, message: Message) -> int:
@@ -69,7 +76,7 @@ class MeteredGrid(Grid):
         return list(self.inner.send_and_receive(messages, timeout=timeout))
 
     def _sent(self, message: Message) -> Traffic:
-        return Traffic(downlink_bytes=Counter(model=_model_bytes(message)))
+        return Traffic(round_trips=1, downlink_bytes=Counter(model=_model_bytes(message)))
 
     def _received(self, reply: Message) -> Traffic:
         """What a device that trains by itself reports is all that is known of its training."""
@@ -129,7 +136,6 @@ class SplitGrid(MeteredGrid):
     def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
         super().__init__(grid, endpoint.ledger)
         self.endpoint = endpoint
-        self.devices = Devices(grid)
 
     def _received(self, reply: Message) -> Traffic:
         """The model's bytes, and the loss where that is the device's: the endpoint has seen the rest itself."""

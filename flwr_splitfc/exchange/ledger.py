@@ -20,6 +20,7 @@ class Traffic:
     `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
     the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent" is whole
     frames that were sent again after a connection broke, `reconnects` how often one was opened again.
+    `round_trips` counts frames with their answers, and one for a Flower message with its reply.
     `loss_rows` are the samples that `loss_sum` is over: where devices have the last layers, those of the replies.
     `entries` are those of the features, `output_entries` those of the output at a second cut.
     `digest` is of all payloads (features, labels, gradients, outputs) in their order within a session; over
@@ -28,6 +29,7 @@ class Traffic:
 
     sessions: int = 0
     reconnects: int = 0
+    round_trips: int = 0
     steps: int = 0
     rows: int = 0
     loss_sum: float = 0.0
@@ -44,6 +46,7 @@ class Traffic:
         """Add another session's counts to these."""
         self.sessions += other.sessions
         self.reconnects += other.reconnects
+        self.round_trips += other.round_trips
         self.steps += other.steps
         self.rows += other.rows
         self.loss_sum += other.loss_sum
@@ -86,6 +89,7 @@ class Traffic:
         return {
             "sessions": self.sessions,
             "reconnects": self.reconnects,
+            "round_trips": self.round_trips,
             "steps": self.steps,
             "num-examples": self.rows,
             "uplink_bytes": self.uplink_bytes.total(),
@@ -120,6 +124,7 @@ class Ledger:
         self._lock = Lock()
         self._traffic: dict[tuple[int, Purpose], Traffic] = {}
         self._devices: dict[str, Traffic] = {}
+        self._links: dict[tuple[int, Purpose], dict[str, list[int]]] = {}
         self._failures: dict[int, dict[str, str]] = {}
 
     def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
@@ -128,6 +133,9 @@ class Ledger:
             self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
             if device is not None:
                 self._devices.setdefault(device, Traffic()).add(traffic)
+                links = self._links.setdefault((server_round, purpose), {})
+                moved = (traffic.uplink_bytes.total(), traffic.downlink_bytes.total(), traffic.round_trips)
+                links[device] = [a + b for a, b in zip(links.get(device, [0, 0, 0]), moved, strict=True)]
 
     def devices(self) -> dict[str, Traffic]:
         """The sums per device since this ledger was made (copies)."""
@@ -136,6 +144,11 @@ class Ledger:
             for device, total in totals.items():
                 total.add(self._devices[device])
         return totals
+
+    def links(self, server_round: int, purpose: Purpose) -> dict[str, list[int]]:
+        """What crossed each device's link in a round: bytes up, bytes down, round trips."""
+        with self._lock:
+            return dict(self._links.get((server_round, purpose), {}))
 
     def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
         """Enter which devices failed in a round, and why."""
