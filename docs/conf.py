@@ -15,6 +15,7 @@ include_patterns = ["*.md", "docs/**.md", "examples/*/README.md", "strategies/RE
 myst_heading_anchors = 3
 
 default_role = "py:obj"
+smartquotes = False  # values in docstrings are as one types them
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
