@@ -40,7 +40,7 @@ class MeteredGrid(Grid):
     server_round : int
         The round of messages that do not tell; most strategies write it into the config.
     devices : Devices
-        Their names, under which their traffic is entered.
+        Their names, under which their traffic is entered; each is asked for its own once.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger) -> None:

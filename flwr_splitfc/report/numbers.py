@@ -62,10 +62,8 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink, target: float | None
     )
     features, gradient = train["uplink_bytes"].get("features", 0), train["downlink_bytes"].get("gradient", 0)
     at_output = train["uplink_bytes"].get("output_gradient", 0) + train["downlink_bytes"].get("output", 0)
-    cut, float32_cut = (
-        features + gradient + at_output,
-        2 * _FLOAT32_BYTES * (train["entries"] + train.get("output_entries", 0)),
-    )
+    cut = features + gradient + at_output
+    float32_cut = 2 * _FLOAT32_BYTES * (train["entries"] + train.get("output_entries", 0))
     sessions = train["sessions"] + evaluate["sessions"]
     points = points_of(results, link)
     accuracies = [point.accuracy for point in points if point.accuracy is not None]

@@ -14,6 +14,7 @@ _DISTRIBUTIONS: dict[str, tuple[int, Callable[..., float]]] = {
     "lognormal": (2, lambda random, median, sigma: median * random.lognormvariate(0.0, sigma)),
 }
 """How many numbers describe each, and how one is drawn."""
+_MOST_SIGMA = 10  # one device in six has then more than e^10 times the median
 _WANTED = "N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA, with numbers from 0"
 
 
@@ -48,6 +49,8 @@ class Draw:
             raise SettingsError(f"{text!r} is not {_WANTED}")
         if kind == "uniform" and draw.numbers[0] > draw.numbers[1]:
             raise SettingsError(f"{text!r} has LOW above HIGH")
+        if kind == "lognormal" and draw.numbers[1] > _MOST_SIGMA:
+            raise SettingsError(f"{text!r} has SIGMA above {_MOST_SIGMA}")
         return draw
 
     def of(self, random: Random) -> float:

@@ -94,6 +94,7 @@ def test_a_link_is_read_as_it_is_written() -> None:
         ("up=normal:1:2", "'normal:1:2' is not N"),
         ("up=uniform:2", "'uniform:2' is not N"),
         ("up=uniform:20:2", "has LOW above HIGH"),
+        ("up=lognormal:10:800", "has SIGMA above 10"),
         ("up=nan", "'nan' is not N"),
         ("down=inf", "'inf' is not N"),
         ("rtt=-1", "'-1' is not N"),
