@@ -154,7 +154,7 @@ class SplitServerApp(ServerApp):
     ``fraction-train``      1.0            share of the devices in a sample
     ``num-rounds``          3
     ``steps-per-turn``      0              mini-batches of a device's turn; 0 is what its `load_data` gives
-    ``learning-rate``       the optimizers' of both halves
+    ``learning-rate``       `optimizer`'s  of both halves
     ``optimizer-state``     ""             of the device half between turns: relay, per-device or fresh; "" is
                                            relay for devices in turn, else per-device
     ``codec``               "float32"      of the split strategies but splitfc, which is one

@@ -90,6 +90,23 @@ def test_split_strategies(strategy: str, devices: str, steps: int, tmp_path: Pat
     assert rounds[8]["loss"] < 0.8 * rounds[0]["loss"]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "devices", "round_trips"),
+    [("split-learning", ["0"], 5 + 2 + 1), ("splitfed-v2", ["0", "1", "2"], 5 + 2 + 1), ("fedavg", ["0", "1", "2"], 1)],
+)
+def test_a_rounds_row_has_what_crossed_each_devices_link(
+    tmp_path: Path, strategy: str, devices: list[str], round_trips: int
+) -> None:
+    """Five steps, Open, Close and Flower's message; without a cut the message alone."""
+    (row,) = run(tmp_path, strategy=strategy, num_rounds=1, evaluate_on_devices=True)["rounds"]
+    links = row["links"]
+    assert sorted(links["train"]) == devices
+    assert {moved[2] for moved in links["train"].values()} == {round_trips}
+    assert sorted(links["evaluate"]) == ["0", "1", "2"]
+    moved = [each for purpose in links.values() for each in purpose.values()]
+    assert [sum(column) for column in zip(*moved, strict=True)][:2] == [row["uplink_bytes"], row["downlink_bytes"]]
+
+
 @pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v2", "fedavg"])
 def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
     def middle() -> nn.Module:

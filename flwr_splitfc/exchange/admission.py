@@ -149,6 +149,7 @@ class Admission:
 
     def _count(self, frame: pb.DeviceFrame, answered: pb.ServerFrame, *, again: bool = False) -> pb.ServerFrame:
         self._last_seen = time.monotonic()
+        self.turn.traffic.round_trips += 1
         if again:
             count_resent(self.turn.traffic, frame, answered)
         else:

@@ -41,20 +41,25 @@ class MeteredGrid(Grid):
     ----------
     server_round : int
         The round of messages that do not tell; most strategies write it into the config.
+    devices : Devices
+        Their names, under which their traffic is entered; each is asked for its own once.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger) -> None:
         self.inner = grid
         self.ledger = ledger
         self.server_round = 0
+        self.devices = Devices(grid)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send as `Grid.send_and_receive` does, and count both ways."""
         sent = list(messages)
-        replies = self._exchange(sent, timeout)
+        names = self.devices.names(message.metadata.dst_node_id for message in sent if purpose_of(message))
+        replies = self._exchange(sent, names, timeout)
         for reply in replies:
             if reply.has_content() and (purpose := purpose_of(reply)):
-                self.ledger.add(self.round_of(sent[0]), purpose, self._received(reply))
+                device = names.get(reply.metadata.src_node_id)
+                self.ledger.add(self.round_of(sent[0]), purpose, self._received(reply), device)
         return replies
 
     def round_of(self, message: Message) -> int:
@@ -64,15 +69,15 @@ class MeteredGrid(Grid):
                 return told
         return self.server_round
 
-    def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+    def _exchange(self, messages: list[Message], names: dict[int, str], timeout: float | None) -> list[Message]:
         for message in messages:
-            self._count_sent(message)
+            self._count_sent(message, names)
         return list(self.inner.send_and_receive(messages, timeout=timeout))
 
-    def _count_sent(self, message: Message) -> None:
+    def _count_sent(self, message: Message, names: dict[int, str]) -> None:
         if purpose := purpose_of(message):
-            traffic = Traffic(downlink_bytes=Counter(model=_model_bytes(message)))
-            self.ledger.add(self.round_of(message), purpose, traffic)
+            traffic = Traffic(round_trips=1, downlink_bytes=Counter(model=_model_bytes(message)))
+            self.ledger.add(self.round_of(message), purpose, traffic, names[message.metadata.dst_node_id])
 
     def _received(self, reply: Message) -> Traffic:
         """What a device that trains by itself reports is all that is known of its training."""
@@ -136,7 +141,6 @@ class SplitGrid(MeteredGrid):
         super().__init__(grid, endpoint.ledger)
         self.endpoint = endpoint
         self.budgets = budgets
-        self.devices = Devices(grid)
 
     def _received(self, reply: Message) -> Traffic:
         """The model's bytes, and the loss where that is the device's: the endpoint has seen the rest itself."""
@@ -145,9 +149,8 @@ class SplitGrid(MeteredGrid):
             traffic.add(_loss_of(reply))
         return traffic
 
-    def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+    def _exchange(self, messages: list[Message], names: dict[int, str], timeout: float | None) -> list[Message]:
         split = [message for message in messages if purpose_of(message)]
-        names = self.devices.names(message.metadata.dst_node_id for message in split)
         tokens: dict[int, str] = {}
         refused: dict[int, Message] = {}
         try:
@@ -158,6 +161,7 @@ class SplitGrid(MeteredGrid):
                 except ValueError as error:
                     refused[id(message)] = Message(Error(_GIVEN_UP, f"no budget: {error}"), reply_to=message)
                 else:
+                    self._count_sent(message, names)
                     tokens[id(message)] = self._add_ticket(message, device, *codecs)
             admitted = [message for message in messages if id(message) not in refused]
             replies = [*self._push_and_pull(admitted, tokens, timeout), *refused.values()]
@@ -182,7 +186,6 @@ class SplitGrid(MeteredGrid):
     def _add_ticket(self, message: Message, device: str, codec: CutCodec, output_codec: CutCodec | None) -> str:
         purpose = purpose_of(message)
         assert purpose is not None
-        self._count_sent(message)
         ticket = self.endpoint.issue(purpose, device, self.round_of(message), codec=codec, output_codec=output_codec)
         # Strategies share one RecordDict among their messages; the copy shares its arrays.
         message.content = RecordDict({**message.content, TICKET_KEY: ticket.to_record()})

@@ -21,6 +21,7 @@ class Traffic:
     `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
     the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent" is whole
     frames that were sent again after a connection broke, `reconnects` how often one was opened again.
+    `round_trips` counts frames with their answers, and one for a Flower message with its reply.
     `loss_rows` are the samples that `loss_sum` is over: where devices have the last layers, those of the replies.
     `entries` are those of the features, `output_entries` those of the output at a second cut.
     `link_seconds` are those in which frames of steps and predictions were on their way, up or down, round trips
@@ -32,6 +33,7 @@ class Traffic:
 
     sessions: int = 0
     reconnects: int = 0
+    round_trips: int = 0
     steps: int = 0
     rows: int = 0
     loss_sum: float = 0.0
@@ -49,6 +51,7 @@ class Traffic:
         """Add another session's counts to these."""
         self.sessions += other.sessions
         self.reconnects += other.reconnects
+        self.round_trips += other.round_trips
         self.steps += other.steps
         self.rows += other.rows
         self.loss_sum += other.loss_sum
@@ -92,6 +95,7 @@ class Traffic:
         return {
             "sessions": self.sessions,
             "reconnects": self.reconnects,
+            "round_trips": self.round_trips,
             "steps": self.steps,
             "num-examples": self.rows,
             "uplink_bytes": self.uplink_bytes.total(),
@@ -127,6 +131,7 @@ class Ledger:
         self._lock = Lock()
         self._traffic: dict[tuple[int, Purpose], Traffic] = {}
         self._devices: dict[tuple[str, Purpose], Traffic] = {}
+        self._links: dict[tuple[int, Purpose], dict[str, list[int]]] = {}
         self._failures: dict[int, dict[str, str]] = {}
 
     def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
@@ -135,6 +140,9 @@ class Ledger:
             self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
             if device is not None:
                 self._devices.setdefault((device, purpose), Traffic()).add(traffic)
+                links = self._links.setdefault((server_round, purpose), {})
+                moved = (traffic.uplink_bytes.total(), traffic.downlink_bytes.total(), traffic.round_trips)
+                links[device] = [a + b for a, b in zip(links.get(device, [0, 0, 0]), moved, strict=True)]
 
     def devices(self, purpose: Purpose | None = None) -> dict[str, Traffic]:
         """The sums of each device's sessions, for one purpose or for both (copies), in the order of their names."""
@@ -154,6 +162,11 @@ class Ledger:
         """Take the sums of each device from another ledger, whose rounds are entered without them."""
         with self._lock:
             self._devices = {(device, purpose): traffic_from_json(counts) for device, purpose, counts in sums}
+
+    def links(self, server_round: int, purpose: Purpose) -> dict[str, list[int]]:
+        """What crossed each device's link in a round: bytes up, bytes down, round trips."""
+        with self._lock:
+            return dict(self._links.get((server_round, purpose), {}))
 
     def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
         """Enter which devices failed in a round, and why."""

@@ -14,10 +14,10 @@ from typing import Any
 from flwr_splitfc.report.app import FlowerApp, Settings, SettingsError, parse_setting, read_settings
 from flwr_splitfc.report.display import Display
 from flwr_splitfc.report.federation import Federation
-from flwr_splitfc.report.numbers import RadioLink
 from flwr_splitfc.report.output import write
 from flwr_splitfc.report.plan import expand, parse_budget
 from flwr_splitfc.report.pool import Pool
+from flwr_splitfc.report.radio_link import RadioLink
 from flwr_splitfc.report.runs import Outcome, Run, RunFolder, package_digest
 
 _LOCK_S = 20.0
@@ -73,8 +73,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     cores = min(_USUAL_JOBS, os.cpu_count() or 1)
     option("--jobs", type=_parsed(_jobs), default=cores, metavar="N", help="simulations side by side; default: 2")
     option(
-        "--link", type=_parsed(RadioLink.parse), default=RadioLink(), metavar="10/50/40", help="Mbit/s up, down, and ms"
+        "--link",
+        type=_parsed(RadioLink.parse),
+        default=RadioLink(),
+        metavar="up=10,down=50,rtt=40",
+        help="simulated: Mbit/s and ms, each N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA over devices",
     )
+    option("--target", type=_parsed(_percent), metavar="90", help="accuracy in percent; default: what all runs reached")
     option("--federation-config", default="", metavar="TEXT", help="as for `flwr run`; default: the app's num-devices")
     option("--no-checkpoints", action="store_true", help="start interrupted runs anew instead of in their middle")
     option("--list", action="store_true", help="show the runs and what is done, run nothing")
@@ -106,7 +111,7 @@ def main(options: argparse.Namespace) -> int:
             print(f"Stopped. The same command goes on with what is left; {options.out} keeps what is done.")
             return 130
         outcomes = [(run, folders[run.id].outcome()) for run in runs]
-        table = write(options.out, app.folder.name, outcomes, options.link)
+        table = write(options.out, app.folder.name, outcomes, options.link, options.target)
         print(f"\n{table}\nWrote {options.out / 'index.html'}, table.md, results.csv, results.json and the figures")
     return 0 if all(outcome.settled for _, outcome in outcomes) else 1
 
@@ -210,6 +215,12 @@ def _seeds(text: str) -> list[int]:
 
 def _budgets(text: str) -> list[tuple[float, float]]:
     return [parse_budget(part) for part in text.split(",")]
+
+
+def _percent(text: str) -> float:
+    if not 1 <= (percent := float(text)) <= 100:
+        raise SettingsError(f"an accuracy in percent is wanted, 1 to 100, got {text!r}")
+    return percent / 100
 
 
 def _jobs(text: str) -> int:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from flwr_splitfc.report.curves import Curve
 from flwr_splitfc.report.runs import budget_text
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours for all kinds of colour vision, without yellow and black, which vanish on a white or a
 # dark page; a grey takes black's place.
-FIGURES = ("accuracy-vs-bytes", "accuracy-vs-round", "final-accuracy-vs-bytes")
-
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
@@ -30,7 +28,10 @@ _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
+_AGAINST = {"accuracy-vs-bytes": "megabytes", "accuracy-vs-time": "link_s", "accuracy-vs-round": "rounds"}
+FIGURES = (*_AGAINST, "final-accuracy-vs-bytes")
 _MEGABYTES = "MB moved, both directions"
+_X_LABELS = {"megabytes": _MEGABYTES, "link_s": "s on the simulated link, computing not counted", "rounds": "round"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Picture:
 
 
 def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
-    """The figures by name; none where no run was evaluated."""
-    if not curves:
-        return {}
-    drawings = (
-        partial(_draw_curves, curves, "megabytes"),
-        partial(_draw_curves, curves, "rounds"),
-        partial(_draw_ends, curves),
-    )
-    return {name: _picture(name, draw) for name, draw in zip(FIGURES, drawings, strict=True)}
+    """The figures by name; none where no run was evaluated, none over times where no run's are known."""
+    drawings: dict[str, Callable[[], Figure]] = {
+        name: partial(_draw_curves, curves, against)
+        for name, against in _AGAINST.items()
+        if any(getattr(curve, against) for curve in curves)
+    }
+    if curves:
+        drawings["final-accuracy-vs-bytes"] = partial(_draw_ends, curves)
+    return {name: _picture(name, draw) for name, draw in drawings.items()}
 
 
 def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
@@ -80,17 +81,18 @@ def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
     return Picture(png.getvalue(), themed)
 
 
-def _draw_curves(curves: Sequence[Curve], against: Literal["megabytes", "rounds"]) -> "Figure":
+def _draw_curves(curves: Sequence[Curve], against: str) -> "Figure":
+    looks = looks_of(curves)
+    curves = [curve for curve in curves if getattr(curve, against)]
     shown = _by_panel(curves)
     figure, panels = _panels(len(shown))
-    looks = looks_of(curves)
     for panel, (title, own) in zip(panels, shown.items(), strict=True):
         panel.set_title(title)
         for curve in own:
             _draw_curve(panel, curve, getattr(curve, against), looks[curve.method])
-    if against == "megabytes":
-        _scale(panels, [x for curve in curves for x in curve.megabytes])
-    _finish(figure, panels, curves, looks, _MEGABYTES if against == "megabytes" else "round")
+    if against != "rounds":
+        _scale(panels, [x for curve in curves for x in getattr(curve, against)])
+    _finish(figure, panels, curves, looks, _X_LABELS[against])
     return figure
 
 
@@ -153,9 +155,9 @@ def looks_of(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _scale(panels: Sequence["Axes"], megabytes: Sequence[float]) -> None:
-    """Logarithmic where the bytes span decades, with plain numbers at the ticks."""
-    if not 0 < _DECADES * min(megabytes) <= max(megabytes):
+def _scale(panels: Sequence["Axes"], values: Sequence[float]) -> None:
+    """Logarithmic where the values span decades, with plain numbers at the ticks."""
+    if not 0 < _DECADES * min(values) <= max(values):
         return
     for panel in panels:
         panel.set_xscale("log")
@@ -176,7 +178,9 @@ def _finish(
 
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
-    best = {method: max(c.accuracy[-1] for c in curves if c.method == method) for method in looks}
-    order = sorted(looks, key=lambda method: -best[method])
+    best: dict[str, float] = {}
+    for curve in curves:
+        best[curve.method] = max(best.get(curve.method, 0.0), curve.accuracy[-1])
+    order = sorted(best, key=lambda method: -best[method])
     handles = [Line2D([], [], label=method, **looks[method]) for method in order]
     figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)

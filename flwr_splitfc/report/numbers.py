@@ -1,11 +1,11 @@
 """What a run comes to: bytes, bits per entry, and time on a link."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from math import floor
+from typing import Any, NamedTuple
 
 from flwr_splitfc.exchange.ledger import DOWNLINK_KINDS, UPLINK_KINDS
-from flwr_splitfc.report.app import SettingsError
+from flwr_splitfc.report.radio_link import RadioLink
 
 Numbers = dict[str, float | None]
 
@@ -13,44 +13,44 @@ WAYS_AND_KINDS = [("uplink", kind) for kind in UPLINK_KINDS] + [("downlink", kin
 _FLOAT32_BYTES = 4
 
 
-@dataclass(frozen=True)
-class RadioLink:
-    """A link between devices and server: Mbit/s up and down, and the round trip in milliseconds."""
+class Point(NamedTuple):
+    """Where a run stands after a round: what was moved so far, and how long that took on the link.
 
-    uplink_mbit_s: float = 10.0
-    downlink_mbit_s: float = 50.0
-    round_trip_ms: float = 40.0
+    `link_s` is None for runs of versions that did not write ``links`` into their rows.
+    """
 
-    @classmethod
-    def parse(cls, text: str) -> "RadioLink":
-        """From ``UP/DOWN/ROUND_TRIP``."""
-        try:
-            up, down, round_trip = map(float, text.split("/"))
-        except ValueError as error:
-            raise SettingsError(f"a link is UP/DOWN/ROUND_TRIP in Mbit/s and ms, got {text!r}") from error
-        if not (up > 0 and down > 0 and round_trip >= 0):
-            raise SettingsError(f"a link has rates above 0, got {text!r}")
-        return cls(up, down, round_trip)
-
-    def seconds(self, uplink_bytes: float, downlink_bytes: float, round_trips: float) -> float:
-        """How long the traffic takes, one thing after another.
-
-        >>> RadioLink(10, 50, 40).seconds(1_250_000, 6_250_000, 100)
-        6.0
-        """
-        bits_s = 8 * uplink_bytes / (self.uplink_mbit_s * 1e6) + 8 * downlink_bytes / (self.downlink_mbit_s * 1e6)
-        return bits_s + round_trips * self.round_trip_ms / 1e3
-
-    def __str__(self) -> str:
-        return f"{self.uplink_mbit_s:g} Mbit/s up, {self.downlink_mbit_s:g} down, {self.round_trip_ms:g} ms"
+    round: int
+    moved_bytes: int
+    link_s: float | None
+    accuracy: float | None
 
 
-def numbers_of(results: Mapping[str, Any], link: RadioLink) -> Numbers:
+def points_of(results: Mapping[str, Any], link: RadioLink) -> list[Point]:
+    """A point for each round of a run's ``results.json``."""
+    points, moved_bytes, link_s = [], 0, 0.0
+    timed = all("links" in row for row in results["rounds"])
+    for row in results["rounds"]:
+        moved_bytes += row["uplink_bytes"] + row["downlink_bytes"]
+        link_s += link.round_s(row["links"]) if timed else 0.0
+        points.append(Point(row["round"], moved_bytes, link_s if timed else None, row["accuracy"]))
+    return points
+
+
+def common_accuracy(all_results: Iterable[Mapping[str, Any]]) -> float | None:
+    """The best accuracy that all runs reached, cut to a tenth of a percent; None where none was evaluated."""
+    measured = [
+        [row["accuracy"] for row in results["rounds"] if row["accuracy"] is not None] for results in all_results
+    ]
+    best = [max(accuracies) for accuracies in measured if accuracies]
+    return floor(1000 * min(best)) / 1000 if best else None
+
+
+def numbers_of(results: Mapping[str, Any], link: RadioLink, target: float | None = None) -> Numbers:
     """What a run's ``results.json`` comes to.
 
     ``cut_ratio`` and ``total_ratio`` say how many times fewer bytes were moved than by the same run with
-    float32 at the cut, or at both; None where nothing is split. ``link_s`` counts a round trip for each mini-batch
-    at the cut, two where devices have the last layers and train, and one for each turn of a device.
+    float32 at the cut, or at both; None where nothing is split. ``target_bytes`` and ``target_link_s`` are what it took
+    to the first evaluation with an accuracy of at least `target`; None where there was none.
     """
     train, evaluate = results["traffic"]["train"], results["traffic"]["evaluate"]
     kinds = {
@@ -61,18 +61,18 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink) -> Numbers:
         sum(kinds[f"{way}_{kind}_bytes"] for of, kind in WAYS_AND_KINDS if of == way) for way in ("uplink", "downlink")
     )
     features, gradient = train["uplink_bytes"].get("features", 0), train["downlink_bytes"].get("gradient", 0)
-    output_entries = train.get("output_entries", 0)
     at_output = train["uplink_bytes"].get("output_gradient", 0) + train["downlink_bytes"].get("output", 0)
-    cut, float32_cut = features + gradient + at_output, 2 * _FLOAT32_BYTES * (train["entries"] + output_entries)
+    cut = features + gradient + at_output
+    float32_cut = 2 * _FLOAT32_BYTES * (train["entries"] + train.get("output_entries", 0))
     sessions = train["sessions"] + evaluate["sessions"]
-    turns = sessions or results.get("run", {}).get("turns", 0)
-    steps_at_cut = (1 + bool(output_entries)) * train["steps"] + evaluate["steps"] if sessions else 0
-    accuracies = [row["accuracy"] for row in results["rounds"] if row["accuracy"] is not None]
+    points = points_of(results, link)
+    accuracies = [point.accuracy for point in points if point.accuracy is not None]
+    reached = next((p for p in points if target is not None and p.accuracy is not None and p.accuracy >= target), None)
     return {
         "accuracy": accuracies[-1] if accuracies else None,
-        "rounds": len(results["rounds"]),
+        "rounds": len(points),
         "steps": train["steps"],
-        "turns": turns,
+        "turns": sessions or results.get("run", {}).get("turns", 0),
         "uplink_bits_per_entry": 8 * features / train["entries"] if train["entries"] else None,
         "downlink_bits_per_entry": 8 * gradient / train["entries"] if train["entries"] else None,
         "cut_ratio": float32_cut / cut if cut else None,
@@ -81,5 +81,7 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink) -> Numbers:
         "downlink_bytes": down,
         **kinds,
         "seconds": sum(row["seconds"] for row in results["rounds"]),
-        "link_s": link.seconds(up, down, turns + steps_at_cut),
+        "link_s": points[-1].link_s if points else None,
+        "target_bytes": reached.moved_bytes if reached else None,
+        "target_link_s": reached.link_s if reached else None,
     }

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from flwr_splitfc.report.figures import Picture
-from flwr_splitfc.report.numbers import RadioLink
-from flwr_splitfc.report.table import KINDS, SUMMARY, Row, cell, legend, sort_key
+from flwr_splitfc.report.table import KINDS, SUMMARY, Row, cell, sort_key
 
 _HEADINGS = {
     "accuracy-vs-bytes": "Accuracy against bytes",
+    "accuracy-vs-time": "Accuracy against time on the link",
     "accuracy-vs-round": "Accuracy against rounds",
     "final-accuracy-vs-bytes": "Final accuracy against bytes",
 }
@@ -47,13 +47,15 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 """
 
 
-def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Picture], link: RadioLink) -> str:
+def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Picture], legend: str) -> str:
     """The whole comparison as HTML.
 
     Parameters
     ----------
     title, about : str
         The heading, and a line on what was run.
+    legend : str
+        What the columns mean.
     """
     figures = "".join(_figure(_HEADINGS[name], picture.svg) for name, picture in pictures.items())
     return (
@@ -61,7 +63,7 @@ def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Pic
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n<div class='figures'>\n{figures}</div>\n"
-        f"<h2>Table</h2>\n{_table(rows, SUMMARY)}\n<p>{escape(legend(link)).replace('`', '')}</p>\n"
+        f"<h2>Table</h2>\n{_table(rows, SUMMARY)}\n<p>{escape(legend).replace('`', '')}</p>\n"
         f"<h2>Bytes by kind, MB</h2>\n{_table(rows, KINDS)}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 

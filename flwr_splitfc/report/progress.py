@@ -43,7 +43,8 @@ class Progress:
         One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (None in a
         round without evaluation), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
         ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``, ``failures`` (by device, why);
-        bytes of training and evaluation together, everything counted.
+        bytes of training and evaluation together, everything counted. ``links`` has, for ``train`` and for
+        ``evaluate``, by device what crossed its link: bytes up, bytes down, round trips.
     """
 
     def __init__(self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1) -> None:
@@ -104,6 +105,7 @@ class Progress:
                 "downlink_bits_per_entry": train.downlink_bits_per_entry,
                 "seconds": now - self._round_started,
                 "failures": self.ledger.failures(server_round),
+                "links": {purpose: self.ledger.links(server_round, purpose) for purpose in get_args(Purpose)},
             }
         )
         self._round_started = now
@@ -147,8 +149,15 @@ class Progress:
         """
         traffic = {purpose: traffic_to_json(self.ledger.total(purpose)) for purpose in get_args(Purpose)}
         devices = {device: trained.metrics() for device, trained in self.ledger.devices("train").items()}
-        written = {**about, "traffic": traffic, "devices": devices, "rounds": self.rows}
-        write_whole(path, json.dumps(written, indent=2) + "\n")
+        results = {**about, "traffic": traffic, "devices": devices, "rounds": self.rows}
+        write_whole(path, results_text(results))
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """A run's results as JSON, a line for each round."""
+    rounds = ",\n".join(json.dumps(row) for row in results["rounds"])
+    parts = {key: json.dumps(part, indent=1) for key, part in results.items()} | {"rounds": f"[\n{rounds}\n]"}
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {part}" for key, part in parts.items()) + "\n}\n"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import flwr_splitfc
 from flwr_splitfc.report.app import Settings, digest_of
-from flwr_splitfc.report.progress import write_whole
+from flwr_splitfc.report.progress import results_text, write_whole
 
 Budget = tuple[float, float]
 State = Literal["to do", "finished", "impossible", "failed"]
@@ -96,7 +96,7 @@ class RunFolder:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write the results of a run that went to its end."""
-        write_whole(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+        write_whole(self.path / "results.json", results_text(results))
 
     def end(self, outcome: "Outcome") -> None:
         """Write why a run that is over has no results; only after a failure its checkpoint is still of use."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import mean, stdev
 
-from flwr_splitfc.report.numbers import WAYS_AND_KINDS, Numbers, RadioLink, numbers_of
+from flwr_splitfc.report.numbers import WAYS_AND_KINDS, Numbers, numbers_of
+from flwr_splitfc.report.radio_link import RadioLink
 from flwr_splitfc.report.runs import Budget, Outcome, Run, budget_text
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one method with one budget: means over their seeds.
+    """The runs of one method with one budget: means over their seeds, None where not all of them have a number.
 
     `spread` is the sample standard deviation of the accuracy, None for one seed.
     """
@@ -31,20 +32,22 @@ class Row:
         return f"{self.method} {budget_text(self.budget)}".strip()
 
 
-def rows_of(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> list[Row]:
+def rows_of(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None = None) -> list[Row]:
     """A row per method and budget, in the runs' order."""
     return [
-        _row(method, budget, list(group), link)
+        _row(method, budget, list(group), link, target)
         for (method, budget), group in groupby(outcomes, key=lambda pair: (pair[0].method, pair[0].budget))
     ]
 
 
-def _row(method: str, budget: Budget | None, group: list[tuple[Run, Outcome]], link: RadioLink) -> Row:
-    runs = [numbers_of(outcome.results, link) for _, outcome in group if outcome.results is not None]
+def _row(
+    method: str, budget: Budget | None, group: list[tuple[Run, Outcome]], link: RadioLink, target: float | None
+) -> Row:
+    runs = [numbers_of(outcome.results, link, target) for _, outcome in group if outcome.results is not None]
     means: Numbers = {}
     for key in runs[0] if runs else ():
         known = [value for run in runs if (value := run[key]) is not None]
-        means[key] = mean(known) if known else None
+        means[key] = mean(known) if len(known) == len(runs) else None
     accuracies = [accuracy for run in runs if (accuracy := run["accuracy"]) is not None]
     spread = stdev(accuracies) if len(accuracies) > 1 else None
     return Row(method, budget, len(runs), means, spread, _note([outcome for _, outcome in group]))
@@ -73,6 +76,8 @@ SUMMARY = {
     "downlink_bytes": "MB down",
     "seconds": "run, s",
     "link_s": "link, s",
+    "target_bytes": "MB to target",
+    "target_link_s": "link s to target",
 }
 KINDS = {
     "method": "method",
@@ -112,23 +117,26 @@ def sort_key(row: Row, column: str) -> float | str:
     return -1.0 if value is None else value
 
 
-def legend(link: RadioLink) -> str:
+def legend(rows: Sequence[Row], link: RadioLink, target: float | None) -> str:
     """What the columns mean."""
+    untimed = any(row.seeds and row.numbers["link_s"] is None for row in rows)
     return (
         "Accuracy is the last one that was measured: mean over the seeds, ± sample standard deviation; the other "
         "columns are means. MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of the "
         "features and gradients of training, `total` is of everything; `times fewer` is against the same run with "
-        f"float32 at the cut. `link` is the time that all of it takes one after another at {link}, with a round trip "
-        "for each mini-batch at the cut and each turn of a device."
-    )
+        f"float32 at the cut. `link` is the simulated time on {link} (Mbit/s, ms), without computing: of a round, its "
+        "slowest device's. "
+        + (f"`to target` is until an evaluation first gave {100 * target:g} %, in all seeds. " if target else "")
+        + ("Runs of earlier versions have no link times; without their folders in runs/ they are made anew." * untimed)
+    ).strip()
 
 
-def markdown(rows: Sequence[Row], link: RadioLink) -> str:
+def markdown(rows: Sequence[Row], legend: str) -> str:
     """Both tables, and what they mean."""
     notes = [f"- {row.label}: {row.note}" for row in rows if row.note and row.seeds]
     parts = [
         _markdown_table(rows, SUMMARY),
-        legend(link),
+        legend,
         "\n".join(notes),
         "MB by kind:",
         _markdown_table(rows, KINDS),
@@ -142,7 +150,7 @@ def _markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns.values()), rule, *shown])
 
 
-def csv_text(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> str:
+def csv_text(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None = None) -> str:
     """A line per run, finished or not; bytes in bytes."""
     lines = []
     for run, outcome in outcomes:
@@ -150,7 +158,9 @@ def csv_text(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink) -> str:
         line = {"method": run.method, "uplink_budget": budget[0], "downlink_budget": budget[1], "seed": run.seed}
         line |= {"state": outcome.state, "reason": outcome.reason, "run": run.id}
         if outcome.results is not None:
-            line |= numbers_of(outcome.results, link) | {"payload_digest": outcome.results.get("payload_digest")}
+            line |= numbers_of(outcome.results, link, target) | {
+                "payload_digest": outcome.results.get("payload_digest")
+            }
         lines.append(line)
     buffer = io.StringIO()
     columns = dict.fromkeys(column for line in lines for column in line)

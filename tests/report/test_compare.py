@@ -38,7 +38,8 @@ class Pretender:
             yield Event("start", run, 0)
             outcome = self.ends.get(run.method, Outcome("finished"))
             if outcome.state == "finished":
-                rounds = [row(1, None, 1.0), row(2, 0.75, 1.0)]
+                links = {"links": {"train": {"0": [1000, 2000, 3]}, "evaluate": {}}}
+                rounds = [row(1, None, 1.0) | links, row(2, 0.75, 1.0) | links]
                 yield from (Event("round", run, 0, line, 2) for line in rounds)
                 folder.finish({"rounds": rounds, "traffic": traffic(entries=8), "payload_digest": "0"})
             folder.end(outcome)
@@ -135,7 +136,15 @@ def test_mistakes_are_named_before_anything_runs(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--jobs", "0"], ["--link", "10"], ["--budgets", "x"], ["--seeds", "a"], ["--set", "x"], ["--nonsense"]],
+    [
+        ["--jobs", "0"],
+        ["--link", "10"],
+        ["--target", "0.9"],
+        ["--budgets", "x"],
+        ["--seeds", "a"],
+        ["--set", "x"],
+        ["--nonsense"],
+    ],
 )
 def test_arguments_that_are_none_end_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
