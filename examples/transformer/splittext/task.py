@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flwr_splitfc import split_at
 from flwr_splitfc.batches import Batches, evaluate, turn_batches
 from flwr_splitfc.settings import check_least, read_settings
-from splittext.text import VOCABULARY, TextSettings, device_windows, test_windows
+from splittext.text import VOCABULARY, TextSettings, device_windows, held_out_windows
 
 BLOCKS = 2  # on each side of the cut
 
@@ -114,4 +114,4 @@ def load_data(context: Context) -> tuple[Batches, Batches]:
 
 def evaluate_on_test_topics(model: nn.Module, context: Context) -> dict[str, float]:
     """Loss and accuracy of the whole model, for each character of the topics that no device has."""
-    return evaluate(model, test_windows(context.run_config), batch_size=256)
+    return evaluate(model, held_out_windows(context.run_config), batch_size=256)

@@ -89,7 +89,7 @@ def device_windows(config: RunConfig, device: int) -> Windows:
     return _windows(tuple(names[device :: settings.num_devices]), settings.context_length)
 
 
-def test_windows(config: RunConfig) -> Windows:
+def held_out_windows(config: RunConfig) -> Windows:
     """The topics that no device has."""
     names = tuple(sorted(topics)[::TEST_EVERY])
     return _windows(names, read_settings(TextSettings, config).context_length)
