@@ -1,5 +1,7 @@
 """The table's example: real patients by age, a number for each, and R squared."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from flwr.app import Context, RecordDict
@@ -19,7 +21,7 @@ def test_devices_have_patients_of_one_age_each() -> None:
     shares = [device_patients({"num-devices": 5}, device) for device in range(5)]
     assert [len(share) for share in shares] == [71, 71, 71, 71, 70]
     ages = [share.measurements[:, AGE] for share in shares]
-    assert all(young.max() <= old.min() for young, old in zip(ages, ages[1:], strict=False))
+    assert all(young.max() <= old.min() for young, old in pairwise(ages))
     found = torch.cat([share.progressions for share in shares]).sort(dim=0).values
     assert torch.equal(found, train.progressions.sort(dim=0).values)
     assert train.progressions.mean().item() == pytest.approx(0, abs=1e-6)

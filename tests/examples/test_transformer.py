@@ -41,7 +41,7 @@ def test_labels_are_the_characters_that_follow() -> None:
     assert torch.equal(characters[:, 1:], labels[:, :-1])
     assert torch.equal(characters[1:, 0], labels[:-1, -1])
     assert torch.equal(characters.flatten(), windows.text[: characters.numel()].long())
-    assert encode("naïve – ok").tolist() == list(b"na?ve ? ok")
+    assert encode("naïve → ok").tolist() == list(b"na?ve ? ok")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_it_learns_that_most_characters_are_not_random(tmp_path: Path) -> None:
         node.run_config = config
     server_app.app(grid, Context(1, 1, {}, RecordDict(), config))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["rounds"][3]["accuracy"] > 0.2  # spaces alone are 22 %, all 128 alike 1 %
+    assert results["rounds"][3]["accuracy"] > 0.2  # always a space: 0.17
     assert results["rounds"][3]["loss"] < 3.2 < results["rounds"][0]["loss"]
 
 

@@ -1,4 +1,4 @@
-"""The other examples in Flower's simulation engine: on pictures that are drawn for the test, real text, a real table."""
+"""The other examples in the simulation engine: on pictures drawn for the test, real text, a real table."""
 
 from collections.abc import Callable
 from pathlib import Path
