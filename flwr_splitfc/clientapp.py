@@ -16,10 +16,13 @@ from flwr_splitfc.exchange.seeds import derive_seed
 from flwr_splitfc.exchange.session import Session
 from flwr_splitfc.exchange.ticket import Ticket, has_ticket
 from flwr_splitfc.model import HeadAndTail, JoinedModel
+from flwr_splitfc.settings import check_choice
 
 MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
 LoadData = Callable[[Context], tuple[Batches, Batches]]
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -57,7 +60,8 @@ class SplitClientApp(ClientApp):
         Makes the server half as `model` makes the device half, for training without a ticket.
     tail : callable, optional
         Makes the last layers as `model` makes the first: for a strategy without a ``loss_fn``, whose server half
-        is the middle. The device's arrays are then a `HeadAndTail`'s.
+        is the middle. The device's arrays are then a `HeadAndTail`'s. Not used where the run-config says
+        ``u-shaped = false``, as in `SplitServerApp`.
     loss_fn : callable, optional
         ``loss_fn(outputs, labels)``, for training with `tail` or without a ticket, and for ``eval_loss``.
     metrics_fn : callable (default: `accuracy`)
@@ -71,8 +75,9 @@ class SplitClientApp(ClientApp):
     -----
     The message's config (``train_config`` and ``evaluate_config`` of `Strategy.start`) may hold
     ``steps-per-turn`` (default: one pass over the batches; a longer turn starts over), ``learning-rate``
-    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`), ``proximal-mu``, which
-    `FedProx` sends, and, for training without a ticket, ``seed``.
+    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`), ``device-precision``
+    ("bfloat16" runs the device's layers under ``torch.autocast``; weights, and what goes to the server, stay
+    float32), ``proximal-mu``, which `FedProx` sends, and, for training without a ticket, ``seed``.
 
     Examples
     --------
@@ -123,7 +128,9 @@ class SplitClientApp(ClientApp):
         with self._turn(message, context, model, optimizer) as turn:
             for x, y in turn.batches(batches, config.get("steps-per-turn")):
                 optimizer.zero_grad()
-                self._loss(turn, model, x, y).backward()
+                with self._autocast(config):
+                    loss = self._loss(turn, model, x, y)
+                loss.backward()
                 pull.add()
                 optimizer.step()
             turn.metrics = turn.server.metrics()
@@ -133,7 +140,7 @@ class SplitClientApp(ClientApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         model, (_, batches) = self._prepare(message, context)
         model.eval()
-        with self._turn(message, context, model) as turn:
+        with self._turn(message, context, model) as turn, self._autocast(_config(message)):
             for x, y in turn.batches(batches):
                 predict = turn.server.predict
                 outputs = model(x, predict) if isinstance(model, HeadAndTail) else predict(model(x))
@@ -158,24 +165,29 @@ class SplitClientApp(ClientApp):
         torch.manual_seed(_turn_seed(message, context))
         return model, self.load_data(context)
 
+    def _autocast(self, config: ConfigRecord) -> torch.autocast:
+        precision = str(config.get("device-precision", "float32"))
+        check_choice("device-precision", precision, PRECISIONS)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
     def _turn(
         self, message: Message, context: Context, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> ClientTurn:
         return ClientTurn(message, context, model, optimizer, self.loss_fn, _turn_seed(message, context))
 
     def _device_model(self, message: Message, context: Context) -> nn.Module:
-        ends = bool(Ticket.from_message(message).output_codec)
-        if ends and (self.tail is None or self.loss_fn is None):
+        ends, tail = bool(Ticket.from_message(message).output_codec), tail_of(self.tail, context)
+        if ends and (tail is None or self.loss_fn is None):
             raise ValueError("the strategy has no loss_fn, so the loss is the device's: give tail and loss_fn")
-        if self.tail is not None and not ends:
+        if tail is not None and not ends:
             raise ValueError(
                 "SplitClientApp has a tail, so the loss is the device's: make the strategy with loss_fn=None"
             )
         return self._first_and_last(context)
 
     def _first_and_last(self, context: Context) -> nn.Module:
-        head = make_half(self.model, context)
-        return head if self.tail is None else HeadAndTail(head, make_half(self.tail, context))
+        head, tail = make_half(self.model, context), tail_of(self.tail, context)
+        return head if tail is None else HeadAndTail(head, make_half(tail, context))
 
     def _joined(self, context: Context) -> JoinedModel:
         if self.server_model is None or self.loss_fn is None:
@@ -197,6 +209,14 @@ def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
     parameters = signature(factory).parameters.values()
     takes_context = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     return factory(context) if takes_context else factory()
+
+
+def tail_of(tail: MakeModel | None, context: Context) -> MakeModel | None:
+    """The app's `tail`, unless the run-config's ``u-shaped`` says that the last layers are the server's."""
+    u_shaped = context.run_config.get("u-shaped", tail is not None)
+    if u_shaped and tail is None:
+        raise ValueError("u-shaped is true, but the app has no tail to give the devices")
+    return tail if u_shaped else None
 
 
 def _config(message: Message) -> ConfigRecord:

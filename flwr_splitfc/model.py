@@ -127,7 +127,9 @@ def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
     >>> list(device.state_dict()), list(server.state_dict())
     (['0.weight', '0.bias'], ['2.weight', '2.bias'])
     """
-    name = str(range(len(model))[layer]) if isinstance(layer, int) and isinstance(model, nn.Sequential) else str(layer)
+    name = str(layer)
+    if isinstance(layer, int) and isinstance(model, nn.Sequential):
+        name = [child for child, _ in model.named_children()][layer]
     if name not in dict(model.named_modules()) or not name:
         children = ", ".join(child for child, _ in model.named_children())
         raise ValueError(f"the model has no layer {layer!r}; its outermost layers are {children}")

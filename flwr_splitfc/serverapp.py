@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import nn
 
-from flwr_splitfc.clientapp import MakeModel, make_half
+from flwr_splitfc.clientapp import PRECISIONS, MakeModel, make_half, tail_of
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.budgets import BudgetRule
@@ -63,11 +63,13 @@ class RunSettings:
     steps_per_turn: int = 0
     learning_rate: float | None = None
     optimizer_state: str = ""
+    u_shaped: bool = True
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
     num_devices: int = 2
     seed: int = 0
     torch_threads: int = 1
+    device_precision: str = "float32"
     results_dir: str = "results"
     checkpoint_dir: str = ""
 
@@ -75,6 +77,7 @@ class RunSettings:
         check_choice("strategy", self.strategy, [*SPLIT, *UNSPLIT])
         check_choice("devices", self.devices, ["", "round-robin", *UNSPLIT])
         check_choice("optimizer-state", self.optimizer_state, ["", "relay", "per-device", "fresh"])
+        check_choice("device-precision", self.device_precision, PRECISIONS)
         check_least(self, num_rounds=1, evaluate_every=1, num_devices=1, torch_threads=1, steps_per_turn=0)
         check_least(self, learning_rate=0.0)
         if not 0.0 < self.fraction_train <= 1.0:
@@ -123,16 +126,18 @@ class SplitServerApp(ServerApp):
     model : callable
         ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
     server_model : callable
-        Makes the server half alike. Both are called once, one after the other, with torch's random generator
-        seeded from the run's seed: that decides the initial weights.
+        Makes the server half alike. Both, and `tail`, are called once, one after the other, with torch's random
+        generator seeded from the run's seed: that decides the initial weights.
     loss_fn : callable or None
-        ``loss_fn(server_model(features), labels)``, a scalar; not used with `tail`, where it is the devices'.
+        ``loss_fn(server_model(features), labels)``, a scalar; not used in U-shaped split learning, where it is the
+        devices'.
     optimizer : callable
         ``optimizer(parameters, lr=...)`` makes the server half's optimizer; without the key
         ``learning-rate`` it is called without ``lr``.
     tail : callable, optional
         Makes the last layers, which devices have beside the first (`HeadAndTail`): U-shaped split learning, whose
-        labels stay on devices. Give it to `SplitClientApp`, too.
+        labels stay on devices. Give it to `SplitClientApp`, too. With ``u-shaped = false`` it is not used, and what
+        `server_model` makes then must end with these layers itself.
     evaluate : callable, optional
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the server's own data:
         before the first round and in rounds that are due. ``accuracy`` is shown as such.
@@ -157,6 +162,7 @@ class SplitServerApp(ServerApp):
     ``learning-rate``       `optimizer`'s  of both halves
     ``optimizer-state``     ""             of the device half between turns: relay, per-device or fresh; "" is
                                            relay for devices in turn, else per-device
+    ``u-shaped``            true           whether the app's `tail` is used: the last layers and the labels on devices
     ``codec``               "float32"      of the split strategies but splitfc, which is one
     its settings            the codec's    any of `codec_settings` in kebab case, such as ``uplink-bits``
     ``output-codec``        "float32"      of the server half's output where the app has a `tail`
@@ -172,6 +178,7 @@ class SplitServerApp(ServerApp):
     ``num-devices``         2              how many to wait for before the first round
     ``seed``                0
     ``torch-threads``       1              of the server and of each device
+    ``device-precision``    "float32"      of the devices' layers: float32, or bfloat16 by ``torch.autocast``
     ``results-dir``         "results"      for results.json and, of split strategies, the trained halves
     ``checkpoint-dir``      ""             a folder from which a killed run goes on; "" keeps no checkpoint
     ``split-...``           loopback       where sessions are served: see `EndpointConfig.from_run_config`
@@ -204,7 +211,7 @@ class SplitServerApp(ServerApp):
         self.model = model
         self.server_model = server_model
         self.tail = tail
-        self.loss_fn = loss_fn if tail is None else None
+        self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.evaluate = evaluate
         self.split_options = split_options
@@ -220,7 +227,8 @@ class SplitServerApp(ServerApp):
         if settings.strategy in UNSPLIT:
             progress = self._run_unsplit(grid, context, settings, JoinedModel(device, server))
         else:
-            strategy = self._split_strategy(context.run_config, settings, server)
+            loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
+            strategy = self._split_strategy(context.run_config, settings, server, loss_fn)
             evaluate_fn = self._evaluate_fn(context, partial(strategy.joined_model, device))
             strategy.start(grid, ArrayRecord(device.state_dict()), evaluate_fn=evaluate_fn, **_start_options(settings))
             progress = strategy.progress
@@ -231,12 +239,15 @@ class SplitServerApp(ServerApp):
         logger.info("\n%s\n\nWrote %s", progress.table(), results / "results.json")
 
     def _halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
+        tail = tail_of(self.tail, context)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             device, server = make_half(self.model, context), make_half(self.server_model, context)
-            return device if self.tail is None else HeadAndTail(device, make_half(self.tail, context)), server
+            return device if tail is None else HeadAndTail(device, make_half(tail, context)), server
 
-    def _split_strategy(self, config: RunConfig, settings: RunSettings, server: nn.Module) -> SplitLearning:
+    def _split_strategy(
+        self, config: RunConfig, settings: RunSettings, server: nn.Module, loss_fn: LossFn | None
+    ) -> SplitLearning:
         name = settings.strategy
         options: dict[str, Any] = {
             "budgets": settings.budgets(),
@@ -251,10 +262,10 @@ class SplitServerApp(ServerApp):
         if settings.checkpoint_dir:
             options["checkpoint"] = _absolute(settings.checkpoint_dir)
         options |= _codec_settings(name, config) if name == "splitfc" else {"codec": codec_of(config)}
-        if self.tail is not None:
+        if loss_fn is None:
             options["output_codec"] = output_codec_of(config)
         rate = {} if settings.learning_rate is None else {"lr": settings.learning_rate}
-        return SPLIT[name](server, self.loss_fn, partial(self.optimizer, **rate), **{**options, **self.split_options})
+        return SPLIT[name](server, loss_fn, partial(self.optimizer, **rate), **{**options, **self.split_options})
 
     def _run_unsplit(self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel) -> Progress:
         """Flower's own strategies: devices have the whole model. The grid counts its bytes for the same table."""
@@ -300,7 +311,11 @@ def _sampling(name: str, settings: RunSettings) -> Strategy:
 
 def _start_options(settings: RunSettings) -> dict[str, Any]:
     """Of `Strategy.start`, with what `SplitClientApp` reads in a message's config."""
-    train: dict[str, Any] = {"seed": settings.seed, "torch-threads": settings.torch_threads}
+    evaluate: dict[str, Any] = {
+        "torch-threads": settings.torch_threads,
+        "device-precision": settings.device_precision,
+    }
+    train: dict[str, Any] = {"seed": settings.seed, **evaluate}
     if settings.learning_rate is not None:
         train["learning-rate"] = settings.learning_rate
     if settings.steps_per_turn:
@@ -308,5 +323,5 @@ def _start_options(settings: RunSettings) -> dict[str, Any]:
     return {
         "num_rounds": settings.num_rounds,
         "train_config": ConfigRecord(train),
-        "evaluate_config": ConfigRecord({"torch-threads": settings.torch_threads}),
+        "evaluate_config": ConfigRecord(evaluate),
     }

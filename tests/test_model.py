@@ -35,6 +35,13 @@ def test_sequential(layer: int | str) -> None:
     assert isinstance(server, nn.Sequential)
 
 
+@pytest.mark.parametrize("layer", [0, -2, "2"])
+def test_a_half_is_cut_again_by_number_or_by_its_own_names(layer: int | str) -> None:
+    _, rest = split_at(sequential(), 0)  # its layers are named 1, 2, 3
+    first, _ = check_cut(rest, layer, torch.randn(8, 5))
+    assert list(first) == list(rest[:2] if layer != 0 else rest[:1])
+
+
 @pytest.mark.parametrize("layer", ["layer1", "layer2", "layer2.0", "maxpool"])
 def test_a_named_cut_of_a_resnet(layer: str) -> None:
     with torch.no_grad():

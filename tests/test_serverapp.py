@@ -133,6 +133,85 @@ def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
     assert not (tmp_path / "unsplit.pt").exists()
 
 
+class RecordingHalf(ServerHalf):
+    """Knows the types of the features that came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add(x.dtype)
+        return super().forward(x)
+
+
+def u_shaped(folder: Path, *, tail: Any = None, **config: Any) -> dict[str, Any]:
+    """The results.json of an app whose server half keeps its last layer unless the run-config is u-shaped."""
+    made = []
+
+    def server_half(context: Context) -> nn.Module:
+        layers = ServerHalf().layers
+        made.append(layers[:-1] if context.run_config["u-shaped"] else layers)
+        return made[-1]
+
+    adam = torch.optim.Adam
+    config = {"num-devices": 3, "num-rounds": 5, "steps-per-turn": 20, "learning-rate": 1e-2, **config}
+    config |= {"results-dir": str(folder), "evaluate-on-devices": True}
+    server = SplitServerApp(DeviceHalf, server_half, CROSS_ENTROPY, adam, tail=tail, evaluate=accuracy)
+    client = SplitClientApp(DeviceHalf, load_data, adam, tail=tail, server_model=server_half, loss_fn=CROSS_ENTROPY)
+    grid = LocalGrid(client, 3, workers=1)
+    for context in grid.contexts.values():
+        context.run_config = config
+    server(grid, Context(1, 1, {}, RecordDict(), config))
+    return {**json.loads((folder / "results.json").read_text()), "server half": made[0]}
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "splitfed-v1", "fedavg"])
+@pytest.mark.parametrize("u_shape", [True, False])
+def test_the_run_config_says_whose_the_last_layers_are(u_shape: bool, strategy: str, tmp_path: Path) -> None:
+    results = u_shaped(tmp_path, tail=partial(nn.Linear, 16, 4), strategy=strategy, **{"u-shaped": u_shape})
+    assert results["rounds"][4]["loss"] < 0.8 * results["rounds"][0]["loss"]
+    assert all(row["accuracy"] is not None for row in results["rounds"])
+    assert len(results["server half"]) == (3 if u_shape else 4)
+    if strategy != "fedavg":
+        assert ("output_codec" in results) == u_shape
+        assert (results["traffic"]["train"]["uplink_bytes"]["labels"] == 0) == u_shape
+
+
+def test_an_app_without_last_layers_cannot_be_u_shaped(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="u-shaped is true, but the app has no tail"):
+        u_shaped(tmp_path, **{"u-shaped": True})
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+def test_devices_in_bfloat16(strategy: str, tmp_path: Path) -> None:
+    """The layers compute in it; weights, and what goes to the server, are float32."""
+    head, outputs = DeviceHalf(), set()
+    head.layers[0].register_forward_hook(lambda module, inputs, output: outputs.add(output.dtype))
+    server_half = RecordingHalf()
+    config = {"strategy": strategy, "num-devices": 3, "num-rounds": 6, "learning-rate": 1e-2}
+    config |= {"device-precision": "bfloat16", "evaluate-on-devices": True, "results-dir": str(tmp_path)}
+    adam = torch.optim.Adam
+    server = SplitServerApp(DeviceHalf, lambda: server_half, CROSS_ENTROPY, adam)
+    client = SplitClientApp(lambda: head, load_data, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY)
+    server(LocalGrid(client, 3, workers=0), Context(1, 1, {}, RecordDict(), config))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rounds"][5]["loss"] < 0.8 * results["rounds"][0]["loss"]
+    assert outputs == {torch.bfloat16}
+    assert {weight.dtype for weight in head.parameters()} == {torch.float32}
+    assert server_half.seen == (set() if strategy == "fedavg" else {torch.float32})
+
+
+def test_float32_on_devices_is_what_no_key_is(tmp_path: Path) -> None:
+    first, same_run, other = (
+        run(tmp_path / str(number), uplink_bits=4.0, downlink_bits=4.0, **precision)
+        for number, precision in enumerate(
+            ({}, {"device_precision": "float32"}, {"device_precision": "bfloat16"}),
+        )
+    )
+    assert first["payload_digest"] == same_run["payload_digest"] != other["payload_digest"]
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
 def test_unsplit_strategies_train_the_whole_model(strategy: str, tmp_path: Path) -> None:
     results = run(tmp_path, strategy=strategy, learning_rate=1e-2, num_rounds=4, evaluate_on_devices=True)
@@ -225,6 +304,8 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("evaluate_every", 0, "evaluate-every is 0"),
         ("steps_per_turn", -1, "steps-per-turn is -1, wanted 0 or more"),
         ("torch_threads", 0, "torch-threads is 0"),
+        ("device_precision", "float16", "device-precision is 'float16', wanted one of float32, bfloat16"),
+        ("u_shaped", 1, "u-shaped is 1, wanted bool"),
         ("learning_rate", "1e-3", "learning-rate is '1e-3', wanted float"),
         ("learning_rate", -1.0, "learning-rate is -1.0, wanted 0.0 or more"),
         ("learning_rate", float("nan"), "learning-rate is nan"),

@@ -22,6 +22,11 @@ SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSched
 MOST_NORM = 1e18  # an optimizer squares it in float32
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
+_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BROADCASTING_FUNCTIONS = (
+    *(nn.functional.mse_loss, nn.functional.l1_loss),
+    *(nn.functional.smooth_l1_loss, nn.functional.huber_loss),
+)
 
 
 class Update(NamedTuple):
@@ -286,6 +291,7 @@ class HalfTrainer:
         assert self.loss_fn is not None  # the session has seen to it
         logits = self._run(self.model, x)
         self._check_classes(logits, labels)
+        self._check_broadcast(logits, labels)
         try:
             loss = self.loss_fn(logits, labels)
         except Exception as error:
@@ -306,6 +312,12 @@ class HalfTrainer:
         wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))]
         if len(wrong):
             raise LabelsRefused(f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes")
+
+    def _check_broadcast(self, outputs: Tensor, labels: Tensor) -> None:
+        """Refuse labels that the loss would stretch to another shape: (B,) with (B, 1) is B x B, and no error."""
+        stretches = isinstance(self.loss_fn, _BROADCASTING_LOSSES) or self.loss_fn in _BROADCASTING_FUNCTIONS
+        if stretches and labels.shape != outputs.shape:
+            raise LabelsRefused(f"labels have shape {tuple(labels.shape)}, the outputs {tuple(outputs.shape)}")
 
     def _check_finite(self, what: str, out: Tensor, grads: Sequence[Tensor | None]) -> None:
         norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])

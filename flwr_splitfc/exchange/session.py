@@ -1,7 +1,8 @@
 """The device's end of the exchange: `connect(msg)` opens the session of one turn."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from types import TracebackType
@@ -30,6 +31,13 @@ from flwr_splitfc.exchange.ticket import Ticket
 
 ADDRESS_KEY = "split-address"
 _COUNTS = {"number": int, "full_rows": int, "rows": int, "loss_sum": float, "codec_seconds": float}
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Codecs compute in float32, also in a training loop under autocast."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def connect(
@@ -199,6 +207,7 @@ class Session:
         return _ServerOutput.apply(features, self, self.output_codec)  # type: ignore[no-any-return]
 
     @torch.no_grad()
+    @_full_precision()
     def predict(self, features: Tensor) -> Tensor:
         """The server half's output for features of shape (B, ...), in evaluation mode.
 
@@ -288,6 +297,7 @@ class Session:
 
     # -- one step --------------------------------------------------------------------------------
 
+    @_full_precision()
     def _step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         """One exchange: the loss, and the gradient by `features` as (B, D)."""
         started = time.perf_counter()
@@ -315,6 +325,7 @@ class Session:
         array, link = self.codec.encode_features(features, generator=generator, full_rows=self._full_rows)
         return to_matrix(array), link
 
+    @_full_precision()
     def _begin(self, features: Tensor, codec: CutCodec) -> tuple[Tensor, "_Step"]:
         """The first exchange of a step whose loss is the device's: the output."""
         started = time.perf_counter()
@@ -332,6 +343,7 @@ class Session:
         self._codec_seconds += encoded - started + time.perf_counter() - answered
         return seen.reshape(shape).to(features.device), _Step(self._begun, link, output_link)
 
+    @_full_precision()
     def _end(self, gradient: Tensor, step: "_Step", codec: CutCodec) -> Tensor:
         """The second: the gradient by the features, as (B, D)."""
         if step.number != self._begun:

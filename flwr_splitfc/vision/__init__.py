@@ -3,10 +3,10 @@
 Needs ``pip install "flwr-splitfc[examples]"`` where scikit-learn, torchvision or flwr-datasets is asked for.
 """
 
-from flwr_splitfc.vision.batches import Augment, Batches, Samples, evaluate
+from flwr_splitfc.batches import Augment, Batches, Samples, evaluate, turn_batches
 from flwr_splitfc.vision.images import DatasetSpec, LabelledImages, load_dataset
 from flwr_splitfc.vision.partition import partition
-from flwr_splitfc.vision.run import datasets_of, device_images, evaluate_on_test_set, load_data, turn_batches
+from flwr_splitfc.vision.run import datasets_of, device_images, evaluate_on_test_set, load_data
 
 __all__ = [
     "Augment",

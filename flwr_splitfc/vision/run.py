@@ -7,28 +7,10 @@ from typing import Any
 from flwr.app import Context
 from torch import nn
 
-from flwr_splitfc.settings import RunConfig, check_least, read_settings
-from flwr_splitfc.vision.batches import Augment, Batches, Samples, evaluate
+from flwr_splitfc.batches import Augment, Batches, evaluate, turn_batches
+from flwr_splitfc.settings import RunConfig, read_settings
 from flwr_splitfc.vision.images import Indices, LabelledImages, load_dataset
 from flwr_splitfc.vision.partition import partition
-
-
-@dataclass(frozen=True)
-class TurnSettings:
-    """The batches of a device's turn, in a run-config.
-
-    Parameters
-    ----------
-    batch_size : int
-    steps_per_turn : int
-        Batches drawn with replacement; 0 is one epoch of the device's samples.
-    """
-
-    batch_size: int = 64
-    steps_per_turn: int = 0
-
-    def __post_init__(self) -> None:
-        check_least(self, batch_size=1, steps_per_turn=0)
 
 
 @dataclass(frozen=True)
@@ -71,13 +53,6 @@ def device_images(config: RunConfig, device: int) -> LabelledImages:
 @lru_cache(maxsize=1)
 def _partition_once(train: LabelledImages, num_devices: int, how: str, **settings: Any) -> list[Indices]:
     return partition(train.labels, num_devices, how, **settings)
-
-
-def turn_batches(data: Samples, config: RunConfig, augment: Augment | None = None) -> tuple[Batches, Batches]:
-    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on: one pass."""
-    settings = read_settings(TurnSettings, config)
-    rows = settings.batch_size
-    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data, rows)
 
 
 def load_data(context: Context, augment: Augment | None = None) -> tuple[Batches, Batches]:

@@ -1,4 +1,4 @@
-"""The other two examples in Flower's simulation engine, each on pictures that are drawn for the test."""
+"""The other examples in the simulation engine: on pictures drawn for the test, real text, a real table."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,3 +33,24 @@ def test_cifar10_with_a_data_set_class_by_its_path(flwr_run: Run, tmp_path: Path
     assert rounds[3]["loss"] < rounds[0]["loss"]
     assert rounds[3]["accuracy"] > 0.25
     assert all(row["steps"] == 5 and row["uplink_bits_per_entry"] == 32 for row in rounds)
+
+
+def test_transformer_whose_last_layers_and_labels_stay_on_the_devices(flwr_run: Run) -> None:
+    settings = {"num-rounds": 4, "evaluate-every": 2, "width": 16, "context-length": 16, "device-precision": "bfloat16"}
+    results = flwr_run(ROOT / "strategies" / "u-shaped.toml", app="transformer", **settings)
+    rounds, traffic = results["rounds"], results["traffic"]["train"]
+    assert rounds[3]["loss"] < rounds[0]["loss"]
+    assert rounds[3]["accuracy"] is not None
+    assert traffic["uplink_bytes"]["labels"] == 0
+    assert traffic["output_entries"] == traffic["entries"] == 4 * 5 * 32 * 16 * 16
+    assert results["output_codec"]["name"] == "float32"
+
+
+def test_tabular_with_numbers_for_labels(flwr_run: Run) -> None:
+    settings = {"num-rounds": 8, "evaluate-every": 4}
+    results = flwr_run(ROOT / "strategies" / "splitfc.toml", app="tabular", **settings)
+    rounds = results["rounds"]
+    assert rounds[7]["loss"] < rounds[0]["loss"]
+    assert all(row["steps"] == 5 and row["accuracy"] is None for row in rounds)
+    assert all(0.1 < row["uplink_bits_per_entry"] <= 0.2 for row in rounds)
+    assert "'r2':" in results["log"]

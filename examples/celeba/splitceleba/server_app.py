@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from flwr_splitfc import SplitServerApp
-from splitceleba.task import evaluate_on_test_split, make_device_half, make_server_half
+from splitceleba.task import evaluate_on_test_split, make_device_half, make_server_half, make_tail
 
 app = SplitServerApp(
     model=make_device_half,
     server_model=make_server_half,
+    tail=make_tail,  # used where the run-config says u-shaped
     loss_fn=nn.CrossEntropyLoss(),
     optimizer=torch.optim.Adam,
     evaluate=evaluate_on_test_split,

@@ -11,6 +11,7 @@ from flwr_splitfc.vision import Batches, evaluate, turn_batches
 from splitceleba.faces import decoded_test_set, device_faces
 
 CUT = "features.3"  # 24 x 8 x 8 for pictures of 64 x 64
+SECOND_CUT = "classifier.2"  # of U-shaped split learning, before the last layer
 
 
 def halves() -> tuple[nn.Module, nn.Module]:
@@ -26,9 +27,15 @@ def make_device_half() -> nn.Module:
     return halves()[0]
 
 
-def make_server_half() -> nn.Module:
-    """The rest."""
-    return halves()[1]
+def make_server_half(context: Context) -> nn.Module:
+    """The rest, without the last layer where that is the devices' (``u-shaped``)."""
+    rest = halves()[1]
+    return split_at(rest, SECOND_CUT)[0] if context.run_config.get("u-shaped") else rest
+
+
+def make_tail() -> nn.Module:
+    """The last layer."""
+    return split_at(halves()[1], SECOND_CUT)[1]
 
 
 def load_data(context: Context) -> tuple[Batches, Batches]:

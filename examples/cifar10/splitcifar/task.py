@@ -117,7 +117,17 @@ def make_device_half(context: Context) -> nn.Module:
 
 
 def make_server_half(context: Context) -> nn.Module:
-    """The rest."""
+    """The rest, without the classifier where that is the devices' (``u-shaped``)."""
+    rest = _rest(context)
+    return split_at(rest, -2)[0] if context.run_config.get("u-shaped") else rest
+
+
+def make_tail(context: Context) -> nn.Module:
+    """The classifier."""
+    return split_at(_rest(context), -2)[1]
+
+
+def _rest(context: Context) -> nn.Module:
     return halves(datasets_of(context.run_config)[0].spec, context.run_config)[1]
 
 

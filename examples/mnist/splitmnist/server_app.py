@@ -5,11 +5,12 @@ from torch import nn
 
 from flwr_splitfc import SplitServerApp
 from flwr_splitfc.vision import evaluate_on_test_set
-from splitmnist.task import make_device_half, make_server_half
+from splitmnist.task import make_device_half, make_server_half, make_tail
 
 app = SplitServerApp(
     model=make_device_half,
     server_model=make_server_half,
+    tail=make_tail,  # used where the run-config says u-shaped
     loss_fn=nn.CrossEntropyLoss(),
     optimizer=torch.optim.Adam,
     evaluate=evaluate_on_test_set,

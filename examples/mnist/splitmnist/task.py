@@ -3,6 +3,7 @@
 from flwr.app import Context
 from torch import nn
 
+from flwr_splitfc import split_at
 from flwr_splitfc.vision import datasets_of
 
 
@@ -56,7 +57,17 @@ def make_device_half(context: Context) -> DeviceHalf:
     return DeviceHalf(spec.channels, spec.image_size)
 
 
-def make_server_half(context: Context) -> ServerHalf:
-    """The server half for the run's data set."""
+def make_server_half(context: Context) -> nn.Module:
+    """The server half for the run's data set, without the last layer where that is the devices' (``u-shaped``)."""
+    whole = _server_half(context)
+    return split_at(whole, -2)[0] if context.run_config.get("u-shaped") else whole
+
+
+def make_tail(context: Context) -> nn.Module:
+    """The last layer."""
+    return split_at(_server_half(context), -2)[1]
+
+
+def _server_half(context: Context) -> ServerHalf:
     spec = datasets_of(context.run_config)[0].spec
     return ServerHalf(spec.image_size, spec.num_classes)

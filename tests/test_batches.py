@@ -58,3 +58,24 @@ def test_evaluate_is_independent_of_its_batches_and_keeps_the_mode() -> None:
     assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(logits, test.labels).item())
     assert evaluate(model.train(), test)
     assert model.training
+
+
+def test_evaluate_counts_each_place_of_a_sample() -> None:
+    class Places:
+        """Samples of three places; the model scores them by place."""
+
+        scores = torch.tensor([[2.0, 0.0, 5.0], [1.0, 3.0, 4.0]])  # (classes, places)
+
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(index), 1), torch.tensor([0, 0, 0]).expand(len(index), 3)
+
+    class Model(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Places.scores.expand(len(x), 2, 3)
+
+    found = evaluate(Model(1, 1), Places(), batch_size=4)
+    assert found["accuracy"] == 2 / 3
+    assert found["loss"] == pytest.approx(-Places.scores.log_softmax(0)[0].mean().item())

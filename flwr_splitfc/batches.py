@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flwr_splitfc.settings import RunConfig, check_least, read_settings
+
 Augment = Callable[[Tensor], Tensor]
 
 
 class Samples(Protocol):
-    """Labelled samples: an index gives inputs (B, ...) and labels (B,)."""
+    """Labelled samples: an index gives inputs (B, ...) and labels (B, ...)."""
 
     def __len__(self) -> int: ...
 
@@ -45,16 +47,45 @@ class Batches:
         return iter(torch.randperm(len(self.data)).split(self.batch_size))
 
 
+@dataclass(frozen=True)
+class TurnSettings:
+    """The batches of a device's turn, in a run-config.
+
+    Parameters
+    ----------
+    batch_size : int
+    steps_per_turn : int
+        Batches drawn with replacement; 0 is one epoch of the device's samples.
+    """
+
+    batch_size: int = 64
+    steps_per_turn: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, batch_size=1, steps_per_turn=0)
+
+
+def turn_batches(data: Samples, config: RunConfig, augment: Augment | None = None) -> tuple[Batches, Batches]:
+    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on: one pass."""
+    settings = read_settings(TurnSettings, config)
+    rows = settings.batch_size
+    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data, rows)
+
+
 def evaluate(model: nn.Module, test: Samples, batch_size: int = 1000) -> dict[str, float]:
-    """Mean cross-entropy and accuracy of the joined model, which is left in the mode it was in."""
+    """Mean cross-entropy and accuracy of the joined model over all labels; the model keeps its mode.
+
+    The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of each of its places.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    loss, correct = 0.0, 0
+    loss, correct, count = 0.0, 0, 0
     with torch.inference_mode():
         for indices in torch.arange(len(test)).split(batch_size):
             inputs, labels = (part.to(device) for part in test[indices])
             logits = model(inputs)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum())
+            count += labels.numel()
     model.train(was_training)
-    return {"loss": loss / len(test), "accuracy": correct / len(test)}
+    return {"loss": loss / count, "accuracy": correct / count}

@@ -1,0 +1,1 @@
+"""Split learning of a number from a table, as a Flower app."""

@@ -1,0 +1,16 @@
+"""The server's side: its half of the model, the loss, an optimizer, and evaluation on the test set."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitServerApp
+from splittable.task import evaluate_on_test_set, make_device_half, make_server_half, make_tail
+
+app = SplitServerApp(
+    model=make_device_half,
+    server_model=make_server_half,
+    tail=make_tail,  # used where the run-config says u-shaped
+    loss_fn=nn.MSELoss(),
+    optimizer=torch.optim.Adam,
+    evaluate=evaluate_on_test_set,
+)

@@ -1,0 +1,1 @@
+"""Split learning of text, as a Flower app."""

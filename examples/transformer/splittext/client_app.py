@@ -1,0 +1,16 @@
+"""The device's side: its part of the model, its text, and an optimizer."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitClientApp
+from splittext.task import load_data, make_device_half, make_server_half, make_tail
+
+app = SplitClientApp(
+    model=make_device_half,
+    load_data=load_data,
+    optimizer=torch.optim.Adam,  # the run-config's learning rate comes with each message
+    server_model=make_server_half,  # only to train the whole model (FedAvg)
+    tail=make_tail,  # used where the run-config says u-shaped
+    loss_fn=nn.CrossEntropyLoss(),
+)

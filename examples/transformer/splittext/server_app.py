@@ -1,0 +1,16 @@
+"""The server's side: its part of the model, the loss, an optimizer, and evaluation on topics that no device has."""
+
+import torch
+from torch import nn
+
+from flwr_splitfc import SplitServerApp
+from splittext.task import evaluate_on_test_topics, make_device_half, make_server_half, make_tail
+
+app = SplitServerApp(
+    model=make_device_half,
+    server_model=make_server_half,
+    tail=make_tail,  # used where the run-config says u-shaped
+    loss_fn=nn.CrossEntropyLoss(),
+    optimizer=torch.optim.Adam,
+    evaluate=evaluate_on_test_topics,
+)

@@ -1,0 +1,62 @@
+"""Sessions in a training loop under `torch.autocast`."""
+
+import pytest
+import torch
+
+from flwr_splitfc import connect, cut_codec
+from flwr_splitfc.exchange import SplitEndpoint
+from tests.exchange.test_session import shared_half
+from tests.exchange.test_u_shape import make_endpoint
+from tests.halves import DeviceHalf, batches, same, seeded, weights
+from tests.local_grid import ticket_message
+
+X, Y = batches(1)[0]
+
+
+def bfloat16_features() -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        features = seeded(DeviceHalf)(X)
+    assert features.dtype == torch.bfloat16
+    return features.detach().requires_grad_()
+
+
+@pytest.mark.parametrize("codec", ["float32", "splitfc", "quant-only", "fedlite", "top-s"])
+def test_codecs_and_server_half_stay_in_float32(codec: str) -> None:
+    def train(features: torch.Tensor, autocast: bool) -> tuple[object, ...]:
+        with SplitEndpoint(shared_half(), cut_codec(codec, uplink_bits=4, downlink_bits=4)) as endpoint:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                with connect(ticket_message(endpoint)) as server:
+                    loss = server.loss(features, Y)
+                    loss.backward()
+                with connect(ticket_message(endpoint, "evaluate")) as server:
+                    predicted = server.predict(features.detach())
+            return endpoint.ledger.digest(), weights(endpoint.halves.half.model), loss, predicted, features.grad
+
+    features = bfloat16_features()
+    digest, model, loss, predicted, gradient = train(features, autocast=True)
+    assert gradient.dtype == torch.bfloat16
+    assert loss.dtype == predicted.dtype == torch.float32
+
+    wanted = train(features.detach().float().requires_grad_(), autocast=False)
+    assert digest == wanted[0]
+    assert same(model, wanted[1])
+    assert torch.equal(loss, wanted[2])
+    assert torch.equal(predicted, wanted[3])
+    assert torch.equal(gradient, wanted[4].bfloat16())
+
+
+@pytest.mark.parametrize("codec", ["float32", "splitfc", "fedlite"])
+def test_both_cuts_of_a_u_shape(codec: str) -> None:
+    def train(features: torch.Tensor, autocast: bool) -> tuple[object, ...]:
+        with make_endpoint(codec=codec, output_codec=codec, bits=(4, 4)) as endpoint:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), connect(ticket_message(endpoint)) as server:
+                output = server.forward(features)
+                output.square().sum().backward()
+            return endpoint.ledger.digest(), output, features.grad
+
+    features = bfloat16_features()
+    digest, output, gradient = train(features, autocast=True)
+    wanted = train(features.detach().float().requires_grad_(), autocast=False)
+    assert digest == wanted[0]
+    assert torch.equal(output, wanted[1])
+    assert torch.equal(gradient, wanted[2].bfloat16())

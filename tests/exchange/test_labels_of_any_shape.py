@@ -1,0 +1,108 @@
+"""Labels that are not one class a sample: a class for each place, and numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from flwr_splitfc import connect, cut_codec
+from flwr_splitfc.exchange import LabelsRefused, SplitEndpoint, StepRefused
+from tests.exchange.test_session import ADAM, everything, shared_half
+from tests.halves import same, seeded, weights
+from tests.local_grid import ticket_message
+
+CLASSES, PLACES = 5, 6
+
+
+class Places(nn.Module):
+    """Features (B, T, C) to scores (B, classes, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.scores(x).transpose(1, 2)
+
+
+def numbers() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(PLACES * 8, 2))
+
+
+def features() -> torch.Tensor:
+    return torch.randn(16, PLACES, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def targets() -> torch.Tensor:
+    return torch.randn(16, 2, generator=torch.Generator().manual_seed(2))
+
+
+def classes() -> torch.Tensor:
+    return torch.arange(16 * PLACES).remainder(CLASSES).reshape(16, PLACES)
+
+
+LOSSES = (nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize(
+    ("half", "loss_fn", "labels"),
+    [
+        (Places, nn.CrossEntropyLoss(), classes()),
+        (Places, nn.CrossEntropyLoss(), classes().where(classes() > 0, -100)),  # places to ignore
+        (Places, nn.CrossEntropyLoss(), torch.full((16, CLASSES, PLACES), 1 / CLASSES)),  # probabilities
+        *((numbers, loss_fn, targets()) for loss_fn in LOSSES),
+        (numbers, nn.BCEWithLogitsLoss(), targets().sigmoid()),
+    ],
+)
+def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
+    reference, x = seeded(half), features()
+    wanted = loss_fn(reference(x), labels)
+    wanted.backward()
+    ADAM(reference.parameters()).step()
+    with SplitEndpoint(shared_half(seeded(half), loss_fn), cut_codec("float32")) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            seen = features()
+            loss = server.loss(seen, labels)
+            loss.backward()
+            assert server.metrics()["num-examples"] == 16
+        assert torch.equal(loss, wanted)
+        assert torch.equal(seen.grad, x.grad)
+        assert same(weights(endpoint.halves.half.model), weights(reference))
+
+
+@pytest.mark.parametrize("codec", ["splitfc", "top-s", "fedlite", "quant-only"])
+def test_a_class_for_each_place_is_learned_through_every_kind_of_codec(codec):
+    x, y = features(), classes()
+    with SplitEndpoint(shared_half(seeded(Places)), cut_codec(codec, uplink_bits=8, downlink_bits=8)) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            losses = [server.loss(x, y).item() for _ in range(40)]
+        assert endpoint.ledger.of(1, "train").rows == 40 * 16
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+def with_one(labels: torch.Tensor, value: float) -> torch.Tensor:
+    labels = labels.clone()
+    labels.view(-1)[5] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("half", "loss_fn", "labels", "error", "match"),
+    [
+        (Places, nn.CrossEntropyLoss(), with_one(classes(), CLASSES), LabelsRefused, "label 5 is out of range"),
+        (Places, nn.CrossEntropyLoss(), classes()[:, :-1], LabelsRefused, r"\(16, 5\)"),
+        (Places, nn.CrossEntropyLoss(), classes()[:-1], LabelsRefused, "wanted 16 rows"),
+        (Places, nn.CrossEntropyLoss(), classes()[:, 0], LabelsRefused, r"\(16,\)"),
+        *((numbers, loss, targets()[:, 0], LabelsRefused, r"\(16,\), the outputs \(16, 2\)") for loss in LOSSES),
+        (numbers, LOSSES[0], targets().reshape(16, 2, 1, 1), LabelsRefused, r"\(16, 2, 1, 1\)"),
+        (numbers, LOSSES[0], targets()[:, :1], LabelsRefused, r"\(16, 1\)"),
+        (numbers, LOSSES[0], with_one(targets(), torch.nan), StepRefused, "not finite"),
+        (numbers, LOSSES[0], with_one(targets(), torch.inf), StepRefused, "not finite"),
+        (numbers, LOSSES[0], with_one(targets(), 1e30), StepRefused, "not finite"),
+    ],
+)
+def test_hostile_labels_change_nothing(half, loss_fn, labels, error, match):
+    with SplitEndpoint(shared_half(seeded(half), loss_fn), cut_codec("float32")) as endpoint:
+        before = everything(endpoint)
+        with pytest.raises(error, match=match), connect(ticket_message(endpoint)) as server:
+            server.loss(features(), labels)
+        assert same(everything(endpoint), before)
