@@ -194,6 +194,25 @@ def selection_bytes(fewest: int, most: int, width: int) -> int:
     return 4 + max(column_set_bytes(count, width) for count in counts if fewest <= count <= most)
 
 
+def rows_bytes(rows: int) -> int:
+    """Bytes that are enough for a sample of so many rows."""
+    return 4 + selection_bytes(1, rows, rows)
+
+
+def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
+    """Write which of the rows are sent, None for all, and how many channels each has."""
+    return struct.pack("<I", groups) + pack_selection(samples, rows)
+
+
+def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
+    """Read what `pack_rows` wrote and return the rest."""
+    (groups,), rest = take(data, "I")
+    samples, rest = unpack_selection(rest, rows)
+    if samples is not None and not len(samples):
+        raise PayloadError("no row was sent")
+    return samples, groups, rest
+
+
 # Floats
 
 
@@ -447,7 +466,7 @@ def pack_mask(symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: floa
     sizes = 1 + counts * (whole - len(counts)) // len(symbols)
     sizes[np.argmax(counts)] += whole - sizes.sum()
     header = struct.pack("<" + _MASK, len(sent), scale, *sizes.tolist())
-    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), _sized(sizes))])
+    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), sized_model(sizes))])
 
 
 def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
@@ -459,7 +478,7 @@ def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
         raise PayloadError(f"symbols have sizes {sizes}; 2^24 in all was wanted, and none of them 0")
     values, stream = unpack_scaled(rest, 1, sent, scale)
     reader = SymbolReader(stream)
-    symbols = reader.read(entries, _sized(np.array(sizes)))
+    symbols = reader.read(entries, sized_model(np.array(sizes)))
     reader.close()
     marked = np.count_nonzero(symbols == MASK_TOP)
     if marked != sent:
@@ -473,7 +492,7 @@ Model: TypeAlias = int | Symbols | stream.model.Model
 """The levels of all symbols or of each, or how probable they are."""
 
 
-def _sized(sizes: Ints) -> stream.model.Model:
+def sized_model(sizes: Ints) -> stream.model.Model:
     """Symbols with intervals of so many units of ``2**-24``, at least 1 each: constriction adds the 1."""
     return stream.model.Categorical((sizes - 1).astype(np.float64), perfect=False)
 
@@ -538,6 +557,32 @@ class SymbolReader:
         """Check that the stream may end here."""
         if not self._decoder.maybe_exhausted() or (self._read == 0 and self._most > 0):
             raise PayloadError("symbol stream goes on after the last symbol")
+
+
+# Transform quantiser
+
+TRANSFORM_BYTES = 4
+"""Of the step alone, which is enough where everything is zero."""
+
+
+def pack_transform(step: float, reflectors: int = 0, runs: Iterable[tuple[Symbols, Model]] = ()) -> bytes:
+    """Write a step, float32 and not negative, and unless it is zero the number of reflectors and all symbols."""
+    if step == 0:
+        return struct.pack("<f", 0.0)
+    return struct.pack("<fH", step, reflectors) + pack_symbols(runs)
+
+
+def unpack_transform(data: memoryview) -> tuple[float, int, SymbolReader]:
+    """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
+    (step,), rest = take(data, "f")
+    if not 0 <= step <= MAGNITUDE_LIMIT:
+        raise PayloadError(f"step is {step}; finite, not negative, at most 1e38 was wanted")
+    if step == 0:
+        if len(rest):
+            raise PayloadError(f"{len(rest)} bytes follow a step of zero")
+        return step, 0, SymbolReader(rest)
+    (reflectors,), rest = take(rest, "H")
+    return step, reflectors, SymbolReader(rest)
 
 
 # Labels
