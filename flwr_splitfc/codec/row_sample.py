@@ -12,6 +12,7 @@ from flwr_splitfc.codec import wire
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.statistics import check_entries
 
 MOST_ENTRIES = 2**19
 """Of the rows that are sent, for the time that their coding takes; one row is always sent."""
@@ -45,6 +46,7 @@ class RowSample(Selector):
         training: bool = True,
         all_rows: bool = False,
     ) -> tuple[Tensor, Link]:
+        check_entries(matrix)
         rows, width = matrix.shape
         sent = rows_to_send(rows, width, budget_bytes)
         if sent == rows or not training or all_rows:

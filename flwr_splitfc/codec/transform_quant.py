@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil, exp, log
+from math import ceil, exp, frexp, log
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from flwr_splitfc.codec.coefficients import coefficient_runs, read_coefficients
 from flwr_splitfc.codec.contexts import LEAST_MARGIN, MOST_BASE, MOST_MARGIN, Margins, bands, coded_bits
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.quantiser import Quantiser
-from flwr_splitfc.codec.statistics import check_entries
+from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT, matrix_extremes
 from flwr_splitfc.codec.symbol_codes import Run, read_signed, signed, symbols
 from flwr_splitfc.codec.transform import (
     REFLECTOR_STEPS,
@@ -28,6 +28,7 @@ from flwr_splitfc.codec.transform import (
     to_directions,
     to_frequencies,
 )
+from flwr_splitfc.codec.wire import TransformHeader
 
 Ints = NDArray[np.int64]
 
@@ -40,7 +41,7 @@ _UNITS = 256  # of a step, in which the decoder computes
 _MARGIN_STEPS = MOST_MARGIN - LEAST_MARGIN
 
 _MOST_STEPS = 4000
-_LEAST_STEP = 1e-35
+_LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
 _MOST_REFLECTORS, _MOST_KLT_CHANNELS = 32, 512
 _KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 3.0, 6.0
 _KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**17, 2**16, 2**12
@@ -81,33 +82,36 @@ class _LayoutQuant(TransformQuant):
     layout: Layout
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
-        check_entries(matrix)
-        if matrix.numel() == 0:
-            return wire.pack_transform(0.0)
-        parts = self.layout.split(matrix)
+        least, most = matrix_extremes(matrix)
+        unit = 2.0 ** max(frexp(max(most, -least))[1], _LEAST_EXPONENT)
+        if least == most == 0:
+            return wire.pack_transform(TransformHeader(0.0))
+        parts = self.layout.split(matrix / unit)
         vectors = fit_reflectors(parts[:: ceil(parts.numel() / _KLT_ENTRIES)], self._reflectors(budget_bytes))
         values = to_frequencies(to_directions(parts, klt_matrix(vectors)), self.layout.axes).cpu()
         largest = float(values.abs().max())
+        header = TransformHeader(1.0, vectors.shape[1], least >= 0)
         head = list(_reflector_runs(vectors))
-        side_bits = 8 * len(wire.pack_transform(1.0, vectors.shape[1], head))
+        side_bits = 8 * len(wire.pack_transform(header, head))
         search = _Search(values, 8 * budget_bytes - side_bits)
         best = b""
         for _ in range(_PACKED):
-            step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP)
-            data = _pack(values, float(np.float32(step)), vectors.shape[1], head)
+            step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
+            header = header._replace(step=float(np.float32(step * unit)))
+            data = _pack(values, header.step / unit, header, head)
             if len(best) < len(data) <= budget_bytes:
                 best = data
             if len(data) <= budget_bytes and (len(data) >= _ENOUGH * budget_bytes or step > search.step):
                 break
             search.move(len(data) / max(_FILL * budget_bytes, 1))
-        return best or wire.pack_transform(0.0)
+        return best or wire.pack_transform(TransformHeader(0.0))
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        step, reflectors, reader = wire.unpack_transform(data)
-        if step == 0:
+        header, reader = wire.unpack_transform(data)
+        if header.step == 0:
             return torch.zeros(rows, columns)
         directions, places = self.layout.channels.count, self.layout.places
-        vectors = _read_reflectors(reader, directions, reflectors)
+        vectors = _read_reflectors(reader, directions, header.reflectors)
         margins = _read_margins(reader, rows, directions, places)
         centroids = _centroid_table(reader.read(3, _CENTROIDS))
         at, values = read_coefficients(reader, margins.contexts())
@@ -119,9 +123,8 @@ class _LayoutQuant(TransformQuant):
         live = torch.from_numpy(np.unique(at // places % directions))
         parts = parts.view(rows, directions, places).index_select(1, live)
         parts = from_directions(from_frequencies(parts, self.layout.axes), klt_matrix(vectors), live)
-        matrix = self.layout.join(parts * (step / _UNITS)).float()
-        wire.check_decoded(matrix)
-        return matrix
+        matrix = self.layout.join(parts * (header.step / _UNITS)).float()
+        return matrix.clamp_(0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
 
     def _reflectors(self, budget_bytes: int) -> int:
         """How many reflections are worth their bits."""
@@ -129,7 +132,7 @@ class _LayoutQuant(TransformQuant):
         affordable = int(8 * budget_bytes / (_KLT_SHARE * _REFLECTOR_ENTRY_BITS * channels))
         if channels > _MOST_KLT_CHANNELS:
             return 0
-        return min(channels - 1, max(1, channels // 4), _MOST_REFLECTORS, affordable)
+        return max(min(channels - 1, max(1, channels // 4), _MOST_REFLECTORS, affordable), 0)
 
 
 # Rate
@@ -189,11 +192,12 @@ def _magnitudes(values: Tensor, step: float) -> Tensor:
 # Symbols
 
 
-def _pack(values: Tensor, step: float, reflectors: int, head: list[Run]) -> bytes:
+def _pack(values: Tensor, step: float, header: TransformHeader, head: list[Run]) -> bytes:
+    """The payload of values with a step in their unit."""
     magnitudes = _magnitudes(values, step)
     if not magnitudes.any():
-        return wire.pack_transform(0.0)
-    return wire.pack_transform(step, reflectors, [*head, *_runs(values, magnitudes, step)])
+        return wire.pack_transform(TransformHeader(0.0))
+    return wire.pack_transform(header, [*head, *_runs(values, magnitudes, step)])
 
 
 def _runs(values: Tensor, magnitudes: Tensor, step: float) -> Iterator[Run]:

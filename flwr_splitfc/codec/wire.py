@@ -520,8 +520,8 @@ def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
 class SymbolReader:
     """Reads back the runs that `pack_symbols` wrote, in the same order.
 
-    The decoder itself would read on past the end of its words, so their number is sent and checked. A symbol
-    takes a bit at least: no stream makes more of them than it has bits, whatever a header says.
+    The decoder itself would read on past the end of its words, so their number is sent and checked. One of even
+    levels takes a bit at least: no stream makes more of them than it has bits, whatever a header says.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -532,7 +532,7 @@ class SymbolReader:
                 raise PayloadError(f"symbol stream has {len(words)} bytes; {count} words were announced")
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         self._most = 8 * len(words)
-        self._read = 0
+        self._read = self._even = 0
 
     def read(self, count: int, levels: Model) -> Symbols:
         """Read `count` symbols, each below its number of levels (at least 2)."""
@@ -540,7 +540,8 @@ class SymbolReader:
             return np.zeros(0, np.int32)
         sized = isinstance(levels, stream.model.Model)  # such a symbol may take next to nothing
         self._read += count
-        if self._most == 0 or (self._read > self._most and not sized):
+        self._even += 0 if sized else count
+        if self._most == 0 or self._even > self._most:
             raise PayloadError(f"{self._read} symbols were wanted; the stream has {self._most} bits")
         try:
             if sized:
@@ -565,14 +566,32 @@ TRANSFORM_BYTES = 4
 """Of the step alone, which is enough where everything is zero."""
 
 
-def pack_transform(step: float, reflectors: int = 0, runs: Iterable[tuple[Symbols, Model]] = ()) -> bytes:
-    """Write a step, float32 and not negative, and unless it is zero the number of reflectors and all symbols."""
-    if step == 0:
+class TransformHeader(NamedTuple):
+    """What the reader of a transformed matrix knows before the symbols.
+
+    Parameters
+    ----------
+    step : float
+        float32 and not negative; 0 if the whole matrix is 0, which is all there is then.
+    reflectors : int
+        Of the channels' transform, 0 to 255.
+    clamped : bool
+        Whether no entry is negative, as after a ReLU.
+    """
+
+    step: float
+    reflectors: int = 0
+    clamped: bool = False
+
+
+def pack_transform(header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()) -> bytes:
+    """Write a header and all symbols."""
+    if header.step == 0:
         return struct.pack("<f", 0.0)
-    return struct.pack("<fH", step, reflectors) + pack_symbols(runs)
+    return struct.pack("<fB?", *header) + pack_symbols(runs)
 
 
-def unpack_transform(data: memoryview) -> tuple[float, int, SymbolReader]:
+def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
     """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
     (step,), rest = take(data, "f")
     if not 0 <= step <= MAGNITUDE_LIMIT:
@@ -580,9 +599,11 @@ def unpack_transform(data: memoryview) -> tuple[float, int, SymbolReader]:
     if step == 0:
         if len(rest):
             raise PayloadError(f"{len(rest)} bytes follow a step of zero")
-        return step, 0, SymbolReader(rest)
-    (reflectors,), rest = take(rest, "H")
-    return step, reflectors, SymbolReader(rest)
+        return TransformHeader(step), SymbolReader(rest)
+    (reflectors, clamped), rest = take(rest, "BB")
+    if clamped > 1:
+        raise PayloadError(f"{clamped} says whether entries are negative; 0 or 1 was wanted")
+    return TransformHeader(step, reflectors, clamped == 1), SymbolReader(rest)
 
 
 # Labels
