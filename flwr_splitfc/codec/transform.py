@@ -1,4 +1,4 @@
-"""Orthonormal transforms of the features: a DCT over each channel's map, and a KLT over the channels.
+"""Orthonormal transforms: a DCT over each channel's map, a KLT over the channels, and one over the samples.
 
 What a decoder does is exact: integers, held in float64 where a matrix product is wanted, whose sums stay below
 2^53, so that neither the order of a sum nor the machine matters. Encoders work in float32.
@@ -126,29 +126,28 @@ def _rounded(values: Tensor, bits: int) -> Tensor:
 # KLT
 
 
-def fit_reflectors(parts: Tensor, count: int) -> Ints:
-    """Vectors of the reflections that carry the leading channel directions of (B, C, f) to the first channels.
+def fit_reflectors(samples: Tensor, count: int) -> Ints:
+    """Vectors of the reflections that carry the leading directions of float32 (n, samples) to the first of n.
 
-    Integers (C, count), column k zero above row k: eigenvectors of the channels' second moment, as the Householder
-    vectors of their QR decomposition.
+    Integers (n, count), column k zero above row k: eigenvectors of the second moment, as the Householder vectors of
+    their QR decomposition.
     """
-    channels = parts.shape[1]
+    size = len(samples)
     if count == 0:
-        return np.zeros((channels, 0), np.int64)
-    samples = parts.transpose(0, 1).reshape(channels, -1).double().cpu()
-    directions = torch.linalg.eigh(samples @ samples.T).eigenvectors.flip(1)[:, :count]
-    lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(channels, count, dtype=torch.float64)
+        return np.zeros((size, 0), np.int64)
+    directions = torch.linalg.eigh((samples @ samples.T).double().cpu()).eigenvectors.flip(1)[:, :count]
+    lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(size, count, dtype=torch.float64)
     vectors: Ints = (lower * (REFLECTOR_STEPS / lower.norm(dim=0))).round().long().numpy()
     return vectors
 
 
 def klt_matrix(vectors: Ints) -> Tensor:
-    """The product of the reflections as integers of 2^-14 in float64 (C, C); column k is direction k.
+    """The product of the reflections as integers of 2^-14 in float64 (n, n); column k is direction k.
 
     ``H_0 H_1 ...`` is built from the last, each ``H = I - 2 w w^T / w^T w`` with its product rounded, halves up.
     """
-    channels, count = vectors.shape
-    product = np.eye(channels, dtype=np.int64) << _KLT_BITS
+    size, count = vectors.shape
+    product = np.eye(size, dtype=np.int64) << _KLT_BITS
     for k in reversed(range(count)):
         w, rest = vectors[k:, k], product[k:, k:]
         square = int(w @ w)
@@ -157,10 +156,10 @@ def klt_matrix(vectors: Ints) -> Tensor:
 
 
 def to_directions(parts: Tensor, klt: Tensor) -> Tensor:
-    """float32 (B, C, f) by channels as (B, C, f) by directions."""
+    """float32 (..., n, f) by directions."""
     return (klt.T / 2**_KLT_BITS).to(parts) @ parts
 
 
 def from_directions(parts: Tensor, klt: Tensor, directions: Tensor) -> Tensor:
-    """The inverse for integers in float64, (B, L, f) of the L directions that are named; the others are zero."""
+    """The inverse for integers in float64, (..., L, f) of the L directions that are named; the others are zero."""
     return _rounded(klt[:, directions] @ parts, _KLT_BITS)

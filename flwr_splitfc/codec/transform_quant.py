@@ -42,7 +42,8 @@ _MARGIN_STEPS = MOST_MARGIN - LEAST_MARGIN
 
 _MOST_STEPS = 4000
 _LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
-_MOST_REFLECTORS, _MOST_KLT_CHANNELS = 32, 512
+_CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
+_KLT_CHANNELS, _KLT_ROWS = 512, 512
 _KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 3.0, 6.0
 _KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**17, 2**16, 2**12
 _FILL, _ENOUGH, _TOLERANCE = 0.985, 0.96, 0.03
@@ -87,11 +88,16 @@ class _LayoutQuant(TransformQuant):
         if least == most == 0:
             return wire.pack_transform(TransformHeader(0.0))
         parts = self.layout.split(matrix / unit)
-        vectors = fit_reflectors(parts[:: ceil(parts.numel() / _KLT_ENTRIES)], self._reflectors(budget_bytes))
-        values = to_frequencies(to_directions(parts, klt_matrix(vectors)), self.layout.axes).cpu()
-        largest = float(values.abs().max())
-        header = TransformHeader(1.0, vectors.shape[1], least >= 0)
-        head = list(_reflector_runs(vectors))
+        rows, channels, places = parts.shape
+        some = parts[:: ceil(parts.numel() / _KLT_ENTRIES)].transpose(0, 1).reshape(channels, -1)
+        by_channel = fit_reflectors(some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS, _KLT_CHANNELS))
+        parts = to_directions(parts, klt_matrix(by_channel)).reshape(rows, -1)
+        some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES)]
+        by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS, _KLT_ROWS))
+        parts = to_directions(parts, klt_matrix(by_row)).view(rows, channels, places)
+        values = to_frequencies(parts, self.layout.axes).cpu()
+        header = TransformHeader(1.0, by_channel.shape[1], by_row.shape[1], least >= 0)
+        head = [*_reflector_runs(by_channel), *_reflector_runs(by_row)]
         side_bits = 8 * len(wire.pack_transform(header, head))
         search = _Search(values, 8 * budget_bytes - side_bits)
         best = b""
@@ -110,29 +116,30 @@ class _LayoutQuant(TransformQuant):
         header, reader = wire.unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
-        directions, places = self.layout.channels.count, self.layout.places
-        vectors = _read_reflectors(reader, directions, header.reflectors)
-        margins = _read_margins(reader, rows, directions, places)
+        channels, places = self.layout.channels.count, self.layout.places
+        by_channel = _read_reflectors(reader, channels, header.channel_reflectors)
+        by_row = _read_reflectors(reader, rows, header.row_reflectors)
+        margins = _read_margins(reader, rows, channels, places)
         centroids = _centroid_table(reader.read(3, _CENTROIDS))
         at, values = read_coefficients(reader, margins.contexts())
         reader.close()
         sizes = np.abs(values)
         units = np.sign(values) * (_UNITS * sizes + centroids[np.minimum(sizes, 3)])
-        parts = torch.zeros(rows * directions * places, dtype=torch.float64)
+        parts = torch.zeros(rows * channels * places, dtype=torch.float64)
         parts[torch.from_numpy(at)] = torch.from_numpy(units).double()
-        live = torch.from_numpy(np.unique(at // places % directions))
-        parts = parts.view(rows, directions, places).index_select(1, live)
-        parts = from_directions(from_frequencies(parts, self.layout.axes), klt_matrix(vectors), live)
+        live = torch.from_numpy(np.unique(at // places % channels))
+        parts = from_frequencies(parts.view(rows, channels, places).index_select(1, live), self.layout.axes)
+        if by_row.size:
+            parts = from_directions(parts.view(rows, -1), klt_matrix(by_row), torch.arange(rows))
+        parts = from_directions(parts.view(rows, -1, places), klt_matrix(by_channel), live)
         matrix = self.layout.join(parts * (header.step / _UNITS)).float()
         return matrix.clamp_(0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
 
-    def _reflectors(self, budget_bytes: int) -> int:
-        """How many reflections are worth their bits."""
-        channels = self.layout.channels.count
-        affordable = int(8 * budget_bytes / (_KLT_SHARE * _REFLECTOR_ENTRY_BITS * channels))
-        if channels > _MOST_KLT_CHANNELS:
-            return 0
-        return max(min(channels - 1, max(1, channels // 4), _MOST_REFLECTORS, affordable), 0)
+
+def _worthwhile(size: int, budget_bytes: int, most: int, largest: int) -> int:
+    """How many reflections of so many channels or rows to send: a quarter, within a share of the budget."""
+    affordable = int(8 * budget_bytes / (_KLT_SHARE * _REFLECTOR_ENTRY_BITS * size))
+    return 0 if size > largest else max(min(size // 4, most, affordable), 0)
 
 
 # Rate

@@ -573,14 +573,15 @@ class TransformHeader(NamedTuple):
     ----------
     step : float
         float32 and not negative; 0 if the whole matrix is 0, which is all there is then.
-    reflectors : int
-        Of the channels' transform, 0 to 255.
+    channel_reflectors, row_reflectors : int
+        Of the channels' transform and of the samples', 0 to 255.
     clamped : bool
         Whether no entry is negative, as after a ReLU.
     """
 
     step: float
-    reflectors: int = 0
+    channel_reflectors: int = 0
+    row_reflectors: int = 0
     clamped: bool = False
 
 
@@ -588,7 +589,7 @@ def pack_transform(header: TransformHeader, runs: Iterable[tuple[Symbols, Model]
     """Write a header and all symbols."""
     if header.step == 0:
         return struct.pack("<f", 0.0)
-    return struct.pack("<fB?", *header) + pack_symbols(runs)
+    return struct.pack("<fBB?", *header) + pack_symbols(runs)
 
 
 def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
@@ -600,10 +601,10 @@ def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
         if len(rest):
             raise PayloadError(f"{len(rest)} bytes follow a step of zero")
         return TransformHeader(step), SymbolReader(rest)
-    (reflectors, clamped), rest = take(rest, "BB")
+    (channel_reflectors, row_reflectors, clamped), rest = take(rest, "BBB")
     if clamped > 1:
         raise PayloadError(f"{clamped} says whether entries are negative; 0 or 1 was wanted")
-    return TransformHeader(step, reflectors, clamped == 1), SymbolReader(rest)
+    return TransformHeader(step, channel_reflectors, row_reflectors, clamped == 1), SymbolReader(rest)
 
 
 # Labels

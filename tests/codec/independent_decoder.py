@@ -534,20 +534,11 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
     if step == 0:
         refuse_if(reader.left > 0, "number of bytes")
         return [0.0] * (b * D)
-    r, clamped = reader.fields("BB")
+    r, r_rows, clamped = reader.fields("BBB")
     refuse_if(clamped > 1, "clamped")
-    refuse_if(r > 0 and r >= C, "r")
     stream = Stream(reader)
     refuse_if(not stream.words, "number of symbols")
-
-    w = [[0] * C for _ in range(r)]
-    if r:
-        for k, first in enumerate(evens(stream, [33] * r)):
-            w[k][k] = first
-        below = iter(signed(stream, r * C - r * (r + 1) // 2, 32))
-        for k in range(r):
-            w[k][k + 1 :] = [next(below) for _ in range(k + 1, C)]
-        refuse_if(not all(any(vector) for vector in w), "w")
+    of_channels, of_rows = reflectors(stream, C, r), reflectors(stream, b, r_rows)
     rows = signed(stream, b, 46)
     bands = [range(min(4, C)), range(4, C)][: 1 + (C > 4)]
     bases = [base - 14 for base in evens(stream, [29] * len(bands))]
@@ -601,15 +592,40 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
             refuse_if(at >= len(part), "gap")
             x[part[at]] = (256 * m + offsets[min(m, 3)]) * (-1 if tail & 1 else 1)
     x = inverse_dct(x, axes)
-    U = klt(w, C)
+    x = directed(x, klt(of_rows, b), 1, D)
+    x = directed(x, klt(of_channels, C), b, f)
     matrix = [0.0] * (b * D)
     for row in range(b):
         for c in range(C):
             for place in range(f):
-                y = sum(U[c][k] * x[(row * C + k) * f + place] for k in range(C))
-                value = f32(rounded(y, 14) * (step / 256))
+                value = f32(x[(row * C + c) * f + place] * (step / 256))
                 matrix[row * D + column[c][place]] = min(max(value, 0.0 if clamped else -MAGNITUDE), MAGNITUDE)
     return matrix
+
+
+def reflectors(stream: Stream, n: int, r: int) -> list[list[int]]:
+    if r == 0:
+        return []
+    refuse_if(r >= n, "r")
+    w = [[0] * n for _ in range(r)]
+    for k, first in enumerate(evens(stream, [33] * r)):
+        w[k][k] = first
+    below = iter(signed(stream, r * n - r * (r + 1) // 2, 32))
+    for k in range(r):
+        w[k][k + 1 :] = [next(below) for _ in range(k + 1, n)]
+    refuse_if(not all(any(vector) for vector in w), "w")
+    return w
+
+
+def directed(x: list[int], U: list[list[int]], groups: int, after: int) -> list[int]:
+    """Each run of n x after values, multiplied by U."""
+    n = len(U)
+    return [
+        rounded(sum(U[i][k] * x[(group * n + k) * after + place] for k in range(n)), 14)
+        for group in range(groups)
+        for i in range(n)
+        for place in range(after)
+    ]
 
 
 def rounded(y: int, shift: int) -> int:
