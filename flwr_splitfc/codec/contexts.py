@@ -141,10 +141,10 @@ def nonzeros_model(gap: int, ratio: int) -> stream.model.Model:
 
 
 def _falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
-    """`whole` in so many pieces: each is part / parts of what is left, the last all of it."""
+    """`whole` in so many pieces: each is part / parts of what is left, the last all of it, and none is 0."""
     sizes = []
-    for _ in range(symbols - 1):
-        sizes.append(max(whole * part // parts, 1))
+    for left in range(symbols - 1, 0, -1):
+        sizes.append(min(max(whole * part // parts, 1), whole - left))
         whole -= sizes[-1]
     return [*sizes, whole]
 

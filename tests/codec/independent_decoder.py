@@ -504,8 +504,8 @@ def escaped(stream: Stream, count: int) -> list[int]:
 
 def falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
     sizes = []
-    for _ in range(symbols - 1):
-        sizes.append(max(whole * part // parts, 1))
+    for left in range(symbols - 1, 0, -1):
+        sizes.append(min(max(whole * part // parts, 1), whole - left))
         whole -= sizes[-1]
     return [*sizes, whole]
 
