@@ -23,7 +23,9 @@ class AllColumns(Selector):
         generator: torch.Generator | None,
         *,
         affordable: int,
+        budget_bytes: int,
         training: bool = True,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         return matrix, Link(rows, width, device=matrix.device)

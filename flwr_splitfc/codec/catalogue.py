@@ -22,8 +22,10 @@ from flwr_splitfc.codec.power_quant import PowerQuant
 from flwr_splitfc.codec.product_quant import ProductQuant
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.random_top_entries import RandomTopEntries
+from flwr_splitfc.codec.row_sample import RowSample
 from flwr_splitfc.codec.selector import Selector
 from flwr_splitfc.codec.top_entries import TopEntries
+from flwr_splitfc.codec.transform_quant import TransformQuant
 from flwr_splitfc.codec.uniform import Uniform
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
@@ -46,6 +48,7 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "mask-encoded": (AllColumns, MaskEncoded),
     "rand-top-s": (RandomTopEntries, Float16),
     "top-s": (TopEntries, Float16),
+    "splitfc-rd": (RowSample, TransformQuant),
 }
 
 

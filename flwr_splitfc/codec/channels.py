@@ -9,6 +9,18 @@ from math import prod
 from torch import Tensor
 
 
+def channel_position(shape: Sequence[int], dim: int | None = None) -> int | None:
+    """Which dimension is the channel's: `dim`, or what the shape tells; None for a flat (B, D)."""
+    if dim is None and len(shape) <= 2:
+        return None
+    if dim is None:
+        dim = 2 if len(shape) == 3 else 1
+    position = dim + len(shape) if dim < 0 else dim
+    if not 1 <= position < len(shape):
+        raise ValueError(f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}")
+    return position
+
+
 @dataclass(frozen=True)
 class Channels:
     """The ``D`` columns seen as (outer, count, inner), with the channel in the middle.
@@ -45,13 +57,9 @@ class Channels:
         ValueError
             If `dim` is no dimension of the features, or `channels` contradicts the shape.
         """
-        if dim is None and len(shape) <= 2:
+        position = channel_position(shape, dim)
+        if position is None:
             return cls._groups(prod(shape[1:]), channels)
-        if dim is None:
-            dim = 2 if len(shape) == 3 else 1
-        position = dim + len(shape) if dim < 0 else dim
-        if not 1 <= position < len(shape):
-            raise ValueError(f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}")
         if channels is not None and channels != shape[position]:
             raise ValueError(
                 f"channels={channels}, but dimension {position} of shape {tuple(shape)} has {shape[position]}"

@@ -21,6 +21,7 @@ from flwr_splitfc.codec.float32 import Float32
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.transform import Layout
 
 Scalar: TypeAlias = str | int | float | bool
 
@@ -154,6 +155,7 @@ class CutCodec:
         channels: int | None = None,
         training: bool = True,
         full_rows: int | None = None,
+        all_rows: bool = False,
     ) -> tuple[Array, Link]:
         """Encode features on the device.
 
@@ -170,6 +172,8 @@ class CutCodec:
         full_rows : int, optional
             The session's batch size: a shorter batch for which the budget is impossible is sent in the
             smallest payload there is.
+        all_rows : bool
+            Whether every sample must arrive, as where the loss is not the receiver's.
 
         Returns
         -------
@@ -187,7 +191,7 @@ class CutCodec:
         """
         matrix = _as_matrix(features)
         rows, columns = matrix.shape
-        layout = Channels.of(features.shape, channels=channels, dim=self.channel_dim)
+        channel_groups = Channels.of(features.shape, channels=channels, dim=self.channel_dim)
         if not training and self.evaluation != "codec":
             link = Link(rows, columns, device=matrix.device)
             data = _EVALUATION[self.evaluation].encode(matrix, 0)
@@ -195,12 +199,22 @@ class CutCodec:
         setting = self._features_bits if training else "evaluation_bits"
         self._check(setting, rows, columns, full_rows)
         affordable = self._affordable(rows, columns, training)
-        kept, link = self.selector.select(matrix, layout, generator, affordable=affordable, training=training)
+        budget_bytes = _budget_bytes(rows, columns, self._bits(setting))
+        kept, link = self.selector.select(
+            matrix,
+            channel_groups,
+            generator,
+            affordable=affordable,
+            budget_bytes=budget_bytes,
+            training=training,
+            all_rows=all_rows or self.mirrored,
+        )
+        link = self._laid_out(link, features.shape)
         selection = self.selector.pack(link)
-        budget_bytes = _budget_bytes(rows, columns, self._bits(setting)) - len(selection)
-        data = self.quantiser.encode(kept, budget_bytes)
+        quantiser = _for_layout(self.quantiser, link)
+        data = quantiser.encode(kept, budget_bytes - len(selection))
         if training and (strength := self.quantiser.gradient_correction):
-            seen = self.quantiser.decode(memoryview(data), rows, link.kept).to(kept.device)
+            seen = quantiser.decode(memoryview(data), link.sent, link.kept).to(kept.device)
             link = replace(link, correction=strength * (kept - seen))
         return _array(self.stype, features.shape, selection + data), link
 
@@ -219,7 +233,7 @@ class CutCodec:
         features : Tensor
             float32 (B, D) on the CPU, zeros where dropped.
         link : Link
-            For `encode_gradient`.
+            For `encode_gradient`. Where it has `samples`, only these rows were sent, and the loss is of these.
 
         Raises
         ------
@@ -239,7 +253,12 @@ class CutCodec:
             wanted = f"{self.stype!r} or {self.evaluation_stype!r}"
             raise PayloadError(f"stype is {array.stype!r}; {wanted} was wanted")
         link, rest = selector.unpack(data, rows, columns)
-        return link.expand(quantiser.decode(rest, rows, link.kept)), link
+        try:
+            link = self._laid_out(link, array.shape)
+        except ValueError as error:
+            raise PayloadError(str(error)) from error
+        kept = _for_layout(quantiser, link).decode(rest, link.sent, link.kept)
+        return link.expand(kept), link
 
     def encode_gradient(self, gradient: Tensor, link: Link, *, full_rows: int | None = None) -> Array:
         """Encode the gradient by the features on the server, the kept columns alone.
@@ -266,7 +285,7 @@ class CutCodec:
             raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
         self._check(self._gradient_bits, rows, columns, full_rows)
         budget_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
-        data = self.quantiser.for_gradient().encode(link.restrict(matrix), budget_bytes)
+        data = _for_layout(self.quantiser.for_gradient(), link).encode(link.restrict(matrix), budget_bytes)
         return _array(self.stype, gradient.shape, data)
 
     def decode_gradient(self, array: Array, link: Link) -> Tensor:
@@ -294,11 +313,14 @@ class CutCodec:
             raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
-        kept = self.quantiser.for_gradient().decode(wire.view(array.data), rows, link.kept).to(link.device)
+        kept = _for_layout(self.quantiser.for_gradient(), link).decode(wire.view(array.data), link.sent, link.kept).to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
         _check_scaled(kept, link)
         return link.expand(kept)
+
+    def _laid_out(self, link: Link, shape: Sequence[int]) -> Link:
+        return replace(link, layout=Layout.of(shape, channels=link.groups, dim=self.channel_dim))
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
         """Smallest `uplink_bits` and `downlink_bits` that work for every batch of (B, D) features.
@@ -384,6 +406,11 @@ def own_settings() -> dict[str, Scalar | None]:
     """Settings that every codec has, with their defaults."""
     own = (field for field in fields(CutCodec) if field.name != "mirrored")
     return {field.name: field.default for field in own if field.default is not MISSING}
+
+
+def _for_layout(quantiser: Quantiser, link: Link) -> Quantiser:
+    """A layout is of all columns."""
+    return quantiser if link.layout is None or link.columns is not None else quantiser.for_layout(link.layout)
 
 
 def _version(selector: Selector, quantiser: Quantiser) -> int:

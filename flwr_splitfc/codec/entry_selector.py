@@ -35,7 +35,9 @@ class EntrySelector(Selector):
         generator: torch.Generator | None,
         *,
         affordable: int,
+        budget_bytes: int,
         training: bool = True,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Link]:
         check_entries(matrix)
         rows, width = matrix.shape

@@ -67,7 +67,9 @@ class FeatureDropout(Selector):
         generator: torch.Generator | None,
         *,
         affordable: int,
+        budget_bytes: int,
         training: bool = True,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         if self.reduction == 1.0 or not training:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flwr_splitfc.codec.transform import Layout
+
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """The selection of one step: which columns went up and, on the device, how they were scaled.
+    """The selection of one step: which rows and columns went up and, on the device, how they were scaled.
 
     The device's link knows the scale, the server's does not: dropout probabilities are never sent
     (SplitFC, Sec. IV).
@@ -30,6 +32,13 @@ class Link:
     correction : Tensor or None
         What the device adds to the decoded gradient of the kept columns, float32 (B, K); see
         `Quantiser.gradient_correction`.
+    samples : Tensor or None
+        Sent rows, int64 (b,), increasing and at least one; None for all. The loss is of these alone, with their
+        labels: `sent_rows`.
+    groups : int or None
+        Channels of flat (B, D) features, where both sides know it.
+    layout : Layout or None
+        Of the columns, as both sides know it; for quantisers that ask for it.
 
     Examples
     --------
@@ -46,23 +55,46 @@ class Link:
     scale: Tensor | None = None
     device: torch.device = torch.device("cpu")
     correction: Tensor | None = None
+    samples: Tensor | None = None
+    groups: int | None = None
+    layout: Layout | None = None
+
+    @property
+    def sent(self) -> int:
+        """``b``, the rows that are sent."""
+        return self.rows if self.samples is None else len(self.samples)
 
     @property
     def kept(self) -> int:
         """``K``, the columns that are sent."""
         return self.width if self.columns is None else self.columns.shape[-1]
 
+    def sent_rows(self, batch: Tensor) -> Tensor:
+        """Those of the B rows that are sent: of features, labels or anything with a row a sample.
+
+        >>> Link(rows=3, width=4, samples=torch.tensor([0, 2])).sent_rows(torch.tensor([5, 6, 7]))
+        tensor([5, 7])
+        """
+        return batch if self.samples is None else batch.index_select(0, self.samples.to(batch.device))
+
+    def all_rows(self, sent: Tensor) -> Tensor:
+        """The sent rows in their places among all B, the others zero."""
+        if self.samples is None:
+            return sent
+        return sent.new_zeros(self.rows, *sent.shape[1:]).index_copy_(0, self.samples.to(sent.device), sent)
+
     def restrict(self, matrix: Tensor) -> Tensor:
-        """Take the kept columns, (B, K), of a (B, D) matrix."""
+        """Take the sent rows and kept columns, (b, K), of a (B, D) matrix."""
+        matrix = self.sent_rows(matrix)
         if self.columns is None:
             return matrix
-        return matrix.gather(1, self.columns.to(matrix.device).expand(self.rows, -1))
+        return matrix.gather(1, self.columns.to(matrix.device).expand(self.sent, -1))
 
     def expand(self, kept: Tensor) -> Tensor:
-        """Put (B, K) back into (B, D), scaled where the link has a scale, zeros where dropped."""
+        """Put (b, K) back into (B, D), scaled where the link has a scale, zeros where nothing was sent."""
         if self.scale is not None:
             kept = kept * self.scale.to(kept.device)
         if self.columns is None:
-            return kept
-        zeros = kept.new_zeros(self.rows, self.width)
-        return zeros.scatter_(1, self.columns.to(kept.device).expand(self.rows, -1), kept)
+            return self.all_rows(kept)
+        zeros = kept.new_zeros(self.sent, self.width)
+        return self.all_rows(zeros.scatter_(1, self.columns.to(kept.device).expand(self.sent, -1), kept))

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flwr_splitfc.codec.transform import Layout
+
 
 class Quantiser(ABC):
     """Turns a matrix and a budget into bytes, and bytes into a matrix.
@@ -28,6 +30,10 @@ class Quantiser(ABC):
 
     def for_gradient(self) -> Quantiser:
         """What quantises the gradient; a method that is for features alone names another here."""
+        return self
+
+    def for_layout(self, layout: Layout) -> Quantiser:
+        """What quantises features of this layout and their gradient, for a method that sees more than columns."""
         return self
 
     @abstractmethod

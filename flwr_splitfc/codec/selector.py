@@ -34,13 +34,16 @@ class Selector(ABC):
         generator: torch.Generator | None,
         *,
         affordable: int,
+        budget_bytes: int,
         training: bool = True,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Link]:
-        """Select from features, float32 (B, D): the (B, K) to send and the device's link.
+        """Select from features, float32 (B, D): the (b, K) to send and the device's link.
 
         All randomness comes from `generator`, a CPU generator; there is none where `training` is False.
         `affordable` is the largest ``K`` that the budgets pay for, by `most_bytes` and the quantiser's
-        ``smallest_bytes``; ``D`` for a selector that is not `budgeted`.
+        ``smallest_bytes``; ``D`` for a selector that is not `budgeted`. `budget_bytes` are the features'. Where
+        `all_rows` is True, no row may be left out.
         """
 
     @abstractmethod

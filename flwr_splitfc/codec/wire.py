@@ -194,6 +194,25 @@ def selection_bytes(fewest: int, most: int, width: int) -> int:
     return 4 + max(column_set_bytes(count, width) for count in counts if fewest <= count <= most)
 
 
+def rows_bytes(rows: int) -> int:
+    """Bytes that are enough for a sample of so many rows."""
+    return 4 + selection_bytes(1, rows, rows)
+
+
+def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
+    """Write which of the rows are sent, None for all, and how many channels each has."""
+    return struct.pack("<I", groups) + pack_selection(samples, rows)
+
+
+def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
+    """Read what `pack_rows` wrote and return the rest."""
+    (groups,), rest = take(data, "I")
+    samples, rest = unpack_selection(rest, rows)
+    if samples is not None and not len(samples):
+        raise PayloadError("no row was sent")
+    return samples, groups, rest
+
+
 # Floats
 
 
@@ -447,7 +466,7 @@ def pack_mask(symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: floa
     sizes = 1 + counts * (whole - len(counts)) // len(symbols)
     sizes[np.argmax(counts)] += whole - sizes.sum()
     header = struct.pack("<" + _MASK, len(sent), scale, *sizes.tolist())
-    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), _sized(sizes))])
+    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), sized_model(sizes))])
 
 
 def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
@@ -459,7 +478,7 @@ def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
         raise PayloadError(f"symbols have sizes {sizes}; 2^24 in all was wanted, and none of them 0")
     values, stream = unpack_scaled(rest, 1, sent, scale)
     reader = SymbolReader(stream)
-    symbols = reader.read(entries, _sized(np.array(sizes)))
+    symbols = reader.read(entries, sized_model(np.array(sizes)))
     reader.close()
     marked = np.count_nonzero(symbols == MASK_TOP)
     if marked != sent:
@@ -473,7 +492,7 @@ Model: TypeAlias = int | Symbols | stream.model.Model
 """The levels of all symbols or of each, or how probable they are."""
 
 
-def _sized(sizes: Ints) -> stream.model.Model:
+def sized_model(sizes: Ints) -> stream.model.Model:
     """Symbols with intervals of so many units of ``2**-24``, at least 1 each: constriction adds the 1."""
     return stream.model.Categorical((sizes - 1).astype(np.float64), perfect=False)
 
@@ -501,8 +520,8 @@ def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
 class SymbolReader:
     """Reads back the runs that `pack_symbols` wrote, in the same order.
 
-    The decoder itself would read on past the end of its words, so their number is sent and checked. A symbol
-    takes a bit at least: no stream makes more of them than it has bits, whatever a header says.
+    The decoder itself would read on past the end of its words, so their number is sent and checked. One of even
+    levels takes a bit at least: no stream makes more of them than it has bits, whatever a header says.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -513,7 +532,7 @@ class SymbolReader:
                 raise PayloadError(f"symbol stream has {len(words)} bytes; {count} words were announced")
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         self._most = 8 * len(words)
-        self._read = 0
+        self._read = self._even = 0
 
     def read(self, count: int, levels: Model) -> Symbols:
         """Read `count` symbols, each below its number of levels (at least 2)."""
@@ -521,7 +540,8 @@ class SymbolReader:
             return np.zeros(0, np.int32)
         sized = isinstance(levels, stream.model.Model)  # such a symbol may take next to nothing
         self._read += count
-        if self._most == 0 or (self._read > self._most and not sized):
+        self._even += 0 if sized else count
+        if self._most == 0 or self._even > self._most:
             raise PayloadError(f"{self._read} symbols were wanted; the stream has {self._most} bits")
         try:
             if sized:
@@ -538,6 +558,53 @@ class SymbolReader:
         """Check that the stream may end here."""
         if not self._decoder.maybe_exhausted() or (self._read == 0 and self._most > 0):
             raise PayloadError("symbol stream goes on after the last symbol")
+
+
+# Transform quantiser
+
+TRANSFORM_BYTES = 4
+"""Of the step alone, which is enough where everything is zero."""
+
+
+class TransformHeader(NamedTuple):
+    """What the reader of a transformed matrix knows before the symbols.
+
+    Parameters
+    ----------
+    step : float
+        float32 and not negative; 0 if the whole matrix is 0, which is all there is then.
+    channel_reflectors, row_reflectors : int
+        Of the channels' transform and of the samples', 0 to 255.
+    clamped : bool
+        Whether no entry is negative, as after a ReLU.
+    """
+
+    step: float
+    channel_reflectors: int = 0
+    row_reflectors: int = 0
+    clamped: bool = False
+
+
+def pack_transform(header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()) -> bytes:
+    """Write a header and all symbols."""
+    if header.step == 0:
+        return struct.pack("<f", 0.0)
+    return struct.pack("<fBB?", *header) + pack_symbols(runs)
+
+
+def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
+    """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
+    (step,), rest = take(data, "f")
+    if not 0 <= step <= MAGNITUDE_LIMIT:
+        raise PayloadError(f"step is {step}; finite, not negative, at most 1e38 was wanted")
+    if step == 0:
+        if len(rest):
+            raise PayloadError(f"{len(rest)} bytes follow a step of zero")
+        return TransformHeader(step), SymbolReader(rest)
+    (channel_reflectors, row_reflectors, clamped), rest = take(rest, "BBB")
+    if clamped > 1:
+        raise PayloadError(f"{clamped} says whether entries are negative; 0 or 1 was wanted")
+    return TransformHeader(step, channel_reflectors, row_reflectors, clamped == 1), SymbolReader(rest)
 
 
 # Labels

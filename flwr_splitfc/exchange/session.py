@@ -302,7 +302,7 @@ class Session:
         """One exchange: the loss, and the gradient by `features` as (B, D)."""
         started = time.perf_counter()
         matrix, link = self._encode(features)
-        step = pb.Step(features=matrix, labels=pack_labels(labels))
+        step = pb.Step(features=matrix, labels=pack_labels(link.sent_rows(labels)))
         encoded = time.perf_counter()
         self._number += 1
 
@@ -315,21 +315,23 @@ class Session:
         self._loss_sum += stepped.loss * len(features)
         return stepped.loss, gradient
 
-    def _encode(self, features: Tensor) -> tuple[pb.Matrix, Link]:
+    def _encode(self, features: Tensor, *, all_rows: bool = False) -> tuple[pb.Matrix, Link]:
         """Features as the next step sends them."""
         rows = len(features)
         if rows > self._full_rows:
             self.codec.check_budget(rows, features[0].numel())
             self._full_rows = rows
         generator = seeded_generator(self.seed, self._number + 1)
-        array, link = self.codec.encode_features(features, generator=generator, full_rows=self._full_rows)
+        array, link = self.codec.encode_features(
+            features, generator=generator, full_rows=self._full_rows, all_rows=all_rows
+        )
         return to_matrix(array), link
 
     @_full_precision()
     def _begin(self, features: Tensor, codec: CutCodec) -> tuple[Tensor, "_Step"]:
         """The first exchange of a step whose loss is the device's: the output."""
         started = time.perf_counter()
-        matrix, link = self._encode(features)
+        matrix, link = self._encode(features, all_rows=True)
         encoded = time.perf_counter()
         self._begun = self._number = self._number + 1
 

@@ -176,13 +176,14 @@ class Turn:
         started = time.perf_counter()
         features, link = self._features_to_train_on(step.features)
         rows = len(features)
-        labels = self._labels(step.labels, rows)
+        labels = self._labels(step.labels, link.sent)
+        sent = link.sent_rows(features)
         decoded = time.perf_counter()
 
-        loss, gradient = self.half.step(features, labels, Update(self.server_round, self.device, self._steps))
+        loss, gradient = self.half.step(sent, labels, Update(self.server_round, self.device, self._steps))
 
         stepped = time.perf_counter()
-        array = self._trained(gradient, link)
+        array = self._trained(link.all_rows(gradient), link)
         self.traffic.loss_sum += loss * rows
         self.traffic.loss_rows += rows
         self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
@@ -195,6 +196,8 @@ class Turn:
         started = time.perf_counter()
         self.forget()
         features, link = self._features_to_train_on(forward.features)
+        if link.samples is not None:
+            raise FeaturesRefused(f"{link.sent} of {link.rows} rows came; the device's loss needs the output of all")
         decoded = time.perf_counter()
 
         passed = self.half.forward(features)

@@ -10,9 +10,9 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
-from math import copysign, isfinite, prod, sqrt
-from typing import TypeAlias
+from itertools import accumulate, pairwise
+from math import copysign, cos, isfinite, pi, prod, sqrt
+from typing import NamedTuple, TypeAlias
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
 LARGEST_F32 = struct.unpack("<f", struct.pack("<I", 0x7F7FFFFF))[0]
@@ -61,14 +61,45 @@ class Reader:
 # 2. Encoded matrices
 
 
+class Layout(NamedTuple):
+    """C channels of f places, and where (channel, place) lies among the D columns."""
+
+    C: int
+    f: int
+    axes: tuple[int, ...]
+    column: list[list[int]]
+
+
+class Sent(NamedTuple):
+    """What both sides know of a step of the transform codec: the rows that were sent and the layout of each."""
+
+    rows: list[int]
+    layout: Layout
+
+    def spread(self, values: list[float], B: int, D: int) -> list[float]:
+        of_row = {row: values[i * D : (i + 1) * D] for i, row in enumerate(self.rows)}
+        return [value for row in range(B) for value in of_row.get(row, [0.0] * D)]
+
+
 def decode_features(
-    stype: str, shape: Sequence[int], data: bytes, *, agreed: str, most_rows: int, columns: int
-) -> tuple[list[float], Kept]:
-    """The (B, D) values row by row, and the kept columns."""
+    stype: str,
+    shape: Sequence[int],
+    data: bytes,
+    *,
+    agreed: str,
+    most_rows: int,
+    columns: int,
+    channel_dim: int | None = None,
+) -> tuple[list[float], Kept | Sent]:
+    """The (B, D) values row by row, and the kept columns or what is sent."""
     B, D = rows_and_columns(shape)
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
+    if stype == "splitfc-rd/1":
+        rows, C = row_sample(reader, B)
+        sent = Sent(rows, layout_of(shape, C, channel_dim))
+        return sent.spread(transformed(reader, len(rows), sent.layout), B, D), sent
     select, part = PARTS[stype]
     kept = select(reader, B, D)
     K = len(of_row(kept, 0))
@@ -83,12 +114,14 @@ def decode_gradient(
     agreed: str,
     rows: int,
     columns: int,
-    kept: Kept,
+    kept: Kept | Sent,
     scale: Sequence[float] | None,
 ) -> list[float]:
     """The (B, D) values row by row, scaled."""
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
+    if isinstance(kept, Sent):
+        return kept.spread(transformed(Reader(data), len(kept.rows), kept.layout), rows, columns)
     K = len(of_row(kept, 0))
     values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
@@ -423,6 +456,215 @@ def mask_encoded(reader: Reader, B: int, K: int) -> list[float]:
     third = f32(min(map(abs, sent)) / 3)
     values, tops = [0.0, third, 2 * third, -third, -2 * third], iter(sent)
     return [next(tops) if symbol == 5 else values[symbol] for symbol in symbols]
+
+
+# 14. The transformed matrix
+
+
+def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
+    D = prod(shape[1:])
+    if len(shape) <= 2 and channel_dim is None:
+        refuse_if(C < 1 or D % C > 0, "C")
+        return Layout(C, D // C, (), [[c * (D // C) + place for place in range(D // C)] for c in range(C)])
+    p = (2 if len(shape) == 3 else 1) if channel_dim is None else channel_dim % len(shape)
+    refuse_if(shape[p] != C, "C")
+    inner = prod(shape[p + 1 :])
+    column = [
+        [(outer * C + c) * inner + i for outer in range(prod(shape[1:p])) for i in range(inner)] for c in range(C)
+    ]
+    return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
+
+
+def row_sample(reader: Reader, B: int) -> tuple[list[int], int]:
+    """The rows that are sent, and C."""
+    C, b = reader.fields("II")
+    refuse_if(not 1 <= b <= B, "b")
+    return column_set(reader, b, B), C
+
+
+def evens(stream: Stream, levels: Sequence[int]) -> list[int]:
+    stream.has(len(levels))
+    return [stream.symbol(Q) for Q in levels]
+
+
+def bits(stream: Stream, widths: Sequence[int]) -> list[int]:
+    values = [0] * len(widths)
+    for shift in (16, 0):
+        parts = [max(width - 16, 0) if shift else min(width, 16) for width in widths]
+        wide = [i for i, part in enumerate(parts) if part > 0]
+        for i, value in zip(wide, evens(stream, [1 << parts[i] for i in wide]), strict=True):
+            values[i] |= value << shift
+    return values
+
+
+def escaped(stream: Stream, count: int) -> list[int]:
+    widths = evens(stream, [32] * count)
+    return [(1 << width) + low - 1 for width, low in zip(widths, bits(stream, widths), strict=True)]
+
+
+def falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
+    sizes = []
+    for left in range(symbols - 1, 0, -1):
+        sizes.append(min(max(whole * part // parts, 1), whole - left))
+        whole -= sizes[-1]
+    return [*sizes, whole]
+
+
+def signed(stream: Stream, count: int, most: int) -> list[int]:
+    zero, ratio = evens(stream, [64, 32])
+    others = 2**24 * (zero + 1) // 65
+    sizes = [2**24 - others, *falling(others, 32 - ratio, 33, most)]
+    magnitudes = [stream.sized_symbol(sizes) for _ in range(count)]
+    signs = iter(evens(stream, [2] * (count - magnitudes.count(0))))
+    return [-m if m and next(signs) else m for m in magnitudes]
+
+
+@cache
+def sizes_of_nonzeros(g: int, ratio: int) -> list[int]:
+    magnitudes = falling(2**24, 32 - ratio, 33, 15)
+    sizes = [max(gap * m >> 24, 1) for gap in falling(2**24, 127 - 2 * g, 128, 32) for m in magnitudes]
+    return [sizes[0] + 2**24 - sum(sizes), *sizes[1:]]
+
+
+def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
+    C, f, axes, column = layout
+    D = C * f
+    (step,) = reader.fields("f")
+    refuse_if(not 0 <= step <= MAGNITUDE, "step")
+    if step == 0:
+        refuse_if(reader.left > 0, "number of bytes")
+        return [0.0] * (b * D)
+    r, r_rows, clamped = reader.fields("BBB")
+    refuse_if(clamped > 1, "clamped")
+    stream = Stream(reader)
+    refuse_if(not stream.words, "number of symbols")
+    of_channels, of_rows = reflectors(stream, C, r), reflectors(stream, b, r_rows)
+    rows = signed(stream, b, 46)
+    bands = [range(min(4, C)), range(4, C)][: 1 + (C > 4)]
+    bases = [base - 14 for base in evens(stream, [29] * len(bands))]
+    directions = list(accumulate(signed(stream, C, 46)))
+    frequencies = [list(accumulate(signed(stream, f, 46))) for _ in bands]
+    margins = [*rows, *directions, *(m for band in frequencies for m in band)]
+    refuse_if(not all(-14 <= margin <= 32 for margin in margins), "margin")
+    offsets = [0, *(16 * (point - 6) for point in evens(stream, [16] * 3))]
+
+    members: list[list[int]] = [[] for _ in range(40)]
+    for row in range(b):
+        for base, band, frequency in zip(bases, bands, frequencies, strict=True):
+            for c in band:
+                for place in range(f):
+                    context = min(max(rows[row] + base + directions[c] + frequency[place] + 26, 0), 39)
+                    members[context].append((row * C + c) * f + place)
+
+    used = [part for part in members if part]
+    widths = evens(stream, [len(part).bit_length() + 1 for part in used])
+    low = bits(stream, [max(width - 1, 0) for width in widths])
+    counts = [(1 << width - 1) + rest if width else 0 for width, rest in zip(widths, low, strict=True)]
+    refuse_if(any(n > len(part) for n, part in zip(counts, used, strict=True)), "n")
+    live = [(n, part) for n, part in zip(counts, used, strict=True) if n]
+    ratios = evens(stream, [32] * len(live))
+    shifts, gaps, sizes = [], [], []
+    for (n, part), ratio in zip(live, ratios, strict=True):
+        s = min(22, (len(part) // (3 * n)).bit_length())
+        stays = ((len(part) - n) << 24) // len(part)
+        for _ in range(s):
+            stays = stays * stays >> 24
+        for _ in range(n):
+            gap, m = divmod(stream.sized_symbol(sizes_of_nonzeros(stays * 64 >> 24, ratio)), 15)
+            shifts.append(s)
+            gaps.append(gap)
+            sizes.append(m + 1)
+    tails = bits(stream, [s + 1 for s in shifts])
+    far = iter(escaped(stream, gaps.count(31)))
+    gaps = [gap + next(far) if gap == 31 else gap for gap in gaps]
+    large = iter(escaped(stream, sizes.count(15)))
+    sizes = [m + next(large) if m == 15 else m for m in sizes]
+    stream.end()
+    refuse_if(max(sizes, default=0) > 4096, "magnitude")
+
+    x = [0] * (b * D)
+    nonzero = zip(gaps, shifts, tails, sizes, strict=True)
+    for n, part in live:
+        at = -1
+        for _ in range(n):
+            gap, s, tail, m = next(nonzero)
+            at += (gap << s | tail >> 1) + 1
+            refuse_if(at >= len(part), "gap")
+            x[part[at]] = (256 * m + offsets[min(m, 3)]) * (-1 if tail & 1 else 1)
+    x = inverse_dct(x, axes)
+    x = directed(x, klt(of_rows, b), 1, D)
+    x = directed(x, klt(of_channels, C), b, f)
+    matrix = [0.0] * (b * D)
+    for row in range(b):
+        for c in range(C):
+            for place in range(f):
+                value = f32(x[(row * C + c) * f + place] * (step / 256))
+                matrix[row * D + column[c][place]] = min(max(value, 0.0 if clamped else -MAGNITUDE), MAGNITUDE)
+    return matrix
+
+
+def reflectors(stream: Stream, n: int, r: int) -> list[list[int]]:
+    if r == 0:
+        return []
+    refuse_if(r >= n, "r")
+    w = [[0] * n for _ in range(r)]
+    for k, first in enumerate(evens(stream, [33] * r)):
+        w[k][k] = first
+    below = iter(signed(stream, r * n - r * (r + 1) // 2, 32))
+    for k in range(r):
+        w[k][k + 1 :] = [next(below) for _ in range(k + 1, n)]
+    refuse_if(not all(any(vector) for vector in w), "w")
+    return w
+
+
+def directed(x: list[int], U: list[list[int]], groups: int, after: int) -> list[int]:
+    """Each run of n x after values, multiplied by U."""
+    n = len(U)
+    return [
+        rounded(sum(U[i][k] * x[(group * n + k) * after + place] for k in range(n)), 14)
+        for group in range(groups)
+        for i in range(n)
+        for place in range(after)
+    ]
+
+
+def rounded(y: int, shift: int) -> int:
+    return (y + (1 << shift - 1)) >> shift
+
+
+def inverse_dct(x: list[int], axes: Sequence[int]) -> list[int]:
+    after = prod(axes)
+    for n in axes:
+        after //= n
+        length = next(d for d in range(min(n, 64), 0, -1) if n % d == 0)
+        if length == 1:
+            continue
+        waves = dct(length)
+        y = list(x)
+        for start in range(0, len(x), length * after):
+            for i in range(after):
+                block = x[start + i : start + length * after : after]
+                for place in range(length):
+                    y[start + i + place * after] = rounded(
+                        sum(value * waves[k][place] for k, value in enumerate(block)), 12
+                    )
+        x = y
+    return x
+
+
+@cache
+def dct(n: int) -> list[list[int]]:
+    scale = [sqrt((2 if k else 1) / n) * 4096 for k in range(n)]
+    return [[round(scale[k] * cos(pi * (2 * i + 1) * k / (2 * n))) for i in range(n)] for k in range(n)]
+
+
+def klt(w: list[list[int]], C: int) -> list[list[int]]:
+    U = [[2**14 * (i == j) for j in range(C)] for i in range(C)]
+    for vector in reversed(w):
+        n = sum(v * v for v in vector)
+        t = [sum(vector[i] * U[i][j] for i in range(C)) for j in range(C)]
+        U = [[U[i][j] - (4 * vector[i] * t[j] + n) // (2 * n) for j in range(C)] for i in range(C)]
+    return U
 
 
 # 7. Labels

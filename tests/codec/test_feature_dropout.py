@@ -54,7 +54,7 @@ def test_scale_is_the_inverse_keep_probability(offset: float) -> None:
     features[:, 2] = 7.0
     keep = keep_probabilities(normalised_dispersion(features.double()), 3.0)
     selector, generator = FeatureDropout(3.0), torch.Generator().manual_seed(5)
-    kept, link = selector.select(features.flatten(1), Channels.of(features.shape), generator, affordable=0)
+    kept, link = selector.select(features.flatten(1), Channels.of(features.shape), generator, affordable=0, budget_bytes=0)
     assert link.columns is not None
     assert link.scale is not None
     torch.testing.assert_close(link.scale.double(), 1 / keep[link.columns], rtol=1e-4, atol=0)
@@ -66,7 +66,7 @@ def test_features_come_through_unbiased() -> None:
     selector, generator, draws = FeatureDropout(4.0), torch.Generator().manual_seed(1), 4000
     total, squares = torch.zeros(8, 40, dtype=torch.float64), torch.zeros(8, 40, dtype=torch.float64)
     for _ in range(draws):
-        kept, link = selector.select(features, flat(40), generator, affordable=0)
+        kept, link = selector.select(features, flat(40), generator, affordable=0, budget_bytes=0)
         server = type(link)(link.rows, link.width, link.columns)
         seen = server.expand(kept).double()
         total += seen
@@ -79,14 +79,14 @@ def test_features_come_through_unbiased() -> None:
 def test_number_of_columns_stays_below_the_worst_case() -> None:
     selector, generator = FeatureDropout(16.0), torch.Generator().manual_seed(2)
     features = torch.randn(4, 512)
-    counts = [selector.select(features, flat(512), generator, affordable=0)[1].kept for _ in range(300)]
+    counts = [selector.select(features, flat(512), generator, affordable=0, budget_bytes=0)[1].kept for _ in range(300)]
     assert sum(counts) / 300 == pytest.approx(32, abs=5 * (32 / 300) ** 0.5)
     assert max(counts) <= selector.most_columns(512) == 72
 
 
 def test_reduction_one_keeps_everything_unscaled() -> None:
     features = torch.randn(4, 6)
-    kept, link = FeatureDropout(1.0).select(features, flat(6), None, affordable=0)
+    kept, link = FeatureDropout(1.0).select(features, flat(6), None, affordable=0, budget_bytes=0)
     assert link.columns is None
     assert link.scale is None
     assert torch.equal(kept, features)
@@ -95,7 +95,7 @@ def test_reduction_one_keeps_everything_unscaled() -> None:
 
 def test_the_server_learns_columns_and_no_probabilities() -> None:
     selector = FeatureDropout(2.0)
-    _, link = selector.select(torch.randn(5, 64), flat(64), torch.Generator().manual_seed(0), affordable=0)
+    _, link = selector.select(torch.randn(5, 64), flat(64), torch.Generator().manual_seed(0), affordable=0, budget_bytes=0)
     data = selector.pack(link)
     server, rest = selector.unpack(memoryview(data + b"rest"), 5, 64)
     assert bytes(rest) == b"rest"

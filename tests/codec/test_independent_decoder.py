@@ -32,11 +32,20 @@ def packed(values: list[float]) -> bytes:
 def decoded_independently(vector: MatrixVector, shape: tuple[Any, ...], stype: str, payload: bytes) -> bytes:
     if vector.direction == "features":
         values, _ = independent.decode_features(
-            stype, shape, payload, agreed=vector.stype, most_rows=vector.rows, columns=vector.width
+            stype,
+            shape,
+            payload,
+            agreed=vector.stype,
+            most_rows=vector.rows,
+            columns=vector.width,
+            channel_dim=vector.config.get("channel-dim"),
         )
         return packed(values)
     scale = None if vector.scale is None else [x for (x,) in struct.iter_unpack("<f", vector.scale)]
-    kept = list(range(vector.width)) if vector.columns is None else vector.columns
+    kept: Any = list(range(vector.width)) if vector.columns is None else vector.columns
+    if vector.channels is not None:
+        layout = independent.layout_of(vector.features_shape, vector.channels, vector.config.get("channel-dim"))
+        kept = independent.Sent(vector.samples or list(range(vector.rows)), layout)
     return packed(
         independent.decode_gradient(
             stype,
@@ -94,7 +103,10 @@ def test_any_payload_agrees(
         up.stype, up.shape, up.data, agreed=cut.stype, most_rows=rows, columns=columns
     )
     assert packed(values) == raw(seen)
-    assert kept == (list(range(columns)) if server_link.columns is None else server_link.columns.tolist())
+    if isinstance(kept, independent.Sent):
+        assert kept.rows == (list(range(rows)) if server_link.samples is None else server_link.samples.tolist())
+    else:
+        assert kept == (list(range(columns)) if server_link.columns is None else server_link.columns.tolist())
 
     down = cut.encode_gradient(gradient, server_link, full_rows=rows + 1)
     scale = None if link.scale is None else link.scale.tolist()

@@ -36,7 +36,7 @@ def test_sets_have_their_probabilities(kept: int, alpha: float) -> None:
 
     matrix = torch.tensor(MAGNITUDES).repeat(rows, 1)
     generator = torch.Generator().manual_seed(kept)
-    sent, link = RandomTopEntries(alpha).select(matrix, Channels.of(matrix.shape), generator, affordable=kept)
+    sent, link = RandomTopEntries(alpha).select(matrix, Channels.of(matrix.shape), generator, affordable=kept, budget_bytes=0)
     assert link.columns is not None
     assert torch.equal(sent, matrix.gather(1, link.columns))
     drawn, counts = torch.unique(link.columns, dim=0, return_counts=True)
@@ -53,7 +53,7 @@ def test_rows_are_drawn_on_their_own_from_the_generator() -> None:
 
     def columns(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        link = selector.select(matrix, Channels.of(matrix.shape), generator, affordable=2)[1]
+        link = selector.select(matrix, Channels.of(matrix.shape), generator, affordable=2, budget_bytes=0)[1]
         assert link.columns is not None
         return link.columns
 
@@ -69,8 +69,8 @@ def test_rows_are_drawn_on_their_own_from_the_generator() -> None:
 def test_without_chance_it_is_top_s(alpha: float, training: bool) -> None:
     matrix = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     channels = Channels.of(matrix.shape)
-    _, link = RandomTopEntries(alpha).select(matrix, channels, None, affordable=7, training=training)
-    _, expected = TopEntries().select(matrix, channels, None, affordable=7)
+    _, link = RandomTopEntries(alpha).select(matrix, channels, None, affordable=7, budget_bytes=0, training=training)
+    _, expected = TopEntries().select(matrix, channels, None, affordable=7, budget_bytes=0)
     assert link.columns is not None
     assert expected.columns is not None
     assert torch.equal(link.columns, expected.columns)

@@ -31,7 +31,7 @@ def largest_magnitudes(row: list[float], kept: int) -> list[float]:
 @settings(max_examples=200)
 def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
-    kept, link = TopEntries().select(matrix, Channels.of(matrix.shape), None, affordable=affordable)
+    kept, link = TopEntries().select(matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0)
     count = min(max(affordable, 1), columns)
     assert link.kept == count
     assert link.scale is None
@@ -49,7 +49,7 @@ def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> No
 def test_positions_come_back(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
     selector = TopEntries()
-    _, link = selector.select(matrix, Channels.of(matrix.shape), None, affordable=affordable)
+    _, link = selector.select(matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0)
     data = selector.pack(link)
     assert len(data) <= selector.most_bytes(rows, link.kept, columns)
     server, rest = selector.unpack(memoryview(data + b"rest"), rows, columns)

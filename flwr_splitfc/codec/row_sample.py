@@ -1,0 +1,70 @@
+"""A random part of the batch's samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec import wire
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selector import Selector
+from flwr_splitfc.codec.statistics import check_entries
+
+MOST_ENTRIES = 2**19
+"""Of the rows that are sent, for the time that their coding takes; one row is always sent."""
+
+
+def rows_to_send(rows: int, columns: int, budget_bytes: int) -> int:
+    """How many samples a budget is best spent on: the square root of its bytes (docs/splitfc-rd.md).
+
+    >>> rows_to_send(256, 1152, budget_bytes=1843), rows_to_send(32, 1152, budget_bytes=1843)
+    (42, 32)
+    """
+    return max(1, min(rows, isqrt(budget_bytes), MOST_ENTRIES // columns))
+
+
+@dataclass(frozen=True)
+class RowSample(Selector):
+    """Sends a uniform random sample of the batch's rows, all columns of them.
+
+    Labels, loss and gradient are of these rows alone, so the gradient stays unbiased without a scale. Nothing is
+    dropped where all rows are wanted, as in evaluation.
+    """
+
+    def select(
+        self,
+        matrix: Tensor,
+        channels: Channels,
+        generator: torch.Generator | None,
+        *,
+        affordable: int,
+        budget_bytes: int,
+        training: bool = True,
+        all_rows: bool = False,
+    ) -> tuple[Tensor, Link]:
+        check_entries(matrix)
+        rows, width = matrix.shape
+        sent = rows_to_send(rows, width, budget_bytes)
+        if sent == rows or not training or all_rows:
+            return matrix, Link(rows, width, device=matrix.device, groups=channels.count)
+        samples = torch.randperm(rows, generator=generator)[:sent].sort().values
+        link = Link(rows, width, device=matrix.device, samples=samples, groups=channels.count)
+        return link.restrict(matrix), link
+
+    def pack(self, link: Link) -> bytes:
+        assert link.groups is not None  # `select` has set it
+        return wire.pack_rows(None if link.samples is None else link.samples.numpy(), link.rows, link.groups)
+
+    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+        samples, groups, rest = wire.unpack_rows(data, rows)
+        return Link(rows, columns, samples=None if samples is None else torch.from_numpy(samples), groups=groups), rest
+
+    def most_columns(self, columns: int, *, training: bool = True) -> int:
+        return columns
+
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
+        return wire.rows_bytes(rows)

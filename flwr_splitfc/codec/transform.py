@@ -1,0 +1,165 @@
+"""Orthonormal transforms: a DCT over each channel's map, a KLT over the channels, and one over the samples.
+
+What a decoder does is exact: integers, held in float64 where a matrix product is wanted, whose sums stay below
+2^53, so that neither the order of a sum nor the machine matters. Encoders work in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, pi, sqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_splitfc.codec.channels import Channels, channel_position
+
+Ints = NDArray[np.int64]
+
+LONGEST_DCT = 64
+"""An axis is transformed in blocks of its largest divisor up to this."""
+
+REFLECTOR_STEPS = 32
+"""Entries of a reflection's vector are integers of at most this magnitude, which is also the vector's length."""
+
+_DCT_BITS, _KLT_BITS = 12, 14
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The ``D`` columns as channels, and the axes of a channel's map.
+
+    Parameters
+    ----------
+    channels : Channels
+    axes : tuple of int
+        The sizes of the map's dimensions, in order; none for a flat (B, D), whose groups of columns are no map.
+
+    Examples
+    --------
+    >>> Layout.of((8, 32, 6, 6))
+    Layout(channels=Channels(outer=1, count=32, inner=36), axes=(6, 6))
+    >>> Layout.of((8, 1152), channels=32)
+    Layout(channels=Channels(outer=1, count=32, inner=36), axes=())
+    """
+
+    channels: Channels
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], *, channels: int | None = None, dim: int | None = None) -> Layout:
+        """Of features of this shape; parameters and errors as in `Channels.of`."""
+        position = channel_position(shape, dim)
+        axes = () if position is None else (*shape[1:position], *shape[position + 1 :])
+        return cls(Channels.of(shape, channels=channels, dim=dim), axes)
+
+    @property
+    def places(self) -> int:
+        """Entries of a channel's map, ``f``."""
+        return self.channels.outer * self.channels.inner
+
+    def split(self, matrix: Tensor) -> Tensor:
+        """(B, D) as (B, C, f)."""
+        outer, count, inner = self.channels.outer, self.channels.count, self.channels.inner
+        parts = matrix.view(-1, outer, count, inner)
+        return parts.transpose(1, 2).reshape(-1, count, self.places)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """(B, C, f) as (B, D)."""
+        outer, count, inner = self.channels.outer, self.channels.count, self.channels.inner
+        return parts.view(-1, count, outer, inner).transpose(1, 2).reshape(-1, outer * count * inner)
+
+
+# DCT
+
+
+@lru_cache
+def dct_matrix(length: int) -> Tensor:
+    """DCT-II, orthonormal, as integers of 2^-12 in float64; row k is frequency k.
+
+    >>> dct_matrix(2)
+    tensor([[ 2896.,  2896.],
+            [ 2896., -2896.]], dtype=torch.float64)
+    """
+    waves = [[cos(pi * (2 * place + 1) * k / (2 * length)) for place in range(length)] for k in range(length)]
+    scales = [sqrt((2 if k else 1) / length) * 2**_DCT_BITS for k in range(length)]
+    return torch.tensor([[round(scale * wave) for wave in row] for scale, row in zip(scales, waves, strict=True)]).double()
+
+
+@lru_cache
+def dct_length(size: int) -> int:
+    """Of the blocks in which an axis is transformed: its largest divisor up to 64."""
+    return next(length for length in range(min(size, LONGEST_DCT), 0, -1) if size % length == 0)
+
+
+def to_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
+    """DCT of float32 (B, C, f) along each axis of the map."""
+    return _along_axes(parts, axes, lambda length: (dct_matrix(length).T / 2**_DCT_BITS).float())
+
+
+def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
+    """The inverse for integers in float64 (B, C, f), rounded to integers after each axis."""
+    return _along_axes(parts, axes, dct_matrix, shift=_DCT_BITS)
+
+
+def _along_axes(parts: Tensor, axes: Sequence[int], matrix_of: Callable[[int], Tensor], shift: int = 0) -> Tensor:
+    shape, after = parts.shape, parts[0, 0].numel()
+    for size in axes:
+        after //= size
+        length = dct_length(size)
+        if length > 1:
+            blocks = parts.reshape(-1, length, after).transpose(1, 2)
+            moved = _rounded(blocks @ matrix_of(length).to(parts.device), shift)
+            parts = moved.transpose(1, 2)
+    return parts.reshape(shape)
+
+
+def _rounded(values: Tensor, bits: int) -> Tensor:
+    """Integers divided by 2^bits, rounded to integers, halves up."""
+    return values if bits == 0 else values.mul_(2.0**-bits).add_(0.5).floor_()
+
+
+# KLT
+
+
+def fit_reflectors(samples: Tensor, count: int) -> Ints:
+    """Vectors of the reflections that carry the leading directions of float32 (n, samples) to the first of n.
+
+    Integers (n, count), column k zero above row k: eigenvectors of the second moment, as the Householder vectors of
+    their QR decomposition.
+    """
+    size = len(samples)
+    if count == 0:
+        return np.zeros((size, 0), np.int64)
+    directions = torch.linalg.eigh((samples @ samples.T).double().cpu()).eigenvectors.flip(1)[:, :count]
+    lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(size, count, dtype=torch.float64)
+    vectors: Ints = (lower * (REFLECTOR_STEPS / lower.norm(dim=0))).round().long().numpy()
+    return vectors
+
+
+def klt_matrix(vectors: Ints) -> Tensor:
+    """The product of the reflections as integers of 2^-14 in float64 (n, n); column k is direction k.
+
+    ``H_0 H_1 ...`` is built from the last, each ``H = I - 2 w w^T / w^T w`` with its product rounded, halves up.
+    """
+    size, count = vectors.shape
+    product = np.eye(size, dtype=np.int64) << _KLT_BITS
+    for k in reversed(range(count)):
+        w, rest = vectors[k:, k], product[k:, k:]
+        square = int(w @ w)
+        rest -= (4 * np.outer(w, w @ rest) + square) // (2 * square)
+    return torch.from_numpy(product).double()
+
+
+def to_directions(parts: Tensor, klt: Tensor) -> Tensor:
+    """float32 (..., n, f) by directions."""
+    return (klt.T / 2**_KLT_BITS).to(parts) @ parts
+
+
+def from_directions(parts: Tensor, klt: Tensor, directions: Tensor) -> Tensor:
+    """The inverse for integers in float64, (..., L, f) of the L directions that are named; the others are zero."""
+    return _rounded(klt[:, directions] @ parts, _KLT_BITS)
