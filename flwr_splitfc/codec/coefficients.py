@@ -8,6 +8,7 @@ and magnitudes is large follow for all together.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class _Coded:
             self.shifts[c] = gap_shift(int(counts[c]), int(sizes[c]))
             self.gap_indices[c] = gap_index(int(counts[c]), int(sizes[c]))
 
-    def models(self, ratios: Ints) -> Iterator[tuple[slice, stream.model.Model]]:
+    def models(self, ratios: NDArray[Any]) -> Iterator[tuple[slice, stream.model.Model]]:
         """Which of all nonzeros are of a context, and their model, given the ratio of each live context."""
         for c, ratio in zip(self.live.tolist(), ratios.tolist(), strict=True):
             run = slice(int(self.first[c]), int(self.first[c] + self.counts[c]))
@@ -124,7 +125,8 @@ def _places(gaps: Ints, coded: _Coded, order: _Order) -> Ints:
     within = steps - before[coded.context] - 1
     if bool((within >= order.sizes[coded.context]).any()):
         raise PayloadError("a coefficient lies outside its context")
-    return within + order.starts[coded.context]
+    places: Ints = within + order.starts[coded.context]
+    return places
 
 
 def _count_runs(counts: Ints, sizes: Ints) -> Iterator[Run]:

@@ -165,4 +165,6 @@ def coded_bits(contexts: Tensor, magnitudes: Tensor) -> float:
 def _entropy_bits(count: Ints, others: Ints) -> NDArray[np.float64]:
     """Of a sequence with so many of one symbol and so many of another."""
     whole = np.maximum(count + others, 1)
-    return -(count * np.log2(np.maximum(count, 1) / whole) + others * np.log2(np.maximum(others, 1) / whole))
+    bits: NDArray[np.float64] = count * np.log2(whole / np.maximum(count, 1))
+    bits += others * np.log2(whole / np.maximum(others, 1))
+    return bits

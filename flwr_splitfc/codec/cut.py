@@ -212,7 +212,7 @@ class CutCodec:
         link = self._laid_out(link, features.shape)
         selection = self.selector.pack(link)
         quantiser = _for_layout(self.quantiser, link)
-        data = quantiser.encode(kept, budget_bytes - len(selection))
+        data = quantiser.encode(kept, self.selector.useful_bytes(link, budget_bytes - len(selection)))
         if training and (strength := self.quantiser.gradient_correction):
             seen = quantiser.decode(memoryview(data), link.sent, link.kept).to(kept.device)
             link = replace(link, correction=strength * (kept - seen))
@@ -285,7 +285,8 @@ class CutCodec:
             raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
         self._check(self._gradient_bits, rows, columns, full_rows)
         budget_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
-        data = _for_layout(self.quantiser.for_gradient(), link).encode(link.restrict(matrix), budget_bytes)
+        quantiser = _for_layout(self.quantiser.for_gradient(), link)
+        data = quantiser.encode(link.restrict(matrix), self.selector.useful_bytes(link, budget_bytes))
         return _array(self.stype, gradient.shape, data)
 
     def decode_gradient(self, array: Array, link: Link) -> Tensor:
@@ -313,7 +314,8 @@ class CutCodec:
             raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
-        kept = _for_layout(self.quantiser.for_gradient(), link).decode(wire.view(array.data), link.sent, link.kept).to(link.device)
+        quantiser = _for_layout(self.quantiser.for_gradient(), link)
+        kept = quantiser.decode(wire.view(array.data), link.sent, link.kept).to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
         _check_scaled(kept, link)

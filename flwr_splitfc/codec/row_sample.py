@@ -14,17 +14,19 @@ from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
 
-MOST_ENTRIES = 2**19
+MOST_ENTRIES, MOST_BYTES = 2**18, 2**15
 """Of the rows that are sent, for the time that their coding takes; one row is always sent."""
 
 
 def rows_to_send(rows: int, columns: int, budget_bytes: int) -> int:
-    """How many samples a budget is best spent on: the square root of its bytes (docs/splitfc-rd.md).
+    """How many samples a budget is best spent on (docs/splitfc-rd.md).
+
+    The square root of its bytes, or as many as leave each entry a bit if these are more.
 
     >>> rows_to_send(256, 1152, budget_bytes=1843), rows_to_send(32, 1152, budget_bytes=1843)
     (42, 32)
     """
-    return max(1, min(rows, isqrt(budget_bytes), MOST_ENTRIES // columns))
+    return max(1, min(rows, max(isqrt(budget_bytes), 8 * budget_bytes // columns), MOST_ENTRIES // columns))
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class RowSample(Selector):
     def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
         samples, groups, rest = wire.unpack_rows(data, rows)
         return Link(rows, columns, samples=None if samples is None else torch.from_numpy(samples), groups=groups), rest
+
+    def useful_bytes(self, link: Link, budget_bytes: int) -> int:
+        """Of a part of the batch, a bit for each entry: more would not make up for the rows that are left out."""
+        if link.samples is None:
+            return budget_bytes
+        return min(budget_bytes, max(MOST_BYTES, link.sent * link.width // 8))
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns

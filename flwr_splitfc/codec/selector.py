@@ -60,6 +60,10 @@ class Selector(ABC):
             If the bytes are no selection of this shape.
         """
 
+    def useful_bytes(self, link: Link, budget_bytes: int) -> int:
+        """How much of a budget to spend on the rows and columns of a link; all of it, unless a selector knows better."""
+        return budget_bytes
+
     @abstractmethod
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         """``K`` in the worst case, out of ``D`` columns: what a budget must provide for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ _ZERO_INDICES = 64
 _WIDTHS = 32
 
 
-def symbols(values: Ints, levels: wire.Model) -> Iterator[Run]:
+def symbols(values: NDArray[Any], levels: wire.Model) -> Iterator[Run]:
     """Values as they are; no run where there are none."""
     if len(values):
         yield values.astype(np.int32), levels

@@ -87,7 +87,9 @@ def dct_matrix(length: int) -> Tensor:
     """
     waves = [[cos(pi * (2 * place + 1) * k / (2 * length)) for place in range(length)] for k in range(length)]
     scales = [sqrt((2 if k else 1) / length) * 2**_DCT_BITS for k in range(length)]
-    return torch.tensor([[round(scale * wave) for wave in row] for scale, row in zip(scales, waves, strict=True)]).double()
+    return torch.tensor(
+        [[round(scale * wave) for wave in row] for scale, row in zip(scales, waves, strict=True)]
+    ).double()
 
 
 @lru_cache
@@ -157,7 +159,8 @@ def klt_matrix(vectors: Ints) -> Tensor:
 
 def to_directions(parts: Tensor, klt: Tensor) -> Tensor:
     """float32 (..., n, f) by directions."""
-    return (klt.T / 2**_KLT_BITS).to(parts) @ parts
+    moved: Tensor = (klt.T / 2**_KLT_BITS).to(parts) @ parts
+    return moved
 
 
 def from_directions(parts: Tensor, klt: Tensor, directions: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ def test_scale_is_the_inverse_keep_probability(offset: float) -> None:
     features[:, 2] = 7.0
     keep = keep_probabilities(normalised_dispersion(features.double()), 3.0)
     selector, generator = FeatureDropout(3.0), torch.Generator().manual_seed(5)
-    kept, link = selector.select(features.flatten(1), Channels.of(features.shape), generator, affordable=0, budget_bytes=0)
+    kept, link = selector.select(
+        features.flatten(1), Channels.of(features.shape), generator, affordable=0, budget_bytes=0
+    )
     assert link.columns is not None
     assert link.scale is not None
     torch.testing.assert_close(link.scale.double(), 1 / keep[link.columns], rtol=1e-4, atol=0)
@@ -95,7 +97,9 @@ def test_reduction_one_keeps_everything_unscaled() -> None:
 
 def test_the_server_learns_columns_and_no_probabilities() -> None:
     selector = FeatureDropout(2.0)
-    _, link = selector.select(torch.randn(5, 64), flat(64), torch.Generator().manual_seed(0), affordable=0, budget_bytes=0)
+    _, link = selector.select(
+        torch.randn(5, 64), flat(64), torch.Generator().manual_seed(0), affordable=0, budget_bytes=0
+    )
     data = selector.pack(link)
     server, rest = selector.unpack(memoryview(data + b"rest"), 5, 64)
     assert bytes(rest) == b"rest"

@@ -36,7 +36,9 @@ def test_sets_have_their_probabilities(kept: int, alpha: float) -> None:
 
     matrix = torch.tensor(MAGNITUDES).repeat(rows, 1)
     generator = torch.Generator().manual_seed(kept)
-    sent, link = RandomTopEntries(alpha).select(matrix, Channels.of(matrix.shape), generator, affordable=kept, budget_bytes=0)
+    sent, link = RandomTopEntries(alpha).select(
+        matrix, Channels.of(matrix.shape), generator, affordable=kept, budget_bytes=0
+    )
     assert link.columns is not None
     assert torch.equal(sent, matrix.gather(1, link.columns))
     drawn, counts = torch.unique(link.columns, dim=0, return_counts=True)

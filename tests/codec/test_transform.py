@@ -22,7 +22,14 @@ from flwr_splitfc.codec.transform import (
     to_frequencies,
 )
 
-SHAPES = [((5, 8, 6, 4), None), ((5, 9, 6), None), ((5, 3, 4, 2), -1), ((5, 2, 3, 4, 2), 2), ((5, 12), None), ((5, 7, 1, 1), None)]  # fmt: skip
+SHAPES = [
+    ((5, 8, 6, 4), None),
+    ((5, 9, 6), None),
+    ((5, 3, 4, 2), -1),
+    ((5, 2, 3, 4, 2), 2),
+    ((5, 12), None),
+    ((5, 7, 1, 1), None),
+]
 
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)

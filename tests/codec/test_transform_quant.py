@@ -111,7 +111,7 @@ def test_too_small_a_budget_sends_zeros() -> None:
 def test_rows_to_send() -> None:
     assert rows_to_send(256, 1152, budget_bytes=0) == 1
     assert rows_to_send(256, 2**20, budget_bytes=10**6) == 1
-    assert rows_to_send(256, 8192, budget_bytes=10**6) == 64
+    assert rows_to_send(256, 8192, budget_bytes=10**6) == 32
     assert rows_to_send(64, 1152, budget_bytes=10**6) == 64
 
 
