@@ -61,7 +61,7 @@ class Selector(ABC):
         """
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
-        """How much of a budget to spend on the rows and columns of a link; all of it, unless a selector knows better."""
+        """How much of a budget to spend on what a link selects: all of it, unless a selector knows better."""
         return budget_bytes
 
     @abstractmethod

@@ -26,6 +26,9 @@ LONGEST_DCT = 64
 REFLECTOR_STEPS = 32
 """Entries of a reflection's vector are integers of at most this magnitude, which is also the vector's length."""
 
+LARGEST_KLT = 512
+"""Channels or rows beyond which there is none: it takes the square of them."""
+
 _DCT_BITS, _KLT_BITS = 12, 14
 
 
@@ -157,12 +160,16 @@ def klt_matrix(vectors: Ints) -> Tensor:
     return torch.from_numpy(product).double()
 
 
-def to_directions(parts: Tensor, klt: Tensor) -> Tensor:
-    """float32 (..., n, f) by directions."""
-    moved: Tensor = (klt.T / 2**_KLT_BITS).to(parts) @ parts
+def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
+    """float32 (..., n, f) by the directions of these reflections."""
+    if vectors.size == 0:
+        return parts
+    moved: Tensor = (klt_matrix(vectors).T / 2**_KLT_BITS).to(parts) @ parts
     return moved
 
 
-def from_directions(parts: Tensor, klt: Tensor, directions: Tensor) -> Tensor:
+def from_directions(parts: Tensor, vectors: Ints, directions: Tensor) -> Tensor:
     """The inverse for integers in float64, (..., L, f) of the L directions that are named; the others are zero."""
-    return _rounded(klt[:, directions] @ parts, _KLT_BITS)
+    if vectors.size == 0:
+        return parts.new_zeros(*parts.shape[:-2], len(vectors), parts.shape[-1]).index_copy_(-2, directions, parts)
+    return _rounded(klt_matrix(vectors)[:, directions] @ parts, _KLT_BITS)

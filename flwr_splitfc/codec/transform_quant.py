@@ -19,12 +19,12 @@ from flwr_splitfc.codec.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT, matrix_extremes
 from flwr_splitfc.codec.symbol_codes import Run, read_signed, signed, symbols
 from flwr_splitfc.codec.transform import (
+    LARGEST_KLT,
     REFLECTOR_STEPS,
     Layout,
     fit_reflectors,
     from_directions,
     from_frequencies,
-    klt_matrix,
     to_directions,
     to_frequencies,
 )
@@ -43,7 +43,6 @@ _MARGIN_STEPS = MOST_MARGIN - LEAST_MARGIN
 _MOST_STEPS = 4000
 _LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
 _CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
-_KLT_CHANNELS, _KLT_ROWS = 512, 512
 _KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 3.0, 6.0
 _KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**17, 2**16, 2**12
 _FILL, _ENOUGH, _TOLERANCE = 0.975, 0.94, 0.03
@@ -90,11 +89,11 @@ class _LayoutQuant(TransformQuant):
         parts = self.layout.split(matrix / unit)
         rows, channels, places = parts.shape
         some = parts[:: ceil(parts.numel() / _KLT_ENTRIES)].transpose(0, 1).reshape(channels, -1)
-        by_channel = fit_reflectors(some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS, _KLT_CHANNELS))
-        parts = to_directions(parts, klt_matrix(by_channel)).reshape(rows, -1)
+        by_channel = fit_reflectors(some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS))
+        parts = to_directions(parts, by_channel).reshape(rows, -1)
         some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES)]
-        by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS, _KLT_ROWS))
-        parts = to_directions(parts, klt_matrix(by_row)).view(rows, channels, places)
+        by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS))
+        parts = to_directions(parts, by_row).view(rows, channels, places)
         values = to_frequencies(parts, self.layout.axes).cpu()
         header = TransformHeader(1.0, by_channel.shape[1], by_row.shape[1], least >= 0)
         head = [*_reflector_runs(by_channel), *_reflector_runs(by_row)]
@@ -130,16 +129,16 @@ class _LayoutQuant(TransformQuant):
         live = torch.from_numpy(np.flatnonzero(np.bincount(at // places % channels)))
         parts = from_frequencies(parts.view(rows, channels, places).index_select(1, live), self.layout.axes)
         if by_row.size:
-            parts = from_directions(parts.view(rows, -1), klt_matrix(by_row), torch.arange(rows))
-        parts = from_directions(parts.view(rows, -1, places), klt_matrix(by_channel), live)
+            parts = from_directions(parts.view(rows, -1), by_row, torch.arange(rows))
+        parts = from_directions(parts.view(rows, -1, places), by_channel, live)
         matrix = self.layout.join(parts * (header.step / _UNITS)).float()
         return matrix.clamp_(0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
 
 
-def _worthwhile(size: int, budget_bytes: int, most: int, largest: int) -> int:
+def _worthwhile(size: int, budget_bytes: int, most: int) -> int:
     """How many reflections of so many channels or rows to send: a quarter, within a share of the budget."""
     affordable = int(8 * budget_bytes / (_KLT_SHARE * _REFLECTOR_ENTRY_BITS * size))
-    return 0 if size > largest else max(min(size // 4, most, affordable), 0)
+    return 0 if size > LARGEST_KLT else max(min(size // 4, most, affordable), 0)
 
 
 # Rate
@@ -257,8 +256,8 @@ def _reflector_runs(vectors: Ints) -> Iterator[Run]:
 
 
 def _read_reflectors(reader: wire.SymbolReader, directions: int, count: int) -> Ints:
-    if count >= directions and count:
-        raise PayloadError(f"{count} reflections of {directions} channels")
+    if count and not count < directions <= LARGEST_KLT:
+        raise PayloadError(f"{count} reflections of {directions} channels or rows; at most {LARGEST_KLT} are reflected")
     vectors = np.zeros((count, directions), np.int64)
     if count:
         vectors[np.arange(count), np.arange(count)] = reader.read(count, REFLECTOR_STEPS + 1)

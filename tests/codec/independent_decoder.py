@@ -606,7 +606,7 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
 def reflectors(stream: Stream, n: int, r: int) -> list[list[int]]:
     if r == 0:
         return []
-    refuse_if(r >= n, "r")
+    refuse_if(r >= n or n > 512, "r")
     w = [[0] * n for _ in range(r)]
     for k, first in enumerate(evens(stream, [33] * r)):
         w[k][k] = first

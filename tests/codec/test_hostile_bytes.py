@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from flwr.app import Array
 
 from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels, wire
+from flwr_splitfc.codec.transform_quant import TransformQuant
 from tests import fixture
 from tests.codec.cuts import affordable_cut
 from tests.codec.independent_decoder import Refused, decode_labels
@@ -264,6 +266,23 @@ def zeros(words: int) -> bytes:
     return struct.pack("<I", words) + bytes(4 * words)
 
 
+def all_rows(channels: int) -> bytes:
+    """Every row of `channels`, up to the transformed matrix."""
+    return wire.pack_rows(None, ROWS, channels)
+
+
+@cache
+def transformed_ones() -> bytes:
+    """The cheapest legal matrix in which nothing is 0."""
+    return TransformQuant().encode(torch.ones(ROWS, COLUMNS), 2**20)
+
+
+@cache
+def transformed_noise() -> bytes:
+    """As large as they come."""
+    return TransformQuant().encode(torch.randn(ROWS, COLUMNS), 3 * 2**20)
+
+
 def codebooks() -> Iterator[tuple[bytes, bool]]:
     """Of few and many centroids, announced or there."""
     for length, groups, count in [(1, 1, 2), (2, 1, 65535), (4, 1024, 256), (COLUMNS - 1, 2, 128), (1, COLUMNS, 256)]:
@@ -345,6 +364,17 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
         even("splitfc-noisy", wire.LevelHeader(65536, -1e38, 1e38, 255), widest, True),
         even("splitfc-noisy", wire.LevelHeader(2, -1e38, 1e38, 255), b"", False),
+        ("splitfc-rd", struct.pack("<II", COLUMNS, 0), False),
+        ("splitfc-rd", struct.pack("<III", 7, ROWS, 0), False),
+        ("splitfc-rd", all_rows(1) + struct.pack("<f", 1.0), False),
+        ("splitfc-rd", all_rows(1) + struct.pack("<f", -1.0), False),
+        ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12), False),
+        ("splitfc-rd", all_rows(256) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12), False),
+        ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 2) + zeros(2**12), False),
+        ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 0), False),
+        ("splitfc-rd", all_rows(COLUMNS) + transformed_ones(), True),
+        ("splitfc-rd", all_rows(COLUMNS) + transformed_ones()[:-4], False),
+        ("splitfc-rd", all_rows(COLUMNS) + transformed_noise(), True),
         ("int8", b"", False),
         ("int8", np.repeat([-1.0, 1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), True),
         ("int8", np.repeat([1.0, -1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), False),
@@ -419,15 +449,20 @@ def print_peaks(directory: Path) -> None:
     payloads = [(path.name.split("@")[0], path.read_bytes()) for path in sorted(directory.iterdir())]
     for vector in MATRICES:  # tables and lazily loaded code
         outcome(vector, vector.array())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = peak_kib()
     for name, payload in payloads:
-        if name != "labels":
+        if name not in ("labels", "splitfc-rd"):
             decode_bomb(name, payload)
     matrices = peak_kib()
     for name, payload in payloads:
         if name == "labels":
             decode_label_bomb(payload)
-    print(matrices - before, peak_kib() - before)
+    labels = peak_kib()
+    for name, payload in payloads:
+        if name == "splitfc-rd":
+            decode_bomb(name, payload)
+    print(matrices - before, labels - before, peak_kib() - before)
 
 
 def peak_kib() -> int:
@@ -450,10 +485,11 @@ def test_memory_is_bounded_by_the_agreed_matrix(tmp_path: Path) -> None:
     }  # what is freed is gone, not kept for the next payload
     run = subprocess.run(command, cwd=ROOT, env=at_once, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    matrices_kib, all_kib = map(int, run.stdout.split())
-    print(f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels")
+    matrices_kib, all_kib, transformed_kib = map(int, run.stdout.split())
+    print(f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels, {transformed_kib} KiB with transforms")
     assert 4 * ROWS * COLUMNS <= matrices_kib * 1024 <= 6 * 4 * ROWS * COLUMNS + 128 * COLUMNS + 4 * 2**20
     assert all_kib * 1024 <= 32 * 2**20
+    assert transformed_kib * 1024 <= 32 * 4 * ROWS * COLUMNS + 4 * 2**20
 
 
 def test_labels_are_refused_before_they_are_made() -> None:

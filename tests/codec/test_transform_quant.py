@@ -117,9 +117,9 @@ def test_rows_to_send() -> None:
 
 def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
     """Each row as often as any other; the mean of the gradients of samples is that of the batch."""
-    rows, columns, draws = 40, 16, 400
+    rows, columns, draws = 40, 64, 400
     gradient = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
-    cut = cut_codec("splitfc-rd", uplink_bits=1.5, downlink_bits=60.0)
+    cut = cut_codec("splitfc-rd", uplink_bits=0.4, downlink_bits=60.0)
     generator = torch.Generator().manual_seed(0)
     counts, total = torch.zeros(rows), torch.zeros(columns)
     for _ in range(draws):
@@ -136,12 +136,12 @@ def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
 
 
 def test_every_row_goes_up_where_the_loss_is_elsewhere() -> None:
-    features = torch.randn(40, 16)
-    cut = cut_codec("splitfc-rd", uplink_bits=1.5)
+    features = torch.randn(40, 64)
+    cut = cut_codec("splitfc-rd", uplink_bits=0.4)
     assert cut.encode_features(features)[1].sent < 40
     for link in (
         cut.encode_features(features, all_rows=True)[1],
         cut.mirror().encode_features(features)[1],
-        cut_codec("splitfc-rd", uplink_bits=1.5, evaluation="codec").encode_features(features, training=False)[1],
+        cut_codec("splitfc-rd", uplink_bits=0.4, evaluation="codec").encode_features(features, training=False)[1],
     ):
         assert link.samples is None
