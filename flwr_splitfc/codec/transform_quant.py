@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, exp, frexp, log
+from math import ceil, exp, frexp, isqrt, log
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ _UNITS = 256  # of a step, in which the decoder computes
 _MARGIN_STEPS = MOST_MARGIN - LEAST_MARGIN
 
 _MOST_STEPS = 4000
+_LEAST_BYTES = 32
 _LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
 _CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
 _KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 3.0, 6.0
@@ -71,8 +72,8 @@ class TransformQuant(Quantiser):
         return _LayoutQuant(Layout.of((rows, columns))).decode(data, rows, columns)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
-        """A step of zero."""
-        return wire.TRANSFORM_BYTES
+        """Enough for more than side information; four bytes, a step of zero, are the smallest payload of all."""
+        return _LEAST_BYTES + rows // 2 + isqrt(columns)
 
 
 @dataclass(frozen=True)

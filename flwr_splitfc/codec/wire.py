@@ -562,9 +562,6 @@ class SymbolReader:
 
 # Transform quantiser
 
-TRANSFORM_BYTES = 4
-"""Of the step alone, which is enough where everything is zero."""
-
 
 class TransformHeader(NamedTuple):
     """What the reader of a transformed matrix knows before the symbols.

@@ -1,0 +1,95 @@
+"""A codec that sends some of a batch's rows: labels, loss and gradient are of these alone."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flwr_splitfc import connect, cut_codec
+from flwr_splitfc.codec import pack_labels
+from flwr_splitfc.exchange import FeaturesRefused, HalfTrainer, LabelsRefused, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange import split_pb2 as pb
+from flwr_splitfc.exchange.seeds import seeded_generator
+from flwr_splitfc.exchange.tensors import to_matrix
+from tests.exchange.test_session import everything
+from tests.exchange.test_u_shape import tail
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
+from tests.local_grid import ticket_message
+
+RD = cut_codec("splitfc-rd", uplink_bits=0.5, downlink_bits=4.0)
+
+
+def endpoint_of(loss_fn: nn.Module | None, output_codec=None) -> SplitEndpoint:
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    model = ServerHalf if loss_fn else partial(nn.Sequential, nn.Flatten(), nn.Linear(64, 32))
+    half = SharedHalf(HalfTrainer(seeded(model), loss_fn, optimizer, device="cpu"))
+    return SplitEndpoint(half, RD, output_codec=output_codec)
+
+
+@pytest.fixture
+def endpoint():
+    with endpoint_of(nn.CrossEntropyLoss()) as endpoint:
+        yield endpoint
+
+
+def test_loss_and_gradient_are_those_of_the_rows_that_were_sent(endpoint):
+    (x, y), server = batches(1)[0], seeded(ServerHalf)
+    features = seeded(DeviceHalf)(x).detach().requires_grad_()
+    with connect(ticket_message(endpoint)) as session:
+        generator = seeded_generator(session.seed, 1)
+        session.loss(features, y).backward()
+        metrics = session.metrics()
+    array, link = RD.encode_features(features, generator=generator)
+    seen = link.sent_rows(RD.decode_features(array, expect=(16, 64))[0]).requires_grad_()
+    wanted = nn.functional.cross_entropy(server(seen.view(link.sent, *features.shape[1:])), link.sent_rows(y))
+    wanted.backward()
+    assert link.sent == 8
+    assert metrics["train_loss"] == pytest.approx(wanted.item())
+    assert metrics["num-examples"] == 16
+    gradient = link.sent_rows(features.grad).flatten(1)
+    torch.testing.assert_close(gradient, seen.grad, rtol=0, atol=0.2 * float(seen.grad.abs().max()))
+    others = torch.ones(16, dtype=torch.bool).index_fill(0, link.samples, False)
+    assert not features.grad[others].any()
+
+
+def test_the_ledger_counts_the_whole_batch(endpoint):
+    with connect(ticket_message(endpoint)) as session:
+        for x, y in batches(3):
+            session.loss(seeded(DeviceHalf)(x), y).backward()
+    traffic = endpoint.ledger.of(1, "train")
+    assert (traffic.rows, traffic.entries) == (48, 48 * 64)
+    assert 0.3 < traffic.uplink_bits_per_entry <= 0.5
+    assert traffic.uplink_bytes["labels"] < 3 * len(pack_labels(batches(1)[0][1]))
+
+
+def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
+    (x, y), before = batches(1)[0], everything(endpoint)
+    array, link = RD.encode_features(seeded(DeviceHalf)(x).detach())
+    step = pb.Step(features=to_matrix(array), labels=pack_labels(y))
+    with pytest.raises(LabelsRefused, match="wanted 8 rows"), connect(ticket_message(endpoint)) as session:
+        session._ask(pb.DeviceFrame(step=step))
+    assert link.sent == 8
+    assert same(everything(endpoint), before)
+
+
+def test_every_row_goes_both_ways_where_the_loss_is_the_devices():
+    (x, y), last = batches(1)[0], seeded(tail)
+    output_codec = cut_codec("splitfc-rd", uplink_bits=4.0, downlink_bits=4.0)
+    with endpoint_of(None, output_codec) as endpoint, connect(ticket_message(endpoint)) as session:
+        features = seeded(DeviceHalf)(x).detach().requires_grad_()
+        output = session.forward(features)
+        assert output.shape == (16, 32)
+        nn.functional.cross_entropy(last(output), y).backward()
+        assert features.grad.flatten(1).any(1).all()
+
+
+def test_a_sample_is_refused_where_the_loss_is_the_devices():
+    (x, _) = batches(1)[0]
+    array, _ = RD.encode_features(seeded(DeviceHalf)(x).detach())
+    with (
+        endpoint_of(None, RD) as endpoint,
+        pytest.raises(FeaturesRefused, match="8 of 16 rows"),
+        connect(ticket_message(endpoint)) as session,
+    ):
+        session._ask(pb.DeviceFrame(forward=pb.Forward(features=to_matrix(array))))
