@@ -24,7 +24,7 @@ class SplitFC(SplitLearning):
         Bits per entry of the gradient matrix.
     reduction : float (default: 16)
         The paper's R: one column in R is kept, in expectation.
-    evaluation, channel_dim
+    evaluation, evaluation_bits, channel_dim
         Of the codec, as in `CutCodec`.
     **split_options
         Other parameters as in `SplitLearning`.
@@ -40,6 +40,7 @@ class SplitFC(SplitLearning):
         downlink_bits: float = 0.4,
         reduction: float = 16,
         evaluation: str = "float16",
+        evaluation_bits: float | None = None,
         channel_dim: int | None = None,
         **split_options: Any,
     ) -> None:
@@ -49,6 +50,7 @@ class SplitFC(SplitLearning):
             downlink_bits=downlink_bits,
             reduction=reduction,
             evaluation=evaluation,
+            evaluation_bits=evaluation_bits,
             channel_dim=channel_dim,
         )
         super().__init__(server_model, loss_fn, optimizer, codec=codec, **split_options)

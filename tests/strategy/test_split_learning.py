@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from flwr_splitfc import (
     connect,
     split_at,
 )
+from flwr_splitfc.codec import codec_settings
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -381,3 +383,7 @@ def test_a_loss_that_devices_do_not_tell_is_none(tmp_path):
     assert [row["loss"] for row in strategy.progress.rows] == [None, None]
     assert "train_loss" not in result.train_metrics_clientapp[2]
     assert result.train_metrics_clientapp[2]["steps"] == 5
+
+
+def test_splitfc_takes_every_setting_of_its_codec():
+    assert set(codec_settings("splitfc")) <= signature(SplitFC).parameters.keys()
