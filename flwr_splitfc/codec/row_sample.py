@@ -21,12 +21,12 @@ MOST_ENTRIES, MOST_BYTES = 2**18, 2**15
 def rows_to_send(rows: int, columns: int, budget_bytes: int) -> int:
     """How many samples a budget is best spent on (docs/splitfc-rd.md).
 
-    The square root of its bytes, or as many as leave each entry a bit if these are more.
+    One and a half times the square root of its bytes, or as many as leave each entry a bit if these are more.
 
     >>> rows_to_send(256, 1152, budget_bytes=1843), rows_to_send(32, 1152, budget_bytes=1843)
-    (42, 32)
+    (64, 32)
     """
-    return max(1, min(rows, max(isqrt(budget_bytes), 8 * budget_bytes // columns), MOST_ENTRIES // columns))
+    return max(1, min(rows, max(isqrt(9 * budget_bytes // 4), 8 * budget_bytes // columns), MOST_ENTRIES // columns))
 
 
 @dataclass(frozen=True)
