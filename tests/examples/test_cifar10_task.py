@@ -19,6 +19,7 @@ CIFAR = DatasetSpec(channels=3, image_size=32, num_classes=10)
         ({"model": "vgg11", "width": 0.25}, (32, 8, 8)),
         ({"model": "vgg11", "width": 0.01}, (8, 8, 8)),
         ({"model": "resnet18", "width": 0.5}, (64, 16, 16)),
+        ({"model": "cnn"}, (64, 8, 8)),
     ],
 )
 def test_halves_fit(settings: dict[str, str | float], cut: tuple[int, int, int]) -> None:
@@ -48,7 +49,7 @@ def test_other_images_of_32_pixels_or_more() -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"model": "vgg16"}, "model is 'vgg16', wanted one of vgg11, resnet18"),
+        ({"model": "vgg16"}, "model is 'vgg16', wanted one of vgg11, resnet18, cnn"),
         ({"width": 0}, "width is 0.0, wanted more than 0"),
         ({"width": "half"}, "width is 'half', wanted float"),
         ({"augment": 1}, "augment is 1, wanted bool"),

@@ -34,9 +34,19 @@ def resnet18(spec: DatasetSpec, width: float) -> nn.Sequential:
     return nn.Sequential(stem, *stages, _Classifier(channels[-1], spec.num_classes))
 
 
+def cnn(spec: DatasetSpec, width: float) -> nn.Sequential:
+    """Three convolutions, each halving the image, and one linear layer: learns something in a few hundred steps."""
+    channels = [spec.channels, *_widened((32, 64, 64), width)]
+    stages = [_vgg_stage(*ends, 1) for ends in pairwise(channels)]
+    stages[0].insert(0, _Centred())
+    entries = channels[-1] * (spec.image_size // 8) ** 2
+    return nn.Sequential(*stages, nn.Sequential(nn.Flatten(), nn.Linear(entries, spec.num_classes)))
+
+
 MODELS: dict[str, tuple[Callable[[DatasetSpec, float], nn.Sequential], int]] = {
     "vgg11": (vgg11, 1),  # cut after the second stage: 128 x 8 x 8 for 32 x 32 images at width 1
     "resnet18": (resnet18, 2),  # likewise: 128 x 16 x 16
+    "cnn": (cnn, 1),  # likewise: 64 x 8 x 8
 }
 
 
