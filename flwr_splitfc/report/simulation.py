@@ -76,7 +76,10 @@ class RunGrid(MeteredGrid):
         for reply in checked:
             if reply.has_error() and purpose_of(reply):
                 reason = (reply.error.reason or "no reason given").strip()
-                raise BudgetError(reason) if _TOO_SMALL in reason else DeviceFailed(f"a device failed: {reason}")
+                for line in reason.splitlines():  # of a traceback, which holds a machine's paths
+                    if _TOO_SMALL in line:
+                        raise BudgetError(line.strip())
+                raise DeviceFailed(f"a device failed: {reason}")
         return checked
 
 
