@@ -48,8 +48,8 @@ class _Order:
     """The coefficients of a batch context by context, from their contexts, uint8 and flat."""
 
     def __init__(self, contexts: Tensor) -> None:
-        self.places: Ints = torch.sort(contexts, stable=True).indices.numpy()
-        self.sizes: Ints = np.bincount(contexts.numpy(), minlength=CONTEXTS)
+        self.places: Ints = np.argsort(contexts.numpy(), kind="stable")
+        self.sizes: Ints = torch.bincount(contexts, minlength=CONTEXTS).numpy()
         self.starts: Ints = np.cumsum(self.sizes) - self.sizes
 
 

@@ -152,7 +152,7 @@ def _falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
 def coded_bits(contexts: Tensor, magnitudes: Tensor) -> float:
     """About how many bits coefficients take, contexts and magnitudes as flat tensors."""
     pairs = contexts.short() * (MAGNITUDES + 1) + magnitudes.clamp_max(MAGNITUDES).short()
-    counts = np.bincount(pairs.numpy(), minlength=CONTEXTS * (MAGNITUDES + 1)).reshape(CONTEXTS, -1)
+    counts = torch.bincount(pairs, minlength=CONTEXTS * (MAGNITUDES + 1)).numpy().reshape(CONTEXTS, -1)
     size, zeros = counts.sum(1), counts[:, 0]
     nonzero = size - zeros
     excess = counts[:, 1:] @ np.arange(MAGNITUDES)

@@ -14,19 +14,26 @@ from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
 
-MOST_ENTRIES, MOST_BYTES = 2**18, 2**15
-"""Of the rows that are sent, for the time that their coding takes; one row is always sent."""
+MOST_PRODUCTS, FEWEST_CHANNELS, MOST_CHANNELS = 2**25, 64, 512
+"""What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
+
+MOST_BYTES = 3 * 2**13
 
 
-def rows_to_send(rows: int, columns: int, budget_bytes: int) -> int:
-    """How many samples a budget is best spent on (docs/splitfc-rd.md).
+def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
+    """How many samples a budget is best spent on, and there is time for (docs/splitfc-rd.md).
 
-    One and a half times the square root of its bytes, or as many as leave each entry a bit if these are more.
+    One and a half times the square root of its bytes, or as many as leave each entry a bit if these are more. Time is
+    for an eighth of the batch, or for more while the KLT of the channels is small.
 
-    >>> rows_to_send(256, 1152, budget_bytes=1843), rows_to_send(32, 1152, budget_bytes=1843)
+    >>> rows_to_send(256, 1152, 32, budget_bytes=1843), rows_to_send(32, 1152, 32, budget_bytes=1843)
     (64, 32)
+    >>> rows_to_send(128, 4096, 64, budget_bytes=13107), rows_to_send(256, 8192, 128, budget_bytes=52428)
+    (128, 32)
     """
-    return max(1, min(rows, max(isqrt(9 * budget_bytes // 4), 8 * budget_bytes // columns), MOST_ENTRIES // columns))
+    wanted = max(isqrt(9 * budget_bytes // 4), 8 * budget_bytes // columns)
+    channels = min(max(channels, FEWEST_CHANNELS), MOST_CHANNELS)
+    return max(1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels))))
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class RowSample(Selector):
     ) -> tuple[Tensor, Link]:
         check_entries(matrix)
         rows, width = matrix.shape
-        sent = rows_to_send(rows, width, budget_bytes)
+        sent = rows_to_send(rows, width, channels.count, budget_bytes)
         if sent == rows or not training or all_rows:
             return matrix, Link(rows, width, device=matrix.device, groups=channels.count)
         samples = torch.randperm(rows, generator=generator)[:sent].sort().values
@@ -66,10 +73,10 @@ class RowSample(Selector):
         return Link(rows, columns, samples=None if samples is None else torch.from_numpy(samples), groups=groups), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
-        """Of a part of the batch, a bit for each entry: more would not make up for the rows that are left out."""
+        """Of a part of the batch, 3/4 bit for each entry: more would not make up for the rows that are left out."""
         if link.samples is None:
             return budget_bytes
-        return min(budget_bytes, max(MOST_BYTES, link.sent * link.width // 8))
+        return min(budget_bytes, max(MOST_BYTES, 3 * link.sent * link.width // 32))
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns

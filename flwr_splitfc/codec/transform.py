@@ -103,12 +103,12 @@ def dct_length(size: int) -> int:
 
 def to_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     """DCT of float32 (B, C, f) along each axis of the map."""
-    return _along_axes(parts, axes, lambda length: (dct_matrix(length).T / 2**_DCT_BITS).float())
+    return _along_axes(parts, axes, lambda length: dct_matrix(length).float() / 2**_DCT_BITS)
 
 
 def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     """The inverse for integers in float64 (B, C, f), rounded to integers after each axis."""
-    return _along_axes(parts, axes, dct_matrix, shift=_DCT_BITS)
+    return _along_axes(parts, axes, lambda length: dct_matrix(length).T, shift=_DCT_BITS)
 
 
 def _along_axes(parts: Tensor, axes: Sequence[int], matrix_of: Callable[[int], Tensor], shift: int = 0) -> Tensor:
@@ -117,10 +117,9 @@ def _along_axes(parts: Tensor, axes: Sequence[int], matrix_of: Callable[[int], T
         after //= size
         length = dct_length(size)
         if length > 1:
-            blocks = parts.reshape(-1, length, after).transpose(1, 2)
-            moved = _rounded(blocks @ matrix_of(length).to(parts.device), shift)
-            parts = moved.transpose(1, 2)
-    return parts.reshape(shape)
+            blocks = parts.reshape(-1, length, after)
+            parts = _rounded(torch.einsum("pk,nkq->npq", matrix_of(length).to(parts.device), blocks), shift)
+    return parts.reshape(shape).contiguous()
 
 
 def _rounded(values: Tensor, bits: int) -> Tensor:
@@ -140,36 +139,39 @@ def fit_reflectors(samples: Tensor, count: int) -> Ints:
     size = len(samples)
     if count == 0:
         return np.zeros((size, 0), np.int64)
-    directions = torch.linalg.eigh((samples @ samples.T).double().cpu()).eigenvectors.flip(1)[:, :count]
-    lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(size, count, dtype=torch.float64)
+    directions = torch.linalg.eigh((samples @ samples.T).cpu()).eigenvectors.flip(1)[:, :count]
+    lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(size, count)
     vectors: Ints = (lower * (REFLECTOR_STEPS / lower.norm(dim=0))).round().long().numpy()
     return vectors
 
 
-def klt_matrix(vectors: Ints) -> Tensor:
-    """The product of the reflections as integers of 2^-14 in float64 (n, n); column k is direction k.
+def klt_matrix(vectors: Ints, directions: Ints) -> Tensor:
+    """The product of the reflections as integers of 2^-14 in float64 (n, L), of ascending directions alone.
 
     ``H_0 H_1 ...`` is built from the last, each ``H = I - 2 w w^T / w^T w`` with its product rounded, halves up.
+    Numbers stay below 2^37, so a float64 quotient is on the right side of every integer.
     """
-    size, count = vectors.shape
-    product = np.eye(size, dtype=np.int64) << _KLT_BITS
-    for k in reversed(range(count)):
-        w, rest = vectors[k:, k], product[k:, k:]
-        square = int(w @ w)
-        rest -= (4 * np.outer(w, w @ rest) + square) // (2 * square)
-    return torch.from_numpy(product).double()
+    product = (directions == np.arange(len(vectors))[:, None]) * 2.0**_KLT_BITS
+    for k in reversed(range(vectors.shape[1])):
+        w, rest = vectors[k:, k].astype(np.float64), product[k:, np.searchsorted(directions, k) :]
+        square = w @ w
+        rest -= np.floor((np.outer(4 * w, w @ rest) + square) / (2 * square))
+    return torch.from_numpy(product)
 
 
 def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
-    """float32 (..., n, f) by the directions of these reflections."""
+    """float32 (..., n, f) by the directions of these reflections, whose first entries are not zero."""
     if vectors.size == 0:
         return parts
-    moved: Tensor = (klt_matrix(vectors).T / 2**_KLT_BITS).to(parts) @ parts
+    w = torch.from_numpy(vectors / vectors.diagonal()).float()
+    transposed = torch.ormqr(w, 2 / w.square().sum(0), torch.eye(len(w)), transpose=True)
+    moved: Tensor = transposed.to(parts) @ parts
     return moved
 
 
-def from_directions(parts: Tensor, vectors: Ints, directions: Tensor) -> Tensor:
+def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
     """The inverse for integers in float64, (..., L, f) of the L directions that are named; the others are zero."""
     if vectors.size == 0:
-        return parts.new_zeros(*parts.shape[:-2], len(vectors), parts.shape[-1]).index_copy_(-2, directions, parts)
-    return _rounded(klt_matrix(vectors)[:, directions] @ parts, _KLT_BITS)
+        at = torch.from_numpy(directions)
+        return parts.new_zeros(*parts.shape[:-2], len(vectors), parts.shape[-1]).index_copy_(-2, at, parts)
+    return _rounded(klt_matrix(vectors, directions) @ parts, _KLT_BITS)

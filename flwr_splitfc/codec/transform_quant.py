@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, exp, frexp, isqrt, log
+from math import ceil, exp, frexp, inf, isqrt, log, sqrt
 
 import numpy as np
 import torch
@@ -44,10 +44,10 @@ _MOST_STEPS = 4000
 _LEAST_BYTES = 32
 _LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
 _CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
-_KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 3.0, 6.0
-_KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**17, 2**16, 2**12
-_FILL, _ENOUGH, _TOLERANCE = 0.975, 0.94, 0.03
-_SEARCHES, _PACKED = 4, 6
+_KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 4.0, 5.2
+_KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**18, 2**16, 2**12
+_FILL, _ENOUGH, _TOLERANCE = 0.985, 0.95, 0.05
+_SEARCHES, _PACKED, _POWER = 4, 6, 1.8
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _LayoutQuant(TransformQuant):
         head = [*_reflector_runs(by_channel), *_reflector_runs(by_row)]
         side_bits = 8 * len(wire.pack_transform(header, head))
         search = _Search(values, 8 * budget_bytes - side_bits)
-        best = b""
+        best, too_fine, too_coarse = b"", 0.0, inf
         for _ in range(_PACKED):
             step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
             header = header._replace(step=float(np.float32(step * unit)))
@@ -109,7 +109,13 @@ class _LayoutQuant(TransformQuant):
                 best = data
             if len(data) <= budget_bytes and (len(data) >= _ENOUGH * budget_bytes or step > search.step):
                 break
+            if len(data) > budget_bytes:
+                too_fine = step
+            else:
+                too_coarse = step
             search.move(len(data) / max(_FILL * budget_bytes, 1))
+            if not too_fine < search.step < too_coarse:
+                search.step = sqrt(too_fine * too_coarse)
         return best or wire.pack_transform(TransformHeader(0.0))
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
@@ -127,10 +133,11 @@ class _LayoutQuant(TransformQuant):
         units = np.sign(values) * (_UNITS * sizes + centroids[np.minimum(sizes, 3)])
         parts = torch.zeros(rows * channels * places, dtype=torch.float64)
         parts[torch.from_numpy(at)] = torch.from_numpy(units).double()
-        live = torch.from_numpy(np.flatnonzero(np.bincount(at // places % channels)))
-        parts = from_frequencies(parts.view(rows, channels, places).index_select(1, live), self.layout.axes)
+        live = np.flatnonzero(np.bincount(at // places % channels))
+        parts = parts.view(rows, channels, places).index_select(1, torch.from_numpy(live))
+        parts = from_frequencies(parts, self.layout.axes)
         if by_row.size:
-            parts = from_directions(parts.view(rows, -1), by_row, torch.arange(rows))
+            parts = from_directions(parts.view(rows, -1), by_row, np.arange(rows))
         parts = from_directions(parts.view(rows, -1, places), by_channel, live)
         matrix = self.layout.join(parts * (header.step / _UNITS)).float()
         return matrix.clamp_(0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
@@ -151,9 +158,9 @@ class _Search:
     def __init__(self, values: Tensor, budget_bits: float) -> None:
         self.largest = float(values.abs().max())
         self.step = self.largest
-        self._power, self._excess, self._moved = 1.0, 0.0, 0.0
+        self._power, self._excess, self._moved = _POWER, 0.0, 0.0
         goal = _FILL * budget_bits
-        some = values[:: ceil(values.numel() / _SEARCH_ENTRIES)]
+        some = _some_rows(values)
         share = len(some) / len(values)
         nonzeros = int(share * goal / _NONZERO_BITS)
         if nonzeros < 1:
@@ -169,16 +176,22 @@ class _Search:
 
     def move(self, ratio: float) -> None:
         """Go on to another step where this one takes so many times the bits that are wanted."""
-        excess = log(min(max(ratio, 0.01), 100.0))
-        if abs(self._moved) > 0.01:
-            self._power = min(max((self._excess - excess) / self._moved, 0.3), 3.0)
+        excess = log(min(max(ratio, 0.25), 4.0))
+        if abs(self._moved) > 0.1:
+            self._power = min(max((self._excess - excess) / self._moved, 0.6), 6.0)
         self._excess, self._moved = excess, excess / self._power
         self.step *= exp(self._moved)
 
 
+def _some_rows(values: Tensor) -> Tensor:
+    """Evenly spread, so that the leading directions of the rows, which come first, have their share."""
+    every = min(ceil(values.numel() / _SEARCH_ENTRIES), len(values))
+    return values[every // 2 :: every]
+
+
 def _exceeded_by(values: Tensor, count: int) -> float:
     """The magnitude that about so many of the values exceed."""
-    magnitudes = values.flatten()[:: ceil(values.numel() / _QUANTILE_ENTRIES)].abs()
+    magnitudes = values.flatten()[:: ceil(values.numel() / _QUANTILE_ENTRIES) | 1].abs()  # odd, for all frequencies
     place = len(magnitudes) - round(count * len(magnitudes) / values.numel())
     return float(magnitudes.kthvalue(min(max(place, 1), len(magnitudes))).values)
 
@@ -216,13 +229,13 @@ def _runs(values: Tensor, magnitudes: Tensor, step: float) -> Iterator[Run]:
 
 def _centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     """Where coefficients of magnitude 1, 2 and more lie on average, in 16ths of a step from it."""
-    some = ceil(values.numel() / _SEARCH_ENTRIES)
-    values, magnitudes = values[::some], magnitudes[::some]
-    beyond = (values.abs() / step - magnitudes).flatten()
-    group = magnitudes.flatten().clamp_max(3).long()
-    sums = np.bincount(group.numpy(), beyond.numpy(), 4)[1:]
-    counts = np.maximum(np.bincount(group.numpy(), minlength=4)[1:], 1)
-    return np.round(16 * sums / counts).clip(_LEAST_CENTROID, _LEAST_CENTROID + _CENTROIDS - 1).astype(np.int64)
+    sizes = _some_rows(magnitudes).numpy().ravel()
+    at = np.flatnonzero(sizes)
+    beyond = np.abs(_some_rows(values).numpy().ravel()[at]) / step - sizes[at]
+    group = np.minimum(sizes[at], 3).astype(np.int64)
+    sums, counts = (np.bincount(group, weights, 4)[1:] for weights in (beyond, None))
+    points = np.round(16 * sums / np.maximum(counts, 1))
+    return points.clip(_LEAST_CENTROID, _LEAST_CENTROID + _CENTROIDS - 1).astype(np.int64)
 
 
 def _centroid_table(points: wire.Symbols) -> Ints:

@@ -75,17 +75,20 @@ def test_leading_directions_come_first(size: int, count: int) -> None:
     vectors = fit_reflectors(mixed, count)
     assert np.abs(vectors).max(initial=0) <= REFLECTOR_STEPS
     assert not np.triu(vectors, 1).any()
-    klt = klt_matrix(vectors)
+    klt = klt_matrix(vectors, np.arange(size))
     product = klt / 2**14
     torch.testing.assert_close(product.T @ product, torch.eye(size, dtype=torch.float64), rtol=0, atol=2e-3)
-    energy = to_directions(mixed, vectors).square().mean(1)
+    moved = to_directions(mixed, vectors)
+    torch.testing.assert_close(moved, product.T.float() @ mixed, rtol=0, atol=0.05)
+    energy = moved.square().mean(1)
     best = torch.linalg.eigvalsh(mixed @ mixed.T / 4000).flip(0)
     torch.testing.assert_close(energy[:count].sum(), best[:count].sum(), rtol=0.02, atol=1e-6)
 
 
 def test_directions_come_back_exactly_rounded() -> None:
     vectors = fit_reflectors(torch.randn(12, 50), 5)
-    klt, live = klt_matrix(vectors), torch.tensor([0, 3, 11])
+    klt, live = klt_matrix(vectors, np.arange(12)), np.array([0, 3, 11])
+    assert torch.equal(klt_matrix(vectors, live), klt[:, live])
     integers = torch.randint(-(2**20), 2**20, (3, 3, 10)).double()
     back = from_directions(integers, vectors, live)
     slow = [

@@ -108,11 +108,22 @@ def test_too_small_a_budget_sends_zeros() -> None:
     assert not TransformQuant().decode(memoryview(payload), 16, 64).any()
 
 
-def test_rows_to_send() -> None:
-    assert rows_to_send(256, 1152, budget_bytes=0) == 1
-    assert rows_to_send(256, 2**20, budget_bytes=10**6) == 1
-    assert rows_to_send(256, 8192, budget_bytes=10**6) == 32
-    assert rows_to_send(64, 1152, budget_bytes=10**6) == 64
+@pytest.mark.parametrize(
+    ("shape", "channels", "budget", "sent"),
+    [
+        ((256, 1152), 32, 0, 1),
+        ((256, 1152), 32, 1843, 64),
+        ((64, 1152), 32, 10**6, 64),
+        ((128, 4096), 64, 10**6, 128),
+        ((256, 8192), 64, 10**6, 64),
+        ((256, 8192), 128, 10**6, 32),
+        ((256, 8192), 8192, 10**6, 32),
+        ((256, 2**20), 32, 10**6, 32),
+        ((4, 2**20), 32, 10**6, 1),
+    ],
+)
+def test_rows_to_send(shape: tuple[int, int], channels: int, budget: int, sent: int) -> None:
+    assert rows_to_send(*shape, channels, budget) == sent
 
 
 def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
