@@ -23,15 +23,15 @@ MOST_BYTES = 3 * 2**13
 def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
     """How many samples a budget is best spent on, and there is time for (docs/splitfc-rd.md).
 
-    One and a half times the square root of its bytes, or as many as leave each entry a bit if these are more. Time is
+    Twice the square root of its bytes, or as many as leave each entry a bit if these are more. Time is
     for an eighth of the batch, or for more while the KLT of the channels is small.
 
     >>> rows_to_send(256, 1152, 32, budget_bytes=1843), rows_to_send(32, 1152, 32, budget_bytes=1843)
-    (64, 32)
+    (84, 32)
     >>> rows_to_send(128, 4096, 64, budget_bytes=13107), rows_to_send(256, 8192, 128, budget_bytes=52428)
     (128, 32)
     """
-    wanted = max(isqrt(9 * budget_bytes // 4), 8 * budget_bytes // columns)
+    wanted = max(2 * isqrt(budget_bytes), 8 * budget_bytes // columns)
     channels = min(max(channels, FEWEST_CHANNELS), MOST_CHANNELS)
     return max(1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels))))
 

@@ -17,7 +17,7 @@ from tests.exchange.test_u_shape import tail
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import ticket_message
 
-RD = cut_codec("splitfc-rd", uplink_bits=0.5, downlink_bits=4.0)
+RD = cut_codec("splitfc-rd", uplink_bits=0.48, downlink_bits=4.0)
 
 
 def endpoint_of(loss_fn: nn.Module | None, output_codec=None) -> SplitEndpoint:
@@ -44,7 +44,7 @@ def test_loss_and_gradient_are_those_of_the_rows_that_were_sent(endpoint):
     seen = link.sent_rows(RD.decode_features(array, expect=(16, 64))[0]).requires_grad_()
     wanted = nn.functional.cross_entropy(server(seen.view(link.sent, *features.shape[1:])), link.sent_rows(y))
     wanted.backward()
-    assert link.sent == 12
+    assert link.sent == 14
     assert metrics["train_loss"] == pytest.approx(wanted.item())
     assert metrics["num-examples"] == 16
     gradient = link.sent_rows(features.grad).flatten(1)
@@ -67,9 +67,9 @@ def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
     (x, y), before = batches(1)[0], everything(endpoint)
     array, link = RD.encode_features(seeded(DeviceHalf)(x).detach())
     step = pb.Step(features=to_matrix(array), labels=pack_labels(y))
-    with pytest.raises(LabelsRefused, match="wanted 12 rows"), connect(ticket_message(endpoint)) as session:
+    with pytest.raises(LabelsRefused, match="wanted 14 rows"), connect(ticket_message(endpoint)) as session:
         session._ask(pb.DeviceFrame(step=step))
-    assert link.sent == 12
+    assert link.sent == 14
     assert same(everything(endpoint), before)
 
 
@@ -89,7 +89,7 @@ def test_a_sample_is_refused_where_the_loss_is_the_devices():
     array, _ = RD.encode_features(seeded(DeviceHalf)(x).detach())
     with (
         endpoint_of(None, RD) as endpoint,
-        pytest.raises(FeaturesRefused, match="12 of 16 rows"),
+        pytest.raises(FeaturesRefused, match="14 of 16 rows"),
         connect(ticket_message(endpoint)) as session,
     ):
         session._ask(pb.DeviceFrame(forward=pb.Forward(features=to_matrix(array))))
