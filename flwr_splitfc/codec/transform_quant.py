@@ -92,31 +92,13 @@ class _LayoutQuant(TransformQuant):
         some = parts[:: ceil(parts.numel() / _KLT_ENTRIES)].transpose(0, 1).reshape(channels, -1)
         by_channel = fit_reflectors(some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS))
         parts = to_directions(parts, by_channel).reshape(rows, -1)
-        some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES)]
+        some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES) | 1]
         by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS))
         parts = to_directions(parts, by_row).view(rows, channels, places)
         values = to_frequencies(parts, self.layout.axes).cpu()
         header = TransformHeader(1.0, by_channel.shape[1], by_row.shape[1], least >= 0)
         head = [*_reflector_runs(by_channel), *_reflector_runs(by_row)]
-        side_bits = 8 * len(wire.pack_transform(header, head))
-        search = _Search(values, 8 * budget_bytes - side_bits)
-        best, too_fine, too_coarse = b"", 0.0, inf
-        for _ in range(_PACKED):
-            step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
-            header = header._replace(step=float(np.float32(step * unit)))
-            data = _pack(values, header.step / unit, header, head)
-            if len(best) < len(data) <= budget_bytes:
-                best = data
-            if len(data) <= budget_bytes and (len(data) >= _ENOUGH * budget_bytes or step > search.step):
-                break
-            if len(data) > budget_bytes:
-                too_fine = step
-            else:
-                too_coarse = step
-            search.move(len(data) / max(_FILL * budget_bytes, 1))
-            if not too_fine < search.step < too_coarse:
-                search.step = sqrt(too_fine * too_coarse)
-        return best or wire.pack_transform(TransformHeader(0.0))
+        return _pack_within(budget_bytes, values, unit, header, head)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, reader = wire.unpack_transform(data)
@@ -150,6 +132,26 @@ def _worthwhile(size: int, budget_bytes: int, most: int) -> int:
 
 
 # Rate
+
+
+def _pack_within(budget_bytes: int, values: Tensor, unit: float, header: TransformHeader, head: list[Run]) -> bytes:
+    """The payload of (B, C, f) values in this unit, with a step that takes the budget."""
+    search = _Search(values, 8 * (budget_bytes - len(wire.pack_transform(header, head))))
+    best, too_fine, too_coarse = b"", 0.0, inf
+    for _ in range(_PACKED):
+        step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
+        header = header._replace(step=float(np.float32(step * unit)))
+        data = _pack(values, header.step / unit, header, head)
+        if len(data) > budget_bytes:
+            too_fine = step
+        else:
+            best, too_coarse = max(best, data, key=len), step
+            if len(data) >= _ENOUGH * budget_bytes or step > search.step:
+                break
+        search.move(len(data) / max(_FILL * budget_bytes, 1))
+        if not too_fine < search.step < too_coarse:
+            search.step = sqrt(too_fine * too_coarse)
+    return best or wire.pack_transform(TransformHeader(0.0))
 
 
 class _Search:
