@@ -18,6 +18,7 @@ MOST_PRODUCTS, FEWEST_CHANNELS, MOST_CHANNELS = 2**25, 64, 512
 """What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
 
 MOST_BYTES = 3 * 2**13
+"""Of a part of the batch, where 3/4 bit for each entry are less."""
 
 
 def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:

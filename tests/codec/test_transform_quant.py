@@ -126,6 +126,15 @@ def test_rows_to_send(shape: tuple[int, int], channels: int, budget: int, sent: 
     assert rows_to_send(*shape, channels, budget) == sent
 
 
+def test_of_a_part_of_the_batch_an_entry_takes_at_most_three_quarters_of_a_bit() -> None:
+    features = torch.randn(64, 128, 8, 8, generator=torch.Generator().manual_seed(5)).relu()
+    cut = cut_codec("splitfc-rd", uplink_bits=4.0, downlink_bits=4.0)
+    array, link = cut.encode_features(features)
+    most = 3 * 32 * 8192 // 32
+    assert link.sent == 32
+    assert 0.9 * most < len(array.data) < most + 64
+
+
 def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
     """Each row as often as any other; the mean of the gradients of samples is that of the batch."""
     rows, columns, draws = 40, 64, 400
