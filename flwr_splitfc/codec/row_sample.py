@@ -17,8 +17,8 @@ from flwr_splitfc.codec.statistics import check_entries
 MOST_PRODUCTS, FEWEST_CHANNELS, MOST_CHANNELS = 2**25, 64, 512
 """What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
 
-MOST_BYTES = 3 * 2**13
-"""Of a part of the batch, where 3/4 bit for each entry are less."""
+MOST_BYTES = 5 * 2**12
+"""Of a part of the batch, where 5/8 bit for each entry are less."""
 
 
 def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
@@ -74,10 +74,10 @@ class RowSample(Selector):
         return Link(rows, columns, samples=None if samples is None else torch.from_numpy(samples), groups=groups), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
-        """Of a part of the batch, 3/4 bit for each entry: more would not make up for the rows that are left out."""
+        """Of a part of the batch, 5/8 bit for each entry: more would not make up for the rows that are left out."""
         if link.samples is None:
             return budget_bytes
-        return min(budget_bytes, max(MOST_BYTES, 3 * link.sent * link.width // 32))
+        return min(budget_bytes, max(MOST_BYTES, 5 * link.sent * link.width // 64))
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
