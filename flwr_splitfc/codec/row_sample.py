@@ -13,8 +13,9 @@ from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
+from flwr_splitfc.codec.transform import LARGEST_KLT
 
-MOST_PRODUCTS, FEWEST_CHANNELS, MOST_CHANNELS = 2**25, 64, 512
+MOST_PRODUCTS, FEWEST_CHANNELS = 2**25, 64
 """What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
 
 MOST_BYTES = 5 * 2**12
@@ -33,7 +34,7 @@ def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> i
     (128, 32)
     """
     wanted = max(2 * isqrt(budget_bytes), 8 * budget_bytes // columns)
-    channels = min(max(channels, FEWEST_CHANNELS), MOST_CHANNELS)
+    channels = min(max(channels, FEWEST_CHANNELS), LARGEST_KLT)
     return max(1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels))))
 
 

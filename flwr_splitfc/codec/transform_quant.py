@@ -47,7 +47,8 @@ _CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
 _KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 4.0, 5.2
 _KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**18, 2**16, 2**12
 _FILL, _ENOUGH, _TOLERANCE = 0.985, 0.95, 0.05
-_SEARCHES, _PACKED, _POWER = 4, 6, 1.8
+_SEARCHES, _PACKED = 4, 6
+_POWER, _LEAST_POWER, _MOST_POWER = 1.8, 0.6, 6.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class _Search:
         """Go on to another step where this one takes so many times the bits that are wanted."""
         excess = log(min(max(ratio, 0.25), 4.0))
         if abs(self._moved) > 0.1:
-            self._power = min(max((self._excess - excess) / self._moved, 0.6), 6.0)
+            self._power = min(max((self._excess - excess) / self._moved, _LEAST_POWER), _MOST_POWER)
         self._excess, self._moved = excess, excess / self._power
         self.step *= exp(self._moved)
 
