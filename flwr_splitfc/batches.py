@@ -65,11 +65,16 @@ class TurnSettings:
         check_least(self, batch_size=1, steps_per_turn=0)
 
 
-def turn_batches(data: Samples, config: RunConfig, augment: Augment | None = None) -> tuple[Batches, Batches]:
-    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on: one pass."""
+def turn_batches(
+    data: Samples, config: RunConfig, augment: Augment | None = None, *, test: Samples | None = None
+) -> tuple[Batches, Batches]:
+    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on.
+
+    The latter are one pass over `test`, or over `data` where there are no samples to test on.
+    """
     settings = read_settings(TurnSettings, config)
     rows = settings.batch_size
-    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data, rows)
+    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data if test is None else test, rows)
 
 
 def evaluate(model: nn.Module, test: Samples, batch_size: int = 1000) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """A whole ServerApp from the halves of a model, a loss and an optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import nn
@@ -174,7 +174,8 @@ class SplitServerApp(ServerApp):
                                            "geometric 4x 5-20", see `BudgetSchedule`
     ``downlink-schedule``   ""
     ``evaluate-every``      1              rounds
-    ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds
+    ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds, on their own data and with
+                                           features coded as `evaluation` says; ``device_accuracy`` of the results
     ``num-devices``         2              how many to wait for before the first round
     ``seed``                0
     ``torch-threads``       1              of the server and of each device
@@ -278,10 +279,11 @@ class SplitServerApp(ServerApp):
             joined.load_state_dict(arrays.to_torch_state_dict())
             return joined
 
-        _sampling(settings.strategy, settings).start(
+        strategy = _Unsplit(_sampling(settings.strategy, settings), progress)
+        strategy.start(
             MeteredGrid(grid, ledger),
             initial,
-            evaluate_fn=progress.watch(self._evaluate_fn(context, load)),
+            evaluate_fn=progress.watch(self._evaluate_fn(context, load), lambda: strategy.evaluation),
             **_start_options(settings),
         )
         return progress
@@ -291,6 +293,39 @@ class SplitServerApp(ServerApp):
         if evaluate is None:
             return None
         return lambda server_round, arrays: MetricRecord({**evaluate(load(arrays), context)})
+
+
+class _Unsplit(Strategy):
+    """A strategy of Flower's whose devices evaluate in rounds that are due; `evaluation` is what they found then."""
+
+    def __init__(self, strategy: Strategy, progress: Progress) -> None:
+        self.strategy, self.progress = strategy, progress
+        self.evaluation: MetricRecord | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return self.strategy.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.evaluation = None
+        due = self.progress.due(server_round)
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid) if due else []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        if replies := list(replies):
+            self.evaluation = self.strategy.aggregate_evaluate(server_round, replies)
+        return self.evaluation
+
+    def summary(self) -> None:
+        self.strategy.summary()
 
 
 def _absolute(folder: str) -> Path:

@@ -107,6 +107,20 @@ def test_a_rounds_row_has_what_crossed_each_devices_link(
     assert [sum(column) for column in zip(*moved, strict=True)][:2] == [row["uplink_bytes"], row["downlink_bytes"]]
 
 
+def test_devices_evaluate_with_features_coded_as_for_inference(tmp_path: Path) -> None:
+    def rows(folder: str, **options: Any) -> list[dict[str, Any]]:
+        cut = {"codec": "splitfc-rd", "uplink_bits": 4.0, "downlink_bits": 4.0, "evaluate_on_devices": True}
+        config = {"strategy": "split-learning", "learning_rate": 1e-2, "num_rounds": 3, "steps_per_turn": 5}
+        return run(tmp_path / folder, **config, **cut, **options)["rounds"]
+
+    exact = rows("exact", evaluation="float32")
+    coded = rows("coded", evaluation="codec", evaluation_bits=0.3)
+    alone = rows("alone", evaluation="float32", evaluate=None)
+    assert [row["accuracy"] for row in coded] == [row["accuracy"] for row in exact], "training is the same"
+    assert coded[-1]["device_accuracy"] < exact[-1]["device_accuracy"] > 0.8
+    assert [row["accuracy"] for row in alone] == [row["device_accuracy"] for row in exact]
+
+
 @pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v2", "fedavg"])
 def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
     def middle() -> nn.Module:
@@ -214,8 +228,11 @@ def test_float32_on_devices_is_what_no_key_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
 def test_unsplit_strategies_train_the_whole_model(strategy: str, tmp_path: Path) -> None:
-    results = run(tmp_path, strategy=strategy, learning_rate=1e-2, num_rounds=4, evaluate_on_devices=True)
+    config = {"strategy": strategy, "learning_rate": 1e-2, "num_rounds": 4}
+    results = run(tmp_path, **config, evaluate_on_devices=True, evaluate_every=2)
     rounds = results["rounds"]
+    assert [row["device_accuracy"] is None for row in rounds] == [True, False, True, False]
+    assert [len(row["links"]["evaluate"]) for row in rounds] == [0, 3, 0, 3]
     assert rounds[3]["loss"] < rounds[0]["loss"]
     assert "codec" not in results
     assert "payload_digest" not in results

@@ -67,9 +67,11 @@ def numbers_of(results: Mapping[str, Any], link: RadioLink, target: float | None
     sessions = train["sessions"] + evaluate["sessions"]
     points = points_of(results, link)
     accuracies = [point.accuracy for point in points if point.accuracy is not None]
+    on_devices = [row["device_accuracy"] for row in results["rounds"] if row.get("device_accuracy") is not None]
     reached = next((p for p in points if target is not None and p.accuracy is not None and p.accuracy >= target), None)
     return {
         "accuracy": accuracies[-1] if accuracies else None,
+        "device_accuracy": on_devices[-1] if on_devices else None,
         "rounds": len(points),
         "steps": train["steps"],
         "turns": sessions or results.get("run", {}).get("turns", 0),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from flwr_splitfc.report.figures import Picture
-from flwr_splitfc.report.table import KINDS, SUMMARY, Row, cell, sort_key
+from flwr_splitfc.report.table import KINDS, Row, cell, sort_key, summary_columns
 
 _HEADINGS = {
     "accuracy-vs-bytes": "Accuracy against bytes",
@@ -63,7 +63,7 @@ def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Pic
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n<div class='figures'>\n{figures}</div>\n"
-        f"<h2>Table</h2>\n{_table(rows, SUMMARY)}\n<p>{escape(legend).replace('`', '')}</p>\n"
+        f"<h2>Table</h2>\n{_table(rows, summary_columns(rows))}\n<p>{escape(legend).replace('`', '')}</p>\n"
         f"<h2>Bytes by kind, MB</h2>\n{_table(rows, KINDS)}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 

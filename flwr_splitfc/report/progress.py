@@ -40,8 +40,9 @@ class Progress:
     Attributes
     ----------
     rows : list of dict
-        One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (None in a
-        round without evaluation), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
+        One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (of `evaluate_fn`, or
+        else of the devices; None in a round without evaluation), ``device_accuracy`` (of the devices, None where they
+        did not evaluate), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
         ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``, ``failures`` (by device, why);
         bytes of training and evaluation together, everything counted. ``links`` has, for ``train`` and for
         ``evaluate``, by device what crossed its link: bytes up, bytes down, round trips.
@@ -84,20 +85,22 @@ class Progress:
             if server_round == 0:
                 self._started = self._round_started = time.monotonic()
             else:
-                self.end_round(server_round, {**(on_devices() or {}), **(metrics or {})})
+                self.end_round(server_round, metrics or {}, on_devices() or {})
             return metrics
 
         return end_of_round
 
-    def end_round(self, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """Enter a finished round and log its line; `metrics` may hold an accuracy."""
+    def end_round(self, server_round: int, metrics: Mapping[str, Any], on_devices: Mapping[str, Any]) -> None:
+        """Enter a finished round and log its line; `metrics`, and those found `on_devices`, may hold an accuracy."""
+        device_accuracy = _accuracy(on_devices)
         train, evaluate = self.ledger.of(server_round, "train"), self.ledger.of(server_round, "evaluate")
         now = time.monotonic()
         self.rows.append(
             {
                 "round": server_round,
                 "loss": None if isnan(train.loss) else train.loss,
-                "accuracy": next((float(metrics[key]) for key in _ACCURACY_KEYS if key in metrics), None),
+                "accuracy": device_accuracy if (accuracy := _accuracy(metrics)) is None else accuracy,
+                "device_accuracy": device_accuracy,
                 "steps": train.steps,
                 "uplink_bytes": train.uplink_bytes.total() + evaluate.uplink_bytes.total(),
                 "downlink_bytes": train.downlink_bytes.total() + evaluate.downlink_bytes.total(),
@@ -117,9 +120,10 @@ class Progress:
         left_s = (time.monotonic() - self._started) / done * (self.num_rounds - len(self.rows))
         megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
         bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
+        on_devices = "" if row["device_accuracy"] is None else f", on devices {row['device_accuracy']:.1%}"
         return (
             f"round {row['round']}/{self.num_rounds} | loss {_cell(row['loss'], '.4f')} | "
-            f"accuracy {_cell(row['accuracy'], '.1%')} | bits/entry up {bits[0]} down {bits[1]} | "
+            f"accuracy {_cell(row['accuracy'], '.1%')}{on_devices} | bits/entry up {bits[0]} down {bits[1]} | "
             f"{megabytes:.2f} MB | ETA {timedelta(seconds=round(left_s))}"
         )
 
@@ -166,6 +170,10 @@ def write_whole(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> float | None:
+    return next((float(metrics[key]) for key in _ACCURACY_KEYS if key in metrics), None)
 
 
 def _cell(value: float | None, spec: str) -> str:

@@ -16,14 +16,14 @@ from flwr_splitfc.report.runs import Budget, Outcome, Run, budget_text
 class Row:
     """The runs of one method with one budget: means over their seeds, None where not all of them have a number.
 
-    `spread` is the sample standard deviation of the accuracy, None for one seed.
+    `spreads` has the sample standard deviations of the accuracies, nothing for one seed.
     """
 
     method: str
     budget: Budget | None
     seeds: int
     numbers: Numbers
-    spread: float | None
+    spreads: Mapping[str, float]
     note: str
 
     @property
@@ -48,9 +48,12 @@ def _row(
     for key in runs[0] if runs else ():
         known = [value for run in runs if (value := run[key]) is not None]
         means[key] = mean(known) if len(known) == len(runs) else None
-    accuracies = [accuracy for run in runs if (accuracy := run["accuracy"]) is not None]
-    spread = stdev(accuracies) if len(accuracies) > 1 else None
-    return Row(method, budget, len(runs), means, spread, _note([outcome for _, outcome in group]))
+    spreads = {}
+    for key in _ACCURACIES:
+        known = [value for run in runs if (value := run[key]) is not None]
+        if len(known) > 1:
+            spreads[key] = stdev(known)
+    return Row(method, budget, len(runs), means, spreads, _note([outcome for _, outcome in group]))
 
 
 def _note(outcomes: Iterable[Outcome]) -> str:
@@ -67,6 +70,7 @@ SUMMARY = {
     "method": "method",
     "budget": "budget up/down, bits",
     "accuracy": "accuracy, %",
+    "device_accuracy": "on devices, %",
     "seeds": "seeds",
     "uplink_bits_per_entry": "bits/entry up",
     "downlink_bits_per_entry": "bits/entry down",
@@ -86,6 +90,7 @@ KINDS = {
 }
 """Columns of the two tables: what they show, and their headings."""
 
+_ACCURACIES = ("accuracy", "device_accuracy")
 _FORMATS = {"bits_per_entry": ".4f", "ratio": ".1f", "bytes": ".2f", "seconds": ".0f", "link_s": ".0f"}
 
 
@@ -96,13 +101,21 @@ def cell(row: Row, column: str) -> str:
     if column == "budget":
         return budget_text(row.budget) or "-"
     value = row.numbers.get(column)
-    if column == "accuracy":
-        spread = "" if row.spread is None else f" ± {100 * row.spread:.1f}"
-        return row.note if not row.seeds else "-" if value is None else f"{100 * value:.1f}{spread}"
+    if column == "accuracy" and not row.seeds:
+        return row.note
     if value is None:
         return "-"
+    if column in _ACCURACIES:
+        spread = f" ± {100 * row.spreads[column]:.1f}" if column in row.spreads else ""
+        return f"{100 * value:.1f}{spread}"
     spec = next(spec for ending, spec in _FORMATS.items() if column.endswith(ending))
     return format(value / 1e6 if column.endswith("bytes") else value, spec)
+
+
+def summary_columns(rows: Sequence[Row]) -> dict[str, str]:
+    """Those of `SUMMARY` that say something: where no device evaluated, there is no column for it."""
+    on_devices = any(row.numbers.get("device_accuracy") is not None for row in rows)
+    return {column: heading for column, heading in SUMMARY.items() if on_devices or column != "device_accuracy"}
 
 
 def sort_key(row: Row, column: str) -> float | str:
@@ -119,9 +132,12 @@ def sort_key(row: Row, column: str) -> float | str:
 
 def legend(rows: Sequence[Row], link: RadioLink, target: float | None) -> str:
     """What the columns mean."""
+    on_devices = "device_accuracy" in summary_columns(rows)
     untimed = any(row.seeds and row.numbers["link_s"] is None for row in rows)
     return (
-        "Accuracy is the last one that was measured: mean over the seeds, ± sample standard deviation; the other "
+        "Accuracy is the last one that was measured: mean over the seeds, ± sample standard deviation; "
+        + "`on devices` is what devices found with features coded as for inference; " * on_devices
+        + "the other "
         "columns are means. MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of the "
         "features and gradients of training, `total` is of everything; `times fewer` is against the same run with "
         f"float32 at the cut. `link` is the simulated time on {link} (Mbit/s, ms), without computing: of a round, its "
@@ -135,7 +151,7 @@ def markdown(rows: Sequence[Row], legend: str) -> str:
     """Both tables, and what they mean."""
     notes = [f"- {row.label}: {row.note}" for row in rows if row.note and row.seeds]
     parts = [
-        _markdown_table(rows, SUMMARY),
+        _markdown_table(rows, summary_columns(rows)),
         legend,
         "\n".join(notes),
         "MB by kind:",

@@ -9,7 +9,7 @@ import pytest
 from flwr_splitfc.report.numbers import numbers_of
 from flwr_splitfc.report.radio_link import RadioLink
 from flwr_splitfc.report.runs import Outcome, Run
-from flwr_splitfc.report.table import KINDS, SUMMARY, cell, csv_text, legend, markdown, rows_of
+from flwr_splitfc.report.table import KINDS, cell, csv_text, legend, markdown, rows_of, summary_columns
 from tests.report.conftest import finished, traffic
 
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
@@ -71,12 +71,25 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
     assert [row.label for row in rows] == ["splitfc 0.2/0.4", "splitfc 0.1/0.2", "fedavg"]
     assert rows[0].seeds == 3
     assert rows[0].numbers["accuracy"] == pytest.approx(0.93)
-    assert rows[0].spread == pytest.approx(stdev(accuracies))
+    assert rows[0].spreads == {"accuracy": pytest.approx(stdev(accuracies))}
     assert cell(rows[0], "accuracy") == "93.0 ± 3.6"
-    assert [cell(rows[1], column) for column in SUMMARY] == [
+    assert [cell(rows[1], column) for column in summary_columns(rows)] == [
         *("splitfc", "0.1/0.2", "50.0", "1", "0.2000", "0.4000", "106.7", "16.9", "0.25", "0.25", "1", "1", "1.00", "1")
     ]
     assert [cell(rows[2], column) for column in KINDS][2:6] == ["0.00", "0.00", "0.00", "5.00"]
+
+
+def test_what_devices_found_has_a_column_of_its_own() -> None:
+    evaluated = [finished("splitfc", (0.2, 0.4), seed, [0.5, 0.9], SPLIT) for seed in (0, 1)]
+    for (_, outcome), found in zip(evaluated, (0.7, 0.8), strict=True):
+        assert outcome.results is not None
+        outcome.results["rounds"][0]["device_accuracy"] = found
+        outcome.results["rounds"][1]["device_accuracy"] = None
+    rows = rows_of([*evaluated, finished("fedavg", None, 0, [0.8], UNSPLIT)], LINK)
+    assert [cell(row, "device_accuracy") for row in rows] == ["75.0 ± 7.1", "-"]
+    assert "| accuracy, % | on devices, % | seeds |" in markdown(rows, legend(rows, LINK, None))
+    assert "on devices" in legend(rows, LINK, None)
+    assert "on devices" not in markdown(rows[1:], legend(rows[1:], LINK, None))
 
 
 def test_runs_without_results_show_why() -> None:
@@ -96,7 +109,7 @@ def test_runs_without_results_show_why() -> None:
     text = markdown(rows, legend(rows, LINK, 0.5))
     assert "- splitfc 0.1/0.2: failed: OSError: no | space" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {len(SUMMARY) - 1, len(KINDS) - 1}
+    assert widths == {len(summary_columns(rows)) - 1, len(KINDS) - 1}
 
 
 def test_the_csv_has_a_line_per_run() -> None:

@@ -27,9 +27,25 @@ def test_every_device_has_a_share_of_its_own() -> None:
 def test_a_turn_draws_its_steps_and_evaluation_is_one_pass() -> None:
     train, own = load_data(context(device=3))
     assert [len(labels) for _, labels in train] == 3 * [16]
-    assert sum(len(labels) for _, labels in own) == 70
+    assert [len(labels) for _, labels in own] == [16]  # of the test set
     epoch, _ = load_data(context(device=3, steps_per_turn=0))
     assert [len(labels) for _, labels in epoch] == [16, 16, 16, 16, 6]
+
+
+def test_devices_share_the_test_set_as_they_share_the_training_set() -> None:
+    tests = [device_images(CONFIG, device, test=True) for device in range(20)]
+    assert len(torch.cat([share.images for share in tests]).flatten(1).unique(dim=0)) == 20 * 16
+    known = [torch.isin(own.labels, device_images(CONFIG, device).labels) for device, own in enumerate(tests)]
+    assert torch.cat(known).float().mean() > 0.8, "of two classes in ten"
+    ((_, labels),) = load_data(context(device=3))[1]
+    assert torch.equal(labels.sort().values, tests[3].labels.sort().values)
+
+
+def test_more_devices_than_test_images_train_all_the_same() -> None:
+    train, own = load_data(context(num_devices=400, partitioner="iid"))
+    assert len(next(iter(train))[0]) == 16
+    with pytest.raises(ValueError, match="400 devices cannot share 359 samples"):
+        next(iter(own))
 
 
 def test_augmentation_is_for_training_alone() -> None:
