@@ -20,6 +20,7 @@ CIFAR = DatasetSpec(channels=3, image_size=32, num_classes=10)
         ({"model": "vgg11", "width": 0.01}, (8, 8, 8)),
         ({"model": "resnet18", "width": 0.5}, (64, 16, 16)),
         ({"model": "cnn"}, (64, 8, 8)),
+        ({"model": "resnet18", "width": 0.125, "norm": "batch"}, (16, 16, 16)),
     ],
 )
 def test_halves_fit(settings: dict[str, str | float], cut: tuple[int, int, int]) -> None:
@@ -39,6 +40,13 @@ def test_models_are_those_of_the_name(model: str, convolutions: int, parameters:
     assert found == pytest.approx(parameters, rel=0.01)
 
 
+@pytest.mark.parametrize(("norm", "layer"), [("group", nn.GroupNorm), ("batch", nn.BatchNorm2d)])
+def test_each_convolution_is_normalised(norm: str, layer: type[nn.Module]) -> None:
+    for model, convolutions in (("vgg11", 8), ("resnet18", 17), ("cnn", 3)):
+        layers = [one for half in halves(CIFAR, {"model": model, "norm": norm}) for one in half.modules()]
+        assert sum(isinstance(one, layer) for one in layers) == convolutions
+
+
 def test_other_images_of_32_pixels_or_more() -> None:
     device, server = halves(DatasetSpec(channels=1, image_size=48, num_classes=7), {"width": 0.125})
     assert server(device(torch.rand(2, 1, 48, 48))).shape == (2, 7)
@@ -50,6 +58,7 @@ def test_other_images_of_32_pixels_or_more() -> None:
     ("settings", "error"),
     [
         ({"model": "vgg16"}, "model is 'vgg16', wanted one of vgg11, resnet18, cnn"),
+        ({"norm": "layer"}, "norm is 'layer', wanted one of group, batch"),
         ({"width": 0}, "width is 0.0, wanted more than 0"),
         ({"width": "half"}, "width is 'half', wanted float"),
         ({"augment": 1}, "augment is 1, wanted bool"),

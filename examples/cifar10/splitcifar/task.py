@@ -15,35 +15,40 @@ from flwr_splitfc.vision import Batches, DatasetSpec, datasets_of, load_data
 
 LEAST_SIZE = 32
 
+Norm = Callable[[int], nn.Module]
+"""Makes the normalisation of so many channels."""
 
-def vgg11(spec: DatasetSpec, width: float) -> nn.Sequential:
-    """VGG-11's five stages, each halving the image, and one linear layer; GroupNorm after each convolution."""
+NORMS: dict[str, Norm] = {"group": lambda channels: nn.GroupNorm(channels // 8, channels), "batch": nn.BatchNorm2d}
+
+
+def vgg11(spec: DatasetSpec, width: float, norm: Norm) -> nn.Sequential:
+    """VGG-11's five stages, each halving the image, and one linear layer; `norm` after each convolution."""
     channels = [spec.channels, *_widened((64, 128, 256, 512, 512), width)]
     convolutions = (1, 1, 2, 2, 2)
-    stages = [_vgg_stage(*ends, count) for ends, count in zip(pairwise(channels), convolutions, strict=True)]
+    stages = [_vgg_stage(*ends, count, norm) for ends, count in zip(pairwise(channels), convolutions, strict=True)]
     stages[0].insert(0, _Centred())
     return nn.Sequential(*stages, _Classifier(channels[-1], spec.num_classes))
 
 
-def resnet18(spec: DatasetSpec, width: float) -> nn.Sequential:
-    """ResNet-18 for small images: a 3 x 3 stem, four stages of two blocks, and one linear layer; GroupNorm."""
+def resnet18(spec: DatasetSpec, width: float, norm: Norm) -> nn.Sequential:
+    """ResNet-18 for small images: a 3 x 3 stem, four stages of two blocks, and one linear layer."""
     channels = _widened((64, 64, 128, 256, 512), width)
-    stem = nn.Sequential(_Centred(), _convolution(spec.channels, channels[0]), nn.ReLU())
+    stem = nn.Sequential(_Centred(), _convolution(spec.channels, channels[0], norm), nn.ReLU())
     strides = (1, 2, 2, 2)
-    stages = [_resnet_stage(*ends, stride) for ends, stride in zip(pairwise(channels), strides, strict=True)]
+    stages = [_resnet_stage(*ends, stride, norm) for ends, stride in zip(pairwise(channels), strides, strict=True)]
     return nn.Sequential(stem, *stages, _Classifier(channels[-1], spec.num_classes))
 
 
-def cnn(spec: DatasetSpec, width: float) -> nn.Sequential:
+def cnn(spec: DatasetSpec, width: float, norm: Norm) -> nn.Sequential:
     """Three convolutions, each halving the image, and one linear layer: learns something in a few hundred steps."""
     channels = [spec.channels, *_widened((32, 64, 64), width)]
-    stages = [_vgg_stage(*ends, 1) for ends in pairwise(channels)]
+    stages = [_vgg_stage(*ends, 1, norm) for ends in pairwise(channels)]
     stages[0].insert(0, _Centred())
     entries = channels[-1] * (spec.image_size // 8) ** 2
     return nn.Sequential(*stages, nn.Sequential(nn.Flatten(), nn.Linear(entries, spec.num_classes)))
 
 
-MODELS: dict[str, tuple[Callable[[DatasetSpec, float], nn.Sequential], int]] = {
+MODELS: dict[str, tuple[Callable[[DatasetSpec, float, Norm], nn.Sequential], int]] = {
     "vgg11": (vgg11, 1),  # cut after the second stage: 128 x 8 x 8 for 32 x 32 images at width 1
     "resnet18": (resnet18, 2),  # likewise: 128 x 16 x 16
     "cnn": (cnn, 1),  # likewise: 64 x 8 x 8
@@ -57,11 +62,11 @@ class _Centred(nn.Module):
         return 4 * x - 2
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3, normalised by groups of eight channels: batch statistics of one device would not be another's."""
+def _convolution(channels_in: int, channels_out: int, norm: Norm, stride: int = 1) -> nn.Sequential:
+    """3 x 3, and normalised."""
     convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.GroupNorm(channels_out // 8, channels_out))
+    return nn.Sequential(convolution, norm(channels_out))
 
 
 class _Classifier(nn.Sequential):
@@ -72,10 +77,10 @@ class _Classifier(nn.Sequential):
 class _Block(nn.Module):
     """Two convolutions beside a shortcut."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.first = _convolution(channels_in, channels_out, stride)
-        self.second = _convolution(channels_out, channels_out)
+        self.first = _convolution(channels_in, channels_out, norm, stride)
+        self.second = _convolution(channels_out, channels_out, norm)
         same = channels_in == channels_out and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
 
@@ -83,14 +88,14 @@ class _Block(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
-def _vgg_stage(channels_in: int, channels_out: int, count: int) -> nn.Sequential:
+def _vgg_stage(channels_in: int, channels_out: int, count: int, norm: Norm) -> nn.Sequential:
     channels = [channels_in, *[channels_out] * count]
-    layers = [layer for ends in pairwise(channels) for layer in (_convolution(*ends), nn.ReLU())]
+    layers = [layer for ends in pairwise(channels) for layer in (_convolution(*ends, norm), nn.ReLU())]
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
-def _resnet_stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_Block(channels_in, channels_out, stride), _Block(channels_out, channels_out, 1))
+def _resnet_stage(channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(_Block(channels_in, channels_out, stride, norm), _Block(channels_out, channels_out, 1, norm))
 
 
 def _widened(channels: tuple[int, ...], width: float) -> list[int]:
@@ -104,10 +109,12 @@ class ModelSettings:
 
     model: str = "vgg11"
     width: float = 1.0
+    norm: str = "group"
     augment: bool = True
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, MODELS)
+        check_choice("norm", self.norm, NORMS)
         if not 0 < self.width <= 8:
             raise ValueError(f"width is {self.width}, wanted more than 0 and at most 8")
 
@@ -118,7 +125,7 @@ def halves(spec: DatasetSpec, config: RunConfig) -> tuple[nn.Module, nn.Module]:
         raise ValueError(f"image_size is {spec.image_size}: the model needs {LEAST_SIZE} x {LEAST_SIZE} pixels or more")
     settings = read_settings(ModelSettings, config)
     make, cut = MODELS[settings.model]
-    return split_at(make(spec, settings.width), cut)
+    return split_at(make(spec, settings.width, NORMS[settings.norm]), cut)
 
 
 def make_device_half(context: Context) -> nn.Module:
