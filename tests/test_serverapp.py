@@ -107,7 +107,11 @@ def test_a_rounds_row_has_what_crossed_each_devices_link(
     assert [sum(column) for column in zip(*moved, strict=True)][:2] == [row["uplink_bytes"], row["downlink_bytes"]]
 
 
-def test_devices_evaluate_with_features_coded_as_for_inference(tmp_path: Path) -> None:
+def test_devices_evaluate_with_features_coded_as_for_inference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+
     def rows(folder: str, **options: Any) -> list[dict[str, Any]]:
         cut = {"codec": "splitfc-rd", "uplink_bits": 4.0, "downlink_bits": 4.0, "evaluate_on_devices": True}
         config = {"strategy": "split-learning", "learning_rate": 1e-2, "num_rounds": 3, "steps_per_turn": 5}
@@ -118,6 +122,8 @@ def test_devices_evaluate_with_features_coded_as_for_inference(tmp_path: Path) -
     alone = rows("alone", evaluation="float32", evaluate=None)
     assert [row["accuracy"] for row in coded] == [row["accuracy"] for row in exact], "training is the same"
     assert coded[-1]["device_accuracy"] < exact[-1]["device_accuracy"] > 0.8
+    assert f", on devices {coded[-1]['device_accuracy']:.1%} |" in caplog.text
+    assert " accuracy on devices " in caplog.text
     assert [row["accuracy"] for row in alone] == [row["device_accuracy"] for row in exact]
 
 

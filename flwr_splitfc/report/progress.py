@@ -132,13 +132,18 @@ class Progress:
         rows = [row for row in self.rows if row["accuracy"] is not None] or self.rows
         step = max(1, -(-len(rows) // _TABLE_ROWS))
         shown = rows[::-1][::step][::-1]
-        header = f"{'round':>7} {'loss':>9} {'accuracy':>9} {'up b/entry':>11} {'down b/entry':>13} {'MB so far':>10}"
+        on_devices = any(row.get("device_accuracy") is not None for row in rows)
+        header = (
+            f"{'round':>7} {'loss':>9} {'accuracy':>9}{' on devices' * on_devices} {'up b/entry':>11} "
+            f"{'down b/entry':>13} {'MB so far':>10}"
+        )
         lines = [header, "-" * len(header)]
         for row in shown:
             so_far = [r for r in self.rows if (r["round"] or 0) <= (row["round"] or 0)]
             megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in so_far) / 1e6
+            device_accuracy = f" {_cell(row.get('device_accuracy'), '.1%'):>10}" * on_devices
             lines.append(
-                f"{row['round']:>7} {_cell(row['loss'], '.4f'):>9} {_cell(row['accuracy'], '.1%'):>9} "
+                f"{row['round']:>7} {_cell(row['loss'], '.4f'):>9} {_cell(row['accuracy'], '.1%'):>9}{device_accuracy} "
                 f"{_cell(row['uplink_bits_per_entry'], '.3f'):>11} "
                 f"{_cell(row['downlink_bits_per_entry'], '.3f'):>13} {megabytes:>10.2f}"
             )
