@@ -120,7 +120,7 @@ class Progress:
         left_s = (time.monotonic() - self._started) / done * (self.num_rounds - len(self.rows))
         megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
         bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
-        on_devices = "" if row["device_accuracy"] is None else f", on devices {row['device_accuracy']:.1%}"
+        on_devices = f", on devices {row['device_accuracy']:.1%}" if tells_more(row) else ""
         return (
             f"round {row['round']}/{self.num_rounds} | loss {_cell(row['loss'], '.4f')} | "
             f"accuracy {_cell(row['accuracy'], '.1%')}{on_devices} | bits/entry up {bits[0]} down {bits[1]} | "
@@ -132,7 +132,7 @@ class Progress:
         rows = [row for row in self.rows if row["accuracy"] is not None] or self.rows
         step = max(1, -(-len(rows) // _TABLE_ROWS))
         shown = rows[::-1][::step][::-1]
-        on_devices = any(row.get("device_accuracy") is not None for row in rows)
+        on_devices = any(map(tells_more, rows))
         header = (
             f"{'round':>7} {'loss':>9} {'accuracy':>9}{' on devices' * on_devices} {'up b/entry':>11} "
             f"{'down b/entry':>13} {'MB so far':>10}"
@@ -175,6 +175,11 @@ def write_whole(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)
+
+
+def tells_more(accuracies: Mapping[str, Any]) -> bool:
+    """Whether the devices' accuracy is another one than the accuracy."""
+    return accuracies.get("device_accuracy") not in (None, accuracies["accuracy"])
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> float | None:

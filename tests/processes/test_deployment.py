@@ -17,7 +17,7 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(deployed_run: A
         deployed_run.wait_for_log("session opened: .* device=1 round=2 purpose=train")
         deployed_run.signal_node(1)
 
-    settings = {**SETTINGS, "steps-per-turn": 200, "split-reconnect-timeout-s": 5.0}
+    settings = {**SETTINGS, "steps-per-turn": 200, "split-reconnect-timeout-s": 5.0, "partitioner": "iid"}
     results = deployed_run(V2, meanwhile=kill, **settings)
     first, second, third = results["rounds"]
     assert (first["failures"], first["steps"]) == ({}, 600)
@@ -25,7 +25,7 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(deployed_run: A
     assert 400 <= second["steps"] < 600
     assert third["failures"] in ({}, {"1": "its node is gone"})  # Flower may not know yet, and send it its message
     assert (third["steps"], third["round"]) == (400, 3)
-    assert third["accuracy"] > 0.5
+    assert third["accuracy"] > 0.8  # the others have all classes
 
 
 @pytest.fixture(scope="module")
