@@ -183,8 +183,18 @@ def run_mutations(count: int, seed: int) -> dict[str, int]:
 
 
 def test_mutated_payloads() -> None:
-    counts = run_mutations(2000, seed=0)
+    counts = run_mutations(10_000, seed=0)
     assert min(counts.values()) > 5, counts
+
+
+def test_a_step_without_coefficients_is_zeros() -> None:
+    """No encoder of this package writes it; a mutation was the first."""
+    vector = next(v for v in MATRICES if (v.stype, v.name) == ("splitfc-rd/1", "some-rows-features"))
+    data = bytes.fromhex(
+        "0400000012000000fcff0f01d547400101010b000000fdd633d9853c097b3a68ef5ecce3266989"
+        "2c9e10e91b7f5a288d80338c9e14a4feff9a19321ec24600aef1ab"
+    )
+    assert agreed_outcome(vector, vector.array(data)) == bytes(4 * 20 * 48)
 
 
 @pytest.mark.slow
