@@ -125,6 +125,7 @@ def test_devices_evaluate_with_features_coded_as_for_inference(
     assert f", on devices {coded[-1]['device_accuracy']:.1%} |" in caplog.text
     assert " accuracy on devices " in caplog.text
     assert [row["accuracy"] for row in alone] == [row["device_accuracy"] for row in exact]
+    assert {row["device_accuracy"] for row in alone} == {None}, "it is the accuracy"
 
 
 @pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v2", "fedavg"])

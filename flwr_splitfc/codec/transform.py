@@ -112,7 +112,7 @@ def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _along_axes(parts: Tensor, axes: Sequence[int], matrix_of: Callable[[int], Tensor], shift: int = 0) -> Tensor:
-    shape, after = parts.shape, parts[0, 0].numel()
+    shape, after = parts.shape, parts.shape[2]
     for size in axes:
         after //= size
         length = dct_length(size)

@@ -112,8 +112,6 @@ class _LayoutQuant(TransformQuant):
         centroids = _centroid_table(reader.read(3, _CENTROIDS))
         at, values = read_coefficients(reader, margins.contexts())
         reader.close()
-        if not len(values):
-            return torch.zeros(rows, columns)
         sizes = np.abs(values)
         units = np.sign(values) * (_UNITS * sizes + centroids[np.minimum(sizes, 3)])
         parts = torch.zeros(rows * channels * places, dtype=torch.float64)

@@ -41,8 +41,8 @@ class Progress:
     ----------
     rows : list of dict
         One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (of `evaluate_fn`, or
-        else of the devices; None in a round without evaluation), ``device_accuracy`` (of the devices, None where they
-        did not evaluate), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
+        else of the devices; None in a round without evaluation), ``device_accuracy`` (of the devices, None unless
+        `evaluate_fn` gave the other one), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
         ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``, ``failures`` (by device, why);
         bytes of training and evaluation together, everything counted. ``links`` has, for ``train`` and for
         ``evaluate``, by device what crossed its link: bytes up, bytes down, round trips.
@@ -92,14 +92,15 @@ class Progress:
 
     def end_round(self, server_round: int, metrics: Mapping[str, Any], on_devices: Mapping[str, Any]) -> None:
         """Enter a finished round and log its line; `metrics`, and those found `on_devices`, may hold an accuracy."""
-        device_accuracy = _accuracy(on_devices)
+        found = [accuracy for each in (metrics, on_devices) if (accuracy := _accuracy(each)) is not None]
+        accuracy, device_accuracy = (*found, None, None)[:2]
         train, evaluate = self.ledger.of(server_round, "train"), self.ledger.of(server_round, "evaluate")
         now = time.monotonic()
         self.rows.append(
             {
                 "round": server_round,
                 "loss": None if isnan(train.loss) else train.loss,
-                "accuracy": device_accuracy if (accuracy := _accuracy(metrics)) is None else accuracy,
+                "accuracy": accuracy,
                 "device_accuracy": device_accuracy,
                 "steps": train.steps,
                 "uplink_bytes": train.uplink_bytes.total() + evaluate.uplink_bytes.total(),
@@ -120,7 +121,7 @@ class Progress:
         left_s = (time.monotonic() - self._started) / done * (self.num_rounds - len(self.rows))
         megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
         bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
-        on_devices = f", on devices {row['device_accuracy']:.1%}" if tells_more(row) else ""
+        on_devices = f", on devices {row['device_accuracy']:.1%}" if row["device_accuracy"] is not None else ""
         return (
             f"round {row['round']}/{self.num_rounds} | loss {_cell(row['loss'], '.4f')} | "
             f"accuracy {_cell(row['accuracy'], '.1%')}{on_devices} | bits/entry up {bits[0]} down {bits[1]} | "
@@ -132,7 +133,7 @@ class Progress:
         rows = [row for row in self.rows if row["accuracy"] is not None] or self.rows
         step = max(1, -(-len(rows) // _TABLE_ROWS))
         shown = rows[::-1][::step][::-1]
-        on_devices = any(map(tells_more, rows))
+        on_devices = any(row.get("device_accuracy") is not None for row in rows)
         header = (
             f"{'round':>7} {'loss':>9} {'accuracy':>9}{' on devices' * on_devices} {'up b/entry':>11} "
             f"{'down b/entry':>13} {'MB so far':>10}"
@@ -175,11 +176,6 @@ def write_whole(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)
-
-
-def tells_more(accuracies: Mapping[str, Any]) -> bool:
-    """Whether the devices' accuracy is another one than the accuracy."""
-    return accuracies.get("device_accuracy") not in (None, accuracies["accuracy"])
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> float | None:

@@ -8,7 +8,6 @@ from itertools import groupby
 from statistics import mean, stdev
 
 from flwr_splitfc.report.numbers import WAYS_AND_KINDS, Numbers, numbers_of
-from flwr_splitfc.report.progress import tells_more
 from flwr_splitfc.report.radio_link import RadioLink
 from flwr_splitfc.report.runs import Budget, Outcome, Run, budget_text
 
@@ -114,8 +113,8 @@ def cell(row: Row, column: str) -> str:
 
 
 def summary_columns(rows: Sequence[Row]) -> dict[str, str]:
-    """Those of `SUMMARY` that say something: one for what devices found only if the accuracy is another's."""
-    on_devices = any(tells_more(row.numbers) for row in rows if row.seeds)
+    """Those of `SUMMARY` that say something: where no device evaluated beside the server, there is no column for it."""
+    on_devices = any(row.numbers.get("device_accuracy") is not None for row in rows)
     return {column: heading for column, heading in SUMMARY.items() if on_devices or column != "device_accuracy"}
 
 
