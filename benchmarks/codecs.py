@@ -30,7 +30,8 @@ from constriction import stream
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec, wire
+from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec
+from flwr_splitfc.codec.format import wire
 
 T = TypeVar("T")
 Shape = tuple[int, int]

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from flwr_splitfc import EndpointConfig, cut_codec
 from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
-from flwr_splitfc.exchange.stream import Stream
-from flwr_splitfc.exchange.ticket import Ticket
+from flwr_splitfc.exchange.device.stream import Stream
+from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist"
 CODECS, ADAM = ("float32", "splitfc"), partial(torch.optim.Adam, lr=1e-3)

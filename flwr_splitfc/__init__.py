@@ -6,7 +6,8 @@ A `ServerApp` takes a strategy from here or is a `SplitServerApp`, a `ClientApp`
 
 from importlib.metadata import version
 
-from flwr_splitfc.clientapp import SplitClientApp
+from flwr_splitfc.apps.client_app import SplitClientApp
+from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import PayloadError, cut_codec
 from flwr_splitfc.exchange import (
     Certificate,
@@ -18,7 +19,6 @@ from flwr_splitfc.exchange import (
     has_ticket,
 )
 from flwr_splitfc.model import HeadAndTail, JoinedModel, split_at
-from flwr_splitfc.serverapp import SplitServerApp
 from flwr_splitfc.strategy import (
     BudgetSchedule,
     NodeConfigBudgets,

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from flwr_splitfc.exchange import SplitEndpoint
-from flwr_splitfc.exchange.ticket import TICKET_KEY
+from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
 
 App = Callable[[Message, Context], Message]
 

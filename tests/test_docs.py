@@ -12,7 +12,7 @@ from sphinx.util.inventory import InventoryFile
 import flwr_splitfc
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [f"flwr_splitfc.{name}" for name in ("codec", "exchange", "report", "strategy", "vision")]
+PACKAGES = [f"flwr_splitfc.{name}" for name in ("codec", "exchange", "run", "strategy", "vision")]
 
 
 @pytest.fixture(scope="module")

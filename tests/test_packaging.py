@@ -40,7 +40,9 @@ def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {"flwr_splitfc", DIST_INFO}
-    assert {"flwr_splitfc/__init__.py", "flwr_splitfc/py.typed", "flwr_splitfc/exchange/split.proto"} <= set(names)
+    assert {"flwr_splitfc/__init__.py", "flwr_splitfc/py.typed", "flwr_splitfc/exchange/protocol/split.proto"} <= set(
+        names
+    )
     assert f"{DIST_INFO}/licenses/LICENSE" in names
 
 

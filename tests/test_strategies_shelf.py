@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flwr_splitfc.serverapp import UNSPLIT, RunSettings, codec_of
+from flwr_splitfc.apps.server_app import UNSPLIT, RunSettings, codec_of
 from flwr_splitfc.settings import read_settings
 
 ROOT = Path(__file__).parents[1]

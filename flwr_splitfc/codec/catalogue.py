@@ -8,25 +8,25 @@ from importlib.metadata import entry_points
 from types import UnionType
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.cut import CutCodec, own_settings
-from flwr_splitfc.codec.easy_quant import EasyQuant
-from flwr_splitfc.codec.feature_dropout import FeatureDropout
-from flwr_splitfc.codec.feature_quant import FeatureQuant
-from flwr_splitfc.codec.float16 import Float16
-from flwr_splitfc.codec.float32 import Float32
-from flwr_splitfc.codec.int8 import Int8
-from flwr_splitfc.codec.mask_encoded import MaskEncoded
-from flwr_splitfc.codec.noisy_quant import NoisyQuant
-from flwr_splitfc.codec.power_quant import PowerQuant
-from flwr_splitfc.codec.product_quant import ProductQuant
-from flwr_splitfc.codec.quantiser import Quantiser
-from flwr_splitfc.codec.random_top_entries import RandomTopEntries
-from flwr_splitfc.codec.row_sample import RowSample
-from flwr_splitfc.codec.selector import Selector
-from flwr_splitfc.codec.top_entries import TopEntries
-from flwr_splitfc.codec.transform_quant import TransformQuant
-from flwr_splitfc.codec.uniform import Uniform
+from flwr_splitfc.codec.quantisers.easy_quant import EasyQuant
+from flwr_splitfc.codec.quantisers.feature.feature_quant import FeatureQuant
+from flwr_splitfc.codec.quantisers.float16 import Float16
+from flwr_splitfc.codec.quantisers.float32 import Float32
+from flwr_splitfc.codec.quantisers.int8 import Int8
+from flwr_splitfc.codec.quantisers.mask_encoded import MaskEncoded
+from flwr_splitfc.codec.quantisers.noisy_quant import NoisyQuant
+from flwr_splitfc.codec.quantisers.power_quant import PowerQuant
+from flwr_splitfc.codec.quantisers.product_quant import ProductQuant
+from flwr_splitfc.codec.quantisers.quantiser import Quantiser
+from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
+from flwr_splitfc.codec.quantisers.uniform import Uniform
+from flwr_splitfc.codec.selectors.all_columns import AllColumns
+from flwr_splitfc.codec.selectors.feature_dropout import FeatureDropout
+from flwr_splitfc.codec.selectors.random_top_entries import RandomTopEntries
+from flwr_splitfc.codec.selectors.row_sample import RowSample
+from flwr_splitfc.codec.selectors.selector import Selector
+from flwr_splitfc.codec.selectors.top_entries import TopEntries
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""

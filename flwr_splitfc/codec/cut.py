@@ -12,16 +12,16 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from flwr_splitfc.codec import wire
-from flwr_splitfc.codec.all_columns import AllColumns
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
-from flwr_splitfc.codec.float16 import Float16
-from flwr_splitfc.codec.float32 import Float32
+from flwr_splitfc.codec.format import wire
 from flwr_splitfc.codec.link import Link
-from flwr_splitfc.codec.quantiser import Quantiser
-from flwr_splitfc.codec.selector import Selector
-from flwr_splitfc.codec.transform import Layout
+from flwr_splitfc.codec.quantisers.float16 import Float16
+from flwr_splitfc.codec.quantisers.float32 import Float32
+from flwr_splitfc.codec.quantisers.quantiser import Quantiser
+from flwr_splitfc.codec.quantisers.transform.transform import Layout
+from flwr_splitfc.codec.selectors.all_columns import AllColumns
+from flwr_splitfc.codec.selectors.selector import Selector
 
 Scalar: TypeAlias = str | int | float | bool
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec import wire
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.wire import LABEL_DTYPES, LabelHeader, SymbolReader
+from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.wire import LABEL_DTYPES, LabelHeader, SymbolReader
 
 _MOST_RANGE_LEVELS = 2**16
 

@@ -1,10 +1,7 @@
 """The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
 
-from flwr_splitfc.exchange.budgets import BudgetRule, DeviceRound, LastTurn
-from flwr_splitfc.exchange.config import EndpointConfig
-from flwr_splitfc.exchange.devices import Devices, answer_device_query, device_name
-from flwr_splitfc.exchange.endpoint import SplitEndpoint
-from flwr_splitfc.exchange.errors import (
+from flwr_splitfc.exchange.device.session import Session, connect
+from flwr_splitfc.exchange.protocol.errors import (
     EndpointUnreachable,
     FeaturesRefused,
     GradientRefused,
@@ -18,15 +15,18 @@ from flwr_splitfc.exchange.errors import (
     TicketExpired,
     TokenRefused,
 )
-from flwr_splitfc.exchange.grid import MeteredGrid, SplitGrid
-from flwr_splitfc.exchange.half import HalfTrainer
-from flwr_splitfc.exchange.halves import CopiedHalves, Halves, SharedHalf
-from flwr_splitfc.exchange.ledger import Ledger, Traffic
-from flwr_splitfc.exchange.limits import Limits
-from flwr_splitfc.exchange.session import Session, connect
-from flwr_splitfc.exchange.states import DeviceStates
-from flwr_splitfc.exchange.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.tls import Certificate
+from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
+from flwr_splitfc.exchange.protocol.tls import Certificate
+from flwr_splitfc.exchange.server.budget_rules import BudgetRule, DeviceRound, LastTurn
+from flwr_splitfc.exchange.server.device_states import DeviceStates
+from flwr_splitfc.exchange.server.devices import Devices, answer_device_query, device_name
+from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
+from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
+from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+from flwr_splitfc.exchange.server.halves import CopiedHalves, Halves, SharedHalf
+from flwr_splitfc.exchange.server.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.exchange.server.split_grid import MeteredGrid, SplitGrid
 
 __all__ = [
     "BudgetRule",

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from flwr_splitfc.exchange.budgets import MOST_BITS, BudgetRule, DeviceRound, is_budget
+from flwr_splitfc.exchange.server.budget_rules import MOST_BITS, BudgetRule, DeviceRound, is_budget
 
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 _SCHEDULE = re.compile(
@@ -64,7 +64,7 @@ class ThroughputBudgets:
 
     Examples
     --------
-    >>> from flwr_splitfc.exchange.budgets import LastTurn
+    >>> from flwr_splitfc.exchange.server.budget_rules import LastTurn
     >>> slow = LastTurn(0.2, 0.4, steps=10, uplink_bytes=20_000, downlink_bytes=40_000, link_seconds=4.0)
     >>> ThroughputBudgets(0.1)(DeviceRound("3", 2, 0.2, 0.4, last=slow))
     (0.05, 0.1)

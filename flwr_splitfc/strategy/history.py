@@ -7,9 +7,9 @@ from typing import Any, get_args
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
-from flwr_splitfc.exchange.ledger import Ledger, traffic_from_json, traffic_to_json
-from flwr_splitfc.exchange.ticket import Purpose
-from flwr_splitfc.report.progress import Progress
+from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.ledger import Ledger, traffic_from_json, traffic_to_json
+from flwr_splitfc.run.progress import Progress
 
 Metrics = Mapping[str, Any] | None
 

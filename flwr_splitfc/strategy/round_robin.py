@@ -9,8 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_splitfc.exchange.devices import Devices, turn_order
-from flwr_splitfc.exchange.grid import SplitGrid
+from flwr_splitfc.exchange.server.devices import Devices, turn_order
+from flwr_splitfc.exchange.server.split_grid import SplitGrid
 
 _WAIT_S = 0.1
 _LOG_WAIT_S = 10.0

@@ -23,12 +23,12 @@ from flwr_splitfc.exchange import (
     SplitGrid,
     Traffic,
 )
-from flwr_splitfc.exchange.budgets import BudgetRule, rules_text
-from flwr_splitfc.exchange.half import LossFn, OptimizerFn, SchedulerFn, Update
-from flwr_splitfc.exchange.states import OptimizerState
-from flwr_splitfc.exchange.ticket import Purpose
+from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
+from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.exchange.server.half_trainer import LossFn, OptimizerFn, SchedulerFn, Update
 from flwr_splitfc.model import JoinedModel, joined_state_dict
-from flwr_splitfc.report.progress import EvaluateFn, Progress
+from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint import (
     CheckpointError,

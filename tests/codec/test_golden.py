@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flwr_splitfc.codec import codec_names, cut_codec, pack_labels, unpack_labels, wire
+from flwr_splitfc.codec import codec_names, cut_codec, pack_labels, unpack_labels
+from flwr_splitfc.codec.format import wire
 from tests import fixture
 from tests.fixture import LabelVector, MatrixVector, make, raw
 

@@ -20,8 +20,9 @@ import pytest
 import torch
 from flwr.app import Array
 
-from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels, wire
-from flwr_splitfc.codec.transform_quant import TransformQuant
+from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels
+from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
 from tests import fixture
 from tests.codec.cuts import affordable_cut
 from tests.codec.independent_decoder import Refused, decode_labels

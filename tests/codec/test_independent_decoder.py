@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import codec_names, codec_settings, cut_codec, pack_labels, wire
+from flwr_splitfc.codec import codec_names, codec_settings, cut_codec, pack_labels
+from flwr_splitfc.codec.format import wire
 from tests import fixture
 from tests.codec import independent_decoder as independent
 from tests.fixture import LabelVector, MatrixVector, raw

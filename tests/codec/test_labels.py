@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels, wire
-from flwr_splitfc.codec.wire import LabelHeader
+from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
+from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.wire import LabelHeader
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

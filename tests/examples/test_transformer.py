@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from flwr_splitfc.clientapp import accuracy
+from flwr_splitfc.apps.client_app import accuracy
 from splittext import client_app, server_app
 from splittext.task import evaluate_on_test_topics, load_data, make_device_half, make_server_half, make_tail
 from splittext.text import device_windows, encode, held_out_windows, training_topics

@@ -15,8 +15,8 @@ from torch import nn
 
 from flwr_splitfc import EndpointConfig, Limits, SplitClientApp, SplitLearning, connect, cut_codec
 from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
-from flwr_splitfc.exchange.stream import Stream
-from flwr_splitfc.exchange.ticket import Ticket
+from flwr_splitfc.exchange.device.stream import Stream
+from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
 

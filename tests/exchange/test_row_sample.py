@@ -9,9 +9,9 @@ from torch import nn
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.codec import pack_labels
 from flwr_splitfc.exchange import FeaturesRefused, HalfTrainer, LabelsRefused, SharedHalf, SplitEndpoint
-from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.seeds import seeded_generator
-from flwr_splitfc.exchange.tensors import to_matrix
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.seeds import seeded_generator
+from flwr_splitfc.exchange.protocol.tensors import to_matrix
 from tests.exchange.test_session import everything
 from tests.exchange.test_u_shape import tail
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded

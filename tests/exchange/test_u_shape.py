@@ -23,10 +23,10 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     StepRefused,
 )
-from flwr_splitfc.exchange import split_pb2 as pb
-from flwr_splitfc.exchange.seeds import derive_seed
-from flwr_splitfc.exchange.stream import Stream
-from flwr_splitfc.exchange.ticket import Ticket
+from flwr_splitfc.exchange.device.stream import Stream
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.cutting_proxy import CuttingProxy
 from tests.exchange.test_reconnect import Raw
 from tests.exchange.test_session import everything

@@ -137,7 +137,7 @@ class Comparison:
         self.home, self.out = folder / "home", folder / "out"
         self.home.mkdir(parents=True)
         options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        main = "import sys; from flwr_splitfc.report.command import main; sys.exit(main())"
+        main = "import sys; from flwr_splitfc.command import main; sys.exit(main())"
         self.command = [
             sys.executable,
             "-c",

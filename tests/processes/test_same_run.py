@@ -46,7 +46,7 @@ def test_simulation_and_deployment_send_the_same_payloads(simulated: dict[str, A
 def test_rerun_repeats_a_run_from_its_results(
     simulated: dict[str, Any], flwr_run: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    from flwr_splitfc.report.command import main
+    from flwr_splitfc.command import main
 
     for key in ("FLWR_HOME", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "PATH"):
         monkeypatch.setenv(key, flwr_run.env[key])

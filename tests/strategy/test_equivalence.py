@@ -26,7 +26,7 @@ from flwr_splitfc import (
     cut_codec,
 )
 from flwr_splitfc.exchange import HalfTrainer
-from flwr_splitfc.exchange.seeds import derive_seed
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 

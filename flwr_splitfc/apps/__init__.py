@@ -1,0 +1,1 @@
+"""Whole Flower apps: `SplitClientApp` and `SplitServerApp`."""

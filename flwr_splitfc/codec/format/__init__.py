@@ -1,0 +1,1 @@
+"""The bytes that codecs share: column sets, floats, symbols, grids."""

@@ -1,0 +1,1 @@
+"""Quantisers turn a matrix into bytes and back: a file each, and their contract, `Quantiser`."""

@@ -1,0 +1,63 @@
+"""What a quantiser is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from flwr_splitfc.codec.quantisers.transform.transform import Layout
+
+
+class Quantiser(ABC):
+    """Turns a matrix and a budget into bytes, and bytes into a matrix.
+
+    A quantiser is a frozen dataclass whose fields are its settings; it keeps no state. ``K`` may be 0.
+    Whoever decodes knows (B, K); every payload decodes to the same floats on any machine.
+    """
+
+    version: ClassVar[int] = 1
+    """Of the byte format; old payloads do not decode with a new one."""
+
+    budgeted: ClassVar[bool] = True
+    """Whether the budget bounds the payload; a quantiser of fixed precision ignores it."""
+
+    @property
+    def gradient_correction(self) -> float:
+        """``lambda`` by which the device corrects the gradient for what the features lost: ``g + lambda (z - z~)``."""
+        return 0.0
+
+    def for_gradient(self) -> Quantiser:
+        """What quantises the gradient; a method that is for features alone names another here."""
+        return self
+
+    def for_layout(self, layout: Layout) -> Quantiser:
+        """What quantises features of this layout and their gradient, for a method that sees more than columns."""
+        return self
+
+    @abstractmethod
+    def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
+        """Encode a float32 (B, K) matrix, on any device, in at most `budget_bytes`.
+
+        Below `smallest_bytes` the smallest payload is made.
+
+        Raises
+        ------
+        ValueError
+            If the matrix holds NaN, inf or a magnitude above 1e38.
+        """
+
+    @abstractmethod
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+        """Decode to a finite float32 (B, K) matrix on the CPU.
+
+        Raises
+        ------
+        PayloadError
+            If the bytes are no payload of this shape.
+        """
+
+    @abstractmethod
+    def smallest_bytes(self, rows: int, columns: int) -> int:
+        """Bytes that are enough for any (B, K) matrix."""

@@ -1,0 +1,23 @@
+"""The ``flwr-splitfc`` command."""
+
+import argparse
+from collections.abc import Sequence
+
+import flwr_splitfc
+from flwr_splitfc.compare import compare
+from flwr_splitfc.run import rerun
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit status."""
+    parser = argparse.ArgumentParser(prog="flwr-splitfc", description="Tools for split learning in Flower.")
+    parser.add_argument("--version", action="version", version=f"flwr-splitfc {flwr_splitfc.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare.add_to(commands)
+    rerun.add_to(commands)
+    options, further = parser.parse_known_args(arguments)
+    if further and options.command is not rerun.main:
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    options.further = further
+    status: int = options.command(options)
+    return status

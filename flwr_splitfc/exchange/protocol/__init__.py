@@ -1,0 +1,1 @@
+"""What both sides of the exchange share: frames, tickets, tensors, errors, addresses, TLS."""

@@ -1,0 +1,361 @@
+"""The server half in training: one step is applied as a whole, or not at all."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flwr_splitfc.exchange.protocol.errors import FeaturesRefused, LabelsRefused, StepRefused
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+MOST_NORM = 1e18  # an optimizer squares it in float32
+_CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
+_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BROADCASTING_FUNCTIONS = (
+    *(nn.functional.mse_loss, nn.functional.l1_loss),
+    *(nn.functional.smooth_l1_loss, nn.functional.huber_loss),
+)
+
+
+class Update(NamedTuple):
+    """One mini-batch that a server half was trained on."""
+
+    server_round: int
+    device: str
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """A mini-batch between the server half's forward and backward pass; the half does not know of it.
+
+    Parameters
+    ----------
+    features : Tensor of shape (B, ...)
+        The leaf of the graph, on the half's device.
+    output : Tensor of shape (B, ...)
+        With its graph.
+    buffers : dict of str to Tensor
+        The half's, as the pass leaves them.
+    step : int
+        The steps that were behind the half, which its randomness is drawn from.
+    """
+
+    features: Tensor
+    output: Tensor
+    buffers: dict[str, Tensor]
+    step: int
+
+
+class HalfTrainer:
+    """Trains a server half on the features that devices send.
+
+    Many sessions may call it at once: a lock lets one step in at a time. A step is one call of `step`, or of
+    `forward` and `backward` where the loss is the device's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The layers after the cut; moved to `device`.
+    loss_fn : callable or None
+        ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor with one row a sample.
+        None where the loss is the device's: then there is no `step`.
+    optimizer : callable
+        ``optimizer(model.parameters())`` makes the optimizer, for example ``partial(torch.optim.Adam, lr=1e-3)``.
+    scheduler : callable, optional
+        ``scheduler(optimizer)`` makes a learning-rate scheduler, stepped after each optimizer step.
+    accumulate_steps : int (default: 1)
+        Mini-batches whose gradients are averaged into one optimizer step.
+    max_grad_norm : float, optional
+        Clips the total norm of each optimizer step's gradient.
+    device : torch.device or str, optional
+        CUDA where present, otherwise the CPU.
+    seed : int (default: 0)
+        Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's own generators alone.
+
+    Attributes
+    ----------
+    steps : int
+        Mini-batches so far.
+    record_updates : bool
+        Whether to write down in `updates` which batches came, in the order in which they were applied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn | None,
+        optimizer: OptimizerFn,
+        *,
+        scheduler: SchedulerFn | None = None,
+        accumulate_steps: int = 1,
+        max_grad_norm: float | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device)
+        self.loss_fn = loss_fn
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self.optimizer = optimizer(self.model.parameters())
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self.accumulate_steps = accumulate_steps
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.steps = 0
+        self.record_updates = False
+        self.updates: list[Update] = []
+        self.feature_shape: tuple[int, ...] | None = None
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._lock = Lock()
+
+    def copy(self, seed: int) -> "HalfTrainer":
+        """A copy of the model as it is now, with an optimizer and a scheduler of its own, both fresh."""
+        with self._lock:
+            model = deepcopy(self.model)
+        model.zero_grad()
+        copy = HalfTrainer(
+            model,
+            self.loss_fn,
+            self._make_optimizer,
+            scheduler=self._make_scheduler,
+            accumulate_steps=self.accumulate_steps,
+            max_grad_norm=self.max_grad_norm,
+            device=self.device,
+            seed=seed,
+        )
+        copy.feature_shape = self.feature_shape
+        return copy
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: weights, buffers, optimizer, scheduler, unapplied gradients, counts."""
+        with self._lock:
+            return {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "gradients": [parameter.grad for parameter in self._parameters],
+                "steps": self.steps,
+                "feature_shape": self.feature_shape,
+                "updates": [tuple(update) for update in self.updates],
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, for the same kind of model and optimizer."""
+        with self._lock:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            for parameter, gradient in zip(self._parameters, state["gradients"], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(self.device)
+            self.steps = state["steps"]
+            self.feature_shape = state["feature_shape"]
+            self.updates = [Update(*update) for update in state["updates"]]
+
+    def step(self, features: Tensor, labels: Tensor, origin: Update | None = None) -> tuple[float, Tensor]:
+        """Train on one mini-batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+        labels : Tensor of shape (B, ...)
+        origin : Update, optional
+            Where the batch comes from, for `updates`.
+
+        Returns
+        -------
+        tuple of float and Tensor
+            The loss, and its gradient by `features`, in their shape, on the CPU.
+
+        Raises
+        ------
+        FeaturesRefused, LabelsRefused, StepRefused
+            Nothing has changed then: neither weights nor buffers nor optimizer.
+        """
+        with self._lock, self._rng(self.steps), self._unchanged_on_error():
+            x = features.to(self.device).requires_grad_()
+            loss = self._loss(x, labels.to(self.device))
+            return loss.item(), self._train(loss, None, x, origin)
+
+    def forward(self, features: Tensor) -> ForwardPass:
+        """The first half of a step: what the server half makes of features of shape (B, ...) in training.
+
+        Nothing changes, and a pass that is dropped leaves no trace.
+
+        Raises
+        ------
+        FeaturesRefused, StepRefused
+            The half does not take the features, or its output cannot go to a device.
+        """
+        with self._lock, self._rng(self.steps):
+            passed = self._pass(features.to(self.device).requires_grad_(), self.steps)
+            self._check_output(passed)
+        return passed
+
+    def backward(self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None) -> Tensor:
+        """The second half of a step: train on the mini-batch of a `forward`.
+
+        Where another step came between, the forward pass is made again on the weights as they are now, with the
+        same randomness; the gradient is then of an output that is a few steps old.
+
+        Parameters
+        ----------
+        passed : ForwardPass
+        gradient : Tensor of shape (B, ...)
+            Of the device's loss by the output.
+        origin : Update, optional
+            As in `step`.
+
+        Returns
+        -------
+        Tensor of shape (B, ...)
+            The gradient by the features, on the CPU.
+
+        Raises
+        ------
+        StepRefused
+            Nothing has changed then.
+        """
+        with self._lock, self._rng(passed.step):
+            if passed.step != self.steps:
+                passed = self._pass(passed.features.detach().requires_grad_(), passed.step)
+            x_grad = self._train(passed.output, gradient.to(passed.output), passed.features, origin)
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(passed.buffers[name])
+        return x_grad
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> Tensor:
+        """What the server half makes of features of shape (B, ...), in evaluation mode, on the CPU."""
+        with self._lock, self._rng(self.steps):
+            self.model.eval()
+            try:
+                out: Tensor = self.model(features.to(self.device))
+            except Exception as error:
+                raise FeaturesRefused(f"the server half does not take {tuple(features.shape)}: {error}") from error
+            finally:
+                self.model.train()
+        return out.cpu()
+
+    def _run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+        self.model.train()
+        try:
+            return model(x)
+        except Exception as error:
+            raise FeaturesRefused(f"the server half does not take features {tuple(x.shape)}: {error}") from error
+
+    def _pass(self, x: Tensor, step: int) -> ForwardPass:
+        # Not the model's own buffers: to put them back would invalidate the graph of another session's pass.
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        output = self._run(partial(functional_call, self.model, buffers), x)
+        return ForwardPass(x, output, buffers, step)
+
+    def _check_output(self, passed: ForwardPass) -> None:
+        output, rows = passed.output, len(passed.features)
+        if not (isinstance(output, Tensor) and output.ndim >= 2 and len(output) == rows and output.requires_grad):
+            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+            raise StepRefused(f"the server half's output has {what}, wanted ({rows}, ...) with a gradient")
+        self._check_finite("the server half's output", output, [output.detach()])
+
+    def _train(self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None) -> Tensor:
+        """Go back from `out` to `x`, and apply the step; the gradient by `x`, on the CPU."""
+        x_grad, *grads = torch.autograd.grad(out, [x, *self._parameters], out_grad, allow_unused=True)
+        what = "the output" if out.ndim else f"loss {out.item()}"
+        self._check_finite(f"{what} with a gradient", out, [x_grad, *grads])
+        self._apply(grads)
+        self.steps += 1
+        if self.record_updates and origin is not None:
+            self.updates.append(origin)
+        self.feature_shape = tuple(x.shape[1:])
+        return torch.zeros_like(x, device="cpu") if x_grad is None else x_grad.cpu()
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        assert self.loss_fn is not None  # the session has seen to it
+        logits = self._run(self.model, x)
+        self._check_classes(logits, labels)
+        self._check_broadcast(logits, labels)
+        try:
+            loss = self.loss_fn(logits, labels)
+        except Exception as error:
+            raise LabelsRefused(
+                f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype} "
+                f"with outputs {tuple(logits.shape)}: {error}"
+            ) from error
+        if loss.ndim:
+            raise StepRefused(f"the loss has shape {tuple(loss.shape)}, wanted a scalar: use a reduction in loss_fn")
+        return loss
+
+    def _check_classes(self, logits: Tensor, labels: Tensor) -> None:
+        """Refuse class indices out of range before the loss sees them: on CUDA it would end the process."""
+        indexed = isinstance(self.loss_fn, _CLASS_INDEX_LOSSES) or self.loss_fn in _CLASS_INDEX_FUNCTIONS
+        if not indexed or labels.is_floating_point() or logits.ndim < 2 or not labels.numel():
+            return
+        ignored = getattr(self.loss_fn, "ignore_index", -100)
+        wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))]
+        if len(wrong):
+            raise LabelsRefused(f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes")
+
+    def _check_broadcast(self, outputs: Tensor, labels: Tensor) -> None:
+        """Refuse labels that the loss would stretch to another shape: (B,) with (B, 1) is B x B, and no error."""
+        stretches = isinstance(self.loss_fn, _BROADCASTING_LOSSES) or self.loss_fn in _BROADCASTING_FUNCTIONS
+        if stretches and labels.shape != outputs.shape:
+            raise LabelsRefused(f"labels have shape {tuple(labels.shape)}, the outputs {tuple(outputs.shape)}")
+
+    def _check_finite(self, what: str, out: Tensor, grads: Sequence[Tensor | None]) -> None:
+        norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
+        if not (torch.isfinite(out).all() and norm <= MOST_NORM):
+            raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")
+
+    def _apply(self, grads: Sequence[Tensor | None]) -> None:
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        if (self.steps + 1) % self.accumulate_steps:
+            return
+        if self.accumulate_steps > 1:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self.accumulate_steps
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    @contextmanager
+    def _rng(self, step: int) -> Iterator[None]:
+        """A generator state of the step's own, so that concurrent sessions leave each other's draws alone."""
+        cuda = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(derive_seed(self.seed, "server-half", step))
+            yield
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Put the buffers (running statistics of normalisation layers) back if the step fails."""
+        saved = [buffer.clone() for buffer in self.model.buffers()]
+        try:
+            yield
+        except Exception:
+            for buffer, before in zip(self.model.buffers(), saved, strict=True):
+                buffer.copy_(before)
+            raise

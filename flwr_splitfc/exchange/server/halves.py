@@ -1,0 +1,82 @@
+"""Which server half a session trains: the one that all share, or a copy of its own."""
+
+from abc import ABC, abstractmethod
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+
+
+class Halves(ABC):
+    """Hands server halves to training sessions and takes them back.
+
+    Parameters
+    ----------
+    half : HalfTrainer
+        The run's server half: what evaluation sees, and what is left at the end.
+    """
+
+    def __init__(self, half: HalfTrainer) -> None:
+        self.half = half
+
+    @abstractmethod
+    def take(self, device: str, server_round: int) -> HalfTrainer:
+        """The half for a device that opens a session."""
+
+    @abstractmethod
+    def give_back(self, half: HalfTrainer, rows: int) -> None:
+        """The half of a session whose device has replied, after training on `rows` samples."""
+
+    @abstractmethod
+    def end_round(self) -> None:
+        """All replies are in, or too late."""
+
+
+class SharedHalf(Halves):
+    """One half for all: what a device teaches it stays, also when the device fails later."""
+
+    def take(self, device: str, server_round: int) -> HalfTrainer:
+        return self.half
+
+    def give_back(self, half: HalfTrainer, rows: int) -> None:
+        return
+
+    def end_round(self) -> None:
+        return
+
+
+class CopiedHalves(Halves):
+    """A copy for each session, with an optimizer of its own; a round ends with their average by samples.
+
+    Copies of sessions whose device failed, or replied too late, are dropped. Sums run in float64, so the
+    order in which replies arrive does not show in float32 weights.
+    """
+
+    def __init__(self, half: HalfTrainer) -> None:
+        super().__init__(half)
+        self._lock = Lock()
+        self._rows = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def take(self, device: str, server_round: int) -> HalfTrainer:
+        return self.half.copy(derive_seed(self.half.seed, device, server_round))
+
+    def give_back(self, half: HalfTrainer, rows: int) -> None:
+        with self._lock:
+            self.half.feature_shape = half.feature_shape
+            self._rows += rows
+            for name, value in half.model.state_dict().items():
+                weighted = value.double() * rows
+                self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+
+    @torch.no_grad()
+    def end_round(self) -> None:
+        with self._lock:
+            for name, value in self.half.model.state_dict().items():
+                if self._rows:
+                    mean = self._sums[name] / self._rows
+                    value.copy_(mean if value.is_floating_point() else mean.round())
+            self._rows, self._sums = 0, {}

@@ -1,6 +1,0 @@
-"""Following a run: a line per round, a table at the end, and the file of its results."""
-
-from flwr_splitfc.report.progress import Progress
-from flwr_splitfc.report.record import run_record
-
-__all__ = ["Progress", "run_record"]

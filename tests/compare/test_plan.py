@@ -1,0 +1,77 @@
+"""Which runs a comparison has."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
+from flwr_splitfc.compare.plan import expand, parse_budget
+
+ROOT = Path(__file__).parents[2]
+BUDGETS = [(0.1, 0.2), (0.2, 0.4)]
+
+
+@pytest.fixture
+def app() -> FlowerApp:
+    return FlowerApp.load(ROOT / "examples" / "mnist")
+
+
+def shelf(*names: str) -> list[Path]:
+    return [ROOT / "strategies" / f"{name}.toml" for name in names]
+
+
+def test_a_run_per_strategy_budget_and_seed_and_one_per_seed_without_a_budget(app: FlowerApp) -> None:
+    runs = expand(app, shelf("splitfc", "split-learning", "fedavg"), seeds=[0, 1], budgets=BUDGETS)
+    assert [(run.method, run.budget, run.seed) for run in runs] == [
+        *[("splitfc", budget, seed) for budget in BUDGETS for seed in (0, 1)],
+        *[(method, None, seed) for method in ("split-learning", "fedavg") for seed in (0, 1)],
+    ]
+    assert runs[2].config["uplink-bits"] == 0.2
+    assert runs[2].config["downlink-bits"] == 0.4
+
+
+def test_without_budgets_and_seeds_the_strategys_own_hold(app: FlowerApp) -> None:
+    (run,) = expand(app, shelf("splitfc"), over={"uplink-bits": 0.3})
+    assert run.budget == (0.3, 0.4)
+    assert run.seed == app.defaults["seed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_budget"),
+    [
+        ({"strategy": "splitfed-v1", "codec": "quant-only"}, True),
+        ({"strategy": "split-learning", "codec": "dropout-only"}, False),
+        ({"strategy": "split-learning", "codec": "float16"}, False),
+        ({"strategy": "fedadam", "codec": "quant-only"}, False),
+        ({"strategy": "of-my-own", "codec": "of-my-own"}, True),
+    ],
+)
+def test_methods_that_keep_to_a_budget(
+    app: FlowerApp, tmp_path: Path, settings: dict[str, str], has_budget: bool
+) -> None:
+    file = tmp_path / "method.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    runs = expand(app, [file], budgets=BUDGETS)
+    assert [run.budget for run in runs] == (BUDGETS if has_budget else [None])
+
+
+def test_settings_in_order_of_precedence(app: FlowerApp, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("num-rounds = 3\nbatch-size = 3\nseed = 3\n")
+    base = ("base.toml", {"num-rounds": 2, "batch-size": 2, "seed": 2, "num-devices": 2})
+    (run,) = expand(app, [file], base=[base], seeds=[4], over={"batch-size": 5})
+    assert [run.config[key] for key in ("num-devices", "num-rounds", "seed", "batch-size")] == [2, 3, 4, 5]
+
+
+def test_two_files_of_one_name_are_refused(app: FlowerApp, tmp_path: Path) -> None:
+    other = tmp_path / "splitfc.toml"
+    other.write_text("reduction = 4\n")
+    with pytest.raises(SettingsError, match="have one name"):
+        expand(app, [*shelf("splitfc"), other])
+
+
+def test_budgets_of_a_command_line() -> None:
+    for text in ("", "a", "0.1/0.2/0.3", "0", "-1/2"):
+        with pytest.raises(SettingsError, match="a budget is UP or UP/DOWN"):
+            parse_budget(text)

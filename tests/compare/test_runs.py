@@ -1,0 +1,57 @@
+"""A run's name, and what it leaves on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from flwr_splitfc.codec import BudgetError, cut_codec
+from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
+
+
+def test_an_id_is_of_all_settings_and_of_the_app() -> None:
+    run = Run("splitfc", {"seed": 1, "num-rounds": 2}, (0.1, 0.2), "app 1")
+    assert run.id.startswith("splitfc-0.1-0.2-seed1-")
+    assert run.id == Run("splitfc", {"num-rounds": 2, "seed": 1}, (0.1, 0.2), "app 1").id
+    others = [
+        Run("splitfc", {"seed": 1, "num-rounds": 3}, (0.1, 0.2), "app 1"),
+        Run("splitfc", {"seed": 1, "num-rounds": 2}, (0.1, 0.2), "app 2"),
+    ]
+    assert len({run.id, *(other.id for other in others)}) == 3
+
+
+def test_a_folder_tells_how_far_its_run_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert folder.outcome() == Outcome("to do")
+    folder.start()
+    folder.checkpoint.mkdir()
+    assert folder.outcome() == Outcome("to do")
+    folder.end(Outcome("failed", "no data"))
+    assert folder.outcome() == Outcome("failed", "no data")
+    assert not folder.outcome().settled
+    assert folder.checkpoint.exists()
+    folder.end(Outcome("failed", "CheckpointError: damaged"))
+    assert not folder.checkpoint.exists()
+    folder.start()
+    assert folder.outcome() == Outcome("to do")
+    folder.finish({"rounds": []})
+    assert folder.outcome() == Outcome("finished", results={"rounds": []})
+    assert folder.outcome().settled
+
+
+def test_a_run_has_folders_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    run = Run("m", {"results-dir": "results", "checkpoint-dir": "", "seed": 1}, None, "")
+    config = folder.complete_config(run, checkpoints=True)
+    assert config == {"results-dir": str(folder.output), "checkpoint-dir": str(folder.checkpoint), "seed": 1}
+    assert folder.complete_config(run, checkpoints=False)["checkpoint-dir"] == ""
+    assert "checkpoint-dir" not in folder.complete_config(Run("m", {}, None, ""), checkpoints=True)
+
+
+def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
+    cut = cut_codec("splitfc", uplink_bits=0.001, downlink_bits=0.0001)
+    with pytest.raises(BudgetError) as raised:
+        cut.check_budget(256, 1152)
+    up, down = cut.smallest_bits(256, 1152)
+    assert Outcome("impossible", f"{raised.value}\n{raised.value}").needs == f"needs at least {up} up, {down} down"
+    assert Outcome("failed", "out of\nmemory").summary == "out of memory"
+    assert len(Outcome("failed", 1000 * "x").summary) < 250
