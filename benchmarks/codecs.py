@@ -1,10 +1,11 @@
 """What the codecs cost and what they save, beside what one would pick instead.
 
-    python benchmarks/codecs.py
-    python benchmarks/codecs.py --shapes 256x1152 --codecs splitfc,splitfc-power --json codecs.json
-    python benchmarks/codecs.py --shapes 256x1024,256x16384,256x262144 --plot scaling.svg
+    python benchmarks/codecs.py python benchmarks/codecs.py --shapes 256x1152 --codecs
+    splitfc,splitfc-power --json codecs.json python benchmarks/codecs.py --shapes
+    256x1024,256x16384,256x262144 --plot scaling.svg
 
-`benchmarks/README.md` says what the columns mean. `--plot` needs ``pip install matplotlib``.
+`benchmarks/README.md` says what the columns mean. `--plot` needs ``pip install
+matplotlib``.
 """
 
 from __future__ import annotations
@@ -60,9 +61,19 @@ class Batch:
         noise = torch.randn(rows, channels, side, side, generator=draw)
         smooth = avg_pool2d(noise, 3, 1, 1) if side > 1 else noise
         scale = torch.randn(channels, side, side, generator=draw).div_(2).exp_()
-        features = (smooth + torch.randn(channels, 1, 1, generator=draw).div_(3)).mul_(scale).relu_()
-        errors = torch.randn(rows, 32, generator=draw) * torch.rand(rows, 1, generator=draw) / rows
-        gradient = (errors @ torch.randn(32, columns, generator=draw)).mul_(scale.reshape(-1))
+        features = (
+            (smooth + torch.randn(channels, 1, 1, generator=draw).div_(3))
+            .mul_(scale)
+            .relu_()
+        )
+        errors = (
+            torch.randn(rows, 32, generator=draw)
+            * torch.rand(rows, 1, generator=draw)
+            / rows
+        )
+        gradient = (errors @ torch.randn(32, columns, generator=draw)).mul_(
+            scale.reshape(-1)
+        )
         return cls(features.reshape(rows, columns), gradient, channels)
 
 
@@ -82,7 +93,9 @@ class Zlib:
         return zlib.compress(matrix.numpy().tobytes())
 
     def decode(self, data: bytes, shape: Shape) -> Tensor:
-        return torch.frombuffer(bytearray(zlib.decompress(data)), dtype=torch.float32).view(shape)
+        return torch.frombuffer(
+            bytearray(zlib.decompress(data)), dtype=torch.float32
+        ).view(shape)
 
 
 PLAIN: dict[str, Zlib] = {"zlib": Zlib()}
@@ -105,23 +118,42 @@ def plain_batch(coder: Zlib, batch: Batch) -> Outcome:
     seen, decode_up = timed(coder.decode, up, shape)
     down, encode_down = timed(coder.encode, batch.gradient)
     gradient, decode_down = timed(coder.decode, down, shape)
-    errors = relative_error(seen, batch.features), relative_error(gradient, batch.gradient)
-    return Outcome([encode_up, decode_up, encode_down, decode_down], (len(up), len(down)), errors)
+    errors = (
+        relative_error(seen, batch.features),
+        relative_error(gradient, batch.gradient),
+    )
+    return Outcome(
+        [encode_up, decode_up, encode_down, decode_down], (len(up), len(down)), errors
+    )
 
 
 def codec_batch(cut: CutCodec, batch: Batch, generator: torch.Generator) -> Outcome:
-    (up, link), encode_up = timed(cut.encode_features, batch.features, generator=generator, channels=batch.channels)
+    (up, link), encode_up = timed(
+        cut.encode_features,
+        batch.features,
+        generator=generator,
+        channels=batch.channels,
+    )
     (seen, server_link), decode_up = timed(cut.decode_features, up, expect=batch.shape)
     down, encode_down = timed(cut.encode_gradient, batch.gradient, server_link)
     gradient, decode_down = timed(cut.decode_gradient, down, link)
-    errors = kept_error(seen, batch.features, link), kept_error(gradient, batch.gradient, link)
-    return Outcome([encode_up, decode_up, encode_down, decode_down], (len(up.data), len(down.data)), errors)
+    errors = (
+        kept_error(seen, batch.features, link),
+        kept_error(gradient, batch.gradient, link),
+    )
+    return Outcome(
+        [encode_up, decode_up, encode_down, decode_down],
+        (len(up.data), len(down.data)),
+        errors,
+    )
 
 
 def kept_error(seen: Tensor, matrix: Tensor, link: Link) -> float:
     """Error of the kept columns as they were sent; that dropout loses the others is not counted."""
     kept = link.restrict(matrix)
-    return relative_error(link.restrict(seen), kept if link.scale is None else kept * link.scale)
+    return relative_error(
+        link.restrict(seen), kept if link.scale is None else kept * link.scale
+    )
 
 
 @contextmanager
@@ -130,7 +162,9 @@ def symbols_read() -> Iterator[Runs]:
     runs: Runs = []
     read = wire.SymbolReader.read
 
-    def collecting(reader: wire.SymbolReader, count: int, levels: wire.Model) -> wire.Symbols:
+    def collecting(
+        reader: wire.SymbolReader, count: int, levels: wire.Model
+    ) -> wire.Symbols:
         symbols = read(reader, count, levels)
         runs.append((symbols, levels))
         return symbols
@@ -149,7 +183,9 @@ def range_code(runs: Runs) -> None:
         encoder.encode(symbols, *model(levels))
     decoder = stream.queue.RangeDecoder(encoder.get_compressed())
     for symbols, levels in runs:
-        decoder.decode(*model(levels), *([] if isinstance(levels, np.ndarray) else [len(symbols)]))
+        decoder.decode(
+            *model(levels), *([] if isinstance(levels, np.ndarray) else [len(symbols)])
+        )
 
 
 def model(levels: wire.Model) -> list[Any]:
@@ -177,7 +213,9 @@ class Row:
     @property
     def bits_per_entry(self) -> tuple[float, float]:
         up, down = self.payload_bytes
-        return 8 * up / (self.rows * self.columns), 8 * down / (self.rows * self.columns)
+        return 8 * up / (self.rows * self.columns), 8 * down / (
+            self.rows * self.columns
+        )
 
 
 def measure(name: str, batch: Batch, seconds: float) -> Row:
@@ -188,7 +226,9 @@ def measure(name: str, batch: Batch, seconds: float) -> Row:
     outcomes: list[Outcome] = []
     copies_ms, coding_ms = [], []
     end = time.perf_counter() + seconds
-    while len(outcomes) < FEWEST_ROUNDS or (time.perf_counter() < end and len(outcomes) < MOST_ROUNDS):
+    while len(outcomes) < FEWEST_ROUNDS or (
+        time.perf_counter() < end and len(outcomes) < MOST_ROUNDS
+    ):
         copies_ms.append(timed(batch.features.clone)[1])
         outcomes.append(run())
         coding_ms.append(timed(range_code, runs)[1])
@@ -197,7 +237,10 @@ def measure(name: str, batch: Batch, seconds: float) -> Row:
         name,
         *batch.shape,
         len(outcomes),
-        [median(steps) for steps in zip(*(outcome.steps_ms for outcome in outcomes), strict=True)],
+        [
+            median(steps)
+            for steps in zip(*(outcome.steps_ms for outcome in outcomes), strict=True)
+        ],
         median(sum(outcome.steps_ms) for outcome in outcomes),
         copy_ms,
         4 * copy_ms + median(coding_ms),
@@ -218,7 +261,11 @@ def affordable_cut(name: str, rows: int, columns: int) -> CutCodec:
     """With its default budgets, or the smallest that work where they do not."""
     cut = cut_codec(name)
     up, down = cut.smallest_bits(rows, columns)
-    return cut_codec(name, uplink_bits=max(cut.uplink_bits, up), downlink_bits=max(cut.downlink_bits, down))
+    return cut_codec(
+        name,
+        uplink_bits=max(cut.uplink_bits, up),
+        downlink_bits=max(cut.downlink_bits, down),
+    )
 
 
 HEADINGS = (
@@ -245,15 +292,30 @@ def table(rows: Sequence[Row]) -> str:
     lines = [HEADINGS, *map(cells, rows)]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
-        "  ".join([line[0].ljust(first), *(text.rjust(width) for text, width in zip(line[1:], others, strict=True))])
+        "  ".join(
+            [
+                line[0].ljust(first),
+                *(
+                    text.rjust(width)
+                    for text, width in zip(line[1:], others, strict=True)
+                ),
+            ]
+        )
         for line in lines
     )
 
 
 def machine(threads: int) -> dict[str, str]:
     """What the numbers depend on."""
-    models = [line.partition(":")[2].strip() for line in cpu_lines() if line.startswith("model name")]
-    packages = {name: version(name) for name in ("flwr-splitfc", "torch", "numpy", "constriction")}
+    models = [
+        line.partition(":")[2].strip()
+        for line in cpu_lines()
+        if line.startswith("model name")
+    ]
+    packages = {
+        name: version(name)
+        for name in ("flwr-splitfc", "torch", "numpy", "constriction")
+    }
     return {
         "cpu": models[0] if models else platform.processor(),
         "threads": str(threads),
@@ -291,17 +353,29 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     guide = [1.7 * slowest.sum_ms * count / slowest.columns for count in columns]
     axes.loglog(columns, guide, "--", color="0.45", label="proportional to D")
     names = dict.fromkeys(row.codec for row in rows)
-    for name, colour, marker in zip(names, cycle(COLOURS), cycle("soD^vPX*"), strict=False):
-        ours = [next(row.sum_ms for row in rows if (row.codec, row.columns) == (name, count)) for count in columns]
+    for name, colour, marker in zip(
+        names, cycle(COLOURS), cycle("soD^vPX*"), strict=False
+    ):
+        ours = [
+            next(
+                row.sum_ms for row in rows if (row.codec, row.columns) == (name, count)
+            )
+            for count in columns
+        ]
         axes.loglog(columns, ours, marker=marker, color=colour, label=name)
-    copies = [4 * median(row.copy_ms for row in rows if row.columns == count) for count in columns]
+    copies = [
+        4 * median(row.copy_ms for row in rows if row.columns == count)
+        for count in columns
+    ]
     axes.loglog(columns, copies, ":", color="0.45", label="four copies of the matrix")
     axes.set_xticks(columns, [f"{count:,}" for count in columns])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("columns D at the cut")
     axes.set_ylabel("time of all four steps (ms)")
-    axes.set_title(f"One mini-batch of {slowest.rows} rows: encode and decode features and gradient")
+    axes.set_title(
+        f"One mini-batch of {slowest.rows} rows: encode and decode features and gradient"
+    )
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -314,15 +388,35 @@ def shape(text: str) -> Shape:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--shapes", default="256x1152,256x8192", help="rows x columns, several by comma (default: %(default)s)")
-    add("--codecs", default=",".join([*codec_names(), *PLAIN]), help="by comma (default: %(default)s)")
+    add(
+        "--shapes",
+        default="256x1152,256x8192",
+        help="rows x columns, several by comma (default: %(default)s)",
+    )
+    add(
+        "--codecs",
+        default=",".join([*codec_names(), *PLAIN]),
+        help="by comma (default: %(default)s)",
+    )
     add("--threads", type=int, default=1, help="of torch (default: %(default)s)")
-    add("--seconds", type=float, default=3.0, help="for each codec and shape (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="for each codec and shape (default: %(default)s)",
+    )
     add("--page-faults", action="store_true", help="leave malloc as it is")
     add("--json", type=Path, metavar="FILE", help="write all numbers there too")
-    add("--plot", type=Path, metavar="FILE", help="draw time over columns, as .svg or .png")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw time over columns, as .svg or .png",
+    )
     return parser.parse_args()
 
 
@@ -337,10 +431,17 @@ def main() -> None:
         batch = Batch.like_convolution(*size)
         own = [measure(name, batch, args.seconds) for name in args.codecs.split(",")]
         copy_ms = median(row.copy_ms for row in own)
-        print(f"\n{size[0]} x {size[1]}, a copy {copy_ms:.3f} ms\n{table(own)}", flush=True)
+        print(
+            f"\n{size[0]} x {size[1]}, a copy {copy_ms:.3f} ms\n{table(own)}",
+            flush=True,
+        )
         rows += own
     if args.json:
-        args.json.write_text(json.dumps({"machine": facts, "rows": [asdict(row) for row in rows]}, indent=1))
+        args.json.write_text(
+            json.dumps(
+                {"machine": facts, "rows": [asdict(row) for row in rows]}, indent=1
+            )
+        )
     if args.plot:
         plot(rows, args.plot)
 

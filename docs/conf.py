@@ -11,9 +11,16 @@ release = version = version_of(project)
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**.md", "examples/*/README.md", "strategies/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "examples/*/README.md",
+    "strategies/README.md",
+]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.not_included"]  # tables of results are linked from their pages
+suppress_warnings = [
+    "toc.not_included"
+]  # tables of results are linked from their pages
 
 default_role = "py:obj"
 smartquotes = False  # values in docstrings are as one types them

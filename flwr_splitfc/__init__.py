@@ -1,7 +1,8 @@
 """Split learning with SplitFC compression, as a plugin for Flower.
 
-A `ServerApp` takes a strategy from here or is a `SplitServerApp`, a `ClientApp` opens a session with `connect` or is a
-`SplitClientApp`. Codecs are in `flwr_splitfc.codec`, the parts of the exchange in `flwr_splitfc.exchange`.
+A `ServerApp` takes a strategy from here or is a `SplitServerApp`, a `ClientApp` opens a
+session with `connect` or is a `SplitClientApp`. Codecs are in `flwr_splitfc.codec`, the
+parts of the exchange in `flwr_splitfc.exchange`.
 """
 
 from importlib.metadata import version

@@ -25,7 +25,8 @@ class Samples(Protocol):
 class Batches:
     """Batches of one turn; their order, and what `augment` draws, come from torch's global generator.
 
-    With `steps`, as many batches of exactly `batch_size`, drawn with replacement; without, one shuffled epoch.
+    With `steps`, as many batches of exactly `batch_size`, drawn with replacement;
+    without, one shuffled epoch.
     """
 
     data: Samples
@@ -43,7 +44,10 @@ class Batches:
 
     def _indices(self) -> Iterator[Tensor]:
         if self.steps:
-            return (torch.randint(len(self.data), (self.batch_size,)) for _ in range(self.steps))
+            return (
+                torch.randint(len(self.data), (self.batch_size,))
+                for _ in range(self.steps)
+            )
         return iter(torch.randperm(len(self.data)).split(self.batch_size))
 
 
@@ -66,21 +70,31 @@ class TurnSettings:
 
 
 def turn_batches(
-    data: Samples, config: RunConfig, augment: Augment | None = None, *, test: Samples | None = None
+    data: Samples,
+    config: RunConfig,
+    augment: Augment | None = None,
+    *,
+    test: Samples | None = None,
 ) -> tuple[Batches, Batches]:
     """A device's batches to train on in a turn, as the run-config says, and those to evaluate on.
 
-    The latter are one pass over `test`, or over `data` where there are no samples to test on.
+    The latter are one pass over `test`, or over `data` where there are no samples to
+    test on.
     """
     settings = read_settings(TurnSettings, config)
     rows = settings.batch_size
-    return Batches(data, rows, settings.steps_per_turn, augment), Batches(data if test is None else test, rows)
+    return Batches(data, rows, settings.steps_per_turn, augment), Batches(
+        data if test is None else test, rows
+    )
 
 
-def evaluate(model: nn.Module, test: Samples, batch_size: int = 1000) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, test: Samples, batch_size: int = 1000
+) -> dict[str, float]:
     """Mean cross-entropy and accuracy of the joined model over all labels; the model keeps its mode.
 
-    The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of each of its places.
+    The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of
+    each of its places.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()

@@ -10,8 +10,14 @@ from flwr_splitfc.run import rerun
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status."""
-    parser = argparse.ArgumentParser(prog="flwr-splitfc", description="Tools for split learning in Flower.")
-    parser.add_argument("--version", action="version", version=f"flwr-splitfc {flwr_splitfc.__version__}")
+    parser = argparse.ArgumentParser(
+        prog="flwr-splitfc", description="Tools for split learning in Flower."
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"flwr-splitfc {flwr_splitfc.__version__}",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     compare.add_to(commands)
     rerun.add_to(commands)

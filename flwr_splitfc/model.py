@@ -68,7 +68,9 @@ class JoinedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The model's output for a batch of inputs."""
         ends = isinstance(self.device, HeadAndTail)
-        out: Tensor = self.device(x, self.server) if ends else self.server(self.device(x))
+        out: Tensor = (
+            self.device(x, self.server) if ends else self.server(self.device(x))
+        )
         return out
 
     def unsplit_state_dict(self) -> dict[str, Tensor]:
@@ -80,15 +82,23 @@ class JoinedModel(nn.Module):
             If both halves have an entry of the same name.
         """
         merged: dict[str, Tensor] = {}
-        ends = list(self.device.children()) if isinstance(self.device, HeadAndTail) else [self.device]
+        ends = (
+            list(self.device.children())
+            if isinstance(self.device, HeadAndTail)
+            else [self.device]
+        )
         for entries in (part.state_dict() for part in (*ends, self.server)):
             if both := merged.keys() & entries.keys():
-                raise ValueError(f"both halves have {', '.join(sorted(both))}: they were not made by split_at")
+                raise ValueError(
+                    f"both halves have {', '.join(sorted(both))}: they were not made by split_at"
+                )
             merged |= entries
         return merged
 
 
-def joined_state_dict(device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def joined_state_dict(
+    device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]
+) -> dict[str, Tensor]:
     """The `JoinedModel` state dict of two halves' entries, on the CPU."""
     return {
         f"{half}.{name}": tensor.detach().cpu()
@@ -103,22 +113,23 @@ def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
     Parameters
     ----------
     model : nn.Module
-        An ``nn.Sequential``, or any module that `torch.fx` can trace and whose data passes the cut as
-        one tensor.
+        An ``nn.Sequential``, or any module that `torch.fx` can trace and whose data
+        passes the cut as one tensor.
     layer : str or int
-        The last layer of the device half: its name as in ``model.named_modules()``, such as ``"layer2"``
-        of a ResNet, or its number in an ``nn.Sequential``.
+        The last layer of the device half: its name as in ``model.named_modules()``,
+        such as ``"layer2"`` of a ResNet, or its number in an ``nn.Sequential``.
 
     Returns
     -------
     tuple of nn.Module
-        The device half and the server half. They share the model's parameters, and their entries keep
-        its names.
+        The device half and the server half. They share the model's parameters, and
+        their entries keep its names.
 
     Raises
     ------
     ValueError
-        If there is no such layer, or the model cannot be cut there; the message says why.
+        If there is no such layer, or the model cannot be cut there; the message says
+        why.
 
     Examples
     --------
@@ -132,18 +143,26 @@ def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
         name = [child for child, _ in model.named_children()][layer]
     if name not in dict(model.named_modules()) or not name:
         children = ", ".join(child for child, _ in model.named_children())
-        raise ValueError(f"the model has no layer {layer!r}; its outermost layers are {children}")
+        raise ValueError(
+            f"the model has no layer {layer!r}; its outermost layers are {children}"
+        )
     if isinstance(model, nn.Sequential) and "." not in name:
         return _split_sequential(model, name)
     return _split_graph(model, name)
 
 
-def _split_sequential(model: nn.Sequential, name: str) -> tuple[nn.Sequential, nn.Sequential]:
+def _split_sequential(
+    model: nn.Sequential, name: str
+) -> tuple[nn.Sequential, nn.Sequential]:
     children = list(model.named_children())
     cut = [child for child, _ in children].index(name) + 1
     if cut == len(children):
-        raise ValueError(f"{name!r} is the model's last layer: nothing is left for the server half")
-    return nn.Sequential(OrderedDict(children[:cut])), nn.Sequential(OrderedDict(children[cut:]))
+        raise ValueError(
+            f"{name!r} is the model's last layer: nothing is left for the server half"
+        )
+    return nn.Sequential(OrderedDict(children[:cut])), nn.Sequential(
+        OrderedDict(children[cut:])
+    )
 
 
 class _CutTracer(fx.Tracer):
@@ -154,7 +173,9 @@ class _CutTracer(fx.Tracer):
         self.layer = layer
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name == self.layer or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name == self.layer or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _split_graph(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
@@ -174,12 +195,18 @@ def _split_graph(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
         if node in before and not (node.op == "get_attr" and used_after):
             continue
         if lost := [arg.name for arg in node.all_input_nodes if arg not in placed]:
-            raise ValueError(f"the model cannot be cut after {name!r}: {node.name} also needs {', '.join(lost)}")
+            raise ValueError(
+                f"the model cannot be cut after {name!r}: {node.name} also needs {', '.join(lost)}"
+            )
         placed[node] = server.node_copy(node, placed.__getitem__)
 
     if shared := _modules(device) & _modules(server):
-        raise ValueError(f"the model cannot be cut after {name!r}: {', '.join(sorted(shared))} is used on both sides")
-    return fx.GraphModule(model, device, "DeviceHalf"), fx.GraphModule(model, server, "ServerHalf")
+        raise ValueError(
+            f"the model cannot be cut after {name!r}: {', '.join(sorted(shared))} is used on both sides"
+        )
+    return fx.GraphModule(model, device, "DeviceHalf"), fx.GraphModule(
+        model, server, "ServerHalf"
+    )
 
 
 def _trace(model: nn.Module, name: str) -> fx.Graph:
@@ -201,9 +228,13 @@ def _trace(model: nn.Module, name: str) -> fx.Graph:
 
 
 def _only_call(graph: fx.Graph, name: str) -> fx.Node:
-    calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
+    calls: list[fx.Node] = [
+        node for node in graph.nodes if node.op == "call_module" and node.target == name
+    ]
     if len(calls) != 1:
-        raise ValueError(f"the model cannot be cut after {name!r}: it is called {len(calls)} times in a pass, not once")
+        raise ValueError(
+            f"the model cannot be cut after {name!r}: it is called {len(calls)} times in a pass, not once"
+        )
     return calls[0]
 
 
@@ -217,4 +248,8 @@ def _needed_for(node: fx.Node) -> set[fx.Node]:
 
 
 def _modules(graph: fx.Graph) -> set[str]:
-    return {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    return {
+        str(node.target)
+        for node in graph.nodes
+        if node.op in ("call_module", "get_attr")
+    }

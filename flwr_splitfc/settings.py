@@ -31,7 +31,13 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     """
     hints = get_type_hints(kind)
     keys = {field.name: field.name.replace("_", "-") for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: _checked(key, config[key], hints[name]) for name, key in keys.items() if key in config})
+    return kind(
+        **{
+            name: _checked(key, config[key], hints[name])
+            for name, key in keys.items()
+            if key in config
+        }
+    )
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
@@ -40,7 +46,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return value
     if type(value) is int and float in kinds:
         return float(value)
-    raise ValueError(f"{key} is {value!r}, wanted {' or '.join(kind.__name__ for kind in kinds)}")
+    raise ValueError(
+        f"{key} is {value!r}, wanted {' or '.join(kind.__name__ for kind in kinds)}"
+    )
 
 
 def check_least(settings: object, **least: float) -> None:
@@ -48,10 +56,14 @@ def check_least(settings: object, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and not value >= bound:
-            raise ValueError(f"{name.replace('_', '-')} is {value}, wanted {bound} or more")
+            raise ValueError(
+                f"{name.replace('_', '-')} is {value}, wanted {bound} or more"
+            )
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """Raise a `ValueError` that names the key if `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{key} is {value!r}, wanted one of {', '.join(filter(None, choices))}")
+        raise ValueError(
+            f"{key} is {value!r}, wanted one of {', '.join(filter(None, choices))}"
+        )

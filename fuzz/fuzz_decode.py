@@ -2,9 +2,10 @@
 
     python -m fuzz.fuzz_decode -max_total_time=300
 
-Starts from the golden vectors. An input is the number of a vector, whose shape and codec it takes, and a payload. What
-is neither refused nor a finite matrix of the agreed shape, or on what the package and the decoder that is made from
-the document disagree, is reported as a crash; other options are libFuzzer's.
+Starts from the golden vectors. An input is the number of a vector, whose shape and
+codec it takes, and a payload. What is neither refused nor a finite matrix of the agreed
+shape, or on what the package and the decoder that is made from the document disagree,
+is reported as a crash; other options are libFuzzer's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["flwr_splitfc.codec", "tests.codec.independent_decoder"], enable_loader_override=False
+    include=["flwr_splitfc.codec", "tests.codec.independent_decoder"],
+    enable_loader_override=False,
 ):
     import torch
 
@@ -44,7 +46,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as corpus:
         for number, vector in enumerate(VECTORS):
             (Path(corpus) / str(number)).write_bytes(bytes([number]) + vector.payload)
-        atheris.Setup([sys.argv[0], "-timeout=10", "-rss_limit_mb=2048", *sys.argv[1:], corpus], decode)
+        atheris.Setup(
+            [sys.argv[0], "-timeout=10", "-rss_limit_mb=2048", *sys.argv[1:], corpus],
+            decode,
+        )
         atheris.Fuzz()
 
 

@@ -11,13 +11,18 @@ import time
 class CuttingProxy:
     """Forwards to `target` on loopback; each of the first `cuts` connections is cut somewhere.
 
-    Where: after a number of bytes, both ways together, drawn from 1 to `most_bytes`; half of the cuts are
-    resets, the others orderly ends in the middle of whatever is being sent. No direction of a connection is faster
-    than `bytes_per_second`.
+    Where: after a number of bytes, both ways together, drawn from 1 to `most_bytes`;
+    half of the cuts are resets, the others orderly ends in the middle of whatever is
+    being sent. No direction of a connection is faster than `bytes_per_second`.
     """
 
     def __init__(
-        self, target: str, cuts: int, most_bytes: int, seed: int = 0, bytes_per_second: float = float("inf")
+        self,
+        target: str,
+        cuts: int,
+        most_bytes: int,
+        seed: int = 0,
+        bytes_per_second: float = float("inf"),
     ) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host.strip("[]"), int(port))
@@ -41,7 +46,9 @@ class CuttingProxy:
                 device, _ = self._listener.accept()
             except OSError:
                 return
-            _Connection(self, device, socket.create_connection(self._target), self._draw())
+            _Connection(
+                self, device, socket.create_connection(self._target), self._draw()
+            )
 
     def _draw(self) -> int | None:
         return self._random.randint(1, self._most_bytes) if self.cuts_left > 0 else None
@@ -50,25 +57,42 @@ class CuttingProxy:
         self.cuts_left -= 1
         for end in sockets:
             if self._random.random() < 0.5:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
 
 
 class _Connection:
     """One forwarded connection, with so many bytes to live."""
 
-    def __init__(self, proxy: CuttingProxy, device: socket.socket, server: socket.socket, left: int | None) -> None:
-        self._proxy, self._left, self._lock, self._ended = proxy, left, threading.Lock(), False
+    def __init__(
+        self,
+        proxy: CuttingProxy,
+        device: socket.socket,
+        server: socket.socket,
+        left: int | None,
+    ) -> None:
+        self._proxy, self._left, self._lock, self._ended = (
+            proxy,
+            left,
+            threading.Lock(),
+            False,
+        )
         self._sockets = device, server
         for end in self._sockets:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for source, sink in ((device, server), (server, device)):
-            threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+            threading.Thread(
+                target=self._forward, args=(source, sink), daemon=True
+            ).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with self._lock:
-                    allowed = len(data) if self._left is None else min(len(data), self._left)
+                    allowed = (
+                        len(data) if self._left is None else min(len(data), self._left)
+                    )
                     if self._left is not None:
                         self._left -= allowed
                 time.sleep(allowed / self._proxy.bytes_per_second)

@@ -9,7 +9,9 @@ CLASSES = 4
 class DeviceHalf(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -18,7 +20,9 @@ class DeviceHalf(nn.Module):
 class ServerHalf(nn.Module):
     def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, classes))
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

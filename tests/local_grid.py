@@ -21,7 +21,8 @@ TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 class LocalGrid(Grid):
     """Runs `app` for each message; node 1000 + i is partition i.
 
-    With no `workers`, in the thread that pushes: torch's random generator is one for all threads.
+    With no `workers`, in the thread that pushes: torch's random generator is one for
+    all threads.
     """
 
     def __init__(self, app: App, num_devices: int, workers: int = 2) -> None:
@@ -47,7 +48,9 @@ class LocalGrid(Grid):
         try:
             reply = self.app(message, self.contexts[node_id])
         except Exception:
-            reply = Message(Error(code=2, reason=traceback.format_exc()), reply_to=message)
+            reply = Message(
+                Error(code=2, reason=traceback.format_exc()), reply_to=message
+            )
         reply.metadata.__dict__["_src_node_id"] = node_id
         return reply
 
@@ -73,8 +76,12 @@ class LocalGrid(Grid):
         done = [i for i in message_ids if self._futures[i].done()]
         return [self._futures.pop(i).result() for i in done]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return [self._futures.pop(i).result(timeout) for i in self.push_messages(messages)]
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return [
+            self._futures.pop(i).result(timeout) for i in self.push_messages(messages)
+        ]
 
     def set_run(self, run: Any) -> None:
         raise AssertionError("not used")
@@ -87,10 +94,14 @@ class LocalGrid(Grid):
         raise AssertionError("not used")
 
 
-def ticket_message(endpoint: SplitEndpoint, purpose: str = "train", device: str = "0", **changes: Any) -> Message:
+def ticket_message(
+    endpoint: SplitEndpoint, purpose: str = "train", device: str = "0", **changes: Any
+) -> Message:
     """A Flower message with a fresh ticket; `changes` falsify fields of it."""
     record = endpoint.issue(purpose, device, 1).to_record()
     record.update({key.replace("_", "-"): value for key, value in changes.items()})
-    message = Message(RecordDict({TICKET_KEY: record, "config": ConfigRecord()}), 1000, purpose)
+    message = Message(
+        RecordDict({TICKET_KEY: record, "config": ConfigRecord()}), 1000, purpose
+    )
     message.metadata.__dict__["_message_id"] = str(uuid4())
     return message

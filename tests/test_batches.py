@@ -10,7 +10,9 @@ from flwr_splitfc.vision import Batches, LabelledImages, evaluate, load_dataset
 def images(num_samples: int) -> LabelledImages:
     """Each image is filled with its index, each label is the index."""
     index = torch.arange(num_samples)
-    return LabelledImages(index.float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8), index, num_samples)
+    return LabelledImages(
+        index.float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8), index, num_samples
+    )
 
 
 def test_epoch_holds_every_sample_once() -> None:
@@ -25,7 +27,9 @@ def test_epoch_holds_every_sample_once() -> None:
 def test_steps_per_turn_draws_with_replacement() -> None:
     batches = list(Batches(images(5), batch_size=32, steps=3))
     assert [tuple(pixels.shape) for pixels, _ in batches] == 3 * [(32, 1, 8, 8)]
-    assert all(torch.equal(pixels[:, 0, 0, 0], labels.float()) for pixels, labels in batches)
+    assert all(
+        torch.equal(pixels[:, 0, 0, 0], labels.float()) for pixels, labels in batches
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 3])
@@ -41,7 +45,10 @@ def test_batches_follow_the_global_generator(steps: int) -> None:
 def test_augmentation_changes_inputs_and_follows_the_global_generator() -> None:
     def draws() -> list[torch.Tensor]:
         torch.manual_seed(5)
-        return [drawn for drawn, _ in Batches(images(70), 8, steps=3, augment=torch.rand_like)]
+        return [
+            drawn
+            for drawn, _ in Batches(images(70), 8, steps=3, augment=torch.rand_like)
+        ]
 
     assert all(map(torch.equal, draws(), draws()))
     assert all(drawn.shape == (8, 1, 8, 8) for drawn in draws())
@@ -53,9 +60,15 @@ def test_evaluate_is_independent_of_its_batches_and_keeps_the_mode() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10)).train()
     whole, parts = evaluate(model, test), evaluate(model, test, batch_size=100)
     logits = model.eval()(test.images)
-    assert whole["accuracy"] == parts["accuracy"] == (logits.argmax(1) == test.labels).double().mean().item()
+    assert (
+        whole["accuracy"]
+        == parts["accuracy"]
+        == (logits.argmax(1) == test.labels).double().mean().item()
+    )
     assert whole["loss"] == pytest.approx(parts["loss"])
-    assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(logits, test.labels).item())
+    assert whole["loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, test.labels).item()
+    )
     assert evaluate(model.train(), test)
     assert model.training
 
@@ -70,7 +83,9 @@ def test_evaluate_counts_each_place_of_a_sample() -> None:
             return 10
 
         def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros(len(index), 1), torch.tensor([0, 0, 0]).expand(len(index), 3)
+            return torch.zeros(len(index), 1), torch.tensor([0, 0, 0]).expand(
+                len(index), 3
+            )
 
     class Model(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,4 +93,6 @@ def test_evaluate_counts_each_place_of_a_sample() -> None:
 
     found = evaluate(Model(1, 1), Places(), batch_size=4)
     assert found["accuracy"] == 2 / 3
-    assert found["loss"] == pytest.approx(-Places.scores.log_softmax(0)[0].mean().item())
+    assert found["loss"] == pytest.approx(
+        -Places.scores.log_softmax(0)[0].mean().item()
+    )

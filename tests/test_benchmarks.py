@@ -14,7 +14,16 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def test_codecs(tmp_path: Path) -> None:
     numbers, picture = tmp_path / "codecs.json", tmp_path / "scaling.svg"
-    options = ["--shapes", "64x288,64x576", "--seconds", "0", "--json", str(numbers), "--plot", str(picture)]
+    options = [
+        "--shapes",
+        "64x288,64x576",
+        "--seconds",
+        "0",
+        "--json",
+        str(numbers),
+        "--plot",
+        str(picture),
+    ]
     command = [sys.executable, str(BENCHMARKS / "codecs.py"), *options]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "64 x 288, a copy" in printed
@@ -24,7 +33,11 @@ def test_codecs(tmp_path: Path) -> None:
         assert row["floor_ms"] > 4 * row["copy_ms"] - 1e-9
         assert 0 <= max(row["relative_errors"]) < 1
     by_codec = {row["codec"]: row for row in rows}
-    assert by_codec["float32"]["relative_errors"] == by_codec["zlib"]["relative_errors"] == [0, 0]
+    assert (
+        by_codec["float32"]["relative_errors"]
+        == by_codec["zlib"]["relative_errors"]
+        == [0, 0]
+    )
     assert by_codec["float16"]["payload_bytes"] == 2 * [2 * 64 * 576]
     assert sum(by_codec["splitfc"]["payload_bytes"]) <= 0.6 * 64 * 576 / 8
     assert "proportional to D" in picture.read_text()
@@ -33,7 +46,11 @@ def test_codecs(tmp_path: Path) -> None:
 def test_exchange(tmp_path: Path) -> None:
     numbers = tmp_path / "exchange.json"
     options = ["--rows", "8", "--steps", "5", "--rounds", "1", "--json", str(numbers)]
-    subprocess.run([sys.executable, str(BENCHMARKS / "exchange.py"), *options], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(BENCHMARKS / "exchange.py"), *options],
+        check=True,
+        capture_output=True,
+    )
     rows = json.loads(numbers.read_text())["rows"]
     assert [(row["codec"], row["tls"]) for row in rows[1:]] == [
         (codec, tls) for codec in ("float32", "splitfc") for tls in (False, True)

@@ -12,13 +12,27 @@ from sphinx.util.inventory import InventoryFile
 import flwr_splitfc
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [f"flwr_splitfc.{name}" for name in ("codec", "exchange", "run", "strategy", "vision")]
+PACKAGES = [
+    f"flwr_splitfc.{name}"
+    for name in ("codec", "exchange", "run", "strategy", "vision")
+]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-c",
+        "docs",
+        ".",
+        str(folder),
+    ]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return folder
@@ -26,24 +40,47 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_public_class_and_function_is_in_the_reference(site: Path) -> None:
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
-    described = {name for kind in inventory.data if kind.startswith("py:") for name in inventory.data[kind]}
+    described = {
+        name
+        for kind in inventory.data
+        if kind.startswith("py:")
+        for name in inventory.data[kind]
+    }
     top = set(flwr_splitfc.__all__)
     wanted = {f"flwr_splitfc.{name}" for name in top}
     for package in map(import_module, PACKAGES):
-        own = {name: getattr(package, name) for name in package.__all__ if name not in top}
-        wanted |= {f"{package.__name__}.{name}" for name, what in own.items() if isclass(what) or isfunction(what)}
+        own = {
+            name: getattr(package, name) for name in package.__all__ if name not in top
+        }
+        wanted |= {
+            f"{package.__name__}.{name}"
+            for name, what in own.items()
+            if isclass(what) or isfunction(what)
+        }
     assert wanted <= described, wanted - described
     assert len(wanted) > 60
 
 
 def test_links_between_files_are_links_between_pages(site: Path) -> None:
     assert 'href="docs/deployment.html"' in (site / "README.html").read_text()
-    assert 'href="../strategies/README.html"' in (site / "docs" / "index.html").read_text()
+    assert (
+        'href="../strategies/README.html"' in (site / "docs" / "index.html").read_text()
+    )
     assert 'href="docs/index.html"' in (site / "index.html").read_text()
 
 
 def test_every_page_of_the_repository_is_in_the_site(site: Path) -> None:
-    folders = (ROOT, ROOT / "docs", ROOT / "docs" / "results", ROOT / "strategies", *(ROOT / "examples").iterdir())
-    pages = [path.relative_to(ROOT).with_suffix(".html") for folder in folders for path in folder.glob("*.md")]
+    folders = (
+        ROOT,
+        ROOT / "docs",
+        ROOT / "docs" / "results",
+        ROOT / "strategies",
+        *(ROOT / "examples").iterdir(),
+    )
+    pages = [
+        path.relative_to(ROOT).with_suffix(".html")
+        for folder in folders
+        for path in folder.glob("*.md")
+    ]
     assert len(pages) > 10
     assert [page for page in pages if not (site / page).exists()] == []

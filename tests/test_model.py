@@ -9,7 +9,9 @@ from torchvision.models import resnet18
 from flwr_splitfc import HeadAndTail, JoinedModel, split_at
 
 
-def check_cut(model: nn.Module, layer: str | int, x: Tensor) -> tuple[nn.Module, nn.Module]:
+def check_cut(
+    model: nn.Module, layer: str | int, x: Tensor
+) -> tuple[nn.Module, nn.Module]:
     """Both halves do what the model does, in both modes, and their entries are the model's."""
     device, server = split_at(model, layer)
     joined = JoinedModel(device, server)
@@ -45,7 +47,9 @@ def test_a_half_is_cut_again_by_number_or_by_its_own_names(layer: int | str) -> 
 @pytest.mark.parametrize("layer", ["layer1", "layer2", "layer2.0", "maxpool"])
 def test_a_named_cut_of_a_resnet(layer: str) -> None:
     with torch.no_grad():
-        device, server = check_cut(resnet18(num_classes=10), layer, torch.randn(2, 3, 32, 32))
+        device, server = check_cut(
+            resnet18(num_classes=10), layer, torch.randn(2, 3, 32, 32)
+        )
     assert "conv1.weight" in device.state_dict()
     assert "fc.weight" in server.state_dict()
 
@@ -96,7 +100,11 @@ class FunctionalDropout(nn.Module):
     ("model", "layer", "message"),
     [
         (sequential(), 3, "nothing is left"),
-        (sequential(), "seven", "no layer 'seven'; its outermost layers are 0, 1, 2, 3"),
+        (
+            sequential(),
+            "seven",
+            "no layer 'seven'; its outermost layers are 0, 1, 2, 3",
+        ),
         (Skip(), "", "no layer ''"),
         (Skip(), "first", "add also needs x"),
         (Twice(), "second", "first is used on both sides"),
@@ -105,7 +113,9 @@ class FunctionalDropout(nn.Module):
         (FunctionalDropout(), "first", "training mode for ever"),
     ],
 )
-def test_where_a_model_cannot_be_cut_it_says_why(model: nn.Module, layer: int | str, message: str) -> None:
+def test_where_a_model_cannot_be_cut_it_says_why(
+    model: nn.Module, layer: int | str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         split_at(model, layer)
 
@@ -113,7 +123,9 @@ def test_where_a_model_cannot_be_cut_it_says_why(model: nn.Module, layer: int | 
 def test_two_cuts() -> None:
     model, x = sequential().eval(), torch.randn(8, 6)
     head, rest = split_at(model, 0)
-    joined = JoinedModel(HeadAndTail(head, (parts := split_at(rest, "2"))[1]), parts[0]).eval()
+    joined = JoinedModel(
+        HeadAndTail(head, (parts := split_at(rest, "2"))[1]), parts[0]
+    ).eval()
     assert torch.equal(joined(x), model(x))
     assert {name.split(".")[0] for name in joined.state_dict()} == {"device", "server"}
     assert joined.unsplit_state_dict().keys() == model.state_dict().keys()

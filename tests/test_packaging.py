@@ -18,7 +18,11 @@ DIST_INFO = f"flwr_splitfc-{VERSION}.dist-info"
 def run_python(*args: str | Path, cwd: Path, **env: str) -> str:
     """The standard output of `python *args`; its errors are shown if it fails."""
     finished = subprocess.run(
-        [sys.executable, *map(str, args)], cwd=cwd, env=os.environ | env, capture_output=True, text=True
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
@@ -26,7 +30,16 @@ def run_python(*args: str | Path, cwd: Path, **env: str) -> str:
 
 def built(kind: str, directory: Path) -> Path:
     """The one file that `python -m build` makes of the checkout."""
-    run_python("-m", "build", f"--{kind}", "--no-isolation", "--outdir", directory, ROOT, cwd=directory)
+    run_python(
+        "-m",
+        "build",
+        f"--{kind}",
+        "--no-isolation",
+        "--outdir",
+        directory,
+        ROOT,
+        cwd=directory,
+    )
     (path,) = directory.iterdir()
     return path
 
@@ -40,9 +53,11 @@ def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {"flwr_splitfc", DIST_INFO}
-    assert {"flwr_splitfc/__init__.py", "flwr_splitfc/py.typed", "flwr_splitfc/exchange/protocol/split.proto"} <= set(
-        names
-    )
+    assert {
+        "flwr_splitfc/__init__.py",
+        "flwr_splitfc/py.typed",
+        "flwr_splitfc/exchange/protocol/split.proto",
+    } <= set(names)
     assert f"{DIST_INFO}/licenses/LICENSE" in names
 
 
@@ -59,7 +74,18 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_installed_wheel_is_what_gets_imported(wheel: Path, tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run_python("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=elsewhere)
+    run_python(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        wheel,
+        cwd=elsewhere,
+    )
     lines = run_python(
         "-c",
         "import flwr_splitfc; print(flwr_splitfc.__file__, flwr_splitfc.__version__, sep='\\n')",
@@ -72,8 +98,14 @@ def test_installed_wheel_is_what_gets_imported(wheel: Path, tmp_path: Path) -> N
 
 def test_sdist_holds_no_data(tmp_path: Path) -> None:
     with tarfile.open(built("sdist", tmp_path)) as sdist:
-        files = {Path(*Path(member.name).parts[1:]): member.size for member in sdist.getmembers() if member.isfile()}
+        files = {
+            Path(*Path(member.name).parts[1:]): member.size
+            for member in sdist.getmembers()
+            if member.isfile()
+        }
     assert Path("flwr_splitfc/py.typed") in files
     assert not [path for path in files if {"data", ".venv", ".flwr"} & set(path.parts)]
-    assert not [path for path in files if path.suffix in {".pt", ".npz", ".gz", ".idx3-ubyte"}]
+    assert not [
+        path for path in files if path.suffix in {".pt", ".npz", ".gz", ".idx3-ubyte"}
+    ]
     assert sum(files.values()) < 5_000_000

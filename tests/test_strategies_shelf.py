@@ -13,11 +13,17 @@ from flwr_splitfc.settings import read_settings
 ROOT = Path(__file__).parents[1]
 APPS = sorted(ROOT.glob("examples/*/pyproject.toml"))
 SHELF = sorted(ROOT.glob("strategies/*.toml"))
-OWN = [(app, config) for app in APPS for config in sorted(app.parent.glob("configs/*.toml"))]
+OWN = [
+    (app, config)
+    for app in APPS
+    for config in sorted(app.parent.glob("configs/*.toml"))
+]
 
 
 def keys_of(app: Path) -> dict[str, Any]:
-    config: dict[str, Any] = tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"]
+    config: dict[str, Any] = tomllib.loads(app.read_text())["tool"]["flwr"]["app"][
+        "config"
+    ]
     return config
 
 
@@ -30,7 +36,9 @@ def test_every_key_is_one_of_the_apps(app: Path, run_config: Path) -> None:
     known, given = keys_of(app), tomllib.loads(run_config.read_text())
     for key, value in given.items():
         assert key in known, f"{run_config.name}: {app.parent.name} has no key {key!r}"
-        assert type(value) is type(known[key]), f"{run_config.name}: {key} is {value!r}, not like {known[key]!r}"
+        assert type(value) is type(known[key]), (
+            f"{run_config.name}: {key} is {value!r}, not like {known[key]!r}"
+        )
     merged = {**known, **given}
     assert read_settings(RunSettings, merged).strategy == merged["strategy"]
     assert merged["strategy"] in UNSPLIT or codec_of(merged)

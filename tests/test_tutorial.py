@@ -31,10 +31,16 @@ def forget_the_app() -> None:
 def flwr_run(folder: Path, arguments: list[str]) -> None:
     """What `flwr run` does, with threads for devices."""
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    config = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"][
+        "app"
+    ]["config"]
     config |= tomllib.loads(options.get("--run-config", "").replace(" ", "\n"))
-    num_devices = int(re.findall(r"num-supernodes=(\d+)", options["--federation-config"])[0])
-    client, server = (import_module(f"digits.{side}_app").app for side in ("client", "server"))
+    num_devices = int(
+        re.findall(r"num-supernodes=(\d+)", options["--federation-config"])[0]
+    )
+    client, server = (
+        import_module(f"digits.{side}_app").app for side in ("client", "server")
+    )
     grid = LocalGrid(client, num_devices, workers=0)
     for context in grid.contexts.values():
         context.run_config = config
@@ -67,10 +73,13 @@ def printed() -> Iterator[io.StringIO]:
         logging.getLogger("flwr").removeHandler(handler)
 
 
-def test_every_step_runs_and_prints_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_runs_and_prints_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     random.seed(0)  # by which FedAvg draws devices
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # files change faster than bytecode's time stamps
+    # files change faster than bytecode's time stamps
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     steps = set()
     for commands in follow(tmp_path, until=IN_PROCESS):
         with printed() as text:

@@ -9,10 +9,15 @@ import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
-_BLOCKS = re.compile(r"^## (?P<step>\d)\.|^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCKS = re.compile(
+    r"^## (?P<step>\d)\.|^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 _LEARNED = re.compile(r"(loss|accuracy|'eval_acc':) ([\d.]+)")
-_TOLERANCES = {"loss": 0.4, "accuracy": 20.0, "'eval_acc':": 0.2}  # batches are shuffled
-_SENT = re.compile(r"(?<=up )[\d.]+|(?<=down )[\d.]+|[\d.]+(?= MB)")  # differs with the devices that are drawn
+# batches are shuffled
+_TOLERANCES = {"loss": 0.4, "accuracy": 20.0, "'eval_acc':": 0.2}
+# differs with the devices that are drawn
+_SENT = re.compile(r"(?<=up )[\d.]+|(?<=down )[\d.]+|[\d.]+(?= MB)")
 _ETA = re.compile(r"ETA.*")
 
 
@@ -28,12 +33,22 @@ class Commands:
         """What is shown must have been printed; what was learned, and the bytes of devices drawn by lot, nearly so."""
         for line in self.shown:
             wanted = line.replace("/home/me/digits", str(folder))
-            like = [other for other in printed.splitlines() if _mask(wanted) in _mask(other)]
-            assert like or line == "...", f"step {self.step} does not print {wanted!r}:\n{printed[-5000:]}"
+            like = [
+                other for other in printed.splitlines() if _mask(wanted) in _mask(other)
+            ]
+            assert like or line == "...", (
+                f"step {self.step} does not print {wanted!r}:\n{printed[-5000:]}"
+            )
             for other in like[-1:]:
-                assert _numbers(other) == pytest.approx(_numbers(wanted), rel=0.1), f"{wanted}\n{other}"
-                for (what, now), (_, then) in zip(_LEARNED.findall(other), _LEARNED.findall(wanted), strict=True):
-                    assert abs(float(now) - float(then)) < _TOLERANCES[what], f"{wanted}\n{other}"
+                assert _numbers(other) == pytest.approx(_numbers(wanted), rel=0.1), (
+                    f"{wanted}\n{other}"
+                )
+                for (what, now), (_, then) in zip(
+                    _LEARNED.findall(other), _LEARNED.findall(wanted), strict=True
+                ):
+                    assert abs(float(now) - float(then)) < _TOLERANCES[what], (
+                        f"{wanted}\n{other}"
+                    )
 
 
 def _mask(line: str) -> str:
@@ -54,7 +69,11 @@ def follow(folder: Path, *, until: int = 9) -> Iterator[Commands]:
         if step > until:
             return
         if block["language"] == "bash":
-            shown = following["text"].splitlines() if following and following["language"] == "text" else []
+            shown = (
+                following["text"].splitlines()
+                if following and following["language"] == "text"
+                else []
+            )
             yield Commands(step, block["text"].replace("\\\n", "").splitlines(), shown)
         elif block["language"] == "diff":
             _change(folder, block["text"])
@@ -69,7 +88,10 @@ def _path(folder: Path, text: str) -> Path:
 def _change(folder: Path, text: str) -> None:
     """What goes, with the lines around it, must stand in the file once."""
     path, lines = _path(folder, text), text.splitlines()[1:]
-    before, after = ("".join(f"{line[1:]}\n" for line in lines if line[0] in kept) for kept in (" -", " +"))
+    before, after = (
+        "".join(f"{line[1:]}\n" for line in lines if line[0] in kept)
+        for kept in (" -", " +")
+    )
     whole = path.read_text()
     assert whole.count(before) == 1, f"{path.name} does not have, once:\n{before}"
     path.write_text(whole.replace(before, after))

@@ -13,7 +13,11 @@ from flwr_splitfc.apps.client_turn import Batches, ClientTurn, first_arrays
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.server.devices import QUERY_TYPE, answer_device_query, device_name
+from flwr_splitfc.exchange.server.devices import (
+    QUERY_TYPE,
+    answer_device_query,
+    device_name,
+)
 from flwr_splitfc.exchange.server.half_trainer import LossFn, OptimizerFn
 from flwr_splitfc.model import HeadAndTail, JoinedModel
 from flwr_splitfc.settings import check_choice
@@ -41,31 +45,38 @@ def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
 class SplitClientApp(ClientApp):
     """A `ClientApp` that trains and evaluates one half of a model, with no loop to write.
 
-    A message with a split ticket trains the device half in a session with the server half. A message
-    without one, from `FedAvg` or another of Flower's own strategies, trains the whole model here, if
-    `server_model` and `loss_fn` are given: the same app serves both.
+    A message with a split ticket trains the device half in a session with the server
+    half. A message without one, from `FedAvg` or another of Flower's own strategies,
+    trains the whole model here, if `server_model` and `loss_fn` are given: the same app
+    serves both.
 
     Parameters
     ----------
     model : callable
-        ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
+        ``model()`` makes the device half; a factory with a parameter to fill gets the
+        `Context`.
     load_data : callable
-        ``load_data(context)`` gives the batches ``(x, y)`` to train on and those to evaluate on. It is
-        called for each message with torch's random generator seeded from (run seed, device, round), and each
-        step starts from a seed of its own, so loaders that shuffle repeat in a second run; keep what is slow
-        to load in a cache of your own.
+        ``load_data(context)`` gives the batches ``(x, y)`` to train on and those to
+        evaluate on. It is called for each message with torch's random generator seeded
+        from (run seed, device, round), and each step starts from a seed of its own, so
+        loaders that shuffle repeat in a second run; keep what is slow to load in a
+        cache of your own.
     optimizer : callable
         ``optimizer(parameters)`` makes the device half's optimizer.
     server_model : callable, optional
-        Makes the server half as `model` makes the device half, for training without a ticket.
+        Makes the server half as `model` makes the device half, for training without a
+        ticket.
     tail : callable, optional
-        Makes the last layers as `model` makes the first: for a strategy without a ``loss_fn``, whose server half
-        is the middle. The device's arrays are then a `HeadAndTail`'s. Not used where the run-config says
-        ``u-shaped = false``, as in `SplitServerApp`.
+        Makes the last layers as `model` makes the first: for a strategy without a
+        ``loss_fn``, whose server half is the middle. The device's arrays are then a
+        `HeadAndTail`'s. Not used where the run-config says ``u-shaped = false``, as in
+        `SplitServerApp`.
     loss_fn : callable, optional
-        ``loss_fn(outputs, labels)``, for training with `tail` or without a ticket, and for ``eval_loss``.
+        ``loss_fn(outputs, labels)``, for training with `tail` or without a ticket, and
+        for ``eval_loss``.
     metrics_fn : callable (default: `accuracy`)
-        ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means over its samples.
+        ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
+        over its samples.
     torch_threads : int (default: 1)
         CPU threads for torch in this process. Simulated devices share the machine.
     mods : list, optional
@@ -73,11 +84,13 @@ class SplitClientApp(ClientApp):
 
     Notes
     -----
-    The message's config (``train_config`` and ``evaluate_config`` of `Strategy.start`) may hold
-    ``steps-per-turn`` (default: one pass over the batches; a longer turn starts over), ``learning-rate``
-    (default: what `optimizer` says), ``torch-threads`` (default: `torch_threads`), ``device-precision``
-    ("bfloat16" runs the device's layers under ``torch.autocast``; weights, and what goes to the server, stay
-    float32), ``proximal-mu``, which `FedProx` sends, and, for training without a ticket, ``seed``.
+    The message's config (``train_config`` and ``evaluate_config`` of `Strategy.start`)
+    may hold ``steps-per-turn`` (default: one pass over the batches; a longer turn
+    starts over), ``learning-rate`` (default: what `optimizer` says), ``torch-threads``
+    (default: `torch_threads`), ``device-precision`` ("bfloat16" runs the device's
+    layers under ``torch.autocast``; weights, and what goes to the server, stay
+    float32), ``proximal-mu``, which `FedProx` sends, and, for training without a
+    ticket, ``seed``.
 
     Examples
     --------
@@ -140,10 +153,17 @@ class SplitClientApp(ClientApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         model, (_, batches) = self._prepare(message, context)
         model.eval()
-        with self._turn(message, context, model) as turn, self._autocast(_config(message)):
+        with (
+            self._turn(message, context, model) as turn,
+            self._autocast(_config(message)),
+        ):
             for x, y in turn.batches(batches):
                 predict = turn.server.predict
-                outputs = model(x, predict) if isinstance(model, HeadAndTail) else predict(model(x))
+                outputs = (
+                    model(x, predict)
+                    if isinstance(model, HeadAndTail)
+                    else predict(model(x))
+                )
                 turn.add(self._batch_metrics(outputs, y), len(x))
             turn.metrics = turn.server.metrics()
         return turn.reply()
@@ -157,10 +177,18 @@ class SplitClientApp(ClientApp):
         turn.add({"train_loss": loss.item()}, len(x))
         return loss
 
-    def _prepare(self, message: Message, context: Context) -> tuple[nn.Module, tuple[Batches, Batches]]:
+    def _prepare(
+        self, message: Message, context: Context
+    ) -> tuple[nn.Module, tuple[Batches, Batches]]:
         """The model with the message's arrays, and the data; everything random from there on is seeded."""
-        torch.set_num_threads(int(str(_config(message).get("torch-threads", self.torch_threads))))
-        model = (self._device_model(message, context) if has_ticket(message) else self._joined(context)).to(self.device)
+        torch.set_num_threads(
+            int(str(_config(message).get("torch-threads", self.torch_threads)))
+        )
+        model = (
+            self._device_model(message, context)
+            if has_ticket(message)
+            else self._joined(context)
+        ).to(self.device)
         model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
         torch.manual_seed(_turn_seed(message, context))
         return model, self.load_data(context)
@@ -168,17 +196,35 @@ class SplitClientApp(ClientApp):
     def _autocast(self, config: ConfigRecord) -> torch.autocast:
         precision = str(config.get("device-precision", "float32"))
         check_choice("device-precision", precision, PRECISIONS)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+        )
 
     def _turn(
-        self, message: Message, context: Context, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+        self,
+        message: Message,
+        context: Context,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> ClientTurn:
-        return ClientTurn(message, context, model, optimizer, self.loss_fn, _turn_seed(message, context))
+        return ClientTurn(
+            message,
+            context,
+            model,
+            optimizer,
+            self.loss_fn,
+            _turn_seed(message, context),
+        )
 
     def _device_model(self, message: Message, context: Context) -> nn.Module:
-        ends, tail = bool(Ticket.from_message(message).output_codec), tail_of(self.tail, context)
+        ends, tail = (
+            bool(Ticket.from_message(message).output_codec),
+            tail_of(self.tail, context),
+        )
         if ends and (tail is None or self.loss_fn is None):
-            raise ValueError("the strategy has no loss_fn, so the loss is the device's: give tail and loss_fn")
+            raise ValueError(
+                "the strategy has no loss_fn, so the loss is the device's: give tail and loss_fn"
+            )
         if tail is not None and not ends:
             raise ValueError(
                 "SplitClientApp has a tail, so the loss is the device's: make the strategy with loss_fn=None"
@@ -195,7 +241,9 @@ class SplitClientApp(ClientApp):
                 "this message carries no split ticket, so the whole model is to be trained here: "
                 "give SplitClientApp a server_model and a loss_fn for that"
             )
-        return JoinedModel(self._first_and_last(context), make_half(self.server_model, context))
+        return JoinedModel(
+            self._first_and_last(context), make_half(self.server_model, context)
+        )
 
     def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
         metrics = self.metrics_fn(outputs, labels)
@@ -207,7 +255,10 @@ class SplitClientApp(ClientApp):
 def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
     """What a factory makes, which gets the context if it has a parameter to fill."""
     parameters = signature(factory).parameters.values()
-    takes_context = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    takes_context = any(
+        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in parameters
+    )
     return factory(context) if takes_context else factory()
 
 
@@ -215,7 +266,9 @@ def tail_of(tail: MakeModel | None, context: Context) -> MakeModel | None:
     """The app's `tail`, unless the run-config's ``u-shaped`` says that the last layers are the server's."""
     u_shaped = context.run_config.get("u-shaped", tail is not None)
     if u_shaped and tail is None:
-        raise ValueError("u-shaped is true, but the app has no tail to give the devices")
+        raise ValueError(
+            "u-shaped is true, but the app has no tail to give the devices"
+        )
     return tail if u_shaped else None
 
 
@@ -229,7 +282,11 @@ def _turn_seed(message: Message, context: Context) -> int:
         ticket = Ticket.from_message(message)
         return derive_seed(ticket.seed, ticket.device, ticket.server_round)
     config = _config(message)
-    return derive_seed(str(config.get("seed", 0)), device_name(context), str(config.get("server-round", 0)))
+    return derive_seed(
+        str(config.get("seed", 0)),
+        device_name(context),
+        str(config.get("server-round", 0)),
+    )
 
 
 class _Proximal:
@@ -237,7 +294,9 @@ class _Proximal:
 
     def __init__(self, model: nn.Module, mu: float) -> None:
         self._mu = mu
-        self._parameters = [p for p in model.parameters() if p.requires_grad] if mu else []
+        self._parameters = (
+            [p for p in model.parameters() if p.requires_grad] if mu else []
+        )
         self._start = [p.detach().clone() for p in self._parameters]
 
     def add(self) -> None:

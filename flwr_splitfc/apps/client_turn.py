@@ -30,9 +30,9 @@ _SUM = "sum."
 class ClientTurn:
     """What one message asks of a device, with the server half at the other end.
 
-    Enter it, go through `batches` with `server`, and `reply`. Where frames travel in messages, the body is left at the
-    first frame without an answer, and taken up again with the next message from the state
-    before that step.
+    Enter it, go through `batches` with `server`, and `reply`. Where frames travel in
+    messages, the body is left at the first frame without an answer, and taken up again
+    with the next message from the state before that step.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ class ClientTurn:
     loss_fn : callable, optional
         For training without a ticket.
     seed : int
-        Of the turn. Each step draws its batch and what else is random from (seed, step).
+        Of the turn. Each step draws its batch and what else is random from (seed,
+        step).
 
     Attributes
     ----------
@@ -64,14 +65,21 @@ class ClientTurn:
         seed: int,
     ) -> None:
         self.metrics: dict[str, int | float] = {}
-        self._message, self._model, self._optimizer, self._seed = message, model, optimizer, seed
+        self._message, self._model, self._optimizer, self._seed = (
+            message,
+            model,
+            optimizer,
+            seed,
+        )
         self._device = next(model.parameters(), torch.empty(0)).device
         self._sums: dict[str, float] = {}
         ticket = Ticket.from_message(message) if has_ticket(message) else None
         self._mailbox: Mailbox | None = None
         self._stored: StoredTurn | None = None
         if ticket is not None and has_frame(message):
-            frames_per_step = 2 if ticket.output_codec and ticket.purpose == "train" else 1
+            frames_per_step = (
+                2 if ticket.output_codec and ticket.purpose == "train" else 1
+            )
             self._stored = StoredTurn(context, message, frames_per_step)
             self._mailbox = Mailbox(message, self._stored)
         self._next: Message | None = None
@@ -87,22 +95,35 @@ class ClientTurn:
         self.server.__enter__()
         if self._stored is not None and self._stored.begun:
             counts, kept = self._stored.restore(self._model, self._optimizer)
-            self._sums = {key.removeprefix(_SUM): value for key, value in counts.items() if key.startswith(_SUM)}
+            self._sums = {
+                key.removeprefix(_SUM): value
+                for key, value in counts.items()
+                if key.startswith(_SUM)
+            }
             assert isinstance(self.server, Session)
             self.server.resume(counts, kept)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> bool:
         self.server.__exit__(kind, error, trace)
         if isinstance(error, NotAnswered):
             self._next = frame_reply(self._message, error.frame)
         return self._next is not None
 
-    def batches(self, batches: Batches, steps: object = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batches: Batches, steps: object = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the turn that are not behind it, on the model's device; `steps` of them if given."""
-        drawn = iter(batches) if steps is None else islice(_forever(batches), int(str(steps)))
+        drawn = (
+            iter(batches)
+            if steps is None
+            else islice(_forever(batches), int(str(steps)))
+        )
         for number in count(1):
             torch.manual_seed(derive_seed(self._seed, "step", number))
             if (batch := next(drawn, None)) is None:
@@ -116,7 +137,12 @@ class ClientTurn:
     def _save(self, stored: StoredTurn) -> None:
         assert isinstance(self.server, Session)
         sums = {_SUM + key: value for key, value in self._sums.items()}
-        stored.save(self._model, self._optimizer, {**self.server.counts(), **sums}, self.server.state)
+        stored.save(
+            self._model,
+            self._optimizer,
+            {**self.server.counts(), **sums},
+            self.server.state,
+        )
 
     def add(self, metrics: Mapping[str, float], rows: int) -> None:
         """Add a batch's means to those of the turn."""
@@ -132,7 +158,11 @@ class ClientTurn:
         content = RecordDict({"metrics": MetricRecord({**self.metrics, **means})})
         if arrays is not None:
             content["arrays"] = arrays
-        if self._mailbox is not None and self._mailbox.closing is not None and self._stored is not None:
+        if (
+            self._mailbox is not None
+            and self._mailbox.closing is not None
+            and self._stored is not None
+        ):
             content[FRAME_KEY] = frame_record(self._mailbox.closing)
             self._stored.clear()
         return Message(content, reply_to=self._message)
@@ -140,7 +170,11 @@ class ClientTurn:
 
 def first_arrays(message: Message, context: Context) -> ArrayRecord:
     """The model that a turn starts from, which only its first message brings."""
-    arrays = {key: record for key, record in message.content.array_records.items() if key != FRAME_KEY}
+    arrays = {
+        key: record
+        for key, record in message.content.array_records.items()
+        if key != FRAME_KEY
+    }
     if not has_frame(message):
         return next(iter(arrays.values()))
     stored = StoredTurn(context, message)
@@ -179,7 +213,11 @@ class Unsplit:
 
     def metrics(self) -> dict[str, int | float]:
         """As `Session.metrics`, without traffic."""
-        trained = {} if self._loss_sum is None else {"train_loss": self._loss_sum / max(self._rows, 1)}
+        trained = (
+            {}
+            if self._loss_sum is None
+            else {"train_loss": self._loss_sum / max(self._rows, 1)}
+        )
         return {"num-examples": self._rows, "steps": self._steps, **trained}
 
 

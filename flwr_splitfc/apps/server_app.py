@@ -22,7 +22,13 @@ from flwr_splitfc.model import HeadAndTail, JoinedModel
 from flwr_splitfc.run import Progress, run_record
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings
-from flwr_splitfc.strategy import RoundRobin, SplitFC, SplitFedV1, SplitFedV2, SplitLearning
+from flwr_splitfc.strategy import (
+    RoundRobin,
+    SplitFC,
+    SplitFedV1,
+    SplitFedV2,
+    SplitLearning,
+)
 from flwr_splitfc.strategy.budgets import BudgetSchedule, budget_rules
 from flwr_splitfc.strategy.round_robin import wait_for_devices
 
@@ -76,18 +82,34 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_choice("strategy", self.strategy, [*SPLIT, *UNSPLIT])
         check_choice("devices", self.devices, ["", "round-robin", *UNSPLIT])
-        check_choice("optimizer-state", self.optimizer_state, ["", "relay", "per-device", "fresh"])
+        check_choice(
+            "optimizer-state",
+            self.optimizer_state,
+            ["", "relay", "per-device", "fresh"],
+        )
         check_choice("device-precision", self.device_precision, PRECISIONS)
-        check_least(self, num_rounds=1, evaluate_every=1, num_devices=1, torch_threads=1, steps_per_turn=0)
+        check_least(
+            self,
+            num_rounds=1,
+            evaluate_every=1,
+            num_devices=1,
+            torch_threads=1,
+            steps_per_turn=0,
+        )
         check_least(self, learning_rate=0.0)
         if not 0.0 < self.fraction_train <= 1.0:
-            raise ValueError(f"fraction-train is {self.fraction_train}, wanted more than 0 and at most 1")
+            raise ValueError(
+                f"fraction-train is {self.fraction_train}, wanted more than 0 and at most 1"
+            )
         self.budgets()
 
     def budgets(self) -> list[BudgetRule]:
         """The rules of what devices get, the schedule's last."""
         schedules = self.uplink_schedule, self.downlink_schedule
-        return [*budget_rules(self.device_budgets), *([BudgetSchedule(*schedules)] if any(schedules) else [])]
+        return [
+            *budget_rules(self.device_budgets),
+            *([BudgetSchedule(*schedules)] if any(schedules) else []),
+        ]
 
 
 def codec_of(config: RunConfig) -> CutCodec:
@@ -96,7 +118,11 @@ def codec_of(config: RunConfig) -> CutCodec:
     >>> codec_of({"strategy": "splitfed-v2", "codec": "splitfc", "uplink-bits": 0.1, "seed": 7})
     cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', reduction=16.0)
     """
-    name = "splitfc" if config.get("strategy", "splitfc") == "splitfc" else str(config.get("codec", "float32"))
+    name = (
+        "splitfc"
+        if config.get("strategy", "splitfc") == "splitfc"
+        else str(config.get("codec", "float32"))
+    )
     return cut_codec(name, **_codec_settings(name, config))
 
 
@@ -111,36 +137,42 @@ def output_codec_of(config: RunConfig) -> CutCodec:
 
 
 def _codec_settings(name: str, config: RunConfig, prefix: str = "") -> dict[str, Any]:
-    keys = {setting: prefix + setting.replace("_", "-") for setting in codec_settings(name)}
+    keys = {
+        setting: prefix + setting.replace("_", "-") for setting in codec_settings(name)
+    }
     return {setting: config[key] for setting, key in keys.items() if key in config}
 
 
 class SplitServerApp(ServerApp):
     """A `ServerApp` that trains as the run-config says and writes ``results.json``, with no main to write.
 
-    The counterpart of `SplitClientApp`. Strategies of this package train the halves; Flower's own train the
-    whole model, and their traffic is counted alike.
+    The counterpart of `SplitClientApp`. Strategies of this package train the halves;
+    Flower's own train the whole model, and their traffic is counted alike.
 
     Parameters
     ----------
     model : callable
-        ``model()`` makes the device half; a factory with a parameter to fill gets the `Context`.
+        ``model()`` makes the device half; a factory with a parameter to fill gets the
+        `Context`.
     server_model : callable
-        Makes the server half alike. Both, and `tail`, are called once, one after the other, with torch's random
-        generator seeded from the run's seed: that decides the initial weights.
+        Makes the server half alike. Both, and `tail`, are called once, one after the
+        other, with torch's random generator seeded from the run's seed: that decides
+        the initial weights.
     loss_fn : callable or None
-        ``loss_fn(server_model(features), labels)``, a scalar; not used in U-shaped split learning, where it is the
-        devices'.
+        ``loss_fn(server_model(features), labels)``, a scalar; not used in U-shaped
+        split learning, where it is the devices'.
     optimizer : callable
-        ``optimizer(parameters, lr=...)`` makes the server half's optimizer; without the key
-        ``learning-rate`` it is called without ``lr``.
+        ``optimizer(parameters, lr=...)`` makes the server half's optimizer; without the
+        key ``learning-rate`` it is called without ``lr``.
     tail : callable, optional
-        Makes the last layers, which devices have beside the first (`HeadAndTail`): U-shaped split learning, whose
-        labels stay on devices. Give it to `SplitClientApp`, too. With ``u-shaped = false`` it is not used, and what
+        Makes the last layers, which devices have beside the first (`HeadAndTail`):
+        U-shaped split learning, whose labels stay on devices. Give it to
+        `SplitClientApp`, too. With ``u-shaped = false`` it is not used, and what
         `server_model` makes then must end with these layers itself.
     evaluate : callable, optional
-        ``evaluate(joined_model, context)`` gives metrics of the whole model, on the server's own data:
-        before the first round and in rounds that are due. ``accuracy`` is shown as such.
+        ``evaluate(joined_model, context)`` gives metrics of the whole model, on the
+        server's own data: before the first round and in rounds that are due.
+        ``accuracy`` is shown as such.
     **split_options
         Other parameters as in `SplitLearning`, such as `scheduler` or `max_grad_norm`.
 
@@ -154,8 +186,9 @@ class SplitServerApp(ServerApp):
     ``strategy``            "splitfc"      of this package: splitfc, split-learning, splitfed-v1, splitfed-v2;
                                            of Flower, unsplit: fedavg, fedprox, fedadam
     ``devices``             ""             who trains in a round of a split strategy: round-robin, or a sample
-                                           that is combined by fedavg, fedprox or fedadam; "" is fedavg for
-                                           SplitFed, else round-robin
+                                           that is combined by fedavg, fedprox or
+                                           fedadam; "" is fedavg for SplitFed, else
+                                           round-robin
     ``fraction-train``      1.0            share of the devices in a sample
     ``num-rounds``          3
     ``steps-per-turn``      0              mini-batches of a device's turn; 0 is what its `load_data` gives
@@ -168,14 +201,15 @@ class SplitServerApp(ServerApp):
     ``output-codec``        "float32"      of the server half's output where the app has a `tail`
     its settings            the codec's    the same with ``output-`` before them, as ``output-downlink-bits``
     ``device-budgets``      "node-config"  who gets other bits: "node-config" those that name their own,
-                                           "throughput 0.05s" all, so that a step's frames are on their way that
-                                           long, "" nobody
+                                           "throughput 0.05s" all, so that a step's
+                                           frames are on their way that long, "" nobody
     ``uplink-schedule``     ""             more bits at first: "warmup 4x 20", "linear 4x 5-20" or
                                            "geometric 4x 5-20", see `BudgetSchedule`
     ``downlink-schedule``   ""
     ``evaluate-every``      1              rounds
     ``evaluate-on-devices`` false          whether devices evaluate, too, in those rounds, on their own data and with
-                                           features coded as `evaluation` says; ``device_accuracy`` of the results
+                                           features coded as `evaluation` says;
+                                           ``device_accuracy`` of the results
     ``num-devices``         2              how many to wait for before the first round
     ``seed``                0
     ``torch-threads``       1              of the server and of each device
@@ -226,28 +260,53 @@ class SplitServerApp(ServerApp):
         device, server = self._halves(context, settings.seed)
         about: dict[str, Any] = {"seed": settings.seed}
         if settings.strategy in UNSPLIT:
-            progress = self._run_unsplit(grid, context, settings, JoinedModel(device, server))
+            progress = self._run_unsplit(
+                grid, context, settings, JoinedModel(device, server)
+            )
         else:
             loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
-            strategy = self._split_strategy(context.run_config, settings, server, loss_fn)
-            evaluate_fn = self._evaluate_fn(context, partial(strategy.joined_model, device))
-            strategy.start(grid, ArrayRecord(device.state_dict()), evaluate_fn=evaluate_fn, **_start_options(settings))
+            strategy = self._split_strategy(
+                context.run_config, settings, server, loss_fn
+            )
+            evaluate_fn = self._evaluate_fn(
+                context, partial(strategy.joined_model, device)
+            )
+            strategy.start(
+                grid,
+                ArrayRecord(device.state_dict()),
+                evaluate_fn=evaluate_fn,
+                **_start_options(settings),
+            )
             progress = strategy.progress
-            about |= {"codec": strategy.codec.config(), "payload_digest": strategy.ledger.digest()}
+            about |= {
+                "codec": strategy.codec.config(),
+                "payload_digest": strategy.ledger.digest(),
+            }
             if strategy.output_codec is not None:
                 about["output_codec"] = strategy.output_codec.config()
-        progress.write(results / "results.json", **run_record(context.run_config, **about))
+        progress.write(
+            results / "results.json", **run_record(context.run_config, **about)
+        )
         logger.info("\n%s\n\nWrote %s", progress.table(), results / "results.json")
 
     def _halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
         tail = tail_of(self.tail, context)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            device, server = make_half(self.model, context), make_half(self.server_model, context)
-            return device if tail is None else HeadAndTail(device, make_half(tail, context)), server
+            device, server = (
+                make_half(self.model, context),
+                make_half(self.server_model, context),
+            )
+            return device if tail is None else HeadAndTail(
+                device, make_half(tail, context)
+            ), server
 
     def _split_strategy(
-        self, config: RunConfig, settings: RunSettings, server: nn.Module, loss_fn: LossFn | None
+        self,
+        config: RunConfig,
+        settings: RunSettings,
+        server: nn.Module,
+        loss_fn: LossFn | None,
     ) -> SplitLearning:
         name = settings.strategy
         options: dict[str, Any] = {
@@ -262,16 +321,29 @@ class SplitServerApp(ServerApp):
             options["optimizer_state"] = settings.optimizer_state
         if settings.checkpoint_dir:
             options["checkpoint"] = _absolute(settings.checkpoint_dir)
-        options |= _codec_settings(name, config) if name == "splitfc" else {"codec": codec_of(config)}
+        options |= (
+            _codec_settings(name, config)
+            if name == "splitfc"
+            else {"codec": codec_of(config)}
+        )
         if loss_fn is None:
             options["output_codec"] = output_codec_of(config)
         rate = {} if settings.learning_rate is None else {"lr": settings.learning_rate}
-        return SPLIT[name](server, loss_fn, partial(self.optimizer, **rate), **{**options, **self.split_options})
+        return SPLIT[name](
+            server,
+            loss_fn,
+            partial(self.optimizer, **rate),
+            **{**options, **self.split_options},
+        )
 
-    def _run_unsplit(self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel) -> Progress:
+    def _run_unsplit(
+        self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel
+    ) -> Progress:
         """Flower's own strategies: devices have the whole model. The grid counts its bytes for the same table."""
         ledger = Ledger()
-        progress = Progress(settings.num_rounds, ledger, evaluate_every=settings.evaluate_every)
+        progress = Progress(
+            settings.num_rounds, ledger, evaluate_every=settings.evaluate_every
+        )
         initial = ArrayRecord(joined.state_dict())
         joined.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -283,16 +355,22 @@ class SplitServerApp(ServerApp):
         strategy.start(
             MeteredGrid(grid, ledger),
             initial,
-            evaluate_fn=progress.watch(self._evaluate_fn(context, load), lambda: strategy.evaluation),
+            evaluate_fn=progress.watch(
+                self._evaluate_fn(context, load), lambda: strategy.evaluation
+            ),
             **_start_options(settings),
         )
         return progress
 
-    def _evaluate_fn(self, context: Context, load: Callable[[ArrayRecord], nn.Module]) -> EvaluateFn | None:
+    def _evaluate_fn(
+        self, context: Context, load: Callable[[ArrayRecord], nn.Module]
+    ) -> EvaluateFn | None:
         evaluate = self.evaluate
         if evaluate is None:
             return None
-        return lambda server_round, arrays: MetricRecord({**evaluate(load(arrays), context)})
+        return lambda server_round, arrays: MetricRecord(
+            {**evaluate(load(arrays), context)}
+        )
 
 
 class _Unsplit(Strategy):
@@ -317,9 +395,15 @@ class _Unsplit(Strategy):
     ) -> Iterable[Message]:
         self.evaluation = None
         due = self.progress.due(server_round)
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid) if due else []
+        return (
+            self.strategy.configure_evaluate(server_round, arrays, config, grid)
+            if due
+            else []
+        )
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
         if replies := list(replies):
             self.evaluation = self.strategy.aggregate_evaluate(server_round, replies)
         return self.evaluation
@@ -334,14 +418,17 @@ def _absolute(folder: str) -> Path:
 
 def _sampling(name: str, settings: RunSettings) -> Strategy:
     """Who trains in a round and how what they trained is combined."""
-    those_there: dict[str, Any] = {  # all were there when the run began; it goes on without those that die
+    # all were there when the run began; it goes on without those that die
+    those_there: dict[str, Any] = {
         "min_available_nodes": 1,
         "min_evaluate_nodes": 1,
         "fraction_evaluate": float(settings.evaluate_on_devices),
     }
     if name == "round-robin":
         return RoundRobin(**those_there)
-    return UNSPLIT[name](fraction_train=settings.fraction_train, min_train_nodes=1, **those_there)
+    return UNSPLIT[name](
+        fraction_train=settings.fraction_train, min_train_nodes=1, **those_there
+    )
 
 
 def _start_options(settings: RunSettings) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """The cut codec: features and gradients in a fraction of a bit per entry."""
 
-from flwr_splitfc.codec.catalogue import codec_names, codec_settings, cut_codec, register_codec
+from flwr_splitfc.codec.catalogue import (
+    codec_names,
+    codec_settings,
+    cut_codec,
+    register_codec,
+)
 from flwr_splitfc.codec.cut import CutCodec
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels

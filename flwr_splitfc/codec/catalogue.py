@@ -58,7 +58,9 @@ def codec_names() -> list[str]:
     >>> codec_names()[:5]
     ['dropout-only', 'fedlite', 'float16', 'float32', 'int8']
     """
-    return sorted(_CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
+    return sorted(
+        _CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)}
+    )
 
 
 def codec_settings(name: str) -> list[str]:
@@ -70,7 +72,9 @@ def codec_settings(name: str) -> list[str]:
     return sorted(_known_settings(*_pair(name)))
 
 
-def register_codec(name: str, selector_class: type[Selector], quantiser_class: type[Quantiser]) -> None:
+def register_codec(
+    name: str, selector_class: type[Selector], quantiser_class: type[Quantiser]
+) -> None:
     """Add a codec to the catalogue.
 
     Parameters
@@ -78,7 +82,8 @@ def register_codec(name: str, selector_class: type[Selector], quantiser_class: t
     name : str
         Kebab case, not taken. It names a byte format and never changes its meaning.
     selector_class, quantiser_class : type
-        Frozen dataclasses whose fields have defaults and are scalars: the codec's settings.
+        Frozen dataclasses whose fields have defaults and are scalars: the codec's
+        settings.
 
     Raises
     ------
@@ -97,16 +102,17 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
     Parameters
     ----------
     name : str or mapping
-        A name in `codec_names`, or a mapping with the key ``name`` and settings in kebab or snake case.
+        A name in `codec_names`, or a mapping with the key ``name`` and settings in
+        kebab or snake case.
     **settings : scalar
-        Fields of the codec's selector and quantiser, ``uplink_bits``, ``downlink_bits``, ``evaluation`` and
-        ``channel_dim``; see `CutCodec`.
+        Fields of the codec's selector and quantiser, ``uplink_bits``,
+        ``downlink_bits``, ``evaluation`` and ``channel_dim``; see `CutCodec`.
 
     Raises
     ------
     ValueError
-        If the name or a setting is unknown (the message lists the known ones), or a value is of the wrong
-        type or out of range.
+        If the name or a setting is unknown (the message lists the known ones), or a
+        value is of the wrong type or out of range.
 
     Examples
     --------
@@ -118,24 +124,40 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
     if isinstance(name, Mapping):
         given = {**name, **settings}
         if "name" not in given:
-            raise ValueError(f"the codec's mapping has no 'name', only {', '.join(map(repr, given))}")
+            raise ValueError(
+                f"the codec's mapping has no 'name', only {', '.join(map(repr, given))}"
+            )
         name = given.pop("name")
         settings = given
     selector_class, quantiser_class = _pair(name)
     values = {key.replace("-", "_"): value for key, value in settings.items()}
     known = _known_settings(selector_class, quantiser_class)
     for key in values.keys() - known.keys():
-        raise ValueError(f"codec {name!r} has no setting {key!r}; it has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"codec {name!r} has no setting {key!r}; it has {', '.join(sorted(known))}"
+        )
     values = {key: _checked(key, value, known[key]) for key, value in values.items()}
     parts = [
-        kind(**{key: value for key, value in values.items() if key in _field_types(kind)})
+        kind(
+            **{key: value for key, value in values.items() if key in _field_types(kind)}
+        )
         for kind in (selector_class, quantiser_class)
     ]
-    return CutCodec(name, *parts, **{key: value for key, value in values.items() if key in own_settings()})  # type: ignore[arg-type]
+    return CutCodec(
+        name,
+        *parts,
+        **{key: value for key, value in values.items() if key in own_settings()},
+    )  # type: ignore[arg-type]
 
 
-def _known_settings(selector_class: type[Selector], quantiser_class: type[Quantiser]) -> dict[str, Any]:
-    own = {key: kind for key, kind in get_type_hints(CutCodec).items() if key in own_settings()}
+def _known_settings(
+    selector_class: type[Selector], quantiser_class: type[Quantiser]
+) -> dict[str, Any]:
+    own = {
+        key: kind
+        for key, kind in get_type_hints(CutCodec).items()
+        if key in own_settings()
+    }
     return {**_field_types(selector_class), **_field_types(quantiser_class), **own}
 
 
@@ -152,11 +174,20 @@ def _pair(name: object) -> Pair:
 
 def _check_pair(name: str, pair: Any) -> None:
     selector_class, quantiser_class = pair
-    if not (issubclass(selector_class, Selector) and issubclass(quantiser_class, Quantiser)):
-        raise ValueError(f"codec {name!r} must be a Selector class and a Quantiser class, got {pair}")
+    if not (
+        issubclass(selector_class, Selector) and issubclass(quantiser_class, Quantiser)
+    ):
+        raise ValueError(
+            f"codec {name!r} must be a Selector class and a Quantiser class, got {pair}"
+        )
     if not (is_dataclass(selector_class) and is_dataclass(quantiser_class)):
         raise ValueError(f"codec {name!r} must be two dataclasses, got {pair}")
-    keys = [*_field_types(selector_class), *_field_types(quantiser_class), *own_settings(), "name"]
+    keys = [
+        *_field_types(selector_class),
+        *_field_types(quantiser_class),
+        *own_settings(),
+        "name",
+    ]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ValueError(f"codec {name!r} has two settings called {', '.join(twice)}")
@@ -172,11 +203,15 @@ def _checked(key: str, value: object, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        raise ValueError(f"{key} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        raise ValueError(
+            f"{key} must be one of {', '.join(get_args(kind))}, got {value!r}"
+        )
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if type(value) in options:
         return value
     if type(value) is int and float in options:
         return float(value)
-    wanted = " or ".join(option.__name__ for option in options if option is not type(None))
+    wanted = " or ".join(
+        option.__name__ for option in options if option is not type(None)
+    )
     raise ValueError(f"{key} must be {wanted}, got {value!r}")

@@ -17,7 +17,9 @@ def channel_position(shape: Sequence[int], dim: int | None = None) -> int | None
         dim = 2 if len(shape) == 3 else 1
     position = dim + len(shape) if dim < 0 else dim
     if not 1 <= position < len(shape):
-        raise ValueError(f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}")
+        raise ValueError(
+            f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}"
+        )
     return position
 
 
@@ -40,13 +42,20 @@ class Channels:
     inner: int
 
     @classmethod
-    def of(cls, shape: Sequence[int], *, channels: int | None = None, dim: int | None = None) -> Channels:
+    def of(
+        cls,
+        shape: Sequence[int],
+        *,
+        channels: int | None = None,
+        dim: int | None = None,
+    ) -> Channels:
         """Find the channels of features of this shape.
 
         Parameters
         ----------
         shape : sequence of int
-            (B, D), (B, T, C) with the channel last, or (B, C, ...) with the channel in dimension 1.
+            (B, D), (B, T, C) with the channel last, or (B, C, ...) with the channel in
+            dimension 1.
         channels : int, optional
             How many equal contiguous groups a flat (B, D) has; default ``D``.
         dim : int, optional
@@ -55,7 +64,8 @@ class Channels:
         Raises
         ------
         ValueError
-            If `dim` is no dimension of the features, or `channels` contradicts the shape.
+            If `dim` is no dimension of the features, or `channels` contradicts the
+            shape.
         """
         position = channel_position(shape, dim)
         if position is None:
@@ -64,13 +74,17 @@ class Channels:
             raise ValueError(
                 f"channels={channels}, but dimension {position} of shape {tuple(shape)} has {shape[position]}"
             )
-        return cls(prod(shape[1:position]), shape[position], prod(shape[position + 1 :]))
+        return cls(
+            prod(shape[1:position]), shape[position], prod(shape[position + 1 :])
+        )
 
     @classmethod
     def _groups(cls, width: int, channels: int | None) -> Channels:
         count = width if channels is None else channels
         if count < 1 or width % count:
-            raise ValueError(f"channels={channels} does not divide {width} columns into equal groups")
+            raise ValueError(
+                f"channels={channels} does not divide {width} columns into equal groups"
+            )
         return cls(1, count, width // count)
 
     def spans(self, low: Tensor, high: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ _BIT_DECIMALS = 4
 class CutCodec:
     """Compresses features on their way up and gradients on their way down.
 
-    It keeps no state: what one step needs on its way back is in the `Link` that encoding (on the device)
-    and decoding (on the server) return. Made by `cut_codec`.
+    It keeps no state: what one step needs on its way back is in the `Link` that
+    encoding (on the device) and decoding (on the server) return. Made by `cut_codec`.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class CutCodec:
     quantiser : Quantiser
         How precisely.
     uplink_bits, downlink_bits : float
-        Budgets in bits per entry of the original (B, D) matrix; a payload, all included, has at most
-        ``floor(B D bits / 8)`` bytes.
+        Budgets in bits per entry of the original (B, D) matrix; a payload, all
+        included, has at most ``floor(B D bits / 8)`` bytes.
     evaluation : {"float16", "float32", "codec"}
-        How features go up when nothing trains: all columns at that precision, or as this codec sends them
-        without anything random (no dropout).
+        How features go up when nothing trains: all columns at that precision, or as
+        this codec sends them without anything random (no dropout).
     evaluation_bits : float, optional
         The budget of ``evaluation="codec"``; default `uplink_bits`.
     channel_dim : int, optional
@@ -88,20 +88,27 @@ class CutCodec:
         for setting in ("uplink_bits", "downlink_bits", "evaluation_bits"):
             value = getattr(self, setting)
             if value is not None and not (isfinite(value) and value > 0):
-                raise ValueError(f"{setting} must be a finite number above 0, got {value}")
+                raise ValueError(
+                    f"{setting} must be a finite number above 0, got {value}"
+                )
         if self.evaluation not in (*_EVALUATION, "codec"):
-            raise ValueError(f"evaluation must be one of {', '.join(_EVALUATION)}, codec, got {self.evaluation!r}")
+            raise ValueError(
+                f"evaluation must be one of {', '.join(_EVALUATION)}, codec, got {self.evaluation!r}"
+            )
         if self.channel_dim == 0:
             raise ValueError("channel_dim must not be 0, the samples' dimension")
 
     def __repr__(self) -> str:
-        settings = "".join(f", {key}={value!r}" for key, value in self._settings().items())
+        settings = "".join(
+            f", {key}={value!r}" for key, value in self._settings().items()
+        )
         return f"cut_codec({self.name!r}{settings})"
 
     def mirror(self) -> CutCodec:
         """This codec for a cut at which the server has the features, as where its output goes down to a device.
 
-        Budgets keep their directions: `uplink_bits` binds what goes up, which is the gradient there.
+        Budgets keep their directions: `uplink_bits` binds what goes up, which is the
+        gradient there.
 
         >>> from flwr_splitfc.codec import cut_codec
         >>> cut_codec("splitfc").mirror().smallest_bits(256, 1152)
@@ -127,7 +134,9 @@ class CutCodec:
         """The `stype` of features that are sent without training."""
         if self.evaluation == "codec":
             return self.stype
-        return f"{self.evaluation}/{_version(AllColumns(), _EVALUATION[self.evaluation])}"
+        return (
+            f"{self.evaluation}/{_version(AllColumns(), _EVALUATION[self.evaluation])}"
+        )
 
     def config(self) -> dict[str, Scalar]:
         """The flat mapping, in kebab case, from which `cut_codec` makes this codec.
@@ -136,13 +145,21 @@ class CutCodec:
         >>> cut_codec("float32").config()
         {'name': 'float32', 'uplink-bits': 0.2, 'downlink-bits': 0.4, 'evaluation': 'float16'}
         """
-        settings = {key.replace("_", "-"): value for key, value in self._settings().items()}
+        settings = {
+            key.replace("_", "-"): value for key, value in self._settings().items()
+        }
         return {"name": self.name, **settings}
 
     def _settings(self) -> dict[str, Scalar]:
         own = {key: getattr(self, key) for key in own_settings()}
-        parts = {field.name: getattr(part, field.name) for part in self._parts() for field in fields(part)}  # type: ignore[arg-type]
-        return {key: value for key, value in {**own, **parts}.items() if value is not None}
+        parts = {
+            field.name: getattr(part, field.name)
+            for part in self._parts()
+            for field in fields(part)
+        }  # type: ignore[arg-type]
+        return {
+            key: value for key, value in {**own, **parts}.items() if value is not None
+        }
 
     def _parts(self) -> tuple[Selector, Quantiser]:
         return self.selector, self.quantiser
@@ -162,16 +179,18 @@ class CutCodec:
         Parameters
         ----------
         features : Tensor
-            Floating point (B, D), (B, T, C) or (B, C, ...), on any device; coded as float32.
+            Floating point (B, D), (B, T, C) or (B, C, ...), on any device; coded as
+            float32.
         generator : torch.Generator, optional
             A CPU generator, the source of all randomness; default torch's own.
         channels : int, optional
-            How many equal contiguous groups of columns a flat (B, D) has; default ``D``.
+            How many equal contiguous groups of columns a flat (B, D) has; default
+            ``D``.
         training : bool
             False sends the features as `evaluation` says.
         full_rows : int, optional
-            The session's batch size: a shorter batch for which the budget is impossible is sent in the
-            smallest payload there is.
+            The session's batch size: a shorter batch for which the budget is impossible
+            is sent in the smallest payload there is.
         all_rows : bool
             Whether every sample must arrive, as where the loss is not the receiver's.
 
@@ -187,11 +206,14 @@ class CutCodec:
         BudgetError
             If the budget is impossible for this shape, whatever is drawn.
         ValueError
-            If the features are empty, hold NaN or inf, or exceed 1e38 in magnitude after scaling.
+            If the features are empty, hold NaN or inf, or exceed 1e38 in magnitude
+            after scaling.
         """
         matrix = _as_matrix(features)
         rows, columns = matrix.shape
-        channel_groups = Channels.of(features.shape, channels=channels, dim=self.channel_dim)
+        channel_groups = Channels.of(
+            features.shape, channels=channels, dim=self.channel_dim
+        )
         if not training and self.evaluation != "codec":
             link = Link(rows, columns, device=matrix.device)
             data = _EVALUATION[self.evaluation].encode(matrix, 0)
@@ -212,13 +234,19 @@ class CutCodec:
         link = self._laid_out(link, features.shape)
         selection = self.selector.pack(link)
         quantiser = _for_layout(self.quantiser, link)
-        data = quantiser.encode(kept, self.selector.useful_bytes(link, budget_bytes - len(selection)))
+        data = quantiser.encode(
+            kept, self.selector.useful_bytes(link, budget_bytes - len(selection))
+        )
         if training and (strength := self.quantiser.gradient_correction):
-            seen = quantiser.decode(memoryview(data), link.sent, link.kept).to(kept.device)
+            seen = quantiser.decode(memoryview(data), link.sent, link.kept).to(
+                kept.device
+            )
             link = replace(link, correction=strength * (kept - seen))
         return _array(self.stype, features.shape, selection + data), link
 
-    def decode_features(self, array: Array, *, expect: tuple[int, int]) -> tuple[Tensor, Link]:
+    def decode_features(
+        self, array: Array, *, expect: tuple[int, int]
+    ) -> tuple[Tensor, Link]:
         """Decode features on the server.
 
         Parameters
@@ -233,7 +261,8 @@ class CutCodec:
         features : Tensor
             float32 (B, D) on the CPU, zeros where dropped.
         link : Link
-            For `encode_gradient`. Where it has `samples`, only these rows were sent, and the loss is of these.
+            For `encode_gradient`. Where it has `samples`, only these rows were sent,
+            and the loss is of these.
 
         Raises
         ------
@@ -242,7 +271,9 @@ class CutCodec:
         """
         rows, columns = _shape_of(array)
         if rows > expect[0] or columns != expect[1]:
-            raise PayloadError(f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted")
+            raise PayloadError(
+                f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted"
+            )
         data = wire.view(array.data)
         selector, quantiser = self._parts()
         if array.stype == self.stype:
@@ -260,7 +291,9 @@ class CutCodec:
         kept = _for_layout(quantiser, link).decode(rest, link.sent, link.kept)
         return link.expand(kept), link
 
-    def encode_gradient(self, gradient: Tensor, link: Link, *, full_rows: int | None = None) -> Array:
+    def encode_gradient(
+        self, gradient: Tensor, link: Link, *, full_rows: int | None = None
+    ) -> Array:
         """Encode the gradient by the features on the server, the kept columns alone.
 
         Parameters
@@ -282,11 +315,15 @@ class CutCodec:
         matrix = _as_matrix(gradient)
         rows, columns = matrix.shape
         if (rows, columns) != (link.rows, link.width):
-            raise ValueError(f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}")
+            raise ValueError(
+                f"gradient is {rows} x {columns}; the features were {link.rows} x {link.width}"
+            )
         self._check(self._gradient_bits, rows, columns, full_rows)
         budget_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        data = quantiser.encode(link.restrict(matrix), self.selector.useful_bytes(link, budget_bytes))
+        data = quantiser.encode(
+            link.restrict(matrix), self.selector.useful_bytes(link, budget_bytes)
+        )
         return _array(self.stype, gradient.shape, data)
 
     def decode_gradient(self, array: Array, link: Link) -> Tensor:
@@ -302,7 +339,8 @@ class CutCodec:
         Returns
         -------
         gradient : Tensor
-            float32 (B, D) on the features' device: kept columns times ``1/(1-p)``, zeros where dropped.
+            float32 (B, D) on the features' device: kept columns times ``1/(1-p)``,
+            zeros where dropped.
 
         Raises
         ------
@@ -311,18 +349,24 @@ class CutCodec:
         """
         rows, columns = _shape_of(array)
         if (rows, columns) != (link.rows, link.width):
-            raise PayloadError(f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted")
+            raise PayloadError(
+                f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted"
+            )
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        kept = quantiser.decode(wire.view(array.data), link.sent, link.kept).to(link.device)
+        kept = quantiser.decode(wire.view(array.data), link.sent, link.kept).to(
+            link.device
+        )
         if link.correction is not None:
             kept = kept + link.correction
         _check_scaled(kept, link)
         return link.expand(kept)
 
     def _laid_out(self, link: Link, shape: Sequence[int]) -> Link:
-        return replace(link, layout=Layout.of(shape, channels=link.groups, dim=self.channel_dim))
+        return replace(
+            link, layout=Layout.of(shape, channels=link.groups, dim=self.channel_dim)
+        )
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
         """Smallest `uplink_bits` and `downlink_bits` that work for every batch of (B, D) features.
@@ -335,9 +379,17 @@ class CutCodec:
         """
         kept = self.selector.most_columns(columns)
         features_bits = self._smallest_features_bits(rows, columns, kept)
-        gradient_bytes = self.quantiser.for_gradient().smallest_bytes(rows, kept) if self._budgeted else 0
+        gradient_bytes = (
+            self.quantiser.for_gradient().smallest_bytes(rows, kept)
+            if self._budgeted
+            else 0
+        )
         gradient_bits = _bits_for(gradient_bytes, rows, columns)
-        return (gradient_bits, features_bits) if self.mirrored else (features_bits, gradient_bits)
+        return (
+            (gradient_bits, features_bits)
+            if self.mirrored
+            else (features_bits, gradient_bits)
+        )
 
     @property
     def _budgeted(self) -> bool:
@@ -352,7 +404,9 @@ class CutCodec:
 
     def _features_bytes(self, rows: int, kept: int, columns: int) -> int:
         """Enough for features of which up to `kept` columns are sent."""
-        return self.selector.most_bytes(rows, kept, columns) + self.quantiser.smallest_bytes(rows, kept)
+        return self.selector.most_bytes(
+            rows, kept, columns
+        ) + self.quantiser.smallest_bytes(rows, kept)
 
     def _affordable(self, rows: int, columns: int, training: bool) -> int:
         """The largest ``K`` whose features, and in training whose gradient, are sure to meet the budgets."""
@@ -360,11 +414,20 @@ class CutCodec:
             return columns
         setting = self._features_bits if training else "evaluation_bits"
         most_bytes = _budget_bytes(rows, columns, self._bits(setting))
-        most_gradient_bytes = _budget_bytes(rows, columns, self._bits(self._gradient_bits))
+        most_gradient_bytes = _budget_bytes(
+            rows, columns, self._bits(self._gradient_bits)
+        )
 
         def too_many(kept: int) -> bool:
-            gradient_bytes = self.quantiser.for_gradient().smallest_bytes(rows, kept) if training else 0
-            return self._features_bytes(rows, kept, columns) > most_bytes or gradient_bytes > most_gradient_bytes
+            gradient_bytes = (
+                self.quantiser.for_gradient().smallest_bytes(rows, kept)
+                if training
+                else 0
+            )
+            return (
+                self._features_bytes(rows, kept, columns) > most_bytes
+                or gradient_bytes > most_gradient_bytes
+            )
 
         return bisect_left(range(1, columns + 1), True, key=too_many)
 
@@ -381,11 +444,15 @@ class CutCodec:
             If either budget is impossible; the message names the smallest that works.
         """
         settings = ("uplink_bits", "downlink_bits", "evaluation_bits")
-        problems = [self._budget_problem(setting, rows, columns) for setting in settings]
+        problems = [
+            self._budget_problem(setting, rows, columns) for setting in settings
+        ]
         if any(problems):
             raise BudgetError("; ".join(filter(None, problems)))
 
-    def _check(self, setting: str, rows: int, columns: int, full_rows: int | None) -> None:
+    def _check(
+        self, setting: str, rows: int, columns: int, full_rows: int | None
+    ) -> None:
         if full_rows is not None and rows < full_rows:
             return
         if problem := self._budget_problem(setting, rows, columns):
@@ -395,7 +462,9 @@ class CutCodec:
         if setting == "evaluation_bits":
             if self.evaluation != "codec":
                 return None
-            least = self._smallest_features_bits(rows, columns, self.selector.most_columns(columns, training=False))
+            least = self._smallest_features_bits(
+                rows, columns, self.selector.most_columns(columns, training=False)
+            )
         else:
             least = self.smallest_bits(rows, columns)[setting == "downlink_bits"]
         if self._bits(setting) >= least:
@@ -412,7 +481,11 @@ def own_settings() -> dict[str, Scalar | None]:
 
 def _for_layout(quantiser: Quantiser, link: Link) -> Quantiser:
     """A layout is of all columns."""
-    return quantiser if link.layout is None or link.columns is not None else quantiser.for_layout(link.layout)
+    return (
+        quantiser
+        if link.layout is None or link.columns is not None
+        else quantiser.for_layout(link.layout)
+    )
 
 
 def _version(selector: Selector, quantiser: Quantiser) -> int:
@@ -438,9 +511,13 @@ def _as_matrix(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"a floating point tensor was wanted, got {tensor.dtype}")
     if tensor.ndim == 0 or tensor.numel() == 0:
-        raise ValueError(f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}")
+        raise ValueError(
+            f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}"
+        )
     if tensor.ndim > wire.MOST_DIMENSIONS:
-        raise ValueError(f"at most {wire.MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}")
+        raise ValueError(
+            f"at most {wire.MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}"
+        )
     return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
 
 
@@ -454,7 +531,9 @@ def _shape_of(array: Array) -> tuple[int, int]:
     if array.dtype != "float32":
         raise PayloadError(f"dtype is {array.dtype!r}; 'float32' was wanted")
     if not isinstance(shape, tuple) or len(shape) > wire.MOST_DIMENSIONS:
-        raise PayloadError(f"shape is not a tuple of at most {wire.MOST_DIMENSIONS} sizes")
+        raise PayloadError(
+            f"shape is not a tuple of at most {wire.MOST_DIMENSIONS} sizes"
+        )
     if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise PayloadError(f"shape {shape} is not one of positive sizes")
     return shape[0], prod(shape[1:])
@@ -464,6 +543,10 @@ def _check_scaled(kept: Tensor, link: Link) -> None:
     """Refuse a gradient that correction or scale carry out of float32."""
     if kept.numel() == 0:
         return
-    largest = float(kept.abs().max()) * (1.0 if link.scale is None else float(link.scale.max()))
+    largest = float(kept.abs().max()) * (
+        1.0 if link.scale is None else float(link.scale.max())
+    )
     if not largest <= torch.finfo(torch.float32).max:
-        raise PayloadError(f"gradient reaches {largest:.3g} after scaling, beyond float32")
+        raise PayloadError(
+            f"gradient reaches {largest:.3g} after scaling, beyond float32"
+        )

@@ -19,13 +19,14 @@ _MOST_RANGE_LEVELS = 2**16
 def pack_labels(labels: Tensor) -> bytes:
     """Write labels of any shape so that type, shape and values come back exactly.
 
-    Integers are range-coded over the span of their values, or sent less the minimum in four or eight bytes if
-    they span more than 2^16; floats go as they are.
+    Integers are range-coded over the span of their values, or sent less the minimum in
+    four or eight bytes if they span more than 2^16; floats go as they are.
 
     Raises
     ------
     ValueError
-        If the type is not one of bool, uint8, int8 to int64, float16 to float64 and bfloat16.
+        If the type is not one of bool, uint8, int8 to int64, float16 to float64 and
+        bfloat16.
 
     Examples
     --------
@@ -36,11 +37,15 @@ def pack_labels(labels: Tensor) -> bytes:
     """
     dtype = str(labels.dtype).removeprefix("torch.")
     if dtype not in LABEL_DTYPES:
-        raise ValueError(f"labels must be one of {', '.join(LABEL_DTYPES)}, got {dtype}")
+        raise ValueError(
+            f"labels must be one of {', '.join(LABEL_DTYPES)}, got {dtype}"
+        )
     shape = tuple(labels.shape)
     entries = _to_numpy(labels.detach().cpu().contiguous().flatten())
     if labels.is_floating_point() or entries.size == 0:
-        return wire.pack_label_header(LabelHeader(dtype, shape)) + wire.pack_floats(entries, _raw(dtype))
+        return wire.pack_label_header(LabelHeader(dtype, shape)) + wire.pack_floats(
+            entries, _raw(dtype)
+        )
     offset = int(entries.min())
     levels = int(entries.max()) - offset + 1
     above = entries.astype(np.int64).view(np.uint64) - np.uint64(offset % 2**64)
@@ -49,7 +54,9 @@ def pack_labels(labels: Tensor) -> bytes:
         header = wire.pack_label_header(LabelHeader(dtype, shape, width, offset))
         return header + above.astype(width).tobytes()
     header = wire.pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
-    return header + (wire.pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b"")
+    return header + (
+        wire.pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b""
+    )
 
 
 def unpack_labels(data: bytes, max_entries: int) -> Tensor:
@@ -70,9 +77,13 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
     header, rest = wire.unpack_label_header(wire.view(data))
     count = prod(header.shape)
     if prod(size or 1 for size in header.shape) > max_entries:
-        raise PayloadError(f"labels have shape {header.shape}; at most {max_entries} entries were wanted")
+        raise PayloadError(
+            f"labels have shape {header.shape}; at most {max_entries} entries were wanted"
+        )
     if (header.coding == "raw") != (count == 0 or "float" in header.dtype):
-        raise PayloadError(f"{count} labels of {header.dtype} are coded as {header.coding}")
+        raise PayloadError(
+            f"{count} labels of {header.dtype} are coded as {header.coding}"
+        )
     if header.coding == "raw":
         entries = _exactly(rest, count, _raw(header.dtype)).copy()
     elif header.coding == "range":
@@ -89,24 +100,32 @@ def _raw(dtype: str) -> str:
 def _exactly(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
     size = count * np.dtype(dtype).itemsize
     if len(data) != size:
-        raise PayloadError(f"labels have {len(data)} bytes; {count} entries of {dtype} take {size}")
+        raise PayloadError(
+            f"labels have {len(data)} bytes; {count} entries of {dtype} take {size}"
+        )
     return np.frombuffer(data, dtype)
 
 
 def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic]:
     if not 1 <= levels <= _MOST_RANGE_LEVELS:
-        raise PayloadError(f"labels have {levels} levels; 1 to {_MOST_RANGE_LEVELS} were wanted")
+        raise PayloadError(
+            f"labels have {levels} levels; 1 to {_MOST_RANGE_LEVELS} were wanted"
+        )
     reader = SymbolReader(data)
     entries = reader.read(count, levels) if levels > 1 else np.zeros(count, np.int32)
     reader.close()
     return entries
 
 
-def _from_offset(above: NDArray[np.generic], header: LabelHeader) -> NDArray[np.generic]:
+def _from_offset(
+    above: NDArray[np.generic], header: LabelHeader
+) -> NDArray[np.generic]:
     low, high = (0, 1) if header.dtype == "bool" else _integer_limits(header.dtype)
     largest = header.offset + int(above.max())
     if header.offset < low or largest > high:
-        raise PayloadError(f"labels from {header.offset} to {largest} are not {header.dtype}")
+        raise PayloadError(
+            f"labels from {header.offset} to {largest} are not {header.dtype}"
+        )
     values = above.astype(np.uint64)
     values += np.uint64(header.offset % 2**64)
     return values.view(np.int64).astype(header.dtype, copy=False)
@@ -118,7 +137,11 @@ def _integer_limits(dtype: str) -> tuple[int, int]:
 
 
 def _to_numpy(labels: Tensor) -> NDArray[np.generic]:
-    return labels.view(torch.int16).numpy() if labels.dtype == torch.bfloat16 else labels.numpy()
+    return (
+        labels.view(torch.int16).numpy()
+        if labels.dtype == torch.bfloat16
+        else labels.numpy()
+    )
 
 
 def _to_torch(entries: NDArray[np.generic], dtype: str) -> Tensor:

@@ -14,8 +14,8 @@ from flwr_splitfc.codec.quantisers.transform.transform import Layout
 class Link:
     """The selection of one step: which rows and columns went up and, on the device, how they were scaled.
 
-    The device's link knows the scale, the server's does not: dropout probabilities are never sent
-    (SplitFC, Sec. IV).
+    The device's link knows the scale, the server's does not: dropout probabilities are
+    never sent (SplitFC, Sec. IV).
 
     Parameters
     ----------
@@ -24,17 +24,19 @@ class Link:
     width : int
         ``D``, the columns before the selection.
     columns : Tensor or None
-        Kept columns, int64: (K,), or (B, K) when every row keeps its own entries; None keeps all.
+        Kept columns, int64: (K,), or (B, K) when every row keeps its own entries; None
+        keeps all.
     scale : Tensor or None
-        What kept columns were multiplied by, float32 (K,); None for no scaling, and on the server.
+        What kept columns were multiplied by, float32 (K,); None for no scaling, and on
+        the server.
     device : torch.device
         Where the features live.
     correction : Tensor or None
-        What the device adds to the decoded gradient of the kept columns, float32 (B, K); see
-        `Quantiser.gradient_correction`.
+        What the device adds to the decoded gradient of the kept columns, float32 (B,
+        K); see `Quantiser.gradient_correction`.
     samples : Tensor or None
-        Sent rows, int64 (b,), increasing and at least one; None for all. The loss is of these alone, with their
-        labels: `sent_rows`.
+        Sent rows, int64 (b,), increasing and at least one; None for all. The loss is of
+        these alone, with their labels: `sent_rows`.
     groups : int or None
         Channels of flat (B, D) features, where both sides know it.
     layout : Layout or None
@@ -75,13 +77,19 @@ class Link:
         >>> Link(rows=3, width=4, samples=torch.tensor([0, 2])).sent_rows(torch.tensor([5, 6, 7]))
         tensor([5, 7])
         """
-        return batch if self.samples is None else batch.index_select(0, self.samples.to(batch.device))
+        return (
+            batch
+            if self.samples is None
+            else batch.index_select(0, self.samples.to(batch.device))
+        )
 
     def all_rows(self, sent: Tensor) -> Tensor:
         """The sent rows in their places among all B, the others zero."""
         if self.samples is None:
             return sent
-        return sent.new_zeros(self.rows, *sent.shape[1:]).index_copy_(0, self.samples.to(sent.device), sent)
+        return sent.new_zeros(self.rows, *sent.shape[1:]).index_copy_(
+            0, self.samples.to(sent.device), sent
+        )
 
     def restrict(self, matrix: Tensor) -> Tensor:
         """Take the sent rows and kept columns, (b, K), of a (B, D) matrix."""
@@ -97,4 +105,6 @@ class Link:
         if self.columns is None:
             return self.all_rows(kept)
         zeros = kept.new_zeros(self.sent, self.width)
-        return self.all_rows(zeros.scatter_(1, self.columns.to(kept.device).expand(self.sent, -1), kept))
+        return self.all_rows(
+            zeros.scatter_(1, self.columns.to(kept.device).expand(self.sent, -1), kept)
+        )

@@ -23,7 +23,9 @@ def check_magnitude(low: Tensor, high: Tensor) -> None:
     if not isfinite(largest):
         raise ValueError("the matrix holds NaN or inf; all values must be finite")
     if largest > MAGNITUDE_LIMIT:
-        raise ValueError(f"the matrix holds a value of magnitude {largest:.3g}; at most 1e38 can be coded")
+        raise ValueError(
+            f"the matrix holds a value of magnitude {largest:.3g}; at most 1e38 can be coded"
+        )
 
 
 def check_entries(matrix: Tensor) -> None:
@@ -76,8 +78,12 @@ def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
     >>> low.tolist(), high.tolist()
     ([1.0, 5.0], [3.0, 5.0])
     """
-    parts = matrix.split(_BLOCK_COLUMNS, 1)  # the maxima find a wide matrix in the cache
-    low, high = (torch.cat(ends).cpu() for ends in zip(*((part.amin(0), part.amax(0)) for part in parts), strict=True))
+    # the maxima find a wide matrix in the cache
+    parts = matrix.split(_BLOCK_COLUMNS, 1)
+    low, high = (
+        torch.cat(ends).cpu()
+        for ends in zip(*((part.amin(0), part.amax(0)) for part in parts), strict=True)
+    )
     check_magnitude(low, high)
     return low.double(), high.double()
 
@@ -100,7 +106,8 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
     Parameters
     ----------
     spans : Tensor
-        At least maximum minus minimum of each column, (K,): scaled first, no square overflows or vanishes.
+        At least maximum minus minimum of each column, (K,): scaled first, no square
+        overflows or vanishes.
 
     Examples
     --------
@@ -123,5 +130,7 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     rows, columns = matrix.shape
     block_rows = rows if matrix.is_cuda else max(1, _BLOCK_ENTRIES // columns)
     weights = matrix.new_full((rows,), 1 / rows)
-    for block, block_weights in zip(matrix.split(block_rows), weights.split(block_rows), strict=True):
+    for block, block_weights in zip(
+        matrix.split(block_rows), weights.split(block_rows), strict=True
+    ):
         yield block - matrix[0], block_weights

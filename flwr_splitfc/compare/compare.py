@@ -13,7 +13,13 @@ from typing import Any
 
 from flwr_splitfc.compare.display import Display
 from flwr_splitfc.compare.federation import Federation
-from flwr_splitfc.compare.flower_app import FlowerApp, Settings, SettingsError, parse_setting, read_settings
+from flwr_splitfc.compare.flower_app import (
+    FlowerApp,
+    Settings,
+    SettingsError,
+    parse_setting,
+    read_settings,
+)
 from flwr_splitfc.compare.output import write
 from flwr_splitfc.compare.plan import expand, parse_budget
 from flwr_splitfc.compare.pool import Pool
@@ -47,11 +53,28 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     parser.set_defaults(command=main)
     option = parser.add_argument
-    option("strategies", nargs="*", type=Path, metavar="FILE", help="run-configs (TOML), one per strategy")
+    option(
+        "strategies",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="run-configs (TOML), one per strategy",
+    )
     option("--app", type=Path, required=True, help="the Flower app, as for `flwr run`")
     option("--all", action="store_true", help="every TOML file on the shelf")
-    option("--shelf", type=Path, default=Path("strategies"), metavar="DIR", help="for --all; default: ./strategies")
-    option("--seeds", type=_parsed(_seeds), metavar="0,1,2", help="a run for each; default: the app's seed")
+    option(
+        "--shelf",
+        type=Path,
+        default=Path("strategies"),
+        metavar="DIR",
+        help="for --all; default: ./strategies",
+    )
+    option(
+        "--seeds",
+        type=_parsed(_seeds),
+        metavar="0,1,2",
+        help="a run for each; default: the app's seed",
+    )
     option(
         "--budgets",
         type=_parsed(_budgets),
@@ -60,7 +83,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     option("--dataset", help="the app's setting `dataset`")
     option("--data-dir", type=Path, metavar="DIR", help="the app's setting `data-dir`")
-    option("--config", type=Path, metavar="FILE", help="a run-config (TOML) under all strategies")
+    option(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a run-config (TOML) under all strategies",
+    )
     option(
         "--set",
         type=_parsed(parse_setting),
@@ -69,9 +97,21 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="KEY=VALUE",
         help="a setting of all runs",
     )
-    option("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: ./comparison")
+    option(
+        "--out",
+        type=Path,
+        default=Path("comparison"),
+        metavar="DIR",
+        help="default: ./comparison",
+    )
     cores = min(_USUAL_JOBS, os.cpu_count() or 1)
-    option("--jobs", type=_parsed(_jobs), default=cores, metavar="N", help="simulations side by side; default: 2")
+    option(
+        "--jobs",
+        type=_parsed(_jobs),
+        default=cores,
+        metavar="N",
+        help="simulations side by side; default: 2",
+    )
     option(
         "--link",
         type=_parsed(RadioLink.parse),
@@ -79,17 +119,37 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="up=10,down=50,rtt=40",
         help="simulated: Mbit/s and ms, each N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA over devices",
     )
-    option("--target", type=_parsed(_percent), metavar="90", help="accuracy in percent; default: what all runs reached")
-    option("--federation-config", default="", metavar="TEXT", help="as for `flwr run`; default: the app's num-devices")
-    option("--no-checkpoints", action="store_true", help="start interrupted runs anew instead of in their middle")
-    option("--list", action="store_true", help="show the runs and what is done, run nothing")
+    option(
+        "--target",
+        type=_parsed(_percent),
+        metavar="90",
+        help="accuracy in percent; default: what all runs reached",
+    )
+    option(
+        "--federation-config",
+        default="",
+        metavar="TEXT",
+        help="as for `flwr run`; default: the app's num-devices",
+    )
+    option(
+        "--no-checkpoints",
+        action="store_true",
+        help="start interrupted runs anew instead of in their middle",
+    )
+    option(
+        "--list",
+        action="store_true",
+        help="show the runs and what is done, run nothing",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Do what the command line asks; the exit status."""
     for module, extra in (("matplotlib", "compare"), ("ray", "simulation")):
         if find_spec(module) is None:
-            return _complain(f"{module} is missing: pip install 'flwr-splitfc[{extra}]'")
+            return _complain(
+                f"{module} is missing: pip install 'flwr-splitfc[{extra}]'"
+            )
     try:
         app = FlowerApp.load(options.app)
         runs = _runs(app, options)
@@ -104,23 +164,46 @@ def main(options: argparse.Namespace) -> int:
     with _lock(options.out) as lock:
         if lock is None:
             return _complain(f"another comparison is at work in {options.out}")
-        pool = Pool(app, federation, jobs=options.jobs, lock=lock, checkpoints=not options.no_checkpoints)
+        pool = Pool(
+            app,
+            federation,
+            jobs=options.jobs,
+            lock=lock,
+            checkpoints=not options.no_checkpoints,
+        )
         try:
             _make(pool, runs, folders, options.jobs)
         except KeyboardInterrupt:
-            print(f"Stopped. The same command goes on with what is left; {options.out} keeps what is done.")
+            print(
+                f"Stopped. The same command goes on with what is left; {options.out} keeps what is done."
+            )
             return 130
         outcomes = [(run, folders[run.id].outcome()) for run in runs]
-        table = write(options.out, app.folder.name, outcomes, options.link, options.target)
-        print(f"\n{table}\nWrote {options.out / 'index.html'}, table.md, results.csv, results.json and the figures")
+        table = write(
+            options.out, app.folder.name, outcomes, options.link, options.target
+        )
+        print(
+            f"\n{table}\nWrote {options.out / 'index.html'}, table.md, results.csv, results.json and the figures"
+        )
     return 0 if all(outcome.settled for _, outcome in outcomes) else 1
 
 
-def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int) -> None:
-    settled = {run.id: outcome for run in runs if (outcome := folders[run.id].outcome()).settled}
+def _make(
+    pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: int
+) -> None:
+    settled = {
+        run.id: outcome
+        for run in runs
+        if (outcome := folders[run.id].outcome()).settled
+    }
     took_s = {run_id: _seconds(outcome) for run_id, outcome in settled.items()}
-    if other := sum(_sources(outcome) not in (None, package_digest()) for outcome in settled.values()):
-        print(f"note: {other} of {len(settled)} finished runs were made by other code of this version; without their")
+    if other := sum(
+        _sources(outcome) not in (None, package_digest())
+        for outcome in settled.values()
+    ):
+        print(
+            f"note: {other} of {len(settled)} finished runs were made by other code of this version; without their"
+        )
         print("folders in runs/ they would be made anew")
     missing = [run for run in runs if run.id not in settled]
     events = pool.make(missing, lambda run: folders[run.id])
@@ -133,29 +216,47 @@ def _make(pool: Pool, runs: Sequence[Run], folders: dict[str, RunFolder], jobs: 
 def _runs(app: FlowerApp, options: argparse.Namespace) -> list[Run]:
     files = list(options.strategies)
     if options.all:
-        files += sorted(path for path in options.shelf.glob("*.toml") if path not in files)
+        files += sorted(
+            path for path in options.shelf.glob("*.toml") if path not in files
+        )
     if not files:
-        raise SettingsError(f"no strategy to run: name run-config files, or --all for those in {options.shelf}")
-    over: Settings = {key: value for setting in options.set for key, value in setting.items()}
+        raise SettingsError(
+            f"no strategy to run: name run-config files, or --all for those in {options.shelf}"
+        )
+    over: Settings = {
+        key: value for setting in options.set for key, value in setting.items()
+    }
     if options.dataset is not None:
         over["dataset"] = options.dataset
     if options.data_dir is not None:
         over["data-dir"] = str(options.data_dir.resolve())
     if own := {"results-dir", "checkpoint-dir"} & over.keys():
-        raise SettingsError(f"--set {own.pop()}: each run gets a folder of its own in --out")
-    base = [(str(options.config), read_settings(options.config))] if options.config else []
-    return expand(app, files, base=base, over=over, seeds=options.seeds, budgets=options.budgets)
+        raise SettingsError(
+            f"--set {own.pop()}: each run gets a folder of its own in --out"
+        )
+    base = (
+        [(str(options.config), read_settings(options.config))] if options.config else []
+    )
+    return expand(
+        app, files, base=base, over=over, seeds=options.seeds, budgets=options.budgets
+    )
 
 
 def _list(runs: Sequence[Run], folders: dict[str, RunFolder]) -> int:
     for run in runs:
         outcome = folders[run.id].outcome()
-        print(f"{outcome.state:<10} {run.id}{f'  ({outcome.summary})' if outcome.reason else ''}")
+        print(
+            f"{outcome.state:<10} {run.id}{f'  ({outcome.summary})' if outcome.reason else ''}"
+        )
     return 0
 
 
 def _seconds(outcome: Outcome) -> float:
-    return sum(row["seconds"] for row in outcome.results["rounds"]) if outcome.results else 0.0
+    return (
+        sum(row["seconds"] for row in outcome.results["rounds"])
+        if outcome.results
+        else 0.0
+    )
 
 
 def _sources(outcome: Outcome) -> str | None:

@@ -30,14 +30,21 @@ class Display:
     """
 
     def __init__(
-        self, total: int, finished_s: Mapping[str, float], *, jobs: int = 1, console: Console | None = None
+        self,
+        total: int,
+        finished_s: Mapping[str, float],
+        *,
+        jobs: int = 1,
+        console: Console | None = None,
     ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._total, self._jobs = total, jobs
         self._took_s = dict(finished_s)
         self._settled = len(finished_s)
         self._running: dict[str, _Running] = {}
-        self._live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2)
+        self._live = Live(
+            console=self.console, get_renderable=self.table, refresh_per_second=2
+        )
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -65,13 +72,19 @@ class Display:
             self._say(event.run, _outcome_text(event.outcome, running))
 
     def _say(self, run: Run, what: str) -> None:
-        self.console.print(f"[{self._settled}/{self._total}] {run.label}: {what}", markup=False)
+        self.console.print(
+            f"[{self._settled}/{self._total}] {run.label}: {what}", markup=False
+        )
 
     def table(self) -> Table:
         """The runs that are going on."""
-        table = Table(title=self._title(), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = Table(
+            title=self._title(), title_justify="left", box=None, padding=(0, 2, 0, 0)
+        )
         for column in ("run", "round", "loss", "accuracy", "MB", "elapsed", "left"):
-            table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+            table.add_column(
+                column, justify="left" if column == "run" else "right", no_wrap=True
+            )
         for running in list(self._running.values()):
             table.add_row(*running.cells())
         return table
@@ -83,7 +96,11 @@ class Display:
 
     def _left_s(self) -> float | None:
         """Runs not yet begun take as long as others did, or will, on average."""
-        going = [running.total_s for running in self._running.values() if running.total_s is not None]
+        going = [
+            running.total_s
+            for running in self._running.values()
+            if running.total_s is not None
+        ]
         known = [*self._took_s.values(), *going]
         if not known:
             return None
@@ -107,7 +124,11 @@ class _Running:
     def add(self, row: Mapping[str, Any], num_rounds: int) -> None:
         self._seen += 1
         self.training_s += row["seconds"]
-        self._round, self._num_rounds, self._loss = row["round"], num_rounds, row["loss"]
+        self._round, self._num_rounds, self._loss = (
+            row["round"],
+            num_rounds,
+            row["loss"],
+        )
         self._accuracy = self._accuracy if row["accuracy"] is None else row["accuracy"]
         self._megabytes += (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
 
@@ -117,7 +138,11 @@ class _Running:
 
     @property
     def left_s(self) -> float | None:
-        return self.training_s / self._seen * (self._num_rounds - self._round) if self._seen else None
+        return (
+            self.training_s / self._seen * (self._num_rounds - self._round)
+            if self._seen
+            else None
+        )
 
     @property
     def total_s(self) -> float | None:
@@ -144,7 +169,11 @@ class _Running:
 def _outcome_text(outcome: Outcome, running: _Running) -> str:
     if outcome.state == "finished":
         return f"finished in {_clock(running.elapsed_s)}, {running.line()}"
-    return outcome.summary if outcome.state == "impossible" else f"FAILED: {outcome.summary}"
+    return (
+        outcome.summary
+        if outcome.state == "impossible"
+        else f"FAILED: {outcome.summary}"
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -4,7 +4,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_splitfc.compare.flower_app import Scalar, Settings, SettingsError, parse_setting
+from flwr_splitfc.compare.flower_app import (
+    Scalar,
+    Settings,
+    SettingsError,
+    parse_setting,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Federation:
         """
         backend: dict[str, dict[str, Scalar]] = {
             "client_resources": {"num_cpus": 1, "num_gpus": 0},
-            "init_args": {"address": "local"},  # a simulation of its own, also beside a running Ray cluster
+            # a simulation of its own, also beside a running Ray cluster
+            "init_args": {"address": "local"},
         }
         if jobs > 1:
             backend["init_args"]["num_cpus"] = max(1, (os.cpu_count() or 1) // jobs)
@@ -44,12 +50,16 @@ class Federation:
             elif group in backend and name in ("cpus", "gpus"):
                 backend[group][f"num_{name}"] = value
             else:
-                raise SettingsError(f"--federation-config {part}: nothing here goes by that")
+                raise SettingsError(
+                    f"--federation-config {part}: nothing here goes by that"
+                )
         return cls(supernodes, backend)
 
     def num_supernodes(self, config: Settings) -> int:
         """How many a run needs."""
         number = self.supernodes or config.get("num-devices")
         if not isinstance(number, int):
-            raise SettingsError("the app has no num-devices: say --federation-config 'num-supernodes=...'")
+            raise SettingsError(
+                "the app has no num-devices: say --federation-config 'num-supernodes=...'"
+            )
         return number

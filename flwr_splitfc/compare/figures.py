@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours for all kinds of colour vision, without yellow and black, which vanish on a white or a
+# Okabe and Ito's colours for all kinds of colour vision, without yellow and black,
+# which vanish on a white or a
 # dark page; a grey takes black's place.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
@@ -28,10 +29,18 @@ _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
-_AGAINST = {"accuracy-vs-bytes": "megabytes", "accuracy-vs-time": "link_s", "accuracy-vs-round": "rounds"}
+_AGAINST = {
+    "accuracy-vs-bytes": "megabytes",
+    "accuracy-vs-time": "link_s",
+    "accuracy-vs-round": "rounds",
+}
 FIGURES = (*_AGAINST, "final-accuracy-vs-bytes")
 _MEGABYTES = "MB moved, both directions"
-_X_LABELS = {"megabytes": _MEGABYTES, "link_s": "s on the simulated link, computing not counted", "rounds": "round"}
+_X_LABELS = {
+    "megabytes": _MEGABYTES,
+    "link_s": "s on the simulated link, computing not counted",
+    "rounds": "round",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,13 @@ def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
 def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
     import matplotlib
 
-    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    ink = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "xtick.color",
+        "ytick.color",
+    )
     style: Any = dict.fromkeys(ink, _INK) | {
         "axes.grid": True,
         "axes.spines.right": False,
@@ -69,15 +84,24 @@ def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
         "grid.linewidth": 0.6,
         "legend.frameon": False,
         "svg.fonttype": "none",
-        "svg.hashsalt": name,  # the same picture is the same file, and two on one page share no ids
+        # the same picture is the same file, and two on one page share no ids
+        "svg.hashsalt": name,
     }
     with matplotlib.rc_context(style):
         figure = draw()
         png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=160, facecolor="white", bbox_inches="tight")
+        figure.savefig(
+            png, format="png", dpi=160, facecolor="white", bbox_inches="tight"
+        )
         nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(svg, format="svg", transparent=True, bbox_inches="tight", metadata=nameless)
-    themed = svg.getvalue().replace(_INK, "currentColor").replace("</style>", f" {_THEMES}</style>", 1)
+        figure.savefig(
+            svg, format="svg", transparent=True, bbox_inches="tight", metadata=nameless
+        )
+    themed = (
+        svg.getvalue()
+        .replace(_INK, "currentColor")
+        .replace("</style>", f" {_THEMES}</style>", 1)
+    )
     return Picture(png.getvalue(), themed)
 
 
@@ -99,17 +123,27 @@ def _draw_curves(curves: Sequence[Curve], against: str) -> "Figure":
 def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
     """The panels' titles and curves: one per budget, with methods that have none, if any method has two budgets."""
     budgets = sorted({curve.budget for curve in curves if curve.budget})
-    titles = {f"{budget_text(budget)} bits per entry up/down": budget for budget in budgets}
+    titles = {
+        f"{budget_text(budget)} bits per entry up/down": budget for budget in budgets
+    }
     if len(curves) > len({curve.method for curve in curves}):
-        return {title: [c for c in curves if c.budget in (None, budget)] for title, budget in titles.items()}
+        return {
+            title: [c for c in curves if c.budget in (None, budget)]
+            for title, budget in titles.items()
+        }
     return {next(iter(titles)) if len(titles) == 1 else "": curves}
 
 
-def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]) -> None:
+def _draw_curve(
+    panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]
+) -> None:
     marked = list(range(len(x)))[:: -max(1, len(x) // _MOST_MARKERS)]
     panel.plot(x, curve.accuracy, markevery=marked, **look)
     if any(curve.spread):
-        low, high = ([a + sign * s for a, s in zip(curve.accuracy, curve.spread, strict=True)] for sign in (-1, 1))
+        low, high = (
+            [a + sign * s for a, s in zip(curve.accuracy, curve.spread, strict=True)]
+            for sign in (-1, 1)
+        )
         panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
@@ -118,11 +152,29 @@ def _draw_ends(curves: Sequence[Curve]) -> "Figure":
     figure, panels = _panels(1)
     looks = looks_of(curves)
     for method, look in looks.items():
-        ends = sorted((c.megabytes[-1], c.accuracy[-1], c.spread[-1]) for c in curves if c.method == method)
+        ends = sorted(
+            (c.megabytes[-1], c.accuracy[-1], c.spread[-1])
+            for c in curves
+            if c.method == method
+        )
         x, y, spread = (list(values) for values in zip(*ends, strict=True))
-        panels[0].errorbar(x, y, yerr=spread if any(spread) else None, capsize=2, elinewidth=0.8, **look)
+        panels[0].errorbar(
+            x,
+            y,
+            yerr=spread if any(spread) else None,
+            capsize=2,
+            elinewidth=0.8,
+            **look,
+        )
     _scale(panels, [curve.megabytes[-1] for curve in curves])
-    _finish(figure, panels, curves, looks, f"{_MEGABYTES}, in the whole run", y_label="final accuracy, %")
+    _finish(
+        figure,
+        panels,
+        curves,
+        looks,
+        f"{_MEGABYTES}, in the whole run",
+        y_label="final accuracy, %",
+    )
     return figure
 
 

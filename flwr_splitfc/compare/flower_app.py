@@ -32,17 +32,24 @@ class FlowerApp:
         Raises
         ------
         SettingsError
-            If the folder holds no Flower app, or one whose run-config has no ``results-dir``.
+            If the folder holds no Flower app, or one whose run-config has no
+            ``results-dir``.
         """
         path = folder.resolve() / "pyproject.toml"
         try:
             app = _toml(path)["tool"]["flwr"]["app"]
             components, defaults = app["components"], _flat(app["config"])
-            loaded = cls(path.parent, components["serverapp"], components["clientapp"], defaults)
+            loaded = cls(
+                path.parent, components["serverapp"], components["clientapp"], defaults
+            )
         except KeyError as error:
-            raise SettingsError(f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]") from error
+            raise SettingsError(
+                f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]"
+            ) from error
         if "results-dir" not in defaults:
-            raise SettingsError(f"{path} has no results-dir in [tool.flwr.app.config]: the app must write there")
+            raise SettingsError(
+                f"{path} has no results-dir in [tool.flwr.app.config]: the app must write there"
+            )
         return loaded
 
     def settings(self, *layers: tuple[str, Mapping[str, Any]]) -> Settings:
@@ -51,29 +58,40 @@ class FlowerApp:
         Raises
         ------
         SettingsError
-            If a layer has a key that the app does not have, or a value of another type; Flower itself
-            does not say which key it was, nor where it came from.
+            If a layer has a key that the app does not have, or a value of another type;
+            Flower itself does not say which key it was, nor where it came from.
         """
         merged = dict(self.defaults)
         for source, layer in layers:
             for key, value in layer.items():
                 if key not in merged:
                     known = ", ".join(sorted(merged))
-                    raise SettingsError(f"{source}: the app in {self.folder} has no setting {key!r}; it has {known}")
+                    raise SettingsError(
+                        f"{source}: the app in {self.folder} has no setting {key!r}; it has {known}"
+                    )
                 merged[key] = _like(self.defaults[key], value, f"{source}: {key}")
         return merged
 
     def fingerprint(self) -> str:
         """A digest of the app's Python files, in hexadecimal."""
         names = (path.relative_to(self.folder) for path in self.folder.rglob("*.py"))
-        return digest_of(self.folder, (name for name in names if not any(part.startswith(".") for part in name.parts)))
+        return digest_of(
+            self.folder,
+            (
+                name
+                for name in names
+                if not any(part.startswith(".") for part in name.parts)
+            ),
+        )
 
 
 def digest_of(folder: Path, names: Iterable[Path]) -> str:
     """A digest of files in a folder, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        digest.update(f"{name.as_posix()}\0".encode() + (folder / name).read_bytes() + b"\0")
+        digest.update(
+            f"{name.as_posix()}\0".encode() + (folder / name).read_bytes() + b"\0"
+        )
     return digest.hexdigest()
 
 
@@ -124,4 +142,6 @@ def _like(default: Scalar, value: object, what: str) -> Scalar:
         return float(value)
     if type(default) is str and type(value) in (int, float, bool):
         return json.dumps(value)
-    raise SettingsError(f"{what} is {value!r}, wanted {type(default).__name__}, as {default!r}")
+    raise SettingsError(
+        f"{what} is {value!r}, wanted {type(default).__name__}, as {default!r}"
+    )

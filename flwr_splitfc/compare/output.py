@@ -15,17 +15,24 @@ from flwr_splitfc.run.progress import write_whole
 
 
 def write(
-    out: Path, app: str, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None = None
+    out: Path,
+    app: str,
+    outcomes: Sequence[tuple[Run, Outcome]],
+    link: RadioLink,
+    target: float | None = None,
 ) -> str:
     """Write the tables, the figures and the page; the table, for the command to print.
 
     Parameters
     ----------
     target : float, optional
-        The accuracy to which bytes and seconds are counted; by default the best that all runs reached.
+        The accuracy to which bytes and seconds are counted; by default the best that
+        all runs reached.
     """
     if target is None:
-        target = common_accuracy(outcome.results for _, outcome in outcomes if outcome.results is not None)
+        target = common_accuracy(
+            outcome.results for _, outcome in outcomes if outcome.results is not None
+        )
     rows = rows_of(outcomes, link, target)
     about_columns = legend(rows, link, target)
     drawn = pictures(curves_of(outcomes, link))
@@ -38,14 +45,29 @@ def write(
     write_whole(out / "results.csv", csv_text(outcomes, link, target))
     table = markdown(rows, about_columns)
     write_whole(out / "table.md", table)
-    write_whole(out / "index.html", page(f"Comparison on {app}", about, rows, drawn, about_columns))
+    write_whole(
+        out / "index.html",
+        page(f"Comparison on {app}", about, rows, drawn, about_columns),
+    )
     return table
 
 
-def _everything(app: str, outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None) -> str:
+def _everything(
+    app: str,
+    outcomes: Sequence[tuple[Run, Outcome]],
+    link: RadioLink,
+    target: float | None,
+) -> str:
     """All runs as JSON, a line each."""
     lines = [
-        json.dumps({**run.about, "state": outcome.state, "reason": outcome.reason, "results": outcome.results})
+        json.dumps(
+            {
+                **run.about,
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "results": outcome.results,
+            }
+        )
         for run, outcome in outcomes
     ]
     head = json.dumps({"app": app, "link": str(link), "target": target})

@@ -47,7 +47,13 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 """
 
 
-def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Picture], legend: str) -> str:
+def page(
+    title: str,
+    about: str,
+    rows: Sequence[Row],
+    pictures: Mapping[str, Picture],
+    legend: str,
+) -> str:
     """The whole comparison as HTML.
 
     Parameters
@@ -57,7 +63,9 @@ def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Pic
     legend : str
         What the columns mean.
     """
-    figures = "".join(_figure(_HEADINGS[name], picture.svg) for name, picture in pictures.items())
+    figures = "".join(
+        _figure(_HEADINGS[name], picture.svg) for name, picture in pictures.items()
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -69,8 +77,13 @@ def page(title: str, about: str, rows: Sequence[Row], pictures: Mapping[str, Pic
 
 
 def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    head = "".join(f"<th scope='col'>{escape(heading)}</th>" for heading in columns.values())
-    body = "".join(f"<tr>{''.join(_cell(row, column) for column in columns)}</tr>\n" for row in rows)
+    head = "".join(
+        f"<th scope='col'>{escape(heading)}</th>" for heading in columns.values()
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(row, column) for column in columns)}</tr>\n"
+        for row in rows
+    )
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
 
 
@@ -87,5 +100,7 @@ def _figure(heading: str, svg: str) -> str:
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r' xmlns(:\w+)?="[^"]*"', "", element)
     element = element.replace("xlink:href", "href")
-    element = element.replace("<svg", f'<svg role="img" aria-label="{escape(heading)}"', 1).strip()
+    element = element.replace(
+        "<svg", f'<svg role="img" aria-label="{escape(heading)}"', 1
+    ).strip()
     return f"<figure{wide}><h2>{escape(heading)}</h2>\n{element}</figure>\n"

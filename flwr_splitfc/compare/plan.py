@@ -7,7 +7,12 @@ import flwr.serverapp.strategy
 
 import flwr_splitfc
 from flwr_splitfc.codec import codec_names, codec_settings, cut_codec
-from flwr_splitfc.compare.flower_app import FlowerApp, Settings, SettingsError, read_settings
+from flwr_splitfc.compare.flower_app import (
+    FlowerApp,
+    Settings,
+    SettingsError,
+    read_settings,
+)
 from flwr_splitfc.compare.runs import Budget, Run
 
 _BITS = ("uplink-bits", "downlink-bits")
@@ -26,8 +31,9 @@ def expand(
 ) -> list[Run]:
     """The runs of a comparison: each strategy's, for each budget, for each seed.
 
-    Settings come from the app, then `base`, the strategy's file, and last `budgets`, `seeds` and `over`.
-    Methods without a cut, and codecs of fixed precision, run once for all budgets.
+    Settings come from the app, then `base`, the strategy's file, and last `budgets`,
+    `seeds` and `over`. Methods without a cut, and codecs of fixed precision, run once
+    for all budgets.
     """
     origin = f"flwr-splitfc {flwr_splitfc.__version__}, app {app.fingerprint()}"
     runs: dict[str, Run] = {}
@@ -36,9 +42,17 @@ def expand(
         least = app.settings(*base, file, ("--set", over or {}))
         for budget in budgets if budgets and budgeted(least) else [None]:
             for seed in [None] if seeds is None else seeds:
-                chosen: Settings = {} if budget is None else dict(zip(_BITS, budget, strict=True))
+                chosen: Settings = (
+                    {} if budget is None else dict(zip(_BITS, budget, strict=True))
+                )
                 seeded: Settings = {} if seed is None else {"seed": seed}
-                config = app.settings(*base, file, ("--budgets", chosen), ("--seeds", seeded), ("--set", over or {}))
+                config = app.settings(
+                    *base,
+                    file,
+                    ("--budgets", chosen),
+                    ("--seeds", seeded),
+                    ("--set", over or {}),
+                )
                 run = Run(path.stem, config, _budget_of(config), origin)
                 runs[run.id] = run
     _check_names(strategies)
@@ -76,18 +90,26 @@ def parse_budget(text: str) -> Budget:
         bits = [float(part) for part in text.split("/")]
         up, down = bits if len(bits) == 2 else (bits[0], 2 * bits[0])
     except ValueError as error:
-        raise SettingsError(f"a budget is UP or UP/DOWN in bits per entry, got {text!r}") from error
+        raise SettingsError(
+            f"a budget is UP or UP/DOWN in bits per entry, got {text!r}"
+        ) from error
     if len(bits) > 2 or not (up > 0 and down > 0):
-        raise SettingsError(f"a budget is UP or UP/DOWN in bits per entry, above 0, got {text!r}")
+        raise SettingsError(
+            f"a budget is UP or UP/DOWN in bits per entry, above 0, got {text!r}"
+        )
     return up, down
 
 
 def _budget_of(config: Settings) -> Budget | None:
-    return (float(config[_BITS[0]]), float(config[_BITS[1]])) if budgeted(config) else None
+    return (
+        (float(config[_BITS[0]]), float(config[_BITS[1]])) if budgeted(config) else None
+    )
 
 
 def _check_names(strategies: Sequence[Path]) -> None:
     by_name: dict[str, Path] = {}
     for path in strategies:
         if by_name.setdefault(path.stem, path).resolve() != path.resolve():
-            raise SettingsError(f"{by_name[path.stem]} and {path} have one name, which is the method's in the table")
+            raise SettingsError(
+                f"{by_name[path.stem]} and {path} have one name, which is the method's in the table"
+            )

@@ -31,8 +31,8 @@ class Event:
 class Pool:
     """Makes runs in so many workers side by side.
 
-    A worker's simulation has a fixed number of SuperNodes, so a run that needs another number gets a new
-    worker. A run whose worker died is tried once more.
+    A worker's simulation has a fixed number of SuperNodes, so a run that needs another
+    number gets a new worker. A run whose worker died is tried once more.
 
     Parameters
     ----------
@@ -48,7 +48,13 @@ class Pool:
     """
 
     def __init__(
-        self, app: FlowerApp, federation: Federation, *, jobs: int, lock: int, checkpoints: bool = True
+        self,
+        app: FlowerApp,
+        federation: Federation,
+        *,
+        jobs: int,
+        lock: int,
+        checkpoints: bool = True,
     ) -> None:
         self._app = app
         self._federation = federation
@@ -59,12 +65,18 @@ class Pool:
         self._stopped = threading.Event()
         self._guard = threading.Lock()
 
-    def make(self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]) -> Generator[Event, None, None]:
+    def make(
+        self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]
+    ) -> Generator[Event, None, None]:
         """Make the runs; what happens, as it happens. Closing the iterator stops them."""
-        waiting = sorted(runs, key=lambda run: self._federation.num_supernodes(run.config))
+        waiting = sorted(
+            runs, key=lambda run: self._federation.num_supernodes(run.config)
+        )
         events: queue.Queue[Event | None] = queue.Queue()
         threads = [
-            threading.Thread(target=self._work, args=(slot, waiting, folder_of, events), daemon=True)
+            threading.Thread(
+                target=self._work, args=(slot, waiting, folder_of, events), daemon=True
+            )
             for slot in range(min(self._jobs, len(waiting)))
         ]
         for thread in threads:
@@ -110,11 +122,15 @@ class Pool:
         outcome = Outcome("to do")
         for _ in range(_TRIES):
             try:
-                for event in self._worker(slot, self._federation.num_supernodes(run.config), folder.log).make(job):
+                for event in self._worker(
+                    slot, self._federation.num_supernodes(run.config), folder.log
+                ).make(job):
                     if event["event"] == "end":
                         outcome = Outcome(event["state"], event.get("reason", ""))
                     else:
-                        yield Event("round", run, slot, event["row"], event["num_rounds"])
+                        yield Event(
+                            "round", run, slot, event["row"], event["num_rounds"]
+                        )
                 break
             except WorkerDied as error:
                 self._drop_worker(slot)
@@ -122,7 +138,8 @@ class Pool:
                 if self._stopped.is_set():
                     return
         if outcome.state == "failed":
-            self._drop_worker(slot)  # Flower goes on using a device's process that has died
+            # Flower goes on using a device's process that has died
+            self._drop_worker(slot)
         folder.end(outcome)
         yield Event("end", run, slot, outcome=folder.outcome())
 
@@ -134,7 +151,9 @@ class Pool:
         with self._guard:
             if self._stopped.is_set():
                 raise WorkerDied("stopped")
-            self._workers[slot] = WorkerProcess(self._app, num_supernodes, self._federation.backend, self._lock_fd, log)
+            self._workers[slot] = WorkerProcess(
+                self._app, num_supernodes, self._federation.backend, self._lock_fd, log
+            )
             return self._workers[slot]
 
     def _drop_worker(self, slot: int) -> None:

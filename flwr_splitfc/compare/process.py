@@ -34,7 +34,14 @@ class WorkerProcess:
         Where its errors go until it has a run.
     """
 
-    def __init__(self, app: FlowerApp, num_supernodes: int, backend: dict[str, Any], lock: int, log: Path) -> None:
+    def __init__(
+        self,
+        app: FlowerApp,
+        num_supernodes: int,
+        backend: dict[str, Any],
+        lock: int,
+        log: Path,
+    ) -> None:
         self.num_supernodes = num_supernodes
         task = {
             "server_app": app.server_app,
@@ -42,9 +49,12 @@ class WorkerProcess:
             "num_supernodes": num_supernodes,
             "backend": backend,
         }
-        path = os.pathsep.join(filter(None, [str(app.folder), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(
+            filter(None, [str(app.folder), os.environ.get("PYTHONPATH")])
+        )
         with log.open("a") as errors:
-            # A session of its own: Ctrl-C is for the parent to hear, and what the worker started ends with its group.
+            # A session of its own: Ctrl-C is for the parent to hear, and what the
+            # worker started ends with its group.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flwr_splitfc.compare.worker", json.dumps(task)],
                 stdin=subprocess.PIPE,
@@ -68,7 +78,9 @@ class WorkerProcess:
             yield event
             if event["event"] == "end":
                 return
-        raise WorkerDied(f"the worker process ended with exit status {self._process.wait()}")
+        raise WorkerDied(
+            f"the worker process ended with exit status {self._process.wait()}"
+        )
 
     def close(self) -> None:
         """Let the worker end: in good order, or at once if it is in a run."""

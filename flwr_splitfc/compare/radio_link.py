@@ -11,7 +11,10 @@ from flwr_splitfc.compare.flower_app import SettingsError
 _DISTRIBUTIONS: dict[str, tuple[int, Callable[..., float]]] = {
     "constant": (1, lambda random, value: value),
     "uniform": (2, lambda random, low, high: random.uniform(low, high)),
-    "lognormal": (2, lambda random, median, sigma: median * random.lognormvariate(0.0, sigma)),
+    "lognormal": (
+        2,
+        lambda random, median, sigma: median * random.lognormvariate(0.0, sigma),
+    ),
 }
 """How many numbers describe each, and how one is drawn."""
 _MOST_SIGMA = 10  # one device in six has then more than e^10 times the median
@@ -26,7 +29,8 @@ class Draw:
     ----------
     kind : "constant", "uniform" or "lognormal"
     numbers : tuple of float
-        The constant; low and high; the median, and the standard deviation of the logarithm.
+        The constant; low and high; the median, and the standard deviation of the
+        logarithm.
     """
 
     kind: str
@@ -45,7 +49,9 @@ class Draw:
         except ValueError as error:
             raise SettingsError(f"{text!r} is not {_WANTED}") from error
         count, _ = _DISTRIBUTIONS.get(kind, (0, None))
-        if count != len(numbers) or not all(isfinite(number) and number >= 0 for number in draw.numbers):
+        if count != len(numbers) or not all(
+            isfinite(number) and number >= 0 for number in draw.numbers
+        ):
             raise SettingsError(f"{text!r} is not {_WANTED}")
         if kind == "uniform" and draw.numbers[0] > draw.numbers[1]:
             raise SettingsError(f"{text!r} has LOW above HIGH")
@@ -66,8 +72,8 @@ class Draw:
 class RadioLink:
     """The links of all devices.
 
-    What is drawn depends on the seed and on the device's name alone, so that every method and every run sees the same
-    devices.
+    What is drawn depends on the seed and on the device's name alone, so that every
+    method and every run sees the same devices.
 
     Parameters
     ----------
@@ -92,40 +98,65 @@ class RadioLink:
         """
         parts = [part.partition("=") for part in text.replace(" ", "").split(",")]
         given = {key: value for key, _, value in parts}
-        if len(given) < len(parts) or not given.keys() <= {field.name for field in fields(cls)}:
-            raise SettingsError(f"a link is written like {cls()}, nothing twice, got {text!r}")
+        if len(given) < len(parts) or not given.keys() <= {
+            field.name for field in fields(cls)
+        }:
+            raise SettingsError(
+                f"a link is written like {cls()}, nothing twice, got {text!r}"
+            )
         if not (seed := given.pop("seed", "0")).isdecimal():
             raise SettingsError(f"a link's seed is a whole number, got {seed!r}")
-        link = cls(**{key: Draw.parse(value) for key, value in given.items()}, seed=int(seed))
+        link = cls(
+            **{key: Draw.parse(value) for key, value in given.items()}, seed=int(seed)
+        )
         if not (link.up.numbers[0] > 0 and link.down.numbers[0] > 0):
             raise SettingsError(f"a link has rates above 0, got {text!r}")
         return link
 
-    def seconds(self, device: str, uplink_bytes: float, downlink_bytes: float, round_trips: float) -> float:
+    def seconds(
+        self,
+        device: str,
+        uplink_bytes: float,
+        downlink_bytes: float,
+        round_trips: float,
+    ) -> float:
         """How long a device's traffic takes, one thing after another.
 
         >>> RadioLink().seconds("0", uplink_bytes=1_250_000, downlink_bytes=6_250_000, round_trips=100)
         6.0
         """
         up, down, rtt = _drawn(self, device)
-        return 8 * uplink_bytes / (up * 1e6) + 8 * downlink_bytes / (down * 1e6) + round_trips * rtt / 1e3
+        return (
+            8 * uplink_bytes / (up * 1e6)
+            + 8 * downlink_bytes / (down * 1e6)
+            + round_trips * rtt / 1e3
+        )
 
     def round_s(self, links: Mapping[str, Mapping[str, Sequence[float]]]) -> float:
         """How long a round takes, of which `links` stand in its row (`Progress`).
 
-        Devices work side by side and the round waits for the slowest; evaluation comes after training.
+        Devices work side by side and the round waits for the slowest; evaluation comes
+        after training.
         """
         return sum(
-            max((self.seconds(device, *moved) for device, moved in devices.items()), default=0.0)
+            max(
+                (self.seconds(device, *moved) for device, moved in devices.items()),
+                default=0.0,
+            )
             for devices in links.values()
         )
 
     def __str__(self) -> str:
-        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return ",".join(
+            f"{field.name}={getattr(self, field.name)}" for field in fields(self)
+        )
 
 
 @cache
 def _drawn(link: RadioLink, device: str) -> tuple[float, float, float]:
     """Rates and round trip of a device, each from a generator of its own: another `up` leaves `rtt` as it was."""
-    up, down, rtt = (getattr(link, key).of(Random(f"{link.seed}/{key}/{device}")) for key in ("up", "down", "rtt"))
+    up, down, rtt = (
+        getattr(link, key).of(Random(f"{link.seed}/{key}/{device}"))
+        for key in ("up", "down", "rtt")
+    )
     return up, down, rtt

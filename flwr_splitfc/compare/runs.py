@@ -18,7 +18,9 @@ State = Literal["to do", "finished", "impossible", "failed"]
 
 _HASH_DIGITS = 10
 _REASON_LETTERS = 200
-_NEEDS = re.compile(r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)")
+_NEEDS = re.compile(
+    r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,19 @@ class Run:
     @property
     def label(self) -> str:
         """For people: method, budget and seed."""
-        return f"{self.method} {budget_text(self.budget)} seed {self.seed}".replace("  ", " ")
+        return f"{self.method} {budget_text(self.budget)} seed {self.seed}".replace(
+            "  ", " "
+        )
 
     @property
     def about(self) -> dict[str, Any]:
         """What of the run stands in its records."""
-        identity = {"id": self.id, "method": self.method, "budget": self.budget, "seed": self.seed}
+        identity = {
+            "id": self.id,
+            "method": self.method,
+            "budget": self.budget,
+            "seed": self.seed,
+        }
         return {**identity, "origin": self.origin, "sources": package_digest()}
 
 
@@ -91,7 +100,9 @@ class RunFolder:
         """The run-config that the app gets: the run's, with the folders that are this run's own."""
         folders: Settings = {"results-dir": str(self.output.resolve())}
         if "checkpoint-dir" in run.config:
-            folders["checkpoint-dir"] = str(self.checkpoint.resolve()) if checkpoints else ""
+            folders["checkpoint-dir"] = (
+                str(self.checkpoint.resolve()) if checkpoints else ""
+            )
         return {**run.config, **folders}
 
     def finish(self, results: dict[str, Any]) -> None:
@@ -124,7 +135,8 @@ class RunFolder:
 class Outcome:
     """What a run has come to.
 
-    "impossible" is a budget that the codec cannot meet: the same at every try, and no failure.
+    "impossible" is a budget that the codec cannot meet: the same at every try, and no
+    failure.
     """
 
     state: State
@@ -135,7 +147,12 @@ class Outcome:
     def needs(self) -> str:
         """The smallest budget that works, where the run's is too small."""
         needs = dict(_NEEDS.findall(self.reason))
-        return "needs at least " + ", ".join(f"{bits} {way}" for way, bits in needs.items()) if needs else self.reason
+        return (
+            "needs at least "
+            + ", ".join(f"{bits} {way}" for way, bits in needs.items())
+            if needs
+            else self.reason
+        )
 
     @property
     def summary(self) -> str:
@@ -154,7 +171,10 @@ def package_digest() -> str:
     """A digest of this package's files, but for those that only report."""
     folder = Path(flwr_splitfc.__file__).parent
     names = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return digest_of(folder, (name for name in names if name.parts[0] not in ("compare", "command.py")))
+    return digest_of(
+        folder,
+        (name for name in names if name.parts[0] not in ("compare", "command.py")),
+    )
 
 
 def budget_text(budget: Budget | None) -> str:

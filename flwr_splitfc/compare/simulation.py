@@ -29,7 +29,8 @@ class DeviceFailed(RuntimeError):
 class RunGrid(MeteredGrid):
     """A grid that writes the run into each message, and stops the run when a device fails.
 
-    It meters nothing, the app does that on top of it; it has its base class for what that delegates.
+    It meters nothing, the app does that on top of it; it has its base class for what
+    that delegates.
 
     Parameters
     ----------
@@ -51,9 +52,13 @@ class RunGrid(MeteredGrid):
         # As text, because a ConfigRecord takes no empty strings.
         self._record = ConfigRecord({"id": run_id, "config": json.dumps(config)})
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Delegate."""
-        return self._checked(self.inner.send_and_receive(self._marked(messages), timeout=timeout))
+        return self._checked(
+            self.inner.send_and_receive(self._marked(messages), timeout=timeout)
+        )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Delegate."""
@@ -66,7 +71,8 @@ class RunGrid(MeteredGrid):
     def _marked(self, messages: Iterable[Message]) -> list[Message]:
         marked = list(messages)
         for message in marked:
-            # Strategies share one RecordDict among their messages; the copy shares its arrays.
+            # Strategies share one RecordDict among their messages; the copy shares its
+            # arrays.
             message.content = RecordDict({**message.content, RUN_KEY: self._record})
             self.turns += purpose_of(message) is not None
         return marked
@@ -76,7 +82,8 @@ class RunGrid(MeteredGrid):
         for reply in checked:
             if reply.has_error() and purpose_of(reply):
                 reason = (reply.error.reason or "no reason given").strip()
-                for line in reason.splitlines():  # of a traceback, which holds a machine's paths
+                # of a traceback, which holds a machine's paths
+                for line in reason.splitlines():
                     if _TOO_SMALL in line:
                         raise BudgetError(line.strip())
                 raise DeviceFailed(f"a device failed: {reason}")
@@ -86,8 +93,8 @@ class RunGrid(MeteredGrid):
 class RunClientApp(ClientApp):
     """The ClientApp of a simulation that serves many runs of one app.
 
-    The app's own gets the message as in a simulation of its own, and a context with the run's run-config and
-    with what the device has kept since this run began.
+    The app's own gets the message as in a simulation of its own, and a context with the
+    run's run-config and with what the device has kept since this run began.
 
     Parameters
     ----------
@@ -105,7 +112,9 @@ class RunClientApp(ClientApp):
         if message.metadata.message_type == _READY_TYPE:
             return Message(RecordDict(), reply_to=message)
         told = message.content.config_records[RUN_KEY]
-        message.content = RecordDict({key: part for key, part in message.content.items() if key != RUN_KEY})
+        message.content = RecordDict(
+            {key: part for key, part in message.content.items() if key != RUN_KEY}
+        )
         own = Context(
             run_id=context.run_id,
             node_id=context.node_id,
@@ -114,7 +123,9 @@ class RunClientApp(ClientApp):
             run_config=json.loads(str(told["config"])),
         )
         reply: Message = app(message, own)
-        context.state = RecordDict({**own.state, RUN_KEY: ConfigRecord({"id": told["id"]})})
+        context.state = RecordDict(
+            {**own.state, RUN_KEY: ConfigRecord({"id": told["id"]})}
+        )
         return reply
 
 
@@ -122,10 +133,16 @@ def wait_until_ready(grid: Grid, num_supernodes: int) -> None:
     """Wait until the simulation has started and its processes have loaded the app: no run's time to count."""
     while len(nodes := list(grid.get_node_ids())) < num_supernodes:
         time.sleep(_POLL_S)
-    list(grid.send_and_receive([Message(RecordDict(), node, _READY_TYPE) for node in nodes]))
+    list(
+        grid.send_and_receive(
+            [Message(RecordDict(), node, _READY_TYPE) for node in nodes]
+        )
+    )
 
 
-def run_server_app(component: str, grid: RunGrid, context: Context, config: Settings) -> None:
+def run_server_app(
+    component: str, grid: RunGrid, context: Context, config: Settings
+) -> None:
     """Call an app's own ServerApp for one run."""
     own = Context(
         run_id=context.run_id,
@@ -144,13 +161,16 @@ def load_component(component: str) -> Any:
 
 
 def simulate(
-    main: Callable[[Grid, Context], None], client_app: ClientApp, num_supernodes: int, backend: dict[str, Any]
+    main: Callable[[Grid, Context], None],
+    client_app: ClientApp,
+    num_supernodes: int,
+    backend: dict[str, Any],
 ) -> None:
     """Run Flower's simulation engine in this process until `main`, the ServerApp, is done.
 
-    ``flwr.simulation.run_simulation`` is deprecated since flwr 1.41, with no other public way to hold a
-    simulation open for more than one run; that warning is not logged, everything else is. It is called here
-    and nowhere else.
+    ``flwr.simulation.run_simulation`` is deprecated since flwr 1.41, with no other
+    public way to hold a simulation open for more than one run; that warning is not
+    logged, everything else is. It is called here and nowhere else.
     """
     from flwr.simulation import run_simulation
 
@@ -165,10 +185,16 @@ def simulate(
 
 
 def _is_no_deprecation(record: logging.LogRecord) -> bool:
-    return not ("DEPRECATED" in str(record.msg) and "`run_simulation`" in record.getMessage())
+    return not (
+        "DEPRECATED" in str(record.msg) and "`run_simulation`" in record.getMessage()
+    )
 
 
 def _state_of(run_id: str, state: RecordDict) -> RecordDict:
     """What a device kept from earlier messages of this run; nothing of other runs."""
     mark = state.config_records.get(RUN_KEY, ConfigRecord())
-    return RecordDict({key: part for key, part in state.items() if key != RUN_KEY} if mark.get("id") == run_id else {})
+    return RecordDict(
+        {key: part for key, part in state.items() if key != RUN_KEY}
+        if mark.get("id") == run_id
+        else {}
+    )

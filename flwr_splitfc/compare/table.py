@@ -16,7 +16,8 @@ from flwr_splitfc.compare.runs import Budget, Outcome, Run, budget_text
 class Row:
     """The runs of one method with one budget: means over their seeds, None where not all of them have a number.
 
-    `spreads` has the sample standard deviations of the accuracies, nothing for one seed.
+    `spreads` has the sample standard deviations of the accuracies, nothing for one
+    seed.
     """
 
     method: str
@@ -32,18 +33,32 @@ class Row:
         return f"{self.method} {budget_text(self.budget)}".strip()
 
 
-def rows_of(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None = None) -> list[Row]:
+def rows_of(
+    outcomes: Sequence[tuple[Run, Outcome]],
+    link: RadioLink,
+    target: float | None = None,
+) -> list[Row]:
     """A row per method and budget, in the runs' order."""
     return [
         _row(method, budget, list(group), link, target)
-        for (method, budget), group in groupby(outcomes, key=lambda pair: (pair[0].method, pair[0].budget))
+        for (method, budget), group in groupby(
+            outcomes, key=lambda pair: (pair[0].method, pair[0].budget)
+        )
     ]
 
 
 def _row(
-    method: str, budget: Budget | None, group: list[tuple[Run, Outcome]], link: RadioLink, target: float | None
+    method: str,
+    budget: Budget | None,
+    group: list[tuple[Run, Outcome]],
+    link: RadioLink,
+    target: float | None,
 ) -> Row:
-    runs = [numbers_of(outcome.results, link, target) for _, outcome in group if outcome.results is not None]
+    runs = [
+        numbers_of(outcome.results, link, target)
+        for _, outcome in group
+        if outcome.results is not None
+    ]
     means: Numbers = {}
     for key in runs[0] if runs else ():
         known = [value for run in runs if (value := run[key]) is not None]
@@ -53,7 +68,14 @@ def _row(
         known = [value for run in runs if (value := run[key]) is not None]
         if len(known) > 1:
             spreads[key] = stdev(known)
-    return Row(method, budget, len(runs), means, spreads, _note([outcome for _, outcome in group]))
+    return Row(
+        method,
+        budget,
+        len(runs),
+        means,
+        spreads,
+        _note([outcome for _, outcome in group]),
+    )
 
 
 def _note(outcomes: Iterable[Outcome]) -> str:
@@ -61,9 +83,14 @@ def _note(outcomes: Iterable[Outcome]) -> str:
     reasons: dict[str, int] = {}
     for outcome in outcomes:
         if outcome.state != "finished":
-            text = {"failed": f"failed: {outcome.summary}", "to do": "not run yet"}.get(outcome.state, outcome.summary)
+            text = {"failed": f"failed: {outcome.summary}", "to do": "not run yet"}.get(
+                outcome.state, outcome.summary
+            )
             reasons[text] = reasons.get(text, 0) + 1
-    return "; ".join(text if count == 1 else f"{text} ({count} runs)" for text, count in reasons.items())
+    return "; ".join(
+        text if count == 1 else f"{text} ({count} runs)"
+        for text, count in reasons.items()
+    )
 
 
 SUMMARY = {
@@ -86,12 +113,21 @@ SUMMARY = {
 KINDS = {
     "method": "method",
     "budget": "budget up/down, bits",
-    **{f"{way}_{kind}_bytes": f"{kind} {way.removesuffix('link')}" for way, kind in WAYS_AND_KINDS},
+    **{
+        f"{way}_{kind}_bytes": f"{kind} {way.removesuffix('link')}"
+        for way, kind in WAYS_AND_KINDS
+    },
 }
 """Columns of the two tables: what they show, and their headings."""
 
 _ACCURACIES = ("accuracy", "device_accuracy")
-_FORMATS = {"bits_per_entry": ".4f", "ratio": ".1f", "bytes": ".2f", "seconds": ".0f", "link_s": ".0f"}
+_FORMATS = {
+    "bits_per_entry": ".4f",
+    "ratio": ".1f",
+    "bytes": ".2f",
+    "seconds": ".0f",
+    "link_s": ".0f",
+}
 
 
 def cell(row: Row, column: str) -> str:
@@ -115,7 +151,11 @@ def cell(row: Row, column: str) -> str:
 def summary_columns(rows: Sequence[Row]) -> dict[str, str]:
     """Those of `SUMMARY` that say something: where no device evaluated beside the server, there is no column for it."""
     on_devices = any(row.numbers.get("device_accuracy") is not None for row in rows)
-    return {column: heading for column, heading in SUMMARY.items() if on_devices or column != "device_accuracy"}
+    return {
+        column: heading
+        for column, heading in SUMMARY.items()
+        if on_devices or column != "device_accuracy"
+    }
 
 
 def sort_key(row: Row, column: str) -> float | str:
@@ -136,14 +176,22 @@ def legend(rows: Sequence[Row], link: RadioLink, target: float | None) -> str:
     untimed = any(row.seeds and row.numbers["link_s"] is None for row in rows)
     return (
         "Accuracy is the last one that was measured: mean over the seeds, ± sample standard deviation; "
-        + "`on devices` is what devices found with features coded as for inference; " * on_devices
+        + "`on devices` is what devices found with features coded as for inference; "
+        * on_devices
         + "the other "
         "columns are means. MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of the "
         "features and gradients of training, `total` is of everything; `times fewer` is against the same run with "
         f"float32 at the cut. `link` is the simulated time on {link} (Mbit/s, ms), without computing: of a round, its "
         "slowest device's. "
-        + (f"`to target` is until an evaluation first gave {100 * target:g} %, in all seeds. " if target else "")
-        + ("Runs of earlier versions have no link times; without their folders in runs/ they are made anew." * untimed)
+        + (
+            f"`to target` is until an evaluation first gave {100 * target:g} %, in all seeds. "
+            if target
+            else ""
+        )
+        + (
+            "Runs of earlier versions have no link times; without their folders in runs/ they are made anew."
+            * untimed
+        )
     ).strip()
 
 
@@ -161,17 +209,31 @@ def markdown(rows: Sequence[Row], legend: str) -> str:
 
 
 def _markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    shown = [[cell(row, column).replace("|", "\\|").replace("\n", " ") for column in columns] for row in rows]
+    shown = [
+        [cell(row, column).replace("|", "\\|").replace("\n", " ") for column in columns]
+        for row in rows
+    ]
     rule = ["---" if column == "method" else "---:" for column in columns]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns.values()), rule, *shown])
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in [list(columns.values()), rule, *shown]
+    )
 
 
-def csv_text(outcomes: Sequence[tuple[Run, Outcome]], link: RadioLink, target: float | None = None) -> str:
+def csv_text(
+    outcomes: Sequence[tuple[Run, Outcome]],
+    link: RadioLink,
+    target: float | None = None,
+) -> str:
     """A line per run, finished or not; bytes in bytes."""
     lines = []
     for run, outcome in outcomes:
         budget = run.budget or (None, None)
-        line = {"method": run.method, "uplink_budget": budget[0], "downlink_budget": budget[1], "seed": run.seed}
+        line = {
+            "method": run.method,
+            "uplink_budget": budget[0],
+            "downlink_budget": budget[1],
+            "seed": run.seed,
+        }
         line |= {"state": outcome.state, "reason": outcome.reason, "run": run.id}
         if outcome.results is not None:
             line |= numbers_of(outcome.results, link, target) | {

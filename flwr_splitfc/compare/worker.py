@@ -1,8 +1,9 @@
 """A process that holds one simulation open and makes runs in it, one after another.
 
-It reads a run per line of JSON on its standard input and writes what happens, a line of JSON each, on its
-standard output; everything that is printed or logged goes into the run's own log. When the input ends, so does
-the worker: at once, with all it started, if a run is going on, since then its parent is gone.
+It reads a run per line of JSON on its standard input and writes what happens, a line of
+JSON each, on its standard output; everything that is printed or logged goes into the
+run's own log. When the input ends, so does the worker: at once, with all it started, if
+a run is going on, since then its parent is gone.
 """
 
 import json
@@ -22,7 +23,13 @@ from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.runs import RunFolder
-from flwr_splitfc.compare.simulation import RunClientApp, RunGrid, run_server_app, simulate, wait_until_ready
+from flwr_splitfc.compare.simulation import (
+    RunClientApp,
+    RunGrid,
+    run_server_app,
+    simulate,
+    wait_until_ready,
+)
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -37,7 +44,13 @@ class Rows(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass the round's row on."""
         if (row := getattr(record, "progress_row", None)) is not None:
-            self._tell({"event": "round", "row": row, "num_rounds": getattr(record, "num_rounds", 0)})
+            self._tell(
+                {
+                    "event": "round",
+                    "row": row,
+                    "num_rounds": getattr(record, "num_rounds", 0),
+                }
+            )
 
 
 class Jobs:
@@ -65,7 +78,9 @@ class Jobs:
         self._jobs.put(None)
 
 
-def serve(server_app: str, client_app: str, num_supernodes: int, backend: dict[str, Any]) -> None:
+def serve(
+    server_app: str, client_app: str, num_supernodes: int, backend: dict[str, Any]
+) -> None:
     """Make the runs that standard input names, in one simulation."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # only events go to the parent
@@ -95,10 +110,13 @@ def serve(server_app: str, client_app: str, num_supernodes: int, backend: dict[s
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # where the simulation broke, the ServerApp's thread would wait for ever
+        # where the simulation broke, the ServerApp's thread would wait for ever
+        os._exit(1)
 
 
-def make_run(server_app: str, grid: Grid, context: Context, job: dict[str, Any]) -> dict[str, Any]:
+def make_run(
+    server_app: str, grid: Grid, context: Context, job: dict[str, Any]
+) -> dict[str, Any]:
     """One run from its start to its results, or to the reason why there are none."""
     folder = RunFolder(Path(job["folder"]))
     run_grid = RunGrid(grid, job["about"]["id"], job["config"])
@@ -107,10 +125,14 @@ def make_run(server_app: str, grid: Grid, context: Context, job: dict[str, Any])
     try:
         run_server_app(server_app, run_grid, context, job["config"])
         if not written.exists():
-            raise FileNotFoundError(f"the app wrote no results.json into its results-dir, {folder.output}")
+            raise FileNotFoundError(
+                f"the app wrote no results.json into its results-dir, {folder.output}"
+            )
         results = json.loads(written.read_text())
         if not {"rounds", "traffic"} <= results.keys():
-            raise ValueError("the app's results.json was not written by Progress.write: it has no rounds and traffic")
+            raise ValueError(
+                "the app's results.json was not written by Progress.write: it has no rounds and traffic"
+            )
         folder.finish({**results, "run": {**job["about"], "turns": run_grid.turns}})
         written.unlink()
     except BudgetError as error:

@@ -26,7 +26,8 @@ logger = getLogger("flwr")
 class Progress:
     """Watches a run through its ledger and its evaluations.
 
-    The log record of a round's line holds the round's row, too, as ``progress_row``, and ``num_rounds``.
+    The log record of a round's line holds the round's row, too, as ``progress_row``,
+    and ``num_rounds``.
 
     Parameters
     ----------
@@ -40,15 +41,19 @@ class Progress:
     Attributes
     ----------
     rows : list of dict
-        One per finished round: ``round``, ``loss`` (training, mean over samples), ``accuracy`` (of `evaluate_fn`, or
-        else of the devices; None in a round without evaluation), ``device_accuracy`` (of the devices, None unless
-        `evaluate_fn` gave the other one), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
-        ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``, ``failures`` (by device, why);
-        bytes of training and evaluation together, everything counted. ``links`` has, for ``train`` and for
-        ``evaluate``, by device what crossed its link: bytes up, bytes down, round trips.
+        One per finished round: ``round``, ``loss`` (training, mean over samples),
+        ``accuracy`` (of `evaluate_fn`, or else of the devices; None in a round without
+        evaluation), ``device_accuracy`` (of the devices, None unless `evaluate_fn` gave
+        the other one), ``steps``, ``uplink_bytes``, ``downlink_bytes``,
+        ``uplink_bits_per_entry``, ``downlink_bits_per_entry``, ``seconds``,
+        ``failures`` (by device, why); bytes of training and evaluation together,
+        everything counted. ``links`` has, for ``train`` and for ``evaluate``, by device
+        what crossed its link: bytes up, bytes down, round trips.
     """
 
-    def __init__(self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1) -> None:
+    def __init__(
+        self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1
+    ) -> None:
         if evaluate_every < 1:
             raise ValueError(f"evaluate_every is {evaluate_every}, wanted 1 or more")
         self.num_rounds = num_rounds
@@ -65,10 +70,14 @@ class Progress:
 
     def due(self, server_round: int) -> bool:
         """Whether `server_round` evaluates."""
-        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
+        return (
+            server_round % self.evaluate_every == 0 or server_round == self.num_rounds
+        )
 
     def watch(
-        self, evaluate_fn: EvaluateFn | None, on_devices: Callable[[], Mapping[str, Any] | None] = dict
+        self,
+        evaluate_fn: EvaluateFn | None,
+        on_devices: Callable[[], Mapping[str, Any] | None] = dict,
     ) -> EvaluateFn:
         """An ``evaluate_fn`` for `Strategy.start`, Flower's own hook at the end of a round.
 
@@ -81,7 +90,11 @@ class Progress:
         """
 
         def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            metrics = evaluate_fn(server_round, arrays) if evaluate_fn and self.due(server_round) else None
+            metrics = (
+                evaluate_fn(server_round, arrays)
+                if evaluate_fn and self.due(server_round)
+                else None
+            )
             if server_round == 0:
                 self._started = self._round_started = time.monotonic()
             else:
@@ -90,11 +103,23 @@ class Progress:
 
         return end_of_round
 
-    def end_round(self, server_round: int, metrics: Mapping[str, Any], on_devices: Mapping[str, Any]) -> None:
+    def end_round(
+        self,
+        server_round: int,
+        metrics: Mapping[str, Any],
+        on_devices: Mapping[str, Any],
+    ) -> None:
         """Enter a finished round and log its line; `metrics`, and those found `on_devices`, may hold an accuracy."""
-        found = [accuracy for each in (metrics, on_devices) if (accuracy := _accuracy(each)) is not None]
+        found = [
+            accuracy
+            for each in (metrics, on_devices)
+            if (accuracy := _accuracy(each)) is not None
+        ]
         accuracy, device_accuracy = (*found, None, None)[:2]
-        train, evaluate = self.ledger.of(server_round, "train"), self.ledger.of(server_round, "evaluate")
+        train, evaluate = (
+            self.ledger.of(server_round, "train"),
+            self.ledger.of(server_round, "evaluate"),
+        )
         now = time.monotonic()
         self.rows.append(
             {
@@ -103,25 +128,49 @@ class Progress:
                 "accuracy": accuracy,
                 "device_accuracy": device_accuracy,
                 "steps": train.steps,
-                "uplink_bytes": train.uplink_bytes.total() + evaluate.uplink_bytes.total(),
-                "downlink_bytes": train.downlink_bytes.total() + evaluate.downlink_bytes.total(),
+                "uplink_bytes": train.uplink_bytes.total()
+                + evaluate.uplink_bytes.total(),
+                "downlink_bytes": train.downlink_bytes.total()
+                + evaluate.downlink_bytes.total(),
                 "uplink_bits_per_entry": train.uplink_bits_per_entry,
                 "downlink_bits_per_entry": train.downlink_bits_per_entry,
                 "seconds": now - self._round_started,
                 "failures": self.ledger.failures(server_round),
-                "links": {purpose: self.ledger.links(server_round, purpose) for purpose in get_args(Purpose)},
+                "links": {
+                    purpose: self.ledger.links(server_round, purpose)
+                    for purpose in get_args(Purpose)
+                },
             }
         )
         self._round_started = now
-        logger.info("%s", self._line(), extra={"progress_row": self.rows[-1], "num_rounds": self.num_rounds})
+        logger.info(
+            "%s",
+            self._line(),
+            extra={"progress_row": self.rows[-1], "num_rounds": self.num_rounds},
+        )
 
     def _line(self) -> str:
         row = self.rows[-1]
         done = len(self.rows) - self._resumed_rows
-        left_s = (time.monotonic() - self._started) / done * (self.num_rounds - len(self.rows))
-        megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows) / 1e6
-        bits = [_cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")]
-        on_devices = f", on devices {row['device_accuracy']:.1%}" if row["device_accuracy"] is not None else ""
+        left_s = (
+            (time.monotonic() - self._started)
+            / done
+            * (self.num_rounds - len(self.rows))
+        )
+        megabytes = (
+            sum(
+                (r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in self.rows
+            )
+            / 1e6
+        )
+        bits = [
+            _cell(row[f"{way}link_bits_per_entry"], ".3f") for way in ("up", "down")
+        ]
+        on_devices = (
+            f", on devices {row['device_accuracy']:.1%}"
+            if row["device_accuracy"] is not None
+            else ""
+        )
         return (
             f"round {row['round']}/{self.num_rounds} | loss {_cell(row['loss'], '.4f')} | "
             f"accuracy {_cell(row['accuracy'], '.1%')}{on_devices} | bits/entry up {bits[0]} down {bits[1]} | "
@@ -141,8 +190,16 @@ class Progress:
         lines = [header, "-" * len(header)]
         for row in shown:
             so_far = [r for r in self.rows if (r["round"] or 0) <= (row["round"] or 0)]
-            megabytes = sum((r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0) for r in so_far) / 1e6
-            device_accuracy = f" {_cell(row.get('device_accuracy'), '.1%'):>10}" * on_devices
+            megabytes = (
+                sum(
+                    (r["uplink_bytes"] or 0) + (r["downlink_bytes"] or 0)
+                    for r in so_far
+                )
+                / 1e6
+            )
+            device_accuracy = (
+                f" {_cell(row.get('device_accuracy'), '.1%'):>10}" * on_devices
+            )
             lines.append(
                 f"{row['round']:>7} {_cell(row['loss'], '.4f'):>9} {_cell(row['accuracy'], '.1%'):>9}{device_accuracy} "
                 f"{_cell(row['uplink_bits_per_entry'], '.3f'):>11} "
@@ -153,12 +210,19 @@ class Progress:
     def write(self, path: Path, **about: Any) -> None:
         """Write `about` (run-config, seed, ...), ``traffic``, ``devices`` and the rows, under ``rounds``, as JSON.
 
-        ``traffic`` has the totals of training and of evaluation: sessions, steps, entries at the cut, and
-        the bytes of each direction by kind. ``devices`` has, by name, what the sessions came to in which each
-        trained at the cut: bits per entry, bytes by kind. The file is there whole or not at all.
+        ``traffic`` has the totals of training and of evaluation: sessions, steps,
+        entries at the cut, and the bytes of each direction by kind. ``devices`` has, by
+        name, what the sessions came to in which each trained at the cut: bits per
+        entry, bytes by kind. The file is there whole or not at all.
         """
-        traffic = {purpose: traffic_to_json(self.ledger.total(purpose)) for purpose in get_args(Purpose)}
-        devices = {device: trained.metrics() for device, trained in self.ledger.devices("train").items()}
+        traffic = {
+            purpose: traffic_to_json(self.ledger.total(purpose))
+            for purpose in get_args(Purpose)
+        }
+        devices = {
+            device: trained.metrics()
+            for device, trained in self.ledger.devices("train").items()
+        }
         results = {**about, "traffic": traffic, "devices": devices, "rounds": self.rows}
         write_whole(path, results_text(results))
 
@@ -166,8 +230,14 @@ class Progress:
 def results_text(results: Mapping[str, Any]) -> str:
     """A run's results as JSON, a line for each round."""
     rounds = ",\n".join(json.dumps(row) for row in results["rounds"])
-    parts = {key: json.dumps(part, indent=1) for key, part in results.items()} | {"rounds": f"[\n{rounds}\n]"}
-    return "{\n" + ",\n".join(f"{json.dumps(key)}: {part}" for key, part in parts.items()) + "\n}\n"
+    parts = {key: json.dumps(part, indent=1) for key, part in results.items()} | {
+        "rounds": f"[\n{rounds}\n]"
+    }
+    return (
+        "{\n"
+        + ",\n".join(f"{json.dumps(key)}: {part}" for key, part in parts.items())
+        + "\n}\n"
+    )
 
 
 def write_whole(path: Path, text: str) -> None:

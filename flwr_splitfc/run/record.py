@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("flwr-splitfc", "flwr", "torch", "numpy", "constriction", "grpcio", "protobuf")
+_PACKAGES = (
+    "flwr-splitfc",
+    "flwr",
+    "torch",
+    "numpy",
+    "constriction",
+    "grpcio",
+    "protobuf",
+)
 
 
 def run_record(run_config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
@@ -18,7 +26,8 @@ def run_record(run_config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
     run_config : mapping
         The app's, with the seed and how the data was partitioned.
     **about
-        What else identifies the run, such as the codec's settings and the digest of its payloads.
+        What else identifies the run, such as the codec's settings and the digest of its
+        payloads.
     """
     return {
         "run_config": dict(run_config),
@@ -34,4 +43,8 @@ def changed_versions(record: Mapping[str, Any]) -> list[str]:
     """Packages that are not in the version of the record's run, as ``name was, now is``."""
     now = run_record({})["versions"]
     was = record.get("versions", {})
-    return [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
+    return [
+        f"{name} {was.get(name)}, now {now[name]}"
+        for name in now
+        if was.get(name) != now[name]
+    ]

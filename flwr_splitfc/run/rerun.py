@@ -19,14 +19,23 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         epilog="Further options go to `flwr run`.",
     )
     parser.set_defaults(command=main)
-    parser.add_argument("results", type=Path, help="the results.json of the run to repeat")
+    parser.add_argument(
+        "results", type=Path, help="the results.json of the run to repeat"
+    )
     parser.add_argument("app", type=Path, help="the Flower app, as for `flwr run`")
-    parser.add_argument("--results-dir", type=Path, default=Path("rerun"), help="where the new results.json goes")
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=Path("rerun"),
+        help="where the new results.json goes",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Do what the command line asks; the exit status."""
-    return _rerun(options.results, options.app, options.results_dir.resolve(), options.further)
+    return _rerun(
+        options.results, options.app, options.results_dir.resolve(), options.further
+    )
 
 
 def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str]) -> int:
@@ -34,13 +43,22 @@ def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str])
         record = json.loads(results.read_text())
         config = record["run_config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"flwr-splitfc: {results} is no results.json of a run: {error}", file=sys.stderr)
+        print(
+            f"flwr-splitfc: {results} is no results.json of a run: {error}",
+            file=sys.stderr,
+        )
         return 2
-    if (results_dir / "results.json").exists():  # or a run that failed would be compared by an older one's
-        print(f"flwr-splitfc: {results_dir} has a results.json already: give another --results-dir", file=sys.stderr)
+    # or a run that failed would be compared by an older one's
+    if (results_dir / "results.json").exists():
+        print(
+            f"flwr-splitfc: {results_dir} has a results.json already: give another --results-dir",
+            file=sys.stderr,
+        )
         return 2
     for change in changed_versions(record):
-        print(f"flwr-splitfc: the run had {change}; results may differ", file=sys.stderr)
+        print(
+            f"flwr-splitfc: the run had {change}; results may differ", file=sys.stderr
+        )
     config = {**config, "results-dir": str(results_dir)}
     if config.get("checkpoint-dir"):
         config["checkpoint-dir"] = ""
@@ -49,8 +67,18 @@ def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str])
         flwr_options = [*flwr_options, "--federation-config", devices]
     with tempfile.TemporaryDirectory() as folder:
         run_config = Path(folder) / "run-config.toml"
-        run_config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
-        command = ["flwr", "run", str(app), "--stream", "--run-config", str(run_config), *flwr_options]
+        run_config.write_text(
+            "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
+        )
+        command = [
+            "flwr",
+            "run",
+            str(app),
+            "--stream",
+            "--run-config",
+            str(run_config),
+            *flwr_options,
+        ]
         subprocess.run(command, check=False)
     return _compare(record, results_dir / "results.json")
 
@@ -59,7 +87,12 @@ def _compare(record: dict[str, object], new: Path) -> int:
     if not new.exists():
         print("flwr-splitfc: the run failed, see its log above", file=sys.stderr)
         return 1
-    digests = record.get("payload_digest"), json.loads(new.read_text()).get("payload_digest")
+    digests = (
+        record.get("payload_digest"),
+        json.loads(new.read_text()).get("payload_digest"),
+    )
     same = digests[0] == digests[1]
-    print(f"{new}: payloads {'as in' if same else 'differ from'} the first run ({digests[0]}, {digests[1]})")
+    print(
+        f"{new}: payloads {'as in' if same else 'differ from'} the first run ({digests[0]}, {digests[1]})"
+    )
     return 0 if same else 1

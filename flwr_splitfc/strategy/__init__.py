@@ -1,6 +1,10 @@
 """Flower strategies for split learning."""
 
-from flwr_splitfc.strategy.budgets import BudgetSchedule, NodeConfigBudgets, ThroughputBudgets
+from flwr_splitfc.strategy.budgets import (
+    BudgetSchedule,
+    NodeConfigBudgets,
+    ThroughputBudgets,
+)
 from flwr_splitfc.strategy.checkpoint import CheckpointError, Resumable
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.split_learning import SplitLearning

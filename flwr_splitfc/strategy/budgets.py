@@ -3,22 +3,31 @@
 import re
 from dataclasses import dataclass
 
-from flwr_splitfc.exchange.server.budget_rules import MOST_BITS, BudgetRule, DeviceRound, is_budget
+from flwr_splitfc.exchange.server.budget_rules import (
+    MOST_BITS,
+    BudgetRule,
+    DeviceRound,
+    is_budget,
+)
 
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 _SCHEDULE = re.compile(
-    rf"(?P<shape>warmup|linear|geometric) (?P<factor>{_NUMBER})x ((?P<first>\d{{1,9}})-)?(?P<last>\d{{1,9}})", re.ASCII
+    rf"(?P<shape>warmup|linear|geometric) (?P<factor>{_NUMBER})x ((?P<first>\d{{1,9}})-)?(?P<last>\d{{1,9}})",
+    re.ASCII,
 )
-_THROUGHPUT = re.compile(rf"throughput ({_NUMBER})s(?: ({_NUMBER})-({_NUMBER}))?", re.ASCII)
+_THROUGHPUT = re.compile(
+    rf"throughput ({_NUMBER})s(?: ({_NUMBER})-({_NUMBER}))?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
 class NodeConfigBudgets:
     """The bits that a device's node config asks for, under the keys that a run-config has them.
 
-    ``--node-config "partition-id=3 uplink-bits=0.1"``; ``uplink-bits`` and ``downlink-bits``, and for the second cut
-    of U-shaped split learning ``output-uplink-bits`` and ``output-downlink-bits``. A direction without a key is left as
-    it is.
+    ``--node-config "partition-id=3 uplink-bits=0.1"``; ``uplink-bits`` and
+    ``downlink-bits``, and for the second cut of U-shaped split learning
+    ``output-uplink-bits`` and ``output-downlink-bits``. A direction without a key is
+    left as it is.
 
     Raises
     ------
@@ -43,7 +52,9 @@ class NodeConfigBudgets:
             return default
         value = device.node_config[key]
         if not is_budget(value):
-            raise ValueError(f"{key} is {value!r:.100}, wanted a number above 0 and at most {MOST_BITS:g}")
+            raise ValueError(
+                f"{key} is {value!r:.100}, wanted a number above 0 and at most {MOST_BITS:g}"
+            )
         return float(value)
 
 
@@ -51,9 +62,9 @@ class NodeConfigBudgets:
 class ThroughputBudgets:
     """As many bits as let the frames of a step be on their way for a given time, by the device's last turn.
 
-    Both directions are scaled alike, by the time wanted over the time measured: what a step moves beside features
-    and gradient, and round trips, only slow the approach. Without a measurement, as in a first turn, budgets
-    are left as they are.
+    Both directions are scaled alike, by the time wanted over the time measured: what a
+    step moves beside features and gradient, and round trips, only slow the approach.
+    Without a measurement, as in a first turn, budgets are left as they are.
 
     Parameters
     ----------
@@ -76,10 +87,14 @@ class ThroughputBudgets:
 
     def __post_init__(self) -> None:
         if not 0 < self.step_seconds < float("inf"):
-            raise ValueError(f"step_seconds is {self.step_seconds}, wanted a finite number above 0")
+            raise ValueError(
+                f"step_seconds is {self.step_seconds}, wanted a finite number above 0"
+            )
         if not 0 < self.least_bits <= self.most_bits <= MOST_BITS:
             wanted = f"wanted 0 < least_bits <= most_bits <= {MOST_BITS:g}"
-            raise ValueError(f"least_bits is {self.least_bits} and most_bits {self.most_bits}, {wanted}")
+            raise ValueError(
+                f"least_bits is {self.least_bits} and most_bits {self.most_bits}, {wanted}"
+            )
 
     def __call__(self, device: DeviceRound) -> tuple[float, float] | None:
         """As its last turn says."""
@@ -87,7 +102,9 @@ class ThroughputBudgets:
         if last is None or not last.step_link_seconds:
             return None
         scale = self.step_seconds / last.step_link_seconds
-        return self._clipped(last.uplink_bits * scale), self._clipped(last.downlink_bits * scale)
+        return self._clipped(last.uplink_bits * scale), self._clipped(
+            last.downlink_bits * scale
+        )
 
     def _clipped(self, bits: float) -> float:
         return min(max(bits, self.least_bits), self.most_bits)
@@ -97,15 +114,16 @@ class ThroughputBudgets:
 class BudgetSchedule:
     """More bits in early rounds: a multiple of what each device would get, which becomes one.
 
-    A round is what the strategy calls one, with devices in turn a turn of one device. No device gets more than
-    32 bits by it.
+    A round is what the strategy calls one, with devices in turn a turn of one device.
+    No device gets more than 32 bits by it.
 
     Parameters
     ----------
     uplink, downlink : str, optional
-        ``"warmup 4x 20"``, four times the bits up to round 20; ``"linear 4x 5-20"``, four times up to round 5,
-        once from round 20 on, and by an equal amount less in each round between; ``"geometric 4x 5-20"``, there
-        by an equal factor; ``""``, once.
+        ``"warmup 4x 20"``, four times the bits up to round 20; ``"linear 4x 5-20"``,
+        four times up to round 5, once from round 20 on, and by an equal amount less in
+        each round between; ``"geometric 4x 5-20"``, there by an equal factor; ``""``,
+        once.
 
     Raises
     ------
@@ -132,7 +150,9 @@ class BudgetSchedule:
     def __call__(self, device: DeviceRound) -> tuple[float, float] | None:
         """As its round says."""
         up = _Ramp.parse(self.uplink).applied(device.uplink_bits, device.server_round)
-        return up, _Ramp.parse(self.downlink).applied(device.downlink_bits, device.server_round)
+        return up, _Ramp.parse(self.downlink).applied(
+            device.downlink_bits, device.server_round
+        )
 
 
 @dataclass(frozen=True)
@@ -149,15 +169,25 @@ class _Ramp:
         if not text:
             return cls()
         if match := _SCHEDULE.fullmatch(text):
-            factor, last, is_warmup = float(match["factor"]), int(match["last"]), match["shape"] == "warmup"
+            factor, last, is_warmup = (
+                float(match["factor"]),
+                int(match["last"]),
+                match["shape"] == "warmup",
+            )
             first = last if match["first"] is None else int(match["first"])
             if factor > 0 and (match["first"] is None if is_warmup else first < last):
-                return cls(factor, first, last + is_warmup, match["shape"] == "geometric")
-        raise ValueError(f"is {text!r}, wanted 'warmup 4x 20', 'linear 4x 5-20', 'geometric 4x 5-20' or ''")
+                return cls(
+                    factor, first, last + is_warmup, match["shape"] == "geometric"
+                )
+        raise ValueError(
+            f"is {text!r}, wanted 'warmup 4x 20', 'linear 4x 5-20', 'geometric 4x 5-20' or ''"
+        )
 
     def applied(self, bits: float, server_round: int) -> float:
         left = min(max((self.last - server_round) / (self.last - self.first), 0.0), 1.0)
-        factor = self.factor**left if self.geometric else 1.0 + (self.factor - 1.0) * left
+        factor = (
+            self.factor**left if self.geometric else 1.0 + (self.factor - 1.0) * left
+        )
         return min(bits * float(factor), max(bits, MOST_BITS))
 
 
@@ -175,7 +205,11 @@ def budget_rules(text: str) -> list[BudgetRule]:
         return [NodeConfigBudgets()]
     if match := _THROUGHPUT.fullmatch(text):
         try:
-            return [ThroughputBudgets(*(float(number) for number in match.groups() if number))]
+            return [
+                ThroughputBudgets(
+                    *(float(number) for number in match.groups() if number)
+                )
+            ]
         except ValueError as error:
             raise ValueError(f"device-budgets is {text!r}: {error}") from None
     wanted = "'node-config', 'throughput 0.05s', 'throughput 0.05s 0.1-4' or ''"

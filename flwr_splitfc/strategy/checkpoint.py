@@ -94,7 +94,9 @@ class CheckpointWriter:
         """Take a copy of the state now and write it soon; an error of the one before is raised here."""
         if self._folder is not None:
             self._wait()
-            self._writing = self._pool.submit(save_checkpoint, self._folder, deepcopy(make_state()))
+            self._writing = self._pool.submit(
+                save_checkpoint, self._folder, deepcopy(make_state())
+            )
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -119,15 +121,22 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not data.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of flwr-splitfc")
     body = data[len(_MAGIC) + _CRC_BYTES :]
-    if zlib.crc32(body).to_bytes(_CRC_BYTES, "little") != data[len(_MAGIC) : len(_MAGIC) + _CRC_BYTES]:
-        raise CheckpointError(f"{path} is damaged: its {len(data)} bytes are not those that were written")
+    if (
+        zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
+        != data[len(_MAGIC) : len(_MAGIC) + _CRC_BYTES]
+    ):
+        raise CheckpointError(
+            f"{path} is damaged: its {len(data)} bytes are not those that were written"
+        )
     try:
         state = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+        raise CheckpointError(
+            f"{path} has schema {schema}, this version reads {SCHEMA}"
+        )
     return dict(state)
 
 
@@ -136,7 +145,13 @@ def random_state() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ),
         "torch": torch.get_rng_state(),
     }
 
@@ -146,11 +161,22 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state(
+        (kind, keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    )
     torch.set_rng_state(state["torch"])
 
 
-STATELESS = (FedAvg, FedProx, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan, RoundRobin)
+STATELESS = (
+    FedAvg,
+    FedProx,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    Bulyan,
+    RoundRobin,
+)
 STATE_ATTRIBUTES: dict[type[Strategy], tuple[str, ...]] = {
     FedAdam: ("m_t", "v_t"),
     FedAdagrad: ("m_t", "v_t"),
@@ -174,7 +200,11 @@ class Resumable(Protocol):
 
 def check_resumable(devices: Strategy) -> None:
     """Refuse a strategy whose state cannot be carried, before a run relies on it."""
-    if _has_hook(devices) or type(devices) in STATELESS or type(devices) in STATE_ATTRIBUTES:
+    if (
+        _has_hook(devices)
+        or type(devices) in STATELESS
+        or type(devices) in STATE_ATTRIBUTES
+    ):
         return
     raise ValueError(
         f"checkpoint= cannot carry what {type(devices).__name__} remembers between rounds: "
@@ -186,7 +216,10 @@ def devices_state(devices: Strategy) -> dict[str, Any]:
     """What `devices` remembers between rounds."""
     if _has_hook(devices):
         return cast(Resumable, devices).state_dict()
-    return {name: _to_tensors(getattr(devices, name)) for name in STATE_ATTRIBUTES.get(type(devices), ())}
+    return {
+        name: _to_tensors(getattr(devices, name))
+        for name in STATE_ATTRIBUTES.get(type(devices), ())
+    }
 
 
 def restore_devices(devices: Strategy, state: dict[str, Any]) -> None:

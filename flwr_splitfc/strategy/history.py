@@ -8,7 +8,11 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger, traffic_from_json, traffic_to_json
+from flwr_splitfc.exchange.server.ledger import (
+    Ledger,
+    traffic_from_json,
+    traffic_to_json,
+)
 from flwr_splitfc.run.progress import Progress
 
 Metrics = Mapping[str, Any] | None
@@ -17,14 +21,21 @@ Metrics = Mapping[str, Any] | None
 class History:
     """The rounds so far: their metrics, traffic and progress rows.
 
-    Lines are written once, so that a checkpoint costs the same after a thousand rounds as after ten.
+    Lines are written once, so that a checkpoint costs the same after a thousand rounds
+    as after ten.
     """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def add(
-        self, server_round: int, ledger: Ledger, progress: Progress, train: Metrics, evaluate: Metrics, central: Metrics
+        self,
+        server_round: int,
+        ledger: Ledger,
+        progress: Progress,
+        train: Metrics,
+        evaluate: Metrics,
+        central: Metrics,
     ) -> None:
         """Write a finished round; round 0 is the evaluation before the first."""
         line = {
@@ -33,7 +44,10 @@ class History:
             "evaluate": evaluate and dict(evaluate),
             "central": central and dict(central),
             "row": progress.rows[-1] if server_round else None,
-            "traffic": {purpose: traffic_to_json(ledger.of(server_round, purpose)) for purpose in get_args(Purpose)},
+            "traffic": {
+                purpose: traffic_to_json(ledger.of(server_round, purpose))
+                for purpose in get_args(Purpose)
+            },
         }
         self.lines.append(json.dumps(line))
 

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -21,17 +28,19 @@ logger = getLogger("flwr")
 class RoundRobin(FedAvg):
     """Devices take turns: one trains in a round, and its model is handed to the next.
 
-    The order is that of the devices' names (see `flwr_splitfc.device_name`; partitions by their
-    number), and the first round is the first device's. A device that fails loses its turn; the model
-    stays as it was. Evaluation samples and averages as in `FedAvg`.
+    The order is that of the devices' names (see `flwr_splitfc.device_name`; partitions
+    by their number), and the first round is the first device's. A device that fails
+    loses its turn; the model stays as it was. Evaluation samples and averages as in
+    `FedAvg`.
 
     Parameters
     ----------
     min_available_nodes : int (default: 2)
-        Devices to wait for before the first turn; give it the number of devices, so that the order is
-        the same in each run. Later turns go to those that are there.
+        Devices to wait for before the first turn; give it the number of devices, so
+        that the order is the same in each run. Later turns go to those that are there.
     **fedavg_options
-        Other parameters as in `FedAvg`; those about sampling for training mean nothing here.
+        Other parameters as in `FedAvg`; those about sampling for training mean nothing
+        here.
     """
 
     def __init__(self, *, min_available_nodes: int = 2, **fedavg_options: Any) -> None:
@@ -53,8 +62,12 @@ class RoundRobin(FedAvg):
             return []
         order = self._order(grid)
         config["server-round"] = server_round
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return [Message(record, order[(server_round - 1) % len(order)], MessageType.TRAIN)]
+        record = RecordDict(
+            {self.arrayrecord_key: arrays, self.configrecord_key: config}
+        )
+        return [
+            Message(record, order[(server_round - 1) % len(order)], MessageType.TRAIN)
+        ]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -62,14 +75,22 @@ class RoundRobin(FedAvg):
         """The device's arrays and metrics, untouched; None for both if its turn failed."""
         for reply in replies:
             if reply.has_error():
-                logger.warning("Turn of node %d failed: %s", reply.metadata.src_node_id, reply.error.reason)
+                logger.warning(
+                    "Turn of node %d failed: %s",
+                    reply.metadata.src_node_id,
+                    reply.error.reason,
+                )
                 continue
             records = reply.content
-            return next(iter(records.array_records.values()), None), next(iter(records.metric_records.values()), None)
+            return next(iter(records.array_records.values()), None), next(
+                iter(records.metric_records.values()), None
+            )
         return None, None
 
     def _order(self, grid: Grid) -> list[int]:
-        nodes = wait_for_devices(grid, 1 if self._complete_once is grid else max(self.min_available_nodes, 1))
+        nodes = wait_for_devices(
+            grid, 1 if self._complete_once is grid else max(self.min_available_nodes, 1)
+        )
         self._complete_once = grid
         if isinstance(grid, SplitGrid):
             return turn_order(grid.devices.names(nodes))

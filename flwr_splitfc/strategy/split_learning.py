@@ -26,7 +26,12 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.exchange.server.half_trainer import LossFn, OptimizerFn, SchedulerFn, Update
+from flwr_splitfc.exchange.server.half_trainer import (
+    LossFn,
+    OptimizerFn,
+    SchedulerFn,
+    Update,
+)
 from flwr_splitfc.model import JoinedModel, joined_state_dict
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
@@ -49,66 +54,76 @@ logger = getLogger("flwr")
 class SplitLearning(Strategy):
     """Devices train the first layers, one server half the rest.
 
-    For every mini-batch the features at the cut go up and their gradient comes down; how they are
-    coded is the `codec`. Which devices train in a round, and how their halves are combined, is left to
-    another strategy, `devices`. By default devices take turns, and uncoded features make it vanilla
-    split learning (https://arxiv.org/abs/1812.00564).
+    For every mini-batch the features at the cut go up and their gradient comes down;
+    how they are coded is the `codec`. Which devices train in a round, and how their
+    halves are combined, is left to another strategy, `devices`. By default devices take
+    turns, and uncoded features make it vanilla split learning
+    (https://arxiv.org/abs/1812.00564).
 
     Parameters
     ----------
     server_model : nn.Module
         The layers after the cut. It is trained in place, on CUDA where present.
     loss_fn : callable or None
-        ``loss_fn(server_model(features), labels)``, a scalar. None for U-shaped split learning: devices have the
-        last layers, too, and the loss; they train with ``server.forward``, and labels stay with them.
+        ``loss_fn(server_model(features), labels)``, a scalar. None for U-shaped split
+        learning: devices have the last layers, too, and the loss; they train with
+        ``server.forward``, and labels stay with them.
     optimizer : callable
-        ``optimizer(parameters)`` makes the server half's optimizer. Its state lives as long as `start`.
+        ``optimizer(parameters)`` makes the server half's optimizer. Its state lives as
+        long as `start`.
     codec : CutCodec or str (default: "float32")
         What is done at the cut; see `flwr_splitfc.codec.cut_codec`.
     output_codec : CutCodec or str, optional
-        Without `loss_fn`, what is done with the server half's output on its way down and with its gradient on the
-        way up, which ``downlink_bits`` and ``uplink_bits`` of this codec bind; default "float32".
+        Without `loss_fn`, what is done with the server half's output on its way down
+        and with its gradient on the way up, which ``downlink_bits`` and ``uplink_bits``
+        of this codec bind; default "float32".
     budgets : callable or sequence of callables, optional
-        Rules by which a device's budgets in a round differ from the codec's, one after another: each gets a
-        `DeviceRound` and gives ``(uplink_bits, downlink_bits)``, or None to leave them. Default `NodeConfigBudgets()`;
-        ``()`` for none.
+        Rules by which a device's budgets in a round differ from the codec's, one after
+        another: each gets a `DeviceRound` and gives ``(uplink_bits, downlink_bits)``,
+        or None to leave them. Default `NodeConfigBudgets()`; ``()`` for none.
     devices : Strategy, optional
         Any Flower strategy, over the device halves; default `RoundRobin()`.
     shared_server_half : bool (default: True)
-        Whether all devices train one server half, or each a copy of its own. Copies start each round
-        from the same weights with a fresh optimizer; those of the devices whose replies arrived are
-        averaged by samples at its end, whatever `devices` is.
+        Whether all devices train one server half, or each a copy of its own. Copies
+        start each round from the same weights with a fresh optimizer; those of the
+        devices whose replies arrived are averaged by samples at its end, whatever
+        `devices` is.
     evaluate_every : int (default: 1)
-        Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after the last.
+        Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after
+        the last.
     optimizer_state : "relay", "per-device" or "fresh", optional
-        Where a device's optimizer state comes from: from the device before it, from its own last turn,
-        or nowhere. Default: "relay" where devices take turns, otherwise "per-device". It holds for
-        devices that give `connect` their optimizer, as `SplitClientApp` does.
+        Where a device's optimizer state comes from: from the device before it, from its
+        own last turn, or nowhere. Default: "relay" where devices take turns, otherwise
+        "per-device". It holds for devices that give `connect` their optimizer, as
+        `SplitClientApp` does.
     scheduler, accumulate_steps, max_grad_norm, device
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
     seed : int (default: 0)
         Everything random at the cut and in the server half follows from it.
     endpoint : EndpointConfig, optional
-        Where sessions are served, how devices reach it, TLS and limits; the default is for devices on
-        this machine, as in the simulation engine.
+        Where sessions are served, how devices reach it, TLS and limits; the default is
+        for devices on this machine, as in the simulation engine.
     record_updates : bool (default: False)
-        Write down in `updates` which device's batch the shared server half was trained on when.
+        Write down in `updates` which device's batch the shared server half was trained
+        on when.
     checkpoint : path, optional
-        A folder in which the run's state is replaced after each round. `start` goes on from what it finds
-        there: the round after the last complete one, as if nothing had happened. Strategies in `devices`
-        with state of their own need methods ``state_dict`` and ``load_state_dict``; of Flower's, `FedAvg`,
-        `FedProx`, `FedAdam`, `FedYogi`, `FedAdagrad`, `FedAvgM`, `FedMedian`, `FedTrimmedAvg`, `Krum`,
-        `MultiKrum` and `Bulyan` are known.
+        A folder in which the run's state is replaced after each round. `start` goes on
+        from what it finds there: the round after the last complete one, as if nothing
+        had happened. Strategies in `devices` with state of their own need methods
+        ``state_dict`` and ``load_state_dict``; of Flower's, `FedAvg`, `FedProx`,
+        `FedAdam`, `FedYogi`, `FedAdagrad`, `FedAvgM`, `FedMedian`, `FedTrimmedAvg`,
+        `Krum`, `MultiKrum` and `Bulyan` are known.
     save_to : path, optional
-        A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the end of `start`.
+        A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the
+        end of `start`.
 
     Attributes
     ----------
     server_model : nn.Module
         The server half as trained so far.
     updates : list of Update
-        With `record_updates`, the (round, device, step) of each mini-batch, in the order in which the
-        server half took them.
+        With `record_updates`, the (round, device, step) of each mini-batch, in the
+        order in which the server half took them.
     ledger : Ledger
         All traffic of the run.
     progress : Progress
@@ -116,7 +131,8 @@ class SplitLearning(Strategy):
 
     Notes
     -----
-    What a device taught a shared server half stays, also when the device fails later in its turn.
+    What a device taught a shared server half stays, also when the device fails later in
+    its turn.
 
     Examples
     --------
@@ -150,7 +166,9 @@ class SplitLearning(Strategy):
         save_to: str | Path | None = None,
     ) -> None:
         if loss_fn is not None and output_codec is not None:
-            raise ValueError("output_codec is for loss_fn=None: with a loss_fn the output stays on the server")
+            raise ValueError(
+                "output_codec is for loss_fn=None: with a loss_fn the output stays on the server"
+            )
         self.half = HalfTrainer(
             server_model,
             loss_fn,
@@ -165,7 +183,9 @@ class SplitLearning(Strategy):
         self.server_model = self.half.model
         self.codec = cut_codec(codec) if isinstance(codec, str) else codec
         output_codec = output_codec or "float32"
-        output_codec = cut_codec(output_codec) if isinstance(output_codec, str) else output_codec
+        output_codec = (
+            cut_codec(output_codec) if isinstance(output_codec, str) else output_codec
+        )
         self.output_codec = output_codec if loss_fn is None else None
         budgets = NodeConfigBudgets() if budgets is None else budgets
         self.budgets = (budgets,) if callable(budgets) else tuple(budgets)
@@ -188,7 +208,8 @@ class SplitLearning(Strategy):
         self._trained: MetricRecord | None = None
         self._evaluation: MetricRecord | None = None
 
-    # -- Strategy --------------------------------------------------------------------------------
+    # -- Strategy
+    # --------------------------------------------------------------------------------
 
     def start(
         self,
@@ -202,22 +223,28 @@ class SplitLearning(Strategy):
     ) -> Result:
         """Train for `num_rounds`, with the split endpoint open meanwhile.
 
-        Parameters are those of `Strategy.start`; `initial_arrays` and what `evaluate_fn` gets are the
-        device half (see `joined_model` for the whole). Sessions still open after `timeout` seconds of
-        a round are cancelled. With `checkpoint`, rounds that are done are not done again, and the
-        `Result` holds all of them.
+        Parameters are those of `Strategy.start`; `initial_arrays` and what
+        `evaluate_fn` gets are the device half (see `joined_model` for the whole).
+        Sessions still open after `timeout` seconds of a round are cancelled. With
+        `checkpoint`, rounds that are done are not done again, and the `Result` holds
+        all of them.
 
         Raises
         ------
         CheckpointError
-            If the checkpoint is damaged, foreign, or of a run with other settings; it is left as it is.
+            If the checkpoint is damaged, foreign, or of a run with other settings; it
+            is left as it is.
         """
         self.ledger = Ledger()
         self._states = DeviceStates(self.optimizer_state)
         self._history = History()
-        self.progress = Progress(num_rounds, self.ledger, evaluate_every=self.evaluate_every)
+        self.progress = Progress(
+            num_rounds, self.ledger, evaluate_every=self.evaluate_every
+        )
         endpoint = SplitEndpoint(
-            SharedHalf(self.half) if self.shared_server_half else CopiedHalves(self.half),
+            SharedHalf(self.half)
+            if self.shared_server_half
+            else CopiedHalves(self.half),
             self.codec,
             output_codec=self.output_codec,
             ledger=self.ledger,
@@ -253,7 +280,11 @@ class SplitLearning(Strategy):
                 "%d reconnections",
                 *(device, traffic.sessions, traffic.steps),
                 *(training.uplink_bits_per_entry, training.downlink_bits_per_entry),
-                *(traffic.uplink_bytes.total() / 1e6, traffic.downlink_bytes.total() / 1e6, traffic.reconnects),
+                *(
+                    traffic.uplink_bytes.total() / 1e6,
+                    traffic.downlink_bytes.total() / 1e6,
+                    traffic.reconnects,
+                ),
             )
 
     def configure_train(
@@ -283,7 +314,9 @@ class SplitLearning(Strategy):
             return []
         return self.devices.configure_evaluate(server_round, arrays, config, grid)
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
         """As `devices` says, with the bytes of the round's evaluation."""
         server_round += self._rounds_done
         replies = list(replies)
@@ -297,9 +330,16 @@ class SplitLearning(Strategy):
         """Log the settings."""
         logger.info("\t├──> At the cut: %r", self.codec)
         if self.output_codec is not None:
-            logger.info("\t├──> Labels and last layers on devices, output: %r", self.output_codec)
+            logger.info(
+                "\t├──> Labels and last layers on devices, output: %r",
+                self.output_codec,
+            )
         logger.info("\t├──> Budgets by device and round: %s", rules_text(self.budgets))
-        logger.info("\t├──> Server half on %s, evaluation every %d rounds", self.half.device, self.evaluate_every)
+        logger.info(
+            "\t├──> Server half on %s, evaluation every %d rounds",
+            self.half.device,
+            self.evaluate_every,
+        )
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
@@ -309,9 +349,12 @@ class SplitLearning(Strategy):
         """The shared server half's mini-batches, in order."""
         return self.half.updates
 
-    # -- rounds that are done --------------------------------------------------------------------
+    # -- rounds that are done
+    # --------------------------------------------------------------------
 
-    def _end_of_round(self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter) -> EvaluateFn:
+    def _end_of_round(
+        self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
+    ) -> EvaluateFn:
         """Flower's own hook: evaluate, report, and write down what has happened."""
         report = self.progress.watch(evaluate_fn, lambda: self._evaluation)
 
@@ -320,7 +363,14 @@ class SplitLearning(Strategy):
                 return None  # a run that goes on evaluated its start long ago
             server_round += self._rounds_done
             central = report(server_round, arrays)
-            self._history.add(server_round, self.ledger, self.progress, self._trained, self._evaluation, central)
+            self._history.add(
+                server_round,
+                self.ledger,
+                self.progress,
+                self._trained,
+                self._evaluation,
+                central,
+            )
             writer.save(lambda: self._state(server_round, arrays))
             return central
 
@@ -359,9 +409,16 @@ class SplitLearning(Strategy):
         if state is None:
             return initial_arrays
         settings = self._settings()
-        if changed := [key for key in settings if state["settings"].get(key) != settings[key]]:
-            was = ", ".join(f"{key} {state['settings'].get(key)!r}, now {settings[key]!r}" for key in changed)
-            raise CheckpointError(f"the checkpoint in {self.checkpoint} is of another run: {was}")
+        if changed := [
+            key for key in settings if state["settings"].get(key) != settings[key]
+        ]:
+            was = ", ".join(
+                f"{key} {state['settings'].get(key)!r}, now {settings[key]!r}"
+                for key in changed
+            )
+            raise CheckpointError(
+                f"the checkpoint in {self.checkpoint} is of another run: {was}"
+            )
         try:
             self.half.load_state_dict(state["half"])
             self._states.load_state_dict(state["device_states"])
@@ -369,20 +426,28 @@ class SplitLearning(Strategy):
             self.ledger.restore_devices(state["device_traffic"])
             arrays = ArrayRecord(state["arrays"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint in {self.checkpoint} does not fit this run: {error}") from error
+            raise CheckpointError(
+                f"the checkpoint in {self.checkpoint} does not fit this run: {error}"
+            ) from error
         self._history.lines = list(state["history"])
         self._history.restore(self.ledger, self.progress)
         restore_random_state(state["random"])
         self._rounds_done = int(state["round"])
-        logger.info("Goes on after round %d, from %s", self._rounds_done, self.checkpoint)
+        logger.info(
+            "Goes on after round %d, from %s", self._rounds_done, self.checkpoint
+        )
         return arrays
 
-    # -- the joined model ------------------------------------------------------------------------
+    # -- the joined model
+    # ------------------------------------------------------------------------
 
-    def joined_model(self, device_model: nn.Module, arrays: ArrayRecord | None = None) -> JoinedModel:
+    def joined_model(
+        self, device_model: nn.Module, arrays: ArrayRecord | None = None
+    ) -> JoinedModel:
         """The whole model: `device_model`, loaded with `arrays` if given, before the server half, or around it.
 
-        The server half is the one in training, on its device; `device_model` is moved there.
+        The server half is the one in training, on its device; `device_model` is moved
+        there.
         """
         if arrays is not None:
             device_model.load_state_dict(arrays.to_torch_state_dict())
@@ -394,27 +459,40 @@ class SplitLearning(Strategy):
 
     def joined_state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
         """The state dict of the `JoinedModel` of a device half's `arrays` and the server half, on the CPU."""
-        return joined_state_dict(arrays.to_torch_state_dict().items(), self.server_model.state_dict().items())
+        return joined_state_dict(
+            arrays.to_torch_state_dict().items(), self.server_model.state_dict().items()
+        )
 
     def save(self, folder: str | Path, arrays: ArrayRecord) -> None:
         """Write the halves' state dicts and their merge, for ``torch.load(..., weights_only=True)``.
 
-        ``device.pt``, ``server.pt`` and ``joined.pt`` (a `JoinedModel`'s). Where no entry of the halves has
-        the same name, as with halves of `split_at`, ``unsplit.pt`` has them under their own: it loads into
-        the model that was cut.
+        ``device.pt``, ``server.pt`` and ``joined.pt`` (a `JoinedModel`'s). Where no
+        entry of the halves has the same name, as with halves of `split_at`,
+        ``unsplit.pt`` has them under their own: it loads into the model that was cut.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        device = {name: tensor.cpu() for name, tensor in arrays.to_torch_state_dict().items()}
-        server = {name: tensor.cpu() for name, tensor in self.server_model.state_dict().items()}
-        files = {"device.pt": device, "server.pt": server, "joined.pt": self.joined_state_dict(arrays)}
+        device = {
+            name: tensor.cpu() for name, tensor in arrays.to_torch_state_dict().items()
+        }
+        server = {
+            name: tensor.cpu()
+            for name, tensor in self.server_model.state_dict().items()
+        }
+        files = {
+            "device.pt": device,
+            "server.pt": server,
+            "joined.pt": self.joined_state_dict(arrays),
+        }
         if self.output_codec is None and not device.keys() & server.keys():
             files["unsplit.pt"] = {**device, **server}
         for name, entries in files.items():
             torch.save(entries, folder / name)
         logger.info("Saved %s in %s", ", ".join(files), folder)
 
-    def _with_totals(self, metrics: MetricRecord | None, server_round: int, purpose: Purpose) -> MetricRecord:
+    def _with_totals(
+        self, metrics: MetricRecord | None, server_round: int, purpose: Purpose
+    ) -> MetricRecord:
         """Bytes add up over devices, so the averages that `devices` made of them give way to the ledger's sums."""
         traffic = self.ledger.of(server_round, purpose)
         total = MetricRecord({**(metrics or {}), **traffic.metrics()})

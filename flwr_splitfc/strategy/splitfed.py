@@ -35,7 +35,12 @@ class SplitFedV1(SplitLearning):
     ) -> None:
         split_options.setdefault("optimizer_state", "fresh")
         super().__init__(
-            server_model, loss_fn, optimizer, devices=devices or FedAvg(), shared_server_half=False, **split_options
+            server_model,
+            loss_fn,
+            optimizer,
+            devices=devices or FedAvg(),
+            shared_server_half=False,
+            **split_options,
         )
 
 
@@ -47,7 +52,8 @@ class SplitFedV2(SplitLearning):
     Parameters
     ----------
     server_model, loss_fn, optimizer
-        As in `SplitLearning`; the optimizer's state lives across batches, devices and rounds.
+        As in `SplitLearning`; the optimizer's state lives across batches, devices and
+        rounds.
     devices : Strategy, optional
         Samples devices and combines their halves; default `FedAvg()`.
     **split_options
@@ -63,4 +69,10 @@ class SplitFedV2(SplitLearning):
         devices: Strategy | None = None,
         **split_options: Any,
     ) -> None:
-        super().__init__(server_model, loss_fn, optimizer, devices=devices or FedAvg(), **split_options)
+        super().__init__(
+            server_model,
+            loss_fn,
+            optimizer,
+            devices=devices or FedAvg(),
+            **split_options,
+        )

@@ -1,12 +1,18 @@
 """What vision apps share: labelled images, how devices share them, and their batches.
 
-Needs ``pip install "flwr-splitfc[examples]"`` where scikit-learn, torchvision or flwr-datasets is asked for.
+Needs ``pip install "flwr-splitfc[examples]"`` where scikit-learn, torchvision or
+flwr-datasets is asked for.
 """
 
 from flwr_splitfc.batches import Augment, Batches, Samples, evaluate, turn_batches
 from flwr_splitfc.vision.images import DatasetSpec, LabelledImages, load_dataset
 from flwr_splitfc.vision.partition import partition
-from flwr_splitfc.vision.run import datasets_of, device_images, evaluate_on_test_set, load_data
+from flwr_splitfc.vision.run import (
+    datasets_of,
+    device_images,
+    evaluate_on_test_set,
+    load_data,
+)
 
 __all__ = [
     "Augment",

@@ -16,5 +16,6 @@ def extra_module(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{name} cannot be imported ({error}): pip install 'flwr-splitfc[examples]'", name=error.name
+            f"{name} cannot be imported ({error}): pip install 'flwr-splitfc[examples]'",
+            name=error.name,
         ) from error

@@ -33,11 +33,13 @@ def datasets_of(config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
     return load_dataset(settings.dataset, settings.data_dir, settings.download)
 
 
-def device_images(config: RunConfig, device: int, *, test: bool = False) -> LabelledImages:
+def device_images(
+    config: RunConfig, device: int, *, test: bool = False
+) -> LabelledImages:
     """The images of device number `device` (its partition-id) in the run of a run-config.
 
-    They are of the training set, or of the `test` set, which is divided in the same way: where devices have few
-    classes, a device has about the same ones in both.
+    They are of the training set, or of the `test` set, which is divided in the same
+    way: where devices have few classes, a device has about the same ones in both.
     """
     settings = read_settings(DataSettings, config)
     images = datasets_of(config)[test]
@@ -50,12 +52,16 @@ def device_images(config: RunConfig, device: int, *, test: bool = False) -> Labe
         shards_per_device=settings.shards_per_device,
     )
     if not 0 <= device < len(shares):
-        raise ValueError(f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes")
+        raise ValueError(
+            f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes"
+        )
     return images.subset(shares[device])
 
 
 @lru_cache(maxsize=2)
-def _partition_once(images: LabelledImages, num_devices: int, how: str, **settings: Any) -> list[Indices]:
+def _partition_once(
+    images: LabelledImages, num_devices: int, how: str, **settings: Any
+) -> list[Indices]:
     return partition(images.labels, num_devices, how, **settings)
 
 
@@ -77,10 +83,14 @@ class _TestShare:
         return self._images[index]
 
 
-def load_data(context: Context, augment: Augment | None = None) -> tuple[Batches, Batches]:
+def load_data(
+    context: Context, augment: Augment | None = None
+) -> tuple[Batches, Batches]:
     """A device's shares of the training set and, to evaluate on, of the test set, for `SplitClientApp`."""
     config, device = context.run_config, int(context.node_config["partition-id"])
-    return turn_batches(device_images(config, device), config, augment, test=_TestShare(config, device))
+    return turn_batches(
+        device_images(config, device), config, augment, test=_TestShare(config, device)
+    )
 
 
 def evaluate_on_test_set(model: nn.Module, context: Context) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A decoder made from docs/wire-format.md alone: the standard library and nothing else.
 
-Slow and obvious. Values are Python floats that f32 can represent; `Refused` is raised for every payload that the
-document says to refuse.
+Slow and obvious. Values are Python floats that f32 can represent; `Refused` is raised
+for every payload that the document says to refuse.
 """
 
 from __future__ import annotations
@@ -121,17 +121,26 @@ def decode_gradient(
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
     if isinstance(kept, Sent):
-        return kept.spread(transformed(Reader(data), len(kept.rows), kept.layout), rows, columns)
+        return kept.spread(
+            transformed(Reader(data), len(kept.rows), kept.layout), rows, columns
+        )
     K = len(of_row(kept, 0))
     values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
         return spread(values, rows, columns, kept, [1.0] * K)
-    refuse_if(max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32, "scale")
+    refuse_if(
+        max(map(abs, values), default=0.0) * max(scale, default=0.0) > LARGEST_F32,
+        "scale",
+    )
     return spread(values, rows, columns, kept, scale)
 
 
 def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
-    refuse_if(not 1 <= len(shape) <= 8 or any(type(size) is not int or size < 1 for size in shape), "shape")
+    refuse_if(
+        not 1 <= len(shape) <= 8
+        or any(type(size) is not int or size < 1 for size in shape),
+        "shape",
+    )
     return shape[0], prod(shape[1:])
 
 
@@ -139,7 +148,9 @@ def of_row(kept: Kept, row: int) -> Sequence[int]:
     return kept[row] if kept and not isinstance(kept[0], int) else kept  # type: ignore[return-value]
 
 
-def spread(values: list[float], B: int, D: int, kept: Kept, scale: Sequence[float]) -> list[float]:
+def spread(
+    values: list[float], B: int, D: int, kept: Kept, scale: Sequence[float]
+) -> list[float]:
     matrix = [0.0] * (B * D)
     K = len(of_row(kept, 0))
     for row in range(B):
@@ -173,7 +184,9 @@ def column_set(reader: Reader, k: int, n: int) -> list[int]:
     if n <= e:
         columns = [c for c in range(n) if number >> c & 1]
     else:
-        high = [at for at in range(e - k * low_bits) if number >> (k * low_bits + at) & 1]
+        high = [
+            at for at in range(e - k * low_bits) if number >> (k * low_bits + at) & 1
+        ]
         refuse_if(len(high) != k, "number of columns")
         low = [number >> (i * low_bits) & ((1 << low_bits) - 1) for i in range(k)]
         columns = [(at - i) << low_bits | low[i] for i, at in enumerate(high)]
@@ -199,7 +212,9 @@ def entry_selection(reader: Reader, B: int, D: int) -> Kept:
         return list(range(D))
     flat = column_set(reader, B * S, B * D)
     kept = [[at - row * D for at in flat[row * S : row * S + S]] for row in range(B)]
-    refuse_if(any(at // D != 0 for columns in kept for at in columns), "entries of a row")
+    refuse_if(
+        any(at // D != 0 for columns in kept for at in columns), "entries of a row"
+    )
     return kept
 
 
@@ -235,7 +250,11 @@ def quantised(reader: Reader, B: int, K: int) -> list[float]:
         refuse_if((Q0 == 1) != (mean_low == mean_high), "mean levels")
 
     stream = Stream(reader)
-    ends = [(stream.symbol(200), stream.symbol(200)) for _ in range(M)] if stream.has(2 * M) else []
+    ends = (
+        [(stream.symbol(200), stream.symbol(200)) for _ in range(M)]
+        if stream.has(2 * M)
+        else []
+    )
     refuse_if(any(b < a for a, b in ends), "endpoints")
     of_mean = sorted(set(range(K)) - set(two_stage))
     means = [0] * len(of_mean)
@@ -244,21 +263,39 @@ def quantised(reader: Reader, B: int, K: int) -> list[float]:
 
     columns = dict(zip(two_stage, ends, strict=True))
     active = [column for column, (a, b) in columns.items() if b > a]
-    Q = dict(zip(active, levels([b - a for a, b in ends if b > a], m, first, skipped, more), strict=True))
+    Q = dict(
+        zip(
+            active,
+            levels([b - a for a, b in ends if b > a], m, first, skipped, more),
+            strict=True,
+        )
+    )
     x = {column: grid(a, low, high, 200) for column, (a, _) in columns.items()}
-    s = {c: f32(f32(grid(columns[c][1], low, high, 200) - x[c]) / (Q[c] - 1)) for c in active}
-    x.update({column: grid(i, mean_low, mean_high, Q0) for column, i in zip(of_mean, means, strict=True)})
+    s = {
+        c: f32(f32(grid(columns[c][1], low, high, 200) - x[c]) / (Q[c] - 1))
+        for c in active
+    }
+    x.update(
+        {
+            column: grid(i, mean_low, mean_high, Q0)
+            for column, i in zip(of_mean, means, strict=True)
+        }
+    )
 
     matrix = [x[column] for _ in range(B) for column in range(K)]
     if stream.has(B * len(active)):
         for row in range(B):
             for column in active:
-                matrix[row * K + column] = f32(x[column] + f32(stream.symbol(Q[column]) * s[column]))
+                matrix[row * K + column] = f32(
+                    x[column] + f32(stream.symbol(Q[column]) * s[column])
+                )
     stream.end()
     return matrix
 
 
-def level_fields(reader: Reader, B: int, K: int, layout: str = "") -> tuple[int, float, float, int, list[int]]:
+def level_fields(
+    reader: Reader, B: int, K: int, layout: str = ""
+) -> tuple[int, float, float, int, list[int]]:
     """``Q``, low, high, the method's own field if it has one, and the symbols."""
     last, low, high, *own = reader.fields("Hff" + layout)
     interval(low, high)
@@ -294,8 +331,13 @@ def levels_of_a_power(reader: Reader, B: int, K: int) -> list[float]:
 def even_levels_and_noise(reader: Reader, B: int, K: int) -> list[float]:
     Q, low, high, A, symbols = level_fields(reader, B, K, "B")
     step = (high - low) / max(Q - 1, 1)
-    v = [f32(((((j + 1) * 2654435769 % 2**32 + 0.5) / 2**32 - 0.5) * A / 255) * step) for j in range(K)]
-    values = [f32(grid(symbol, low, high, Q) - v[i % K]) for i, symbol in enumerate(symbols)]
+    v = [
+        f32(((((j + 1) * 2654435769 % 2**32 + 0.5) / 2**32 - 0.5) * A / 255) * step)
+        for j in range(K)
+    ]
+    values = [
+        f32(grid(symbol, low, high, Q) - v[i % K]) for i, symbol in enumerate(symbols)
+    ]
     return [low if value < low else high if value > high else value for value in values]
 
 
@@ -328,10 +370,14 @@ def s_of(q: int) -> float:
     return 2 * (2 * z * t) * (p * p) / (2.0 * q - 1)
 
 
-def levels(spans: list[int], m: float, first: int, skipped: int, more: int) -> list[int]:
+def levels(
+    spans: list[int], m: float, first: int, skipped: int, more: int
+) -> list[int]:
     """``Q`` of the columns that span so many steps, all above 0."""
     q = [max(2, bisect_right(table_t(), m * n * n) + 1) for n in spans]
-    worth = sorted((s_of(q[i]) / (n * n), i) for i, n in enumerate(spans) if q[i] < 65536)
+    worth = sorted(
+        (s_of(q[i]) / (n * n), i) for i, n in enumerate(spans) if q[i] < 65536
+    )
     refuse_if(len(worth) < first + skipped + more, "upgrades")
     for _, i in worth[:first] + worth[first + skipped : first + skipped + more]:
         q[i] += 1
@@ -396,7 +442,11 @@ class Stream:
     def end(self) -> None:
         refuse_if(self.wanted == 0 and len(self.words) > 0, "end")
         if self.wanted:
-            refuse_if(self.at < len(self.words) or (self.point - self.low) % 2**64 >= 2**33 - 1, "end")
+            refuse_if(
+                self.at < len(self.words)
+                or (self.point - self.low) % 2**64 >= 2**33 - 1,
+                "end",
+            )
 
 
 # 12. The product-quantised matrix
@@ -465,12 +515,26 @@ def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
     D = prod(shape[1:])
     if len(shape) <= 2 and channel_dim is None:
         refuse_if(C < 1 or D % C > 0, "C")
-        return Layout(C, D // C, (), [[c * (D // C) + place for place in range(D // C)] for c in range(C)])
-    p = (2 if len(shape) == 3 else 1) if channel_dim is None else channel_dim % len(shape)
+        return Layout(
+            C,
+            D // C,
+            (),
+            [[c * (D // C) + place for place in range(D // C)] for c in range(C)],
+        )
+    p = (
+        (2 if len(shape) == 3 else 1)
+        if channel_dim is None
+        else channel_dim % len(shape)
+    )
     refuse_if(shape[p] != C, "C")
     inner = prod(shape[p + 1 :])
     column = [
-        [(outer * C + c) * inner + i for outer in range(prod(shape[1:p])) for i in range(inner)] for c in range(C)
+        [
+            (outer * C + c) * inner + i
+            for outer in range(prod(shape[1:p]))
+            for i in range(inner)
+        ]
+        for c in range(C)
     ]
     return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
 
@@ -492,14 +556,19 @@ def bits(stream: Stream, widths: Sequence[int]) -> list[int]:
     for shift in (16, 0):
         parts = [max(width - 16, 0) if shift else min(width, 16) for width in widths]
         wide = [i for i, part in enumerate(parts) if part > 0]
-        for i, value in zip(wide, evens(stream, [1 << parts[i] for i in wide]), strict=True):
+        for i, value in zip(
+            wide, evens(stream, [1 << parts[i] for i in wide]), strict=True
+        ):
             values[i] |= value << shift
     return values
 
 
 def escaped(stream: Stream, count: int) -> list[int]:
     widths = evens(stream, [32] * count)
-    return [(1 << width) + low - 1 for width, low in zip(widths, bits(stream, widths), strict=True)]
+    return [
+        (1 << width) + low - 1
+        for width, low in zip(widths, bits(stream, widths), strict=True)
+    ]
 
 
 def falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
@@ -522,7 +591,11 @@ def signed(stream: Stream, count: int, most: int) -> list[int]:
 @cache
 def sizes_of_nonzeros(g: int, ratio: int) -> list[int]:
     magnitudes = falling(2**24, 32 - ratio, 33, 15)
-    sizes = [max(gap * m >> 24, 1) for gap in falling(2**24, 127 - 2 * g, 128, 32) for m in magnitudes]
+    sizes = [
+        max(gap * m >> 24, 1)
+        for gap in falling(2**24, 127 - 2 * g, 128, 32)
+        for m in magnitudes
+    ]
     return [sizes[0] + 2**24 - sum(sizes), *sizes[1:]]
 
 
@@ -553,13 +626,21 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
         for base, band, frequency in zip(bases, bands, frequencies, strict=True):
             for c in band:
                 for place in range(f):
-                    context = min(max(rows[row] + base + directions[c] + frequency[place] + 26, 0), 39)
+                    context = min(
+                        max(
+                            rows[row] + base + directions[c] + frequency[place] + 26, 0
+                        ),
+                        39,
+                    )
                     members[context].append((row * C + c) * f + place)
 
     used = [part for part in members if part]
     widths = evens(stream, [len(part).bit_length() + 1 for part in used])
     low = bits(stream, [max(width - 1, 0) for width in widths])
-    counts = [(1 << width - 1) + rest if width else 0 for width, rest in zip(widths, low, strict=True)]
+    counts = [
+        (1 << width - 1) + rest if width else 0
+        for width, rest in zip(widths, low, strict=True)
+    ]
     refuse_if(any(n > len(part) for n, part in zip(counts, used, strict=True)), "n")
     live = [(n, part) for n, part in zip(counts, used, strict=True) if n]
     ratios = evens(stream, [32] * len(live))
@@ -570,7 +651,9 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
         for _ in range(s):
             stays = stays * stays >> 24
         for _ in range(n):
-            gap, m = divmod(stream.sized_symbol(sizes_of_nonzeros(stays * 64 >> 24, ratio)), 15)
+            gap, m = divmod(
+                stream.sized_symbol(sizes_of_nonzeros(stays * 64 >> 24, ratio)), 15
+            )
             shifts.append(s)
             gaps.append(gap)
             sizes.append(m + 1)
@@ -599,7 +682,9 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
         for c in range(C):
             for place in range(f):
                 value = f32(x[(row * C + c) * f + place] * (step / 256))
-                matrix[row * D + column[c][place]] = min(max(value, 0.0 if clamped else -MAGNITUDE), MAGNITUDE)
+                matrix[row * D + column[c][place]] = min(
+                    max(value, 0.0 if clamped else -MAGNITUDE), MAGNITUDE
+                )
     return matrix
 
 
@@ -646,7 +731,8 @@ def inverse_dct(x: list[int], axes: Sequence[int]) -> list[int]:
                 block = x[start + i : start + length * after : after]
                 for place in range(length):
                     y[start + i + place * after] = rounded(
-                        sum(value * waves[k][place] for k, value in enumerate(block)), 12
+                        sum(value * waves[k][place] for k, value in enumerate(block)),
+                        12,
                     )
         x = y
     return x
@@ -655,7 +741,10 @@ def inverse_dct(x: list[int], axes: Sequence[int]) -> list[int]:
 @cache
 def dct(n: int) -> list[list[int]]:
     scale = [sqrt((2 if k else 1) / n) * 4096 for k in range(n)]
-    return [[round(scale[k] * cos(pi * (2 * i + 1) * k / (2 * n))) for i in range(n)] for k in range(n)]
+    return [
+        [round(scale[k] * cos(pi * (2 * i + 1) * k / (2 * n))) for i in range(n)]
+        for k in range(n)
+    ]
 
 
 def klt(w: list[list[int]], C: int) -> list[list[int]]:
@@ -663,7 +752,10 @@ def klt(w: list[list[int]], C: int) -> list[list[int]]:
     for vector in reversed(w):
         n = sum(v * v for v in vector)
         t = [sum(vector[i] * U[i][j] for i in range(C)) for j in range(C)]
-        U = [[U[i][j] - (4 * vector[i] * t[j] + n) // (2 * n) for j in range(C)] for i in range(C)]
+        U = [
+            [U[i][j] - (4 * vector[i] * t[j] + n) // (2 * n) for j in range(C)]
+            for i in range(C)
+        ]
     return U
 
 
@@ -698,7 +790,9 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
     count = prod(shape)
     refuse_if((coding == 0) != (code >= 6 or count == 0), "coding")
     if coding == 0:
-        refuse_if(reader.left != count * struct.calcsize("<" + layout), "number of bytes")
+        refuse_if(
+            reader.left != count * struct.calcsize("<" + layout), "number of bytes"
+        )
         return name, shape, reader.bytes(reader.left)
     if coding == 1:
         refuse_if(not 1 <= Q <= 65536, "levels")
@@ -709,13 +803,24 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
         stream.end()
     else:
         width = "I" if coding == 2 else "Q"
-        refuse_if(reader.left != count * struct.calcsize("<" + width), "number of bytes")
+        refuse_if(
+            reader.left != count * struct.calcsize("<" + width), "number of bytes"
+        )
         entries = list(reader.fields(f"{count}{width}"))
     refuse_if(offset < least or offset + max(entries) > most, "range")
-    return name, shape, struct.pack(f"<{count}{layout}", *(offset + entry for entry in entries))
+    return (
+        name,
+        shape,
+        struct.pack(f"<{count}{layout}", *(offset + entry for entry in entries)),
+    )
 
 
-PARTS: dict[str, tuple[Callable[[Reader, int, int], Kept], Callable[[Reader, int, int], list[float]]]] = {
+PARTS: dict[
+    str,
+    tuple[
+        Callable[[Reader, int, int], Kept], Callable[[Reader, int, int], list[float]]
+    ],
+] = {
     "float32/1": (all_columns, floats("f")),
     "float16/1": (all_columns, floats("e")),
     "dropout-only/1": (selection, floats("f")),

@@ -49,15 +49,23 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of large payloads: other threads may encode to other bytes, so all decode the same ones."""
     directory = tmp_path_factory.mktemp("large")
     for name in codec_names():
-        (directory / name).write_bytes(affordable_cut(name, *LARGE, 2).encode_features(torch.randn(LARGE))[0].data)
+        (directory / name).write_bytes(
+            affordable_cut(name, *LARGE, 2).encode_features(torch.randn(LARGE))[0].data
+        )
     return directory
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_another_process_with_other_threads(threads: int, large: Path) -> None:
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(threads), str(large)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(threads)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONHASHSEED": str(threads),
+    }
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [str(threads), digest(large)]
 
@@ -66,7 +74,10 @@ def inflated(message: Message) -> Message:
     """As through SuperLink: object by object, data in chunks."""
     objects = pytest.importorskip("flwr.supercore.inflatable.inflatable_object")
     tools = pytest.importorskip("flwr.supercore.inflatable.inflatable_utils")
-    contents = {key: item.deflate() for key, item in objects.get_all_nested_objects(message).items()}
+    contents = {
+        key: item.deflate()
+        for key, item in objects.get_all_nested_objects(message).items()
+    }
     back = tools.inflate_object_from_contents(message.object_id, contents)
     assert isinstance(back, Message)
     return back
@@ -90,7 +101,9 @@ def _in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(identity, name, 1)
 
 
-def carried(arrays: dict[str, Array], carry: Callable[[Message], Message]) -> dict[str, Array]:
+def carried(
+    arrays: dict[str, Array], carry: Callable[[Message], Message]
+) -> dict[str, Array]:
     message = Message(RecordDict({"cut": ArrayRecord(arrays)}), 1, "train")
     return dict(carry(message).content.array_records["cut"])
 
@@ -101,13 +114,17 @@ def test_flower_carries_payloads(carry: Callable[[Message], Message]) -> None:
     arrays = {f"{vector.stype}-{vector.name}": vector.array() for vector in MATRICES}
     back = carried(arrays, carry)
     for vector in MATRICES:
-        assert raw(vector.decode(back[f"{vector.stype}-{vector.name}"])) == vector.decoded
+        assert (
+            raw(vector.decode(back[f"{vector.stype}-{vector.name}"])) == vector.decoded
+        )
 
 
 @pytest.mark.usefixtures("_in_a_run")
 @pytest.mark.parametrize("carry", [inflated, parsed])
 @pytest.mark.parametrize("name", codec_names())
-def test_both_ways_through_flower(name: str, carry: Callable[[Message], Message]) -> None:
+def test_both_ways_through_flower(
+    name: str, carry: Callable[[Message], Message]
+) -> None:
     torch.manual_seed(0)
     cut = affordable_cut(name, 64, 144, 1, 1)
     features, gradient = torch.randn(2, 64, 4, 6, 6)

@@ -21,7 +21,9 @@ from flwr_splitfc.codec import (
 
 @pytest.mark.parametrize("name", codec_names())
 def test_config_round_trip(name: str) -> None:
-    cut = cut_codec(name, uplink_bits=0.3, downlink_bits=1, channel_dim=-1, evaluation="float32")
+    cut = cut_codec(
+        name, uplink_bits=0.3, downlink_bits=1, channel_dim=-1, evaluation="float32"
+    )
     assert cut_codec(cut.config()) == cut
     name_and_settings: dict[str, Any] = dict(cut.config())
     assert cut_codec(**name_and_settings) == cut
@@ -31,26 +33,47 @@ def test_config_round_trip(name: str) -> None:
 
 def test_defaults_and_spelling() -> None:
     cut = cut_codec("splitfc")
-    assert (cut.uplink_bits, cut.downlink_bits, cut.selector) == (0.2, 0.4, FeatureDropout(16.0))
+    assert (cut.uplink_bits, cut.downlink_bits, cut.selector) == (
+        0.2,
+        0.4,
+        FeatureDropout(16.0),
+    )
     assert cut.quantiser == FeatureQuant()
-    assert cut_codec({"name": "splitfc", "uplink-bits": 0.1}) == cut_codec("splitfc", uplink_bits=0.1)
+    assert cut_codec({"name": "splitfc", "uplink-bits": 0.1}) == cut_codec(
+        "splitfc", uplink_bits=0.1
+    )
     assert (cut.stype, cut.evaluation_stype) == ("splitfc/1", "float16/1")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "splitfx"}, "unknown codec 'splitfx'; known are dropout-only, fedlite, float16, float32"),
+        (
+            {"name": "splitfx"},
+            "unknown codec 'splitfx'; known are dropout-only, fedlite, float16, float32",
+        ),
         ({"name": 3}, "unknown codec 3"),
         ({"uplink-bits": 1.0}, "has no 'name'"),
-        ({"name": "splitfc", "reductoin": 8}, "no setting 'reductoin'; it has .*reduction, uplink_bits"),
+        (
+            {"name": "splitfc", "reductoin": 8},
+            "no setting 'reductoin'; it has .*reduction, uplink_bits",
+        ),
         ({"name": "quant-only", "reduction": 8}, "no setting 'reduction'"),
         ({"name": "splitfc", "reduction": 0.5}, "at least 1, got 0.5"),
         ({"name": "splitfc", "reduction": "8"}, "reduction must be float, got '8'"),
         ({"name": "splitfc", "reduction": True}, "reduction must be float, got True"),
-        ({"name": "splitfc", "uplink-bits": 0}, "uplink_bits must be a finite number above 0, got 0.0"),
-        ({"name": "splitfc", "downlink-bits": float("nan")}, "downlink_bits must be .* got nan"),
-        ({"name": "splitfc", "evaluation": "int8"}, "one of float16, float32, codec, got 'int8'"),
+        (
+            {"name": "splitfc", "uplink-bits": 0},
+            "uplink_bits must be a finite number above 0, got 0.0",
+        ),
+        (
+            {"name": "splitfc", "downlink-bits": float("nan")},
+            "downlink_bits must be .* got nan",
+        ),
+        (
+            {"name": "splitfc", "evaluation": "int8"},
+            "one of float16, float32, codec, got 'int8'",
+        ),
         ({"name": "splitfc", "channel-dim": 1.5}, "channel_dim must be int, got 1.5"),
         ({"name": "splitfc", "channel-dim": 0}, "channel_dim must not be 0"),
     ],
@@ -86,6 +109,8 @@ def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def load() -> object:
             return AllColumns, Halved
 
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: [Entry] if "codecs" in group else [])
+    monkeypatch.setattr(
+        catalogue, "entry_points", lambda group: [Entry] if "codecs" in group else []
+    )
     assert "from-afar" in codec_names()
     assert cut_codec("from-afar", strength=5).quantiser == Halved(5)

@@ -11,7 +11,14 @@ import pytest
 import torch
 from flwr.app import Array
 
-from flwr_splitfc.codec import BudgetError, CutCodec, Link, PayloadError, codec_names, cut_codec
+from flwr_splitfc.codec import (
+    BudgetError,
+    CutCodec,
+    Link,
+    PayloadError,
+    codec_names,
+    cut_codec,
+)
 from tests.codec.cuts import affordable_cut
 
 INPUTS: dict[str, Callable[[int, int], torch.Tensor]] = {
@@ -66,7 +73,9 @@ def test_budget_is_kept_or_the_smallest_is_named(rows: int, columns: int) -> Non
     torch.manual_seed(rows + columns)
     for bits in (0.05, 0.2, 1.0, 4.0):
         for reduction in (1, 16):
-            cut = cut_codec("splitfc", uplink_bits=bits, downlink_bits=bits, reduction=reduction)
+            cut = cut_codec(
+                "splitfc", uplink_bits=bits, downlink_bits=bits, reduction=reduction
+            )
             for make in INPUTS.values():
                 assert_budget(cut, make(rows, columns))
 
@@ -76,7 +85,9 @@ def test_budget_is_kept_or_the_smallest_is_named(rows: int, columns: int) -> Non
 def test_budget_of_wide_features(bits: float, rows: int) -> None:
     torch.manual_seed(1)
     for reduction in (1, 16):
-        cut = cut_codec("splitfc", uplink_bits=bits, downlink_bits=bits, reduction=reduction)
+        cut = cut_codec(
+            "splitfc", uplink_bits=bits, downlink_bits=bits, reduction=reduction
+        )
         assert_budget(cut, torch.randn(rows, 8192))
 
 
@@ -93,7 +104,12 @@ def assert_budget(cut: CutCodec, features: torch.Tensor) -> None:
         if "downlink_bits" in settings:
             with pytest.raises(BudgetError):
                 cut.encode_gradient(features, Link(rows, columns))
-        cut = cut_codec({**cut.config(), **{key.replace("_", "-"): value for key, value in settings.items()}})
+        cut = cut_codec(
+            {
+                **cut.config(),
+                **{key.replace("_", "-"): value for key, value in settings.items()},
+            }
+        )
         cut.check_budget(rows, columns)
     up, _, down, _, _ = step(cut, features, torch.randn(rows, columns), seed=rows)
     assert len(up.data) * 8 <= rows * columns * cut.uplink_bits
@@ -104,18 +120,29 @@ def test_smallest_bits_are_needed() -> None:
     cut = cut_codec("splitfc")
     up, down = cut.smallest_bits(64, 288)
     short = cut_codec("splitfc", uplink_bits=up - 1e-3, downlink_bits=down)
-    with pytest.raises(BudgetError, match=f"uplink_bits=.* is too small for 64 x 288; the smallest .* {up}"):
+    with pytest.raises(
+        BudgetError,
+        match=f"uplink_bits=.* is too small for 64 x 288; the smallest .* {up}",
+    ):
         short.check_budget(64, 288)
     assert cut_codec("float32", uplink_bits=1e-9).smallest_bits(64, 288) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", codec_names())
-def test_a_mirrored_codec_is_that_of_swapped_budgets_but_for_their_names(name: str) -> None:
+def test_a_mirrored_codec_is_that_of_swapped_budgets_but_for_their_names(
+    name: str,
+) -> None:
     up, down = 1.5, 3.0
     features, gradient = torch.randn(64, 288), torch.randn(64, 288)
     swapped = affordable_cut(name, 64, 288, down, up)
-    mirrored = cut_codec(name, uplink_bits=swapped.downlink_bits, downlink_bits=swapped.uplink_bits).mirror()
-    for ours, theirs in zip(step(mirrored, features, gradient), step(swapped, features, gradient), strict=True):
+    mirrored = cut_codec(
+        name, uplink_bits=swapped.downlink_bits, downlink_bits=swapped.uplink_bits
+    ).mirror()
+    for ours, theirs in zip(
+        step(mirrored, features, gradient),
+        step(swapped, features, gradient),
+        strict=True,
+    ):
         if isinstance(ours, Array):
             assert ours.data == theirs.data
     assert mirrored.smallest_bits(64, 288) == swapped.smallest_bits(64, 288)[::-1]
@@ -126,11 +153,20 @@ def test_a_mirrored_codec_is_that_of_swapped_budgets_but_for_their_names(name: s
 def test_a_mirrored_codec_names_the_budget_of_the_direction() -> None:
     up, down = cut_codec("splitfc").mirror().smallest_bits(64, 288)
     short = cut_codec("splitfc", uplink_bits=up, downlink_bits=down - 1e-3).mirror()
-    with pytest.raises(BudgetError, match=f"downlink_bits=.* is too small for 64 x 288; the smallest .* {down}"):
+    with pytest.raises(
+        BudgetError,
+        match=f"downlink_bits=.* is too small for 64 x 288; the smallest .* {down}",
+    ):
         short.encode_features(torch.randn(64, 288))
-    _, link = cut_codec("splitfc", downlink_bits=down).mirror().encode_features(torch.randn(64, 288))
+    _, link = (
+        cut_codec("splitfc", downlink_bits=down)
+        .mirror()
+        .encode_features(torch.randn(64, 288))
+    )
     with pytest.raises(BudgetError, match=r"uplink_bits=0.0001 is too small"):
-        cut_codec("splitfc", uplink_bits=1e-4).mirror().encode_gradient(torch.randn(64, 288), link)
+        cut_codec("splitfc", uplink_bits=1e-4).mirror().encode_gradient(
+            torch.randn(64, 288), link
+        )
 
 
 def test_a_short_last_batch_goes_in_the_smallest_payload() -> None:
@@ -174,7 +210,9 @@ def test_quantised_gradient_is_close_and_scaled() -> None:
     features, gradient = torch.randn(128, 64), torch.randn(128, 64)
     _, seen, _, back, link = step(cut, features, gradient)
     expected = link.expand(link.restrict(gradient))
-    torch.testing.assert_close(back, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        back, expected, atol=1e-3 * float(expected.abs().max()), rtol=0
+    )
     factor = link.expand(torch.ones(128, link.kept))
     torch.testing.assert_close(seen, features * factor, atol=0.01, rtol=0.01)
 
@@ -188,13 +226,17 @@ def test_evaluation_sends_all_columns() -> None:
     seen, _ = cut.decode_features(array, expect=(9, 48))
     assert torch.equal(seen, features.half().float().flatten(1))
     exact = cut_codec("splitfc", evaluation="float32")
-    seen, _ = exact.decode_features(exact.encode_features(features, training=False)[0], expect=(9, 48))
+    seen, _ = exact.decode_features(
+        exact.encode_features(features, training=False)[0], expect=(9, 48)
+    )
     assert torch.equal(seen, features.flatten(1))
 
 
 def test_same_seed_same_bytes() -> None:
     features, cut = torch.randn(32, 96), cut_codec("splitfc", uplink_bits=1)
-    one, two, other = (cut.encode_features(features, generator=seeded(s))[0].data for s in (1, 1, 2))
+    one, two, other = (
+        cut.encode_features(features, generator=seeded(s))[0].data for s in (1, 1, 2)
+    )
     assert one == two != other
 
 
@@ -224,7 +266,9 @@ def test_integers_are_refused() -> None:
 
 
 def with_field(array: Array, **changes: Any) -> Array:
-    fields: dict[str, Any] = {key: getattr(array, key) for key in ("dtype", "shape", "stype", "data")}
+    fields: dict[str, Any] = {
+        key: getattr(array, key) for key in ("dtype", "shape", "stype", "data")
+    }
     fields.update(changes)
     return Array(fields["dtype"], fields["shape"], fields["stype"], fields["data"])
 
@@ -258,7 +302,9 @@ def test_gradients_of_another_step_are_refused() -> None:
         cut.decode_gradient(with_field(down, shape=(63, 288)), link)
     with pytest.raises(PayloadError, match="stype"):
         cut.decode_gradient(with_field(down, stype="float16/1"), link)
-    with pytest.raises(ValueError, match="gradient is 63 x 288; the features were 64 x 288"):
+    with pytest.raises(
+        ValueError, match="gradient is 63 x 288; the features were 64 x 288"
+    ):
         cut.encode_gradient(torch.randn(63, 288), link)
 
 
@@ -301,7 +347,10 @@ def test_pickles_are_not_read() -> None:
     array, _ = cut.encode_features(torch.randn(64, 288), generator=seeded())
     for stype in (cut.stype, cut.evaluation_stype):
         with pytest.raises(PayloadError):
-            cut.decode_features(with_field(array, data=pickle.dumps(Bomb()), stype=stype), expect=(64, 288))
+            cut.decode_features(
+                with_field(array, data=pickle.dumps(Bomb()), stype=stype),
+                expect=(64, 288),
+            )
 
 
 @pytest.mark.gpu
@@ -333,8 +382,17 @@ def test_evaluation_by_the_codec_keeps_its_own_budget_and_drops_nothing() -> Non
 
 def test_evaluation_by_the_codec_names_the_smallest_bits() -> None:
     cut = cut_codec("quant-only", evaluation="codec", evaluation_bits=0.001)
-    with pytest.raises(BudgetError, match=r"evaluation_bits=0.001 is too small for 8 x 100; the smallest"):
+    with pytest.raises(
+        BudgetError,
+        match=r"evaluation_bits=0.001 is too small for 8 x 100; the smallest",
+    ):
         cut.encode_features(torch.rand(8, 100), training=False)
     least = cut.smallest_bits(8, 100)[0]
-    enough = cut_codec("quant-only", evaluation="codec", evaluation_bits=least, uplink_bits=1, downlink_bits=1)
+    enough = cut_codec(
+        "quant-only",
+        evaluation="codec",
+        evaluation_bits=least,
+        uplink_bits=1,
+        downlink_bits=1,
+    )
     enough.check_budget(8, 100)

@@ -22,7 +22,10 @@ EXACT_ENCODERS = ("float32/1", "float16/1")
 def test_every_codec_has_vectors_of_its_format(name: str) -> None:
     """A new version of a format needs new vectors: ``python -m tests.fixture.make``."""
     stype = cut_codec(name).stype
-    assert {v.direction for v in MATRICES if v.stype == stype} == {"features", "gradient"}, f"none for {stype}"
+    assert {v.direction for v in MATRICES if v.stype == stype} == {
+        "features",
+        "gradient",
+    }, f"none for {stype}"
 
 
 @pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
@@ -43,12 +46,20 @@ def test_labels_come_back(vector: LabelVector) -> None:
     assert pack_labels(labels) == vector.payload
 
 
-@pytest.mark.parametrize("vector", [v for v in MATRICES if v.stype in EXACT_ENCODERS], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "vector", [v for v in MATRICES if v.stype in EXACT_ENCODERS], ids=lambda v: v.name
+)
 def test_floats_encode_to_the_saved_bytes(vector: MatrixVector) -> None:
     """The other codecs may choose other bytes elsewhere: they sum columns in float32, in an order of the machine's."""
-    matrix = torch.from_numpy(np.frombuffer(vector.input, "<f4").astype(np.float32)).reshape(vector.shape)
+    matrix = torch.from_numpy(
+        np.frombuffer(vector.input, "<f4").astype(np.float32)
+    ).reshape(vector.shape)
     array = vector.cut.encode_features(matrix)[0]
-    assert (array.data, array.stype, array.shape) == (vector.payload, vector.stype, vector.shape)
+    assert (array.data, array.stype, array.shape) == (
+        vector.payload,
+        vector.stype,
+        vector.shape,
+    )
 
 
 def test_vectors_cover_the_format() -> None:
@@ -66,7 +77,10 @@ def facts_of(vector: MatrixVector) -> set[str]:
         facts.add("scale")
     if vector.columns is not None:
         kept = len(vector.columns)
-    if vector.direction == "features" and vector.stype in ("splitfc/1", "dropout-only/1"):
+    if vector.direction == "features" and vector.stype in (
+        "splitfc/1",
+        "dropout-only/1",
+    ):
         columns, rest = wire.unpack_selection(data, width)
         kept = width if columns is None else len(columns)
         facts |= set_facts(kept, width)
@@ -79,13 +93,21 @@ def facts_of(vector: MatrixVector) -> set[str]:
 def set_facts(count: int, total: int) -> set[str]:
     if count in (0, total):
         return {"all columns" if count else "no column"}
-    return {"bitmap" if 8 * wire.column_set_bytes(count, total) >= total else "elias-fano"}
+    return {
+        "bitmap" if 8 * wire.column_set_bytes(count, total) >= total else "elias-fano"
+    }
 
 
 def quantised_facts(data: memoryview, columns: int) -> set[str]:
     header, stream = wire.unpack_quant_header(data, columns)
     count = len(header.two_stage)
-    facts = {"means alone" if count == 0 else "two-stage alone" if count == columns else "both"}
+    facts = {
+        "means alone"
+        if count == 0
+        else "two-stage alone"
+        if count == columns
+        else "both"
+    }
     if len(stream) == 0:
         facts.add("no symbols")
     if count < columns and header.mean_levels == 1:
@@ -94,13 +116,19 @@ def quantised_facts(data: memoryview, columns: int) -> set[str]:
         facts.add("upgrades")
     if header.upgrades.skipped:
         facts.add("skipped upgrades")
-    ends = wire.SymbolReader(stream).read(2 * count, wire.ENDPOINT_LEVELS).reshape(count, 2)
+    ends = (
+        wire.SymbolReader(stream)
+        .read(2 * count, wire.ENDPOINT_LEVELS)
+        .reshape(count, 2)
+    )
     if (ends[:, 0] == ends[:, 1]).any():
         facts.add("two-stage of one point")
     return facts
 
 
-def test_vectors_are_never_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_never_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(make, "HERE", tmp_path)
     monkeypatch.setattr(make, "CASES", make.CASES[:1])
     kept = tmp_path / "float32/1/one-row-features.json"

@@ -20,7 +20,13 @@ import pytest
 import torch
 from flwr.app import Array
 
-from flwr_splitfc.codec import PayloadError, codec_names, cut_codec, pack_labels, unpack_labels
+from flwr_splitfc.codec import (
+    PayloadError,
+    codec_names,
+    cut_codec,
+    pack_labels,
+    unpack_labels,
+)
 from flwr_splitfc.codec.format import wire
 from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
 from tests import fixture
@@ -32,8 +38,36 @@ from tests.fixture import LabelVector, MatrixVector, raw
 ROOT = Path(__file__).parents[2]
 MATRICES, LABELS = fixture.matrix_vectors(), fixture.label_vectors()
 MOST_LABELS = 100
-NUMBERS = [0, 1, 2, 3, 199, 200, 255, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
-FLOATS = [0.0, -0.0, 1e-45, 1.0, -1.0, 9.9999e37, -9.9999e37, 3e38, float("inf"), float("-inf"), float("nan")]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    199,
+    200,
+    255,
+    2**15,
+    2**16 - 1,
+    2**16,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 2,
+    2**32 - 1,
+]
+FLOATS = [
+    0.0,
+    -0.0,
+    1e-45,
+    1.0,
+    -1.0,
+    9.9999e37,
+    -9.9999e37,
+    3e38,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+]
 
 
 def outcome(vector: MatrixVector, array: Array) -> bytes | None:
@@ -56,7 +90,13 @@ def agreed_outcome(vector: MatrixVector, array: Array) -> bytes | None:
         expected = decoded_independently(vector, array.shape, array.stype, array.data)
     except Refused:
         expected = None
-    assert found == expected, (vector.stype, vector.name, array.shape, array.stype, array.data.hex())
+    assert found == expected, (
+        vector.stype,
+        vector.name,
+        array.shape,
+        array.stype,
+        array.data.hex(),
+    )
     return found
 
 
@@ -65,7 +105,11 @@ def label_outcome(data: bytes) -> bytes | None:
     try:
         labels = unpack_labels(data, MOST_LABELS)
         assert labels.numel() <= MOST_LABELS
-        found: Any = str(labels.dtype).removeprefix("torch."), tuple(labels.shape), raw(labels)
+        found: Any = (
+            str(labels.dtype).removeprefix("torch."),
+            tuple(labels.shape),
+            raw(labels),
+        )
     except PayloadError:
         found = None
     try:
@@ -145,7 +189,14 @@ def mutated(data: bytes, donor: bytes, draw: random.Random) -> bytes:
 def stream_offset(payload: bytes) -> int | None:
     """Where a field that could be the number of words stands."""
     offsets = range(len(payload) - 7)
-    return next((at for at in offsets if payload[at : at + 4] == struct.pack("<I", (len(payload) - at) // 4 - 1)), None)
+    return next(
+        (
+            at
+            for at in offsets
+            if payload[at : at + 4] == struct.pack("<I", (len(payload) - at) // 4 - 1)
+        ),
+        None,
+    )
 
 
 def counted(data: bytes, at: int | None) -> bytes:
@@ -164,22 +215,34 @@ def mutated_array(vector: MatrixVector, draw: random.Random) -> Array:
     if draw.random() < 0.05:
         array.stype = draw.choice(MATRICES).stype
     if draw.random() < 0.05:
-        array.shape = tuple(draw.choice([1, vector.rows, vector.width, *NUMBERS]) for _ in range(draw.randrange(1, 9)))
+        array.shape = tuple(
+            draw.choice([1, vector.rows, vector.width, *NUMBERS])
+            for _ in range(draw.randrange(1, 9))
+        )
     return array
 
 
 def run_mutations(count: int, seed: int) -> dict[str, int]:
     """How many payloads were refused, and how many decoded, of `count` each."""
-    draw, counts = random.Random(seed), {"refused": 0, "decoded": 0, "labels refused": 0, "labels decoded": 0}
+    draw, counts = (
+        random.Random(seed),
+        {"refused": 0, "decoded": 0, "labels refused": 0, "labels decoded": 0},
+    )
     for _ in range(count):
         vector = draw.choice(MATRICES)
         array = mutated_array(vector, draw)
-        if vector.direction == "features" and array.stype == vector.cut.evaluation_stype != vector.stype:
-            array.stype = vector.stype  # the package's codec takes both; the exchange takes the agreed one
+        if (
+            vector.direction == "features"
+            and array.stype == vector.cut.evaluation_stype != vector.stype
+        ):
+            # the package's codec takes both; the exchange takes the agreed one
+            array.stype = vector.stype
         counts["refused" if agreed_outcome(vector, array) is None else "decoded"] += 1
     for _ in range(count // 10):
         data = mutated(draw.choice(LABELS).payload, draw.choice(LABELS).payload, draw)
-        counts["labels refused" if label_outcome(data) is None else "labels decoded"] += 1
+        counts[
+            "labels refused" if label_outcome(data) is None else "labels decoded"
+        ] += 1
     return counts
 
 
@@ -190,7 +253,11 @@ def test_mutated_payloads() -> None:
 
 def test_a_step_without_coefficients_is_zeros() -> None:
     """No encoder of this package writes it; a mutation was the first."""
-    vector = next(v for v in MATRICES if (v.stype, v.name) == ("splitfc-rd/1", "some-rows-features"))
+    vector = next(
+        v
+        for v in MATRICES
+        if (v.stype, v.name) == ("splitfc-rd/1", "some-rows-features")
+    )
     data = bytes.fromhex(
         "0400000012000000fcff0f01d547400101010b000000fdd633d9853c097b3a68ef5ecce3266989"
         "2c9e10e91b7f5a288d80338c9e14a4feff9a19321ec24600aef1ab"
@@ -229,7 +296,9 @@ BAD_FIELDS: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in BAD_FIELDS.items() for v in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(f, v) for f, values in BAD_FIELDS.items() for v in values]
+)
 def test_fields_that_are_wrong_are_refused(field: str, value: Any) -> None:
     for vector in (v for v in MATRICES if v.name.startswith("mixed-")):
         array = vector.array()
@@ -263,14 +332,26 @@ ROWS, COLUMNS = 256, 4096
 
 def quantised(two_stage: int, symbols: bytes, **fields: Any) -> bytes:
     """A quantised matrix of `COLUMNS`, with the first `two_stage` of them sent."""
-    settings: dict[str, Any] = {"low": -1.0, "high": 1.0, "multiplier": 1.0, "mean_high": 1.0, "mean_levels": 2}
+    settings: dict[str, Any] = {
+        "low": -1.0,
+        "high": 1.0,
+        "multiplier": 1.0,
+        "mean_high": 1.0,
+        "mean_levels": 2,
+    }
     header = wire.QuantHeader(np.arange(two_stage), **{**settings, **fields})
     return wire.pack_quant_header(header, COLUMNS) + symbols
 
 
-def even(name: str, header: wire.LevelHeader, symbols: bytes, legal: bool) -> tuple[str, bytes, bool]:
+def even(
+    name: str, header: wire.LevelHeader, symbols: bytes, legal: bool
+) -> tuple[str, bytes, bool]:
     """A matrix of `COLUMNS` kept columns with the same levels everywhere."""
-    return name, wire.pack_selection(None, COLUMNS) + wire.pack_level_header(header) + symbols, legal
+    return (
+        name,
+        wire.pack_selection(None, COLUMNS) + wire.pack_level_header(header) + symbols,
+        legal,
+    )
 
 
 def zeros(words: int) -> bytes:
@@ -296,14 +377,26 @@ def transformed_noise() -> bytes:
 
 def codebooks() -> Iterator[tuple[bytes, bool]]:
     """Of few and many centroids, announced or there."""
-    for length, groups, count in [(1, 1, 2), (2, 1, 65535), (4, 1024, 256), (COLUMNS - 1, 2, 128), (1, COLUMNS, 256)]:
+    for length, groups, count in [
+        (1, 1, 2),
+        (2, 1, 65535),
+        (4, 1024, 256),
+        (COLUMNS - 1, 2, 128),
+        (1, COLUMNS, 256),
+    ]:
         header = struct.pack("<IIHf", length, groups, count, 1.0)
         indices = -(-COLUMNS // length) * ROWS
         stream = wire.pack_symbols([(np.zeros(indices, np.int32), count)])
         yield header, False
         yield header + bytes(2 * length * groups * count), False
         yield header + bytes(2 * length * groups * count) + stream, True
-    for length, groups, count in [(0, 1, 1), (2**32 - 1, 1, 1), (1, 2**32 - 1, 1), (4096, 1, 257), (1, COLUMNS, 257)]:
+    for length, groups, count in [
+        (0, 1, 1),
+        (2**32 - 1, 1, 1),
+        (1, 2**32 - 1, 1),
+        (4096, 1, 257),
+        (1, COLUMNS, 257),
+    ]:
         yield struct.pack("<IIHf", length, groups, count, 1.0) + bytes(2**21), False
     yield struct.pack("<IIHf", COLUMNS, 1, 1, 1.0) + bytes(2 * COLUMNS), True
 
@@ -313,34 +406,73 @@ def masks() -> Iterator[tuple[bytes, bool]]:
     entries, rare = ROWS * COLUMNS, [2**24 - 5, 1, 1, 1, 1, 1]
     for sent in (0, 1, entries, entries + 1, 2**32 - 1):
         yield struct.pack("<If6I", sent, 1.0, *rare) + bytes(64), False
-    symbols = np.where(np.arange(entries) < entries - 1, 0, wire.MASK_TOP).astype(np.uint8)
+    symbols = np.where(np.arange(entries) < entries - 1, 0, wire.MASK_TOP).astype(
+        np.uint8
+    )
     yield wire.pack_mask(symbols, np.ones(1, np.float16), 1.0), True
     yield wire.pack_mask(symbols, np.ones(2, np.float16), 1.0), False
-    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 1.0), True
-    yield wire.pack_mask(np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 3e38), False
+    yield (
+        wire.pack_mask(
+            np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 1.0
+        ),
+        True,
+    )
+    yield (
+        wire.pack_mask(
+            np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 3e38
+        ),
+        False,
+    )
 
 
-def label_header(shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64") -> bytes:
+def label_header(
+    shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64"
+) -> bytes:
     return wire.pack_label_header(wire.LabelHeader(dtype, shape, coding, 0, levels))
 
 
 def bombs() -> list[tuple[str, bytes, bool]]:
     """Codec, payload, and whether it is legal: missing words read as zeros, so zeros are."""
-    whole = np.concatenate([np.tile(np.array([0, 199], np.int32), COLUMNS), np.zeros(ROWS * COLUMNS, np.int32)])
+    whole = np.concatenate(
+        [
+            np.tile(np.array([0, 199], np.int32), COLUMNS),
+            np.zeros(ROWS * COLUMNS, np.int32),
+        ]
+    )
     legal = wire.pack_symbols([(whole[: 2 * COLUMNS], 200), (whole[2 * COLUMNS :], 2)])
     half = np.arange(0, COLUMNS, 2)
     ones = np.ones(ROWS * COLUMNS, "<f4").tobytes()
     most = wire.pack_symbols([(whole[2 * COLUMNS :], 2)])
-    widest = wire.pack_symbols([(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)])
+    widest = wire.pack_symbols(
+        [(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)]
+    )
     return [
         ("quant-only", quantised(COLUMNS, b"", multiplier=3e38), False),
         ("quant-only", quantised(COLUMNS, zeros(1), multiplier=3e38), False),
-        ("quant-only", quantised(COLUMNS, zeros(ROWS * COLUMNS // 32), multiplier=3e38), False),
-        ("quant-only", quantised(COLUMNS, zeros(ROWS * COLUMNS // 2), multiplier=3e38), False),
+        (
+            "quant-only",
+            quantised(COLUMNS, zeros(ROWS * COLUMNS // 32), multiplier=3e38),
+            False,
+        ),
+        (
+            "quant-only",
+            quantised(COLUMNS, zeros(ROWS * COLUMNS // 2), multiplier=3e38),
+            False,
+        ),
         ("quant-only", quantised(COLUMNS, b"\xff\xff\xff\xff" + bytes(64)), False),
         ("quant-only", quantised(COLUMNS, legal, multiplier=1e-9), True),
-        ("quant-only", quantised(COLUMNS, legal, multiplier=1e-9, upgrades=wire.Upgrades(2**32 - 1)), False),
-        ("quant-only", quantised(COLUMNS, legal, multiplier=3e38, upgrades=wire.Upgrades(1)), False),
+        (
+            "quant-only",
+            quantised(
+                COLUMNS, legal, multiplier=1e-9, upgrades=wire.Upgrades(2**32 - 1)
+            ),
+            False,
+        ),
+        (
+            "quant-only",
+            quantised(COLUMNS, legal, multiplier=3e38, upgrades=wire.Upgrades(1)),
+            False,
+        ),
         ("quant-only", quantised(COLUMNS, legal, multiplier=1.0), True),
         ("quant-only", quantised(0, zeros(COLUMNS // 32), mean_levels=2), True),
         ("quant-only", quantised(0, zeros(COLUMNS // 32), mean_levels=65536), True),
@@ -348,17 +480,43 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("quant-only", struct.pack("<I", 2**32 - 1) + bytes(64), False),
         ("quant-only", struct.pack("<I", COLUMNS + 1) + bytes(64), False),
         ("splitfc", struct.pack("<I", 2**32 - 1) + bytes(64), False),
-        ("splitfc", wire.pack_selection(half, COLUMNS) + struct.pack("<I", 2**32 - 1), False),
-        ("splitfc", wire.pack_selection(None, COLUMNS) + quantised(COLUMNS, legal, multiplier=1e-9), True),
-        ("splitfc", wire.pack_selection(half[:0], COLUMNS) + struct.pack("<I", 0), True),
+        (
+            "splitfc",
+            wire.pack_selection(half, COLUMNS) + struct.pack("<I", 2**32 - 1),
+            False,
+        ),
+        (
+            "splitfc",
+            wire.pack_selection(None, COLUMNS)
+            + quantised(COLUMNS, legal, multiplier=1e-9),
+            True,
+        ),
+        (
+            "splitfc",
+            wire.pack_selection(half[:0], COLUMNS) + struct.pack("<I", 0),
+            True,
+        ),
         ("dropout-only", wire.pack_selection(half[:0], COLUMNS), True),
-        ("dropout-only", wire.pack_selection(half, COLUMNS) + ones[: len(ones) // 2], True),
+        (
+            "dropout-only",
+            wire.pack_selection(half, COLUMNS) + ones[: len(ones) // 2],
+            True,
+        ),
         ("dropout-only", wire.pack_selection(half, COLUMNS), False),
         ("top-s", struct.pack("<I", 2**32 - 1) + bytes(64), False),
         ("top-s", struct.pack("<I", COLUMNS), False),
-        ("top-s", wire.pack_entries(np.tile(half, (ROWS, 1)), COLUMNS) + bytes(len(ones) // 4), True),
+        (
+            "top-s",
+            wire.pack_entries(np.tile(half, (ROWS, 1)), COLUMNS)
+            + bytes(len(ones) // 4),
+            True,
+        ),
         ("top-s", wire.pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
-        ("top-s", struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8), False),
+        (
+            "top-s",
+            struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8),
+            False,
+        ),
         *[("fedlite", payload, legal) for payload, legal in codebooks()],
         *[("mask-encoded", payload, legal) for payload, legal in masks()],
         ("float32", b"", False),
@@ -366,7 +524,12 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
         even("splitfc-uniform", wire.LevelHeader(2, -1.0, 1.0), most, True),
         even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), most, True),
-        even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), zeros(ROWS * COLUMNS // 32 - 1), False),
+        even(
+            "splitfc-uniform",
+            wire.LevelHeader(65536, -1.0, 1.0),
+            zeros(ROWS * COLUMNS // 32 - 1),
+            False,
+        ),
         even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), b"", True),
         even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), zeros(1), False),
         even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 8), most, True),
@@ -379,16 +542,38 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("splitfc-rd", struct.pack("<III", 7, ROWS, 0), False),
         ("splitfc-rd", all_rows(1) + struct.pack("<f", 1.0), False),
         ("splitfc-rd", all_rows(1) + struct.pack("<f", -1.0), False),
-        ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12), False),
-        ("splitfc-rd", all_rows(256) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12), False),
-        ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 2) + zeros(2**12), False),
+        (
+            "splitfc-rd",
+            all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12),
+            False,
+        ),
+        (
+            "splitfc-rd",
+            all_rows(256) + struct.pack("<fBBB", 1.0, 255, 0, 0) + zeros(2**12),
+            False,
+        ),
+        (
+            "splitfc-rd",
+            all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 2) + zeros(2**12),
+            False,
+        ),
         ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 0), False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_ones(), True),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_ones()[:-4], False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_noise(), True),
         ("int8", b"", False),
-        ("int8", np.repeat([-1.0, 1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), True),
-        ("int8", np.repeat([1.0, -1.0], COLUMNS).astype("<f4").tobytes() + bytes(ROWS * COLUMNS), False),
+        (
+            "int8",
+            np.repeat([-1.0, 1.0], COLUMNS).astype("<f4").tobytes()
+            + bytes(ROWS * COLUMNS),
+            True,
+        ),
+        (
+            "int8",
+            np.repeat([1.0, -1.0], COLUMNS).astype("<f4").tobytes()
+            + bytes(ROWS * COLUMNS),
+            False,
+        ),
     ]
 
 
@@ -457,7 +642,10 @@ hostile.print_peaks(Path(sys.argv[1]))
 
 def print_peaks(directory: Path) -> None:
     """Memory on top of what stood before, in a process of its own: KiB for matrices, then for labels too."""
-    payloads = [(path.name.split("@")[0], path.read_bytes()) for path in sorted(directory.iterdir())]
+    payloads = [
+        (path.name.split("@")[0], path.read_bytes())
+        for path in sorted(directory.iterdir())
+    ]
     for vector in MATRICES:  # tables and lazily loaded code
         outcome(vector, vector.array())
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -479,10 +667,14 @@ def print_peaks(directory: Path) -> None:
 def peak_kib() -> int:
     """Of this process so far; unlike `ru_maxrss` it starts anew with each program."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak from /proc"
+)
 def test_memory_is_bounded_by_the_agreed_matrix(tmp_path: Path) -> None:
     """The bound that docs/wire-format.md states."""
     for index, (name, payload, _) in enumerate(bombs()):
@@ -497,8 +689,14 @@ def test_memory_is_bounded_by_the_agreed_matrix(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, env=at_once, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     matrices_kib, all_kib, transformed_kib = map(int, run.stdout.split())
-    print(f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels, {transformed_kib} KiB with transforms")
-    assert 4 * ROWS * COLUMNS <= matrices_kib * 1024 <= 6 * 4 * ROWS * COLUMNS + 128 * COLUMNS + 4 * 2**20
+    print(
+        f"peak: {matrices_kib} KiB for matrices, {all_kib} KiB with labels, {transformed_kib} KiB with transforms"
+    )
+    assert (
+        4 * ROWS * COLUMNS
+        <= matrices_kib * 1024
+        <= 6 * 4 * ROWS * COLUMNS + 128 * COLUMNS + 4 * 2**20
+    )
     assert all_kib * 1024 <= 32 * 2**20
     assert transformed_kib * 1024 <= 32 * 4 * ROWS * COLUMNS + 4 * 2**20
 

@@ -30,7 +30,9 @@ def packed(values: list[float]) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
-def decoded_independently(vector: MatrixVector, shape: tuple[Any, ...], stype: str, payload: bytes) -> bytes:
+def decoded_independently(
+    vector: MatrixVector, shape: tuple[Any, ...], stype: str, payload: bytes
+) -> bytes:
     if vector.direction == "features":
         values, _ = independent.decode_features(
             stype,
@@ -42,10 +44,16 @@ def decoded_independently(vector: MatrixVector, shape: tuple[Any, ...], stype: s
             channel_dim=vector.config.get("channel-dim"),
         )
         return packed(values)
-    scale = None if vector.scale is None else [x for (x,) in struct.iter_unpack("<f", vector.scale)]
+    scale = (
+        None
+        if vector.scale is None
+        else [x for (x,) in struct.iter_unpack("<f", vector.scale)]
+    )
     kept: Any = list(range(vector.width)) if vector.columns is None else vector.columns
     if vector.channels is not None:
-        layout = independent.layout_of(vector.features_shape, vector.channels, vector.config.get("channel-dim"))
+        layout = independent.layout_of(
+            vector.features_shape, vector.channels, vector.config.get("channel-dim")
+        )
         kept = independent.Sent(vector.samples or list(range(vector.rows)), layout)
     return packed(
         independent.decode_gradient(
@@ -63,19 +71,33 @@ def decoded_independently(vector: MatrixVector, shape: tuple[Any, ...], stype: s
 
 def test_only_the_standard_library_is_used() -> None:
     tree = ast.parse(Path(independent.__file__).read_text())
-    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {
+        name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    imported |= {
+        node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
     assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
 def test_matrices_agree(vector: MatrixVector) -> None:
-    assert decoded_independently(vector, vector.shape, vector.stype, vector.payload) == vector.decoded
+    assert (
+        decoded_independently(vector, vector.shape, vector.stype, vector.payload)
+        == vector.decoded
+    )
 
 
 @pytest.mark.parametrize("vector", LABELS, ids=fixture.ids(LABELS))
 def test_labels_agree(vector: LabelVector) -> None:
-    assert independent.decode_labels(vector.payload, 100) == (vector.dtype, vector.shape, vector.entries)
+    assert independent.decode_labels(vector.payload, 100) == (
+        vector.dtype,
+        vector.shape,
+        vector.entries,
+    )
 
 
 @given(
@@ -89,7 +111,13 @@ def test_labels_agree(vector: LabelVector) -> None:
 )
 @settings(max_examples=150)
 def test_any_payload_agrees(
-    name: str, rows: int, columns: int, bits: float, reduction: float, spread: float, seed: int
+    name: str,
+    rows: int,
+    columns: int,
+    bits: float,
+    reduction: float,
+    spread: float,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     settings = {"reduction": reduction, "correction": 0.0}
@@ -105,26 +133,47 @@ def test_any_payload_agrees(
     )
     assert packed(values) == raw(seen)
     if isinstance(kept, independent.Sent):
-        assert kept.rows == (list(range(rows)) if server_link.samples is None else server_link.samples.tolist())
+        assert kept.rows == (
+            list(range(rows))
+            if server_link.samples is None
+            else server_link.samples.tolist()
+        )
     else:
-        assert kept == (list(range(columns)) if server_link.columns is None else server_link.columns.tolist())
+        assert kept == (
+            list(range(columns))
+            if server_link.columns is None
+            else server_link.columns.tolist()
+        )
 
     down = cut.encode_gradient(gradient, server_link, full_rows=rows + 1)
     scale = None if link.scale is None else link.scale.tolist()
     back = independent.decode_gradient(
-        down.stype, down.shape, down.data, agreed=cut.stype, rows=rows, columns=columns, kept=kept, scale=scale
+        down.stype,
+        down.shape,
+        down.data,
+        agreed=cut.stype,
+        rows=rows,
+        columns=columns,
+        kept=kept,
+        scale=scale,
     )
     assert packed(back) == raw(cut.decode_gradient(down, link))
 
 
 @given(
-    st.sampled_from([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]),
+    st.sampled_from(
+        [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+    ),
     st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 5), max_size=20),
 )
 def test_any_labels_agree(dtype: torch.dtype, values: list[int]) -> None:
     labels = torch.tensor(values, dtype=torch.int64).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    assert independent.decode_labels(pack_labels(labels), 100) == (name, (len(values),), raw(labels))
+    assert independent.decode_labels(pack_labels(labels), 100) == (
+        name,
+        (len(values),),
+        raw(labels),
+    )
 
 
 class SlowEncoder:
@@ -168,7 +217,15 @@ class SlowEncoder:
         return min((2**64 - 1 - self.low) // (scale * p), Q - 1)
 
 
-@given(st.lists(st.tuples(st.integers(2, 2**16), st.sampled_from(["any", "last", "across"]), st.integers(0, 2**16))))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(2, 2**16),
+            st.sampled_from(["any", "last", "across"]),
+            st.integers(0, 2**16),
+        )
+    )
+)
 @settings(max_examples=300)
 def test_any_symbols_are_coded_alike(choices: list[tuple[int, str, int]]) -> None:
     assert_coded_alike(choices)
@@ -184,13 +241,21 @@ def test_carries_run_through_many_words(levels: int) -> None:
 def assert_coded_alike(choices: list[tuple[int, str, int]]) -> SlowEncoder:
     encoder, symbols = SlowEncoder(), []
     for levels, kind, number in choices:
-        symbols.append({"any": number % levels, "last": levels - 1, "across": encoder.across(levels)}[kind])
+        symbols.append(
+            {
+                "any": number % levels,
+                "last": levels - 1,
+                "across": encoder.across(levels),
+            }[kind]
+        )
         encoder.encode(symbols[-1], levels)
     levels_of = [levels for levels, _, _ in choices]
     runs = [(np.array(symbols, np.int32), np.array(levels_of, np.int32))]
     data = wire.pack_symbols(runs if symbols else [])
     words = encoder.finish() if symbols else []
-    assert data == (struct.pack(f"<{len(words) + 1}I", len(words), *words) if words else b"")
+    assert data == (
+        struct.pack(f"<{len(words) + 1}I", len(words), *words) if words else b""
+    )
     stream = independent.Stream(independent.Reader(data))
     assert not symbols or stream.has(len(symbols))
     assert [stream.symbol(levels) for levels in levels_of] == symbols
@@ -206,17 +271,25 @@ def example(name: str) -> bytes:
 
 def test_the_worked_example_is_right() -> None:
     payload = example("payload")
-    values, kept = independent.decode_features("splitfc/1", (2, 9), payload, agreed="splitfc/1", most_rows=2, columns=9)
+    values, kept = independent.decode_features(
+        "splitfc/1", (2, 9), payload, agreed="splitfc/1", most_rows=2, columns=9
+    )
     assert packed(values) == example("decoded")
     assert kept == [0, 2, 3, 8]
-    fields = re.findall(r"^\| `([0-9a-f]{2}[0-9a-f ]*)` \| `?[A-Za-z]", DOCUMENT, re.MULTILINE)
+    fields = re.findall(
+        r"^\| `([0-9a-f]{2}[0-9a-f ]*)` \| `?[A-Za-z]", DOCUMENT, re.MULTILINE
+    )
     assert bytes.fromhex("".join(fields)) == payload
     stream = independent.Stream(independent.Reader(payload[-12:]))
     row = r"^\| .* \| ?([0-9]*) \| `([0-9a-f]+)` \| `([0-9a-f]+)` \| `([0-9a-f]+)` \| ?([0-9]*) \|$"
     steps = re.findall(row, DOCUMENT, re.MULTILINE)
     assert len(steps) == 11
     for levels, *state, symbol in steps:
-        assert [int(number, 16) for number in state] == [stream.low, stream.range, stream.point]
+        assert [int(number, 16) for number in state] == [
+            stream.low,
+            stream.range,
+            stream.point,
+        ]
         if levels:
             assert stream.symbol(int(levels)) == int(symbol)
 

@@ -35,7 +35,11 @@ def test_integers(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert_comes_back(torch.full(shape, limits.max, dtype=dtype))
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 5), min_size=1, max_size=30))
+@given(
+    st.lists(
+        st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 5), min_size=1, max_size=30
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_any_int64(values: list[int]) -> None:
     assert_comes_back(torch.tensor(values, dtype=torch.int64))
@@ -56,10 +60,15 @@ def test_labels_are_as_small_as_their_range() -> None:
     header_bytes = 1 + 1 + 4 + 1 + 8 + 4
     ten = assert_comes_back(torch.randint(0, 10, (1000,), generator=generator))
     assert len(ten) <= header_bytes + 1000 * 3.33 / 8 + 8
-    shifted = assert_comes_back(torch.randint(0, 10, (1000,), generator=generator) - 10**12)
+    shifted = assert_comes_back(
+        torch.randint(0, 10, (1000,), generator=generator) - 10**12
+    )
     assert len(shifted) <= len(ten) + 4
     assert len(assert_comes_back(torch.full((1000,), 7))) == header_bytes
-    assert len(assert_comes_back(torch.tensor([0, 2**20] * 500))) == header_bytes - 4 + 4000
+    assert (
+        len(assert_comes_back(torch.tensor([0, 2**20] * 500)))
+        == header_bytes - 4 + 4000
+    )
 
 
 def test_too_many_entries_are_refused_before_they_are_allocated() -> None:
@@ -81,9 +90,13 @@ def test_integers_are_never_raw() -> None:
     with pytest.raises(PayloadError, match="4 labels of bool are coded as raw"):
         unpack_labels(wire.pack_label_header(header) + b"\0\1\2\xff", 512)
     with pytest.raises(PayloadError, match="0 labels of int64 are coded as range"):
-        unpack_labels(wire.pack_label_header(LabelHeader("int64", (0,), "range", 0, 1)), 512)
+        unpack_labels(
+            wire.pack_label_header(LabelHeader("int64", (0,), "range", 0, 1)), 512
+        )
     with pytest.raises(PayloadError, match="4 labels of float32 are coded as range"):
-        unpack_labels(wire.pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512)
+        unpack_labels(
+            wire.pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512
+        )
 
 
 def test_only_bytes_are_read() -> None:
@@ -98,7 +111,12 @@ def test_unsupported_types() -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [torch.arange(40) % 10, torch.tensor([0, 10**6]), torch.rand(6), torch.tensor([True, False])],
+    [
+        torch.arange(40) % 10,
+        torch.tensor([0, 10**6]),
+        torch.rand(6),
+        torch.tensor([True, False]),
+    ],
 )
 def test_malformed_bytes(labels: torch.Tensor) -> None:
     data = pack_labels(labels)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flwr_splitfc.codec.statistics import column_deviations, column_extremes, column_means
+from flwr_splitfc.codec.statistics import (
+    column_deviations,
+    column_extremes,
+    column_means,
+)
 
 SCALES = [(1, 0), (1e-3, 1e3), (1e-20, 0), (1e-42, 0), (1e37, 0)]
 
 
 def random_matrix(rows: int, scale: float, offset: float) -> torch.Tensor:
     draw = torch.Generator().manual_seed(rows)
-    return (torch.randn(rows, 300, dtype=torch.float64, generator=draw) * scale + offset).float()
+    return (
+        torch.randn(rows, 300, dtype=torch.float64, generator=draw) * scale + offset
+    ).float()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 37, 256, 1000])
@@ -23,7 +29,9 @@ def test_extremes_and_means(rows: int, scale: float, offset: float) -> None:
     exact = matrix.double()
     assert torch.equal(low, exact.amin(0))
     assert torch.equal(high, exact.amax(0))
-    torch.testing.assert_close(column_means(matrix), exact.mean(0), rtol=1e-5, atol=6e-6 * scale + 1e-42)
+    torch.testing.assert_close(
+        column_means(matrix), exact.mean(0), rtol=1e-5, atol=6e-6 * scale + 1e-42
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 37, 256, 1000])
@@ -33,7 +41,9 @@ def test_deviations(rows: int, scale: float, offset: float) -> None:
     exact = matrix.double()
     spans = 2.0 * (exact.amax() - exact.amin()).expand(300)
     expected = exact.std(0, unbiased=False) / spans.clamp(min=1e-38)
-    torch.testing.assert_close(column_deviations(matrix, spans), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        column_deviations(matrix, spans), expected, rtol=1e-4, atol=1e-7
+    )
 
 
 def test_columns_of_very_different_spans_have_the_same_deviation() -> None:
@@ -41,7 +51,9 @@ def test_columns_of_very_different_spans_have_the_same_deviation() -> None:
     matrix = column[:, None] * torch.tensor([1e-37, 1e-20, 1.0, 1e20, 3e37])
     low, high = column_extremes(matrix)
     expected = (column / 3).std(0, unbiased=False).double().expand(5)
-    torch.testing.assert_close(column_deviations(matrix, high - low), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        column_deviations(matrix, high - low), expected, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

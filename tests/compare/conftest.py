@@ -23,25 +23,52 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowerApp]:
 
 def traffic(**counts: Any) -> dict[str, Any]:
     """What of a run's results says what it moved."""
-    nothing = {"sessions": 0, "steps": 0, "entries": 0, "uplink_bytes": {}, "downlink_bytes": {}}
+    nothing = {
+        "sessions": 0,
+        "steps": 0,
+        "entries": 0,
+        "uplink_bytes": {},
+        "downlink_bytes": {},
+    }
     return {"train": {**nothing, **counts}, "evaluate": nothing}
 
 
-def row(number: int, accuracy: float | None, megabytes: float, seconds: float = 1.0) -> dict[str, Any]:
+def row(
+    number: int, accuracy: float | None, megabytes: float, seconds: float = 1.0
+) -> dict[str, Any]:
     """A round's row; half of the bytes go up."""
     half = int(megabytes * 5e5)
     bits = {"uplink_bits_per_entry": 0.2, "downlink_bits_per_entry": 0.4}
-    counts = {"round": number, "loss": 1.0, "steps": 10, "uplink_bytes": half, "downlink_bytes": half}
+    counts = {
+        "round": number,
+        "loss": 1.0,
+        "steps": 10,
+        "uplink_bytes": half,
+        "downlink_bytes": half,
+    }
     return {**counts, **bits, "accuracy": accuracy, "seconds": seconds}
 
 
 def finished(
-    method: str, budget: Budget | None, seed: int, accuracies: list[float | None], moved: dict[str, Any] | None = None
+    method: str,
+    budget: Budget | None,
+    seed: int,
+    accuracies: list[float | None],
+    moved: dict[str, Any] | None = None,
 ) -> tuple[Run, Outcome]:
     """A run that moved a megabyte in each round, in eleven round trips of one device."""
     rounds = [
-        {**row(number, accuracy, 1.0), "links": {"train": {"0": [500_000, 500_000, 11]}, "evaluate": {}}}
+        {
+            **row(number, accuracy, 1.0),
+            "links": {"train": {"0": [500_000, 500_000, 11]}, "evaluate": {}},
+        }
         for number, accuracy in enumerate(accuracies, 1)
     ]
-    results = {"rounds": rounds, "traffic": moved or traffic(), "payload_digest": f"{seed:032x}"}
-    return Run(method, {"seed": seed}, budget, "test"), Outcome("finished", results=results)
+    results = {
+        "rounds": rounds,
+        "traffic": moved or traffic(),
+        "payload_digest": f"{seed:032x}",
+    }
+    return Run(method, {"seed": seed}, budget, "test"), Outcome(
+        "finished", results=results
+    )

@@ -18,7 +18,9 @@ from tests.compare.conftest import row, traffic
 
 ROOT = Path(__file__).parents[2]
 APP = ["--app", str(ROOT / "examples" / "mnist")]
-SPLITFC, FEDAVG = (str(ROOT / "strategies" / f"{name}.toml") for name in ("splitfc", "fedavg"))
+SPLITFC, FEDAVG = (
+    str(ROOT / "strategies" / f"{name}.toml") for name in ("splitfc", "fedavg")
+)
 
 
 class Pretender:
@@ -30,7 +32,9 @@ class Pretender:
     def __init__(self, app: object, federation: object, **options: Any) -> None:
         pass
 
-    def make(self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]) -> Generator[Event, None, None]:
+    def make(
+        self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]
+    ) -> Generator[Event, None, None]:
         for run in runs:
             self.made.append(f"{run.method} seed {run.seed}")
             folder = folder_of(run)
@@ -41,7 +45,13 @@ class Pretender:
                 links = {"links": {"train": {"0": [1000, 2000, 3]}, "evaluate": {}}}
                 rounds = [row(1, None, 1.0) | links, row(2, 0.75, 1.0) | links]
                 yield from (Event("round", run, 0, line, 2) for line in rounds)
-                folder.finish({"rounds": rounds, "traffic": traffic(entries=8), "payload_digest": "0"})
+                folder.finish(
+                    {
+                        "rounds": rounds,
+                        "traffic": traffic(entries=8),
+                        "payload_digest": "0",
+                    }
+                )
             folder.end(outcome)
             yield Event("end", run, 0, outcome=folder.outcome())
 
@@ -54,7 +64,9 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     return Pretender
 
 
-def test_what_is_finished_is_not_run_again(pool: type[Pretender], tmp_path: Path) -> None:
+def test_what_is_finished_is_not_run_again(
+    pool: type[Pretender], tmp_path: Path
+) -> None:
     command = ["compare", SPLITFC, *APP, "--out", str(tmp_path)]
     assert main(command) == 0
     assert pool.made == ["splitfc seed 0"]
@@ -66,7 +78,9 @@ def test_what_is_finished_is_not_run_again(pool: type[Pretender], tmp_path: Path
     assert pool.made[1:] == ["fedavg seed 0", "fedavg seed 1", "splitfc seed 1"]
 
 
-def test_another_setting_is_another_run_and_the_old_one_is_kept(pool: type[Pretender], tmp_path: Path) -> None:
+def test_another_setting_is_another_run_and_the_old_one_is_kept(
+    pool: type[Pretender], tmp_path: Path
+) -> None:
     command = ["compare", SPLITFC, *APP, "--out", str(tmp_path)]
     main(command)
     (old,) = (tmp_path / "runs").iterdir()
@@ -76,9 +90,16 @@ def test_another_setting_is_another_run_and_the_old_one_is_kept(pool: type[Prete
     assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == 1
 
 
-def test_failed_runs_are_tried_again_and_impossible_ones_are_not(pool: type[Pretender], tmp_path: Path) -> None:
-    too_small = "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"
-    pool.ends = {"splitfc": Outcome("impossible", too_small), "fedavg": Outcome("failed", "OSError: no space")}
+def test_failed_runs_are_tried_again_and_impossible_ones_are_not(
+    pool: type[Pretender], tmp_path: Path
+) -> None:
+    too_small = (
+        "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"
+    )
+    pool.ends = {
+        "splitfc": Outcome("impossible", too_small),
+        "fedavg": Outcome("failed", "OSError: no space"),
+    }
     command = ["compare", SPLITFC, FEDAVG, *APP, "--out", str(tmp_path)]
     assert main(command) == 1
     table = (tmp_path / "table.md").read_text()
@@ -90,23 +111,58 @@ def test_failed_runs_are_tried_again_and_impossible_ones_are_not(pool: type[Pret
 
 
 def test_everything_is_written(
-    pool: type[Pretender], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pool: type[Pretender],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(output, "pictures", figures.pictures)
     assert (
-        main(["compare", SPLITFC, FEDAVG, *APP, "--out", str(tmp_path), "--budgets", "0.1,0.2", "--seeds", "0,1"]) == 0
+        main(
+            [
+                "compare",
+                SPLITFC,
+                FEDAVG,
+                *APP,
+                "--out",
+                str(tmp_path),
+                "--budgets",
+                "0.1,0.2",
+                "--seeds",
+                "0,1",
+            ]
+        )
+        == 0
     )
-    pictures = {f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")}
+    pictures = {
+        f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")
+    }
     tables = {"results.json", "results.csv", "table.md", "index.html"}
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == pictures | tables | {".lock"}
+    assert {
+        path.name for path in tmp_path.iterdir() if path.is_file()
+    } == pictures | tables | {".lock"}
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 2 * 2 + 2
     printed = capsys.readouterr().out
-    assert "[6/6] fedavg seed 1: finished in 0:00:00, round 2/2, accuracy 75.0%, 2.00 MB" in printed
+    assert (
+        "[6/6] fedavg seed 1: finished in 0:00:00, round 2/2, accuracy 75.0%, 2.00 MB"
+        in printed
+    )
     assert "| splitfc | 0.1/0.2 | 75.0 ± 0.0 | 2 |" in printed
 
 
-def test_list_runs_nothing(pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compare", "--all", "--shelf", str(ROOT / "strategies"), *APP, "--out", str(tmp_path / "out"), "--list"]
+def test_list_runs_nothing(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "compare",
+        "--all",
+        "--shelf",
+        str(ROOT / "strategies"),
+        *APP,
+        "--out",
+        str(tmp_path / "out"),
+        "--list",
+    ]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list((ROOT / "strategies").glob("*.toml")))
@@ -127,7 +183,11 @@ def test_list_runs_nothing(pool: type[Pretender], tmp_path: Path, capsys: pytest
     ],
 )
 def test_mistakes_are_named_before_anything_runs(
-    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+    pool: type[Pretender],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
 ) -> None:
     assert main(["compare", *APP, "--out", str(tmp_path / "out"), *arguments]) == 2
     assert re.search(complaint, capsys.readouterr().err)
@@ -146,7 +206,9 @@ def test_mistakes_are_named_before_anything_runs(
         ["--nonsense"],
     ],
 )
-def test_arguments_that_are_none_end_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_are_none_end_with_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["compare", SPLITFC, *APP, *arguments])
     assert ended.value.code == 2
@@ -156,13 +218,18 @@ def test_arguments_that_are_none_end_with_the_usage(arguments: list[str], capsys
 def test_missing_matplotlib_is_said_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr(
+        compare, "find_spec", lambda name: None if name == "matplotlib" else name
+    )
     assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'flwr-splitfc[compare]'" in capsys.readouterr().err
 
 
 def test_two_comparisons_do_not_share_a_folder(
-    pool: type[Pretender], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pool: type[Pretender],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(compare, "_LOCK_S", 0.0)
     with (tmp_path / ".lock").open("w") as lock:

@@ -9,7 +9,9 @@ from flwr_splitfc.compare.pool import Event
 from flwr_splitfc.compare.runs import Outcome, Run
 from tests.compare.conftest import row
 
-FIRST, SECOND, THIRD = (Run("splitfc", {"seed": seed}, (0.1, 0.2), "") for seed in range(3))
+FIRST, SECOND, THIRD = (
+    Run("splitfc", {"seed": seed}, (0.1, 0.2), "") for seed in range(3)
+)
 
 
 def screen(display: Display) -> str:
@@ -21,7 +23,9 @@ def screen(display: Display) -> str:
 
 
 def test_runs_to_come_take_as_long_as_those_that_are_known() -> None:
-    display = Display(4, {"one before": 20.0}, jobs=2, console=Console(file=StringIO(), width=120))
+    display = Display(
+        4, {"one before": 20.0}, jobs=2, console=Console(file=StringIO(), width=120)
+    )
     display.show(Event("start", FIRST, 0))
     display.show(Event("start", SECOND, 1))
     assert "about 0:00:10 to go" in screen(display)  # one run of 20 s in two workers
@@ -39,12 +43,23 @@ def test_runs_to_come_take_as_long_as_those_that_are_known() -> None:
 
 def test_lines_tell_how_runs_ended() -> None:
     display = Display(3, {}, console=Console(file=StringIO(), width=200))
-    ends = [Outcome("finished"), Outcome("failed", "OSError: no space"), Outcome("impossible", "too small")]
+    ends = [
+        Outcome("finished"),
+        Outcome("failed", "OSError: no space"),
+        Outcome("impossible", "too small"),
+    ]
     for run, outcome in zip((FIRST, SECOND, THIRD), ends, strict=True):
         display.show(Event("start", run, 0))
         display.show(Event("round", run, 0, row(1, 0.25, 1.0), 1))
         display.show(Event("end", run, 0, outcome=outcome))
-    lines = [line for line in screen(display).splitlines() if "seed" in line and "started" not in line]
-    assert "[1/3] splitfc 0.1/0.2 seed 0: finished in 0:00:00, round 1/1, accuracy 25.0%, 1.00 MB" in lines
+    lines = [
+        line
+        for line in screen(display).splitlines()
+        if "seed" in line and "started" not in line
+    ]
+    assert (
+        "[1/3] splitfc 0.1/0.2 seed 0: finished in 0:00:00, round 1/1, accuracy 25.0%, 1.00 MB"
+        in lines
+    )
     assert "[2/3] splitfc 0.1/0.2 seed 1: FAILED: OSError: no space" in lines
     assert "[3/3] splitfc 0.1/0.2 seed 2: too small" in lines

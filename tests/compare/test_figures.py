@@ -24,13 +24,21 @@ LINK = RadioLink.parse("up=10,down=50,rtt=40")
 def outcomes() -> Outcomes:
     """Twenty methods: fifteen with two budgets, three seeds each, and five without."""
     split = [
-        finished(f"method-{number}", budget, seed, [None, 0.5, 0.9 - number / 100 + seed / 50])
+        finished(
+            f"method-{number}",
+            budget,
+            seed,
+            [None, 0.5, 0.9 - number / 100 + seed / 50],
+        )
         for number in range(15)
         for budget in BUDGETS
         for seed in range(3)
     ]
     unsplit = [finished(f"<fed-{number}>", None, 0, [0.5, 0.6]) for number in range(5)]
-    failed = (Run("broken", {"seed": 0}, None, ""), Outcome("failed", "<script>alert(1)</script>"))
+    failed = (
+        Run("broken", {"seed": 0}, None, ""),
+        Outcome("failed", "<script>alert(1)</script>"),
+    )
     return [*split, *unsplit, failed]
 
 
@@ -40,48 +48,78 @@ def drawn(outcomes: Outcomes) -> dict[str, Picture]:
 
 
 def test_a_curve_is_the_mean_over_seeds_against_all_bytes_so_far() -> None:
-    runs = [finished("a", None, 0, [None, 0.5, 0.8]), finished("a", None, 1, [None, 0.7, 0.9])]
+    runs = [
+        finished("a", None, 0, [None, 0.5, 0.8]),
+        finished("a", None, 1, [None, 0.7, 0.9]),
+    ]
     (curve,) = curves_of(runs, LINK)
     assert curve.rounds == [2, 3]
     assert curve.megabytes == pytest.approx([2.0, 3.0])
-    assert curve.link_s == pytest.approx([2 * 0.92, 3 * 0.92])  # 4 Mbit at 10 Mbit/s, 4 at 50, and 11 times 40 ms
+    # 4 Mbit at 10 Mbit/s, 4 at 50, and 11 times 40 ms
+    assert curve.link_s == pytest.approx([2 * 0.92, 3 * 0.92])
     assert curve.accuracy == pytest.approx([60.0, 85.0])
     assert curve.spread == pytest.approx([20 / 2**0.5, 10 / 2**0.5])
     assert curves_of([finished("a", None, 0, [None])], LINK) == []
     assert pictures([]) == {}
 
 
-def test_figures_name_every_method_and_take_the_pages_colour(drawn: dict[str, Picture]) -> None:
-    assert set(drawn) == {"accuracy-vs-bytes", "accuracy-vs-time", "accuracy-vs-round", "final-accuracy-vs-bytes"}
+def test_figures_name_every_method_and_take_the_pages_colour(
+    drawn: dict[str, Picture],
+) -> None:
+    assert set(drawn) == {
+        "accuracy-vs-bytes",
+        "accuracy-vs-time",
+        "accuracy-vs-round",
+        "final-accuracy-vs-bytes",
+    }
     for name, picture in drawn.items():
         assert picture.png.startswith(b"\x89PNG")
-        texts = [text.text for text in ElementTree.fromstring(picture.svg).iter(f"{SVG}text")]
+        texts = [
+            text.text for text in ElementTree.fromstring(picture.svg).iter(f"{SVG}text")
+        ]
         assert {f"method-{number}" for number in range(15)} <= set(texts)
-        assert ("0.1/0.2 bits per entry up/down" in texts) == (name != "final-accuracy-vs-bytes")
+        assert ("0.1/0.2 bits per entry up/down" in texts) == (
+            name != "final-accuracy-vs-bytes"
+        )
         assert "currentColor" in picture.svg
         assert "#010203" not in picture.svg
 
 
 def test_methods_with_a_budget_each_share_a_panel() -> None:
-    shared = [finished("a", (0.1, 0.2), 0, [0.5, 0.8]), finished("b", (0.2, 0.4), 0, [0.5, 0.7])]
+    shared = [
+        finished("a", (0.1, 0.2), 0, [0.5, 0.8]),
+        finished("b", (0.2, 0.4), 0, [0.5, 0.7]),
+    ]
     one = pictures(curves_of(shared, LINK))["accuracy-vs-round"].svg
-    two = pictures(curves_of([*shared, finished("b", (0.1, 0.2), 0, [0.5, 0.6])], LINK))["accuracy-vs-round"].svg
+    two = pictures(
+        curves_of([*shared, finished("b", (0.1, 0.2), 0, [0.5, 0.6])], LINK)
+    )["accuracy-vs-round"].svg
     assert [svg.count("bits per entry up/down") for svg in (one, two)] == [0, 2]
 
 
 def test_runs_without_links_are_in_all_figures_but_that_over_time() -> None:
-    old, new = finished("old", None, 0, [0.5, 0.8]), finished("new", None, 0, [0.5, 0.7])
+    old, new = (
+        finished("old", None, 0, [0.5, 0.8]),
+        finished("new", None, 0, [0.5, 0.7]),
+    )
     assert old[1].results is not None
     for row in old[1].results["rounds"]:
         del row["links"]
     drawn = pictures(curves_of([old, new], LINK))
-    assert [f">{name}<" in drawn["accuracy-vs-time"].svg for name in ("old", "new")] == [False, True]
-    assert [f">{name}<" in drawn["accuracy-vs-bytes"].svg for name in ("old", "new")] == [True, True]
+    assert [
+        f">{name}<" in drawn["accuracy-vs-time"].svg for name in ("old", "new")
+    ] == [False, True]
+    assert [
+        f">{name}<" in drawn["accuracy-vs-bytes"].svg for name in ("old", "new")
+    ] == [True, True]
     assert "accuracy-vs-time" not in pictures(curves_of([old], LINK))
 
 
 def test_the_same_runs_give_the_same_files() -> None:
-    curves = curves_of([finished("a", None, 0, [0.5, 0.8]), finished("b", (0.1, 0.2), 0, [0.5, 0.7])], LINK)
+    curves = curves_of(
+        [finished("a", None, 0, [0.5, 0.8]), finished("b", (0.1, 0.2), 0, [0.5, 0.7])],
+        LINK,
+    )
     assert pictures(curves) == pictures(curves)
 
 
@@ -89,10 +127,14 @@ def test_methods_are_told_apart_without_colour(outcomes: Outcomes) -> None:
     looks = looks_of(curves_of(outcomes, LINK)).values()
     assert len(looks) == 20
     for one, other in combinations(looks, 2):
-        assert sum(one[key] != other[key] for key in ("color", "marker", "linestyle")) >= 2
+        assert (
+            sum(one[key] != other[key] for key in ("color", "marker", "linestyle")) >= 2
+        )
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing_foreign(outcomes: Outcomes, drawn: dict[str, Picture]) -> None:
+def test_the_page_needs_nothing_else_and_runs_nothing_foreign(
+    outcomes: Outcomes, drawn: dict[str, Picture]
+) -> None:
     text = page("On <mnist>", "so & so", rows_of(outcomes, LINK), drawn, "<legend>")
     assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", text)
     assert "<script>alert" not in text
@@ -102,4 +144,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing_foreign(outcomes: Outcomes
     assert tags.count("script") == 1
     assert tags.count("tr") == 2 * (1 + 15 * 2 + 5 + 1)
     assert not {"link", "img", "iframe", "object", "image"} & set(tags)
-    assert all(address.startswith("#") for address in re.findall(r"""(?:href|src)=["']([^"']*)""", text))
+    assert all(
+        address.startswith("#")
+        for address in re.findall(r"""(?:href|src)=["']([^"']*)""", text)
+    )

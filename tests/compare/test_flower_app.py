@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError, parse_setting, read_settings
+from flwr_splitfc.compare.flower_app import (
+    FlowerApp,
+    SettingsError,
+    parse_setting,
+    read_settings,
+)
 
 
 def app_in(folder: Path, config: str, extra: str = "") -> FlowerApp:
@@ -17,14 +22,19 @@ def app_in(folder: Path, config: str, extra: str = "") -> FlowerApp:
 
 def test_later_layers_win(tmp_path: Path) -> None:
     app = app_in(tmp_path, "a = 1\nb = 1\nc = 1\nd = 1")
-    merged = app.settings(("base", {"b": 2, "c": 2, "d": 2}), ("file", {"c": 3, "d": 3}), ("--set", {"d": 4}))
+    merged = app.settings(
+        ("base", {"b": 2, "c": 2, "d": 2}),
+        ("file", {"c": 3, "d": 3}),
+        ("--set", {"d": 4}),
+    )
     assert {key: merged[key] for key in "abcd"} == {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
 def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
     app = app_in(tmp_path, "seed = 0")
     with pytest.raises(
-        SettingsError, match=r"mine\.toml: the app in .* has no setting 'sede'; it has results-dir, seed"
+        SettingsError,
+        match=r"mine\.toml: the app in .* has no setting 'sede'; it has results-dir, seed",
     ):
         app.settings(("mine.toml", {"sede": 1}))
 
@@ -47,7 +57,8 @@ def test_nested_tables_are_dotted_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("k=1", 1), ("k=1e-3", 1e-3), ("k = true", True), ("k=a b", "a b"), ("k=", "")]
+    ("text", "value"),
+    [("k=1", 1), ("k=1e-3", 1e-3), ("k = true", True), ("k=a b", "a b"), ("k=", "")],
 )
 def test_settings_of_a_command_line(text: str, value: object) -> None:
     assert parse_setting(text) == {"k": value}

@@ -21,11 +21,19 @@ def shelf(*names: str) -> list[Path]:
     return [ROOT / "strategies" / f"{name}.toml" for name in names]
 
 
-def test_a_run_per_strategy_budget_and_seed_and_one_per_seed_without_a_budget(app: FlowerApp) -> None:
-    runs = expand(app, shelf("splitfc", "split-learning", "fedavg"), seeds=[0, 1], budgets=BUDGETS)
+def test_a_run_per_strategy_budget_and_seed_and_one_per_seed_without_a_budget(
+    app: FlowerApp,
+) -> None:
+    runs = expand(
+        app, shelf("splitfc", "split-learning", "fedavg"), seeds=[0, 1], budgets=BUDGETS
+    )
     assert [(run.method, run.budget, run.seed) for run in runs] == [
         *[("splitfc", budget, seed) for budget in BUDGETS for seed in (0, 1)],
-        *[(method, None, seed) for method in ("split-learning", "fedavg") for seed in (0, 1)],
+        *[
+            (method, None, seed)
+            for method in ("split-learning", "fedavg")
+            for seed in (0, 1)
+        ],
     ]
     assert runs[2].config["uplink-bits"] == 0.2
     assert runs[2].config["downlink-bits"] == 0.4
@@ -51,7 +59,9 @@ def test_methods_that_keep_to_a_budget(
     app: FlowerApp, tmp_path: Path, settings: dict[str, str], has_budget: bool
 ) -> None:
     file = tmp_path / "method.toml"
-    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    file.write_text(
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    )
     runs = expand(app, [file], budgets=BUDGETS)
     assert [run.budget for run in runs] == (BUDGETS if has_budget else [None])
 
@@ -59,9 +69,14 @@ def test_methods_that_keep_to_a_budget(
 def test_settings_in_order_of_precedence(app: FlowerApp, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("num-rounds = 3\nbatch-size = 3\nseed = 3\n")
-    base = ("base.toml", {"num-rounds": 2, "batch-size": 2, "seed": 2, "num-devices": 2})
+    base = (
+        "base.toml",
+        {"num-rounds": 2, "batch-size": 2, "seed": 2, "num-devices": 2},
+    )
     (run,) = expand(app, [file], base=[base], seeds=[4], over={"batch-size": 5})
-    assert [run.config[key] for key in ("num-devices", "num-rounds", "seed", "batch-size")] == [2, 3, 4, 5]
+    assert [
+        run.config[key] for key in ("num-devices", "num-rounds", "seed", "batch-size")
+    ] == [2, 3, 4, 5]
 
 
 def test_two_files_of_one_name_are_refused(app: FlowerApp, tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ class Process:
         yield {"event": "round", "row": row(1, 0.5, 1.0), "num_rounds": 1}
         if mood == "hangs":
             self.closed.wait(10)
-        if mood in ("dies", "hangs") or (mood == "dies once" and self.tries[run_id] == 1):
+        if mood in ("dies", "hangs") or (
+            mood == "dies once" and self.tries[run_id] == 1
+        ):
             raise WorkerDied("exit status -9")
         if mood == "ill":
             yield {"event": "end", "state": "failed", "reason": "OSError"}
@@ -63,7 +65,11 @@ class Workers:
         return list(self.pool.make(runs, self.folder_of))
 
     def states(self, *runs: Run) -> dict[str, str]:
-        return {event.run.method: event.outcome.state for event in self.make(*runs) if event.kind == "end"}
+        return {
+            event.run.method: event.outcome.state
+            for event in self.make(*runs)
+            if event.kind == "end"
+        }
 
 
 @pytest.fixture(autouse=True)
@@ -87,28 +93,54 @@ def test_one_worker_makes_all_runs(processes: type[Process], tmp_path: Path) -> 
     assert worker.closed.is_set()
 
 
-def test_workers_side_by_side_share_the_runs(processes: type[Process], tmp_path: Path) -> None:
-    states = Workers(tmp_path, jobs=3).states(*(run_of(method) for method in "abcdefgh"))
+def test_workers_side_by_side_share_the_runs(
+    processes: type[Process], tmp_path: Path
+) -> None:
+    states = Workers(tmp_path, jobs=3).states(
+        *(run_of(method) for method in "abcdefgh")
+    )
     assert states == dict.fromkeys("abcdefgh", "finished")
-    assert sorted(method for worker in processes.started for method in worker.made) == list("abcdefgh")
+    assert sorted(
+        method for worker in processes.started for method in worker.made
+    ) == list("abcdefgh")
     assert all(worker.closed.is_set() for worker in processes.started)
 
 
-def test_another_number_of_devices_needs_another_worker(processes: type[Process], tmp_path: Path) -> None:
-    Workers(tmp_path).make(run_of("a", num_devices=3), run_of("b", num_devices=2), run_of("c", num_devices=3))
-    assert [(worker.num_supernodes, worker.made) for worker in processes.started] == [(2, ["b"]), (3, ["a", "c"])]
+def test_another_number_of_devices_needs_another_worker(
+    processes: type[Process], tmp_path: Path
+) -> None:
+    Workers(tmp_path).make(
+        run_of("a", num_devices=3),
+        run_of("b", num_devices=2),
+        run_of("c", num_devices=3),
+    )
+    assert [(worker.num_supernodes, worker.made) for worker in processes.started] == [
+        (2, ["b"]),
+        (3, ["a", "c"]),
+    ]
 
 
-def test_a_run_whose_worker_died_is_tried_once_more(processes: type[Process], tmp_path: Path) -> None:
-    assert Workers(tmp_path).states(run_of("a", "dies once"), run_of("b", "dies"), run_of("c")) == {
+def test_a_run_whose_worker_died_is_tried_once_more(
+    processes: type[Process], tmp_path: Path
+) -> None:
+    assert Workers(tmp_path).states(
+        run_of("a", "dies once"), run_of("b", "dies"), run_of("c")
+    ) == {
         "a": "finished",
         "b": "failed",
         "c": "finished",
     }
-    assert [worker.made for worker in processes.started] == [["a"], ["a", "b"], ["b"], ["c"]]
+    assert [worker.made for worker in processes.started] == [
+        ["a"],
+        ["a", "b"],
+        ["b"],
+        ["c"],
+    ]
 
 
-def test_after_a_failure_the_next_run_gets_a_fresh_worker(processes: type[Process], tmp_path: Path) -> None:
+def test_after_a_failure_the_next_run_gets_a_fresh_worker(
+    processes: type[Process], tmp_path: Path
+) -> None:
     workers = Workers(tmp_path)
     ill = run_of("a", "ill")
     assert workers.states(ill, run_of("b")) == {"a": "failed", "b": "finished"}
@@ -116,7 +148,9 @@ def test_after_a_failure_the_next_run_gets_a_fresh_worker(processes: type[Proces
     assert workers.folder_of(ill).outcome().reason == "OSError"
 
 
-def test_stopping_ends_the_workers_and_fails_no_run(processes: type[Process], tmp_path: Path) -> None:
+def test_stopping_ends_the_workers_and_fails_no_run(
+    processes: type[Process], tmp_path: Path
+) -> None:
     workers = Workers(tmp_path, jobs=2)
     runs = [run_of("a", "hangs"), run_of("b", "hangs"), run_of("c")]
     with closing(workers.pool.make(runs, workers.folder_of)) as events:

@@ -11,7 +11,9 @@ from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
 def test_an_id_is_of_all_settings_and_of_the_app() -> None:
     run = Run("splitfc", {"seed": 1, "num-rounds": 2}, (0.1, 0.2), "app 1")
     assert run.id.startswith("splitfc-0.1-0.2-seed1-")
-    assert run.id == Run("splitfc", {"num-rounds": 2, "seed": 1}, (0.1, 0.2), "app 1").id
+    assert (
+        run.id == Run("splitfc", {"num-rounds": 2, "seed": 1}, (0.1, 0.2), "app 1").id
+    )
     others = [
         Run("splitfc", {"seed": 1, "num-rounds": 3}, (0.1, 0.2), "app 1"),
         Run("splitfc", {"seed": 1, "num-rounds": 2}, (0.1, 0.2), "app 2"),
@@ -40,11 +42,19 @@ def test_a_folder_tells_how_far_its_run_is(tmp_path: Path) -> None:
 
 def test_a_run_has_folders_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    run = Run("m", {"results-dir": "results", "checkpoint-dir": "", "seed": 1}, None, "")
+    run = Run(
+        "m", {"results-dir": "results", "checkpoint-dir": "", "seed": 1}, None, ""
+    )
     config = folder.complete_config(run, checkpoints=True)
-    assert config == {"results-dir": str(folder.output), "checkpoint-dir": str(folder.checkpoint), "seed": 1}
+    assert config == {
+        "results-dir": str(folder.output),
+        "checkpoint-dir": str(folder.checkpoint),
+        "seed": 1,
+    }
     assert folder.complete_config(run, checkpoints=False)["checkpoint-dir"] == ""
-    assert "checkpoint-dir" not in folder.complete_config(Run("m", {}, None, ""), checkpoints=True)
+    assert "checkpoint-dir" not in folder.complete_config(
+        Run("m", {}, None, ""), checkpoints=True
+    )
 
 
 def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
@@ -52,6 +62,9 @@ def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
     with pytest.raises(BudgetError) as raised:
         cut.check_budget(256, 1152)
     up, down = cut.smallest_bits(256, 1152)
-    assert Outcome("impossible", f"{raised.value}\n{raised.value}").needs == f"needs at least {up} up, {down} down"
+    assert (
+        Outcome("impossible", f"{raised.value}\n{raised.value}").needs
+        == f"needs at least {up} up, {down} down"
+    )
     assert Outcome("failed", "out of\nmemory").summary == "out of memory"
     assert len(Outcome("failed", 1000 * "x").summary) < 250

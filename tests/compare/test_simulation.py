@@ -46,7 +46,11 @@ def simulation(toy: FlowerApp, tmp_path: Path) -> Simulation:
 
 def test_a_run_sends_what_it_would_send_alone(toy: FlowerApp, tmp_path: Path) -> None:
     shared = Simulation(toy, tmp_path / "shared")
-    for name, settings in {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"seed": 1, "uplink_bits": 4.0}}.items():
+    for name, settings in {
+        "a": {"seed": 1},
+        "b": {"seed": 2},
+        "c": {"seed": 1, "uplink_bits": 4.0},
+    }.items():
         alone = Simulation(toy, tmp_path / "alone")
         assert shared.digest(name, **settings) == alone.digest(name, **settings)
     assert len({shared.digest(f"{seed}", seed=seed) for seed in (1, 2, 3)}) == 3
@@ -70,7 +74,9 @@ def test_results_hold_the_traffic_and_the_run(simulation: Simulation) -> None:
     train = results["traffic"]["train"]
     assert (train["sessions"], train["steps"], train["entries"]) == (3, 3, 3 * 32 * 8)
     sent = sum(train["uplink_bytes"].values()) + sum(train["downlink_bytes"].values())
-    assert sent == sum(row["uplink_bytes"] + row["downlink_bytes"] for row in results["rounds"])
+    assert sent == sum(
+        row["uplink_bytes"] + row["downlink_bytes"] for row in results["rounds"]
+    )
     assert not (folder.output / "results.json").exists()
 
 
@@ -96,7 +102,9 @@ def test_an_app_that_writes_no_results_is_told_so(simulation: Simulation) -> Non
     assert "wrote no results.json into its results-dir" in outcome["reason"]
 
 
-def test_a_simulation_is_ready_when_every_node_has_answered(simulation: Simulation) -> None:
+def test_a_simulation_is_ready_when_every_node_has_answered(
+    simulation: Simulation,
+) -> None:
     wait_until_ready(simulation.grid, 2)
     assert simulation.grid.trained == []
     assert simulation.grid.contexts[1000].state == RecordDict()

@@ -9,7 +9,15 @@ import pytest
 from flwr_splitfc.compare.numbers import numbers_of
 from flwr_splitfc.compare.radio_link import RadioLink
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.table import KINDS, cell, csv_text, legend, markdown, rows_of, summary_columns
+from flwr_splitfc.compare.table import (
+    KINDS,
+    cell,
+    csv_text,
+    legend,
+    markdown,
+    rows_of,
+    summary_columns,
+)
 from tests.compare.conftest import finished, traffic
 
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
@@ -17,10 +25,18 @@ SPLIT = traffic(
     sessions=10,
     steps=100,
     entries=1_000_000,
-    uplink_bytes={"features": 25_000, "labels": 1_000, "model": 200_000, "state": 0, "framing": 24_000},
+    uplink_bytes={
+        "features": 25_000,
+        "labels": 1_000,
+        "model": 200_000,
+        "state": 0,
+        "framing": 24_000,
+    },
     downlink_bytes={"gradient": 50_000, "model": 200_000},
 )
-UNSPLIT = traffic(steps=500, uplink_bytes={"model": 5_000_000}, downlink_bytes={"model": 6_250_000})
+UNSPLIT = traffic(
+    steps=500, uplink_bytes={"model": 5_000_000}, downlink_bytes={"model": 6_250_000}
+)
 
 
 def test_numbers_of_a_split_run() -> None:
@@ -46,7 +62,12 @@ def test_numbers_of_a_run_without_a_cut() -> None:
     numbers = numbers_of({**outcome.results, "run": {"turns": 20}}, LINK)
     assert numbers["turns"] == 20
     assert numbers["uplink_model_bytes"] == numbers["uplink_bytes"] == 5_000_000
-    assert numbers["cut_ratio"] is numbers["total_ratio"] is numbers["uplink_bits_per_entry"] is None
+    assert (
+        numbers["cut_ratio"]
+        is numbers["total_ratio"]
+        is numbers["uplink_bits_per_entry"]
+        is None
+    )
 
 
 def test_evaluation_counts_in_the_total_but_not_in_the_cut() -> None:
@@ -54,51 +75,100 @@ def test_evaluation_counts_in_the_total_but_not_in_the_cut() -> None:
     assert outcome.results is not None
     evaluated = {
         **SPLIT,
-        "evaluate": {**SPLIT["evaluate"], "sessions": 2, "steps": 5, "uplink_bytes": {"features": 75_000}},
+        "evaluate": {
+            **SPLIT["evaluate"],
+            "sessions": 2,
+            "steps": 5,
+            "uplink_bytes": {"features": 75_000},
+        },
     }
-    alone, both = (numbers_of({**outcome.results, "traffic": moved}, LINK) for moved in (SPLIT, evaluated))
+    alone, both = (
+        numbers_of({**outcome.results, "traffic": moved}, LINK)
+        for moved in (SPLIT, evaluated)
+    )
     assert both["cut_ratio"] == alone["cut_ratio"]
     assert both["uplink_bytes"] == 325_000
     assert both["uplink_features_bytes"] == 100_000
-    assert both["total_ratio"] == pytest.approx((575_000 - 75_000 + 8_000_000) / 575_000)
+    assert both["total_ratio"] == pytest.approx(
+        (575_000 - 75_000 + 8_000_000) / 575_000
+    )
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
     accuracies = [0.90, 0.92, 0.97]
-    outcomes = [finished("splitfc", (0.2, 0.4), seed, [a], SPLIT) for seed, a in enumerate(accuracies)]
-    outcomes += [finished("splitfc", (0.1, 0.2), 0, [0.5], SPLIT), finished("fedavg", None, 0, [0.8], UNSPLIT)]
+    outcomes = [
+        finished("splitfc", (0.2, 0.4), seed, [a], SPLIT)
+        for seed, a in enumerate(accuracies)
+    ]
+    outcomes += [
+        finished("splitfc", (0.1, 0.2), 0, [0.5], SPLIT),
+        finished("fedavg", None, 0, [0.8], UNSPLIT),
+    ]
     rows = rows_of(outcomes, LINK, target=0.5)
-    assert [row.label for row in rows] == ["splitfc 0.2/0.4", "splitfc 0.1/0.2", "fedavg"]
+    assert [row.label for row in rows] == [
+        "splitfc 0.2/0.4",
+        "splitfc 0.1/0.2",
+        "fedavg",
+    ]
     assert rows[0].seeds == 3
     assert rows[0].numbers["accuracy"] == pytest.approx(0.93)
     assert rows[0].spreads == {"accuracy": pytest.approx(stdev(accuracies))}
     assert cell(rows[0], "accuracy") == "93.0 ± 3.6"
     assert [cell(rows[1], column) for column in summary_columns(rows)] == [
-        *("splitfc", "0.1/0.2", "50.0", "1", "0.2000", "0.4000", "106.7", "16.9", "0.25", "0.25", "1", "1", "1.00", "1")
+        *(
+            "splitfc",
+            "0.1/0.2",
+            "50.0",
+            "1",
+            "0.2000",
+            "0.4000",
+            "106.7",
+            "16.9",
+            "0.25",
+            "0.25",
+            "1",
+            "1",
+            "1.00",
+            "1",
+        )
     ]
-    assert [cell(rows[2], column) for column in KINDS][2:6] == ["0.00", "0.00", "0.00", "5.00"]
+    assert [cell(rows[2], column) for column in KINDS][2:6] == [
+        "0.00",
+        "0.00",
+        "0.00",
+        "5.00",
+    ]
 
 
 def test_what_devices_found_has_a_column_of_its_own() -> None:
-    evaluated = [finished("splitfc", (0.2, 0.4), seed, [0.5, 0.9], SPLIT) for seed in (0, 1)]
+    evaluated = [
+        finished("splitfc", (0.2, 0.4), seed, [0.5, 0.9], SPLIT) for seed in (0, 1)
+    ]
     for (_, outcome), found in zip(evaluated, (0.7, 0.8), strict=True):
         assert outcome.results is not None
         outcome.results["rounds"][0]["device_accuracy"] = found
         outcome.results["rounds"][1]["device_accuracy"] = None
     rows = rows_of([*evaluated, finished("fedavg", None, 0, [0.8], UNSPLIT)], LINK)
     assert [cell(row, "device_accuracy") for row in rows] == ["75.0 ± 7.1", "-"]
-    assert "| accuracy, % | on devices, % | seeds |" in markdown(rows, legend(rows, LINK, None))
+    assert "| accuracy, % | on devices, % | seeds |" in markdown(
+        rows, legend(rows, LINK, None)
+    )
     assert "on devices" in legend(rows, LINK, None)
     assert "on devices" not in markdown(rows[1:], legend(rows[1:], LINK, None))
 
 
 def test_runs_without_results_show_why() -> None:
-    too_small = "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"
+    too_small = (
+        "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"
+    )
     outcomes = [
         (Run("top-s", {"seed": 0}, (0.1, 0.2), ""), Outcome("impossible", too_small)),
         (Run("top-s", {"seed": 1}, (0.1, 0.2), ""), Outcome("impossible", too_small)),
         finished("splitfc", (0.1, 0.2), 0, [0.5], SPLIT),
-        (Run("splitfc", {"seed": 1}, (0.1, 0.2), ""), Outcome("failed", "OSError: no | space")),
+        (
+            Run("splitfc", {"seed": 1}, (0.1, 0.2), ""),
+            Outcome("failed", "OSError: no | space"),
+        ),
         (Run("fedavg", {"seed": 0}, None, ""), Outcome("to do")),
     ]
     rows = rows_of(outcomes, LINK)
@@ -127,9 +197,13 @@ def test_the_csv_has_a_line_per_run() -> None:
 
 def test_a_target_counts_where_all_seeds_reach_it() -> None:
     outcomes = [
-        finished("a", None, seed, accuracies, SPLIT) for seed, accuracies in enumerate([[0.7, 0.9], [0.9, 0.8]])
+        finished("a", None, seed, accuracies, SPLIT)
+        for seed, accuracies in enumerate([[0.7, 0.9], [0.9, 0.8]])
     ]
-    outcomes += [finished("b", None, seed, accuracies, SPLIT) for seed, accuracies in enumerate([[0.9], [0.7]])]
+    outcomes += [
+        finished("b", None, seed, accuracies, SPLIT)
+        for seed, accuracies in enumerate([[0.9], [0.7]])
+    ]
     rows = rows_of(outcomes, LINK, target=0.9)
     assert [cell(row, "target_bytes") for row in rows] == ["1.50", "-"]
     assert [cell(row, "target_link_s") for row in rows] == ["1", "-"]
@@ -142,8 +216,17 @@ def test_runs_of_earlier_versions_have_empty_cells_and_a_word_on_why() -> None:
     assert outcome.results is not None
     for row in outcome.results["rounds"]:
         del row["links"]
-    rows = rows_of([(run, outcome), finished("b", None, 0, [0.7], SPLIT)], LINK, target=0.7)
-    assert [cell(rows[0], column) for column in ("link_s", "target_bytes", "target_link_s")] == ["-", "1.00", "-"]
+    rows = rows_of(
+        [(run, outcome), finished("b", None, 0, [0.7], SPLIT)], LINK, target=0.7
+    )
+    assert [
+        cell(rows[0], column) for column in ("link_s", "target_bytes", "target_link_s")
+    ] == ["-", "1.00", "-"]
     assert "earlier versions have no link times" in legend(rows, LINK, 0.7)
     assert "earlier versions" not in legend(rows[1:], LINK, 0.7)
-    assert csv.DictReader(io.StringIO(csv_text([(run, outcome)], LINK))).__next__()["link_s"] == ""
+    assert (
+        csv.DictReader(io.StringIO(csv_text([(run, outcome)], LINK))).__next__()[
+            "link_s"
+        ]
+        == ""
+    )

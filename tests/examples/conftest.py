@@ -3,4 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(app.parent) for app in Path(__file__).parents[2].glob("examples/*/pyproject.toml")]
+sys.path[:0] = [
+    str(app.parent)
+    for app in Path(__file__).parents[2].glob("examples/*/pyproject.toml")
+]

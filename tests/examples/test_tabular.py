@@ -8,7 +8,13 @@ from flwr.app import Context, RecordDict
 from torch import nn
 
 from splittable.diabetes import AGE, device_patients, load_patients
-from splittable.task import evaluate_on_test_set, load_data, make_device_half, make_server_half, make_tail
+from splittable.task import (
+    evaluate_on_test_set,
+    load_data,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 
 
 def context(**config: bool | int) -> Context:
@@ -30,7 +36,11 @@ def test_devices_have_patients_of_one_age_each() -> None:
 
 @pytest.mark.parametrize(
     ("num_devices", "device", "error"),
-    [(5, 5, "device 5 has no share: num-devices is 5"), (355, 0, "there are 354 patients"), (0, 0, "num-devices is 0")],
+    [
+        (5, 5, "device 5 has no share: num-devices is 5"),
+        (355, 0, "there are 354 patients"),
+        (0, 0, "num-devices is 0"),
+    ],
 )
 def test_shares_that_cannot_be(num_devices: int, device: int, error: str) -> None:
     with pytest.raises(ValueError, match=error):
@@ -42,7 +52,9 @@ def test_halves_fit_with_and_without_the_last_layer() -> None:
     features = make_device_half()(x)
     assert features.shape == (64, 512)
     assert make_server_half(context())(features).shape == y.shape == (64, 1)
-    assert make_tail()(make_server_half(context(**{"u-shaped": True}))(features)).shape == (64, 1)
+    assert make_tail()(
+        make_server_half(context(**{"u-shaped": True}))(features)
+    ).shape == (64, 1)
 
 
 def test_r_squared_is_0_for_the_mean_and_1_for_the_truth() -> None:
@@ -62,5 +74,7 @@ def test_r_squared_is_0_for_the_mean_and_1_for_the_truth() -> None:
         model.weight.copy_(fitted[:10].T)
         model.bias.copy_(fitted[10])
     residual = (test.progressions - design @ fitted).square().sum() / 88
-    assert evaluate_on_test_set(model, context())["loss"] == pytest.approx(residual.item(), rel=1e-4)
+    assert evaluate_on_test_set(model, context())["loss"] == pytest.approx(
+        residual.item(), rel=1e-4
+    )
     assert evaluate_on_test_set(model, context())["r2"] > 0.4

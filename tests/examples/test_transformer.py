@@ -12,7 +12,13 @@ from torch import nn
 
 from flwr_splitfc.apps.client_app import accuracy
 from splittext import client_app, server_app
-from splittext.task import evaluate_on_test_topics, load_data, make_device_half, make_server_half, make_tail
+from splittext.task import (
+    evaluate_on_test_topics,
+    load_data,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 from splittext.text import device_windows, encode, held_out_windows, training_topics
 from tests.local_grid import LocalGrid
 
@@ -54,14 +60,18 @@ def test_labels_are_the_characters_that_follow() -> None:
         ({"width": 10}, 0, "width is 10, wanted a multiple of heads, 4"),
     ],
 )
-def test_settings_that_are_wrong_are_named(settings: dict[str, Any], device: int, error: str) -> None:
+def test_settings_that_are_wrong_are_named(
+    settings: dict[str, Any], device: int, error: str
+) -> None:
     with pytest.raises(ValueError, match=error):
         load_data(context(device, **settings))
         make_device_half(context(device, **settings))
 
 
 def test_the_cut_is_between_blocks_and_no_character_sees_the_next() -> None:
-    whole = nn.Sequential(make_device_half(context()), make_server_half(context())).eval()
+    whole = nn.Sequential(
+        make_device_half(context()), make_server_half(context())
+    ).eval()
     characters = torch.randint(128, (5, 12))
     assert whole[0](characters).shape == (5, 12, 16)
     scores = whole(characters)
@@ -81,8 +91,18 @@ def test_the_last_layers_are_the_servers_or_the_devices() -> None:
 
 def test_it_learns_that_most_characters_are_not_random(tmp_path: Path) -> None:
     """In one process, through float32: scores for each character, and the held-out topics."""
-    config = SMALL | {"strategy": "split-learning", "num-rounds": 4, "evaluate-every": 2, "steps-per-turn": 30}
-    config |= {"learning-rate": 1e-2, "evaluate-on-devices": False, "results-dir": str(tmp_path), "u-shaped": False}
+    config = SMALL | {
+        "strategy": "split-learning",
+        "num-rounds": 4,
+        "evaluate-every": 2,
+        "steps-per-turn": 30,
+    }
+    config |= {
+        "learning-rate": 1e-2,
+        "evaluate-on-devices": False,
+        "results-dir": str(tmp_path),
+        "u-shaped": False,
+    }
     grid = LocalGrid(client_app.app, 3, workers=1)
     for node in grid.contexts.values():
         node.run_config = config
@@ -99,4 +119,6 @@ def test_evaluation_is_for_each_character() -> None:
 
     text = held_out_windows(SMALL).text
     spaces = (text == ord(" ")).double().mean().item()
-    assert evaluate_on_test_topics(Spaces(1, 1), context())["accuracy"] == pytest.approx(spaces, abs=1e-3)
+    assert evaluate_on_test_topics(Spaces(1, 1), context())[
+        "accuracy"
+    ] == pytest.approx(spaces, abs=1e-3)

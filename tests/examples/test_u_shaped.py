@@ -29,16 +29,25 @@ def shapes(*parts: nn.Module) -> list[torch.Size]:
     return [weight.shape for part in parts for weight in part.parameters()]
 
 
-@pytest.mark.parametrize(("task", "inputs", "settings"), TASKS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("task", "inputs", "settings"),
+    TASKS,
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_three_parts_are_the_whole(
-    task: Any, inputs: tuple[torch.Tensor], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    task: Any,
+    inputs: tuple[torch.Tensor],
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if task is splitcifar.task:
         data = type("Data", (), {"spec": DatasetSpec(3, 32, 10)})
         monkeypatch.setattr(task, "datasets_of", lambda config: (data, data))
 
     def part(make: Callable[..., nn.Module], u_shaped: bool) -> nn.Module:
-        return make_half(make, Context(1, 1, {}, RecordDict(), {"u-shaped": u_shaped, **settings}))
+        return make_half(
+            make, Context(1, 1, {}, RecordDict(), {"u-shaped": u_shaped, **settings})
+        )
 
     head, whole = part(task.make_device_half, False), part(task.make_server_half, False)
     middle, tail = part(task.make_server_half, True), part(task.make_tail, True)

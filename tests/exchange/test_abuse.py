@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
-from flwr_splitfc.exchange import HalfTrainer, LimitExceeded, SharedHalf, SplitEndpoint, TokenRefused
+from flwr_splitfc.exchange import (
+    HalfTrainer,
+    LimitExceeded,
+    SharedHalf,
+    SplitEndpoint,
+    TokenRefused,
+)
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
 from flwr_splitfc.exchange.protocol.tls import open_channel
@@ -25,9 +31,16 @@ STEPS = 60
 
 
 def make_endpoint(tls: bool = False, **limits) -> SplitEndpoint:
-    half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), device="cpu")
+    half = HalfTrainer(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        partial(torch.optim.SGD, lr=0.1),
+        device="cpu",
+    )
     return SplitEndpoint(
-        SharedHalf(half), cut_codec("float32"), config=EndpointConfig(tls=tls, limits=Limits(**limits))
+        SharedHalf(half),
+        cut_codec("float32"),
+        config=EndpointConfig(tls=tls, limits=Limits(**limits)),
     )
 
 
@@ -42,11 +55,20 @@ def turn(endpoint: SplitEndpoint, meanwhile=lambda message: None) -> dict:
     return weights(endpoint.halves.half.model)
 
 
-def raw(endpoint: SplitEndpoint, token: str, *frames: pb.DeviceFrame) -> list[pb.ServerFrame]:
+def raw(
+    endpoint: SplitEndpoint, token: str, *frames: pb.DeviceFrame
+) -> list[pb.ServerFrame]:
     ticket = endpoint.issue("train", "stranger", 1)
-    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-    with open_channel(endpoint.address, ticket.tls, ticket.authority.encode(), options) as channel:
-        call = channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+    options = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with open_channel(
+        endpoint.address, ticket.tls, ticket.authority.encode(), options
+    ) as channel:
+        call = channel.stream_stream(
+            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+        )
         return list(call(iter(frames), metadata=((TOKEN_KEY, token),) if token else ()))
 
 
@@ -57,9 +79,17 @@ def open_frame(nonce: bytes = b"stranger" * 2) -> pb.DeviceFrame:
 def scan(endpoint: SplitEndpoint, message) -> None:
     """One round of what a stranger may try."""
     stolen = Ticket.from_message(message).token
-    for token in ("", "guess", stolen[:-1], stolen.partition(".")[0], "." + stolen, "x" * 4000):
+    for token in (
+        "",
+        "guess",
+        stolen[:-1],
+        stolen.partition(".")[0],
+        "." + stolen,
+        "x" * 4000,
+    ):
         assert raw(endpoint, token, open_frame())[-1].refused.reason == pb.TOKEN
-    assert raw(endpoint, stolen, open_frame())[-1].refused.reason == pb.TOKEN  # another nonce
+    # another nonce
+    assert raw(endpoint, stolen, open_frame())[-1].refused.reason == pb.TOKEN
     host, _, port = endpoint.address.rpartition(":")
     for hello in (
         b"",
@@ -67,7 +97,10 @@ def scan(endpoint: SplitEndpoint, message) -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(200),
         b"\x16\x03\x01",
     ):
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as stranger:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port)), timeout=5) as stranger,
+        ):
             stranger.sendall(hello)
 
 
@@ -88,7 +121,9 @@ def test_two_hundred_connections_that_say_nothing():
 
         def slow_loris(message) -> None:
             for _ in range(4):
-                stranger = open_sockets.enter_context(socket.create_connection((host, int(port)), timeout=5))
+                stranger = open_sockets.enter_context(
+                    socket.create_connection((host, int(port)), timeout=5)
+                )
                 stranger.sendall(b"PRI * HT")
 
         assert same(turn(endpoint, slow_loris), quiet)
@@ -102,7 +137,10 @@ def test_two_hundred_streams_at_once_with_wrong_tokens():
 
         def crowd(message) -> None:
             if not attempts:
-                attempts.extend(strangers.submit(raw, endpoint, "guess", open_frame()) for _ in range(200))
+                attempts.extend(
+                    strangers.submit(raw, endpoint, "guess", open_frame())
+                    for _ in range(200)
+                )
 
         assert same(turn(endpoint, crowd), quiet)
         for attempt in attempts:
@@ -130,7 +168,10 @@ def test_no_more_sessions_at_once_than_the_limit():
     with make_endpoint(max_sessions=1) as endpoint:
         x, y = batches(1)[0]
         with connect(ticket_message(endpoint)) as session:
-            with pytest.raises(LimitExceeded, match="1 sessions are open"), connect(ticket_message(endpoint)):
+            with (
+                pytest.raises(LimitExceeded, match="1 sessions are open"),
+                connect(ticket_message(endpoint)),
+            ):
                 pass
             session.loss(seeded(DeviceHalf)(x), y)
         with connect(ticket_message(endpoint)) as session:

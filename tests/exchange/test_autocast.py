@@ -20,17 +20,27 @@ def bfloat16_features() -> torch.Tensor:
     return features.detach().requires_grad_()
 
 
-@pytest.mark.parametrize("codec", ["float32", "splitfc", "quant-only", "fedlite", "top-s"])
+@pytest.mark.parametrize(
+    "codec", ["float32", "splitfc", "quant-only", "fedlite", "top-s"]
+)
 def test_codecs_and_server_half_stay_in_float32(codec: str) -> None:
     def train(features: torch.Tensor, autocast: bool) -> tuple[object, ...]:
-        with SplitEndpoint(shared_half(), cut_codec(codec, uplink_bits=4, downlink_bits=4)) as endpoint:
+        with SplitEndpoint(
+            shared_half(), cut_codec(codec, uplink_bits=4, downlink_bits=4)
+        ) as endpoint:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 with connect(ticket_message(endpoint)) as server:
                     loss = server.loss(features, Y)
                     loss.backward()
                 with connect(ticket_message(endpoint, "evaluate")) as server:
                     predicted = server.predict(features.detach())
-            return endpoint.ledger.digest(), weights(endpoint.halves.half.model), loss, predicted, features.grad
+            return (
+                endpoint.ledger.digest(),
+                weights(endpoint.halves.half.model),
+                loss,
+                predicted,
+                features.grad,
+            )
 
     features = bfloat16_features()
     digest, model, loss, predicted, gradient = train(features, autocast=True)
@@ -49,7 +59,10 @@ def test_codecs_and_server_half_stay_in_float32(codec: str) -> None:
 def test_both_cuts_of_a_u_shape(codec: str) -> None:
     def train(features: torch.Tensor, autocast: bool) -> tuple[object, ...]:
         with make_endpoint(codec=codec, output_codec=codec, bits=(4, 4)) as endpoint:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), connect(ticket_message(endpoint)) as server:
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+                connect(ticket_message(endpoint)) as server,
+            ):
                 output = server.forward(features)
                 output.square().sum().backward()
             return endpoint.ledger.digest(), output, features.grad

@@ -13,7 +13,14 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from flwr_splitfc import EndpointConfig, Limits, SplitClientApp, SplitLearning, connect, cut_codec
+from flwr_splitfc import (
+    EndpointConfig,
+    Limits,
+    SplitClientApp,
+    SplitLearning,
+    connect,
+    cut_codec,
+)
 from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -24,12 +31,18 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 GOOD = SplitClientApp(DeviceHalf, lambda context: (batches(3), batches(1)), SGD)
 
 
-def run(bad_turn, grid_type: type[LocalGrid] = LocalGrid, rounds: int = 3, **limits) -> SplitLearning:
+def run(
+    bad_turn, grid_type: type[LocalGrid] = LocalGrid, rounds: int = 3, **limits
+) -> SplitLearning:
     """Three devices in each round, of which number 1 does `bad_turn` in the second."""
 
     def app(message, context):
         train = message.metadata.message_type == "train"
-        if train and context.node_config["partition-id"] == 1 and Ticket.from_message(message).server_round == 2:
+        if (
+            train
+            and context.node_config["partition-id"] == 1
+            and Ticket.from_message(message).server_round == 2
+        ):
             return bad_turn(message, context)
         return GOOD(message, context)
 
@@ -41,15 +54,29 @@ def run(bad_turn, grid_type: type[LocalGrid] = LocalGrid, rounds: int = 3, **lim
         endpoint=EndpointConfig(limits=Limits(**limits)),
     )
     arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
-    strategy.start(grid_type(app, 3, workers=3), arrays, rounds, train_config=ConfigRecord({"seed": 0}), timeout=60)
+    strategy.start(
+        grid_type(app, 3, workers=3),
+        arrays,
+        rounds,
+        train_config=ConfigRecord({"seed": 0}),
+        timeout=60,
+    )
     return strategy
 
 
 def only_device_one_failed(strategy: SplitLearning, why: str) -> None:
-    assert [strategy.ledger.failures(server_round).keys() for server_round in (1, 2, 3)] == [set(), {"1"}, set()]
+    assert [
+        strategy.ledger.failures(server_round).keys() for server_round in (1, 2, 3)
+    ] == [set(), {"1"}, set()]
     assert why in strategy.ledger.failures(2)["1"]
-    assert strategy.ledger.of(1, "train").steps == strategy.ledger.of(3, "train").steps == 9
-    assert all(tensor.isfinite().all() for tensor in weights(strategy.server_model).values())
+    assert (
+        strategy.ledger.of(1, "train").steps
+        == strategy.ledger.of(3, "train").steps
+        == 9
+    )
+    assert all(
+        tensor.isfinite().all() for tensor in weights(strategy.server_model).values()
+    )
 
 
 def test_one_that_stops_answering():
@@ -104,7 +131,9 @@ def test_one_whose_features_are_no_numbers_or_huge(value):
 
     strategy = run(lie)
     assert strategy.ledger.failures(2).keys() == {"1"}
-    assert all(tensor.isfinite().all() for tensor in weights(strategy.server_model).values())
+    assert all(
+        tensor.isfinite().all() for tensor in weights(strategy.server_model).values()
+    )
     assert strategy.ledger.of(3, "train").steps == 9
 
 
@@ -157,14 +186,19 @@ def endless_device(ticket: Ticket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sign", "why"), [(signal.SIGSTOP, "silent for 0.5 s"), (signal.SIGKILL, "disconnected for 0.5 s")]
+    ("sign", "why"),
+    [(signal.SIGSTOP, "silent for 0.5 s"), (signal.SIGKILL, "disconnected for 0.5 s")],
 )
 def test_a_process_that_is_stopped_or_killed_is_given_up(sign, why):
     half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), SGD, device="cpu")
     config = EndpointConfig(limits=Limits(idle_timeout_s=0.5, reconnect_timeout_s=0.5))
-    with SplitEndpoint(SharedHalf(half), cut_codec("float32"), config=config) as endpoint:
+    with SplitEndpoint(
+        SharedHalf(half), cut_codec("float32"), config=config
+    ) as endpoint:
         ticket = endpoint.issue("train", "0", 1)
-        process = multiprocessing.get_context("spawn").Process(target=endless_device, args=(ticket,))
+        process = multiprocessing.get_context("spawn").Process(
+            target=endless_device, args=(ticket,)
+        )
         process.start()
         try:
             wait_until(lambda: half.steps > 20)

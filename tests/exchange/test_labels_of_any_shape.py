@@ -29,7 +29,9 @@ def numbers() -> nn.Module:
 
 
 def features() -> torch.Tensor:
-    return torch.randn(16, PLACES, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    return torch.randn(
+        16, PLACES, 8, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
 
 
 def targets() -> torch.Tensor:
@@ -40,15 +42,23 @@ def classes() -> torch.Tensor:
     return torch.arange(16 * PLACES).remainder(CLASSES).reshape(16, PLACES)
 
 
-LOSSES = (nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.functional.mse_loss)
+LOSSES = (
+    nn.MSELoss(),
+    nn.L1Loss(),
+    nn.SmoothL1Loss(),
+    nn.HuberLoss(),
+    nn.functional.mse_loss,
+)
 
 
 @pytest.mark.parametrize(
     ("half", "loss_fn", "labels"),
     [
         (Places, nn.CrossEntropyLoss(), classes()),
-        (Places, nn.CrossEntropyLoss(), classes().where(classes() > 0, -100)),  # places to ignore
-        (Places, nn.CrossEntropyLoss(), torch.full((16, CLASSES, PLACES), 1 / CLASSES)),  # probabilities
+        # places to ignore
+        (Places, nn.CrossEntropyLoss(), classes().where(classes() > 0, -100)),
+        # probabilities
+        (Places, nn.CrossEntropyLoss(), torch.full((16, CLASSES, PLACES), 1 / CLASSES)),
         *((numbers, loss_fn, targets()) for loss_fn in LOSSES),
         (numbers, nn.BCEWithLogitsLoss(), targets().sigmoid()),
     ],
@@ -58,7 +68,9 @@ def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
     wanted = loss_fn(reference(x), labels)
     wanted.backward()
     ADAM(reference.parameters()).step()
-    with SplitEndpoint(shared_half(seeded(half), loss_fn), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(
+        shared_half(seeded(half), loss_fn), cut_codec("float32")
+    ) as endpoint:
         with connect(ticket_message(endpoint)) as server:
             seen = features()
             loss = server.loss(seen, labels)
@@ -72,7 +84,9 @@ def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
 @pytest.mark.parametrize("codec", ["splitfc", "top-s", "fedlite", "quant-only"])
 def test_a_class_for_each_place_is_learned_through_every_kind_of_codec(codec):
     x, y = features(), classes()
-    with SplitEndpoint(shared_half(seeded(Places)), cut_codec(codec, uplink_bits=8, downlink_bits=8)) as endpoint:
+    with SplitEndpoint(
+        shared_half(seeded(Places)), cut_codec(codec, uplink_bits=8, downlink_bits=8)
+    ) as endpoint:
         with connect(ticket_message(endpoint)) as server:
             losses = [server.loss(x, y).item() for _ in range(40)]
         assert endpoint.ledger.of(1, "train").rows == 40 * 16
@@ -88,12 +102,39 @@ def with_one(labels: torch.Tensor, value: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("half", "loss_fn", "labels", "error", "match"),
     [
-        (Places, nn.CrossEntropyLoss(), with_one(classes(), CLASSES), LabelsRefused, "label 5 is out of range"),
+        (
+            Places,
+            nn.CrossEntropyLoss(),
+            with_one(classes(), CLASSES),
+            LabelsRefused,
+            "label 5 is out of range",
+        ),
         (Places, nn.CrossEntropyLoss(), classes()[:, :-1], LabelsRefused, r"\(16, 5\)"),
-        (Places, nn.CrossEntropyLoss(), classes()[:-1], LabelsRefused, "wanted 16 rows"),
+        (
+            Places,
+            nn.CrossEntropyLoss(),
+            classes()[:-1],
+            LabelsRefused,
+            "wanted 16 rows",
+        ),
         (Places, nn.CrossEntropyLoss(), classes()[:, 0], LabelsRefused, r"\(16,\)"),
-        *((numbers, loss, targets()[:, 0], LabelsRefused, r"\(16,\), the outputs \(16, 2\)") for loss in LOSSES),
-        (numbers, LOSSES[0], targets().reshape(16, 2, 1, 1), LabelsRefused, r"\(16, 2, 1, 1\)"),
+        *(
+            (
+                numbers,
+                loss,
+                targets()[:, 0],
+                LabelsRefused,
+                r"\(16,\), the outputs \(16, 2\)",
+            )
+            for loss in LOSSES
+        ),
+        (
+            numbers,
+            LOSSES[0],
+            targets().reshape(16, 2, 1, 1),
+            LabelsRefused,
+            r"\(16, 2, 1, 1\)",
+        ),
         (numbers, LOSSES[0], targets()[:, :1], LabelsRefused, r"\(16, 1\)"),
         (numbers, LOSSES[0], with_one(targets(), torch.nan), StepRefused, "not finite"),
         (numbers, LOSSES[0], with_one(targets(), torch.inf), StepRefused, "not finite"),
@@ -101,8 +142,13 @@ def with_one(labels: torch.Tensor, value: float) -> torch.Tensor:
     ],
 )
 def test_hostile_labels_change_nothing(half, loss_fn, labels, error, match):
-    with SplitEndpoint(shared_half(seeded(half), loss_fn), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(
+        shared_half(seeded(half), loss_fn), cut_codec("float32")
+    ) as endpoint:
         before = everything(endpoint)
-        with pytest.raises(error, match=match), connect(ticket_message(endpoint)) as server:
+        with (
+            pytest.raises(error, match=match),
+            connect(ticket_message(endpoint)) as server,
+        ):
             server.loss(features(), labels)
         assert same(everything(endpoint), before)

@@ -33,16 +33,23 @@ def make_endpoint(codec: str = "float32", **limits) -> SplitEndpoint:
     half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, device="cpu")
     config = EndpointConfig(limits=Limits(**limits))
     return SplitEndpoint(
-        SharedHalf(half), cut_codec(codec, uplink_bits=3, downlink_bits=3), states=DeviceStates("relay"), config=config
+        SharedHalf(half),
+        cut_codec(codec, uplink_bits=3, downlink_bits=3),
+        states=DeviceStates("relay"),
+        config=config,
     )
 
 
-def run(endpoint: SplitEndpoint, turns: int, steps: int, address: str | None = None) -> nn.Module:
+def run(
+    endpoint: SplitEndpoint, turns: int, steps: int, address: str | None = None
+) -> nn.Module:
     """Devices in turn train one device half, with the optimizer's state relayed."""
     device_half = seeded(DeviceHalf)
     for turn in range(turns):
         optimizer = ADAM(device_half.parameters())
-        message = ticket_message(endpoint, device=str(turn % 3), **({"address": address} if address else {}))
+        message = ticket_message(
+            endpoint, device=str(turn % 3), **({"address": address} if address else {})
+        )
         with connect(message, optimizer=optimizer) as session:
             for x, y in batches(steps, seed=turn):
                 optimizer.zero_grad()
@@ -53,10 +60,19 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, address: str | None = N
 
 def test_a_thousand_cuts_leave_no_trace():
     with make_endpoint("splitfc") as endpoint:
-        undisturbed = weights(run(endpoint, turns=40, steps=40)), weights(endpoint.halves.half.model)
+        undisturbed = (
+            weights(run(endpoint, turns=40, steps=40)),
+            weights(endpoint.halves.half.model),
+        )
         digest = endpoint.ledger.digest()
-    with make_endpoint("splitfc") as endpoint, CuttingProxy(endpoint.address, cuts=1000, most_bytes=3000) as proxy:
-        disturbed = weights(run(endpoint, 40, 40, proxy.address)), weights(endpoint.halves.half.model)
+    with (
+        make_endpoint("splitfc") as endpoint,
+        CuttingProxy(endpoint.address, cuts=1000, most_bytes=3000) as proxy,
+    ):
+        disturbed = (
+            weights(run(endpoint, 40, 40, proxy.address)),
+            weights(endpoint.halves.half.model),
+        )
         traffic = endpoint.ledger.total("train")
         assert proxy.cuts_left <= 0
     assert same(undisturbed[0], disturbed[0])
@@ -70,12 +86,22 @@ def test_a_thousand_cuts_leave_no_trace():
 class Raw:
     """A device's stream, frame by frame."""
 
-    def __init__(self, endpoint: SplitEndpoint, ticket: Ticket, nonce: bytes = bytes(16)) -> None:
-        self.channel = grpc.insecure_channel(endpoint.address, options=[("grpc.use_local_subchannel_pool", 1)])
-        call = self.channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+    def __init__(
+        self, endpoint: SplitEndpoint, ticket: Ticket, nonce: bytes = bytes(16)
+    ) -> None:
+        self.channel = grpc.insecure_channel(
+            endpoint.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        call = self.channel.stream_stream(
+            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+        )
         self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
-        self._replies = call(iter(self._frames.get, None), metadata=((TOKEN_KEY, ticket.token),))
-        self.opened = self.ask(pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=nonce)))
+        self._replies = call(
+            iter(self._frames.get, None), metadata=((TOKEN_KEY, ticket.token),)
+        )
+        self.opened = self.ask(
+            pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=nonce))
+        )
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         self._frames.put(frame)
@@ -90,7 +116,9 @@ def step_frame(number: int, seed: int = 0) -> pb.DeviceFrame:
     x, y = batches(1, seed=seed)[0]
     array, _ = cut_codec("float32").encode_features(seeded(DeviceHalf)(x))
     matrix = pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
-    return pb.DeviceFrame(number=number, step=pb.Step(features=matrix, labels=pack_labels(y)))
+    return pb.DeviceFrame(
+        number=number, step=pb.Step(features=matrix, labels=pack_labels(y))
+    )
 
 
 def test_a_frame_that_comes_again_is_answered_again_and_not_applied():
@@ -114,7 +142,12 @@ def test_close_is_answered_again_after_the_session():
         ticket = endpoint.issue("train", "0", 1)
         for _ in range(2):
             device = Raw(endpoint, ticket)
-            assert device.ask(pb.DeviceFrame(number=1, close=pb.Close())).WhichOneof("kind") == "closed"
+            assert (
+                device.ask(pb.DeviceFrame(number=1, close=pb.Close())).WhichOneof(
+                    "kind"
+                )
+                == "closed"
+            )
             device.drop()
         assert endpoint.ledger.of(1, "train").sessions == 1
 
@@ -125,16 +158,28 @@ def test_times_that_cannot_be_are_not_entered(told: float) -> None:
         for server_round, seconds in ((1, told), (2, 1000.0)):
             device = Raw(endpoint, endpoint.issue("train", "0", server_round))
             device.ask(step_frame(1))
-            device.ask(pb.DeviceFrame(number=2, close=pb.Close(codec_seconds=seconds, waited_seconds=seconds)))
+            device.ask(
+                pb.DeviceFrame(
+                    number=2,
+                    close=pb.Close(codec_seconds=seconds, waited_seconds=seconds),
+                )
+            )
             device.drop()
-        disbelieved, believed = endpoint.ledger.of(1, "train"), endpoint.ledger.of(2, "train")
+        disbelieved, believed = (
+            endpoint.ledger.of(1, "train"),
+            endpoint.ledger.of(2, "train"),
+        )
     assert disbelieved.device_codec_seconds == disbelieved.link_seconds == 0
-    assert believed.device_codec_seconds == 1000 > believed.link_seconds > 0  # less the server's own time
+    # less the server's own time
+    assert believed.device_codec_seconds == 1000 > believed.link_seconds > 0
 
 
 def test_nothing_is_trained_after_close_or_after_the_reply():
     with make_endpoint() as endpoint:
-        closed, replied = endpoint.issue("train", "0", 1), endpoint.issue("train", "1", 1)
+        closed, replied = (
+            endpoint.issue("train", "0", 1),
+            endpoint.issue("train", "1", 1),
+        )
         device = Raw(endpoint, closed)
         device.ask(pb.DeviceFrame(number=1, close=pb.Close()))
         device.drop()
@@ -151,7 +196,11 @@ def test_a_token_holds_one_silent_connection_at_most():
         ticket = endpoint.issue("train", "0", 1)
         held = queue.SimpleQueue()
         with grpc.insecure_channel(endpoint.address) as channel:
-            call = channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+            call = channel.stream_stream(
+                SESSION_METHOD,
+                pb.DeviceFrame.SerializeToString,
+                pb.ServerFrame.FromString,
+            )
             for _ in range(50):  # more than there are threads
                 call(iter(held.get, None), metadata=((TOKEN_KEY, ticket.token),))
             device = Raw(endpoint, ticket)
@@ -208,7 +257,9 @@ def test_a_device_that_does_not_reply_after_its_session_is_given_up():
         ticket = endpoint.issue("train", "0", 1)
         device = Raw(endpoint, ticket)
         device.ask(pb.DeviceFrame(number=1, close=pb.Close()))
-        assert wait_until(endpoint.sweep) == {ticket.token: "no reply within 0.1 s after its session"}
+        assert wait_until(endpoint.sweep) == {
+            ticket.token: "no reply within 0.1 s after its session"
+        }
         device.drop()
 
 
@@ -216,7 +267,10 @@ def test_a_server_that_is_gone_for_good_is_named():
     x, y = batches(1)[0]
     with make_endpoint(reconnect_timeout_s=0.5) as endpoint:
         message = ticket_message(endpoint)
-        with pytest.raises((EndpointUnreachable, SessionCancelled)), connect(message) as session:
+        with (
+            pytest.raises((EndpointUnreachable, SessionCancelled)),
+            connect(message) as session,
+        ):
             session.loss(seeded(DeviceHalf)(x), y)
             endpoint.__exit__(None, None, None)
             session.loss(seeded(DeviceHalf)(x), y)

@@ -8,7 +8,13 @@ from torch import nn
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.codec import pack_labels
-from flwr_splitfc.exchange import FeaturesRefused, HalfTrainer, LabelsRefused, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange import (
+    FeaturesRefused,
+    HalfTrainer,
+    LabelsRefused,
+    SharedHalf,
+    SplitEndpoint,
+)
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
@@ -22,7 +28,11 @@ RD = cut_codec("splitfc-rd", uplink_bits=0.48, downlink_bits=4.0)
 
 def endpoint_of(loss_fn: nn.Module | None, output_codec=None) -> SplitEndpoint:
     optimizer = partial(torch.optim.Adam, lr=1e-2)
-    model = ServerHalf if loss_fn else partial(nn.Sequential, nn.Flatten(), nn.Linear(64, 32))
+    model = (
+        ServerHalf
+        if loss_fn
+        else partial(nn.Sequential, nn.Flatten(), nn.Linear(64, 32))
+    )
     half = SharedHalf(HalfTrainer(seeded(model), loss_fn, optimizer, device="cpu"))
     return SplitEndpoint(half, RD, output_codec=output_codec)
 
@@ -41,14 +51,20 @@ def test_loss_and_gradient_are_those_of_the_rows_that_were_sent(endpoint):
         session.loss(features, y).backward()
         metrics = session.metrics()
     array, link = RD.encode_features(features, generator=generator)
-    seen = link.sent_rows(RD.decode_features(array, expect=(16, 64))[0]).requires_grad_()
-    wanted = nn.functional.cross_entropy(server(seen.view(link.sent, *features.shape[1:])), link.sent_rows(y))
+    seen = link.sent_rows(
+        RD.decode_features(array, expect=(16, 64))[0]
+    ).requires_grad_()
+    wanted = nn.functional.cross_entropy(
+        server(seen.view(link.sent, *features.shape[1:])), link.sent_rows(y)
+    )
     wanted.backward()
     assert link.sent == 14
     assert metrics["train_loss"] == pytest.approx(wanted.item())
     assert metrics["num-examples"] == 16
     gradient = link.sent_rows(features.grad).flatten(1)
-    torch.testing.assert_close(gradient, seen.grad, rtol=0, atol=0.2 * float(seen.grad.abs().max()))
+    torch.testing.assert_close(
+        gradient, seen.grad, rtol=0, atol=0.2 * float(seen.grad.abs().max())
+    )
     others = torch.ones(16, dtype=torch.bool).index_fill(0, link.samples, False)
     assert not features.grad[others].any()
 
@@ -67,7 +83,10 @@ def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
     (x, y), before = batches(1)[0], everything(endpoint)
     array, link = RD.encode_features(seeded(DeviceHalf)(x).detach())
     step = pb.Step(features=to_matrix(array), labels=pack_labels(y))
-    with pytest.raises(LabelsRefused, match="wanted 14 rows"), connect(ticket_message(endpoint)) as session:
+    with (
+        pytest.raises(LabelsRefused, match="wanted 14 rows"),
+        connect(ticket_message(endpoint)) as session,
+    ):
         session._ask(pb.DeviceFrame(step=step))
     assert link.sent == 14
     assert same(everything(endpoint), before)
@@ -76,7 +95,10 @@ def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
 def test_every_row_goes_both_ways_where_the_loss_is_the_devices():
     (x, y), last = batches(1)[0], seeded(tail)
     output_codec = cut_codec("splitfc-rd", uplink_bits=4.0, downlink_bits=4.0)
-    with endpoint_of(None, output_codec) as endpoint, connect(ticket_message(endpoint)) as session:
+    with (
+        endpoint_of(None, output_codec) as endpoint,
+        connect(ticket_message(endpoint)) as session,
+    ):
         features = seeded(DeviceHalf)(x).detach().requires_grad_()
         output = session.forward(features)
         assert output.shape == (16, 32)

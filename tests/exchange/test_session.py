@@ -38,13 +38,23 @@ from tests.local_grid import ticket_message
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 
 
-def shared_half(model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options) -> SharedHalf:
+def shared_half(
+    model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options
+) -> SharedHalf:
     loss_fn = loss_fn or nn.CrossEntropyLoss()
-    return SharedHalf(HalfTrainer(model or seeded(ServerHalf), loss_fn, optimizer, device="cpu", **options))
+    return SharedHalf(
+        HalfTrainer(
+            model or seeded(ServerHalf), loss_fn, optimizer, device="cpu", **options
+        )
+    )
 
 
 def limited(**limits) -> SplitEndpoint:
-    return SplitEndpoint(shared_half(), cut_codec("float32"), config=EndpointConfig(limits=Limits(**limits)))
+    return SplitEndpoint(
+        shared_half(),
+        cut_codec("float32"),
+        config=EndpointConfig(limits=Limits(**limits)),
+    )
 
 
 @pytest.fixture
@@ -63,7 +73,11 @@ def everything(endpoint: SplitEndpoint):
     optimizer = endpoint.halves.half.optimizer.state_dict()["state"]
     return {
         **weights(endpoint.halves.half.model),
-        **{f"{i}.{key}": value.clone() for i, state in optimizer.items() for key, value in state.items()},
+        **{
+            f"{i}.{key}": value.clone()
+            for i, state in optimizer.items()
+            for key, value in state.items()
+        },
     }
 
 
@@ -81,7 +95,9 @@ def test_loss_and_gradient_are_those_of_the_joined_model(endpoint, device_half):
     assert not same(weights(endpoint.halves.half.model), weights(server))
 
 
-def test_predict_returns_the_server_halfs_output_and_trains_nothing(endpoint, device_half):
+def test_predict_returns_the_server_halfs_output_and_trains_nothing(
+    endpoint, device_half
+):
     (x, _), before = batches(1)[0], everything(endpoint)
     with connect(ticket_message(endpoint, "evaluate")) as session, torch.no_grad():
         features = device_half(x)
@@ -106,11 +122,20 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
     traffic = endpoint.ledger.of(1, "train")
     assert metrics["steps"] == traffic.steps == 3
     assert metrics["num-examples"] == traffic.rows == 48
-    assert metrics["train_loss"] == pytest.approx(sum(losses) / 3) == pytest.approx(traffic.loss)
-    assert traffic.uplink_bytes["features"] == traffic.downlink_bytes["gradient"] == 3 * 16 * 64 * 4
+    assert (
+        metrics["train_loss"]
+        == pytest.approx(sum(losses) / 3)
+        == pytest.approx(traffic.loss)
+    )
+    assert (
+        traffic.uplink_bytes["features"]
+        == traffic.downlink_bytes["gradient"]
+        == 3 * 16 * 64 * 4
+    )
     assert traffic.uplink_bits_per_entry == traffic.downlink_bits_per_entry == 32
     assert 0 < traffic.uplink_bytes["labels"] < 3 * 40
-    assert traffic.uplink_bytes.total() > metrics["uplink_bytes"]  # close, and gRPC's own bytes
+    # close, and gRPC's own bytes
+    assert traffic.uplink_bytes.total() > metrics["uplink_bytes"]
     assert traffic.device_codec_seconds > 0
     assert traffic.server_codec_seconds > 0
     assert traffic.link_seconds > 0
@@ -132,7 +157,13 @@ def good(device_half):
 
 
 def test_wrong_token(endpoint, good):
-    refused(endpoint, ticket_message(endpoint, token="guess"), TokenRefused, *good, match="unknown token")
+    refused(
+        endpoint,
+        ticket_message(endpoint, token="guess"),
+        TokenRefused,
+        *good,
+        match="unknown token",
+    )
 
 
 def test_used_token(endpoint, good):
@@ -154,49 +185,109 @@ def test_expired_ticket(endpoint, good):
 def test_wrong_feature_width(endpoint, good):
     features, labels = good
     wide = torch.cat([features, features], 1).detach().requires_grad_()
-    refused(endpoint, ticket_message(endpoint), FeaturesRefused, wide, labels, match="does not take")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        FeaturesRefused,
+        wide,
+        labels,
+        match="does not take",
+    )
     with connect(ticket_message(endpoint)) as session:
         session.loss(features, labels)
-    refused(endpoint, ticket_message(endpoint), FeaturesRefused, wide, labels, match=r"\(8, 4, 4\).*\(4, 4, 4\)")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        FeaturesRefused,
+        wide,
+        labels,
+        match=r"\(8, 4, 4\).*\(4, 4, 4\)",
+    )
 
 
 @pytest.mark.parametrize("label", [-1, 4, 10**12])
 def test_label_out_of_range(endpoint, good, label):
     labels = good[1].clone()
     labels[3] = label
-    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], labels, match=f"label {label} is out of range")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        LabelsRefused,
+        good[0],
+        labels,
+        match=f"label {label} is out of range",
+    )
 
 
 def test_wrong_number_of_labels(endpoint, good):
-    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], good[1][:-1], match="wanted 16 rows")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        LabelsRefused,
+        good[0],
+        good[1][:-1],
+        match="wanted 16 rows",
+    )
 
 
 def test_labels_that_the_loss_does_not_take(endpoint, good):
     floats = torch.rand(16, 7)
-    refused(endpoint, ticket_message(endpoint), LabelsRefused, good[0], floats, match="the loss does not take")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        LabelsRefused,
+        good[0],
+        floats,
+        match="the loss does not take",
+    )
 
 
 def test_evaluation_tickets_do_not_train(endpoint, good):
-    refused(endpoint, ticket_message(endpoint, "evaluate"), ProtocolError, *good, match="cannot train")
+    refused(
+        endpoint,
+        ticket_message(endpoint, "evaluate"),
+        ProtocolError,
+        *good,
+        match="cannot train",
+    )
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(good):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
     with SplitEndpoint(
-        shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()), cut_codec("float32")
+        shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()),
+        cut_codec("float32"),
     ) as endpoint:
-        refused(endpoint, ticket_message(endpoint), StepRefused, good[0], torch.zeros(16), match="not finite")
+        refused(
+            endpoint,
+            ticket_message(endpoint),
+            StepRefused,
+            good[0],
+            torch.zeros(16),
+            match="not finite",
+        )
 
 
 def test_features_that_are_not_finite_stay_on_the_device(endpoint, good):
     features = good[0].detach().clone()
     features[0, 0, 0, 0] = torch.nan
-    refused(endpoint, ticket_message(endpoint), ValueError, features.requires_grad_(), good[1], match="(?i)nan")
+    refused(
+        endpoint,
+        ticket_message(endpoint),
+        ValueError,
+        features.requires_grad_(),
+        good[1],
+        match="(?i)nan",
+    )
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_sent(good):
-    with SplitEndpoint(shared_half(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)) as endpoint:
-        refused(endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits")
+    with SplitEndpoint(
+        shared_half(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)
+    ) as endpoint:
+        refused(
+            endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits"
+        )
 
 
 def test_a_short_last_batch_may_exceed_the_budget(device_half):
@@ -211,7 +302,10 @@ def test_a_short_last_batch_may_exceed_the_budget(device_half):
 
 def test_limit_of_steps(good):
     with limited(max_steps=2) as endpoint:
-        with pytest.raises(LimitExceeded, match="2 steps"), connect(ticket_message(endpoint)) as session:
+        with (
+            pytest.raises(LimitExceeded, match="2 steps"),
+            connect(ticket_message(endpoint)) as session,
+        ):
             for _ in range(3):
                 session.loss(*good)
         assert endpoint.halves.half.steps == 2
@@ -219,7 +313,13 @@ def test_limit_of_steps(good):
 
 def test_a_matrix_over_the_limit(good):
     with limited(max_matrix_bytes=4095) as endpoint:
-        refused(endpoint, ticket_message(endpoint), FeaturesRefused, *good, match="over 4095 bytes")
+        refused(
+            endpoint,
+            ticket_message(endpoint),
+            FeaturesRefused,
+            *good,
+            match="over 4095 bytes",
+        )
 
 
 def test_a_device_that_fails_mid_turn_leaves_the_others_alone(endpoint, good):
@@ -242,7 +342,10 @@ def test_revoking_cancels_an_open_session(endpoint, good):
 
 def test_idle_sessions_are_cancelled(good):
     with limited(idle_timeout_s=0.05) as endpoint:
-        with pytest.raises((SessionCancelled, TicketExpired)), connect(ticket_message(endpoint)) as session:
+        with (
+            pytest.raises((SessionCancelled, TicketExpired)),
+            connect(ticket_message(endpoint)) as session,
+        ):
             session.loss(*good)
             time.sleep(0.2)
             endpoint.sweep()
@@ -252,7 +355,10 @@ def test_idle_sessions_are_cancelled(good):
 
 def test_nobody_at_the_address(endpoint, good):
     message = ticket_message(endpoint, address="127.0.0.1:9", reconnect_timeout_s=0.1)
-    with pytest.raises(EndpointUnreachable, match=r"127\.0\.0\.1:9.*split-address"), connect(message):
+    with (
+        pytest.raises(EndpointUnreachable, match=r"127\.0\.0\.1:9.*split-address"),
+        connect(message),
+    ):
         pass
 
 
@@ -270,7 +376,9 @@ def test_no_ticket_and_other_protocols(endpoint):
 def exchange_raw(endpoint, frames, token):
     """Send frames as they are; the replies until the stream ends."""
     with grpc.insecure_channel(endpoint.address) as channel:
-        call = channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+        call = channel.stream_stream(
+            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+        )
         return list(call(iter(frames), metadata=((TOKEN_KEY, token),)))
 
 
@@ -292,7 +400,9 @@ OPEN = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=bytes(16)))
 def test_features_from_a_stranger(endpoint, matrix, detail):
     token = endpoint.issue("train", "0", 1).token
     before = everything(endpoint)
-    replies = exchange_raw(endpoint, [OPEN, pb.DeviceFrame(number=1, step=pb.Step(features=matrix))], token)
+    replies = exchange_raw(
+        endpoint, [OPEN, pb.DeviceFrame(number=1, step=pb.Step(features=matrix))], token
+    )
     assert [reply.WhichOneof("kind") for reply in replies] == ["opened", "refused"]
     assert replies[1].refused.reason == pb.FEATURES
     assert detail in replies[1].refused.detail
@@ -317,14 +427,20 @@ def test_frames_out_of_order(endpoint, frames):
     assert replies[-1].refused.reason == pb.PROTOCOL
 
 
-@pytest.mark.parametrize(("mode", "shared", "kept"), [("relay", 1, 2), ("per-device", 0, 1), ("fresh", 0, 0)])
+@pytest.mark.parametrize(
+    ("mode", "shared", "kept"), [("relay", 1, 2), ("per-device", 0, 1), ("fresh", 0, 0)]
+)
 def test_optimizer_state_between_turns(mode, shared, kept, device_half, good):
     """How many steps the optimizer has behind it: on the second device's first turn, the first's second."""
     steps = []
-    with SplitEndpoint(shared_half(), cut_codec("float32"), states=DeviceStates(mode)) as endpoint:
+    with SplitEndpoint(
+        shared_half(), cut_codec("float32"), states=DeviceStates(mode)
+    ) as endpoint:
         for device in ("a", "b", "a"):
             optimizer = ADAM(device_half.parameters())
-            with connect(ticket_message(endpoint, device=device), optimizer=optimizer) as session:
+            with connect(
+                ticket_message(endpoint, device=device), optimizer=optimizer
+            ) as session:
                 state = optimizer.state_dict()["state"]
                 steps.append(int(state[0]["step"]) if state else 0)
                 x, y = batches(1)[0]
@@ -356,8 +472,14 @@ def test_tensors_cross_the_wire_bit_by_bit():
     ("frame", "message"),
     [
         (pb.Tensor(dtype="object", shape=[1], data=b"x"), "unknown dtype"),
-        (pb.Tensor(dtype="float32", shape=[2], data=bytes(4)), "has 4 bytes, its shape needs 8"),
-        (pb.Tensor(dtype="float32", shape=[2**31, 2**31], data=bytes(4)), "its shape needs"),
+        (
+            pb.Tensor(dtype="float32", shape=[2], data=bytes(4)),
+            "has 4 bytes, its shape needs 8",
+        ),
+        (
+            pb.Tensor(dtype="float32", shape=[2**31, 2**31], data=bytes(4)),
+            "its shape needs",
+        ),
         (pb.Tensor(dtype="bool", shape=[1], data=b"\x02"), "no bool"),
         (pb.Tensor(dtype="uint8", shape=[1] * 9, data=b"x"), "9 dimensions"),
     ],
@@ -369,8 +491,12 @@ def test_malformed_tensors_are_named(frame, message):
 
 def test_a_gradient_too_large_to_send_changes_nothing(good):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
-    with SplitEndpoint(shared_half(model, lambda out, y: out.sum() * 1e38), cut_codec("float32")) as endpoint:
-        refused(endpoint, ticket_message(endpoint), StepRefused, *good, match="beyond 1e18")
+    with SplitEndpoint(
+        shared_half(model, lambda out, y: out.sum() * 1e38), cut_codec("float32")
+    ) as endpoint:
+        refused(
+            endpoint, ticket_message(endpoint), StepRefused, *good, match="beyond 1e18"
+        )
 
 
 def test_sessions_side_by_side(endpoint, device_half):

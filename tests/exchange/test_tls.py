@@ -9,15 +9,32 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from flwr_splitfc import Certificate, EndpointConfig, Limits, SplitError, connect, cut_codec
-from flwr_splitfc.exchange import EndpointUnreachable, HalfTrainer, SharedHalf, SplitEndpoint
+from flwr_splitfc import (
+    Certificate,
+    EndpointConfig,
+    Limits,
+    SplitError,
+    connect,
+    cut_codec,
+)
+from flwr_splitfc.exchange import (
+    EndpointUnreachable,
+    HalfTrainer,
+    SharedHalf,
+    SplitEndpoint,
+)
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import ticket_message
 from tests.processes.pki import make_pki
 
 
 def make_endpoint(**config) -> SplitEndpoint:
-    half = HalfTrainer(seeded(ServerHalf), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), device="cpu")
+    half = HalfTrainer(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        partial(torch.optim.SGD, lr=0.1),
+        device="cpu",
+    )
     config = EndpointConfig(**{"limits": Limits(reconnect_timeout_s=0.2), **config})
     return SplitEndpoint(SharedHalf(half), cut_codec("float32"), config=config)
 
@@ -30,7 +47,9 @@ def trains(message, context: Context | None = None) -> bool:
 
 
 def node(**config) -> Context:
-    return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+    return Context(
+        run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={}
+    )
 
 
 def make_ca(folder: Path, host: str) -> tuple[Path, Path, Path]:
@@ -65,7 +84,9 @@ def test_nor_tls_to_a_plaintext_one():
     with make_endpoint() as endpoint, make_endpoint(tls=True) as other:
         record = ticket_message(other).content["split-ticket"]
         with pytest.raises(EndpointUnreachable):
-            trains(ticket_message(endpoint, tls="pinned", authority=record["authority"]))
+            trains(
+                ticket_message(endpoint, tls="pinned", authority=record["authority"])
+            )
 
 
 def test_own_certificate_and_ca(tmp_path):
@@ -77,13 +98,19 @@ def test_own_certificate_and_ca(tmp_path):
 
 def test_own_certificate_for_another_host_is_refused_by_devices(tmp_path):
     given = Certificate.from_files(*make_ca(tmp_path, "elsewhere.example"))
-    with make_endpoint(certificate=given) as endpoint, pytest.raises(EndpointUnreachable):
+    with (
+        make_endpoint(certificate=given) as endpoint,
+        pytest.raises(EndpointUnreachable),
+    ):
         trains(ticket_message(endpoint))
 
 
 def test_a_ca_that_the_system_does_not_know_must_be_given(tmp_path):
     chain, key, _ = make_ca(tmp_path, "127.0.0.1")
-    with make_endpoint(certificate=Certificate.from_files(chain, key)) as endpoint, pytest.raises(EndpointUnreachable):
+    with (
+        make_endpoint(certificate=Certificate.from_files(chain, key)) as endpoint,
+        pytest.raises(EndpointUnreachable),
+    ):
         trains(ticket_message(endpoint))
 
 
@@ -133,7 +160,13 @@ def ipv6_here() -> bool:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", pytest.param("::1", marks=pytest.mark.skipif(not ipv6_here(), reason="no IPv6 here"))]
+    "host",
+    [
+        "localhost",
+        pytest.param(
+            "::1", marks=pytest.mark.skipif(not ipv6_here(), reason="no IPv6 here")
+        ),
+    ],
 )
 @pytest.mark.parametrize("tls", [False, True])
 def test_host_names_and_ipv6(host, tls):
@@ -149,7 +182,8 @@ def test_a_nodes_own_address_overrides_the_tickets():
         assert trains(ticket_message(endpoint), node(**{"split-address": "127.0.0.1"}))
         port = endpoint.address.rpartition(":")[2]
         assert trains(
-            ticket_message(endpoint, address="unreachable.invalid:9"), node(**{"split-address": f"localhost:{port}"})
+            ticket_message(endpoint, address="unreachable.invalid:9"),
+            node(**{"split-address": f"localhost:{port}"}),
         )
 
 
@@ -182,7 +216,13 @@ def test_run_configs_that_cannot_work(config, match):
 def test_a_run_config_gives_the_endpoint(tmp_path):
     pki = make_pki(tmp_path, "127.0.0.1")
     files = {"certificate": pki.chain, "private-key": pki.key, "ca-certificate": pki.ca}
-    config = {"seed": 3, "split-host": "::1", "split-port": 9, "split-address": "", "split-max-steps": 7}
+    config = {
+        "seed": 3,
+        "split-host": "::1",
+        "split-port": 9,
+        "split-address": "",
+        "split-max-steps": 7,
+    }
     config |= {f"split-{key}": str(file) for key, file in files.items()}
     made = EndpointConfig.from_run_config(config)
     assert (made.host, made.port, made.address, made.encrypted, made.limits) == (
@@ -199,7 +239,10 @@ def test_a_run_config_gives_the_endpoint(tmp_path):
 def test_a_port_that_is_taken_is_named():
     with make_endpoint() as endpoint:
         port = int(endpoint.address.rpartition(":")[2])
-        with pytest.raises(OSError, match=f"127.0.0.1:{port}"), make_endpoint(port=port):
+        with (
+            pytest.raises(OSError, match=f"127.0.0.1:{port}"),
+            make_endpoint(port=port),
+        ):
             pass
 
 

@@ -39,20 +39,31 @@ CROSS_ENTROPY = nn.functional.cross_entropy
 
 def middle() -> nn.Module:
     """With running statistics and dropout: what is done twice, or for nothing, shows."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3)
+    )
 
 
 def tail() -> nn.Module:
     return nn.Linear(32, 4)
 
 
-def make_endpoint(model=middle, codec="float32", output_codec="float32", bits=None, loss_fn=None, seed=0, **options):
+def make_endpoint(
+    model=middle,
+    codec="float32",
+    output_codec="float32",
+    bits=None,
+    loss_fn=None,
+    seed=0,
+    **options,
+):
     """`bits` are the budgets up and down, of both cuts."""
     up, down = bits or (32, 32)
     half = HalfTrainer(seeded(model), loss_fn, ADAM, device="cpu", seed=seed, **options)
     more = {"splitfc": {"reduction": 2}}
     codecs = [
-        cut_codec(name, uplink_bits=up, downlink_bits=down, **more.get(name, {})) for name in (codec, output_codec)
+        cut_codec(name, uplink_bits=up, downlink_bits=down, **more.get(name, {}))
+        for name in (codec, output_codec)
     ]
     return SplitEndpoint(
         SharedHalf(half),
@@ -73,12 +84,22 @@ def features(seed: int = 0) -> torch.Tensor:
     return seeded(DeviceHalf)(batches(1, seed=seed)[0][0]).detach().requires_grad_()
 
 
-def train(endpoint: SplitEndpoint, turns: int, steps: int, device: str = "", address: str | None = None) -> nn.Module:
+def train(
+    endpoint: SplitEndpoint,
+    turns: int,
+    steps: int,
+    device: str = "",
+    address: str | None = None,
+) -> nn.Module:
     """Devices in turn train one head and tail, with the optimizer's state relayed."""
     ends = nn.ModuleList([seeded(DeviceHalf), seeded(tail)])
     for turn in range(turns):
         optimizer = ADAM(ends.parameters())
-        message = ticket_message(endpoint, device=device or str(turn % 3), **({"address": address} if address else {}))
+        message = ticket_message(
+            endpoint,
+            device=device or str(turn % 3),
+            **({"address": address} if address else {}),
+        )
         with connect(message, optimizer=optimizer) as server:
             for x, y in batches(steps, seed=turn):
                 optimizer.zero_grad()
@@ -87,7 +108,8 @@ def train(endpoint: SplitEndpoint, turns: int, steps: int, device: str = "", add
     return ends
 
 
-# -- one step ------------------------------------------------------------------------------------
+# -- one step
+# ------------------------------------------------------------------------------------
 
 
 def test_output_and_gradients_are_those_of_the_joined_model(endpoint):
@@ -100,7 +122,8 @@ def test_output_and_gradients_are_those_of_the_joined_model(endpoint):
         seen = x.detach().clone().requires_grad_()
         output = server.forward(seen)
         assert torch.equal(output, wanted)
-        assert same(weights(endpoint.halves.half.model), weights(seeded(middle)))  # nothing has changed yet
+        # nothing has changed yet
+        assert same(weights(endpoint.halves.half.model), weights(seeded(middle)))
         output.square().sum().backward()
     assert torch.equal(seen.grad, x.grad)
     ADAM(reference.parameters()).step()
@@ -120,11 +143,16 @@ def test_without_last_layers_it_is_what_sharing_labels_is(options):
     """The same loss of the same output, on the device and on the server, bit for bit."""
     trained = []
     for loss_fn in (None, CROSS_ENTROPY):
-        with make_endpoint(loss_fn=loss_fn, **options) as endpoint, connect(ticket_message(endpoint)) as server:
+        with (
+            make_endpoint(loss_fn=loss_fn, **options) as endpoint,
+            connect(ticket_message(endpoint)) as server,
+        ):
             device_half = seeded(DeviceHalf)
             for x, y in batches(7):
                 (
-                    server.loss(device_half(x), y) if loss_fn else CROSS_ENTROPY(server.forward(device_half(x)), y)
+                    server.loss(device_half(x), y)
+                    if loss_fn
+                    else CROSS_ENTROPY(server.forward(device_half(x)), y)
                 ).backward()
             gradients = {name: p.grad for name, p in device_half.named_parameters()}
             trained.append({**everything(endpoint), **gradients})
@@ -146,7 +174,10 @@ def test_a_forward_that_is_dropped_leaves_no_trace(endpoint):
 
 def test_when_another_session_steps_in_between_the_pass_is_made_again(endpoint):
     """On the weights as they are now, with the randomness that it had; statistics move once a step."""
-    with connect(ticket_message(endpoint)) as first, connect(ticket_message(endpoint, device="1")) as second:
+    with (
+        connect(ticket_message(endpoint)) as first,
+        connect(ticket_message(endpoint, device="1")) as second,
+    ):
         a, b = features(0), features(1)
         output = first.forward(a)
         second.forward(b).square().sum().backward()  # not blocked by the first
@@ -177,7 +208,8 @@ def test_predict_gives_the_output_in_evaluation(endpoint):
     assert endpoint.ledger.of(1, "evaluate").downlink_bytes["logits"] == 16 * 32 * 4
 
 
-# -- misuse on the device ------------------------------------------------------------------------
+# -- misuse on the device
+# ------------------------------------------------------------------------
 
 
 def test_misuse_is_named(endpoint):
@@ -196,11 +228,16 @@ def test_misuse_is_named(endpoint):
             (server.forward(features()) * torch.nan).sum().backward()
     assert endpoint.halves.half.steps == 1
     sharing = make_endpoint(loss_fn=CROSS_ENTROPY)
-    with sharing, connect(ticket_message(sharing)) as server, pytest.raises(RuntimeError, match="loss_fn=None"):
+    with (
+        sharing,
+        connect(ticket_message(sharing)) as server,
+        pytest.raises(RuntimeError, match="loss_fn=None"),
+    ):
         server.forward(features())
 
 
-# -- on the wire ---------------------------------------------------------------------------------
+# -- on the wire
+# ---------------------------------------------------------------------------------
 
 
 class Recording(Stream):
@@ -212,14 +249,21 @@ class Recording(Stream):
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         answer = super().ask(frame)
-        self.frames.append((pb.DeviceFrame.FromString(frame.SerializeToString()), answer))
+        self.frames.append(
+            (pb.DeviceFrame.FromString(frame.SerializeToString()), answer)
+        )
         return answer
 
 
-def recorded(endpoint: SplitEndpoint, step, steps: int = 4) -> list[tuple[pb.DeviceFrame, pb.ServerFrame]]:
+def recorded(
+    endpoint: SplitEndpoint, step, steps: int = 4
+) -> list[tuple[pb.DeviceFrame, pb.ServerFrame]]:
     """The frames of a turn of `steps` times ``step(server, x, number)``, and what it keeps."""
     ticket = endpoint.issue("train", "0", 1)
-    ends, stream = nn.ModuleList([seeded(DeviceHalf), seeded(partial(nn.Linear, 32, 1))]), Recording(ticket)
+    ends, stream = (
+        nn.ModuleList([seeded(DeviceHalf), seeded(partial(nn.Linear, 32, 1))]),
+        Recording(ticket),
+    )
     optimizer = ADAM(ends.parameters())
     with Session(ticket, stream, optimizer=optimizer) as server:
         for number, (x, _) in enumerate(batches(steps)):
@@ -230,7 +274,10 @@ def recorded(endpoint: SplitEndpoint, step, steps: int = 4) -> list[tuple[pb.Dev
 
 
 def test_no_byte_of_a_label_is_on_the_wire():
-    labels = [torch.randn(16, 1, generator=torch.Generator().manual_seed(number)) for number in range(4)]
+    labels = [
+        torch.randn(16, 1, generator=torch.Generator().manual_seed(number))
+        for number in range(4)
+    ]
 
     def squared(output, y):
         return nn.functional.mse_loss(output[:, :1], y)
@@ -245,13 +292,27 @@ def test_no_byte_of_a_label_is_on_the_wire():
         """In how many frames a packed batch of labels occurs, and in how many any one label."""
         sent = [frame.SerializeToString() for frame, _ in frames]
         packed = [pack_labels(y) for y in labels]
-        single = [y.numpy().astype(dtype).tobytes() for y in torch.cat(labels) for dtype in ("<f4", "<f8")]
-        return [sum(any(wanted in frame for wanted in those) for frame in sent) for those in (packed, single)]
+        single = [
+            y.numpy().astype(dtype).tobytes()
+            for y in torch.cat(labels)
+            for dtype in ("<f4", "<f8")
+        ]
+        return [
+            sum(any(wanted in frame for wanted in those) for frame in sent)
+            for those in (packed, single)
+        ]
 
     with make_endpoint() as endpoint:
         frames = recorded(endpoint, u_shaped)
-    assert [frame.WhichOneof("kind") for frame, _ in frames] == 4 * ["forward", "backward"] + ["close"]
-    assert not any(field.name == "labels" for kind in (pb.Forward, pb.Backward) for field in kind.DESCRIPTOR.fields)
+    assert [frame.WhichOneof("kind") for frame, _ in frames] == 4 * [
+        "forward",
+        "backward",
+    ] + ["close"]
+    assert not any(
+        field.name == "labels"
+        for kind in (pb.Forward, pb.Backward)
+        for field in kind.DESCRIPTOR.fields
+    )
     assert found(frames) == [0, 0]
     assert endpoint.ledger.of(1, "train").uplink_bytes["labels"] == 0
     with make_endpoint(loss_fn=squared) as endpoint:  # the search finds what is there
@@ -264,7 +325,9 @@ def test_both_cuts_meet_their_budgets_in_bytes():
     def step(server, ends, x, number):
         return ends[1](server.forward(ends[0](x))).square().sum()
 
-    with make_endpoint(codec="splitfc", output_codec="splitfc", bits=(2.5, 5)) as endpoint:
+    with make_endpoint(
+        codec="splitfc", output_codec="splitfc", bits=(2.5, 5)
+    ) as endpoint:
         frames = recorded(endpoint, step)
     forwards, backwards = frames[:-1:2], frames[1:-1:2]
     up, down = (int(16 * 64 * bits / 8) for bits in (2.5, 5))
@@ -275,20 +338,37 @@ def test_both_cuts_meet_their_budgets_in_bytes():
     assert all(0 < len(frame.backward.gradient.data) <= up for frame, _ in backwards)
 
     traffic = endpoint.ledger.of(1, "train")
-    assert traffic.downlink_bytes["output"] == sum(len(answer.output.output.data) for _, answer in forwards)
-    assert traffic.uplink_bytes["output_gradient"] == sum(len(frame.backward.gradient.data) for frame, _ in backwards)
-    assert (traffic.entries, traffic.output_entries, traffic.steps, traffic.rows) == (4 * 16 * 64, 4 * 16 * 32, 4, 64)
+    assert traffic.downlink_bytes["output"] == sum(
+        len(answer.output.output.data) for _, answer in forwards
+    )
+    assert traffic.uplink_bytes["output_gradient"] == sum(
+        len(frame.backward.gradient.data) for frame, _ in backwards
+    )
+    assert (traffic.entries, traffic.output_entries, traffic.steps, traffic.rows) == (
+        4 * 16 * 64,
+        4 * 16 * 32,
+        4,
+        64,
+    )
     assert 2.5 < traffic.downlink_output_bits_per_entry <= 5
     assert 0 < traffic.uplink_output_bits_per_entry <= 2.5
-    assert traffic.metrics()["downlink_output_bytes"] == traffic.downlink_bytes["output"]
+    assert (
+        traffic.metrics()["downlink_output_bytes"] == traffic.downlink_bytes["output"]
+    )
     assert traffic.server_codec_seconds > 0
 
 
-@pytest.mark.parametrize(("bits", "named"), [((32, 0.01), "downlink_bits=0.01"), ((0.01, 32), "uplink_bits=0.01")])
+@pytest.mark.parametrize(
+    ("bits", "named"),
+    [((32, 0.01), "downlink_bits=0.01"), ((0.01, 32), "uplink_bits=0.01")],
+)
 def test_a_budget_too_small_for_the_output_is_refused_by_its_name(bits, named):
     with make_endpoint(output_codec="splitfc", bits=bits) as endpoint:
         before = everything(endpoint)
-        with pytest.raises(LimitExceeded, match=named), connect(ticket_message(endpoint)) as server:
+        with (
+            pytest.raises(LimitExceeded, match=named),
+            connect(ticket_message(endpoint)) as server,
+        ):
             server.forward(features())
         assert same(everything(endpoint), before)
 
@@ -316,15 +396,27 @@ def test_metrics_of_a_session(endpoint):
     assert metrics["codec_seconds"] > 0
 
 
-# -- broken connections, lost devices ------------------------------------------------------------
+# -- broken connections, lost devices
+# ------------------------------------------------------------
 
 
 def test_cuts_between_the_two_frames_and_elsewhere_leave_no_trace():
-    with make_endpoint(codec="splitfc", output_codec="splitfc", bits=(3, 3)) as endpoint:
-        undisturbed = weights(train(endpoint, 12, 20)), everything(endpoint), endpoint.ledger.digest()
-    with make_endpoint(codec="splitfc", output_codec="splitfc", bits=(3, 3)) as endpoint:
+    with make_endpoint(
+        codec="splitfc", output_codec="splitfc", bits=(3, 3)
+    ) as endpoint:
+        undisturbed = (
+            weights(train(endpoint, 12, 20)),
+            everything(endpoint),
+            endpoint.ledger.digest(),
+        )
+    with make_endpoint(
+        codec="splitfc", output_codec="splitfc", bits=(3, 3)
+    ) as endpoint:
         with CuttingProxy(endpoint.address, cuts=150, most_bytes=3000) as proxy:
-            disturbed = weights(train(endpoint, 12, 20, address=proxy.address)), everything(endpoint)
+            disturbed = (
+                weights(train(endpoint, 12, 20, address=proxy.address)),
+                everything(endpoint),
+            )
             assert proxy.cuts_left <= 0
         traffic = endpoint.ledger.total("train")
     assert same(disturbed[0], undisturbed[0])
@@ -337,13 +429,20 @@ def test_cuts_between_the_two_frames_and_elsewhere_leave_no_trace():
 def forward_frame(number: int, seed: int = 0) -> pb.DeviceFrame:
     array, _ = cut_codec("float32").encode_features(features(seed))
     return pb.DeviceFrame(
-        number=number, forward=pb.Forward(features=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data))
+        number=number,
+        forward=pb.Forward(
+            features=pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
+        ),
     )
 
 
-def backward_frame(number: int, gradient: torch.Tensor | None = None, stype: str = "float32/1") -> pb.DeviceFrame:
+def backward_frame(
+    number: int, gradient: torch.Tensor | None = None, stype: str = "float32/1"
+) -> pb.DeviceFrame:
     gradient = torch.ones(16, 32) if gradient is None else gradient
-    matrix = pb.Matrix(stype=stype, shape=gradient.shape, data=gradient.numpy().tobytes())
+    matrix = pb.Matrix(
+        stype=stype, shape=gradient.shape, data=gradient.numpy().tobytes()
+    )
     return pb.DeviceFrame(number=number, backward=pb.Backward(gradient=matrix))
 
 
@@ -416,22 +515,42 @@ def test_a_device_that_dies_in_between_blocks_nobody():
         assert endpoint.halves.half.model.alive() == 0
 
 
-# -- hostile frames ------------------------------------------------------------------------------
+# -- hostile frames
+# ------------------------------------------------------------------------------
 
 ONES = torch.ones(16, 32)
-BIG = pb.DeviceFrame(number=2, backward=pb.Backward(gradient=pb.Matrix(stype="float32/1", shape=[2**31, 2**31])))
+BIG = pb.DeviceFrame(
+    number=2,
+    backward=pb.Backward(gradient=pb.Matrix(stype="float32/1", shape=[2**31, 2**31])),
+)
 
 
 @pytest.mark.parametrize(
     ("frames", "reason", "detail"),
     [
         ([backward_frame(1)], pb.PROTOCOL, "without a Forward"),
-        ([forward_frame(1), backward_frame(2), backward_frame(3)], pb.PROTOCOL, "without a Forward"),
+        (
+            [forward_frame(1), backward_frame(2), backward_frame(3)],
+            pb.PROTOCOL,
+            "without a Forward",
+        ),
         ([pb.DeviceFrame(number=1, step=pb.Step())], pb.PROTOCOL, "send Forward"),
         ([pb.DeviceFrame(number=1, forward=pb.Forward())], pb.FEATURES, ""),
-        ([forward_frame(1), pb.DeviceFrame(number=2, backward=pb.Backward())], pb.GRADIENT, ""),
-        ([forward_frame(1), backward_frame(2, ONES[:15])], pb.GRADIENT, "16 x 32 was wanted"),
-        ([forward_frame(1), backward_frame(2, ONES, "pickle/1")], pb.GRADIENT, "pickle/1"),
+        (
+            [forward_frame(1), pb.DeviceFrame(number=2, backward=pb.Backward())],
+            pb.GRADIENT,
+            "",
+        ),
+        (
+            [forward_frame(1), backward_frame(2, ONES[:15])],
+            pb.GRADIENT,
+            "16 x 32 was wanted",
+        ),
+        (
+            [forward_frame(1), backward_frame(2, ONES, "pickle/1")],
+            pb.GRADIENT,
+            "pickle/1",
+        ),
         ([forward_frame(1), backward_frame(2, ONES * torch.nan)], pb.GRADIENT, ""),
         ([forward_frame(1), backward_frame(2, ONES * torch.inf)], pb.GRADIENT, ""),
         ([forward_frame(1), backward_frame(2, ONES * 1e30)], pb.STEP, "beyond 1e18"),
@@ -449,7 +568,9 @@ def test_hostile_frames_change_nothing(endpoint, frames, reason, detail):
             assert device.ask(frame).WhichOneof("kind") in ("output", "gradients")
         unchanged = everything(endpoint)
         refused = device.ask(last).refused
-        assert (refused.reason, detail in refused.detail) == (reason, True), refused.detail
+        assert (refused.reason, detail in refused.detail) == (reason, True), (
+            refused.detail
+        )
         assert same(everything(endpoint), unchanged)
         pending.sum().backward()  # the other session goes on
     device.drop()
@@ -457,9 +578,13 @@ def test_hostile_frames_change_nothing(endpoint, frames, reason, detail):
 
 def test_forward_only_where_it_is_agreed(endpoint):
     with make_endpoint(loss_fn=CROSS_ENTROPY) as sharing:
-        refused = Raw(sharing, sharing.issue("train", "0", 1)).ask(forward_frame(1)).refused
+        refused = (
+            Raw(sharing, sharing.issue("train", "0", 1)).ask(forward_frame(1)).refused
+        )
         assert (refused.reason, "send Step" in refused.detail) == (pb.PROTOCOL, True)
-    refused = Raw(endpoint, endpoint.issue("evaluate", "0", 1)).ask(forward_frame(1)).refused
+    refused = (
+        Raw(endpoint, endpoint.issue("evaluate", "0", 1)).ask(forward_frame(1)).refused
+    )
     assert (refused.reason, "cannot train" in refused.detail) == (pb.PROTOCOL, True)
 
 
@@ -472,7 +597,13 @@ class Nonsense(nn.Module):
 
     def forward(self, x):
         out = self.layer(x.flatten(1))
-        return {"inf": out / 0, "flat": out.sum(1), "rows": out[1:], "pair": (out, out), "cut": out.detach()}[self.kind]
+        return {
+            "inf": out / 0,
+            "flat": out.sum(1),
+            "rows": out[1:],
+            "pair": (out, out),
+            "cut": out.detach(),
+        }[self.kind]
 
 
 @pytest.mark.parametrize(
@@ -488,13 +619,19 @@ class Nonsense(nn.Module):
 def test_an_output_that_cannot_go_to_a_device_is_named(kind, message):
     with make_endpoint(partial(Nonsense, kind)) as endpoint:
         before = everything(endpoint)
-        with pytest.raises(StepRefused, match=message), connect(ticket_message(endpoint)) as server:
+        with (
+            pytest.raises(StepRefused, match=message),
+            connect(ticket_message(endpoint)) as server,
+        ):
             server.forward(features())
         assert same(everything(endpoint), before)
 
 
 def test_refusals_are_raised_by_name(endpoint):
-    for frame, error in ((backward_frame(2, ONES * torch.nan), GradientRefused), (backward_frame(2), ProtocolError)):
+    for frame, error in (
+        (backward_frame(2, ONES * torch.nan), GradientRefused),
+        (backward_frame(2), ProtocolError),
+    ):
         ticket = endpoint.issue("train", "0", 1)
         stream = Stream(ticket)
         stream.open()

@@ -12,38 +12,61 @@ SETTINGS = {"num-rounds": 3, "num_devices": 3, "codec": "splitfc", "evaluate-eve
 pytestmark = pytest.mark.deployment
 
 
-def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(deployed_run: Any) -> None:
+def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(
+    deployed_run: Any,
+) -> None:
     def kill() -> None:
         deployed_run.wait_for_log("session opened: .* device=1 round=2 purpose=train")
         deployed_run.signal_node(1)
 
-    settings = {**SETTINGS, "steps-per-turn": 200, "split-reconnect-timeout-s": 5.0, "partitioner": "iid"}
+    settings = {
+        **SETTINGS,
+        "steps-per-turn": 200,
+        "split-reconnect-timeout-s": 5.0,
+        "partitioner": "iid",
+    }
     results = deployed_run(V2, meanwhile=kill, **settings)
     first, second, third = results["rounds"]
     assert (first["failures"], first["steps"]) == ({}, 600)
     assert second["failures"] == {"1": "disconnected for 5 s"}
     assert 400 <= second["steps"] < 600
-    assert third["failures"] in ({}, {"1": "its node is gone"})  # Flower may not know yet, and send it its message
+    # Flower may not know yet, and send it its message
+    assert third["failures"] in ({}, {"1": "its node is gone"})
     assert (third["steps"], third["round"]) == (400, 3)
     assert third["accuracy"] > 0.8  # the others have all classes
 
 
 @pytest.fixture(scope="module")
 def encrypted(secure_run: Any) -> dict[str, Any]:
-    settings = {**SETTINGS, "downlink-schedule": "warmup 2x 1", "split-host": "0.0.0.0", "split-address": "127.0.0.1"}
+    settings = {
+        **SETTINGS,
+        "downlink-schedule": "warmup 2x 1",
+        "split-host": "0.0.0.0",
+        "split-address": "127.0.0.1",
+    }
     results: dict[str, Any] = secure_run(V2, **settings)
     return results
 
 
-def test_with_tls_and_node_authentication_everything_is_encrypted(encrypted: dict[str, Any]) -> None:
-    assert [(row["failures"], row["steps"]) for row in encrypted["rounds"]] == [({}, 15)] * 3
+def test_with_tls_and_node_authentication_everything_is_encrypted(
+    encrypted: dict[str, Any],
+) -> None:
+    assert [(row["failures"], row["steps"]) for row in encrypted["rounds"]] == [
+        ({}, 15)
+    ] * 3
     assert "Split endpoint listens on 0.0.0.0:" in encrypted["log"]
     assert "with TLS" in encrypted["log"]
 
 
-def test_each_node_meets_the_budget_of_its_node_config(encrypted: dict[str, Any]) -> None:
+def test_each_node_meets_the_budget_of_its_node_config(
+    encrypted: dict[str, Any],
+) -> None:
     for device, uplink_bits in {"0": 0.1, "1": 0.2, "2": 0.8}.items():
-        assert 0.9 * uplink_bits < encrypted["devices"][device]["uplink_bits_per_entry"] <= uplink_bits
+        assert (
+            0.9 * uplink_bits
+            < encrypted["devices"][device]["uplink_bits_per_entry"]
+            <= uplink_bits
+        )
     assert encrypted["devices"].keys() == {"0", "1", "2"}
     for row, downlink_bits in zip(encrypted["rounds"], (0.8, 0.4, 0.4), strict=True):
         assert 0.9 * downlink_bits < row["downlink_bits_per_entry"] <= downlink_bits
@@ -54,6 +77,8 @@ def test_frames_in_messages_need_no_connection_of_their_own(secure_run: Any) -> 
     """Five to ten seconds a mini-batch: Flower polls, and starts a process for each message."""
     settings = {**SETTINGS, "num-rounds": 1, "evaluate-every": 1, "steps-per-turn": 2}
     by_message = secure_run(V2, **settings, **{"split-transport": "messages"})
-    assert [(row["failures"], row["steps"]) for row in by_message["rounds"]] == [({}, 6)]
+    assert [(row["failures"], row["steps"]) for row in by_message["rounds"]] == [
+        ({}, 6)
+    ]
     assert "Frames travel in Flower's messages" in by_message["log"]
     assert "Split endpoint listens" not in by_message["log"]

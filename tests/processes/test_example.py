@@ -12,8 +12,12 @@ ROOT = Path(__file__).parents[2]
 DEVICES = 4
 
 
-def test_splitfc_trains_digits_within_its_budgets(flwr_run: Callable[..., dict[str, Any]]) -> None:
-    results = flwr_run(ROOT / "strategies" / "splitfc.toml", **{"num-rounds": 12, "evaluate-every": 6})
+def test_splitfc_trains_digits_within_its_budgets(
+    flwr_run: Callable[..., dict[str, Any]],
+) -> None:
+    results = flwr_run(
+        ROOT / "strategies" / "splitfc.toml", **{"num-rounds": 12, "evaluate-every": 6}
+    )
     rounds = results["rounds"]
     assert [row["round"] for row in rounds] == list(range(1, 13))
     assert all(0.15 < row["uplink_bits_per_entry"] <= 0.2 for row in rounds)
@@ -25,7 +29,9 @@ def test_splitfc_trains_digits_within_its_budgets(flwr_run: Callable[..., dict[s
 
 
 def test_fedavg_trains_the_same_model(flwr_run: Callable[..., dict[str, Any]]) -> None:
-    results = flwr_run(ROOT / "strategies" / "fedavg.toml", **{"num-rounds": 3, "evaluate-every": 3})
+    results = flwr_run(
+        ROOT / "strategies" / "fedavg.toml", **{"num-rounds": 3, "evaluate-every": 3}
+    )
     rounds = results["rounds"]
     assert len(rounds) == 3
     assert rounds[2]["loss"] < rounds[0]["loss"]
@@ -33,9 +39,20 @@ def test_fedavg_trains_the_same_model(flwr_run: Callable[..., dict[str, Any]]) -
     assert rounds[0]["uplink_bytes"] == rounds[0]["downlink_bytes"] > DEVICES * 100_000
 
 
-def test_sampled_devices_share_one_server_half(flwr_run: Callable[..., dict[str, Any]]) -> None:
-    settings = {"num-rounds": 4, "devices": "fedavg", "evaluate-every": 2, "evaluate-on-devices": True}
-    results = flwr_run(ROOT / "strategies" / "split-learning.toml", **settings, **{"optimizer-state": "per-device"})
+def test_sampled_devices_share_one_server_half(
+    flwr_run: Callable[..., dict[str, Any]],
+) -> None:
+    settings = {
+        "num-rounds": 4,
+        "devices": "fedavg",
+        "evaluate-every": 2,
+        "evaluate-on-devices": True,
+    }
+    results = flwr_run(
+        ROOT / "strategies" / "split-learning.toml",
+        **settings,
+        **{"optimizer-state": "per-device"},
+    )
     rounds = results["rounds"]
     assert all(row["steps"] == 5 * DEVICES for row in rounds)
     assert all(row["uplink_bits_per_entry"] == 32 for row in rounds)
@@ -43,16 +60,28 @@ def test_sampled_devices_share_one_server_half(flwr_run: Callable[..., dict[str,
 
 
 def test_splitfed_v1_averages_copies(flwr_run: Callable[..., dict[str, Any]]) -> None:
-    results = flwr_run(ROOT / "strategies" / "splitfed-v1.toml", **{"num-rounds": 3, "evaluate-every": 3})
+    results = flwr_run(
+        ROOT / "strategies" / "splitfed-v1.toml",
+        **{"num-rounds": 3, "evaluate-every": 3},
+    )
     assert results["rounds"][2]["loss"] < results["rounds"][0]["loss"]
     assert all(row["steps"] == 5 * DEVICES for row in results["rounds"])
 
 
 @pytest.mark.slow
-def test_two_hundred_devices_on_one_server_half(flwr_run: Callable[..., dict[str, Any]]) -> None:
+def test_two_hundred_devices_on_one_server_half(
+    flwr_run: Callable[..., dict[str, Any]],
+) -> None:
     """Every session closes, and memory does not grow with rounds."""
-    settings = {"fraction-train": 0.5, "num-rounds": 6, "evaluate-every": 3, "partitioner": "iid"}
-    results = flwr_run(ROOT / "strategies" / "splitfed-v2.toml", num_devices=200, **settings)
+    settings = {
+        "fraction-train": 0.5,
+        "num-rounds": 6,
+        "evaluate-every": 3,
+        "partitioner": "iid",
+    }
+    results = flwr_run(
+        ROOT / "strategies" / "splitfed-v2.toml", num_devices=200, **settings
+    )
     rounds = results["rounds"]
     assert [row["steps"] for row in rounds] == [5 * 100] * 6
     assert rounds[5]["loss"] < rounds[0]["loss"]
@@ -61,5 +90,7 @@ def test_two_hundred_devices_on_one_server_half(flwr_run: Callable[..., dict[str
     assert "cancelled" not in results["log"]
     memory = results["memory"]
     early, most = memory[len(memory) // 3], max(memory)
-    print(f"ServerApp's process: {early / 2**20:.0f} MiB early on, at most {most / 2**20:.0f} MiB")
+    print(
+        f"ServerApp's process: {early / 2**20:.0f} MiB early on, at most {most / 2**20:.0f} MiB"
+    )
     assert most < 1.5 * early

@@ -14,30 +14,69 @@ ROOT = Path(__file__).parents[2]
 Run = Callable[..., dict[str, Any]]
 
 
-def test_celeba_from_the_files_of_the_download_to_results(flwr_run: Run, tmp_path: Path) -> None:
+def test_celeba_from_the_files_of_the_download_to_results(
+    flwr_run: Run, tmp_path: Path
+) -> None:
     """The lists, pictures and command are a user's; only the faces are drawn."""
-    settings = {"data-dir": str(write_faces(tmp_path)), "identities-per-device": 4, "image-size": 32, "batch-size": 20}
-    settings |= {"num-rounds": 4, "evaluate-every": 2, "uplink-bits": 4.0, "downlink-bits": 4.0}
+    settings = {
+        "data-dir": str(write_faces(tmp_path)),
+        "identities-per-device": 4,
+        "image-size": 32,
+        "batch-size": 20,
+    }
+    settings |= {
+        "num-rounds": 4,
+        "evaluate-every": 2,
+        "uplink-bits": 4.0,
+        "downlink-bits": 4.0,
+    }
     results = flwr_run(ROOT / "strategies" / "splitfc.toml", app="celeba", **settings)
     rounds = results["rounds"]
     assert [row["accuracy"] is None for row in rounds] == [True, False, True, False]
-    assert all(row["steps"] == 5 and 2 < row["uplink_bits_per_entry"] <= 4 for row in rounds)
+    assert all(
+        row["steps"] == 5 and 2 < row["uplink_bits_per_entry"] <= 4 for row in rounds
+    )
     assert results["run_config"]["attribute"] == "Smiling"
 
 
-def test_cifar10_with_a_data_set_class_by_its_path(flwr_run: Run, tmp_path: Path) -> None:
-    settings = {"dataset": "tests.examples.drawn_shapes.DrawnShapes", "data-dir": str(tmp_path), "width": 0.125}
-    settings |= {"num-rounds": 4, "evaluate-every": 2, "batch-size": 16, "dirichlet-alpha": 1.0}
-    results = flwr_run(ROOT / "strategies" / "split-learning.toml", app="cifar10", **settings)
+def test_cifar10_with_a_data_set_class_by_its_path(
+    flwr_run: Run, tmp_path: Path
+) -> None:
+    settings = {
+        "dataset": "tests.examples.drawn_shapes.DrawnShapes",
+        "data-dir": str(tmp_path),
+        "width": 0.125,
+    }
+    settings |= {
+        "num-rounds": 4,
+        "evaluate-every": 2,
+        "batch-size": 16,
+        "dirichlet-alpha": 1.0,
+    }
+    results = flwr_run(
+        ROOT / "strategies" / "split-learning.toml", app="cifar10", **settings
+    )
     rounds = results["rounds"]
     assert rounds[3]["loss"] < rounds[0]["loss"]
     assert rounds[3]["accuracy"] > 0.25
-    assert all(row["steps"] == 5 and row["uplink_bits_per_entry"] == 32 for row in rounds)
+    assert all(
+        row["steps"] == 5 and row["uplink_bits_per_entry"] == 32 for row in rounds
+    )
 
 
-def test_transformer_whose_last_layers_and_labels_stay_on_the_devices(flwr_run: Run) -> None:
-    settings = {"num-rounds": 4, "evaluate-every": 2, "width": 16, "context-length": 16, "device-precision": "bfloat16"}
-    results = flwr_run(ROOT / "strategies" / "u-shaped.toml", app="transformer", **settings)
+def test_transformer_whose_last_layers_and_labels_stay_on_the_devices(
+    flwr_run: Run,
+) -> None:
+    settings = {
+        "num-rounds": 4,
+        "evaluate-every": 2,
+        "width": 16,
+        "context-length": 16,
+        "device-precision": "bfloat16",
+    }
+    results = flwr_run(
+        ROOT / "strategies" / "u-shaped.toml", app="transformer", **settings
+    )
     rounds, traffic = results["rounds"], results["traffic"]["train"]
     assert rounds[3]["loss"] < rounds[0]["loss"]
     assert rounds[3]["accuracy"] is not None

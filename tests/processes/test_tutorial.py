@@ -19,12 +19,23 @@ class Shell:
 
     def start(self, line: str) -> None:
         with (self.folder / "log.txt").open("a") as log:
-            subprocess.Popen(["bash", "-c", line], cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            subprocess.Popen(
+                ["bash", "-c", line],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def run(self, lines: list[str]) -> str:
         script = ["bash", "-euc", "\n".join(lines)]
         done = subprocess.run(
-            script, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+            script,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         return done.stdout + done.stderr
 
@@ -58,4 +69,6 @@ def test_real_nodes(shell: Shell, tmp_path: Path) -> None:
         shell.start(moved(line).removesuffix("&"))
     wait_for(int(ports["8000"]))
     printed = shell.run([moved(line) for line in commands.lines[3:]])
-    Commands(commands.step, [], [moved(line) for line in commands.shown]).check(printed, tmp_path)
+    Commands(commands.step, [], [moved(line) for line in commands.shown]).check(
+        printed, tmp_path
+    )

@@ -8,15 +8,30 @@ import pytest
 from flwr_splitfc.command import main
 
 
-def test_files_that_are_no_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_results_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for content in ("", "[]", "{}", "not json"):
         (tmp_path / "results.json").write_text(content)
-        assert main(["rerun", str(tmp_path / "results.json"), "app", "--results-dir", str(tmp_path / "new")]) == 2
+        assert (
+            main(
+                [
+                    "rerun",
+                    str(tmp_path / "results.json"),
+                    "app",
+                    "--results-dir",
+                    str(tmp_path / "new"),
+                ]
+            )
+            == 2
+        )
         assert "is no results.json of a run" in capsys.readouterr().err
     assert main(["rerun", str(tmp_path / "missing.json"), "app"]) == 2
 
 
-def test_results_that_are_there_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_are_there_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"run_config": {"seed": 0}}))
     before = results.read_text()

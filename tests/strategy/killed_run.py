@@ -18,7 +18,12 @@ ROUNDS = 150
 
 def server_half() -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4)
+        nn.Flatten(),
+        nn.Linear(64, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(16, 4),
     )
 
 
@@ -51,7 +56,9 @@ def main(checkpoint: Path, out: Path) -> None:
         ArrayRecord(seeded(DeviceHalf).state_dict()),
         ROUNDS,
         train_config=ConfigRecord({"steps-per-turn": 3}),
-        evaluate_fn=lambda server_round, arrays: MetricRecord({"accuracy": server_round / ROUNDS}),
+        evaluate_fn=lambda server_round, arrays: MetricRecord(
+            {"accuracy": server_round / ROUNDS}
+        ),
     )
     train = {
         number: {key: value for key, value in metrics.items() if "seconds" not in key}

@@ -74,7 +74,12 @@ def run(
     **options: Any,
 ) -> SplitFC:
     """The strategy after a run over three devices, of which the first ones' node configs get `configs`."""
-    options = {"server_model": seeded(server_half), "loss_fn": CROSS_ENTROPY, "devices": everyone(), **options}
+    options = {
+        "server_model": seeded(server_half),
+        "loss_fn": CROSS_ENTROPY,
+        "devices": everyone(),
+        **options,
+    }
     strategy = SplitFC(optimizer=ADAM, reduction=8, device="cpu", **options)
     grid = LocalGrid(client or app(), 3)
     for context, config in zip(grid.contexts.values(), configs, strict=False):
@@ -89,16 +94,26 @@ def by_name(device: DeviceRound) -> tuple[float, float]:
 
 def meets(strategy: SplitLearning, budgets: dict[str, tuple[float, float]]) -> bool:
     trained = strategy.ledger.devices("train")
-    measured = {name: (t.uplink_bits_per_entry, t.downlink_bits_per_entry) for name, t in trained.items()}
+    measured = {
+        name: (t.uplink_bits_per_entry, t.downlink_bits_per_entry)
+        for name, t in trained.items()
+    }
     return measured.keys() == budgets.keys() and all(
-        0.9 * asked < got <= asked for name in budgets for got, asked in zip(measured[name], budgets[name], strict=True)
+        0.9 * asked < got <= asked
+        for name in budgets
+        for got, asked in zip(measured[name], budgets[name], strict=True)
     )
 
 
-# -- one run, three budgets ----------------------------------------------------------------------
+# -- one run, three budgets
+# ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [everyone, partial(RoundRobin, min_available_nodes=3)], ids=["parallel", "turns"])
+@pytest.mark.parametrize(
+    "devices",
+    [everyone, partial(RoundRobin, min_available_nodes=3)],
+    ids=["parallel", "turns"],
+)
 def test_each_device_meets_its_own_budget(devices: Callable[[], Any]) -> None:
     """Evaluation, which sends float16, does not blur it."""
     strategy = run(rounds=3, budgets=by_name, devices=devices())
@@ -106,25 +121,36 @@ def test_each_device_meets_its_own_budget(devices: Callable[[], Any]) -> None:
     assert not any(row["failures"] for row in strategy.progress.rows)
 
 
-def test_a_node_config_that_names_a_budget_means_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_config_that_names_a_budget_means_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     configs = [{"uplink-bits": 0.1}, {"uplink-bits": 0.8, "downlink-bits": 1}, {}]
     with caplog.at_level("INFO", "flwr"):
         strategy = run(configs=configs)
     assert meets(strategy, {"0": (0.1, 0.4), "1": (0.8, 1.0), "2": (0.2, 0.4)})
     measured = strategy.ledger.devices("train")["0"].uplink_bits_per_entry
-    assert f"Device 0: 2 sessions, 6 steps, bits/entry up {measured:.3f} down" in caplog.text
+    assert (
+        f"Device 0: 2 sessions, 6 steps, bits/entry up {measured:.3f} down"
+        in caplog.text
+    )
     assert meets(run(configs=configs, budgets=()), dict.fromkeys("012", (0.2, 0.4)))
 
 
 def test_both_cuts_of_a_u_shaped_model_have_their_own() -> None:
     tail = partial(nn.Linear, 256, 4)
     strategy = run(
-        configs=[{"uplink-bits": 0.1, "output-downlink-bits": 0.8}, {"output-uplink-bits": 0.1}, {}],
+        configs=[
+            {"uplink-bits": 0.1, "output-downlink-bits": 0.8},
+            {"output-uplink-bits": 0.1},
+            {},
+        ],
         client=app(tail=tail, loss_fn=CROSS_ENTROPY),
         device=lambda: HeadAndTail(DeviceHalf(), tail()),
         server_model=seeded(middle),
         loss_fn=None,
-        output_codec=cut_codec("splitfc", uplink_bits=0.3, downlink_bits=0.5, reduction=8),
+        output_codec=cut_codec(
+            "splitfc", uplink_bits=0.3, downlink_bits=0.5, reduction=8
+        ),
     )
     assert meets(strategy, {"0": (0.1, 0.4), "1": (0.2, 0.4), "2": (0.2, 0.4)})
     wanted = {"0": (0.3, 0.8), "1": (0.1, 0.5), "2": (0.3, 0.5)}
@@ -134,36 +160,52 @@ def test_both_cuts_of_a_u_shaped_model_have_their_own() -> None:
         assert 0.9 * down < traffic.downlink_output_bits_per_entry <= down
 
 
-@pytest.mark.parametrize("value", [0, -0.1, math.nan, math.inf, 33, 10**15, "0.1", "x" * 5000, True])
+@pytest.mark.parametrize(
+    "value", [0, -0.1, math.nan, math.inf, 33, 10**15, "0.1", "x" * 5000, True]
+)
 def test_a_device_that_asks_for_nonsense_fails_alone(value: Any) -> None:
     strategy = run(configs=[{}, {"downlink-bits": value}])
     for row in strategy.progress.rows:
         assert list(row["failures"]) == ["1"]
-        assert row["failures"]["1"].startswith(f"no budget: NodeConfigBudgets(): downlink-bits is {value!r:.50}")
+        assert row["failures"]["1"].startswith(
+            f"no budget: NodeConfigBudgets(): downlink-bits is {value!r:.50}"
+        )
         assert row["failures"]["1"].endswith("wanted a number above 0 and at most 32")
         assert row["steps"] == 6
     half = ArrayRecord(DeviceHalf().state_dict())
     sent = strategy.ledger.total("train").downlink_bytes["model"]
-    assert sent == 2 * 2 * sum(len(array.data) for array in half.values())  # two rounds, the other two devices
+    # two rounds, the other two devices
+    assert sent == 2 * 2 * sum(len(array.data) for array in half.values())
     assert meets(strategy, dict.fromkeys("02", (0.2, 0.4)))
 
 
 def test_a_node_config_without_end_is_not_kept() -> None:
     seen: list[Any] = []
-    strategy = run(rounds=1, configs=[{f"key-{i}": "x" * 10_000 for i in range(1000)}], budgets=seen.append)
+    strategy = run(
+        rounds=1,
+        configs=[{f"key-{i}": "x" * 10_000 for i in range(1000)}],
+        budgets=seen.append,
+    )
     config = next(device for device in seen if device.name == "0").node_config
     assert len(config) <= 64
     assert all(len(str(value)) <= 1000 for value in config.values())
     assert strategy.progress.rows[0]["failures"] == {}
 
 
-@pytest.mark.parametrize("bits", [(0.1,), (0.1, math.nan), (0.1, "0.2"), 0.1, (0, 0.1), (33.0, 0.1)])
-def test_a_rule_that_gives_no_budget_fails_the_device_by_the_rules_name(bits: Any) -> None:
+@pytest.mark.parametrize(
+    "bits", [(0.1,), (0.1, math.nan), (0.1, "0.2"), 0.1, (0, 0.1), (33.0, 0.1)]
+)
+def test_a_rule_that_gives_no_budget_fails_the_device_by_the_rules_name(
+    bits: Any,
+) -> None:
     def mine(device: DeviceRound) -> Any:
         return bits if device.name == "1" else None
 
     strategy = run(rounds=1, budgets=mine)
-    assert f"mine gave {bits!r}, wanted two numbers above 0" in strategy.progress.rows[0]["failures"]["1"]
+    assert (
+        f"mine gave {bits!r}, wanted two numbers above 0"
+        in strategy.progress.rows[0]["failures"]["1"]
+    )
     assert strategy.progress.rows[0]["steps"] == 6
 
 
@@ -181,7 +223,9 @@ def test_a_budget_too_small_names_the_device_and_the_smallest_that_works() -> No
     for row in strategy.progress.rows:
         assert list(row["failures"]) == ["2"]
         least = cut_codec("splitfc", reduction=8).smallest_bits(ROWS, 256)[0]
-        assert row["failures"]["2"].endswith(f"too small for 128 x 256; the smallest that works is {least}")
+        assert row["failures"]["2"].endswith(
+            f"too small for 128 x 256; the smallest that works is {least}"
+        )
         assert row["steps"] == 6
 
 
@@ -189,11 +233,16 @@ def test_budgets_beyond_float32_are_left_to_the_codec_alone() -> None:
     """Other codecs may use them, and rules that leave them are no reason to fail."""
     codec = cut_codec("quant-only", uplink_bits=40.0, downlink_bits=40.0)
     device = DeviceRound("3", 9, 40.0, 40.0, node_config={"downlink-bits": 1})
-    given = budgeted(codec, [NodeConfigBudgets(), BudgetSchedule("warmup 4x 2", "warmup 4x 9")], device)
+    given = budgeted(
+        codec,
+        [NodeConfigBudgets(), BudgetSchedule("warmup 4x 2", "warmup 4x 9")],
+        device,
+    )
     assert (given.uplink_bits, given.downlink_bits) == (40.0, 4.0)
 
 
-# -- schedules -----------------------------------------------------------------------------------
+# -- schedules
+# -----------------------------------------------------------------------------------
 
 
 SCHEDULES = {
@@ -214,21 +263,42 @@ def test_schedules(text: str, factors: list[float]) -> None:
         rule = BudgetSchedule(**{direction: text})
         for server_round, factor in enumerate(factors, 1):
             bits = rule(DeviceRound("3", server_round, 0.2, 0.2))
-            assert bits == pytest.approx((0.2 * factor, 0.2) if direction == "uplink" else (0.2, 0.2 * factor))
+            assert bits == pytest.approx(
+                (0.2 * factor, 0.2) if direction == "uplink" else (0.2, 0.2 * factor)
+            )
 
 
 def test_a_schedule_never_asks_for_more_than_float32() -> None:
-    assert BudgetSchedule("warmup 1000x 1", "warmup 1000x 1")(DeviceRound("3", 1, 0.2, 0.4)) == (32.0, 32.0)
+    assert BudgetSchedule("warmup 1000x 1", "warmup 1000x 1")(
+        DeviceRound("3", 1, 0.2, 0.4)
+    ) == (32.0, 32.0)
 
 
-WRONG = ["warmup", "warmup 4 20", "warmup 4x", "warmup 4x 1-20", "linear 4x 20", "linear 4x 20-5", "linear 4x 5-5"]
-WRONG += ["linear 0x 1-5", "cosine 4x 1-5", "linear -4x 1-5", "linear nanx 1-5", "linear 1e9x 1-5", "linear  4x 1-5"]
+WRONG = [
+    "warmup",
+    "warmup 4 20",
+    "warmup 4x",
+    "warmup 4x 1-20",
+    "linear 4x 20",
+    "linear 4x 20-5",
+    "linear 4x 5-5",
+]
+WRONG += [
+    "linear 0x 1-5",
+    "cosine 4x 1-5",
+    "linear -4x 1-5",
+    "linear nanx 1-5",
+    "linear 1e9x 1-5",
+    "linear  4x 1-5",
+]
 WRONG += ["linear 4x 1-5 ", "warmup 4x ٢", f"warmup {'9' * 400}x 1", "warmup 4.x 1"]
 
 
 @pytest.mark.parametrize("text", WRONG)
 def test_schedules_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"uplink-schedule is .*, wanted 'warmup 4x 20'"):
+    with pytest.raises(
+        ValueError, match=r"uplink-schedule is .*, wanted 'warmup 4x 20'"
+    ):
         BudgetSchedule(text)
 
 
@@ -240,7 +310,8 @@ def test_a_schedule_multiplies_what_each_device_gets() -> None:
         budgets=(NodeConfigBudgets(), BudgetSchedule(uplink="geometric 4x 1-3")),
         devices=RoundRobin(min_available_nodes=3, fraction_evaluate=0.0),
     )
-    for row, bits in zip(strategy.progress.rows, (0.4, 0.4, 0.8, 0.1), strict=True):  # devices 0, 1, 2, 0
+    # devices 0, 1, 2, 0
+    for row, bits in zip(strategy.progress.rows, (0.4, 0.4, 0.8, 0.1), strict=True):
         assert 0.9 * bits < row["uplink_bits_per_entry"] <= bits
         assert 0.36 < row["downlink_bits_per_entry"] <= 0.4
 
@@ -260,12 +331,18 @@ def test_a_resumed_run_goes_on_with_its_schedule(tmp_path: Path) -> None:
     assert resumed.ledger.digest() == whole.ledger.digest()
     for name, traffic in whole.ledger.devices("train").items():
         again = resumed.ledger.devices("train")[name]
-        assert (again.uplink_bytes, again.entries) == (traffic.uplink_bytes, traffic.entries)
-    with pytest.raises(ValueError, match=r"is of another run: budgets .by_name, BudgetSchedule"):
+        assert (again.uplink_bytes, again.entries) == (
+            traffic.uplink_bytes,
+            traffic.entries,
+        )
+    with pytest.raises(
+        ValueError, match=r"is of another run: budgets .by_name, BudgetSchedule"
+    ):
         part(tmp_path, 6, budgets=by_name)
 
 
-# -- throughput ----------------------------------------------------------------------------------
+# -- throughput
+# ----------------------------------------------------------------------------------
 
 
 def test_a_rule_learns_what_the_last_turn_was() -> None:
@@ -274,20 +351,33 @@ def test_a_rule_learns_what_the_last_turn_was() -> None:
     def watch(device: DeviceRound) -> None:
         seen.append(device)
 
-    run(rounds=2, budgets=(by_name, watch), devices=RoundRobin(min_available_nodes=1, fraction_evaluate=0.0))
+    run(
+        rounds=2,
+        budgets=(by_name, watch),
+        devices=RoundRobin(min_available_nodes=1, fraction_evaluate=0.0),
+    )
     first, second = seen
-    assert (first.name, first.server_round, first.uplink_bits, first.last) == ("0", 1, 0.1, None)
+    assert (first.name, first.server_round, first.uplink_bits, first.last) == (
+        "0",
+        1,
+        0.1,
+        None,
+    )
     assert (second.name, second.last) == ("1", None)
 
 
 @pytest.mark.parametrize("base_s", [0.0, 0.02, 0.09])
 @pytest.mark.parametrize("s_per_bit", [0.01, 0.3])
-def test_throughput_budgets_approach_the_time_of_a_step(base_s: float, s_per_bit: float) -> None:
+def test_throughput_budgets_approach_the_time_of_a_step(
+    base_s: float, s_per_bit: float
+) -> None:
     """On a link of round trips and labels that take `base_s`, and a time for each bit per entry."""
     rule, bits = ThroughputBudgets(0.1), (0.2, 0.4)
     for server_round in range(1, 200):
         time_s = base_s + s_per_bit * sum(bits)
-        last = LastTurn(*bits, steps=10, uplink_bytes=1, downlink_bytes=1, link_seconds=10 * time_s)
+        last = LastTurn(
+            *bits, steps=10, uplink_bytes=1, downlink_bytes=1, link_seconds=10 * time_s
+        )
         bits = rule(DeviceRound("3", server_round, 0.2, 0.4, last=last)) or (0.0, 0.0)
     wanted_s = min(max(0.1, base_s + s_per_bit * 0.1), base_s + s_per_bit * 16)
     assert base_s + s_per_bit * sum(bits) == pytest.approx(wanted_s, rel=0.2)
@@ -297,7 +387,10 @@ def test_throughput_budgets_approach_the_time_of_a_step(base_s: float, s_per_bit
 def test_without_a_measurement_budgets_stay() -> None:
     rule = ThroughputBudgets(0.1)
     assert rule(DeviceRound("3", 1, 0.2, 0.4)) is None
-    for unknown in (LastTurn(0.2, 0.4, 0, 0, 0, 3.0), LastTurn(0.2, 0.4, 10, 9, 9, 0.0)):
+    for unknown in (
+        LastTurn(0.2, 0.4, 0, 0, 0, 3.0),
+        LastTurn(0.2, 0.4, 10, 9, 9, 0.0),
+    ):
         assert rule(DeviceRound("3", 2, 0.2, 0.4, last=unknown)) is None
 
 
@@ -309,7 +402,9 @@ def test_a_slow_device_gets_fewer_bits_by_what_was_measured() -> None:
     def watch(device: DeviceRound) -> None:
         seen.append(device)
 
-    with CuttingProxy(f"127.0.0.1:{port}", cuts=0, most_bytes=1, bytes_per_second=rate) as slow:
+    with CuttingProxy(
+        f"127.0.0.1:{port}", cuts=0, most_bytes=1, bytes_per_second=rate
+    ) as slow:
         strategy = run(
             rounds=3,
             configs=[{"split-address": slow.address}],
@@ -318,7 +413,10 @@ def test_a_slow_device_gets_fewer_bits_by_what_was_measured() -> None:
             downlink_bits=1.0,
             endpoint=EndpointConfig(port=port),
         )
-    bits = {name: [device.uplink_bits for device in seen if device.name == name] for name in ("0", "1")}
+    bits = {
+        name: [device.uplink_bits for device in seen if device.name == name]
+        for name in ("0", "1")
+    }
     assert bits["0"][0] == bits["1"][0] == 1.0
     assert max(bits["0"][1:]) < 1.0 < min(bits["1"][1:])
     last = next(device.last for device in seen if device.name == "0" and device.last)
@@ -348,12 +446,22 @@ def test_run_config_texts() -> None:
     }
     for text, rules in wanted.items():
         assert budget_rules(text) == rules
-    for text in ("throughput", "throughput 0.05", "throughput 0s", "throughput 1s 4-0.1", "throughput 1s 1-33", "node"):
+    for text in (
+        "throughput",
+        "throughput 0.05",
+        "throughput 0s",
+        "throughput 1s 4-0.1",
+        "throughput 1s 1-33",
+        "node",
+    ):
         with pytest.raises(ValueError, match=f"device-budgets is '{text}'"):
             budget_rules(text)
 
 
-@pytest.mark.parametrize("settings", [(0.0,), (math.inf,), (math.nan,), (1.0, 0.0), (1.0, 2.0, 1.0), (1.0, 1.0, 64.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [(0.0,), (math.inf,), (math.nan,), (1.0, 0.0), (1.0, 2.0, 1.0), (1.0, 1.0, 64.0)],
+)
 def test_throughput_settings_out_of_range(settings: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="wanted"):
         ThroughputBudgets(*settings)

@@ -17,7 +17,12 @@ from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitLearning
 from flwr_splitfc.strategy import CheckpointError
-from flwr_splitfc.strategy.checkpoint import SCHEMA, checkpoint_path, load_checkpoint, save_checkpoint
+from flwr_splitfc.strategy.checkpoint import (
+    SCHEMA,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -61,9 +66,14 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path: Path) -> No
 
     assert killed_at == sorted(killed_at)
     assert len(set(killed_at)) > KILLS // 3, "the kills did not fall into the run"
-    assert (tmp_path / "a" / "summary.json").read_text() == (tmp_path / "b" / "summary.json").read_text()
+    assert (tmp_path / "a" / "summary.json").read_text() == (
+        tmp_path / "b" / "summary.json"
+    ).read_text()
     for half in ("device", "server", "joined"):
-        first, second = (torch.load(tmp_path / run / f"{half}.pt", weights_only=True) for run in ("a", "b"))
+        first, second = (
+            torch.load(tmp_path / run / f"{half}.pt", weights_only=True)
+            for run in ("a", "b")
+        )
         assert same(first, second)
 
 
@@ -72,10 +82,18 @@ def load_data(context: Any) -> tuple[list[Any], list[Any]]:
     return data, data
 
 
-def make(folder: Path | None, devices: Strategy | None = None, **options: Any) -> SplitLearning:
+def make(
+    folder: Path | None, devices: Strategy | None = None, **options: Any
+) -> SplitLearning:
     devices = devices or RoundRobin(min_available_nodes=3, fraction_evaluate=0.0)
     return SplitLearning(
-        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, device="cpu", devices=devices, checkpoint=folder, **options
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        device="cpu",
+        devices=devices,
+        checkpoint=folder,
+        **options,
     )
 
 
@@ -87,7 +105,11 @@ def run(strategy: SplitLearning, rounds: int) -> tuple[dict[str, torch.Tensor], 
 
 def everyone(strategy: Any, **options: Any) -> Strategy:
     made: Strategy = strategy(
-        fraction_evaluate=0.0, min_train_nodes=3, min_evaluate_nodes=3, min_available_nodes=3, **options
+        fraction_evaluate=0.0,
+        min_train_nodes=3,
+        min_evaluate_nodes=3,
+        min_available_nodes=3,
+        **options,
     )
     return made
 
@@ -131,7 +153,11 @@ def test_strategies_go_on_with_what_they_remember(tmp_path: Path, devices: Any) 
     run(make(tmp_path, devices(), **options), 5)
     got, resumed = run(make(tmp_path, devices(), **options), 6)
     assert same(got, wanted)
-    assert list(resumed.train_metrics_clientapp) == list(whole.train_metrics_clientapp) == [1, 2, 3, 4, 5, 6]
+    assert (
+        list(resumed.train_metrics_clientapp)
+        == list(whole.train_metrics_clientapp)
+        == [1, 2, 3, 4, 5, 6]
+    )
     for number, metrics in whole.train_metrics_clientapp.items():
         again = resumed.train_metrics_clientapp[number]
         assert {k: v for k, v in metrics.items() if "seconds" not in k} == {
@@ -148,8 +174,12 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert strategy.ledger.total("train").steps == 9
 
 
-@pytest.mark.parametrize("devices", [QFedAvg(client_learning_rate=0.1), type("Mine", (FedAvg,), {})()])
-def test_strategies_with_unknown_state_are_refused_by_name(tmp_path: Path, devices: Strategy) -> None:
+@pytest.mark.parametrize(
+    "devices", [QFedAvg(client_learning_rate=0.1), type("Mine", (FedAvg,), {})()]
+)
+def test_strategies_with_unknown_state_are_refused_by_name(
+    tmp_path: Path, devices: Strategy
+) -> None:
     with pytest.raises(ValueError, match=type(devices).__name__):
         make(tmp_path, devices)
 
@@ -169,7 +199,12 @@ def refused(folder: Path, match: str) -> None:
 
 def test_truncated_and_changed_checkpoints_are_refused(tmp_path: Path) -> None:
     path, data = damaged(tmp_path)
-    for wrong in (data[:-1], data[: len(data) // 2], data[:40], data[:100] + b"x" + data[101:]):
+    for wrong in (
+        data[:-1],
+        data[: len(data) // 2],
+        data[:40],
+        data[:100] + b"x" + data[101:],
+    ):
         path.write_bytes(wrong)
         refused(tmp_path, "damaged")
 
@@ -211,13 +246,17 @@ class Pwned:
         return (print, ("code ran",))
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_checkpoint_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_checkpoint(tmp_path, {"settings": Pwned()})
     refused(tmp_path, "cannot be read")
     assert "code ran" not in capsys.readouterr().out
 
 
-def test_a_round_that_breaks_leaves_the_checkpoint_of_the_one_before(tmp_path: Path) -> None:
+def test_a_round_that_breaks_leaves_the_checkpoint_of_the_one_before(
+    tmp_path: Path,
+) -> None:
     run(make(tmp_path), 2)
 
     def bad(server_round: int, arrays: ArrayRecord) -> None:
@@ -227,7 +266,11 @@ def test_a_round_that_breaks_leaves_the_checkpoint_of_the_one_before(tmp_path: P
     grid = LocalGrid(SplitClientApp(DeviceHalf, load_data, ADAM), 3)
     with pytest.raises(ZeroDivisionError):
         strategy.start(
-            grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 4, train_config=ConfigRecord(), evaluate_fn=bad
+            grid,
+            ArrayRecord(seeded(DeviceHalf).state_dict()),
+            4,
+            train_config=ConfigRecord(),
+            evaluate_fn=bad,
         )
     state = load_checkpoint(tmp_path)
     assert state is not None

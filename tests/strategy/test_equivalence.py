@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import Tensor, nn
 
@@ -41,7 +48,9 @@ class NormDeviceHalf(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -55,11 +64,15 @@ class DropDeviceHalf(DeviceHalf):
 
 
 def norm_server_half() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
+    )
 
 
 def drop_server_half() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)
+    )
 
 
 def rows_of(device: int) -> int:
@@ -84,11 +97,19 @@ def app(
     device: Callable[[], nn.Module] = DeviceHalf,
     server: Callable[[], nn.Module] = ServerHalf,
 ) -> SplitClientApp:
-    return SplitClientApp(device, load_data, optimizer, server_model=server, loss_fn=CROSS_ENTROPY)
+    return SplitClientApp(
+        device, load_data, optimizer, server_model=server, loss_fn=CROSS_ENTROPY
+    )
 
 
-def all_of(count: int, strategy: Callable[..., Strategy] = FedAvg, **options: Any) -> Strategy:
-    sizes = {"min_train_nodes": count, "min_evaluate_nodes": count, "min_available_nodes": count}
+def all_of(
+    count: int, strategy: Callable[..., Strategy] = FedAvg, **options: Any
+) -> Strategy:
+    sizes = {
+        "min_train_nodes": count,
+        "min_evaluate_nodes": count,
+        "min_available_nodes": count,
+    }
     return strategy(fraction_evaluate=0.0, **sizes, **options)
 
 
@@ -104,7 +125,9 @@ def fedavg(
     """The joined model after Flower's own strategy."""
     joined = JoinedModel(seeded(device), seeded(server))
     grid = LocalGrid(app(load_data, optimizer, device, server), count)
-    result = all_of(count, strategy).start(grid, ArrayRecord(joined.state_dict()), rounds)
+    result = all_of(count, strategy).start(
+        grid, ArrayRecord(joined.state_dict()), rounds
+    )
     return result.arrays.to_torch_state_dict()
 
 
@@ -123,7 +146,9 @@ def split(
     made = strategy(seeded(server), CROSS_ENTROPY, optimizer, device="cpu", **options)
     config = ConfigRecord({} if steps is None else {"steps-per-turn": steps})
     grid = LocalGrid(app(load_data, optimizer, device, server), count)
-    result = made.start(grid, ArrayRecord(seeded(device).state_dict()), rounds, train_config=config)
+    result = made.start(
+        grid, ArrayRecord(seeded(device).state_dict()), rounds, train_config=config
+    )
     return made.joined_state_dict(result.arrays), made
 
 
@@ -168,7 +193,9 @@ def test_splitfed_v1_is_fedavg_with_adam_in_the_first_round_and_close_later() ->
 
 
 def test_splitfed_v1_with_kept_optimizer_state_is_not_fedavg() -> None:
-    split_weights, _ = split(SplitFedV1, 3, 4, one_full_batch, ADAM, optimizer_state="per-device")
+    split_weights, _ = split(
+        SplitFedV1, 3, 4, one_full_batch, ADAM, optimizer_state="per-device"
+    )
     assert farthest(split_weights, fedavg(3, 4, one_full_batch, ADAM)) > 1e-3
 
 
@@ -176,8 +203,11 @@ def test_splitfed_v1_averages_normalisation_statistics_as_fedavg_does() -> None:
     halves = {"server": norm_server_half, "device": NormDeviceHalf}
     split_weights, _ = split(SplitFedV1, 3, 3, one_full_batch, PLAIN_SGD, **halves)
     joined_weights = fedavg(3, 3, one_full_batch, PLAIN_SGD, **halves)
-    for name in [name for name in joined_weights if name.endswith("num_batches_tracked")]:
-        # FedAvg averages counts in floats, and a device that loads 2.999... has 2. No update depends on it.
+    for name in [
+        name for name in joined_weights if name.endswith("num_batches_tracked")
+    ]:
+        # FedAvg averages counts in floats, and a device that loads 2.999... has 2. No
+        # update depends on it.
         del split_weights[name], joined_weights[name]
     assert farthest(split_weights, joined_weights) < 1e-6
 
@@ -187,21 +217,36 @@ def test_splitfed_v1_leaves_out_devices_that_fail() -> None:
 
     def sometimes(message: Message, context: Any) -> Message:
         reply = working(message, context)
-        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 2:
+        if (
+            message.metadata.message_type == "train"
+            and context.node_config["partition-id"] == 2
+        ):
             raise OSError("the reply is lost")
         return reply
 
-    made = SplitFedV1(seeded(ServerHalf), CROSS_ENTROPY, PLAIN_SGD, device="cpu", devices=all_of(3))
-    result = made.start(LocalGrid(sometimes, 3), ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
+    made = SplitFedV1(
+        seeded(ServerHalf), CROSS_ENTROPY, PLAIN_SGD, device="cpu", devices=all_of(3)
+    )
+    result = made.start(
+        LocalGrid(sometimes, 3), ArrayRecord(seeded(DeviceHalf).state_dict()), 3
+    )
     assert result.train_metrics_clientapp[1]["sessions"] == 3
-    assert farthest(made.joined_state_dict(result.arrays), fedavg(2, 3, one_full_batch, PLAIN_SGD)) < 2e-6
+    assert (
+        farthest(
+            made.joined_state_dict(result.arrays),
+            fedavg(2, 3, one_full_batch, PLAIN_SGD),
+        )
+        < 2e-6
+    )
 
 
 def test_splitfed_v1_keeps_the_server_half_when_all_devices_fail() -> None:
     def broken(message: Message, context: Any) -> Message:
         raise OSError("no device works")
 
-    made = SplitFedV1(seeded(ServerHalf), CROSS_ENTROPY, PLAIN_SGD, device="cpu", devices=all_of(2))
+    made = SplitFedV1(
+        seeded(ServerHalf), CROSS_ENTROPY, PLAIN_SGD, device="cpu", devices=all_of(2)
+    )
     made.start(LocalGrid(broken, 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 2)
     assert same(weights(made.server_model), weights(seeded(ServerHalf)))
 
@@ -211,7 +256,9 @@ def test_splitfed_v1_keeps_the_server_half_when_all_devices_fail() -> None:
 
 @pytest.mark.parametrize("strategy", [SplitLearning, SplitFedV1, SplitFedV2])
 @pytest.mark.parametrize("optimizer", [PLAIN_SGD, MOMENTUM, ADAM])
-def test_one_device_is_unsplit_training(strategy: type[SplitLearning], optimizer: Any) -> None:
+def test_one_device_is_unsplit_training(
+    strategy: type[SplitLearning], optimizer: Any
+) -> None:
     split_weights, _ = split(strategy, 1, 1, four_batches, optimizer, steps=20)
     assert same(split_weights, unsplit(batches(4) * 5, optimizer))
 
@@ -220,7 +267,9 @@ def test_one_device_is_unsplit_training(strategy: type[SplitLearning], optimizer
 def test_one_device_over_rounds_is_unsplit_training_if_its_optimizer_state_is_kept(
     strategy: type[SplitLearning],
 ) -> None:
-    split_weights, _ = split(strategy, 1, 5, four_batches, ADAM, optimizer_state="per-device")
+    split_weights, _ = split(
+        strategy, 1, 5, four_batches, ADAM, optimizer_state="per-device"
+    )
     assert same(split_weights, unsplit(batches(4) * 5, ADAM))
 
 
@@ -236,8 +285,20 @@ class InThisOrder(RoundRobin):
 
 
 def test_splitfed_v2_with_one_device_at_a_time_is_split_learning() -> None:
-    sampled = FedAvg(fraction_train=0.1, fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=3)
-    v2 = SplitFedV2(seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu", devices=sampled, optimizer_state="relay")
+    sampled = FedAvg(
+        fraction_train=0.1,
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_available_nodes=3,
+    )
+    v2 = SplitFedV2(
+        seeded(ServerHalf),
+        CROSS_ENTROPY,
+        ADAM,
+        device="cpu",
+        devices=sampled,
+        optimizer_state="relay",
+    )
     grid = LocalGrid(app(four_batches, ADAM), 3)
     result = v2.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 6)
     assert len(grid.trained) == 6
@@ -269,9 +330,16 @@ def test_a_replay_of_the_recorded_order_gives_the_same_weights() -> None:
         return Message(reply_of(model, rows=64).content, reply_to=message)
 
     made = SplitFedV2(
-        seeded(drop_server_half), CROSS_ENTROPY, MOMENTUM, device="cpu", devices=all_of(3), record_updates=True
+        seeded(drop_server_half),
+        CROSS_ENTROPY,
+        MOMENTUM,
+        device="cpu",
+        devices=all_of(3),
+        record_updates=True,
     )
-    result = made.start(LocalGrid(train, 3, workers=3), ArrayRecord(seeded(DeviceHalf).state_dict()), 2)
+    result = made.start(
+        LocalGrid(train, 3, workers=3), ArrayRecord(seeded(DeviceHalf).state_dict()), 2
+    )
     split_weights = made.joined_state_dict(result.arrays)
     assert len(made.updates) == 2 * 3 * 4
 
@@ -282,7 +350,11 @@ def test_a_replay_of_the_recorded_order_gives_the_same_weights() -> None:
         for name in "012":
             model = DeviceHalf()
             model.load_state_dict(arrays.to_torch_state_dict())
-            devices[name] = (model, MOMENTUM(model.parameters()), iter(batches(4, seed=int(name))))
+            devices[name] = (
+                model,
+                MOMENTUM(model.parameters()),
+                iter(batches(4, seed=int(name))),
+            )
         for update in made.updates:
             if update.server_round == server_round:
                 model, optimizer, data = devices[update.device]
@@ -300,7 +372,10 @@ def test_a_replay_of_the_recorded_order_gives_the_same_weights() -> None:
 
 
 def reply_of(model: nn.Module, rows: int) -> Message:
-    content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": rows})}
+    content = {
+        "arrays": ArrayRecord(model.state_dict()),
+        "metrics": MetricRecord({"num-examples": rows}),
+    }
     return Message(RecordDict(content), 1, MessageType.TRAIN)
 
 
@@ -309,20 +384,28 @@ def reply_of(model: nn.Module, rows: int) -> Message:
 
 def test_normalisation_in_both_halves_is_as_unsplit() -> None:
     halves = {"server": norm_server_half, "device": NormDeviceHalf}
-    split_weights, _ = split(SplitLearning, 1, 1, four_batches, ADAM, steps=20, **halves)
+    split_weights, _ = split(
+        SplitLearning, 1, 1, four_batches, ADAM, steps=20, **halves
+    )
     assert same(split_weights, unsplit(batches(4) * 5, ADAM, **halves))
 
 
 def test_dropout_in_the_device_half_is_as_unsplit() -> None:
-    split_weights, _ = split(SplitLearning, 1, 1, four_batches, ADAM, steps=8, device=DropDeviceHalf)
+    split_weights, _ = split(
+        SplitLearning, 1, 1, four_batches, ADAM, steps=8, device=DropDeviceHalf
+    )
     turn = derive_seed(0, "0", 1)
-    assert same(split_weights, unsplit(batches(4) * 2, ADAM, device=DropDeviceHalf, seed=turn))
+    assert same(
+        split_weights, unsplit(batches(4) * 2, ADAM, device=DropDeviceHalf, seed=turn)
+    )
 
 
 def test_dropout_in_the_server_half_draws_from_a_stream_of_its_own() -> None:
     first, _ = split(SplitLearning, 1, 1, four_batches, ADAM, server=drop_server_half)
     again, _ = split(SplitLearning, 1, 1, four_batches, ADAM, server=drop_server_half)
-    other, _ = split(SplitLearning, 1, 1, four_batches, ADAM, server=drop_server_half, seed=1)
+    other, _ = split(
+        SplitLearning, 1, 1, four_batches, ADAM, server=drop_server_half, seed=1
+    )
     assert same(first, again)
     assert not same(first, other)
 
@@ -330,11 +413,16 @@ def test_dropout_in_the_server_half_draws_from_a_stream_of_its_own() -> None:
 def test_dropout_is_off_in_evaluation() -> None:
     half = HalfTrainer(seeded(drop_server_half), CROSS_ENTROPY, ADAM, device="cpu")
     features = torch.randn(4, 64)
-    assert torch.equal(half.predict(features), copy.deepcopy(half.model).eval()(features))
+    assert torch.equal(
+        half.predict(features), copy.deepcopy(half.model).eval()(features)
+    )
     assert half.model.training
 
 
-@pytest.mark.parametrize("optimizer", [partial(torch.optim.AdamW, lr=1e-2), partial(PLAIN_SGD, weight_decay=0.1)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [partial(torch.optim.AdamW, lr=1e-2), partial(PLAIN_SGD, weight_decay=0.1)],
+)
 def test_weight_decay_is_as_unsplit(optimizer: Any) -> None:
     split_weights, _ = split(SplitLearning, 1, 1, four_batches, optimizer, steps=20)
     assert same(split_weights, unsplit(batches(4) * 5, optimizer))
@@ -347,7 +435,13 @@ def test_clipping_is_by_half() -> None:
     moved = {name: float((clipped[name] - plain[name]).abs().max()) for name in plain}
     assert moved["server.layers.1.weight"] > 1e-4
     start = weights(seeded(ServerHalf))
-    steps = sum(float((clipped[f"server.{name}"] - start[name]).square().sum()) for name in start) ** 0.5
+    steps = (
+        sum(
+            float((clipped[f"server.{name}"] - start[name]).square().sum())
+            for name in start
+        )
+        ** 0.5
+    )
     assert steps <= 4 * 0.1 * 1e-3 * 1.01
 
 
@@ -363,7 +457,9 @@ def drop_middle() -> nn.Module:
 
 
 def tail() -> nn.Module:
-    return nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    return nn.Sequential(
+        nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)
+    )
 
 
 def ends() -> nn.Module:
@@ -381,9 +477,16 @@ def u_shaped(
 ) -> tuple[dict[str, Tensor], SplitLearning]:
     options = {"devices": all_of(count), **options}
     made = strategy(seeded(server), None, optimizer, device="cpu", **options)
-    client = SplitClientApp(NormDeviceHalf, four_batches, optimizer, tail=tail, loss_fn=CROSS_ENTROPY)
+    client = SplitClientApp(
+        NormDeviceHalf, four_batches, optimizer, tail=tail, loss_fn=CROSS_ENTROPY
+    )
     config = ConfigRecord({"steps-per-turn": steps})
-    result = made.start(LocalGrid(client, count), ArrayRecord(ends().state_dict()), rounds, train_config=config)
+    result = made.start(
+        LocalGrid(client, count),
+        ArrayRecord(ends().state_dict()),
+        rounds,
+        train_config=config,
+    )
     return made.joined_state_dict(result.arrays), made
 
 
@@ -402,10 +505,17 @@ class OwnStream(nn.Module):
             return self.server(x)
 
 
-def unsplit_u(optimizer: Any, server: Callable[[], nn.Module] = middle) -> dict[str, Tensor]:
+def unsplit_u(
+    optimizer: Any, server: Callable[[], nn.Module] = middle
+) -> dict[str, Tensor]:
     """Plain PyTorch training of first, middle and last layers, 20 steps."""
-    trained = unsplit(batches(4) * 5, optimizer, server=lambda: OwnStream(server()), device=ends)
-    return {name.replace("server.server.", "server."): value for name, value in trained.items()}
+    trained = unsplit(
+        batches(4) * 5, optimizer, server=lambda: OwnStream(server()), device=ends
+    )
+    return {
+        name.replace("server.server.", "server."): value
+        for name, value in trained.items()
+    }
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
@@ -426,8 +536,12 @@ def test_u_shaped_one_device_is_unsplit_training(
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
 @pytest.mark.parametrize("server", [middle, drop_middle])
-def test_u_shaped_one_device_over_rounds_is_unsplit_training(optimizer: Any, server: Callable[[], nn.Module]) -> None:
-    split_weights, _ = u_shaped(SplitLearning, 1, 5, optimizer, server=server, optimizer_state="relay")
+def test_u_shaped_one_device_over_rounds_is_unsplit_training(
+    optimizer: Any, server: Callable[[], nn.Module]
+) -> None:
+    split_weights, _ = u_shaped(
+        SplitLearning, 1, 5, optimizer, server=server, optimizer_state="relay"
+    )
     assert same(split_weights, unsplit_u(optimizer, server))
 
 
@@ -435,36 +549,60 @@ def test_u_shaped_splitfed_v1_is_fedavg() -> None:
     split_weights, made = u_shaped(SplitFedV1, 3, 4, PLAIN_SGD)
     joined = JoinedModel(ends(), seeded(middle))
     client = SplitClientApp(
-        NormDeviceHalf, four_batches, PLAIN_SGD, tail=tail, server_model=middle, loss_fn=CROSS_ENTROPY
+        NormDeviceHalf,
+        four_batches,
+        PLAIN_SGD,
+        tail=tail,
+        server_model=middle,
+        loss_fn=CROSS_ENTROPY,
     )
     result = all_of(3).start(LocalGrid(client, 3), ArrayRecord(joined.state_dict()), 4)
     whole = result.arrays.to_torch_state_dict()
     for name in [name for name in whole if name.endswith("num_batches_tracked")]:
         del split_weights[name], whole[name]
     assert farthest(split_weights, whole) < 1e-6
-    assert made.ledger.of(4, "train").loss == pytest.approx(result.train_metrics_clientapp[4]["train_loss"])
+    assert made.ledger.of(4, "train").loss == pytest.approx(
+        result.train_metrics_clientapp[4]["train_loss"]
+    )
 
 
 def test_u_shaped_splitfed_v2_with_devices_in_each_other_s_way() -> None:
     """Three at once, both cuts compressed: between a device's two frames others step the server half."""
-    codecs = {"codec": cut_codec("splitfc", uplink_bits=4, downlink_bits=4, reduction=2)}
-    codecs["output_codec"] = cut_codec("splitfc", uplink_bits=4, downlink_bits=6, reduction=2)
-    trained, made = u_shaped(SplitFedV2, 3, 6, ADAM, steps=20, server=drop_middle, **codecs)
+    codecs = {
+        "codec": cut_codec("splitfc", uplink_bits=4, downlink_bits=4, reduction=2)
+    }
+    codecs["output_codec"] = cut_codec(
+        "splitfc", uplink_bits=4, downlink_bits=6, reduction=2
+    )
+    trained, made = u_shaped(
+        SplitFedV2, 3, 6, ADAM, steps=20, server=drop_middle, **codecs
+    )
     assert all(value.isfinite().all() for value in trained.values())
     first, last = (made.ledger.of(server_round, "train") for server_round in (1, 6))
     assert last.loss < 0.9 * first.loss
     assert made.half.steps == 6 * 3 * 20
-    assert last.uplink_output_bits_per_entry <= 4 < last.downlink_output_bits_per_entry <= 6
+    assert (
+        last.uplink_output_bits_per_entry
+        <= 4
+        < last.downlink_output_bits_per_entry
+        <= 6
+    )
 
 
 # 6. Swapping
 
 
-@pytest.mark.parametrize("strategy", [FedAvg, partial(FedProx, proximal_mu=0.1), partial(FedAdam, eta=1e-2)])
-def test_flowers_strategies_run_the_same_app_unsplit_and_over_device_halves(strategy: Callable[..., Strategy]) -> None:
+@pytest.mark.parametrize(
+    "strategy", [FedAvg, partial(FedProx, proximal_mu=0.1), partial(FedAdam, eta=1e-2)]
+)
+def test_flowers_strategies_run_the_same_app_unsplit_and_over_device_halves(
+    strategy: Callable[..., Strategy],
+) -> None:
     start = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf)).state_dict()
     whole = fedavg(3, 2, four_batches, ADAM, strategy)
-    halves, made = split(SplitFedV2, 3, 2, four_batches, ADAM, devices=all_of(3, strategy))
+    halves, made = split(
+        SplitFedV2, 3, 2, four_batches, ADAM, devices=all_of(3, strategy)
+    )
     for trained in (whole, halves):
         assert trained.keys() == start.keys()
         assert farthest(trained, start) > 1e-3
@@ -473,12 +611,19 @@ def test_flowers_strategies_run_the_same_app_unsplit_and_over_device_halves(stra
 
 
 @pytest.mark.parametrize("preset", [SplitFedV1, SplitFedV2])
-def test_fedprox_pulls_both_paths_towards_the_rounds_start(preset: type[SplitLearning]) -> None:
+def test_fedprox_pulls_both_paths_towards_the_rounds_start(
+    preset: type[SplitLearning],
+) -> None:
     start = seeded(DeviceHalf).state_dict()
 
     def moved(strategy: Callable[..., Strategy]) -> float:
-        trained, _ = split(preset, 3, 1, four_batches, PLAIN_SGD, devices=all_of(3, strategy))
-        return sum(float((trained[f"device.{name}"] - start[name]).square().sum()) for name in start)
+        trained, _ = split(
+            preset, 3, 1, four_batches, PLAIN_SGD, devices=all_of(3, strategy)
+        )
+        return sum(
+            float((trained[f"device.{name}"] - start[name]).square().sum())
+            for name in start
+        )
 
     assert moved(partial(FedProx, proximal_mu=5.0)) < 0.9 * moved(FedAvg)
     unsplit_moved = farthest(
@@ -492,8 +637,20 @@ def test_fedprox_pulls_both_paths_towards_the_rounds_start(preset: type[SplitLea
 
 
 def test_the_paper_s_codec_fits_every_variant() -> None:
-    for preset in (SplitFC, partial(SplitFedV1, codec="splitfc"), partial(SplitFedV2, codec="splitfc")):
-        made = preset(seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu", devices=all_of(2))
-        made.codec = made.codec.__class__(**{**vars(made.codec), "uplink_bits": 2.0, "downlink_bits": 2.0})
-        result = made.start(LocalGrid(app(four_batches, ADAM), 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 2)
+    for preset in (
+        SplitFC,
+        partial(SplitFedV1, codec="splitfc"),
+        partial(SplitFedV2, codec="splitfc"),
+    ):
+        made = preset(
+            seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu", devices=all_of(2)
+        )
+        made.codec = made.codec.__class__(
+            **{**vars(made.codec), "uplink_bits": 2.0, "downlink_bits": 2.0}
+        )
+        result = made.start(
+            LocalGrid(app(four_batches, ADAM), 2),
+            ArrayRecord(seeded(DeviceHalf).state_dict()),
+            2,
+        )
         assert result.train_metrics_clientapp[2]["uplink_bits_per_entry"] <= 2

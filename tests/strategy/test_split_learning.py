@@ -40,7 +40,11 @@ def load_data(context):
 
 
 def app(optimizer=ADAM, **options):
-    options = {"server_model": partial(seeded, ServerHalf), "loss_fn": CROSS_ENTROPY, **options}
+    options = {
+        "server_model": partial(seeded, ServerHalf),
+        "loss_fn": CROSS_ENTROPY,
+        **options,
+    }
     return SplitClientApp(DeviceHalf, load_data, optimizer, **options)
 
 
@@ -53,17 +57,24 @@ def alone(**options):
 
 
 def split(strategy=SplitLearning, optimizer=ADAM, **options):
-    return strategy(seeded(ServerHalf), CROSS_ENTROPY, optimizer, device="cpu", **options)
+    return strategy(
+        seeded(ServerHalf), CROSS_ENTROPY, optimizer, device="cpu", **options
+    )
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAM, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, ADAM, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)]
+)
 @pytest.mark.parametrize("relayed", [True, False], ids=["five-turns", "one-turn"])
 def test_one_device_equals_unsplit_training_bit_for_bit(optimizer, relayed):
     """20 steps in one turn, or in four turns with the optimizer's state handed on."""
     strategy = split(optimizer=optimizer, devices=alone(fraction_evaluate=0.0))
     rounds, steps = (4, 5) if relayed else (1, 20)
     result = strategy.start(
-        LocalGrid(app(optimizer), 1), arrays(), rounds, train_config=ConfigRecord({"steps-per-turn": steps})
+        LocalGrid(app(optimizer), 1),
+        arrays(),
+        rounds,
+        train_config=ConfigRecord({"steps-per-turn": steps}),
     )
 
     joined = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf))
@@ -85,7 +96,13 @@ def test_devices_take_turns_and_hand_their_half_on():
 
 @pytest.mark.parametrize("devices", [FedAvg, partial(FedAdam, eta=0.01)])
 def test_any_flower_strategy_combines_the_device_halves(devices):
-    strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=4, devices=devices(fraction_evaluate=0.5))
+    strategy = split(
+        SplitFC,
+        uplink_bits=2,
+        downlink_bits=2,
+        reduction=4,
+        devices=devices(fraction_evaluate=0.5),
+    )
     result = strategy.start(LocalGrid(app(), 4), arrays(), 6)
     first, last = result.train_metrics_clientapp[1], result.train_metrics_clientapp[6]
     assert last["train_loss"] < first["train_loss"]
@@ -109,24 +126,40 @@ class Silent(FedAvg):
 def test_rounds_are_known_also_where_the_strategy_does_not_tell():
     strategy = split(devices=Silent(fraction_evaluate=0.0))
     result = strategy.start(LocalGrid(app(), 2), arrays(), 2)
-    assert [metrics["steps"] for metrics in result.train_metrics_clientapp.values()] == [10, 10]
+    assert [
+        metrics["steps"] for metrics in result.train_metrics_clientapp.values()
+    ] == [10, 10]
 
 
 def test_bytes_in_the_result_are_sums_and_include_the_model():
     strategy = split(devices=FedAvg(fraction_evaluate=0.0))
     result = strategy.start(LocalGrid(app(), 2), arrays(), 1)
     metrics = result.train_metrics_clientapp[1]
-    assert metrics["uplink_features_bytes"] == metrics["downlink_gradient_bytes"] == 2 * 5 * 16 * 64 * 4
+    assert (
+        metrics["uplink_features_bytes"]
+        == metrics["downlink_gradient_bytes"]
+        == 2 * 5 * 16 * 64 * 4
+    )
     sent = sum(len(array.data) for array in arrays().values())
     assert metrics["uplink_model_bytes"] == metrics["downlink_model_bytes"] == 2 * sent
-    parts = [metrics[f"uplink_{kind}_bytes"] for kind in ("features", "labels", "state", "model", "framing")]
+    parts = [
+        metrics[f"uplink_{kind}_bytes"]
+        for kind in ("features", "labels", "state", "model", "framing")
+    ]
     assert metrics["uplink_bytes"] == sum(parts)
     assert all(part > 0 for part in parts)
     assert metrics["device_codec_seconds"] > 0
 
 
 def test_it_learns_and_evaluates_on_devices_and_centrally():
-    strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=2, devices=RoundRobin(), evaluate_every=4)
+    strategy = split(
+        SplitFC,
+        uplink_bits=2,
+        downlink_bits=2,
+        reduction=2,
+        devices=RoundRobin(),
+        evaluate_every=4,
+    )
     calls = []
 
     def evaluate(server_round, arrays):
@@ -135,13 +168,19 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
         assert torch.equal(strategy.predict(joined.device(x)), joined(x))
         joined.eval()
         calls.append(server_round)
-        return MetricRecord({"accuracy": (joined(x).argmax(1) == y).float().mean().item()})
+        return MetricRecord(
+            {"accuracy": (joined(x).argmax(1) == y).float().mean().item()}
+        )
 
     result = strategy.start(LocalGrid(app(), 2), arrays(), 18, evaluate_fn=evaluate)
     assert calls == [0, 4, 8, 12, 16, 18]
     assert list(result.evaluate_metrics_serverapp) == calls
     assert list(result.evaluate_metrics_clientapp) == calls[1:]
-    assert result.evaluate_metrics_serverapp[18]["accuracy"] > 0.8 > result.evaluate_metrics_serverapp[0]["accuracy"]
+    assert (
+        result.evaluate_metrics_serverapp[18]["accuracy"]
+        > 0.8
+        > result.evaluate_metrics_serverapp[0]["accuracy"]
+    )
     on_devices = result.evaluate_metrics_clientapp[18]
     assert on_devices["eval_acc"] > 0.8
     assert on_devices["num-examples"] == 160
@@ -152,7 +191,10 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
 def test_without_a_ticket_the_same_app_trains_the_joined_model():
     joined = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf))
     result = FedAvg().start(LocalGrid(app(), 2), ArrayRecord(joined.state_dict()), 3)
-    assert result.train_metrics_clientapp[3]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
+    assert (
+        result.train_metrics_clientapp[3]["train_loss"]
+        < result.train_metrics_clientapp[1]["train_loss"]
+    )
     assert 0 < result.evaluate_metrics_clientapp[3]["eval_acc"] <= 1
 
 
@@ -160,8 +202,13 @@ def test_without_a_server_half_it_says_what_is_missing():
     grid = LocalGrid(app(server_model=None), 2)
     joined = JoinedModel(DeviceHalf(), ServerHalf())
     FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord(joined.state_dict()), 1)
-    message = Message(RecordDict({"arrays": ArrayRecord(joined.state_dict())}), 1000, "train")
-    assert "give SplitClientApp a server_model" in next(iter(grid.send_and_receive([message]))).error.reason
+    message = Message(
+        RecordDict({"arrays": ArrayRecord(joined.state_dict())}), 1000, "train"
+    )
+    assert (
+        "give SplitClientApp a server_model"
+        in next(iter(grid.send_and_receive([message]))).error.reason
+    )
 
 
 def test_a_device_that_raises_mid_turn_does_not_stop_the_run():
@@ -180,14 +227,21 @@ def test_a_device_that_raises_mid_turn_does_not_stop_the_run():
                 server.loss(model(x), y).backward()
                 optimizer.step()
             metrics = server.metrics()
-        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
+        content = {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord(metrics),
+        }
         return Message(RecordDict(content), reply_to=msg)
 
     own.query("split_device")(answer_device_query)
     strategy = split(devices=RoundRobin(min_available_nodes=3, fraction_evaluate=0.0))
     result = strategy.start(LocalGrid(own, 3), arrays(), 3)
-    assert [metrics["sessions"] for metrics in result.train_metrics_clientapp.values()] == [1, 1, 1]
-    assert [metrics["steps"] for metrics in result.train_metrics_clientapp.values()] == [5, 2, 5]
+    assert [
+        metrics["sessions"] for metrics in result.train_metrics_clientapp.values()
+    ] == [1, 1, 1]
+    assert [
+        metrics["steps"] for metrics in result.train_metrics_clientapp.values()
+    ] == [5, 2, 5]
     assert strategy.half.steps == 12
 
 
@@ -242,30 +296,67 @@ def test_losses_over_other_labels(out, loss_fn, labels):
     def data(context):
         return [(x, labels(x, y)) for x, y in batches(5)], []
 
-    strategy = SplitLearning(seeded(partial(ServerHalf, out)), loss_fn, ADAM, devices=alone(fraction_evaluate=0.0))
-    result = strategy.start(LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10)
-    assert result.train_metrics_clientapp[10]["train_loss"] < 0.8 * result.train_metrics_clientapp[1]["train_loss"]
+    strategy = SplitLearning(
+        seeded(partial(ServerHalf, out)),
+        loss_fn,
+        ADAM,
+        devices=alone(fraction_evaluate=0.0),
+    )
+    result = strategy.start(
+        LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10
+    )
+    assert (
+        result.train_metrics_clientapp[10]["train_loss"]
+        < 0.8 * result.train_metrics_clientapp[1]["train_loss"]
+    )
 
 
 def test_a_dense_map():
     """Segmentation: a class for every pixel."""
-    server = seeded(lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1)))
+    server = seeded(
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1))
+    )
 
     def data(context):
         return [(x, (x[:, 0] > 1).long()) for x, _ in batches(5)], []
 
-    strategy = SplitLearning(server, CROSS_ENTROPY, ADAM, codec="splitfc", devices=alone(fraction_evaluate=0.0))
-    strategy.codec = type(strategy.codec)(**{**vars(strategy.codec), "uplink_bits": 4.0, "downlink_bits": 4.0})
-    result = strategy.start(LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10)
-    assert result.train_metrics_clientapp[10]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
-    assert result.train_metrics_clientapp[1]["uplink_labels_bytes"] < 5 * 16 * 64 / 8 + 5 * 60
+    strategy = SplitLearning(
+        server,
+        CROSS_ENTROPY,
+        ADAM,
+        codec="splitfc",
+        devices=alone(fraction_evaluate=0.0),
+    )
+    strategy.codec = type(strategy.codec)(
+        **{**vars(strategy.codec), "uplink_bits": 4.0, "downlink_bits": 4.0}
+    )
+    result = strategy.start(
+        LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10
+    )
+    assert (
+        result.train_metrics_clientapp[10]["train_loss"]
+        < result.train_metrics_clientapp[1]["train_loss"]
+    )
+    assert (
+        result.train_metrics_clientapp[1]["uplink_labels_bytes"]
+        < 5 * 16 * 64 / 8 + 5 * 60
+    )
 
 
 def server_after(**options):
     """The server half's weights after five steps on fixed features."""
-    strategy = split(optimizer=partial(torch.optim.SGD, lr=0.1), devices=alone(fraction_evaluate=0.0), **options)
+    strategy = split(
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        devices=alone(fraction_evaluate=0.0),
+        **options,
+    )
     frozen = partial(torch.optim.SGD, lr=0.0)
-    strategy.start(LocalGrid(app(frozen), 1), arrays(), 1, train_config=ConfigRecord({"steps-per-turn": 4}))
+    strategy.start(
+        LocalGrid(app(frozen), 1),
+        arrays(),
+        1,
+        train_config=ConfigRecord({"steps-per-turn": 4}),
+    )
     return weights(strategy.server_model)
 
 
@@ -289,10 +380,15 @@ def test_server_options():
     for options, wanted in [
         ({"accumulate_steps": 2}, plain_server([data[:2], data[2:]])),
         ({"max_grad_norm": 0.01}, plain_server(singly, norm=0.01)),
-        ({"scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)}, plain_server(singly, gamma=0.5)),
+        (
+            {"scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)},
+            plain_server(singly, gamma=0.5),
+        ),
     ]:
         got = server_after(**options)
-        assert all(torch.allclose(got[name], wanted[name], atol=1e-6) for name in wanted), options
+        assert all(
+            torch.allclose(got[name], wanted[name], atol=1e-6) for name in wanted
+        ), options
         assert not same(got, server_after())
 
 
@@ -308,11 +404,18 @@ def test_saved_halves_load_into_plain_models(tmp_path):
 
 def test_saved_halves_of_a_cut_model_load_into_the_model_itself(tmp_path):
     whole = seeded(
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 4))
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64, 4),
+        )
     )
     device, server = split_at(copy.deepcopy(whole), 1)
     client = SplitClientApp(lambda: copy.deepcopy(device), load_data, ADAM)
-    strategy = SplitLearning(server, CROSS_ENTROPY, ADAM, device="cpu", devices=alone(), save_to=tmp_path)
+    strategy = SplitLearning(
+        server, CROSS_ENTROPY, ADAM, device="cpu", devices=alone(), save_to=tmp_path
+    )
     strategy.start(LocalGrid(client, 1), ArrayRecord(device.state_dict()), 1)
     before = weights(whole)
     whole.load_state_dict(torch.load(tmp_path / "unsplit.pt", weights_only=True))
@@ -321,7 +424,14 @@ def test_saved_halves_of_a_cut_model_load_into_the_model_itself(tmp_path):
 
 def test_the_same_seed_gives_the_same_run_and_another_another():
     def run(seed):
-        strategy = split(SplitFC, uplink_bits=2, downlink_bits=2, reduction=4, devices=RoundRobin(), seed=seed)
+        strategy = split(
+            SplitFC,
+            uplink_bits=2,
+            downlink_bits=2,
+            reduction=4,
+            devices=RoundRobin(),
+            seed=seed,
+        )
         result = strategy.start(LocalGrid(app(), 2), arrays(), 4)
         return strategy.joined_state_dict(result.arrays)
 
@@ -337,7 +447,9 @@ def test_progress_has_a_row_and_a_line_per_round(tmp_path, caplog):
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert [row["accuracy"] is None for row in rows] == [True, False, False]
     assert all(row["steps"] == 5 and row["uplink_bits_per_entry"] == 32 for row in rows)
-    assert sum("round 2/3 | loss" in record.getMessage() for record in caplog.records) == 1
+    assert (
+        sum("round 2/3 | loss" in record.getMessage() for record in caplog.records) == 1
+    )
     strategy.progress.write(tmp_path / "deep" / "results.json", seed=0)
     written = json.loads((tmp_path / "deep" / "results.json").read_text())
     assert written["seed"] == 0
@@ -346,7 +458,12 @@ def test_progress_has_a_row_and_a_line_per_round(tmp_path, caplog):
 
 
 def test_settings_out_of_range():
-    for options in ({"evaluate_every": 0}, {"accumulate_steps": 0}, {"max_grad_norm": -1.0}, {"optimizer_state": "x"}):
+    for options in (
+        {"evaluate_every": 0},
+        {"accumulate_steps": 0},
+        {"max_grad_norm": -1.0},
+        {"optimizer_state": "x"},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             split(**options)
     with pytest.raises(ValueError, match="output_codec is for loss_fn=None"):
@@ -355,7 +472,10 @@ def test_settings_out_of_range():
 
 @pytest.mark.parametrize(
     ("loss_fn", "tail", "said"),
-    [(None, None, "give tail and loss_fn"), (CROSS_ENTROPY, nn.Identity, "make the strategy with loss_fn=None")],
+    [
+        (None, None, "give tail and loss_fn"),
+        (CROSS_ENTROPY, nn.Identity, "make the strategy with loss_fn=None"),
+    ],
 )
 def test_devices_and_strategy_agree_whose_the_loss_is(loss_fn, tail, said):
     strategy = SplitLearning(seeded(ServerHalf), loss_fn, ADAM, devices=alone())
@@ -375,10 +495,15 @@ def test_a_loss_that_devices_do_not_tell_is_none(tmp_path):
                 CROSS_ENTROPY(server.forward(device_half(x)), y).backward()
             metrics = MetricRecord(server.metrics())
         return Message(
-            RecordDict({"arrays": ArrayRecord(device_half.state_dict()), "metrics": metrics}), reply_to=message
+            RecordDict(
+                {"arrays": ArrayRecord(device_half.state_dict()), "metrics": metrics}
+            ),
+            reply_to=message,
         )
 
-    strategy = SplitLearning(seeded(ServerHalf), None, ADAM, devices=alone(fraction_evaluate=0.0))
+    strategy = SplitLearning(
+        seeded(ServerHalf), None, ADAM, devices=alone(fraction_evaluate=0.0)
+    )
     result = strategy.start(LocalGrid(train, 1), arrays(), 2)
     assert [row["loss"] for row in strategy.progress.rows] == [None, None]
     assert "train_loss" not in result.train_metrics_clientapp[2]

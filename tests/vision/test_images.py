@@ -19,9 +19,17 @@ MNIST = DatasetSpec(channels=1, image_size=28, num_classes=10)
 class RandomImages:
     """As torchvision's classes are called and read; 40 samples of 10 classes."""
 
-    pixels: torch.Tensor | np.ndarray = torch.randint(0, 256, (40, 28, 28), dtype=torch.uint8)
+    pixels: torch.Tensor | np.ndarray = torch.randint(
+        0, 256, (40, 28, 28), dtype=torch.uint8
+    )
 
-    def __init__(self, root: str, train: bool = True, transform: object = None, download: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        train: bool = True,
+        transform: object = None,
+        download: bool = False,
+    ) -> None:
         self.data, self.targets = self.pixels, [index % 10 for index in range(40)]
 
 
@@ -35,7 +43,10 @@ class PilImages:
     def __init__(self, root: str, train: bool, download: bool) -> None:
         from PIL import Image
 
-        self.pairs = [(Image.fromarray(RandomImages.pixels[index].numpy()), index % 10) for index in range(40)]
+        self.pairs = [
+            (Image.fromarray(RandomImages.pixels[index].numpy()), index % 10)
+            for index in range(40)
+        ]
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         return self.pairs[index]
@@ -43,11 +54,15 @@ class PilImages:
 
 class MissingData(RandomImages):
     def __init__(self, root: str, train: bool, download: bool) -> None:
-        raise RuntimeError("Dataset not found. You can use download=True to download it")
+        raise RuntimeError(
+            "Dataset not found. You can use download=True to download it"
+        )
 
 
 class NamedSplit:
-    def __init__(self, root: str, split: str = "train", download: bool = False) -> None: ...
+    def __init__(
+        self, root: str, split: str = "train", download: bool = False
+    ) -> None: ...
 
 
 class WrongScale(RandomImages):
@@ -74,7 +89,11 @@ def test_digits() -> None:
 @pytest.mark.usefixtures("local_classes")
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("RandomImages", (40, 1, 28, 28)), ("ColourImages", (40, 3, 32, 32)), ("PilImages", (40, 1, 28, 28))],
+    [
+        ("RandomImages", (40, 1, 28, 28)),
+        ("ColourImages", (40, 3, 32, 32)),
+        ("PilImages", (40, 1, 28, 28)),
+    ],
 )
 def test_torchvision_style(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     train, test = load_dataset(f"local_images.{name}", str(tmp_path))
@@ -82,7 +101,9 @@ def test_torchvision_style(name: str, shape: tuple[int, ...], tmp_path: Path) ->
     assert train.images.is_contiguous()
     assert train.labels.tolist() == [index % 10 for index in range(40)]
     assert train.num_classes == 10
-    pixels = torch.as_tensor(ColourImages.pixels if name == "ColourImages" else RandomImages.pixels)
+    pixels = torch.as_tensor(
+        ColourImages.pixels if name == "ColourImages" else RandomImages.pixels
+    )
     first = pixels[0].permute(2, 0, 1) if name == "ColourImages" else pixels[:1]
     assert train.images.dtype == torch.uint8
     assert torch.equal(train[0][0], first[0:3] / 255)
@@ -93,10 +114,19 @@ def test_torchvision_style(name: str, shape: tuple[int, ...], tmp_path: Path) ->
     ("name", "error"),
     [
         ("mnist", "unknown dataset 'mnist': use 'digits' or the dotted path"),
-        ("no_such_module.MNIST", r"'no_such_module.MNIST' cannot be imported \(No module"),
+        (
+            "no_such_module.MNIST",
+            r"'no_such_module.MNIST' cannot be imported \(No module",
+        ),
         ("local_images.Missing", "'local_images.Missing' cannot be imported"),
-        ("local_images.NamedSplit", r"cannot be called as cls\(root=, train=, download=\)"),
-        ("local_images.MissingData", "cannot be read from data-dir .*Dataset not found"),
+        (
+            "local_images.NamedSplit",
+            r"cannot be called as cls\(root=, train=, download=\)",
+        ),
+        (
+            "local_images.MissingData",
+            "cannot be read from data-dir .*Dataset not found",
+        ),
         ("local_images.WrongScale", r"wanted uint8, or floats in \[0, 1\]"),
     ],
 )
@@ -109,24 +139,38 @@ def test_dataset_that_does_not_work(name: str, error: str, tmp_path: Path) -> No
 def test_data_dir_that_does_not_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data-dir is 'data'; .* absolute path"):
         load_dataset("local_images.RandomImages", "data")
-    with pytest.raises(FileNotFoundError, match=r"absent does not exist; .* download=true"):
-        load_dataset("local_images.RandomImages", str(tmp_path / "absent"), download=False)
+    with pytest.raises(
+        FileNotFoundError, match=r"absent does not exist; .* download=true"
+    ):
+        load_dataset(
+            "local_images.RandomImages", str(tmp_path / "absent"), download=False
+        )
 
 
-@pytest.mark.skipif("SPLITFC_DATA_DIR" not in os.environ, reason="SPLITFC_DATA_DIR names no folder with MNIST/raw")
+@pytest.mark.skipif(
+    "SPLITFC_DATA_DIR" not in os.environ,
+    reason="SPLITFC_DATA_DIR names no folder with MNIST/raw",
+)
 def test_mnist() -> None:
-    train, test = load_dataset("torchvision.datasets.MNIST", os.environ["SPLITFC_DATA_DIR"], download=False)
+    train, test = load_dataset(
+        "torchvision.datasets.MNIST", os.environ["SPLITFC_DATA_DIR"], download=False
+    )
     assert (len(train), len(test), train.spec) == (60_000, 10_000, MNIST)
     shares = partition(train.labels, num_devices=30, how="shards")
     assert {len(share) for share in shares} == {2000}
     load_dataset.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["sklearn.datasets", "torchvision.datasets", "flwr_datasets.partitioner"])
-def test_what_is_not_installed_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["sklearn.datasets", "torchvision.datasets", "flwr_datasets.partitioner"]
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        ModuleNotFoundError, match=rf"{name} cannot be imported .*pip install 'flwr-splitfc\[examples\]'"
+        ModuleNotFoundError,
+        match=rf"{name} cannot be imported .*pip install 'flwr-splitfc\[examples\]'",
     ):
         extra_module(name)
     if name.startswith("torchvision"):

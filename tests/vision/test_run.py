@@ -5,13 +5,28 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from flwr_splitfc.vision import device_images, evaluate, evaluate_on_test_set, load_data, load_dataset
+from flwr_splitfc.vision import (
+    device_images,
+    evaluate,
+    evaluate_on_test_set,
+    load_data,
+    load_dataset,
+)
 
-CONFIG = {"dataset": "digits", "num-devices": 20, "partitioner": "shards", "batch-size": 16, "steps-per-turn": 3}
+CONFIG = {
+    "dataset": "digits",
+    "num-devices": 20,
+    "partitioner": "shards",
+    "batch-size": 16,
+    "steps-per-turn": 3,
+}
 
 
 def context(device: int = 0, **changes: str | int) -> Context:
-    config = {**CONFIG, **{key.replace("_", "-"): value for key, value in changes.items()}}
+    config = {
+        **CONFIG,
+        **{key.replace("_", "-"): value for key, value in changes.items()},
+    }
     return Context(1, 1, {"partition-id": device}, RecordDict(), config)
 
 
@@ -34,8 +49,14 @@ def test_a_turn_draws_its_steps_and_evaluation_is_one_pass() -> None:
 
 def test_devices_share_the_test_set_as_they_share_the_training_set() -> None:
     tests = [device_images(CONFIG, device, test=True) for device in range(20)]
-    assert len(torch.cat([share.images for share in tests]).flatten(1).unique(dim=0)) == 20 * 16
-    known = [torch.isin(own.labels, device_images(CONFIG, device).labels) for device, own in enumerate(tests)]
+    assert (
+        len(torch.cat([share.images for share in tests]).flatten(1).unique(dim=0))
+        == 20 * 16
+    )
+    known = [
+        torch.isin(own.labels, device_images(CONFIG, device).labels)
+        for device, own in enumerate(tests)
+    ]
     assert torch.cat(known).float().mean() > 0.8, "of two classes in ten"
     ((_, labels),) = load_data(context(device=3))[1]
     assert torch.equal(labels.sort().values, tests[3].labels.sort().values)
@@ -59,7 +80,11 @@ def test_augmentation_is_for_training_alone() -> None:
     [
         ("batch_size", 0, "batch-size is 0, wanted 1 or more"),
         ("steps_per_turn", -1, "steps-per-turn is -1, wanted 0 or more"),
-        ("partitioner", "by-name", "partitioner is 'by-name', wanted one of dirichlet, iid, shards"),
+        (
+            "partitioner",
+            "by-name",
+            "partitioner is 'by-name', wanted one of dirichlet, iid, shards",
+        ),
         ("num_devices", "20", "num-devices is '20', wanted int"),
         ("dataset", 3, "dataset is 3, wanted str"),
     ],
@@ -71,4 +96,6 @@ def test_keys_that_are_wrong_are_named(key: str, value: str | int, error: str) -
 
 def test_central_evaluation_is_on_the_test_set() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert evaluate_on_test_set(model, context()) == evaluate(model, load_dataset("digits")[1])
+    assert evaluate_on_test_set(model, context()) == evaluate(
+        model, load_dataset("digits")[1]
+    )

@@ -21,14 +21,17 @@ REMEMBERED_PICTURES = 2**14  # by a process, of its devices: 200 MB at 64 x 64
 class CelebA(datasets.CelebA):  # type: ignore[misc]  # torchvision has no types
     """torchvision's class, which compares md5 sums only with what it downloads itself.
 
-    The sums protect a download from Google Drive. torchvision also demands them, on each start, of files that
-    were put there by hand, and so refuses any other version of the lists: fewer pictures, or drawn ones.
-    Its own way to say "no sum" is None; that the files exist is checked as before.
+    The sums protect a download from Google Drive. torchvision also demands them, on
+    each start, of files that were put there by hand, and so refuses any other version
+    of the lists: fewer pictures, or drawn ones. Its own way to say "no sum" is None;
+    that the files exist is checked as before.
     """
 
     def __init__(self, root: str, *, download: bool, **options: Any) -> None:
         if not download:
-            self.file_list = [(file_id, None, name) for file_id, _, name in datasets.CelebA.file_list]
+            self.file_list = [
+                (file_id, None, name) for file_id, _, name in datasets.CelebA.file_list
+            ]
         super().__init__(root, download=download, **options)
 
 
@@ -45,9 +48,11 @@ class FaceSettings:
     attribute : str
         One of CelebA's forty, such as "Smiling": the label.
     image_size : int
-        Pictures are cropped about their middle to a square and scaled to so many pixels.
+        Pictures are cropped about their middle to a square and scaled to so many
+        pixels.
     identities_per_device : int
-        Celebrities on a device; with 1 a device is a celebrity, as in LEAF (https://arxiv.org/abs/1812.01097).
+        Celebrities on a device; with 1 a device is a celebrity, as in LEAF
+        (https://arxiv.org/abs/1812.01097).
     min_pictures : int
         Celebrities with fewer pictures are left out, as in LEAF.
     """
@@ -62,7 +67,9 @@ class FaceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, image_size=32, num_devices=1, identities_per_device=1, min_pictures=1)
+        check_least(
+            self, image_size=32, num_devices=1, identities_per_device=1, min_pictures=1
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +97,23 @@ class Faces:
         return len(self.names)
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = [_remembered(self.folder / self.names[index], self.image_size) for index in indices.tolist()]
+        pictures = [
+            _remembered(self.folder / self.names[index], self.image_size)
+            for index in indices.tolist()
+        ]
         return torch.stack(pictures).float().div_(255), self.labels[indices]
 
     def subset(self, indices: Indices) -> "Faces":
         """The faces at `indices`, in that order."""
         chosen = torch.from_numpy(indices)
         names = [self.names[index] for index in indices]
-        return Faces(self.folder, names, self.labels[chosen], self.identities[chosen], self.image_size)
+        return Faces(
+            self.folder,
+            names,
+            self.labels[chosen],
+            self.identities[chosen],
+            self.image_size,
+        )
 
     def decoded(self) -> LabelledImages:
         """All of them in memory."""
@@ -118,27 +134,46 @@ _remembered = lru_cache(maxsize=REMEMBERED_PICTURES)(decode)
 def faces_of(config: RunConfig, split: str) -> Faces:
     """CelebA's ``train``, ``valid`` or ``test`` split, as the run-config says."""
     settings = read_settings(FaceSettings, config)
-    return load_faces(settings.data_dir, split, settings.attribute, settings.image_size, settings.download)
+    return load_faces(
+        settings.data_dir,
+        split,
+        settings.attribute,
+        settings.image_size,
+        settings.download,
+    )
 
 
 @lru_cache(maxsize=2)
-def load_faces(data_dir: str, split: str, attribute: str, image_size: int, download: bool) -> Faces:
+def load_faces(
+    data_dir: str, split: str, attribute: str, image_size: int, download: bool
+) -> Faces:
     """A split's lists, which a process reads once; no picture is opened."""
     root = data_folder("CelebA", data_dir, download)
     try:
         data = CelebA(str(root), split=split, download=download)
-    except (OSError, RuntimeError, IndexError, ValueError) as error:  # absent, not downloaded, or no such lists
-        raise ValueError(f"CelebA cannot be read from data-dir {root}: {error}") from error
+    # absent, not downloaded, or no such lists
+    except (OSError, RuntimeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"CelebA cannot be read from data-dir {root}: {error}"
+        ) from error
     names = [name for name in data.attr_names if name]
     if attribute not in names:
-        raise ValueError(f"attribute is {attribute!r}, wanted one of {', '.join(names)}")
+        raise ValueError(
+            f"attribute is {attribute!r}, wanted one of {', '.join(names)}"
+        )
     labels = data.attr[:, names.index(attribute)].clone()
     folder = root / CelebA.base_folder / "img_align_celeba"
-    return Faces(folder, list(data.filename), labels, data.identity[:, 0].clone(), image_size)
+    return Faces(
+        folder, list(data.filename), labels, data.identity[:, 0].clone(), image_size
+    )
 
 
 def share_identities(
-    identities: Tensor, num_devices: int, identities_per_device: int, min_pictures: int, seed: int
+    identities: Tensor,
+    num_devices: int,
+    identities_per_device: int,
+    min_pictures: int,
+    seed: int,
 ) -> list[Indices]:
     """Which pictures each device has: all of its celebrities', who are drawn by `seed` and are on one device alone."""
     numbers, counts = np.unique(identities.numpy(), return_counts=True)
@@ -149,7 +184,11 @@ def share_identities(
             f"num-devices is {num_devices} and identities-per-device {identities_per_device}: wanted are {wanted} "
             f"celebrities with min-pictures = {min_pictures} or more, and there are {len(enough)}"
         )
-    drawn = np.random.default_rng(seed).permutation(enough)[:wanted].reshape(num_devices, identities_per_device)
+    drawn = (
+        np.random.default_rng(seed)
+        .permutation(enough)[:wanted]
+        .reshape(num_devices, identities_per_device)
+    )
     return [np.flatnonzero(np.isin(identities.numpy(), own)) for own in drawn]
 
 
@@ -158,10 +197,16 @@ def device_faces(config: RunConfig, device: int) -> Faces:
     settings = read_settings(FaceSettings, config)
     train = faces_of(config, "train")
     shares = _shares_once(
-        train, settings.num_devices, settings.identities_per_device, settings.min_pictures, settings.seed
+        train,
+        settings.num_devices,
+        settings.identities_per_device,
+        settings.min_pictures,
+        settings.seed,
     )
     if not 0 <= device < len(shares):
-        raise ValueError(f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes")
+        raise ValueError(
+            f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes"
+        )
     return train.subset(shares[device])
 
 

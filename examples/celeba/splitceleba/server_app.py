@@ -4,7 +4,12 @@ import torch
 from torch import nn
 
 from flwr_splitfc import SplitServerApp
-from splitceleba.task import evaluate_on_test_split, make_device_half, make_server_half, make_tail
+from splitceleba.task import (
+    evaluate_on_test_split,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 
 app = SplitServerApp(
     model=make_device_half,

@@ -17,9 +17,12 @@ SECOND_CUT = "classifier.2"  # of U-shaped split learning, before the last layer
 def halves() -> tuple[nn.Module, nn.Module]:
     """torchvision's MobileNetV3-small with two classes, cut after its third block.
 
-    GroupNorm takes the place of BatchNorm, whose batch statistics would be those of a device's few celebrities.
+    GroupNorm takes the place of BatchNorm, whose batch statistics would be those of a
+    device's few celebrities.
     """
-    return split_at(mobilenet_v3_small(num_classes=2, norm_layer=partial(nn.GroupNorm, 8)), CUT)
+    return split_at(
+        mobilenet_v3_small(num_classes=2, norm_layer=partial(nn.GroupNorm, 8)), CUT
+    )
 
 
 def make_device_half() -> nn.Module:

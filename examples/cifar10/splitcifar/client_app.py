@@ -4,12 +4,18 @@ import torch
 from torch import nn
 
 from flwr_splitfc import SplitClientApp
-from splitcifar.task import load_augmented_data, make_device_half, make_server_half, make_tail
+from splitcifar.task import (
+    load_augmented_data,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 
 app = SplitClientApp(
     model=make_device_half,
     load_data=load_augmented_data,
-    optimizer=torch.optim.Adam,  # the run-config's learning rate comes with each message
+    # the run-config's learning rate comes with each message
+    optimizer=torch.optim.Adam,
     server_model=make_server_half,  # only to train the whole model (FedAvg)
     tail=make_tail,  # used where the run-config says u-shaped
     loss_fn=nn.CrossEntropyLoss(),

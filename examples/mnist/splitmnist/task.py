@@ -10,8 +10,9 @@ from flwr_splitfc.vision import datasets_of
 class DeviceHalf(nn.Sequential):
     """Two convolutions: images (B, C, H, W) to features (B, 32, S, S), of which `cut_size` is the S.
 
-    Images below 16 pixels are not pooled. An 8 x 8 digit then has the cut of a 28 x 28 one, 32 x 6 x 6; pooled twice
-    it would have 32 x 1 x 1, too few columns to choose from.
+    Images below 16 pixels are not pooled. An 8 x 8 digit then has the cut of a 28 x 28
+    one, 32 x 6 x 6; pooled twice it would have 32 x 1 x 1, too few columns to choose
+    from.
     """
 
     def __init__(self, in_channels: int = 1, image_size: int = 28) -> None:
@@ -47,7 +48,9 @@ def cut_size(image_size: int) -> int:
     pool = _pool(image_size)
     size = (image_size // pool - 2) // pool
     if size < 1:
-        raise ValueError(f"image_size is {image_size}: the device half needs images of 3 x 3 pixels or more")
+        raise ValueError(
+            f"image_size is {image_size}: the device half needs images of 3 x 3 pixels or more"
+        )
     return size
 
 

@@ -54,7 +54,10 @@ def load_patients() -> tuple[Patients, Patients]:
     scaled = (progressions - progressions[train].mean()) / progressions[train].std()
 
     def patients(rows: np.ndarray) -> Patients:
-        return Patients(torch.from_numpy(table[rows]).float(), torch.from_numpy(scaled[rows, None]).float())
+        return Patients(
+            torch.from_numpy(table[rows]).float(),
+            torch.from_numpy(scaled[rows, None]).float(),
+        )
 
     return patients(train), patients(test)
 
@@ -64,8 +67,12 @@ def device_patients(config: RunConfig, device: int) -> Patients:
     num_devices = read_settings(TableSettings, config).num_devices
     train, _ = load_patients()
     if num_devices > len(train):
-        raise ValueError(f"num-devices is {num_devices}, and there are {len(train)} patients to share")
+        raise ValueError(
+            f"num-devices is {num_devices}, and there are {len(train)} patients to share"
+        )
     if not 0 <= device < num_devices:
-        raise ValueError(f"device {device} has no share: num-devices is {num_devices}, start as many SuperNodes")
+        raise ValueError(
+            f"device {device} has no share: num-devices is {num_devices}, start as many SuperNodes"
+        )
     by_age = train.measurements[:, AGE].argsort(stable=True)
     return Patients(*train[by_age.tensor_split(num_devices)[device]])

@@ -34,7 +34,9 @@ def _server_half() -> nn.Sequential:
 
 def load_data(context: Context) -> tuple[Batches, Batches]:
     """A device's patients, to train on and to evaluate on, too: the test set is the server's."""
-    share = device_patients(context.run_config, int(context.node_config["partition-id"]))
+    share = device_patients(
+        context.run_config, int(context.node_config["partition-id"])
+    )
     return turn_batches(share, context.run_config)
 
 

@@ -25,7 +25,9 @@ class ModelSettings:
     def __post_init__(self) -> None:
         check_least(self, width=1, heads=1)
         if self.width % self.heads:
-            raise ValueError(f"width is {self.width}, wanted a multiple of heads, {self.heads}")
+            raise ValueError(
+                f"width is {self.width}, wanted a multiple of heads, {self.heads}"
+            )
 
 
 class Block(nn.Module):
@@ -37,7 +39,10 @@ class Block(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width))
         self.attended = nn.Linear(width, width)
         self.feed = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +51,8 @@ class Block(nn.Module):
         return out
 
     def _attention(self, x: Tensor) -> Tensor:
-        heads = self.project(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, C / heads)
+        # (B, T, 3, heads, C / heads)
+        heads = self.project(x).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return mixed.transpose(1, 2).flatten(2)
@@ -103,7 +109,9 @@ def _rest(context: Context) -> nn.Module:
 
 def _settings(context: Context) -> tuple[ModelSettings, int]:
     config = context.run_config
-    return read_settings(ModelSettings, config), read_settings(TextSettings, config).context_length
+    return read_settings(ModelSettings, config), read_settings(
+        TextSettings, config
+    ).context_length
 
 
 def load_data(context: Context) -> tuple[Batches, Batches]:

@@ -56,7 +56,10 @@ class Windows:
         return (len(self.text) - 1) // self.length
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        pieces = self.text[indices[:, None] * self.length + torch.arange(self.length + 1)].long()  # (B, T + 1)
+        # (B, T + 1)
+        pieces = self.text[
+            indices[:, None] * self.length + torch.arange(self.length + 1)
+        ].long()
         return pieces[:, :-1], pieces[:, 1:]
 
 
@@ -81,12 +84,16 @@ def device_windows(config: RunConfig, device: int) -> Windows:
     settings = read_settings(TextSettings, config)
     names = training_topics()
     if settings.num_devices > len(names):
-        raise ValueError(f"num-devices is {settings.num_devices}, and there are {len(names)} topics to share")
+        raise ValueError(
+            f"num-devices is {settings.num_devices}, and there are {len(names)} topics to share"
+        )
     if not 0 <= device < settings.num_devices:
         raise ValueError(
             f"device {device} has no share: num-devices is {settings.num_devices}, start as many SuperNodes"
         )
-    return _windows(tuple(names[device :: settings.num_devices]), settings.context_length)
+    return _windows(
+        tuple(names[device :: settings.num_devices]), settings.context_length
+    )
 
 
 def held_out_windows(config: RunConfig) -> Windows:
@@ -98,5 +105,7 @@ def held_out_windows(config: RunConfig) -> Windows:
 def _windows(names: tuple[str, ...], length: int) -> Windows:
     windows = Windows(text_of(names), length)
     if not len(windows):
-        raise ValueError(f"context-length is {length}: {', '.join(names)} have {len(windows.text)} characters in all")
+        raise ValueError(
+            f"context-length is {length}: {', '.join(names)} have {len(windows.text)} characters in all"
+        )
     return windows

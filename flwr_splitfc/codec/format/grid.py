@@ -12,7 +12,9 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def grid_values(index: NDArray[np.integer], low: float, high: float, levels: int) -> Floats:
+def grid_values(
+    index: NDArray[np.integer], low: float, high: float, levels: int
+) -> Floats:
     """Values at points of an even grid of `levels` points from `low` to `high`.
 
     >>> grid_values(np.array([0, 1, 4]), 0.0, 1.0, levels=5).tolist()
@@ -29,7 +31,9 @@ def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints
     return np.clip(points, 0, levels - 1).astype(np.int64)
 
 
-def endpoints(low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high: float | Doubles) -> tuple[Ints, Ints]:
+def endpoints(
+    low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high: float | Doubles
+) -> tuple[Ints, Ints]:
     """Grid intervals that cover the columns: minima rounded down, maxima rounded up.
 
     Parameters
@@ -37,7 +41,8 @@ def endpoints(low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high:
     low, high : ndarray
         Column minima and maxima, float64.
     grid_low, grid_high : float or ndarray
-        Ends of the grid; they broadcast against the columns, one grid per leading index.
+        Ends of the grid; they broadcast against the columns, one grid per leading
+        index.
 
     Examples
     --------
@@ -49,4 +54,6 @@ def endpoints(low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high:
     step = np.where(step > 0, step, 1.0)
     first = np.floor((low - grid_low) / step)
     final = np.ceil((high - grid_low) / step)
-    return np.clip(first, 0, last).astype(np.int64), np.clip(final, 0, last).astype(np.int64)
+    return np.clip(first, 0, last).astype(np.int64), np.clip(final, 0, last).astype(
+        np.int64
+    )

@@ -1,16 +1,17 @@
 """The byte formats; little-endian, and nothing else in the package knows them.
 
-Every function that reads raises `PayloadError` on bytes that no writer makes. The whole of it, for implementers in
-other languages, is docs/wire-format.md; here in short:
+Every function that reads raises `PayloadError` on bytes that no writer makes. The whole
+of it, for implementers in other languages, is docs/wire-format.md; here in short:
 
 ========================  ==========================================================================
 column set, k of n        nothing for k = 0 or k = n; else Elias-Fano (k low parts of l bits, then k high
-                          parts in unary) where that is shorter than a bitmap of n bits; zero padded
+                          parts in unary) where that is shorter than a bitmap of n bits;
+                          zero padded
 selection                 u32 K, column set K of D
 entry selection           u32 S, column set B S of B D, with S in each row
 feature quantiser         u32 M; if M > 0: f32 low, f32 high, f32 multiplier, upgrades (u32 first, u8
-                          skipped, u8 more), column set M of K; if M < K: f32 mean low, f32 mean
-                          high, u16 mean levels - 1; symbols
+                          skipped, u8 more), column set M of K; if M < K: f32 mean low,
+                          f32 mean high, u16 mean levels - 1; symbols
 even levels               u16 levels - 1, f32 low, f32 high, u8 parameter where the codec has one; symbols by row
 int8                      f32 low and then f32 high of each group; u8 entries by row
 symbols                   absent without symbols, else u32 number of words and one range-coded stream of
@@ -66,7 +67,9 @@ def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
     """Read the fields of a `struct` layout and return them with the bytes that follow."""
     size = struct.calcsize("<" + layout)
     if len(data) < size:
-        raise PayloadError(f"payload ends early: {len(data)} bytes left where {size} were wanted")
+        raise PayloadError(
+            f"payload ends early: {len(data)} bytes left where {size} were wanted"
+        )
     return struct.unpack_from("<" + layout, data), data[size:]
 
 
@@ -119,11 +122,23 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
         return np.arange(count), data
     size = column_set_bytes(count, total)
     if len(data) < size:
-        raise PayloadError(f"column set ends early: {len(data)} bytes left where {size} were wanted")
+        raise PayloadError(
+            f"column set ends early: {len(data)} bytes left where {size} were wanted"
+        )
     bits = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little")
-    columns = _bitmap_columns(bits) if _is_bitmap(count, total) else _elias_fano_columns(bits, count, total)
-    if len(columns) != count or columns[-1] >= total or not bool((np.diff(columns) > 0).all()):
-        raise PayloadError(f"column set is not {count} increasing columns below {total}")
+    columns = (
+        _bitmap_columns(bits)
+        if _is_bitmap(count, total)
+        else _elias_fano_columns(bits, count, total)
+    )
+    if (
+        len(columns) != count
+        or columns[-1] >= total
+        or not bool((np.diff(columns) > 0).all())
+    ):
+        raise PayloadError(
+            f"column set is not {count} increasing columns below {total}"
+        )
     return columns, data[size:]
 
 
@@ -170,7 +185,9 @@ def pack_entries(columns: Ints | None, width: int) -> bytes:
     return struct.pack("<I", kept) + pack_columns(flat, rows * width)
 
 
-def unpack_entries(data: memoryview, rows: int, width: int) -> tuple[Ints | None, memoryview]:
+def unpack_entries(
+    data: memoryview, rows: int, width: int
+) -> tuple[Ints | None, memoryview]:
     """Read which of `width` columns each row keeps, (B, S), None for all, and return the rest."""
     (kept,), rest = take(data, "I")
     if kept > width:
@@ -188,10 +205,13 @@ def unpack_entries(data: memoryview, rows: int, width: int) -> tuple[Ints | None
 def selection_bytes(fewest: int, most: int, width: int) -> int:
     """Bytes of the longest selection of `fewest` to `most` out of `width` columns.
 
-    A set grows with its count but where its low parts get a bit shorter, past ``width >> bits`` columns.
+    A set grows with its count but where its low parts get a bit shorter, past ``width
+    >> bits`` columns.
     """
     counts = {most, width - 1, *(width >> bits for bits in range(width.bit_length()))}
-    return 4 + max(column_set_bytes(count, width) for count in counts if fewest <= count <= most)
+    return 4 + max(
+        column_set_bytes(count, width) for count in counts if fewest <= count <= most
+    )
 
 
 def rows_bytes(rows: int) -> int:
@@ -225,20 +245,27 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
     """Read a finite (rows, columns) matrix of ``<f4`` or ``<f2`` as float32."""
     size = rows * columns * np.dtype(dtype).itemsize
     if len(data) != size:
-        raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}")
+        raise PayloadError(
+            f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}"
+        )
     native = np.frombuffer(data, dtype).astype(np.dtype(dtype).newbyteorder("="))
-    matrix = torch.from_numpy(native).view(rows, columns).float()  # ten times as fast as numpy from float16
+    # ten times as fast as numpy from float16
+    matrix = torch.from_numpy(native).view(rows, columns).float()
     check_decoded(matrix)
     return matrix
 
 
-def unpack_scaled(data: memoryview, rows: int, columns: int, scale: float) -> tuple[Tensor, memoryview]:
+def unpack_scaled(
+    data: memoryview, rows: int, columns: int, scale: float
+) -> tuple[Tensor, memoryview]:
     """Read (rows, columns) of ``<f2`` in units of `scale` as float32, and return the rest."""
     if not (isfinite(scale) and scale > 0):
         raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
     size = 2 * rows * columns
     if len(data) < size:
-        raise PayloadError(f"entries end early: {len(data)} bytes left where {size} were wanted")
+        raise PayloadError(
+            f"entries end early: {len(data)} bytes left where {size} were wanted"
+        )
     matrix = unpack_floats(data[:size], rows, columns, "<f2").mul_(scale)
     check_decoded(matrix)
     return matrix, data[size:]
@@ -246,7 +273,10 @@ def unpack_scaled(data: memoryview, rows: int, columns: int, scale: float) -> tu
 
 def check_decoded(matrix: Tensor) -> None:
     """Refuse NaN, infinities and what is too large to be sent."""
-    if matrix.numel() and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT:
+    if (
+        matrix.numel()
+        and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT
+    ):
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
 
 
@@ -313,13 +343,22 @@ def pack_quant_header(header: QuantHeader, columns: int) -> bytes:
     parts = [struct.pack("<" + _COUNT, count)]
     if count > 0:
         fields = header.low, header.high, header.multiplier, *header.upgrades
-        parts += [struct.pack("<" + _ENTRIES, *fields), pack_columns(header.two_stage, columns)]
+        parts += [
+            struct.pack("<" + _ENTRIES, *fields),
+            pack_columns(header.two_stage, columns),
+        ]
     if count < columns:
-        parts.append(struct.pack("<" + _MEANS, header.mean_low, header.mean_high, header.mean_levels - 1))
+        parts.append(
+            struct.pack(
+                "<" + _MEANS, header.mean_low, header.mean_high, header.mean_levels - 1
+            )
+        )
     return b"".join(parts)
 
 
-def unpack_quant_header(data: memoryview, columns: int) -> tuple[QuantHeader, memoryview]:
+def unpack_quant_header(
+    data: memoryview, columns: int
+) -> tuple[QuantHeader, memoryview]:
     """Read what `pack_quant_header` wrote and return the symbols' bytes with it."""
     (count,), rest = take(data, _COUNT)
     if count > columns:
@@ -332,21 +371,29 @@ def unpack_quant_header(data: memoryview, columns: int) -> tuple[QuantHeader, me
         upgrades = _checked_upgrades(Upgrades(*more))
         _check_interval(low, high, "endpoint")
         if not (isfinite(multiplier) and multiplier > 0):
-            raise PayloadError(f"multiplier is {multiplier}; a finite positive number was wanted")
+            raise PayloadError(
+                f"multiplier is {multiplier}; a finite positive number was wanted"
+            )
         two_stage, rest = unpack_columns(rest, count, columns)
     if count < columns:
         (mean_low, mean_high, last), rest = take(rest, _MEANS)
         _check_interval(mean_low, mean_high, "mean")
         mean_levels = last + 1
         if (mean_levels == 1) != (mean_low == mean_high):
-            raise PayloadError(f"{mean_levels} mean levels from {mean_low} to {mean_high}")
-    header = QuantHeader(two_stage, low, high, multiplier, upgrades, mean_low, mean_high, mean_levels)
+            raise PayloadError(
+                f"{mean_levels} mean levels from {mean_low} to {mean_high}"
+            )
+    header = QuantHeader(
+        two_stage, low, high, multiplier, upgrades, mean_low, mean_high, mean_levels
+    )
     return header, rest
 
 
 def _checked_upgrades(upgrades: Upgrades) -> Upgrades:
     if (upgrades.skipped == 0) != (upgrades.more == 0):
-        raise PayloadError(f"{upgrades.more} upgrades after {upgrades.skipped} skipped; both or neither must be 0")
+        raise PayloadError(
+            f"{upgrades.more} upgrades after {upgrades.skipped} skipped; both or neither must be 0"
+        )
     return upgrades
 
 
@@ -383,10 +430,16 @@ def level_header_bytes(*, parameter: bool) -> int:
 def pack_level_header(header: LevelHeader) -> bytes:
     """Write everything that precedes the symbols."""
     data = struct.pack("<" + _LEVELS, header.levels - 1, header.low, header.high)
-    return data if header.parameter is None else data + struct.pack("<" + _PARAMETER, header.parameter)
+    return (
+        data
+        if header.parameter is None
+        else data + struct.pack("<" + _PARAMETER, header.parameter)
+    )
 
 
-def unpack_level_header(data: memoryview, *, parameter: bool) -> tuple[LevelHeader, memoryview]:
+def unpack_level_header(
+    data: memoryview, *, parameter: bool
+) -> tuple[LevelHeader, memoryview]:
     """Read what `pack_level_header` wrote and return the symbols' bytes with it."""
     (last, low, high, *more), rest = take(data, _LEVELS + _PARAMETER * parameter)
     _check_interval(low, high, "level")
@@ -400,20 +453,30 @@ def pack_octets(low: Floats, high: Floats, entries: NDArray[np.uint8]) -> bytes:
     return pack_floats(low, "<f4") + pack_floats(high, "<f4") + entries.tobytes()
 
 
-def unpack_octets(data: memoryview, groups: int, rows: int, columns: int) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+def unpack_octets(
+    data: memoryview, groups: int, rows: int, columns: int
+) -> tuple[Floats, Floats, NDArray[np.uint8]]:
     """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
     size = 8 * groups + rows * columns
     if len(data) != size:
-        raise PayloadError(f"matrix has {len(data)} bytes; {rows} x {columns} of 8 bits in {groups} groups take {size}")
-    low, high = np.frombuffer(data[: 8 * groups], "<f4").astype(np.float32).reshape(2, groups)
-    if not bool(((low >= -MAGNITUDE_LIMIT) & (low <= high) & (high <= MAGNITUDE_LIMIT)).all()):
+        raise PayloadError(
+            f"matrix has {len(data)} bytes; {rows} x {columns} of 8 bits in {groups} groups take {size}"
+        )
+    low, high = (
+        np.frombuffer(data[: 8 * groups], "<f4").astype(np.float32).reshape(2, groups)
+    )
+    if not bool(
+        ((low >= -MAGNITUDE_LIMIT) & (low <= high) & (high <= MAGNITUDE_LIMIT)).all()
+    ):
         raise PayloadError("an interval is not finite, ordered and at most 1e38")
     return low, high, np.frombuffer(data[8 * groups :], np.uint8).reshape(rows, columns)
 
 
 def _check_interval(low: float, high: float, name: str) -> None:
     if not -MAGNITUDE_LIMIT <= low <= high <= MAGNITUDE_LIMIT:
-        raise PayloadError(f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted")
+        raise PayloadError(
+            f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted"
+        )
 
 
 # Product quantiser
@@ -429,19 +492,27 @@ def codebook_bytes(length: int, groups: int, centroids: int) -> int:
 def pack_codebook(centroids: NDArray[np.float16], scale: float) -> bytes:
     """Write (R, L, d) centroids in units of `scale`."""
     groups, count, length = centroids.shape
-    return struct.pack("<" + _CODEBOOK, length, groups, count, scale) + pack_floats(centroids, "<f2")
+    return struct.pack("<" + _CODEBOOK, length, groups, count, scale) + pack_floats(
+        centroids, "<f2"
+    )
 
 
-def unpack_codebook(data: memoryview, rows: int, columns: int) -> tuple[Tensor, memoryview]:
+def unpack_codebook(
+    data: memoryview, rows: int, columns: int
+) -> tuple[Tensor, memoryview]:
     """Read the (R, L, d) centroids of a (B, K) matrix, float32 and finite, and return the symbols' bytes with them."""
     (length, groups, count, scale), rest = take(data, _CODEBOOK)
     if not 1 <= length <= columns:
-        raise PayloadError(f"subvectors have {length} entries; 1 to {columns} were wanted")
+        raise PayloadError(
+            f"subvectors have {length} entries; 1 to {columns} were wanted"
+        )
     positions = ceil(columns / length)
     if not 1 <= groups <= positions:
         raise PayloadError(f"{positions} subvectors in {groups} groups")
     if not 1 <= count <= rows * columns // (groups * length):
-        raise PayloadError(f"{groups} x {count} centroids of {length} entries for a {rows} x {columns} matrix")
+        raise PayloadError(
+            f"{groups} x {count} centroids of {length} entries for a {rows} x {columns} matrix"
+        )
     entries, rest = unpack_scaled(rest, groups * count, length, scale)
     return entries.view(groups, count, length), rest
 
@@ -459,14 +530,20 @@ def mask_bytes(sent: int) -> int:
     return struct.calcsize("<" + _MASK) + 2 * sent
 
 
-def pack_mask(symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: float) -> bytes:
+def pack_mask(
+    symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: float
+) -> bytes:
     """Write at least one symbol, and the entries that are sent in units of `scale`."""
     counts = np.bincount(symbols, minlength=MASK_TOP + 1)
     whole = 2**SYMBOL_PRECISION_BITS
     sizes = 1 + counts * (whole - len(counts)) // len(symbols)
     sizes[np.argmax(counts)] += whole - sizes.sum()
     header = struct.pack("<" + _MASK, len(sent), scale, *sizes.tolist())
-    return header + pack_floats(sent, "<f2") + pack_symbols([(symbols.astype(np.int32), sized_model(sizes))])
+    return (
+        header
+        + pack_floats(sent, "<f2")
+        + pack_symbols([(symbols.astype(np.int32), sized_model(sizes))])
+    )
 
 
 def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
@@ -475,7 +552,9 @@ def unpack_mask(data: memoryview, entries: int) -> tuple[Symbols, Tensor]:
     if not 1 <= sent <= entries:
         raise PayloadError(f"{sent} of {entries} entries are sent")
     if min(sizes) < 1 or sum(sizes) != 2**SYMBOL_PRECISION_BITS:
-        raise PayloadError(f"symbols have sizes {sizes}; 2^24 in all was wanted, and none of them 0")
+        raise PayloadError(
+            f"symbols have sizes {sizes}; 2^24 in all was wanted, and none of them 0"
+        )
     values, stream = unpack_scaled(rest, 1, sent, scale)
     reader = SymbolReader(stream)
     symbols = reader.read(entries, sized_model(np.array(sizes)))
@@ -500,7 +579,11 @@ def sized_model(sizes: Ints) -> stream.model.Model:
 def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
     """Bytes that are enough for so many symbols, of two levels or of so many bits on average."""
     coder_bits = symbols // 4096
-    return 0 if symbols == 0 else 4 + 4 * ((ceil(symbols * bits_each) + coder_bits) // 32 + 1)
+    return (
+        0
+        if symbols == 0
+        else 4 + 4 * ((ceil(symbols * bits_each) + coder_bits) // 32 + 1)
+    )
 
 
 def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
@@ -514,14 +597,19 @@ def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
         else:
             encoder.encode(symbols, stream.model.Uniform(), levels)
     words: NDArray[np.uint32] = encoder.get_compressed()
-    return struct.pack("<I", len(words)) + words.astype("<u4", copy=False).tobytes() if len(words) else b""
+    return (
+        struct.pack("<I", len(words)) + words.astype("<u4", copy=False).tobytes()
+        if len(words)
+        else b""
+    )
 
 
 class SymbolReader:
     """Reads back the runs that `pack_symbols` wrote, in the same order.
 
-    The decoder itself would read on past the end of its words, so their number is sent and checked. One of even
-    levels takes a bit at least: no stream makes more of them than it has bits, whatever a header says.
+    The decoder itself would read on past the end of its words, so their number is sent
+    and checked. One of even levels takes a bit at least: no stream makes more of them
+    than it has bits, whatever a header says.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -529,8 +617,12 @@ class SymbolReader:
         if data:
             (count,), words = take(data, "I")
             if count == 0 or len(words) != 4 * count:
-                raise PayloadError(f"symbol stream has {len(words)} bytes; {count} words were announced")
-        self._decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+                raise PayloadError(
+                    f"symbol stream has {len(words)} bytes; {count} words were announced"
+                )
+        self._decoder = stream.queue.RangeDecoder(
+            np.frombuffer(words, "<u4").astype(np.uint32)
+        )
         self._most = 8 * len(words)
         self._read = self._even = 0
 
@@ -538,11 +630,14 @@ class SymbolReader:
         """Read `count` symbols, each below its number of levels (at least 2)."""
         if count == 0:
             return np.zeros(0, np.int32)
-        sized = isinstance(levels, stream.model.Model)  # such a symbol may take next to nothing
+        # such a symbol may take next to nothing
+        sized = isinstance(levels, stream.model.Model)
         self._read += count
         self._even += 0 if sized else count
         if self._most == 0 or self._even > self._most:
-            raise PayloadError(f"{self._read} symbols were wanted; the stream has {self._most} bits")
+            raise PayloadError(
+                f"{self._read} symbols were wanted; the stream has {self._most} bits"
+            )
         try:
             if sized:
                 symbols = self._decoder.decode(levels, count)
@@ -569,7 +664,8 @@ class TransformHeader(NamedTuple):
     Parameters
     ----------
     step : float
-        float32 and not negative; 0 if the whole matrix is 0, which is all there is then.
+        float32 and not negative; 0 if the whole matrix is 0, which is all there is
+        then.
     channel_reflectors, row_reflectors : int
         Of the channels' transform and of the samples', 0 to 255.
     clamped : bool
@@ -582,7 +678,9 @@ class TransformHeader(NamedTuple):
     clamped: bool = False
 
 
-def pack_transform(header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()) -> bytes:
+def pack_transform(
+    header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()
+) -> bytes:
     """Write a header and all symbols."""
     if header.step == 0:
         return struct.pack("<f", 0.0)
@@ -593,15 +691,21 @@ def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
     """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
     (step,), rest = take(data, "f")
     if not 0 <= step <= MAGNITUDE_LIMIT:
-        raise PayloadError(f"step is {step}; finite, not negative, at most 1e38 was wanted")
+        raise PayloadError(
+            f"step is {step}; finite, not negative, at most 1e38 was wanted"
+        )
     if step == 0:
         if len(rest):
             raise PayloadError(f"{len(rest)} bytes follow a step of zero")
         return TransformHeader(step), SymbolReader(rest)
     (channel_reflectors, row_reflectors, clamped), rest = take(rest, "BBB")
     if clamped > 1:
-        raise PayloadError(f"{clamped} says whether entries are negative; 0 or 1 was wanted")
-    return TransformHeader(step, channel_reflectors, row_reflectors, clamped == 1), SymbolReader(rest)
+        raise PayloadError(
+            f"{clamped} says whether entries are negative; 0 or 1 was wanted"
+        )
+    return TransformHeader(
+        step, channel_reflectors, row_reflectors, clamped == 1
+    ), SymbolReader(rest)
 
 
 # Labels
@@ -630,8 +734,15 @@ def pack_label_header(header: LabelHeader) -> bytes:
     """Write everything of labels that precedes their entries."""
     dimensions = len(header.shape)
     if dimensions > MOST_DIMENSIONS:
-        raise ValueError(f"labels have {dimensions} dimensions; at most {MOST_DIMENSIONS} can be sent")
-    codes = LABEL_DTYPES.index(header.dtype), dimensions, *header.shape, LABEL_CODINGS.index(header.coding)
+        raise ValueError(
+            f"labels have {dimensions} dimensions; at most {MOST_DIMENSIONS} can be sent"
+        )
+    codes = (
+        LABEL_DTYPES.index(header.dtype),
+        dimensions,
+        *header.shape,
+        LABEL_CODINGS.index(header.coding),
+    )
     data = struct.pack(f"<BB{dimensions}IB", *codes)
     if header.coding != "raw":
         data += struct.pack("<q", header.offset)
@@ -644,7 +755,9 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
     if dtype >= len(LABEL_DTYPES):
         raise PayloadError(f"unknown label type {dtype}")
     if dimensions > MOST_DIMENSIONS:
-        raise PayloadError(f"labels have {dimensions} dimensions, more than {MOST_DIMENSIONS}")
+        raise PayloadError(
+            f"labels have {dimensions} dimensions, more than {MOST_DIMENSIONS}"
+        )
     shape, rest = take(rest, f"{dimensions}I")
     (coding,), rest = take(rest, "B")
     if coding >= len(LABEL_CODINGS):
@@ -654,4 +767,6 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
         (offset,), rest = take(rest, "q")
     if LABEL_CODINGS[coding] == "range":
         (levels,), rest = take(rest, "I")
-    return LabelHeader(LABEL_DTYPES[dtype], shape, LABEL_CODINGS[coding], offset, levels), rest
+    return LabelHeader(
+        LABEL_DTYPES[dtype], shape, LABEL_CODINGS[coding], offset, levels
+    ), rest

@@ -29,8 +29,8 @@ _HISTOGRAM_POINTS = 2**12 + 1
 class EntryQuant(Quantiser):
     """Rounds every entry to one of ``Q`` levels and range-codes which; the baselines of SplitFC, Sec. VI.
 
-    A method chooses the header, given ``Q``; the levels are even from the header's `low` to its `high`
-    unless the method has others.
+    A method chooses the header, given ``Q``; the levels are even from the header's
+    `low` to its `high` unless the method has others.
     """
 
     has_parameter: ClassVar[bool] = False
@@ -56,7 +56,9 @@ class EntryQuant(Quantiser):
             header = self.fit(matrix, low, high, levels)
             data = wire.pack_level_header(header)
             if levels > 1:
-                data += wire.pack_symbols([(self.symbols(matrix, header).int().cpu().numpy().ravel(), levels)])
+                data += wire.pack_symbols(
+                    [(self.symbols(matrix, header).int().cpu().numpy().ravel(), levels)]
+                )
             if len(data) <= budget_bytes or levels <= 2:
                 return data
             target_bytes -= max(4, len(data) - budget_bytes)
@@ -94,7 +96,11 @@ def steps_above(matrix: Tensor, low: float, high: float, levels: int) -> Tensor:
 
 def look_up(values: wire.Floats, symbols: Tensor) -> Tensor:
     """The value of each symbol."""
-    return torch.from_numpy(values).index_select(0, symbols.reshape(-1)).view(symbols.shape)
+    return (
+        torch.from_numpy(values)
+        .index_select(0, symbols.reshape(-1))
+        .view(symbols.shape)
+    )
 
 
 class Histogram:
@@ -126,7 +132,16 @@ class Histogram:
             One set of increasing levels a row, (sets, Q).
         """
         middles = (levels[:, 1:] + levels[:, :-1]) / 2
-        inner = np.ceil((middles - self._low) / self._step).clip(0, _HISTOGRAM_POINTS).astype(np.int64)
-        ends = np.pad(inner, ((0, 0), (1, 0))), np.pad(inner, ((0, 0), (0, 1)), constant_values=_HISTOGRAM_POINTS)
-        counts, sums = (prefix[ends[1]] - prefix[ends[0]] for prefix in (self._counts, self._sums))
+        inner = (
+            np.ceil((middles - self._low) / self._step)
+            .clip(0, _HISTOGRAM_POINTS)
+            .astype(np.int64)
+        )
+        ends = (
+            np.pad(inner, ((0, 0), (1, 0))),
+            np.pad(inner, ((0, 0), (0, 1)), constant_values=_HISTOGRAM_POINTS),
+        )
+        counts, sums = (
+            prefix[ends[1]] - prefix[ends[0]] for prefix in (self._counts, self._sums)
+        )
         return (levels * sums).sum(1), (levels * levels * counts).sum(1)

@@ -30,7 +30,9 @@ class Float16(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        return wire.pack_floats(matrix.half().clamp_(-FLOAT16_LIMIT, FLOAT16_LIMIT).cpu().numpy(), "<f2")
+        return wire.pack_floats(
+            matrix.half().clamp_(-FLOAT16_LIMIT, FLOAT16_LIMIT).cpu().numpy(), "<f2"
+        )
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         return wire.unpack_floats(data, rows, columns, "<f2")

@@ -22,8 +22,9 @@ FEWEST_ROWS = 64
 class Int8(Quantiser):
     """Sends every entry as one of 256 even levels (Jacob et al., 1712.05877, Sec. 2.1); ignores the budget.
 
-    Levels reach from a column's least entry to its greatest, or with fewer than 64 rows from the matrix's.
-    Reconstructed: the paper learns the intervals in training and has a level at zero; here they are each batch's.
+    Levels reach from a column's least entry to its greatest, or with fewer than 64 rows
+    from the matrix's. Reconstructed: the paper learns the intervals in training and has
+    a level at zero; here they are each batch's.
 
     Examples
     --------
@@ -43,11 +44,18 @@ class Int8(Quantiser):
         if _groups(rows, columns) == 1:
             low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
         span = (high - low).to(matrix.device)
-        entries = matrix.sub(low.to(matrix.device)).div_(span.where(span > 0, 1.0)).mul_(LAST).round_()
+        entries = (
+            matrix.sub(low.to(matrix.device))
+            .div_(span.where(span > 0, 1.0))
+            .mul_(LAST)
+            .round_()
+        )
         return wire.pack_octets(low.numpy(), high.numpy(), entries.byte().cpu().numpy())
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        low, high, entries = wire.unpack_octets(data, _groups(rows, columns), rows, columns)
+        low, high, entries = wire.unpack_octets(
+            data, _groups(rows, columns), rows, columns
+        )
         values = entries.astype(np.float32)
         values *= (high - low) / np.float32(LAST)
         values += low

@@ -16,7 +16,12 @@ def nearest_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
     """
     half_squares = centroids.square().sum(1).div_(2)
     blocks = vectors.split(max(1, _BLOCK_DISTANCES // len(centroids)))
-    return torch.cat([torch.addmm(half_squares, block, centroids.T, alpha=-1).argmin(1) for block in blocks])
+    return torch.cat(
+        [
+            torch.addmm(half_squares, block, centroids.T, alpha=-1).argmin(1)
+            for block in blocks
+        ]
+    )
 
 
 def moved_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
@@ -32,9 +37,13 @@ def moved_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
     return moved
 
 
-def trained_centroids(vectors: Tensor, count: int, steps: int, generator: torch.Generator) -> Tensor:
+def trained_centroids(
+    vectors: Tensor, count: int, steps: int, generator: torch.Generator
+) -> Tensor:
     """Centroids (L, d) of at least as many vectors, from some of the vectors in a few steps."""
-    centroids = vectors[torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)]
+    centroids = vectors[
+        torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
+    ]
     for _ in range(steps):
         centroids = moved_centroids(vectors, centroids)
     return centroids
@@ -46,4 +55,6 @@ def squared_error(vectors: Tensor, centroids: Tensor) -> float:
     >>> squared_error(torch.tensor([[0.0, 0.0], [3.0, 1.0]]), torch.tensor([[0.0, 0.0], [3.0, 3.0]]))
     4.0
     """
-    return float((vectors - centroids[nearest_centroids(vectors, centroids)]).square_().sum())
+    return float(
+        (vectors - centroids[nearest_centroids(vectors, centroids)]).square_().sum()
+    )

@@ -32,15 +32,17 @@ _SIGN = 0x8000
 class MaskEncoded(Quantiser):
     """Sends the largest entries and a mask that says about how large the others are (MS).
 
-    The ``k`` entries of largest magnitude in the whole matrix are sent as float16, in units of a power of two.
-    The mask marks them, and holds for each of the others the nearest of 0, 1 and 2 thirds of the smallest magnitude
-    that is sent, with its sign (signs are a reconstruction: the paper is about features after a ReLU).
-    ``k`` is the largest that the budget pays for.
+    The ``k`` entries of largest magnitude in the whole matrix are sent as float16, in
+    units of a power of two. The mask marks them, and holds for each of the others the
+    nearest of 0, 1 and 2 thirds of the smallest magnitude that is sent, with its sign
+    (signs are a reconstruction: the paper is about features after a ReLU). ``k`` is the
+    largest that the budget pays for.
 
-    The paper sends values as float32 and two bits an entry for the mask. Here the mask is range-coded by how
-    often each symbol occurs, which takes fewer. The gradient is not compressed in the paper; here it goes as
-    float16. So a downlink budget below 16 bits an entry is impossible, and an uplink budget that does not pay for
-    the longest mask, log2 5 bits an entry.
+    The paper sends values as float32 and two bits an entry for the mask. Here the mask
+    is range-coded by how often each symbol occurs, which takes fewer. The gradient is
+    not compressed in the paper; here it goes as float16. So a downlink budget below 16
+    bits an entry is impossible, and an uplink budget that does not pay for the longest
+    mask, log2 5 bits an entry.
 
     Examples
     --------
@@ -58,7 +60,8 @@ class MaskEncoded(Quantiser):
         if matrix.numel() == 0:
             return b""
         scale = half_scale(matrix)
-        halves = to_half(matrix / scale, scale).add_(0.0).cpu().numpy().ravel()  # no -0, whose bits are the largest
+        # no -0, whose bits are the largest
+        halves = to_half(matrix / scale, scale).add_(0.0).cpu().numpy().ravel()
         mask = _Mask.of(halves)
         target_bytes = budget_bytes
         while True:
@@ -78,7 +81,11 @@ class MaskEncoded(Quantiser):
         symbols = torch.from_numpy(mask)
         third = top.abs().min() / 3
         levels = torch.tensor([0, 1, 2, -1, -2, 0]) * third
-        return levels.index_select(0, symbols).masked_scatter_(symbols == MASK_TOP, top).view(rows, columns)
+        return (
+            levels.index_select(0, symbols)
+            .masked_scatter_(symbols == MASK_TOP, top)
+            .view(rows, columns)
+        )
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """One entry as float16, and all others by five symbols that are equally frequent."""
@@ -97,7 +104,9 @@ class _Mask:
 
     @classmethod
     def of(cls, halves: NDArray[np.float16]) -> _Mask:
-        counts = np.bincount(halves.view(np.uint16), minlength=2 * _SIGN).reshape(2, _SIGN)[:, :_MAGNITUDES]
+        counts = np.bincount(halves.view(np.uint16), minlength=2 * _SIGN).reshape(
+            2, _SIGN
+        )[:, :_MAGNITUDES]
         return cls(np.pad(np.cumsum(counts, 1), ((0, 0), (1, 0))))
 
     @cached_property
@@ -119,7 +128,10 @@ class _Mask:
         ties = int(np.diff(self.below.sum(0))[threshold])
 
         def too_many(sent: int) -> bool:
-            return bool(self.payload_bytes(np.array([threshold]), np.array([sent]))[0] > budget_bytes)
+            return bool(
+                self.payload_bytes(np.array([threshold]), np.array([sent]))[0]
+                > budget_bytes
+            )
 
         return threshold, bisect_left(range(1, ties + 1), True, key=too_many)
 
@@ -152,7 +164,9 @@ class _Mask:
         top = entries - self.below[:, thresholds + 1].sum(0) + ties
         return np.stack([self.below[:, ones].sum(0), *small[0], *small[1], top])
 
-    def symbols(self, halves: NDArray[np.float16], threshold: int, ties: int) -> NDArray[np.uint8]:
+    def symbols(
+        self, halves: NDArray[np.float16], threshold: int, ties: int
+    ) -> NDArray[np.uint8]:
         """The mask; of the entries at the threshold, positive ones are sent before negative ones, in their order."""
         bits = halves.view(np.uint16)
         one, two = (int(bound[0]) for bound in _bounds(np.array([threshold])))
@@ -161,7 +175,9 @@ class _Mask:
         table[:, one:two] = [[1], [3]]
         table[:, two : threshold + 1] = [[2], [4]]
         symbols = table.ravel().take(bits)
-        at = np.concatenate([np.flatnonzero(bits == threshold + sign) for sign in (0, _SIGN)])
+        at = np.concatenate(
+            [np.flatnonzero(bits == threshold + sign) for sign in (0, _SIGN)]
+        )
         symbols[at[:ties]] = MASK_TOP
         return symbols
 
@@ -170,4 +186,6 @@ def _bounds(thresholds: Ints) -> tuple[Ints, Ints]:
     """The magnitudes from which on 1 and 2 thirds of the threshold are nearer than less."""
     values = np.arange(_MAGNITUDES, dtype=np.uint16).view(np.float16).astype(np.float64)
     twos = np.searchsorted(values, values[thresholds] / 2)
-    return np.minimum(np.searchsorted(values, values[thresholds] / 6, side="right"), twos), twos
+    return np.minimum(
+        np.searchsorted(values, values[thresholds] / 6, side="right"), twos
+    ), twos

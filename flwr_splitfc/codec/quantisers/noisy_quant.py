@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import Doubles, EntryQuant, even_levels, look_up, steps_above
+from flwr_splitfc.codec.quantisers.entry_quant import (
+    Doubles,
+    EntryQuant,
+    even_levels,
+    look_up,
+    steps_above,
+)
 
 _AMPLITUDES = np.arange(0, 256, 17)
 _SAMPLE_ENTRIES = 2**14
@@ -21,10 +27,11 @@ _GOLDEN_RATIO = 0x9E3779B9
 class NoisyQuant(EntryQuant):
     """Even levels, each column's moved by a fixed noise of its own (Liu et al., 2211.16056, Sec. 3).
 
-    The noise is added before rounding and taken off afterwards; it is uniform within up to half a step
-    between levels, and its amplitude minimises the squared error on a sample of rows. None is one of the choices.
-    Reconstructed: in the paper the noise is drawn at random once and the next layer's bias takes it off;
-    here it is a fixed sequence that both sides know, and the amplitude is chosen for each batch's matrix.
+    The noise is added before rounding and taken off afterwards; it is uniform within up
+    to half a step between levels, and its amplitude minimises the squared error on a
+    sample of rows. None is one of the choices. Reconstructed: in the paper the noise is
+    drawn at random once and the next layer's bias takes it off; here it is a fixed
+    sequence that both sides know, and the amplitude is chosen for each batch's matrix.
 
     Examples
     --------
@@ -43,7 +50,9 @@ class NoisyQuant(EntryQuant):
             return LevelHeader(levels, low, high, 0)
         sample = matrix[:: -(-matrix.numel() // _SAMPLE_ENTRIES)]
         entries, top = steps_above(sample, low, high, levels), levels - 1
-        shifts = torch.from_numpy(_AMPLITUDES[:, None, None] / 255 * noise(matrix.shape[1])).to(entries)
+        shifts = torch.from_numpy(
+            _AMPLITUDES[:, None, None] / 255 * noise(matrix.shape[1])
+        ).to(entries)
         rounded = (entries + shifts).round_().clamp_(0, top).sub_(shifts).clamp_(0, top)
         errors = rounded.sub_(entries).square_().sum((1, 2), dtype=torch.float64)
         return LevelHeader(levels, low, high, int(_AMPLITUDES[int(errors.argmin())]))
@@ -57,7 +66,8 @@ class NoisyQuant(EntryQuant):
         step = (header.high - header.low) / max(header.levels - 1, 1)
         shifts = torch.from_numpy(_shifts(header, symbols.shape[1]) * step).float()
         values = look_up(even_levels(header), symbols).sub_(shifts)
-        values.masked_fill_(values < header.low, header.low)  # clamp_ may change the sign of a zero
+        # clamp_ may change the sign of a zero
+        values.masked_fill_(values < header.low, header.low)
         return values.masked_fill_(values > header.high, header.high)
 
 
@@ -67,7 +77,11 @@ def noise(columns: int) -> Doubles:
     >>> noise(3).round(4).tolist()
     [0.118, -0.2639, 0.3541]
     """
-    weyl = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(_GOLDEN_RATIO) % np.uint64(2**32)
+    weyl = (
+        np.arange(1, columns + 1, dtype=np.uint64)
+        * np.uint64(_GOLDEN_RATIO)
+        % np.uint64(2**32)
+    )
     return np.asarray((weyl + 0.5) / 2**32 - 0.5)
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.wire import Floats, LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import SEARCH_LEVELS, Doubles, EntryQuant, Histogram, Ints, look_up
+from flwr_splitfc.codec.quantisers.entry_quant import (
+    SEARCH_LEVELS,
+    Doubles,
+    EntryQuant,
+    Histogram,
+    Ints,
+    look_up,
+)
 from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT
 
 LEAST_EIGHTHS, MOST_EIGHTHS = 8, 64
@@ -22,10 +29,12 @@ LEAST_EIGHTHS, MOST_EIGHTHS = 8, 64
 class PowerQuant(EntryQuant):
     """Even levels of a power of the entries, ``sign(x) |x|^a`` (Yvinec et al., 2301.09858, Sec. 3).
 
-    The power minimises the squared error: ``a = 8/n`` for n = 8 ... 64, so that the receiver takes it back
-    by square roots and products alone, which round alike everywhere. Reconstructed: the paper has one
-    power for all weights and symmetric levels with a zero; here each batch's matrix has its own power, levels
-    reach from its least entry to its greatest, and an entry goes to the level that is nearest to itself.
+    The power minimises the squared error: ``a = 8/n`` for n = 8 ... 64, so that the
+    receiver takes it back by square roots and products alone, which round alike
+    everywhere. Reconstructed: the paper has one power for all weights and symmetric
+    levels with a zero; here each batch's matrix has its own power, levels reach from
+    its least entry to its greatest, and an entry goes to the level that is nearest to
+    itself.
 
     Examples
     --------
@@ -46,20 +55,28 @@ class PowerQuant(EntryQuant):
         tried = np.sign(roots) * np.abs(roots) ** (eighths[:, None] / 8)
         product, square = Histogram(matrix, low, high).products(tried)
         best = int(np.argmin(np.where(lows < highs, square - 2 * product, np.inf)))
-        return LevelHeader(levels, float(lows[best]), float(highs[best]), int(eighths[best]))
+        return LevelHeader(
+            levels, float(lows[best]), float(highs[best]), int(eighths[best])
+        )
 
     def symbols(self, matrix: Tensor, header: LevelHeader) -> Tensor:
         values = power_levels(header).astype(np.float64)
-        middles = torch.from_numpy((values[1:] + values[:-1]) / 2).float().to(matrix.device)
+        middles = (
+            torch.from_numpy((values[1:] + values[:-1]) / 2).float().to(matrix.device)
+        )
         return torch.bucketize(matrix, middles, out_int32=True)
 
     def values(self, symbols: Tensor, header: LevelHeader) -> Tensor:
         eighths = header.parameter or 0
         if not LEAST_EIGHTHS <= eighths <= MOST_EIGHTHS:
-            raise PayloadError(f"power is {eighths} eighths; {LEAST_EIGHTHS} to {MOST_EIGHTHS} were wanted")
+            raise PayloadError(
+                f"power is {eighths} eighths; {LEAST_EIGHTHS} to {MOST_EIGHTHS} were wanted"
+            )
         values = power_levels(header)
         if not max(-float(values[0]), float(values[-1])) <= MAGNITUDE_LIMIT:
-            raise PayloadError(f"levels reach from {values[0]} to {values[-1]}; at most 1e38 was wanted")
+            raise PayloadError(
+                f"levels reach from {values[0]} to {values[-1]}; at most 1e38 was wanted"
+            )
         return look_up(values, symbols)
 
 

@@ -13,8 +13,9 @@ from flwr_splitfc.codec.quantisers.transform.transform import Layout
 class Quantiser(ABC):
     """Turns a matrix and a budget into bytes, and bytes into a matrix.
 
-    A quantiser is a frozen dataclass whose fields are its settings; it keeps no state. ``K`` may be 0.
-    Whoever decodes knows (B, K); every payload decodes to the same floats on any machine.
+    A quantiser is a frozen dataclass whose fields are its settings; it keeps no state.
+    ``K`` may be 0. Whoever decodes knows (B, K); every payload decodes to the same
+    floats on any machine.
     """
 
     version: ClassVar[int] = 1

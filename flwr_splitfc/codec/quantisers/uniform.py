@@ -14,8 +14,9 @@ from flwr_splitfc.codec.quantisers.entry_quant import EntryQuant
 class Uniform(EntryQuant):
     """Even levels between the least and the greatest entry of the matrix (SplitFC, 2307.10805, Sec. VI).
 
-    Reconstructed: the paper compares with a uniform quantiser and does not say more; here each batch's matrix has an
-    interval of its own, and the number of levels is as large as the budget allows and no power of two.
+    Reconstructed: the paper compares with a uniform quantiser and does not say more;
+    here each batch's matrix has an interval of its own, and the number of levels is as
+    large as the budget allows and no power of two.
 
     Examples
     --------

@@ -33,7 +33,9 @@ class AllColumns(Selector):
     def pack(self, link: Link) -> bytes:
         return b""
 
-    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+    def unpack(
+        self, data: memoryview, rows: int, columns: int
+    ) -> tuple[Link, memoryview]:
         return Link(rows, columns), data
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:

@@ -18,14 +18,21 @@ from flwr_splitfc.codec.statistics import check_entries
 class EntrySelector(Selector):
     """Keeps ``S`` entries of each row, unscaled, as many as both budgets pay for; at least one.
 
-    The gradient comes back for the same entries, without their positions. All (B, S) positions are sent as
-    one set out of ``B D``.
+    The gradient comes back for the same entries, without their positions. All (B, S)
+    positions are sent as one set out of ``B D``.
     """
 
     budgeted: ClassVar[bool] = True
 
     @abstractmethod
-    def choose(self, magnitude: Tensor, kept: int, generator: torch.Generator | None, *, training: bool) -> Tensor:
+    def choose(
+        self,
+        magnitude: Tensor,
+        kept: int,
+        generator: torch.Generator | None,
+        *,
+        training: bool,
+    ) -> Tensor:
         """Columns of the `kept` entries of each row, (B, S) in any order, by the entries' magnitude (B, D)."""
 
     def select(
@@ -52,9 +59,13 @@ class EntrySelector(Selector):
         columns = None if link.columns is None else link.columns.cpu().numpy()
         return wire.pack_entries(columns, link.width)
 
-    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+    def unpack(
+        self, data: memoryview, rows: int, columns: int
+    ) -> tuple[Link, memoryview]:
         kept, rest = wire.unpack_entries(data, rows, columns)
-        return Link(rows, columns, None if kept is None else torch.from_numpy(kept)), rest
+        return Link(
+            rows, columns, None if kept is None else torch.from_numpy(kept)
+        ), rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         """One: whatever the budgets, no fewer are sent."""

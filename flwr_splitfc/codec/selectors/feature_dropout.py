@@ -18,13 +18,14 @@ from flwr_splitfc.codec.statistics import column_deviations, column_extremes
 def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
     """Keep probability of every column (SplitFC, Sec. IV).
 
-    ``(D/R) (sigma_i + c) / sum_j (sigma_j + c)`` with the smallest bias ``c`` that keeps every probability
-    at most 1. They add up to ``D/R``.
+    ``(D/R) (sigma_i + c) / sum_j (sigma_j + c)`` with the smallest bias ``c`` that
+    keeps every probability at most 1. They add up to ``D/R``.
 
     Parameters
     ----------
     dispersion : Tensor
-        ``sigma``, the standard deviation of each channel-normalised column, float64 (D,).
+        ``sigma``, the standard deviation of each channel-normalised column, float64
+        (D,).
     reduction : float
         ``R``, at least 1.
 
@@ -58,7 +59,9 @@ class FeatureDropout(Selector):
 
     def __post_init__(self) -> None:
         if not (isfinite(self.reduction) and self.reduction >= 1):
-            raise ValueError(f"reduction must be a finite number of at least 1, got {self.reduction}")
+            raise ValueError(
+                f"reduction must be a finite number of at least 1, got {self.reduction}"
+            )
 
     def select(
         self,
@@ -80,16 +83,26 @@ class FeatureDropout(Selector):
         columns = drawn.nonzero().flatten()
         scale = keep[columns].reciprocal().float().to(matrix.device)
         everything = len(columns) == width
-        link = Link(rows, width, None if everything else columns.to(matrix.device), scale, matrix.device)
+        link = Link(
+            rows,
+            width,
+            None if everything else columns.to(matrix.device),
+            scale,
+            matrix.device,
+        )
         return link.restrict(matrix) * scale, link
 
     def pack(self, link: Link) -> bytes:
         columns = None if link.columns is None else link.columns.cpu().numpy()
         return wire.pack_selection(columns, link.width)
 
-    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+    def unpack(
+        self, data: memoryview, rows: int, columns: int
+    ) -> tuple[Link, memoryview]:
         kept, rest = wire.unpack_selection(data, columns)
-        return Link(rows, columns, None if kept is None else torch.from_numpy(kept)), rest
+        return Link(
+            rows, columns, None if kept is None else torch.from_numpy(kept)
+        ), rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         """``D/R`` and six standard deviations: exceeded with a probability below 1e-9."""

@@ -25,8 +25,9 @@ MOST_BYTES = 5 * 2**12
 def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
     """How many samples a budget is best spent on, and there is time for (docs/splitfc-rd.md).
 
-    Twice the square root of its bytes, or as many as leave each entry a bit if these are more. Time is
-    for an eighth of the batch, or for more while the KLT of the channels is small.
+    Twice the square root of its bytes, or as many as leave each entry a bit if these
+    are more. Time is for an eighth of the batch, or for more while the KLT of the
+    channels is small.
 
     >>> rows_to_send(256, 1152, 32, budget_bytes=1843), rows_to_send(32, 1152, 32, budget_bytes=1843)
     (84, 32)
@@ -35,15 +36,17 @@ def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> i
     """
     wanted = max(2 * isqrt(budget_bytes), 8 * budget_bytes // columns)
     channels = min(max(channels, FEWEST_CHANNELS), LARGEST_KLT)
-    return max(1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels))))
+    return max(
+        1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels)))
+    )
 
 
 @dataclass(frozen=True)
 class RowSample(Selector):
     """Sends a uniform random sample of the batch's rows, all columns of them.
 
-    Labels, loss and gradient are of these rows alone, so the gradient stays unbiased without a scale. Nothing is
-    dropped where all rows are wanted, as in evaluation.
+    Labels, loss and gradient are of these rows alone, so the gradient stays unbiased
+    without a scale. Nothing is dropped where all rows are wanted, as in evaluation.
     """
 
     def select(
@@ -61,18 +64,33 @@ class RowSample(Selector):
         rows, width = matrix.shape
         sent = rows_to_send(rows, width, channels.count, budget_bytes)
         if sent == rows or not training or all_rows:
-            return matrix, Link(rows, width, device=matrix.device, groups=channels.count)
+            return matrix, Link(
+                rows, width, device=matrix.device, groups=channels.count
+            )
         samples = torch.randperm(rows, generator=generator)[:sent].sort().values
-        link = Link(rows, width, device=matrix.device, samples=samples, groups=channels.count)
+        link = Link(
+            rows, width, device=matrix.device, samples=samples, groups=channels.count
+        )
         return link.restrict(matrix), link
 
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
-        return wire.pack_rows(None if link.samples is None else link.samples.numpy(), link.rows, link.groups)
+        return wire.pack_rows(
+            None if link.samples is None else link.samples.numpy(),
+            link.rows,
+            link.groups,
+        )
 
-    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+    def unpack(
+        self, data: memoryview, rows: int, columns: int
+    ) -> tuple[Link, memoryview]:
         samples, groups, rest = wire.unpack_rows(data, rows)
-        return Link(rows, columns, samples=None if samples is None else torch.from_numpy(samples), groups=groups), rest
+        return Link(
+            rows,
+            columns,
+            samples=None if samples is None else torch.from_numpy(samples),
+            groups=groups,
+        ), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
         """Of a part of the batch, 5/8 bit for each entry: more would not make up for the rows that are left out."""

@@ -15,9 +15,10 @@ from flwr_splitfc.codec.link import Link
 class Selector(ABC):
     """Picks, and may scale, the part of the features that is sent.
 
-    A selector is a frozen dataclass whose fields are its settings; it keeps no state. The device calls
-    `select` and `pack`, the server `unpack`; the gradient comes back through the same selection
-    (`Link.restrict` on the server, `Link.expand` on the device).
+    A selector is a frozen dataclass whose fields are its settings; it keeps no state.
+    The device calls `select` and `pack`, the server `unpack`; the gradient comes back
+    through the same selection (`Link.restrict` on the server, `Link.expand` on the
+    device).
     """
 
     version: ClassVar[int] = 1
@@ -40,10 +41,11 @@ class Selector(ABC):
     ) -> tuple[Tensor, Link]:
         """Select from features, float32 (B, D): the (b, K) to send and the device's link.
 
-        All randomness comes from `generator`, a CPU generator; there is none where `training` is False.
-        `affordable` is the largest ``K`` that the budgets pay for, by `most_bytes` and the quantiser's
-        ``smallest_bytes``; ``D`` for a selector that is not `budgeted`. `budget_bytes` are the features'. Where
-        `all_rows` is True, no row may be left out.
+        All randomness comes from `generator`, a CPU generator; there is none where
+        `training` is False. `affordable` is the largest ``K`` that the budgets pay for,
+        by `most_bytes` and the quantiser's ``smallest_bytes``; ``D`` for a selector
+        that is not `budgeted`. `budget_bytes` are the features'. Where `all_rows` is
+        True, no row may be left out.
         """
 
     @abstractmethod
@@ -51,7 +53,9 @@ class Selector(ABC):
         """Write what the server must know of the selection."""
 
     @abstractmethod
-    def unpack(self, data: memoryview, rows: int, columns: int) -> tuple[Link, memoryview]:
+    def unpack(
+        self, data: memoryview, rows: int, columns: int
+    ) -> tuple[Link, memoryview]:
         """Read the server's link for (B, D) features, and the bytes that follow the selection.
 
         Raises

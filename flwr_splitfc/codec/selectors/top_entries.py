@@ -14,5 +14,12 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 class TopEntries(EntrySelector):
     """Every row keeps its ``S`` entries of largest magnitude (Top-S; 2305.18469 calls it top-k)."""
 
-    def choose(self, magnitude: Tensor, kept: int, generator: torch.Generator | None, *, training: bool) -> Tensor:
+    def choose(
+        self,
+        magnitude: Tensor,
+        kept: int,
+        generator: torch.Generator | None,
+        *,
+        training: bool,
+    ) -> Tensor:
         return largest_entries(magnitude, kept)

@@ -1,8 +1,9 @@
 """Frames in Flower messages: for devices that cannot reach the ServerApp by any connection of their own.
 
-Flower's messages go from the server to a device and back, and a device's process does not outlive one. So a
-turn becomes a chain of them: each brings the answer to a device's frame and takes its next frame back. In
-between, the turn lies in the node's context; `StoredTurn` is what lies there.
+Flower's messages go from the server to a device and back, and a device's process does
+not outlive one. So a turn becomes a chain of them: each brings the answer to a device's
+frame and takes its next frame back. In between, the turn lies in the node's context;
+`StoredTurn` is what lies there.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from torch import Tensor, nn
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import ProtocolError, TicketExpired, error_from
-from flwr_splitfc.exchange.protocol.tensors import optimizer_tensors, pack_tensors, restore_optimizer, unpack_tensors
+from flwr_splitfc.exchange.protocol.errors import (
+    ProtocolError,
+    TicketExpired,
+    error_from,
+)
+from flwr_splitfc.exchange.protocol.tensors import (
+    optimizer_tensors,
+    pack_tensors,
+    restore_optimizer,
+    unpack_tensors,
+)
 
 FRAME_KEY = "split-frame"
 TURN_KEY = "split-turn"
@@ -49,8 +59,12 @@ class Mailbox:
         self.answer = pb.ServerFrame.FromString(frame_of(message))
         if self.answer.WhichOneof("kind") == "refused":
             raise error_from(self.answer.refused)
-        self._answers = {answer.number: answer for answer in (*stored.answers, self.answer)}
-        stored.answers = [self.answer] if self.answer.WhichOneof("kind") == "output" else []
+        self._answers = {
+            answer.number: answer for answer in (*stored.answers, self.answer)
+        }
+        stored.answers = (
+            [self.answer] if self.answer.WhichOneof("kind") == "output" else []
+        )
         self.number = max(min(self._answers) - 1, 0)
         self.closing: pb.DeviceFrame | None = None
         self.uplink_bytes = 0
@@ -97,13 +111,19 @@ class StoredTurn:
     frames_per_step : int (default: 1)
     """
 
-    def __init__(self, context: Context, message: Message, frames_per_step: int = 1) -> None:
+    def __init__(
+        self, context: Context, message: Message, frames_per_step: int = 1
+    ) -> None:
         self._frames_per_step = frames_per_step
         self._state = context.state
         self._number = pb.ServerFrame.FromString(frame_of(message)).number
-        self._key = str(message.content.config_records["split-ticket"]["token"]).partition(".")[0]
+        self._key = str(
+            message.content.config_records["split-ticket"]["token"]
+        ).partition(".")[0]
         if self.begun and self._read().get("session") != self._key:
-            raise TicketExpired("this node has no such turn: it was started again, or got another one meanwhile")
+            raise TicketExpired(
+                "this node has no such turn: it was started again, or got another one meanwhile"
+            )
 
     @property
     def begun(self) -> bool:
@@ -118,12 +138,18 @@ class StoredTurn:
     @property
     def answers(self) -> list[pb.ServerFrame]:
         """Those to the frames of a step that is not over."""
-        record = self._state.array_records.get(TURN_KEY + "-answers", ArrayRecord()) if self.begun else ArrayRecord()
+        record = (
+            self._state.array_records.get(TURN_KEY + "-answers", ArrayRecord())
+            if self.begun
+            else ArrayRecord()
+        )
         return [pb.ServerFrame.FromString(array.data) for array in record.values()]
 
     @answers.setter
     def answers(self, answers: list[pb.ServerFrame]) -> None:
-        record = ArrayRecord({str(answer.number): _raw(answer.SerializeToString()) for answer in answers})
+        record = ArrayRecord(
+            {str(answer.number): _raw(answer.SerializeToString()) for answer in answers}
+        )
         self._state[TURN_KEY + "-answers"] = record
 
     @property
@@ -148,20 +174,32 @@ class StoredTurn:
             "optimizer": optimizer_tensors(optimizer) if optimizer else {},
             "kept": dict(kept),
         }
-        self._state[TURN_KEY + "-tensors"] = ArrayRecord({key: _raw(_pack(part)) for key, part in parts.items()})
+        self._state[TURN_KEY + "-tensors"] = ArrayRecord(
+            {key: _raw(_pack(part)) for key, part in parts.items()}
+        )
         self._state[TURN_KEY] = ConfigRecord(
-            {"session": self._key, **{f"count.{k}": float(v) for k, v in counts.items()}}
+            {
+                "session": self._key,
+                **{f"count.{k}": float(v) for k, v in counts.items()},
+            }
         )
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Take it up again: the counts and what else is kept."""
-        parts = {key: _unpack(array.data) for key, array in self._state.array_records[TURN_KEY + "-tensors"].items()}
+        parts = {
+            key: _unpack(array.data)
+            for key, array in self._state.array_records[TURN_KEY + "-tensors"].items()
+        }
         model.load_state_dict(parts["model"])
         if optimizer is not None:
             restore_optimizer(optimizer, parts["optimizer"])
-        counts = {key.removeprefix(_COUNT): value for key, value in self._read().items() if key.startswith(_COUNT)}
+        counts = {
+            key.removeprefix(_COUNT): value
+            for key, value in self._read().items()
+            if key.startswith(_COUNT)
+        }
         return counts, parts["kept"]  # type: ignore[return-value]
 
     def clear(self) -> None:

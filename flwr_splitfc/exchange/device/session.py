@@ -30,7 +30,13 @@ from flwr_splitfc.exchange.protocol.tensors import (
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 ADDRESS_KEY = "split-address"
-_COUNTS = {"number": int, "full_rows": int, "rows": int, "loss_sum": float, "codec_seconds": float}
+_COUNTS = {
+    "number": int,
+    "full_rows": int,
+    "rows": int,
+    "loss_sum": float,
+    "codec_seconds": float,
+}
 
 
 @contextmanager
@@ -41,7 +47,10 @@ def _full_precision() -> Iterator[None]:
 
 
 def connect(
-    message: Message, context: Context | None = None, *, optimizer: torch.optim.Optimizer | None = None
+    message: Message,
+    context: Context | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> "Session":
     """The session that the ticket in `message` admits to; enter it with ``with``.
 
@@ -50,11 +59,13 @@ def connect(
     message : Message
         A train or evaluate message from a split strategy.
     context : Context, optional
-        The node's: its config may name the address by which this node reaches the split endpoint
-        (``split-address``, a host or host:port), where that is not the one that the strategy tells.
+        The node's: its config may name the address by which this node reaches the split
+        endpoint (``split-address``, a host or host:port), where that is not the one
+        that the strategy tells.
     optimizer : torch.optim.Optimizer, optional
-        The device half's optimizer. If given, it starts from the state that the strategy's
-        ``optimizer_state`` says, and its state at the end of the turn is handed on.
+        The device half's optimizer. If given, it starts from the state that the
+        strategy's ``optimizer_state`` says, and its state at the end of the turn is
+        handed on.
 
     Raises
     ------
@@ -116,19 +127,30 @@ class Session:
     ----------
     ticket : Ticket
     seed : int
-        Derived from the run's seed, the device and the round: for whatever is random in the turn.
+        Derived from the run's seed, the device and the round: for whatever is random in
+        the turn.
     state : dict of str to Tensor
-        What this device left at the end of its last turn; what it holds at the end of this one is
-        kept by the strategy until the next.
+        What this device left at the end of its last turn; what it holds at the end of
+        this one is kept by the strategy until the next.
     """
 
-    def __init__(self, ticket: Ticket, transport: Transport, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        transport: Transport,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.ticket = ticket
         try:
             self.codec = cut_codec(ticket.codec)
-            self.output_codec = cut_codec(ticket.output_codec).mirror() if ticket.output_codec else None
+            self.output_codec = (
+                cut_codec(ticket.output_codec).mirror() if ticket.output_codec else None
+            )
         except ValueError as error:
-            raise TicketError(f"the ticket's codec cannot be made here: {error}") from error
+            raise TicketError(
+                f"the ticket's codec cannot be made here: {error}"
+            ) from error
         self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
@@ -142,7 +164,8 @@ class Session:
         self._codec_seconds = 0.0
         self._waited_seconds = 0.0
 
-    # -- what a training loop calls --------------------------------------------------------------
+    # -- what a training loop calls
+    # --------------------------------------------------------------
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The server half's loss on one mini-batch; the server half has been trained on it on return.
@@ -156,17 +179,19 @@ class Session:
         Returns
         -------
         Tensor
-            A scalar; its ``backward()`` hands the gradient that the server sent on to the device half.
+            A scalar; its ``backward()`` hands the gradient that the server sent on to
+            the device half.
 
         Raises
         ------
         RuntimeError
             If `features` carry no graph, for example under ``torch.no_grad()``.
         ValueError
-            For features that are not finite, and for a budget too small for any payload.
+            For features that are not finite, and for a budget too small for any
+            payload.
         SplitError
-            One of its kinds if the server refuses the step or the session broke; the server half is then
-            as it was.
+            One of its kinds if the server refuses the step or the session broke; the
+            server half is then as it was.
         """
         if self.output_codec is not None:
             raise RuntimeError(
@@ -179,9 +204,10 @@ class Session:
     def forward(self, features: Tensor) -> Tensor:
         """The server half's output for one mini-batch, for last layers and a loss of the device's own.
 
-        Its backward pass, once, trains the server half and goes on into the device's first layers. Until then
-        nothing has changed, and another `forward` takes this one's place. The gradient goes up as it is:
-        scaling the loss scales it for the server half, too.
+        Its backward pass, once, trains the server half and goes on into the device's
+        first layers. Until then nothing has changed, and another `forward` takes this
+        one's place. The gradient goes up as it is: scaling the loss scales it for the
+        server half, too.
 
         Parameters
         ----------
@@ -196,7 +222,8 @@ class Session:
         Raises
         ------
         RuntimeError, ValueError, SplitError
-            As `loss`; the backward pass raises them, too, and a `ValueError` for a gradient that is not finite.
+            As `loss`; the backward pass raises them, too, and a `ValueError` for a
+            gradient that is not finite.
         """
         if self.output_codec is None:
             raise RuntimeError(
@@ -211,23 +238,30 @@ class Session:
     def predict(self, features: Tensor) -> Tensor:
         """The server half's output for features of shape (B, ...), in evaluation mode.
 
-        No labels leave the device, nothing trains, and the codec's `evaluation` says how features go up.
+        No labels leave the device, nothing trains, and the codec's `evaluation` says
+        how features go up.
         """
         started = time.perf_counter()
         self._full_rows = max(self._full_rows, len(features))
-        array, _ = self.codec.encode_features(features, training=False, full_rows=self._full_rows)
+        array, _ = self.codec.encode_features(
+            features, training=False, full_rows=self._full_rows
+        )
         self._codec_seconds += time.perf_counter() - started
         self._number += 1
         self._rows += len(features)
         reply = self._ask(pb.DeviceFrame(predict=pb.Predict(features=to_matrix(array))))
-        return unpack_tensor(self._expect(reply, "predicted").predicted.logits).to(features.device)
+        return unpack_tensor(self._expect(reply, "predicted").predicted.logits).to(
+            features.device
+        )
 
     def metrics(self) -> dict[str, int | float]:
         """What Flower's strategies need, and what this session moved so far.
 
-        ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in evaluation, nor where the loss
-        is the device's: its code adds it), ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
-        ``reconnects`` (connections that broke and were opened again), ``codec_seconds`` (this device's).
+        ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in
+        evaluation, nor where the loss is the device's: its code adds it),
+        ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
+        ``reconnects`` (connections that broke and were opened again), ``codec_seconds``
+        (this device's).
         """
         metrics: dict[str, int | float] = {
             "num-examples": self._rows,
@@ -241,7 +275,8 @@ class Session:
             metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
         return metrics
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------
+    # ----------
 
     def __enter__(self) -> "Session":
         opened = self._transport.open()
@@ -256,7 +291,10 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if error is None:
@@ -280,11 +318,15 @@ class Session:
         self._transport.close()
         self._is_open = False
 
-    # -- between messages ------------------------------------------------------------------------
+    # -- between messages
+    # ------------------------------------------------------------------------
 
     def counts(self) -> dict[str, float]:
         """What `metrics` and the next step depend on, where a turn is interrupted between two steps."""
-        moved = {"uplink_bytes": self._transport.uplink_bytes, "downlink_bytes": self._transport.downlink_bytes}
+        moved = {
+            "uplink_bytes": self._transport.uplink_bytes,
+            "downlink_bytes": self._transport.downlink_bytes,
+        }
         return {**{key: getattr(self, f"_{key}") for key in _COUNTS}, **moved}
 
     def resume(self, counts: Mapping[str, float], state: Mapping[str, Tensor]) -> None:
@@ -295,7 +337,8 @@ class Session:
         self._transport.downlink_bytes = int(counts["downlink_bytes"])
         self.state = dict(state)
 
-    # -- one step --------------------------------------------------------------------------------
+    # -- one step
+    # --------------------------------------------------------------------------------
 
     @_full_precision()
     def _step(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
@@ -315,7 +358,9 @@ class Session:
         self._loss_sum += stepped.loss * len(features)
         return stepped.loss, gradient
 
-    def _encode(self, features: Tensor, *, all_rows: bool = False) -> tuple[pb.Matrix, Link]:
+    def _encode(
+        self, features: Tensor, *, all_rows: bool = False
+    ) -> tuple[pb.Matrix, Link]:
         """Features as the next step sends them."""
         rows = len(features)
         if rows > self._full_rows:
@@ -335,15 +380,23 @@ class Session:
         encoded = time.perf_counter()
         self._begun = self._number = self._number + 1
 
-        output = self._expect(self._ask(pb.DeviceFrame(forward=pb.Forward(features=matrix))), "output").output.output
+        output = self._expect(
+            self._ask(pb.DeviceFrame(forward=pb.Forward(features=matrix))), "output"
+        ).output.output
 
         answered = time.perf_counter()
         shape = tuple(output.shape)
-        seen, output_link = codec.decode_features(from_matrix(output), expect=(len(features), prod(shape[1:])))
+        seen, output_link = codec.decode_features(
+            from_matrix(output), expect=(len(features), prod(shape[1:]))
+        )
         if shape[0] != len(features):
-            raise PayloadError(f"the output has {shape[0]} rows, the features {len(features)}")
+            raise PayloadError(
+                f"the output has {shape[0]} rows, the features {len(features)}"
+            )
         self._codec_seconds += encoded - started + time.perf_counter() - answered
-        return seen.reshape(shape).to(features.device), _Step(self._begun, link, output_link)
+        return seen.reshape(shape).to(features.device), _Step(
+            self._begun, link, output_link
+        )
 
     @_full_precision()
     def _end(self, gradient: Tensor, step: "_Step", codec: CutCodec) -> Tensor:
@@ -353,7 +406,9 @@ class Session:
                 "the backward pass through server.forward runs once for each, and before the next server.forward"
             )
         started = time.perf_counter()
-        array = codec.encode_gradient(gradient.flatten(1), step.output_link, full_rows=self._full_rows)
+        array = codec.encode_gradient(
+            gradient.flatten(1), step.output_link, full_rows=self._full_rows
+        )
         encoded = time.perf_counter()
         self._begun = 0
 
@@ -361,7 +416,9 @@ class Session:
         gradients = self._expect(self._ask(backward), "gradients").gradients
 
         answered = time.perf_counter()
-        by_features = self.codec.decode_gradient(from_matrix(gradients.gradient), step.link)
+        by_features = self.codec.decode_gradient(
+            from_matrix(gradients.gradient), step.link
+        )
         self._codec_seconds += encoded - started + time.perf_counter() - answered
         self._rows += len(gradient)
         return by_features
@@ -369,7 +426,9 @@ class Session:
     def _ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Send one frame and wait for its answer; a refusal or a lost server raises by name."""
         if not self._is_open:
-            raise RuntimeError("the session is not open: use `with connect(msg, context) as server:`")
+            raise RuntimeError(
+                "the session is not open: use `with connect(msg, context) as server:`"
+            )
         asked = time.perf_counter()
         reply = self._transport.ask(frame)
         self._waited_seconds += time.perf_counter() - asked
@@ -378,7 +437,9 @@ class Session:
     @staticmethod
     def _expect(reply: pb.ServerFrame, kind: str) -> pb.ServerFrame:
         if reply.WhichOneof("kind") != kind:
-            raise ProtocolError(f"the server answered {reply.WhichOneof('kind')!r}, wanted {kind!r}")
+            raise ProtocolError(
+                f"the server answered {reply.WhichOneof('kind')!r}, wanted {kind!r}"
+            )
         return reply
 
 

@@ -10,7 +10,11 @@ from importlib.metadata import version
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.address import is_loopback, join_address, split_address
+from flwr_splitfc.exchange.protocol.address import (
+    is_loopback,
+    join_address,
+    split_address,
+)
 from flwr_splitfc.exchange.protocol.errors import (
     EndpointUnreachable,
     LimitExceeded,
@@ -21,9 +25,14 @@ from flwr_splitfc.exchange.protocol.errors import (
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.protocol.tls import open_channel
-from flwr_splitfc.exchange.server.endpoint import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
+from flwr_splitfc.exchange.server.endpoint import (
+    KEEPALIVE_MS,
+    SESSION_METHOD,
+    TOKEN_KEY,
+)
 
-_FIRST_CONNECT_S = 10.0  # an address that was never reached is more likely wrong than busy
+# an address that was never reached is more likely wrong than busy
+_FIRST_CONNECT_S = 10.0
 _CANCELLED_S = 1.0  # a server that cancelled is asked why, if it is still there
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 2.0
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
@@ -31,9 +40,14 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, with no back-off of the last one's
+    # a new channel is a new connection, with no back-off of the last one's
+    ("grpc.use_local_subchannel_pool", 1),
 ]
-_FINAL = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT)
+_FINAL = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
 
 
 class Stream:
@@ -75,7 +89,8 @@ class Stream:
         Raises
         ------
         SplitError
-            One of its kinds if the server refuses the frame, or cannot be reached again in time.
+            One of its kinds if the server refuses the frame, or cannot be reached again
+            in time.
         """
         self._number += 1
         frame.number = self._number
@@ -98,7 +113,9 @@ class Stream:
                 next(self._replies, None)
         self.close()
 
-    def _until_answered(self, frame: pb.DeviceFrame | None, patience_s: float) -> pb.ServerFrame:
+    def _until_answered(
+        self, frame: pb.DeviceFrame | None, patience_s: float
+    ) -> pb.ServerFrame:
         """The answer to `frame`, or to Open if there is none."""
         deadline, pause_s, cancelled = None, _FIRST_PAUSE_S, False
         while True:
@@ -114,8 +131,14 @@ class Stream:
                     patience_s = min(patience_s, _CANCELLED_S)
                 deadline = now + patience_s if deadline is None else deadline
                 if error.code() in _FINAL or now > deadline:
-                    raise SessionCancelled("the server is gone") if cancelled else self._broken(error) from error
-                time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(deadline - now, 0.0)))
+                    raise (
+                        SessionCancelled("the server is gone")
+                        if cancelled
+                        else self._broken(error)
+                    ) from error
+                time.sleep(
+                    min(pause_s * random.uniform(0.5, 1.5), max(deadline - now, 0.0))
+                )
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             except SplitError:
                 self.close()
@@ -123,15 +146,23 @@ class Stream:
 
     def _connect(self) -> pb.ServerFrame:
         ticket = self.ticket
-        self._channel = open_channel(self.address, ticket.tls, ticket.authority.encode(), _CHANNEL_OPTIONS)
-        call = self._channel.stream_stream(SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString)
+        self._channel = open_channel(
+            self.address, ticket.tls, ticket.authority.encode(), _CHANNEL_OPTIONS
+        )
+        call = self._channel.stream_stream(
+            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+        )
         self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
-        self._replies = call(iter(self._frames.get, None), metadata=((TOKEN_KEY, ticket.token),))
+        self._replies = call(
+            iter(self._frames.get, None), metadata=((TOKEN_KEY, ticket.token),)
+        )
         software = f"flwr-splitfc {version('flwr-splitfc')}"
         hello = pb.Open(protocol=ticket.protocol, nonce=self._nonce, software=software)
         opened = self._exchange(pb.DeviceFrame(open=hello))
         if opened.WhichOneof("kind") != "opened":
-            raise ProtocolError(f"the server answered {opened.WhichOneof('kind')!r} to Open")
+            raise ProtocolError(
+                f"the server answered {opened.WhichOneof('kind')!r} to Open"
+            )
         self.reconnects += 1
         return opened
 
@@ -141,20 +172,29 @@ class Stream:
         try:
             reply: pb.ServerFrame = next(self._replies)
         except StopIteration:
-            raise ProtocolError("the server ended the stream without an answer") from None
+            raise ProtocolError(
+                "the server ended the stream without an answer"
+            ) from None
         self.downlink_bytes += reply.ByteSize()
         if reply.WhichOneof("kind") == "refused":
             raise error_from(reply.refused)
         if reply.number != frame.number:
-            raise ProtocolError(f"the server answered frame {reply.number}, asked was {frame.number}")
+            raise ProtocolError(
+                f"the server answered frame {reply.number}, asked was {frame.number}"
+            )
         return reply
 
     def _broken(self, error: grpc.RpcError) -> SplitError:
-        status, what = error.code(), f"split endpoint at {self.address}: {error.details()}"
+        status, what = (
+            error.code(),
+            f"split endpoint at {self.address}: {error.details()}",
+        )
         if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return LimitExceeded(what)
         if status is grpc.StatusCode.UNIMPLEMENTED:
-            return EndpointUnreachable(f"{what}; what listens there is no split endpoint")
+            return EndpointUnreachable(
+                f"{what}; what listens there is no split endpoint"
+            )
         if self.reconnects < 0 and is_loopback(split_address(self.address)[0]):
             what += (
                 ". That address is this node's own machine: where the ServerApp runs on another one, "

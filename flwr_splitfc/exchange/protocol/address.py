@@ -16,13 +16,22 @@ def split_address(address: str) -> tuple[str, int | None]:
     >>> split_address("server.example:9093"), split_address("10.0.0.7"), split_address("[::1]:80"), split_address("::1")
     (('server.example', 9093), ('10.0.0.7', None), ('::1', 80), ('::1', None))
     """
-    host, bracket, rest = address.removeprefix("[").partition("]") if address.startswith("[") else (address, "", "")
+    host, bracket, rest = (
+        address.removeprefix("[").partition("]")
+        if address.startswith("[")
+        else (address, "", "")
+    )
     if not bracket and address.count(":") == 1:
         host, _, rest = address.partition(":")
         rest = f":{rest}"
     port = rest.removeprefix(":")
-    if not host or (rest and not (rest.startswith(":") and port.isdecimal() and 0 < int(port) < 2**16)):
-        raise ValueError(f"address is {address!r}, wanted host, host:port, [ipv6]:port or an IPv6 address")
+    if not host or (
+        rest
+        and not (rest.startswith(":") and port.isdecimal() and 0 < int(port) < 2**16)
+    ):
+        raise ValueError(
+            f"address is {address!r}, wanted host, host:port, [ipv6]:port or an IPv6 address"
+        )
     if (bracket or ":" in host) and not _is_ip(host):
         raise ValueError(f"address is {address!r}, and {host!r} is no IPv6 address")
     return host, int(port) if port else None

@@ -1,7 +1,7 @@
 """What can go wrong between a device and the server half, by name.
 
-Each class that the server can raise has a `reason`, the number under which it crosses the wire; the
-device raises the same class again.
+Each class that the server can raise has a `reason`, the number under which it crosses
+the wire; the device raises the same class again.
 """
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb

@@ -27,22 +27,27 @@ class Ticket:
     Parameters
     ----------
     address : str
-        ``host:port`` of the endpoint as devices reach it; none where frames travel in Flower's messages.
+        ``host:port`` of the endpoint as devices reach it; none where frames travel in
+        Flower's messages.
     token : str
-        The session's id, a dot and the secret that admits to it; never logged or printed.
+        The session's id, a dot and the secret that admits to it; never logged or
+        printed.
     purpose : "train" or "evaluate"
         What the session may do.
     device, server_round, seed
-        Who, when, and the run's seed: what every random choice of the turn is derived from.
+        Who, when, and the run's seed: what every random choice of the turn is derived
+        from.
     codec : mapping
         The settings of the cut codec, as `flwr_splitfc.codec.cut_codec` takes them.
     output_codec : mapping
-        The same of the codec of the server half's output, where the device has the last layers; otherwise empty.
+        The same of the codec of the server half's output, where the device has the last
+        layers; otherwise empty.
     tls : "off", "pinned" or "verified"
-        How the endpoint proves itself: not at all; by `authority` itself, its own certificate; by a
-        certificate for the address's host.
+        How the endpoint proves itself: not at all; by `authority` itself, its own
+        certificate; by a certificate for the address's host.
     authority : str
-        A certificate in PEM; if empty, "verified" goes by what the device's system trusts.
+        A certificate in PEM; if empty, "verified" goes by what the device's system
+        trusts.
     reconnect_timeout_s : float
         Seconds to try for when the connection breaks.
     protocol : int
@@ -77,7 +82,10 @@ class Ticket:
             "reconnect-timeout-s": self.reconnect_timeout_s,
         }
         fields |= {_CODEC_PREFIX + key: value for key, value in self.codec.items()}
-        fields |= {_OUTPUT_CODEC_PREFIX + key: value for key, value in self.output_codec.items()}
+        fields |= {
+            _OUTPUT_CODEC_PREFIX + key: value
+            for key, value in self.output_codec.items()
+        }
         return ConfigRecord(
             {key: value for key, value in fields.items() if value != ""}
         )  # Flower's size count stumbles
@@ -100,7 +108,11 @@ class Ticket:
             )
         record = message.content.config_records[TICKET_KEY]
         offered = record.get("protocols", [record.get("protocol")])
-        common = [protocol for protocol in PROTOCOLS if isinstance(offered, list) and protocol in offered]
+        common = [
+            protocol
+            for protocol in PROTOCOLS
+            if isinstance(offered, list) and protocol in offered
+        ]
         if not common:
             raise ProtocolError(
                 f"the ticket speaks protocol {offered!r}, this package {list(PROTOCOLS)}: "
@@ -110,16 +122,24 @@ class Ticket:
         def get(key: str, kind: type, default: Scalar | None = None) -> Any:
             value = record.get(key, default)
             if not isinstance(value, kind):
-                raise TicketError(f"ticket field {key!r} is {value!r}, wanted {kind.__name__}")
+                raise TicketError(
+                    f"ticket field {key!r} is {value!r}, wanted {kind.__name__}"
+                )
             return value
 
         def settings(prefix: str) -> Any:
-            return {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+            return {
+                key.removeprefix(prefix): value
+                for key, value in record.items()
+                if key.startswith(prefix)
+            }
 
         def one_of(key: str, kind: Any) -> Any:
             value = get(key, str)
             if value not in get_args(kind):
-                raise TicketError(f"ticket field {key!r} is {value!r}, wanted one of {get_args(kind)}")
+                raise TicketError(
+                    f"ticket field {key!r} is {value!r}, wanted one of {get_args(kind)}"
+                )
             return value
 
         return cls(

@@ -39,7 +39,10 @@ class Certificate:
 
     @classmethod
     def from_files(
-        cls, chain: str | Path, private_key: str | Path, authority: str | Path | None = None
+        cls,
+        chain: str | Path,
+        private_key: str | Path,
+        authority: str | Path | None = None,
     ) -> "Certificate":
         """Read the three from PEM files.
 
@@ -51,12 +54,16 @@ class Certificate:
             If a file cannot be read.
         """
         certificate = cls(
-            Path(chain).read_bytes(), Path(private_key).read_bytes(), Path(authority).read_bytes() if authority else b""
+            Path(chain).read_bytes(),
+            Path(private_key).read_bytes(),
+            Path(authority).read_bytes() if authority else b"",
         )
         certificate._check(chain, private_key, authority)
         return certificate
 
-    def _check(self, chain: str | Path, private_key: str | Path, authority: str | Path | None) -> None:
+    def _check(
+        self, chain: str | Path, private_key: str | Path, authority: str | Path | None
+    ) -> None:
         try:
             leaf = x509.load_pem_x509_certificates(self.chain)[0]
         except (ValueError, IndexError) as error:
@@ -64,14 +71,20 @@ class Certificate:
         try:
             key = serialization.load_pem_private_key(self.private_key, None)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{private_key} holds no PEM private key without a password: {error}") from error
+            raise ValueError(
+                f"{private_key} holds no PEM private key without a password: {error}"
+            ) from error
         if key.public_key() != leaf.public_key():
-            raise ValueError(f"{private_key} is not the key of the certificate in {chain}")
+            raise ValueError(
+                f"{private_key} is not the key of the certificate in {chain}"
+            )
         if authority:
             try:
                 x509.load_pem_x509_certificates(self.authority)
             except ValueError as error:
-                raise ValueError(f"{authority} holds no PEM certificate: {error}") from error
+                raise ValueError(
+                    f"{authority} holds no PEM certificate: {error}"
+                ) from error
 
     @classmethod
     def for_run(cls) -> "Certificate":
@@ -87,14 +100,22 @@ class Certificate:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _CLOCK_SKEW)
             .not_valid_after(now + _LIFETIME)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(PINNED_NAME)]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(PINNED_NAME)]), critical=False
+            )
+            .add_extension(
+                x509.BasicConstraints(ca=False, path_length=None), critical=True
+            )
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            )
             .sign(key, hashes.SHA256())
         )
         chain = made.public_bytes(serialization.Encoding.PEM)
         private_key = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         return cls(chain, private_key, chain)
 
@@ -104,10 +125,14 @@ def server_credentials(certificate: Certificate) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(certificate.private_key, certificate.chain)])
 
 
-def open_channel(address: str, tls: Tls, authority: bytes, options: list[tuple[str, int | str]]) -> grpc.Channel:
+def open_channel(
+    address: str, tls: Tls, authority: bytes, options: list[tuple[str, int | str]]
+) -> grpc.Channel:
     """A channel to the endpoint at `address`, checked as the ticket says."""
     if tls == "off":
         return grpc.insecure_channel(address, options=options)
     if tls == "pinned":
         options = [*options, ("grpc.ssl_target_name_override", PINNED_NAME)]
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority or None), options=options)
+    return grpc.secure_channel(
+        address, grpc.ssl_channel_credentials(authority or None), options=options
+    )

@@ -41,16 +41,31 @@ class LastTurn:
     @classmethod
     def of(cls, codec: CutCodec, traffic: Traffic) -> "LastTurn":
         """From what was agreed at a cut, and what its session moved."""
-        up, down = (way.total() - way["state"] for way in (traffic.uplink_bytes, traffic.downlink_bytes))
-        return cls(codec.uplink_bits, codec.downlink_bits, traffic.steps, up, down, traffic.link_seconds)
+        up, down = (
+            way.total() - way["state"]
+            for way in (traffic.uplink_bytes, traffic.downlink_bytes)
+        )
+        return cls(
+            codec.uplink_bits,
+            codec.downlink_bits,
+            traffic.steps,
+            up,
+            down,
+            traffic.link_seconds,
+        )
 
     @property
     def bytes_per_second(self) -> float:
         """Both ways together, round trips included; 0.0 if that is not known.
 
-        One way alone cannot be told: a device sees how long an answer took, and clocks differ.
+        One way alone cannot be told: a device sees how long an answer took, and clocks
+        differ.
         """
-        return (self.uplink_bytes + self.downlink_bytes) / self.link_seconds if self.link_seconds else 0.0
+        return (
+            (self.uplink_bytes + self.downlink_bytes) / self.link_seconds
+            if self.link_seconds
+            else 0.0
+        )
 
     @property
     def step_link_seconds(self) -> float:
@@ -69,10 +84,11 @@ class DeviceRound:
     server_round : int
         From 1.
     uplink_bits, downlink_bits : float
-        What it would get so far: the codec's own, or what rules before this one decided.
+        What it would get so far: the codec's own, or what rules before this one
+        decided.
     cut : "features" or "output"
-        In U-shaped split learning the output of the server half is a second cut with budgets of its own, and rules
-        are asked for each.
+        In U-shaped split learning the output of the server half is a second cut with
+        budgets of its own, and rules are asked for each.
     node_config : mapping
         The device's, as it tells; nothing in it is to be trusted.
     last : LastTurn, optional
@@ -92,7 +108,9 @@ BudgetRule: TypeAlias = Callable[[DeviceRound], Bits | None]
 """Gives (uplink_bits, downlink_bits), or None to leave them as they are; asked for each train and evaluate message."""
 
 
-def budgeted(codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound) -> CutCodec:
+def budgeted(
+    codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound
+) -> CutCodec:
     """`codec` with the budgets that `rules`, one after another, give a device for a round.
 
     Raises
@@ -111,17 +129,26 @@ def budgeted(codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound) 
     for rule in rules:
         try:
             bits = rule(device)
-        except Exception as error:  # rules read what devices tell, and one device must not end the run
-            raise ValueError(f"{_name(rule)}: {error if isinstance(error, ValueError) else repr(error)}") from error
+        # rules read what devices tell, and one device must not end the run
+        except Exception as error:
+            raise ValueError(
+                f"{_name(rule)}: {error if isinstance(error, ValueError) else repr(error)}"
+            ) from error
         if bits is not None:
             up, down = _checked(rule, bits, (device.uplink_bits, device.downlink_bits))
             device = replace(device, uplink_bits=up, downlink_bits=down)
-    return replace(codec, uplink_bits=device.uplink_bits, downlink_bits=device.downlink_bits)
+    return replace(
+        codec, uplink_bits=device.uplink_bits, downlink_bits=device.downlink_bits
+    )
 
 
 def is_budget(value: object) -> bool:
     """Whether `value` is a number of bits per entry that a rule may give."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_BITS
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value <= MOST_BITS
+    )
 
 
 def rules_text(rules: Sequence[BudgetRule]) -> str:
@@ -136,6 +163,11 @@ def _name(rule: BudgetRule) -> str:
 def _checked(rule: BudgetRule, bits: Any, before: Bits) -> Bits:
     """What a rule gave; what it left as it was may be any budget that the codec takes."""
     match bits:
-        case [up, down] if all(is_budget(new) or new == old for new, old in zip((up, down), before, strict=True)):
+        case [up, down] if all(
+            is_budget(new) or new == old
+            for new, old in zip((up, down), before, strict=True)
+        ):
             return float(up), float(down)
-    raise ValueError(f"{_name(rule)} gave {bits!r:.100}, wanted two numbers above 0 and at most {MOST_BITS:g}, or None")
+    raise ValueError(
+        f"{_name(rule)} gave {bits!r:.100}, wanted two numbers above 0 and at most {MOST_BITS:g}, or None"
+    )

@@ -25,14 +25,16 @@ class DeviceStates:
     Parameters
     ----------
     optimizer_state : "relay", "per-device" or "fresh"
-        Whose optimizer state a turn starts from: that of the turn before, on whichever device (one
-        optimizer follows the device half from device to device); the device's own last one; none.
-        The rest of a device's state is always its own.
+        Whose optimizer state a turn starts from: that of the turn before, on whichever
+        device (one optimizer follows the device half from device to device); the
+        device's own last one; none. The rest of a device's state is always its own.
     """
 
     def __init__(self, optimizer_state: OptimizerState) -> None:
         if optimizer_state not in get_args(OptimizerState):
-            raise ValueError(f"optimizer_state is {optimizer_state!r}, wanted one of {get_args(OptimizerState)}")
+            raise ValueError(
+                f"optimizer_state is {optimizer_state!r}, wanted one of {get_args(OptimizerState)}"
+            )
         self.optimizer_state = optimizer_state
         self._lock = Lock()
         self._optimizer: dict[str, Sequence[pb.Tensor]] = {}
@@ -44,24 +46,34 @@ class DeviceStates:
     def of(self, device: str) -> Kept:
         """What `device` gets at the start of its next turn."""
         with self._lock:
-            return Kept(self._optimizer.get(self._owner(device), ()), self._state.get(device, ()))
+            return Kept(
+                self._optimizer.get(self._owner(device), ()),
+                self._state.get(device, ()),
+            )
 
     def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
         """All that is kept, as wire bytes."""
         with self._lock:
             both = {"optimizer": self._optimizer, "state": self._state}
             return {
-                what: {owner: [tensor.SerializeToString() for tensor in tensors] for owner, tensors in kept.items()}
+                what: {
+                    owner: [tensor.SerializeToString() for tensor in tensors]
+                    for owner, tensors in kept.items()
+                }
                 for what, kept in both.items()
             }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Sequence[bytes]]]) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Mapping[str, Sequence[bytes]]]
+    ) -> None:
         """Keep what `state_dict` gave."""
         with self._lock:
             for what, kept in (("optimizer", self._optimizer), ("state", self._state)):
                 kept.clear()
                 for owner, tensors in state[what].items():
-                    kept[owner] = tuple(pb.Tensor.FromString(tensor) for tensor in tensors)
+                    kept[owner] = tuple(
+                        pb.Tensor.FromString(tensor) for tensor in tensors
+                    )
 
     def keep(self, device: str, kept: Kept) -> None:
         """Take what `device` left at the end of a turn."""

@@ -30,19 +30,26 @@ def device_name(context: Context) -> str:
 def answer_device_query(message: Message, context: Context) -> Message:
     """The reply of a `ClientApp` to a split strategy that asks who it is: its name and its node config.
 
-    Register it in an app with a training loop of its own, `SplitClientApp` has it already::
+    Register it in an app with a training loop of its own, `SplitClientApp` has it
+    already::
 
         app.query("split_device")(answer_device_query)
     """
     name = ConfigRecord({NAME_KEY: device_name(context)})
-    config = ConfigRecord({key: value for key, value in context.node_config.items() if value != ""})  # as in tickets
-    return Message(RecordDict({NAME_KEY: name, NODE_CONFIG_KEY: config}), reply_to=message)
+    # as in tickets
+    config = ConfigRecord(
+        {key: value for key, value in context.node_config.items() if value != ""}
+    )
+    return Message(
+        RecordDict({NAME_KEY: name, NODE_CONFIG_KEY: config}), reply_to=message
+    )
 
 
 class Devices:
     """The names and node configs of a grid's nodes, each asked for once.
 
-    A node whose app does not answer goes by its node id, which changes when it is started again.
+    A node whose app does not answer goes by its node id, which changes when it is
+    started again.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -58,7 +65,9 @@ class Devices:
         with self._lock:
             if new := [node_id for node_id in wanted if node_id not in self._names]:
                 self._ask(new)
-            return {node_id: self._names.get(node_id, str(node_id)) for node_id in wanted}
+            return {
+                node_id: self._names.get(node_id, str(node_id)) for node_id in wanted
+            }
 
     def node_config(self, node_id: int) -> Mapping[str, Scalar]:
         """What a node whose name is known told of its config; nothing in it is to be trusted."""
@@ -69,16 +78,22 @@ class Devices:
         for reply in self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
-                self._warn(f"node {node_id} does not say who it is: {(reply.error.reason or '').strip()[-200:]}")
+                self._warn(
+                    f"node {node_id} does not say who it is: {(reply.error.reason or '').strip()[-200:]}"
+                )
                 self._names[node_id] = str(node_id)
             else:
                 record = reply.content.config_records.get(NAME_KEY, ConfigRecord())
                 self._names[node_id] = str(record.get(NAME_KEY, node_id))
-                self._configs[node_id] = _scalars(reply.content.config_records.get(NODE_CONFIG_KEY, {}))
+                self._configs[node_id] = _scalars(
+                    reply.content.config_records.get(NODE_CONFIG_KEY, {})
+                )
 
     def _warn(self, what: str) -> None:
         if not self._warned:
-            logger.warning("%s: devices go by node id; see flwr_splitfc.answer_device_query", what)
+            logger.warning(
+                "%s: devices go by node id; see flwr_splitfc.answer_device_query", what
+            )
             self._warned = True
 
 

@@ -11,7 +11,11 @@ import grpc
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.address import is_loopback, join_address, split_address
+from flwr_splitfc.exchange.protocol.address import (
+    is_loopback,
+    join_address,
+    split_address,
+)
 from flwr_splitfc.exchange.protocol.errors import (
     LimitExceeded,
     SessionCancelled,
@@ -31,11 +35,14 @@ from flwr_splitfc.exchange.server.turn import Turn, count_downlink
 
 SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
 TOKEN_KEY = "split-token"  # in the stream's metadata
-KEEPALIVE_MS = 60_000  # how often a quiet peer is asked whether the connection still stands
+# how often a quiet peer is asked whether the connection still stands
+KEEPALIVE_MS = 60_000
 _HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
-_SPARE_STREAMS = 32  # beyond the sessions: for connections that are being refused or replaced
+# beyond the sessions: for connections that are being refused or replaced
+_SPARE_STREAMS = 32
 _LOGGED_CHARACTERS = 500  # of what a peer says
-_OVER_KEPT = 10_000  # sessions whose end is remembered, for a clear answer to a late device
+# sessions whose end is remembered, for a clear answer to a late device
+_OVER_KEPT = 10_000
 
 logger = getLogger("flwr")
 
@@ -50,8 +57,8 @@ class SplitEndpoint:
     codec : CutCodec
         What is done at the cut; devices learn it from their tickets.
     output_codec : CutCodec, optional
-        Where devices have the last layers: what is done with the server half's output on its way down and
-        with its gradient on the way up.
+        Where devices have the last layers: what is done with the server half's output
+        on its way down and with its gradient on the way up.
     ledger : Ledger, optional
         Where the traffic is entered.
     states : DeviceStates, optional
@@ -88,14 +95,20 @@ class SplitEndpoint:
         self._last_turns: dict[str, dict[Cut, LastTurn]] = {}
         self._server: grpc.Server | None = None
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------
+    # ----------
 
     def __enter__(self) -> "SplitEndpoint":
         if self.config.transport == "messages":
-            logger.info("Frames travel in Flower's messages: one message a mini-batch, and no split endpoint")
+            logger.info(
+                "Frames travel in Flower's messages: one message a mini-batch, and no split endpoint"
+            )
             return self
         streams = self.limits.max_sessions + _SPARE_STREAMS
-        sizes = [(f"grpc.max_{way}_message_length", self.limits.max_frame_bytes) for way in ("send", "receive")]
+        sizes = [
+            (f"grpc.max_{way}_message_length", self.limits.max_frame_bytes)
+            for way in ("send", "receive")
+        ]
         server = grpc.server(
             ThreadPoolExecutor(streams, thread_name_prefix="split-session"),
             options=[
@@ -103,7 +116,10 @@ class SplitEndpoint:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
                 ("grpc.keepalive_permit_without_calls", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+                (
+                    "grpc.http2.min_recv_ping_interval_without_data_ms",
+                    KEEPALIVE_MS // 2,
+                ),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
             ],
             maximum_concurrent_rpcs=streams,
@@ -112,16 +128,28 @@ class SplitEndpoint:
             self._serve, pb.DeviceFrame.FromString, pb.ServerFrame.SerializeToString
         )
         service, method = SESSION_METHOD.strip("/").split("/")
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {method: handler}),)
+        )
         self._port = self._listen(server)
         server.start()
         self._server = server
-        tls = {"off": "in plaintext", "pinned": "with TLS", "verified": "with TLS by its own certificate"}[self._tls]
-        logger.info("Split endpoint listens on %s %s", join_address(self.config.host, self._port), tls)
+        tls = {
+            "off": "in plaintext",
+            "pinned": "with TLS",
+            "verified": "with TLS by its own certificate",
+        }[self._tls]
+        logger.info(
+            "Split endpoint listens on %s %s",
+            join_address(self.config.host, self._port),
+            tls,
+        )
         if self.address != join_address(self.config.host, self._port):
             logger.info("Devices are told to connect to %s", self.address)
         if self._tls == "off" and not is_loopback(self.config.host):
-            logger.warning("Features, gradients and tokens cross the network in plaintext, as tls=False asks for")
+            logger.warning(
+                "Features, gradients and tokens cross the network in plaintext, as tls=False asks for"
+            )
         return self
 
     def _listen(self, server: grpc.Server) -> int:
@@ -130,12 +158,19 @@ class SplitEndpoint:
             if not self.config.encrypted:
                 return int(server.add_insecure_port(wanted))
             self._certificate = self._certificate or Certificate.for_run()
-            return int(server.add_secure_port(wanted, server_credentials(self._certificate)))
+            return int(
+                server.add_secure_port(wanted, server_credentials(self._certificate))
+            )
         except RuntimeError as error:
-            raise OSError(f"the split endpoint cannot listen on {wanted}: is the port taken, the host here?") from error
+            raise OSError(
+                f"the split endpoint cannot listen on {wanted}: is the port taken, the host here?"
+            ) from error
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.revoke(list(self._sessions))
         if self._server is not None:
@@ -158,7 +193,8 @@ class SplitEndpoint:
             return "off"
         return "verified" if self.config.certificate else "pinned"
 
-    # -- tickets ---------------------------------------------------------------------------------
+    # -- tickets
+    # ---------------------------------------------------------------------------------
 
     def issue(
         self,
@@ -218,9 +254,17 @@ class SplitEndpoint:
     def revoke(self, tokens: list[str]) -> None:
         """End the sessions of `tokens` (or their ids): tickets expire and open streams are cancelled."""
         with self._lock:
-            sessions = [self._sessions.pop(key) for key in map(_id, tokens) if key in self._sessions]
+            sessions = [
+                self._sessions.pop(key)
+                for key in map(_id, tokens)
+                if key in self._sessions
+            ]
             for session in sessions:
-                over = SessionCancelled("its round is over") if session.running else _EXPIRED
+                over = (
+                    SessionCancelled("its round is over")
+                    if session.running
+                    else _EXPIRED
+                )
                 self._over[session.id] = session.ended or over
             for key in list(self._over)[: max(0, len(self._over) - _OVER_KEPT)]:
                 del self._over[key]
@@ -239,7 +283,8 @@ class SplitEndpoint:
         with self._lock:
             sessions = list(self._sessions.values())
         for session in sessions:
-            if session.running and self.config.transport == "stream":  # Flower watches over devices and messages
+            # Flower watches over devices and messages
+            if session.running and self.config.transport == "stream":
                 what, limit_s = ("silent", self.limits.idle_timeout_s)
                 if not session.connected:
                     what, limit_s = ("disconnected", self.limits.reconnect_timeout_s)
@@ -247,8 +292,13 @@ class SplitEndpoint:
                     self._cancel(session, SessionCancelled(f"{what} for {limit_s:g} s"))
             if isinstance(session.ended, SessionCancelled):
                 given_up[session.token] = str(session.ended)
-            elif session.ended_at and now - session.ended_at > self.limits.reply_timeout_s:
-                given_up[session.token] = f"no reply within {self.limits.reply_timeout_s:g} s after its session"
+            elif (
+                session.ended_at
+                and now - session.ended_at > self.limits.reply_timeout_s
+            ):
+                given_up[session.token] = (
+                    f"no reply within {self.limits.reply_timeout_s:g} s after its session"
+                )
         return given_up
 
     def _cancel(self, session: Admission, why: SplitError) -> None:
@@ -259,7 +309,8 @@ class SplitEndpoint:
         if session.opened:
             self._enter(session)
 
-    # -- frames in messages ----------------------------------------------------------------------
+    # -- frames in messages
+    # ----------------------------------------------------------------------
 
     def deliver(self, token: str, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """The answer to a frame that came in a message; a refusal is one, too."""
@@ -269,22 +320,27 @@ class SplitEndpoint:
                 self._log(DEBUG, "opened", session)
                 return session.open(frame, _IN_MESSAGES)
             reply = self._answer(session, frame, _IN_MESSAGES)
-            assert reply is not None  # there is no other connection that the session could be on
+            # there is no other connection that the session could be on
+            assert reply is not None
             return reply
         except SplitError as refusal:
             self._log(WARNING, "refused", session, why=refusal)
             return _refused(refusal)
 
-    # -- one stream ------------------------------------------------------------------------------
+    # -- one stream
+    # ------------------------------------------------------------------------------
 
-    def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.ServerFrame]:
+    def _serve(
+        self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
+    ) -> Iterator[pb.ServerFrame]:
         session: Admission | None = None
         try:
             session = self._admitted(context)
             session.await_open(context)
             yield from self._replies(session, frames, context)
         except SplitError as refusal:
-            if context.is_active():  # or a connection that broke within the metadata would look like an intruder
+            # or a connection that broke within the metadata would look like an intruder
+            if context.is_active():
                 self._log(WARNING, "refused", session, peer=context.peer(), why=refusal)
             yield _refused(refusal)
         except grpc.RpcError:
@@ -295,26 +351,48 @@ class SplitEndpoint:
 
     def _admitted(self, context: grpc.ServicerContext) -> Admission:
         """The session whose token came with the stream; nothing of the stream is read before."""
-        token = next((str(value) for key, value in context.invocation_metadata() if key == TOKEN_KEY), "")
+        token = next(
+            (
+                str(value)
+                for key, value in context.invocation_metadata()
+                if key == TOKEN_KEY
+            ),
+            "",
+        )
         with self._lock:
             session, over = self._sessions.get(_id(token)), self._over.get(_id(token))
-            others = sum(other.connected for other in self._sessions.values() if other is not session)
+            others = sum(
+                other.connected
+                for other in self._sessions.values()
+                if other is not session
+            )
         if session is None:
-            raise over or TokenRefused("unknown token" if token else "no token came with the stream")
+            raise over or TokenRefused(
+                "unknown token" if token else "no token came with the stream"
+            )
         session.check(token)
         if others >= self.limits.max_sessions:
             raise LimitExceeded(f"{others} sessions are open, and no more may be")
         return session
 
     def _replies(
-        self, session: Admission, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
+        self,
+        session: Admission,
+        frames: Iterator[pb.DeviceFrame],
+        context: grpc.ServicerContext,
     ) -> Iterator[pb.ServerFrame]:
         first = next(frames, None)
         if first is None:
             return
         event = "resumed" if session.opened else "opened"
         yield session.open(first, context)
-        self._log(INFO if event == "resumed" else DEBUG, event, session, peer=context.peer(), by=first.open.software)
+        self._log(
+            INFO if event == "resumed" else DEBUG,
+            event,
+            session,
+            peer=context.peer(),
+            by=first.open.software,
+        )
         for frame in frames:
             reply = self._answer(session, frame, context)
             if reply is None:
@@ -323,7 +401,9 @@ class SplitEndpoint:
             if reply.WhichOneof("kind") == "closed":
                 return
 
-    def _answer(self, session: Admission, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame | None:
+    def _answer(
+        self, session: Admission, frame: pb.DeviceFrame, connection: Connection
+    ) -> pb.ServerFrame | None:
         try:
             reply = session.answer(frame, connection)
         except SplitError as refusal:
@@ -332,7 +412,9 @@ class SplitEndpoint:
             self._enter(session)
             raise
         if session.turn.done:
-            self._enter(session)  # before the device knows, so that the round's sums are complete when it replies
+            # before the device knows, so that the round's sums are complete when it
+            # replies
+            self._enter(session)
         return reply
 
     def _enter(self, session: Admission) -> None:
@@ -341,12 +423,24 @@ class SplitEndpoint:
         self.ledger.add(turn.server_round, turn.purpose, traffic, turn.device)
         if turn.done and traffic.sessions:
             if turn.purpose == "train":
-                self._last_turns[turn.device] = {"features": LastTurn.of(turn.codec, traffic)}
+                self._last_turns[turn.device] = {
+                    "features": LastTurn.of(turn.codec, traffic)
+                }
                 if turn.output_codec is not None:
-                    self._last_turns[turn.device]["output"] = LastTurn.of(turn.output_codec, traffic)
+                    self._last_turns[turn.device]["output"] = LastTurn.of(
+                        turn.output_codec, traffic
+                    )
             seconds = f"{session.ended_at - session.opened_at:.3f}"
             up, down = traffic.uplink_bytes.total(), traffic.downlink_bytes.total()
-            self._log(DEBUG, "closed", session, steps=traffic.steps, seconds=seconds, up_bytes=up, down_bytes=down)
+            self._log(
+                DEBUG,
+                "closed",
+                session,
+                steps=traffic.steps,
+                seconds=seconds,
+                up_bytes=up,
+                down_bytes=down,
+            )
 
     @staticmethod
     def _log(level: int, event: str, session: Admission | None, **more: object) -> None:
@@ -354,8 +448,15 @@ class SplitEndpoint:
         about: dict[str, object] = {}
         if session is not None:
             turn = session.turn
-            about = {"id": session.id, "device": turn.device, "round": turn.server_round, "purpose": turn.purpose}
-        pairs = " ".join(f"{key}={_quoted(value)}" for key, value in {**about, **more}.items())
+            about = {
+                "id": session.id,
+                "device": turn.device,
+                "round": turn.server_round,
+                "purpose": turn.purpose,
+            }
+        pairs = " ".join(
+            f"{key}={_quoted(value)}" for key, value in {**about, **more}.items()
+        )
         logger.log(level, "split session %s: %s", event, pairs)
 
 
@@ -375,9 +476,15 @@ def _id(token: str) -> str:
 
 
 def _refused(refusal: SplitError) -> pb.ServerFrame:
-    return pb.ServerFrame(refused=pb.Refused(reason=refusal.reason, detail=str(refusal)))  # type: ignore[arg-type]
+    return pb.ServerFrame(
+        refused=pb.Refused(reason=refusal.reason, detail=str(refusal))
+    )  # type: ignore[arg-type]
 
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return repr(text[:_LOGGED_CHARACTERS]) if not text.isascii() or not text.isprintable() or " " in text else text
+    return (
+        repr(text[:_LOGGED_CHARACTERS])
+        if not text.isascii() or not text.isprintable() or " " in text
+        else text
+    )

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_splitfc.exchange.protocol.errors import FeaturesRefused, LabelsRefused, StepRefused
+from flwr_splitfc.exchange.protocol.errors import (
+    FeaturesRefused,
+    LabelsRefused,
+    StepRefused,
+)
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -62,20 +66,23 @@ class ForwardPass:
 class HalfTrainer:
     """Trains a server half on the features that devices send.
 
-    Many sessions may call it at once: a lock lets one step in at a time. A step is one call of `step`, or of
-    `forward` and `backward` where the loss is the device's.
+    Many sessions may call it at once: a lock lets one step in at a time. A step is one
+    call of `step`, or of `forward` and `backward` where the loss is the device's.
 
     Parameters
     ----------
     model : nn.Module
         The layers after the cut; moved to `device`.
     loss_fn : callable or None
-        ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor with one row a sample.
-        None where the loss is the device's: then there is no `step`.
+        ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor
+        with one row a sample. None where the loss is the device's: then there is no
+        `step`.
     optimizer : callable
-        ``optimizer(model.parameters())`` makes the optimizer, for example ``partial(torch.optim.Adam, lr=1e-3)``.
+        ``optimizer(model.parameters())`` makes the optimizer, for example
+        ``partial(torch.optim.Adam, lr=1e-3)``.
     scheduler : callable, optional
-        ``scheduler(optimizer)`` makes a learning-rate scheduler, stepped after each optimizer step.
+        ``scheduler(optimizer)`` makes a learning-rate scheduler, stepped after each
+        optimizer step.
     accumulate_steps : int (default: 1)
         Mini-batches whose gradients are averaged into one optimizer step.
     max_grad_norm : float, optional
@@ -83,14 +90,16 @@ class HalfTrainer:
     device : torch.device or str, optional
         CUDA where present, otherwise the CPU.
     seed : int (default: 0)
-        Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's own generators alone.
+        Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's
+        own generators alone.
 
     Attributes
     ----------
     steps : int
         Mini-batches so far.
     record_updates : bool
-        Whether to write down in `updates` which batches came, in the order in which they were applied.
+        Whether to write down in `updates` which batches came, in the order in which
+        they were applied.
     """
 
     def __init__(
@@ -106,10 +115,16 @@ class HalfTrainer:
         seed: int = 0,
     ) -> None:
         if accumulate_steps < 1:
-            raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
+            raise ValueError(
+                f"accumulate_steps is {accumulate_steps}, wanted 1 or more"
+            )
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            raise ValueError(
+                f"max_grad_norm is {max_grad_norm}, wanted a positive number"
+            )
+        self.device = torch.device(
+            device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.model = model.to(self.device)
         self.loss_fn = loss_fn
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
@@ -163,13 +178,17 @@ class HalfTrainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
-            for parameter, gradient in zip(self._parameters, state["gradients"], strict=True):
+            for parameter, gradient in zip(
+                self._parameters, state["gradients"], strict=True
+            ):
                 parameter.grad = None if gradient is None else gradient.to(self.device)
             self.steps = state["steps"]
             self.feature_shape = state["feature_shape"]
             self.updates = [Update(*update) for update in state["updates"]]
 
-    def step(self, features: Tensor, labels: Tensor, origin: Update | None = None) -> tuple[float, Tensor]:
+    def step(
+        self, features: Tensor, labels: Tensor, origin: Update | None = None
+    ) -> tuple[float, Tensor]:
         """Train on one mini-batch.
 
         Parameters
@@ -209,11 +228,14 @@ class HalfTrainer:
             self._check_output(passed)
         return passed
 
-    def backward(self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None) -> Tensor:
+    def backward(
+        self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None
+    ) -> Tensor:
         """The second half of a step: train on the mini-batch of a `forward`.
 
-        Where another step came between, the forward pass is made again on the weights as they are now, with the
-        same randomness; the gradient is then of an output that is a few steps old.
+        Where another step came between, the forward pass is made again on the weights
+        as they are now, with the same randomness; the gradient is then of an output
+        that is a few steps old.
 
         Parameters
         ----------
@@ -235,8 +257,12 @@ class HalfTrainer:
         """
         with self._lock, self._rng(passed.step):
             if passed.step != self.steps:
-                passed = self._pass(passed.features.detach().requires_grad_(), passed.step)
-            x_grad = self._train(passed.output, gradient.to(passed.output), passed.features, origin)
+                passed = self._pass(
+                    passed.features.detach().requires_grad_(), passed.step
+                )
+            x_grad = self._train(
+                passed.output, gradient.to(passed.output), passed.features, origin
+            )
             with torch.no_grad():
                 for name, buffer in self.model.named_buffers():
                     buffer.copy_(passed.buffers[name])
@@ -250,7 +276,9 @@ class HalfTrainer:
             try:
                 out: Tensor = self.model(features.to(self.device))
             except Exception as error:
-                raise FeaturesRefused(f"the server half does not take {tuple(features.shape)}: {error}") from error
+                raise FeaturesRefused(
+                    f"the server half does not take {tuple(features.shape)}: {error}"
+                ) from error
             finally:
                 self.model.train()
         return out.cpu()
@@ -260,24 +288,42 @@ class HalfTrainer:
         try:
             return model(x)
         except Exception as error:
-            raise FeaturesRefused(f"the server half does not take features {tuple(x.shape)}: {error}") from error
+            raise FeaturesRefused(
+                f"the server half does not take features {tuple(x.shape)}: {error}"
+            ) from error
 
     def _pass(self, x: Tensor, step: int) -> ForwardPass:
-        # Not the model's own buffers: to put them back would invalidate the graph of another session's pass.
+        # Not the model's own buffers: to put them back would invalidate the graph of
+        # another session's pass.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         output = self._run(partial(functional_call, self.model, buffers), x)
         return ForwardPass(x, output, buffers, step)
 
     def _check_output(self, passed: ForwardPass) -> None:
         output, rows = passed.output, len(passed.features)
-        if not (isinstance(output, Tensor) and output.ndim >= 2 and len(output) == rows and output.requires_grad):
-            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
-            raise StepRefused(f"the server half's output has {what}, wanted ({rows}, ...) with a gradient")
+        if not (
+            isinstance(output, Tensor)
+            and output.ndim >= 2
+            and len(output) == rows
+            and output.requires_grad
+        ):
+            what = (
+                f"shape {tuple(output.shape)}"
+                if isinstance(output, Tensor)
+                else f"type {type(output).__name__}"
+            )
+            raise StepRefused(
+                f"the server half's output has {what}, wanted ({rows}, ...) with a gradient"
+            )
         self._check_finite("the server half's output", output, [output.detach()])
 
-    def _train(self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None) -> Tensor:
+    def _train(
+        self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None
+    ) -> Tensor:
         """Go back from `out` to `x`, and apply the step; the gradient by `x`, on the CPU."""
-        x_grad, *grads = torch.autograd.grad(out, [x, *self._parameters], out_grad, allow_unused=True)
+        x_grad, *grads = torch.autograd.grad(
+            out, [x, *self._parameters], out_grad, allow_unused=True
+        )
         what = "the output" if out.ndim else f"loss {out.item()}"
         self._check_finite(f"{what} with a gradient", out, [x_grad, *grads])
         self._apply(grads)
@@ -300,34 +346,59 @@ class HalfTrainer:
                 f"with outputs {tuple(logits.shape)}: {error}"
             ) from error
         if loss.ndim:
-            raise StepRefused(f"the loss has shape {tuple(loss.shape)}, wanted a scalar: use a reduction in loss_fn")
+            raise StepRefused(
+                f"the loss has shape {tuple(loss.shape)}, wanted a scalar: use a reduction in loss_fn"
+            )
         return loss
 
     def _check_classes(self, logits: Tensor, labels: Tensor) -> None:
         """Refuse class indices out of range before the loss sees them: on CUDA it would end the process."""
-        indexed = isinstance(self.loss_fn, _CLASS_INDEX_LOSSES) or self.loss_fn in _CLASS_INDEX_FUNCTIONS
-        if not indexed or labels.is_floating_point() or logits.ndim < 2 or not labels.numel():
+        indexed = (
+            isinstance(self.loss_fn, _CLASS_INDEX_LOSSES)
+            or self.loss_fn in _CLASS_INDEX_FUNCTIONS
+        )
+        if (
+            not indexed
+            or labels.is_floating_point()
+            or logits.ndim < 2
+            or not labels.numel()
+        ):
             return
         ignored = getattr(self.loss_fn, "ignore_index", -100)
-        wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))]
+        wrong = labels[
+            (labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))
+        ]
         if len(wrong):
-            raise LabelsRefused(f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes")
+            raise LabelsRefused(
+                f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes"
+            )
 
     def _check_broadcast(self, outputs: Tensor, labels: Tensor) -> None:
         """Refuse labels that the loss would stretch to another shape: (B,) with (B, 1) is B x B, and no error."""
-        stretches = isinstance(self.loss_fn, _BROADCASTING_LOSSES) or self.loss_fn in _BROADCASTING_FUNCTIONS
+        stretches = (
+            isinstance(self.loss_fn, _BROADCASTING_LOSSES)
+            or self.loss_fn in _BROADCASTING_FUNCTIONS
+        )
         if stretches and labels.shape != outputs.shape:
-            raise LabelsRefused(f"labels have shape {tuple(labels.shape)}, the outputs {tuple(outputs.shape)}")
+            raise LabelsRefused(
+                f"labels have shape {tuple(labels.shape)}, the outputs {tuple(outputs.shape)}"
+            )
 
-    def _check_finite(self, what: str, out: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def _check_finite(
+        self, what: str, out: Tensor, grads: Sequence[Tensor | None]
+    ) -> None:
         norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
         if not (torch.isfinite(out).all() and norm <= MOST_NORM):
-            raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")
+            raise StepRefused(
+                f"{what} of norm {norm.item()} is not finite, or beyond 1e18"
+            )
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
             if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+                parameter.grad = (
+                    grad if parameter.grad is None else parameter.grad + grad
+                )
         if (self.steps + 1) % self.accumulate_steps:
             return
         if self.accumulate_steps > 1:

@@ -51,8 +51,8 @@ class SharedHalf(Halves):
 class CopiedHalves(Halves):
     """A copy for each session, with an optimizer of its own; a round ends with their average by samples.
 
-    Copies of sessions whose device failed, or replied too late, are dropped. Sums run in float64, so the
-    order in which replies arrive does not show in float32 weights.
+    Copies of sessions whose device failed, or replied too late, are dropped. Sums run
+    in float64, so the order in which replies arrive does not show in float32 weights.
     """
 
     def __init__(self, half: HalfTrainer) -> None:
@@ -70,7 +70,9 @@ class CopiedHalves(Halves):
             self._rows += rows
             for name, value in half.model.state_dict().items():
                 weighted = value.double() * rows
-                self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+                self._sums[name] = (
+                    self._sums[name] + weighted if name in self._sums else weighted
+                )
 
     @torch.no_grad()
     def end_round(self) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.devices import name_order
 
-UPLINK_KINDS = ("features", "labels", "state", "model", "framing", "resent", "output_gradient")
+UPLINK_KINDS = (
+    "features",
+    "labels",
+    "state",
+    "model",
+    "framing",
+    "resent",
+    "output_gradient",
+)
 DIGEST_BITS = 128
 DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "output")
 
@@ -18,17 +26,19 @@ DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "
 class Traffic:
     """Counts of one session, or the sum over many.
 
-    `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's frames hold beside
-    the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent" is whole
-    frames that were sent again after a connection broke, `reconnects` how often one was opened again.
-    `round_trips` counts frames with their answers, and one for a Flower message with its reply.
-    `loss_rows` are the samples that `loss_sum` is over: where devices have the last layers, those of the replies.
-    `entries` are those of the features, `output_entries` those of the output at a second cut.
-    `link_seconds` are those in which frames of steps and predictions were on their way, up or down, round trips
-    included: what the device waited for their answers less what the server worked on them; 0 where frames travel in
-    messages, or the device did not tell.
-    `digest` is of all payloads (features, labels, gradients, outputs) in their order within a session; over
-    sessions it adds up, so that their order does not show.
+    `uplink_bytes` and `downlink_bytes` are by kind. "framing" is what the exchange's
+    frames hold beside the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP
+    headers are not in it. "resent" is whole frames that were sent again after a
+    connection broke, `reconnects` how often one was opened again. `round_trips` counts
+    frames with their answers, and one for a Flower message with its reply. `loss_rows`
+    are the samples that `loss_sum` is over: where devices have the last layers, those
+    of the replies. `entries` are those of the features, `output_entries` those of the
+    output at a second cut. `link_seconds` are those in which frames of steps and
+    predictions were on their way, up or down, round trips included: what the device
+    waited for their answers less what the server worked on them; 0 where frames travel
+    in messages, or the device did not tell. `digest` is of all payloads (features,
+    labels, gradients, outputs) in their order within a session; over sessions it adds
+    up, so that their order does not show.
     """
 
     sessions: int = 0
@@ -73,17 +83,27 @@ class Traffic:
     @property
     def downlink_bits_per_entry(self) -> float:
         """Bits of encoded gradients per entry of the B x D matrices received; 0.0 before the first."""
-        return 8 * self.downlink_bytes["gradient"] / self.entries if self.entries else 0.0
+        return (
+            8 * self.downlink_bytes["gradient"] / self.entries if self.entries else 0.0
+        )
 
     @property
     def uplink_output_bits_per_entry(self) -> float:
         """Bits of encoded gradients of the output per entry of the outputs; 0.0 before the first."""
-        return 8 * self.uplink_bytes["output_gradient"] / self.output_entries if self.output_entries else 0.0
+        return (
+            8 * self.uplink_bytes["output_gradient"] / self.output_entries
+            if self.output_entries
+            else 0.0
+        )
 
     @property
     def downlink_output_bits_per_entry(self) -> float:
         """Bits of encoded outputs per entry of the outputs; 0.0 before the first."""
-        return 8 * self.downlink_bytes["output"] / self.output_entries if self.output_entries else 0.0
+        return (
+            8 * self.downlink_bytes["output"] / self.output_entries
+            if self.output_entries
+            else 0.0
+        )
 
     @property
     def loss(self) -> float:
@@ -107,14 +127,22 @@ class Traffic:
             "device_codec_seconds": self.device_codec_seconds,
             "server_codec_seconds": self.server_codec_seconds,
             "link_seconds": self.link_seconds,
-            **{f"uplink_{kind}_bytes": self.uplink_bytes[kind] for kind in UPLINK_KINDS},
-            **{f"downlink_{kind}_bytes": self.downlink_bytes[kind] for kind in DOWNLINK_KINDS},
+            **{
+                f"uplink_{kind}_bytes": self.uplink_bytes[kind] for kind in UPLINK_KINDS
+            },
+            **{
+                f"downlink_{kind}_bytes": self.downlink_bytes[kind]
+                for kind in DOWNLINK_KINDS
+            },
         }
 
 
 def traffic_to_json(traffic: Traffic) -> dict[str, Any]:
     """The counts as JSON holds them; `traffic_from_json` takes them back exactly."""
-    ways = {"uplink_bytes": dict(traffic.uplink_bytes), "downlink_bytes": dict(traffic.downlink_bytes)}
+    ways = {
+        "uplink_bytes": dict(traffic.uplink_bytes),
+        "downlink_bytes": dict(traffic.downlink_bytes),
+    }
     return {**vars(traffic), **ways, "digest": f"{traffic.digest:032x}"}
 
 
@@ -134,15 +162,28 @@ class Ledger:
         self._links: dict[tuple[int, Purpose], dict[str, list[int]]] = {}
         self._failures: dict[int, dict[str, str]] = {}
 
-    def add(self, server_round: int, purpose: Purpose, traffic: Traffic, device: str | None = None) -> None:
+    def add(
+        self,
+        server_round: int,
+        purpose: Purpose,
+        traffic: Traffic,
+        device: str | None = None,
+    ) -> None:
         """Enter what one session, or one Flower message, moved."""
         with self._lock:
             self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
             if device is not None:
                 self._devices.setdefault((device, purpose), Traffic()).add(traffic)
                 links = self._links.setdefault((server_round, purpose), {})
-                moved = (traffic.uplink_bytes.total(), traffic.downlink_bytes.total(), traffic.round_trips)
-                links[device] = [a + b for a, b in zip(links.get(device, [0, 0, 0]), moved, strict=True)]
+                moved = (
+                    traffic.uplink_bytes.total(),
+                    traffic.downlink_bytes.total(),
+                    traffic.round_trips,
+                )
+                links[device] = [
+                    a + b
+                    for a, b in zip(links.get(device, [0, 0, 0]), moved, strict=True)
+                ]
 
     def devices(self, purpose: Purpose | None = None) -> dict[str, Traffic]:
         """The sums of each device's sessions, for one purpose or for both (copies), in the order of their names."""
@@ -156,12 +197,20 @@ class Ledger:
     def devices_to_json(self) -> list[tuple[str, Purpose, dict[str, Any]]]:
         """The sums of each device, for `restore_devices` of another ledger."""
         with self._lock:
-            return [(*key, traffic_to_json(traffic)) for key, traffic in self._devices.items()]
+            return [
+                (*key, traffic_to_json(traffic))
+                for key, traffic in self._devices.items()
+            ]
 
-    def restore_devices(self, sums: Iterable[tuple[str, Purpose, Mapping[str, Any]]]) -> None:
+    def restore_devices(
+        self, sums: Iterable[tuple[str, Purpose, Mapping[str, Any]]]
+    ) -> None:
         """Take the sums of each device from another ledger, whose rounds are entered without them."""
         with self._lock:
-            self._devices = {(device, purpose): traffic_from_json(counts) for device, purpose, counts in sums}
+            self._devices = {
+                (device, purpose): traffic_from_json(counts)
+                for device, purpose, counts in sums
+            }
 
     def links(self, server_round: int, purpose: Purpose) -> dict[str, list[int]]:
         """What crossed each device's link in a round: bytes up, bytes down, round trips."""

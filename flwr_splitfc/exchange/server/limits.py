@@ -22,10 +22,11 @@ class Limits:
     idle_timeout_s : float (default: 600)
         Seconds that a connected session may stay silent.
     reconnect_timeout_s : float (default: 60)
-        Seconds that both sides wait for a broken connection to be opened again; then the session is over.
+        Seconds that both sides wait for a broken connection to be opened again; then
+        the session is over.
     reply_timeout_s : float (default: 600)
-        Seconds that a device has for its Flower reply after its session is over. A device that exceeds
-        them is not waited for any longer in the round.
+        Seconds that a device has for its Flower reply after its session is over. A
+        device that exceeds them is not waited for any longer in the round.
 
     Raises
     ------
@@ -45,4 +46,6 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name} is {getattr(self, field.name)}, wanted more than 0")
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)}, wanted more than 0"
+                )

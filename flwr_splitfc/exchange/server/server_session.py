@@ -7,10 +7,20 @@ from threading import Lock
 from typing import Protocol
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import ProtocolError, SplitError, TicketExpired, TokenRefused
+from flwr_splitfc.exchange.protocol.errors import (
+    ProtocolError,
+    SplitError,
+    TicketExpired,
+    TokenRefused,
+)
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS
 from flwr_splitfc.exchange.server.ledger import Traffic
-from flwr_splitfc.exchange.server.turn import Turn, count_downlink, count_resent, count_uplink
+from flwr_splitfc.exchange.server.turn import (
+    Turn,
+    count_downlink,
+    count_resent,
+    count_uplink,
+)
 
 
 class Connection(Protocol):
@@ -23,9 +33,9 @@ class Connection(Protocol):
 class Admission:
     """A turn, the secret that admits to it, and the connection that it is on.
 
-    The connection may break and be opened again, by the process that opened it first. Frames are
-    numbered and the last answer is kept, so that a frame which is sent again is answered again and not
-    applied again.
+    The connection may break and be opened again, by the process that opened it first.
+    Frames are numbered and the last answer is kept, so that a frame which is sent again
+    is answered again and not applied again.
 
     Attributes
     ----------
@@ -99,9 +109,13 @@ class Admission:
         if frame.WhichOneof("kind") != "open" or frame.number != 0:
             raise ProtocolError("the first frame must be Open, with number 0")
         if hello.protocol not in PROTOCOLS:
-            raise ProtocolError(f"this server speaks protocols {list(PROTOCOLS)}, the device {hello.protocol}")
+            raise ProtocolError(
+                f"this server speaks protocols {list(PROTOCOLS)}, the device {hello.protocol}"
+            )
         if not 16 <= len(hello.nonce) <= 64:
-            raise ProtocolError(f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64")
+            raise ProtocolError(
+                f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64"
+            )
         with self._lock:
             if self.opened and not hmac.compare_digest(self._nonce, hello.nonce):
                 raise TokenRefused("this token was used before, by another process")
@@ -109,14 +123,25 @@ class Admission:
                 raise self.ended
             self.hang_up()
             self._unopened = None
-            first, self._nonce, self._connection = not self.opened, hello.nonce, connection
+            first, self._nonce, self._connection = (
+                not self.opened,
+                hello.nonce,
+                connection,
+            )
             if first:
                 self.opened_at = time.monotonic()
                 self._answered = self.turn.open()
             self.turn.traffic.reconnects += not first
-            return self._count(frame, pb.ServerFrame(opened=pb.Opened()) if self._answered.number else self._answered)
+            return self._count(
+                frame,
+                pb.ServerFrame(opened=pb.Opened())
+                if self._answered.number
+                else self._answered,
+            )
 
-    def answer(self, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame | None:
+    def answer(
+        self, frame: pb.DeviceFrame, connection: Connection
+    ) -> pb.ServerFrame | None:
         """The answer to a frame after Open; None if the session has moved on to another connection.
 
         Raises
@@ -132,7 +157,9 @@ class Admission:
             if frame.number == self._answered.number > 0:
                 return self._count(frame, self._answered, again=True)
             if frame.number != self._answered.number + 1:
-                raise ProtocolError(f"frame {frame.number} came after frame {self._answered.number}")
+                raise ProtocolError(
+                    f"frame {frame.number} came after frame {self._answered.number}"
+                )
             self._busy, began = True, time.perf_counter()
             try:
                 answered = self.turn.answer(frame)
@@ -147,7 +174,9 @@ class Admission:
                 self.ended_at = time.monotonic()
             return self._count(frame, answered)
 
-    def _count(self, frame: pb.DeviceFrame, answered: pb.ServerFrame, *, again: bool = False) -> pb.ServerFrame:
+    def _count(
+        self, frame: pb.DeviceFrame, answered: pb.ServerFrame, *, again: bool = False
+    ) -> pb.ServerFrame:
         self._last_seen = time.monotonic()
         self.turn.traffic.round_trips += 1
         if again:

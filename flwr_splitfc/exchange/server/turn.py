@@ -18,7 +18,12 @@ from flwr_splitfc.exchange.protocol.errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
-from flwr_splitfc.exchange.protocol.tensors import MOST_DIMENSIONS, from_matrix, pack_tensor, to_matrix
+from flwr_splitfc.exchange.protocol.tensors import (
+    MOST_DIMENSIONS,
+    from_matrix,
+    pack_tensor,
+    to_matrix,
+)
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
@@ -41,8 +46,8 @@ class _Begun(NamedTuple):
 class Turn:
     """One device's turn with a server half.
 
-    Nothing that a device sends is trusted: whatever is wrong raises a `SplitError` by name before the
-    half is touched.
+    Nothing that a device sends is trusted: whatever is wrong raises a `SplitError` by
+    name before the half is touched.
 
     Parameters
     ----------
@@ -59,7 +64,8 @@ class Turn:
         What devices keep between turns.
     limits : Limits
     output_codec : CutCodec, optional
-        What is agreed for the server half's output, where the device has the last layers.
+        What is agreed for the server half's output, where the device has the last
+        layers.
     seed : int (default: 0)
         The run's seed, for what is random in the coding of the output.
 
@@ -100,7 +106,9 @@ class Turn:
         self.done = False
         self._steps = 0
         self._rows = 0
-        self._hash = hashlib.blake2b(f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8)
+        self._hash = hashlib.blake2b(
+            f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8
+        )
         self._full_rows = 0
         self._begun: _Begun | None = None
         self.busy_seconds = 0.0
@@ -111,7 +119,9 @@ class Turn:
         if self.purpose == "train":
             self.half = self.halves.take(self.device, self.server_round)
             kept = self.states.of(self.device)
-        return pb.ServerFrame(opened=pb.Opened(optimizer=kept.optimizer, state=kept.state))
+        return pb.ServerFrame(
+            opened=pb.Opened(optimizer=kept.optimizer, state=kept.state)
+        )
 
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """The answer to a frame after the first.
@@ -127,7 +137,9 @@ class Turn:
             case "step":
                 self._count_step()
                 stepped = self._step(frame.step)
-                self._digest(frame.step.features.data, frame.step.labels, stepped.gradient.data)
+                self._digest(
+                    frame.step.features.data, frame.step.labels, stepped.gradient.data
+                )
                 return pb.ServerFrame(stepped=stepped)
             case "forward":
                 self._count_step()
@@ -172,7 +184,9 @@ class Turn:
     def _step(self, step: pb.Step) -> pb.Stepped:
         self._check_trains()
         if self.output_codec is not None:
-            raise ProtocolError("the loss is the device's, which has the last layers: send Forward, not Step")
+            raise ProtocolError(
+                "the loss is the device's, which has the last layers: send Forward, not Step"
+            )
         started = time.perf_counter()
         features, link = self._features_to_train_on(step.features)
         rows = len(features)
@@ -180,13 +194,17 @@ class Turn:
         sent = link.sent_rows(features)
         decoded = time.perf_counter()
 
-        loss, gradient = self.half.step(sent, labels, Update(self.server_round, self.device, self._steps))
+        loss, gradient = self.half.step(
+            sent, labels, Update(self.server_round, self.device, self._steps)
+        )
 
         stepped = time.perf_counter()
         array = self._trained(link.all_rows(gradient), link)
         self.traffic.loss_sum += loss * rows
         self.traffic.loss_rows += rows
-        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
+        self.traffic.server_codec_seconds += (
+            decoded - started + time.perf_counter() - stepped
+        )
         return pb.Stepped(loss=loss, gradient=array)
 
     def _forward(self, forward: pb.Forward) -> pb.Output:
@@ -197,7 +215,9 @@ class Turn:
         self.forget()
         features, link = self._features_to_train_on(forward.features)
         if link.samples is not None:
-            raise FeaturesRefused(f"{link.sent} of {link.rows} rows came; the device's loss needs the output of all")
+            raise FeaturesRefused(
+                f"{link.sent} of {link.rows} rows came; the device's loss needs the output of all"
+            )
         decoded = time.perf_counter()
 
         passed = self.half.forward(features)
@@ -205,9 +225,13 @@ class Turn:
         output, passed_at = passed.output.detach().cpu(), time.perf_counter()
         self._check_budget(self.output_codec, len(output), output[0].numel())
         generator = seeded_generator(self.seed, "output", self._steps)
-        array, output_link = self.output_codec.encode_features(output, generator=generator, full_rows=self._full_rows)
+        array, output_link = self.output_codec.encode_features(
+            output, generator=generator, full_rows=self._full_rows
+        )
         self._begun = _Begun(passed, link, output_link)
-        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - passed_at
+        self.traffic.server_codec_seconds += (
+            decoded - started + time.perf_counter() - passed_at
+        )
         return pb.Output(output=to_matrix(array))
 
     def _backward(self, backward: pb.Backward) -> pb.Gradients:
@@ -216,19 +240,25 @@ class Turn:
             raise ProtocolError("Backward came without a Forward")
         started = time.perf_counter()
         try:
-            gradient = self.output_codec.decode_gradient(from_matrix(backward.gradient), begun.output_link)
+            gradient = self.output_codec.decode_gradient(
+                from_matrix(backward.gradient), begun.output_link
+            )
         except PayloadError as error:
             raise GradientRefused(str(error)) from error
         decoded = time.perf_counter()
 
         origin = Update(self.server_round, self.device, self._steps)
-        x_grad = self.half.backward(begun.passed, gradient.reshape(begun.passed.output.shape), origin)
+        x_grad = self.half.backward(
+            begun.passed, gradient.reshape(begun.passed.output.shape), origin
+        )
 
         self.forget()
         stepped = time.perf_counter()
         array = self._trained(x_grad, begun.link)
         self.traffic.output_entries += gradient.numel()
-        self.traffic.server_codec_seconds += decoded - started + time.perf_counter() - stepped
+        self.traffic.server_codec_seconds += (
+            decoded - started + time.perf_counter() - stepped
+        )
         return pb.Gradients(gradient=array)
 
     def _check_trains(self) -> None:
@@ -247,7 +277,11 @@ class Turn:
         self.traffic.steps += 1
         self.traffic.rows += len(gradient)
         self.traffic.entries += gradient.numel()
-        return to_matrix(self.codec.encode_gradient(gradient.flatten(1), link, full_rows=self._full_rows))
+        return to_matrix(
+            self.codec.encode_gradient(
+                gradient.flatten(1), link, full_rows=self._full_rows
+            )
+        )
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         features, _ = self._features(predict.features, self.codec.evaluation_stype)
@@ -263,7 +297,9 @@ class Turn:
         if self.busy_seconds <= close.waited_seconds < MOST_SECONDS:
             self.traffic.link_seconds = close.waited_seconds - self.busy_seconds
         if self.purpose == "train":
-            self.states.keep(self.device, Kept(tuple(close.optimizer), tuple(close.state)))
+            self.states.keep(
+                self.device, Kept(tuple(close.optimizer), tuple(close.state))
+            )
         self.forget()
         self.traffic.digest = int.from_bytes(self._hash.digest(), "little")
         self.done = True
@@ -272,21 +308,33 @@ class Turn:
     def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
         """Features in their own shape, and the link; every way to be wrong is a `FeaturesRefused`."""
         if len(matrix.shape) > MOST_DIMENSIONS:
-            raise FeaturesRefused(f"features have {len(matrix.shape)} dimensions, at most {MOST_DIMENSIONS} may be")
+            raise FeaturesRefused(
+                f"features have {len(matrix.shape)} dimensions, at most {MOST_DIMENSIONS} may be"
+            )
         shape = tuple(matrix.shape)
         agreed = self.half.feature_shape
         if matrix.stype != stype:
-            raise FeaturesRefused(f"features are coded as {matrix.stype!r}, agreed is {stype!r}")
+            raise FeaturesRefused(
+                f"features are coded as {matrix.stype!r}, agreed is {stype!r}"
+            )
         if len(shape) < 2 or 0 in shape:
-            raise FeaturesRefused(f"features have shape {shape}, wanted (B, ...) with no empty dimension")
+            raise FeaturesRefused(
+                f"features have shape {shape}, wanted (B, ...) with no empty dimension"
+            )
         if agreed is not None and shape[1:] != agreed:
-            raise FeaturesRefused(f"features of a sample have shape {shape[1:]}, the server half takes {agreed}")
+            raise FeaturesRefused(
+                f"features of a sample have shape {shape[1:]}, the server half takes {agreed}"
+            )
         columns = math.prod(shape[1:])
         max_rows = self.limits.max_matrix_bytes // (4 * columns)
         if shape[0] > max_rows:
-            raise FeaturesRefused(f"features of shape {shape} are over {self.limits.max_matrix_bytes} bytes")
+            raise FeaturesRefused(
+                f"features of shape {shape} are over {self.limits.max_matrix_bytes} bytes"
+            )
         try:
-            seen, link = self.codec.decode_features(from_matrix(matrix), expect=(max_rows, columns))
+            seen, link = self.codec.decode_features(
+                from_matrix(matrix), expect=(max_rows, columns)
+            )
         except PayloadError as error:
             raise FeaturesRefused(str(error)) from error
         return seen.reshape(shape), link
@@ -305,7 +353,9 @@ class Turn:
         except PayloadError as error:
             raise LabelsRefused(str(error)) from error
         if labels.ndim < 1 or len(labels) != rows:
-            raise LabelsRefused(f"labels have shape {tuple(labels.shape)}, wanted {rows} rows")
+            raise LabelsRefused(
+                f"labels have shape {tuple(labels.shape)}, wanted {rows} rows"
+            )
         return labels
 
 
@@ -316,7 +366,9 @@ def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
         "features": sum(len(kind.features.data) for kind in with_features),
         "output_gradient": len(frame.backward.gradient.data),
         "labels": len(frame.step.labels),
-        "state": sum(len(tensor.data) for tensor in (*frame.close.optimizer, *frame.close.state)),
+        "state": sum(
+            len(tensor.data) for tensor in (*frame.close.optimizer, *frame.close.state)
+        ),
     }
     _count(traffic.uplink_bytes, frame.ByteSize(), kinds)
 
@@ -324,15 +376,21 @@ def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
 def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     """Enter what it was answered, by kind."""
     kinds = {
-        "gradient": len(frame.stepped.gradient.data) + len(frame.gradients.gradient.data),
+        "gradient": len(frame.stepped.gradient.data)
+        + len(frame.gradients.gradient.data),
         "output": len(frame.output.output.data),
         "logits": len(frame.predicted.logits.data),
-        "state": sum(len(tensor.data) for tensor in (*frame.opened.optimizer, *frame.opened.state)),
+        "state": sum(
+            len(tensor.data)
+            for tensor in (*frame.opened.optimizer, *frame.opened.state)
+        ),
     }
     _count(traffic.downlink_bytes, frame.ByteSize(), kinds)
 
 
-def count_resent(traffic: Traffic, frame: pb.DeviceFrame, reply: pb.ServerFrame) -> None:
+def count_resent(
+    traffic: Traffic, frame: pb.DeviceFrame, reply: pb.ServerFrame
+) -> None:
     """Enter a frame and its answer that crossed the wire once more."""
     traffic.uplink_bytes["resent"] += frame.ByteSize() + GRPC_MESSAGE_BYTES
     traffic.downlink_bytes["resent"] += reply.ByteSize() + GRPC_MESSAGE_BYTES

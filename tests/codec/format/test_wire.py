@@ -30,7 +30,9 @@ def test_column_sets_come_back(case: tuple[list[int], int]) -> None:
 
 @given(st.integers(1, 40), st.integers(1, 40), st.binary(min_size=5, max_size=5))
 @settings(max_examples=300, deadline=None)
-def test_any_accepted_column_set_is_canonical(count: int, total: int, data: bytes) -> None:
+def test_any_accepted_column_set_is_canonical(
+    count: int, total: int, data: bytes
+) -> None:
     count = min(count, total)
     try:
         columns, rest = wire.unpack_columns(memoryview(data), count, total)
@@ -73,8 +75,14 @@ def test_golden_selection() -> None:
 
 
 def test_golden_quantiser_header() -> None:
-    header = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4)
-    golden = "01000000_000080bf0000803f0000003f010000000000_02_00000040000040400300".replace("_", "")
+    header = wire.QuantHeader(
+        np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4
+    )
+    golden = (
+        "01000000_000080bf0000803f0000003f010000000000_02_00000040000040400300".replace(
+            "_", ""
+        )
+    )
     assert wire.pack_quant_header(header, 3).hex() == golden
     assert len(golden) // 2 == wire.quant_header_bytes(1, 3)
 
@@ -97,8 +105,14 @@ GOLDEN_SYMBOLS = "03000000a7a701007fdcc5d2acac155e"
 
 def test_two_level_streams_fit_their_bound() -> None:
     for count in (1, 31, 32, 33, 64, 1000, 8192, 200_000):
-        for symbols in (np.zeros(count, np.int32), np.ones(count, np.int32), np.arange(count) % 2):
-            assert len(wire.pack_symbols([(symbols.astype(np.int32), 2)])) <= wire.stream_bytes(count)
+        for symbols in (
+            np.zeros(count, np.int32),
+            np.ones(count, np.int32),
+            np.arange(count) % 2,
+        ):
+            assert len(
+                wire.pack_symbols([(symbols.astype(np.int32), 2)])
+            ) <= wire.stream_bytes(count)
 
 
 def test_no_symbols_no_bytes() -> None:
@@ -122,9 +136,13 @@ def test_streams_must_end_with_the_last_symbol() -> None:
     for wrong in (data + bytes(4), data[:-4], data[:-1], data[:4], data[:3]):
         with pytest.raises(PayloadError, match=r"words were announced|ends early"):
             read(wrong)
-    with pytest.raises(PayloadError, match="50 symbols were wanted; the stream has 0 bits"):
+    with pytest.raises(
+        PayloadError, match="50 symbols were wanted; the stream has 0 bits"
+    ):
         read(b"")
-    with pytest.raises(PayloadError, match="50 symbols were wanted; the stream has 32 bits"):
+    with pytest.raises(
+        PayloadError, match="50 symbols were wanted; the stream has 32 bits"
+    ):
         read(bytes([1, 0, 0, 0, 0, 0, 0, 0]))
     longer = bytearray(data + bytes(12))
     longer[:4] = ((len(longer) - 4) // 4).to_bytes(4, "little")

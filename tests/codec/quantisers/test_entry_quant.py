@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flwr_splitfc.codec import BudgetError, EasyQuant, NoisyQuant, PowerQuant, Uniform, codec_names, cut_codec
+from flwr_splitfc.codec import (
+    BudgetError,
+    EasyQuant,
+    NoisyQuant,
+    PowerQuant,
+    Uniform,
+    codec_names,
+    cut_codec,
+)
 from flwr_splitfc.codec.format import wire
 from flwr_splitfc.codec.format.wire import LevelHeader
 from flwr_splitfc.codec.quantisers.entry_quant import EntryQuant
@@ -13,24 +21,36 @@ from flwr_splitfc.codec.quantisers.feature.levels import MOST_LEVELS, most_level
 from tests.codec.quantisers.feature.test_feature_quant import MATRICES
 
 METHODS = [Uniform(), EasyQuant(), PowerQuant(), NoisyQuant()]
-NAMES = [name for name in codec_names() if isinstance(cut_codec(name).quantiser, EntryQuant)]
+NAMES = [
+    name for name in codec_names() if isinstance(cut_codec(name).quantiser, EntryQuant)
+]
 SUBNORMAL = "subnormal"
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+every_method = pytest.mark.parametrize(
+    "method", METHODS, ids=lambda method: type(method).__name__
+)
 
 
 def matrix_like(kind: str, rows: int, columns: int, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    return torch.randn(rows, columns) * 1e-41 if kind == SUBNORMAL else MATRICES[kind](rows, columns)
+    return (
+        torch.randn(rows, columns) * 1e-41
+        if kind == SUBNORMAL
+        else MATRICES[kind](rows, columns)
+    )
 
 
-def coded(method: EntryQuant, matrix: torch.Tensor, budget_bytes: int) -> tuple[bytes, torch.Tensor]:
+def coded(
+    method: EntryQuant, matrix: torch.Tensor, budget_bytes: int
+) -> tuple[bytes, torch.Tensor]:
     payload = method.encode(matrix, budget_bytes)
     return payload, method.decode(memoryview(payload), *matrix.shape)
 
 
 def header_of(method: EntryQuant, payload: bytes) -> LevelHeader:
-    return wire.unpack_level_header(memoryview(payload), parameter=method.has_parameter)[0]
+    return wire.unpack_level_header(
+        memoryview(payload), parameter=method.has_parameter
+    )[0]
 
 
 def squared_error(decoded: torch.Tensor, matrix: torch.Tensor) -> float:
@@ -39,13 +59,17 @@ def squared_error(decoded: torch.Tensor, matrix: torch.Tensor) -> float:
 
 @every_method
 @pytest.mark.parametrize("kind", [*MATRICES, SUBNORMAL])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 50), (2, 3), (5, 1), (33, 129), (256, 72)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (1, 50), (2, 3), (5, 1), (33, 129), (256, 72)]
+)
 def test_budget_is_kept_and_values_stay_within_the_matrix(
     method: EntryQuant, kind: str, rows: int, columns: int
 ) -> None:
     matrix = matrix_like(kind, rows, columns, seed=2)
     for bits in (0.05, 1.2, 3, 20):
-        budget_bytes = max(int(rows * columns * bits / 8), method.smallest_bytes(rows, columns))
+        budget_bytes = max(
+            int(rows * columns * bits / 8), method.smallest_bytes(rows, columns)
+        )
         payload, decoded = coded(method, matrix, budget_bytes)
         assert len(payload) <= budget_bytes
         assert decoded.shape == (rows, columns)
@@ -61,9 +85,14 @@ def test_one_level_more_would_not_fit(method: EntryQuant) -> None:
     for budget_bytes in range(1200, 8000, 321):
         payload, _ = coded(method, matrix, budget_bytes)
         levels = header_of(method, payload).levels
-        symbols = torch.randint(0, levels + 1, (matrix.numel(),), dtype=torch.int32).numpy()
+        symbols = torch.randint(
+            0, levels + 1, (matrix.numel(),), dtype=torch.int32
+        ).numpy()
         header_bytes = wire.level_header_bytes(parameter=method.has_parameter)
-        assert len(wire.pack_symbols([(symbols, levels + 1)])) + header_bytes + 4 > budget_bytes
+        assert (
+            len(wire.pack_symbols([(symbols, levels + 1)])) + header_bytes + 4
+            > budget_bytes
+        )
 
 
 def test_levels_are_bounded() -> None:
@@ -74,7 +103,10 @@ def test_levels_are_bounded() -> None:
 @every_method
 def test_more_bits_less_error(method: EntryQuant) -> None:
     matrix = matrix_like("relu", 128, 64, seed=4)
-    errors = [squared_error(coded(method, matrix, 1100 * bits)[1], matrix) for bits in (1, 2, 3, 5, 8, 15)]
+    errors = [
+        squared_error(coded(method, matrix, 1100 * bits)[1], matrix)
+        for bits in (1, 2, 3, 5, 8, 15)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-6 * errors[0]
 
@@ -113,16 +145,23 @@ def test_non_finite_values_are_refused(method: EntryQuant, bad: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 2), (7, 33), (64, 288), (256, 1152)])
-def test_the_smallest_bits_that_are_named_are_enough(name: str, rows: int, columns: int) -> None:
+def test_the_smallest_bits_that_are_named_are_enough(
+    name: str, rows: int, columns: int
+) -> None:
     torch.manual_seed(6)
     for reduction in (1, 3, 16):
         up, down = cut_codec(name, reduction=reduction).smallest_bits(rows, columns)
         cut = cut_codec(name, uplink_bits=up, downlink_bits=down, reduction=reduction)
         array, link = cut.encode_features(torch.randn(rows, columns).relu())
         assert len(array.data) * 8 <= rows * columns * up
-        assert len(cut.encode_gradient(torch.randn(rows, columns), link).data) * 8 <= rows * columns * down
+        assert (
+            len(cut.encode_gradient(torch.randn(rows, columns), link).data) * 8
+            <= rows * columns * down
+        )
         with pytest.raises(BudgetError, match=f"smallest that works is {up}"):
-            cut_codec(name, uplink_bits=0.9 * up, reduction=reduction).check_budget(rows, columns)
+            cut_codec(name, uplink_bits=0.9 * up, reduction=reduction).check_budget(
+                rows, columns
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)

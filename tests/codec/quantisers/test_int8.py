@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import Int8, PayloadError
-from tests.codec.quantisers.test_entry_quant import SUBNORMAL, matrix_like
 from tests.codec.quantisers.feature.test_feature_quant import MATRICES
+from tests.codec.quantisers.test_entry_quant import SUBNORMAL, matrix_like
 
 
 def coded(matrix: torch.Tensor) -> tuple[bytes, torch.Tensor]:
@@ -16,7 +16,9 @@ def coded(matrix: torch.Tensor) -> tuple[bytes, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", [*MATRICES, SUBNORMAL])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 30), (63, 5), (64, 5), (200, 17), (64, 0), (3, 0)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (2, 30), (63, 5), (64, 5), (200, 17), (64, 0), (3, 0)]
+)
 def test_error_is_at_most_half_a_step(kind: str, rows: int, columns: int) -> None:
     matrix = matrix_like(kind, rows, columns, seed=0)
     payload, decoded = coded(matrix)
@@ -44,5 +46,8 @@ def test_intervals_that_lie_are_refused(bad: float) -> None:
 
 @pytest.mark.parametrize("size", [0, 7, 9, 11])
 def test_other_sizes_are_refused(size: int) -> None:
-    with pytest.raises(PayloadError, match=f"matrix has {size} bytes; 1 x 2 of 8 bits in 1 groups take 10"):
+    with pytest.raises(
+        PayloadError,
+        match=f"matrix has {size} bytes; 1 x 2 of 8 bits in 1 groups take 10",
+    ):
         Int8().decode(memoryview(bytes(size)), 1, 2)

@@ -27,14 +27,20 @@ INPUTS = {
     "after relu": lambda rows, columns: torch.randn(rows, columns).relu(),
     "cauchy": lambda rows, columns: torch.empty(rows, columns).cauchy_(),
     "uniform": lambda rows, columns: torch.rand(rows, columns) - 0.5,
-    "five values": lambda rows, columns: torch.randint(-2, 3, (rows, columns)) + torch.eye(rows, columns) * 4,
+    "five values": lambda rows, columns: (
+        torch.randint(-2, 3, (rows, columns)) + torch.eye(rows, columns) * 4
+    ),
 }
 
 
 def encoded(matrix: torch.Tensor, budget_bytes: int) -> tuple[bytes, torch.Tensor, int]:
     """Payload, decoded matrix, and how many entries were sent."""
     payload = MaskEncoded().encode(matrix, budget_bytes)
-    return payload, MaskEncoded().decode(memoryview(payload), *matrix.shape), struct.unpack_from("<I", payload)[0]
+    return (
+        payload,
+        MaskEncoded().decode(memoryview(payload), *matrix.shape),
+        struct.unpack_from("<I", payload)[0],
+    )
 
 
 def by_hand(matrix: torch.Tensor, sent: int) -> torch.Tensor:
@@ -52,12 +58,18 @@ def by_hand(matrix: torch.Tensor, sent: int) -> torch.Tensor:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 30), (16, 20), (64, 100)])
 def test_it_is_the_mask_made_by_hand(name: str, rows: int, columns: int) -> None:
     torch.manual_seed(rows)
-    matrix = INPUTS[name](rows, columns).half().float()  # so that no entry is rounded across a bound
+    # so that no entry is rounded across a bound
+    matrix = INPUTS[name](rows, columns).half().float()
     for bits in (3.0, 5.0, 40.0):
         budget_bytes = int(rows * columns * bits / 8) + 40
         payload, decoded, sent = encoded(matrix, budget_bytes)
         assert len(payload) <= budget_bytes
-        torch.testing.assert_close(decoded, by_hand(matrix, sent), rtol=1e-6, atol=2e-7 * float(matrix.abs().max()))
+        torch.testing.assert_close(
+            decoded,
+            by_hand(matrix, sent),
+            rtol=1e-6,
+            atol=2e-7 * float(matrix.abs().max()),
+        )
 
 
 def test_a_mask_by_hand() -> None:
@@ -93,7 +105,10 @@ def test_no_bits_for_symbols_that_do_not_occur() -> None:
 
 
 @given(
-    name=st.sampled_from(sorted(INPUTS)), rows=st.integers(1, 20), columns=st.integers(1, 30), extra=st.integers(0, 900)
+    name=st.sampled_from(sorted(INPUTS)),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 30),
+    extra=st.integers(0, 900),
 )
 @settings(max_examples=150, deadline=None)
 def test_budget_is_kept(name: str, rows: int, columns: int, extra: int) -> None:
@@ -113,14 +128,20 @@ def test_the_longest_masks_fit_their_bound() -> None:
         symbols[0] = wire.MASK_TOP
         for order in (symbols, np.sort(symbols), symbols[::-1]):
             size = len(wire.pack_mask(order, np.ones(1, np.float16), 1.0))
-            assert 0 <= MaskEncoded().smallest_bytes(rows, columns) - size < 20 + rows * columns // 2000
+            assert (
+                0
+                <= MaskEncoded().smallest_bytes(rows, columns) - size
+                < 20 + rows * columns // 2000
+            )
 
 
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extremes(name: str) -> None:
     matrix = EXTREMES[name]
     _, decoded, _ = encoded(matrix, 2000)
-    torch.testing.assert_close(decoded, matrix, rtol=1e-3, atol=float(matrix.abs().max()) * 1e-7)
+    torch.testing.assert_close(
+        decoded, matrix, rtol=1e-3, atol=float(matrix.abs().max()) * 1e-7
+    )
     _, rough, _ = encoded(matrix, 0)
     assert bool(torch.isfinite(rough).all())
 
@@ -157,7 +178,11 @@ def test_gradient_goes_as_float16() -> None:
     assert torch.equal(back, gradient.half().float())
 
 
-def masked(sent: int = 1, scale: float = 1.0, sizes: tuple[int, ...] = (2**24 - 5, 1, 1, 1, 1, 1)) -> memoryview:
+def masked(
+    sent: int = 1,
+    scale: float = 1.0,
+    sizes: tuple[int, ...] = (2**24 - 5, 1, 1, 1, 1, 1),
+) -> memoryview:
     symbols = np.array([0, 0, 0, 5], np.uint8)
     data = wire.pack_mask(symbols, np.ones(1, np.float16), 1.0)
     return memoryview(struct.pack("<If6I", sent, scale, *sizes) + data[32:])
@@ -183,7 +208,9 @@ def test_malformed_masks_are_named(fields: dict[str, float], message: str) -> No
 
 
 def test_golden_mask() -> None:
-    data = wire.pack_mask(np.array([0, 5, 1, 0], np.uint8), np.array([1.5], np.float16), 0.5)
+    data = wire.pack_mask(
+        np.array([0, 5, 1, 0], np.uint8), np.array([1.5], np.float16), 0.5
+    )
     sizes = [8388606, 4194303, 1, 1, 1, 4194303]
     sizes[0] += 2**24 - sum(sizes)
     assert data[:34] == struct.pack("<If6Ie", 1, 0.5, *sizes, 1.5)

@@ -8,14 +8,21 @@ import torch
 
 from flwr_splitfc.codec import NoisyQuant, Uniform
 from flwr_splitfc.codec.quantisers.noisy_quant import noise
-from tests.codec.quantisers.test_entry_quant import coded, header_of, matrix_like, squared_error
+from tests.codec.quantisers.test_entry_quant import (
+    coded,
+    header_of,
+    matrix_like,
+    squared_error,
+)
 
 
 def plain_noise(column: int) -> float:
     return ((column + 1) * 2654435769 % 2**32 + 0.5) / 2**32 - 0.5
 
 
-def decoded_plainly(entries: list[list[float]], low: float, high: float, levels: int, amplitude: int) -> list[float]:
+def decoded_plainly(
+    entries: list[list[float]], low: float, high: float, levels: int, amplitude: int
+) -> list[float]:
     """Noise on, rounded, noise off, the slow and obvious way."""
     step, values = (high - low) / (levels - 1), []
     for row in entries:
@@ -27,16 +34,24 @@ def decoded_plainly(entries: list[list[float]], low: float, high: float, levels:
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "cauchy", "mixed"])
-@pytest.mark.parametrize(("rows", "columns", "budget_bytes"), [(1, 9, 24), (9, 7, 30), (40, 30, 350)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "budget_bytes"), [(1, 9, 24), (9, 7, 30), (40, 30, 350)]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_no_amplitude_is_better(kind: str, rows: int, columns: int, budget_bytes: int, seed: int) -> None:
+def test_no_amplitude_is_better(
+    kind: str, rows: int, columns: int, budget_bytes: int, seed: int
+) -> None:
     matrix = matrix_like(kind, rows, columns, seed)
     payload, decoded = coded(NoisyQuant(), matrix, budget_bytes)
     header, rows_of = header_of(NoisyQuant(), payload), matrix.tolist()
 
     def error(amplitude: int) -> float:
-        values = decoded_plainly(rows_of, float(matrix.min()), float(matrix.max()), header.levels, amplitude)
-        return float(np.square(np.array(values) - matrix.double().numpy().ravel()).sum())
+        values = decoded_plainly(
+            rows_of, float(matrix.min()), float(matrix.max()), header.levels, amplitude
+        )
+        return float(
+            np.square(np.array(values) - matrix.double().numpy().ravel()).sum()
+        )
 
     found = squared_error(decoded, matrix)
     assert found == pytest.approx(error(header.parameter or 0), rel=1e-3)
@@ -52,5 +67,8 @@ def test_noise_is_uniform_and_the_same_everywhere() -> None:
 def test_gradients_around_zero_gain_from_noise() -> None:
     half = matrix_like("normal", 128, 72, seed=1) ** 3
     matrix = torch.cat([half, -half])  # four levels, none of them near zero
-    noisy, even = (squared_error(coded(method, matrix, 4900)[1], matrix) for method in (NoisyQuant(), Uniform()))
+    noisy, even = (
+        squared_error(coded(method, matrix, 4900)[1], matrix)
+        for method in (NoisyQuant(), Uniform())
+    )
     assert noisy < 0.5 * even

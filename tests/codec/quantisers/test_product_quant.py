@@ -23,16 +23,25 @@ EXTREMES = {
 }
 
 
-def lloyd_step(vectors: list[list[float]], centroids: list[list[float]]) -> list[list[float]]:
+def lloyd_step(
+    vectors: list[list[float]], centroids: list[list[float]]
+) -> list[list[float]]:
     """Plain Python; every centroid must have vectors."""
     members: list[list[list[float]]] = [[] for _ in centroids]
     for vector in vectors:
-        distances = [sum((x - c) ** 2 for x, c in zip(vector, centroid, strict=True)) for centroid in centroids]
+        distances = [
+            sum((x - c) ** 2 for x, c in zip(vector, centroid, strict=True))
+            for centroid in centroids
+        ]
         members[distances.index(min(distances))].append(vector)
-    return [[sum(column) / len(own) for column in zip(*own, strict=True)] for own in members]
+    return [
+        [sum(column) / len(own) for column in zip(*own, strict=True)] for own in members
+    ]
 
 
-@pytest.mark.parametrize(("count", "length", "centroids"), [(50, 1, 3), (200, 3, 7), (400, 8, 20)])
+@pytest.mark.parametrize(
+    ("count", "length", "centroids"), [(50, 1, 3), (200, 3, 7), (400, 8, 20)]
+)
 def test_a_step_is_lloyds(count: int, length: int, centroids: int) -> None:
     vectors = torch.randn(count, length, generator=torch.Generator().manual_seed(count))
     start = vectors[:centroids]
@@ -54,12 +63,18 @@ def test_wide_searches_go_in_blocks() -> None:
     torch.testing.assert_close(found, distances.amin(1), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 30), (7, 9), (64, 37), (128, 96)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (1, 30), (7, 9), (64, 37), (128, 96)]
+)
 @pytest.mark.parametrize("groups", [1, 3])
-def test_every_subvector_is_its_nearest_centroid(rows: int, columns: int, groups: int) -> None:
+def test_every_subvector_is_its_nearest_centroid(
+    rows: int, columns: int, groups: int
+) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
     quantiser = ProductQuant(groups=groups)
-    payload = quantiser.encode(matrix, quantiser.smallest_bytes(rows, columns) + rows * columns // 8 + 40)
+    payload = quantiser.encode(
+        matrix, quantiser.smallest_bytes(rows, columns) + rows * columns // 8 + 40
+    )
     decoded = quantiser.decode(memoryview(payload), rows, columns)
     codebook, _ = wire.unpack_codebook(memoryview(payload), rows, columns)
     R, _, length = codebook.shape
@@ -70,7 +85,12 @@ def test_every_subvector_is_its_nearest_centroid(rows: int, columns: int, groups
             own = codebook[position * R // q, :, : piece.stop - piece.start]
             errors = (own.double() - matrix[row, piece]).square().sum(1)
             if piece.stop - piece.start < length:  # the zeros at the end count, too
-                errors += codebook[position * R // q, :, piece.stop - piece.start :].double().square().sum(1)
+                errors += (
+                    codebook[position * R // q, :, piece.stop - piece.start :]
+                    .double()
+                    .square()
+                    .sum(1)
+                )
             found = (own == decoded[row, piece]).all(1)
             assert bool(found.any())
             assert float(errors[found].min()) <= float(errors.min()) * (1 + 1e-4) + 1e-6
@@ -79,12 +99,17 @@ def test_every_subvector_is_its_nearest_centroid(rows: int, columns: int, groups
 def reference_error(matrix: torch.Tensor, length: int, centroids: int) -> float:
     """Of 25 full steps of Lloyd's algorithm from randomly chosen vectors."""
     vectors = matrix.reshape(-1, length)
-    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(3))[:centroids]
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(3))[
+        :centroids
+    ]
     means = vectors[chosen]
     for _ in range(25):
         labels = torch.cdist(vectors, means).argmin(1)
         means = torch.stack(
-            [vectors[labels == k].mean(0) if (labels == k).any() else means[k] for k in range(centroids)]
+            [
+                vectors[labels == k].mean(0) if (labels == k).any() else means[k]
+                for k in range(centroids)
+            ]
         )
     return float((vectors - means[torch.cdist(vectors, means).argmin(1)]).norm())
 
@@ -92,7 +117,9 @@ def reference_error(matrix: torch.Tensor, length: int, centroids: int) -> float:
 @pytest.mark.parametrize("bits", [0.3, 1.0])
 def test_error_is_that_of_k_means(bits: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    matrix = (torch.randn(128, 20, generator=draw) @ torch.randn(20, 256, generator=draw)).relu()
+    matrix = (
+        torch.randn(128, 20, generator=draw) @ torch.randn(20, 256, generator=draw)
+    ).relu()
     quantiser = ProductQuant()
     payload = quantiser.encode(matrix, int(128 * 256 * bits / 8))
     codebook, _ = wire.unpack_codebook(memoryview(payload), 128, 256)
@@ -109,7 +136,9 @@ def test_error_is_that_of_k_means(bits: float) -> None:
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=150, deadline=None)
-def test_budget_is_kept(rows: int, columns: int, groups: int, budget_bytes: int, seed: int) -> None:
+def test_budget_is_kept(
+    rows: int, columns: int, groups: int, budget_bytes: int, seed: int
+) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     quantiser = ProductQuant(groups=groups)
     least = quantiser.smallest_bytes(rows, columns)
@@ -125,7 +154,9 @@ def test_extremes(name: str) -> None:
     matrix = EXTREMES[name]
     payload = ProductQuant().encode(matrix, 1000)
     decoded = ProductQuant().decode(memoryview(payload), *matrix.shape)
-    torch.testing.assert_close(decoded, matrix, rtol=1e-3, atol=float(matrix.abs().max()) * 1e-7)
+    torch.testing.assert_close(
+        decoded, matrix, rtol=1e-3, atol=float(matrix.abs().max()) * 1e-7
+    )
 
 
 def test_no_columns() -> None:
@@ -155,9 +186,14 @@ def test_smallest_bits_work_and_less_does_not() -> None:
 
 
 @pytest.mark.parametrize("correction", [0.0, 0.3])
-def test_correction_is_the_gradient_of_the_quantisation_error(correction: float) -> None:
+def test_correction_is_the_gradient_of_the_quantisation_error(
+    correction: float,
+) -> None:
     torch.manual_seed(0)
-    cut, weight = cut_codec("fedlite", correction=correction, uplink_bits=1, downlink_bits=9), torch.randn(48, 3)
+    cut, weight = (
+        cut_codec("fedlite", correction=correction, uplink_bits=1, downlink_bits=9),
+        torch.randn(48, 3),
+    )
     features = torch.randn(32, 48, requires_grad=True)
     up, link = cut.encode_features(features)
     seen, server_link = cut.decode_features(up, expect=(32, 48))
@@ -173,7 +209,9 @@ def test_correction_is_the_gradient_of_the_quantisation_error(correction: float)
 
 
 def test_nothing_is_corrected_in_evaluation() -> None:
-    _, link = cut_codec("fedlite", evaluation="codec").encode_features(torch.randn(64, 288), training=False)
+    _, link = cut_codec("fedlite", evaluation="codec").encode_features(
+        torch.randn(64, 288), training=False
+    )
     assert link.correction is None
 
 
@@ -181,7 +219,10 @@ def test_nothing_is_corrected_in_evaluation() -> None:
     ("settings", "message"),
     [
         ({"groups": 0}, "groups must be at least 1, got 0"),
-        ({"correction": -1.0}, "correction must be a finite number of at least 0, got -1.0"),
+        (
+            {"correction": -1.0},
+            "correction must be a finite number of at least 0, got -1.0",
+        ),
         ({"correction": float("nan")}, "correction must be .* got nan"),
     ],
 )
@@ -190,8 +231,17 @@ def test_settings_out_of_range(settings: dict[str, float], message: str) -> None
         ProductQuant(**settings)  # type: ignore[arg-type]
 
 
-def codebook(length: int = 2, groups: int = 1, centroids: int = 2, scale: float = 1.0, entries: int = 4) -> memoryview:
-    return memoryview(struct.pack("<IIHf", length, groups, centroids, scale) + np.ones(entries, "<f2").tobytes())
+def codebook(
+    length: int = 2,
+    groups: int = 1,
+    centroids: int = 2,
+    scale: float = 1.0,
+    entries: int = 4,
+) -> memoryview:
+    return memoryview(
+        struct.pack("<IIHf", length, groups, centroids, scale)
+        + np.ones(entries, "<f2").tobytes()
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ def test_every_entry_goes_to_the_nearest_level(kind: str, seed: int) -> None:
     low, high = float(matrix.min()), float(matrix.max())
     values = [low + i * (high - low) / (levels - 1) for i in range(levels)]
     half_step = (high - low) / (levels - 1) / 2
-    for entry, seen in zip(matrix.flatten().tolist(), decoded.flatten().tolist(), strict=True):
+    for entry, seen in zip(
+        matrix.flatten().tolist(), decoded.flatten().tolist(), strict=True
+    ):
         nearest = min(values, key=lambda value: abs(value - entry))
         tie = abs(abs(nearest - entry) - half_step) < 1e-3 * half_step
         assert tie or seen == pytest.approx(nearest, rel=1e-6)

@@ -18,7 +18,10 @@ def flat(width: int) -> Channels:
 
 def normalised_dispersion(features: torch.Tensor) -> torch.Tensor:
     """The slow, obvious way, for (B, C, H, W)."""
-    low, high = features.amin((0, 2, 3), keepdim=True), features.amax((0, 2, 3), keepdim=True)
+    low, high = (
+        features.amin((0, 2, 3), keepdim=True),
+        features.amax((0, 2, 3), keepdim=True),
+    )
     normalised = torch.nan_to_num((features - low) / (high - low))
     return normalised.double().flatten(1).std(0, unbiased=False)
 
@@ -37,7 +40,9 @@ def test_probabilities_add_up(dispersion: list[float], reduction: float) -> None
 
 def test_bias_is_the_smallest_that_works() -> None:
     dispersion = torch.tensor([0.0, 0.01, 0.02, 0.5], dtype=torch.float64)
-    assert float(keep_probabilities(dispersion, 2.0).max()) == pytest.approx(1, abs=1e-12)
+    assert float(keep_probabilities(dispersion, 2.0).max()) == pytest.approx(
+        1, abs=1e-12
+    )
     level = torch.tensor([0.0, 0.3, 0.3, 0.2], dtype=torch.float64)
     assert float(keep_probabilities(level, 4.0)[0]) == 0.0
 
@@ -50,25 +55,44 @@ def test_special_cases() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_scale_is_the_inverse_keep_probability(offset: float) -> None:
-    features = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.rand(3) + offset
+    features = (
+        torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+        * torch.rand(3)
+        + offset
+    )
     features[:, 2] = 7.0
     keep = keep_probabilities(normalised_dispersion(features.double()), 3.0)
     selector, generator = FeatureDropout(3.0), torch.Generator().manual_seed(5)
     kept, link = selector.select(
-        features.flatten(1), Channels.of(features.shape), generator, affordable=0, budget_bytes=0
+        features.flatten(1),
+        Channels.of(features.shape),
+        generator,
+        affordable=0,
+        budget_bytes=0,
     )
     assert link.columns is not None
     assert link.scale is not None
-    torch.testing.assert_close(link.scale.double(), 1 / keep[link.columns], rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        link.scale.double(), 1 / keep[link.columns], rtol=1e-4, atol=0
+    )
     torch.testing.assert_close(kept, features.flatten(1)[:, link.columns] * link.scale)
 
 
 def test_features_come_through_unbiased() -> None:
     features = torch.rand(8, 40, generator=torch.Generator().manual_seed(0))
-    selector, generator, draws = FeatureDropout(4.0), torch.Generator().manual_seed(1), 4000
-    total, squares = torch.zeros(8, 40, dtype=torch.float64), torch.zeros(8, 40, dtype=torch.float64)
+    selector, generator, draws = (
+        FeatureDropout(4.0),
+        torch.Generator().manual_seed(1),
+        4000,
+    )
+    total, squares = (
+        torch.zeros(8, 40, dtype=torch.float64),
+        torch.zeros(8, 40, dtype=torch.float64),
+    )
     for _ in range(draws):
-        kept, link = selector.select(features, flat(40), generator, affordable=0, budget_bytes=0)
+        kept, link = selector.select(
+            features, flat(40), generator, affordable=0, budget_bytes=0
+        )
         server = type(link)(link.rows, link.width, link.columns)
         seen = server.expand(kept).double()
         total += seen
@@ -81,24 +105,39 @@ def test_features_come_through_unbiased() -> None:
 def test_number_of_columns_stays_below_the_worst_case() -> None:
     selector, generator = FeatureDropout(16.0), torch.Generator().manual_seed(2)
     features = torch.randn(4, 512)
-    counts = [selector.select(features, flat(512), generator, affordable=0, budget_bytes=0)[1].kept for _ in range(300)]
+    counts = [
+        selector.select(features, flat(512), generator, affordable=0, budget_bytes=0)[
+            1
+        ].kept
+        for _ in range(300)
+    ]
     assert sum(counts) / 300 == pytest.approx(32, abs=5 * (32 / 300) ** 0.5)
     assert max(counts) <= selector.most_columns(512) == 72
 
 
 def test_reduction_one_keeps_everything_unscaled() -> None:
     features = torch.randn(4, 6)
-    kept, link = FeatureDropout(1.0).select(features, flat(6), None, affordable=0, budget_bytes=0)
+    kept, link = FeatureDropout(1.0).select(
+        features, flat(6), None, affordable=0, budget_bytes=0
+    )
     assert link.columns is None
     assert link.scale is None
     assert torch.equal(kept, features)
-    assert len(FeatureDropout(1.0).pack(link)) == FeatureDropout(1.0).most_bytes(1, 6, 6) == 4
+    assert (
+        len(FeatureDropout(1.0).pack(link))
+        == FeatureDropout(1.0).most_bytes(1, 6, 6)
+        == 4
+    )
 
 
 def test_the_server_learns_columns_and_no_probabilities() -> None:
     selector = FeatureDropout(2.0)
     _, link = selector.select(
-        torch.randn(5, 64), flat(64), torch.Generator().manual_seed(0), affordable=0, budget_bytes=0
+        torch.randn(5, 64),
+        flat(64),
+        torch.Generator().manual_seed(0),
+        affordable=0,
+        budget_bytes=0,
     )
     data = selector.pack(link)
     server, rest = selector.unpack(memoryview(data + b"rest"), 5, 64)

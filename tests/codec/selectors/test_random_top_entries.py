@@ -26,11 +26,16 @@ def set_probabilities(weights: list[float], kept: int) -> dict[tuple[int, ...], 
     return probabilities
 
 
-@pytest.mark.parametrize(("kept", "alpha"), [(1, 0.1), (2, 0.1), (2, 0.6), (3, 0.3), (4, 0.9)])
+@pytest.mark.parametrize(
+    ("kept", "alpha"), [(1, 0.1), (2, 0.1), (2, 0.6), (3, 0.3), (4, 0.9)]
+)
 def test_sets_have_their_probabilities(kept: int, alpha: float) -> None:
     width, rows = len(MAGNITUDES), 40_000
     top = sorted(range(width), key=lambda column: -abs(MAGNITUDES[column]))[:kept]
-    weights = [(1 - alpha) / kept if column in top else alpha / (width - kept) for column in range(width)]
+    weights = [
+        (1 - alpha) / kept if column in top else alpha / (width - kept)
+        for column in range(width)
+    ]
     expected = set_probabilities(weights, kept)
     assert sum(expected.values()) == pytest.approx(1)
 
@@ -42,9 +47,14 @@ def test_sets_have_their_probabilities(kept: int, alpha: float) -> None:
     assert link.columns is not None
     assert torch.equal(sent, matrix.gather(1, link.columns))
     drawn, counts = torch.unique(link.columns, dim=0, return_counts=True)
-    found = {tuple(columns.tolist()): int(count) for columns, count in zip(drawn, counts, strict=True)}
+    found = {
+        tuple(columns.tolist()): int(count)
+        for columns, count in zip(drawn, counts, strict=True)
+    }
     assert found.keys() <= expected.keys()
-    chi_square = sum((found.get(key, 0) - rows * p) ** 2 / (rows * p) for key, p in expected.items())
+    chi_square = sum(
+        (found.get(key, 0) - rows * p) ** 2 / (rows * p) for key, p in expected.items()
+    )
     freedom = len(expected) - 1
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 10
 
@@ -55,7 +65,9 @@ def test_rows_are_drawn_on_their_own_from_the_generator() -> None:
 
     def columns(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        link = selector.select(matrix, Channels.of(matrix.shape), generator, affordable=2, budget_bytes=0)[1]
+        link = selector.select(
+            matrix, Channels.of(matrix.shape), generator, affordable=2, budget_bytes=0
+        )[1]
         assert link.columns is not None
         return link.columns
 
@@ -71,8 +83,12 @@ def test_rows_are_drawn_on_their_own_from_the_generator() -> None:
 def test_without_chance_it_is_top_s(alpha: float, training: bool) -> None:
     matrix = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     channels = Channels.of(matrix.shape)
-    _, link = RandomTopEntries(alpha).select(matrix, channels, None, affordable=7, budget_bytes=0, training=training)
-    _, expected = TopEntries().select(matrix, channels, None, affordable=7, budget_bytes=0)
+    _, link = RandomTopEntries(alpha).select(
+        matrix, channels, None, affordable=7, budget_bytes=0, training=training
+    )
+    _, expected = TopEntries().select(
+        matrix, channels, None, affordable=7, budget_bytes=0
+    )
     assert link.columns is not None
     assert expected.columns is not None
     assert torch.equal(link.columns, expected.columns)
@@ -88,5 +104,7 @@ def test_what_is_not_kept_is_checked_too() -> None:
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.0, float("nan"), float("inf")])
 def test_alpha_out_of_range(alpha: float) -> None:
-    with pytest.raises(ValueError, match=f"alpha must be at least 0 and below 1, got {alpha}"):
+    with pytest.raises(
+        ValueError, match=f"alpha must be at least 0 and below 1, got {alpha}"
+    ):
         RandomTopEntries(alpha)

@@ -14,7 +14,9 @@ from flwr_splitfc.codec import BudgetError, PayloadError, TopEntries, cut_codec
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.format import wire
 
-VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -7.0, 1e38, -1e38, 1e-45, -1e-40]) | st.floats(-9, 9, width=32)
+VALUES = st.sampled_from(
+    [0.0, -0.0, 1.0, -1.0, 2.5, -7.0, 1e38, -1e38, 1e-45, -1e-40]
+) | st.floats(-9, 9, width=32)
 
 
 @st.composite
@@ -32,7 +34,9 @@ def largest_magnitudes(row: list[float], kept: int) -> list[float]:
 @settings(max_examples=200)
 def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
-    kept, link = TopEntries().select(matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0)
+    kept, link = TopEntries().select(
+        matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0
+    )
     count = min(max(affordable, 1), columns)
     assert link.kept == count
     assert link.scale is None
@@ -40,9 +44,9 @@ def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> No
         chosen = range(columns) if link.columns is None else link.columns[row].tolist()
         assert list(chosen) == sorted(set(chosen))
         assert kept[row].tolist() == [float(matrix[row, column]) for column in chosen]
-        assert sorted((abs(entry) for entry in kept[row].tolist()), reverse=True) == largest_magnitudes(
-            matrix[row].tolist(), count
-        )
+        assert sorted(
+            (abs(entry) for entry in kept[row].tolist()), reverse=True
+        ) == largest_magnitudes(matrix[row].tolist(), count)
 
 
 @given(matrices(), st.integers(0, 12))
@@ -50,22 +54,33 @@ def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> No
 def test_positions_come_back(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
     selector = TopEntries()
-    _, link = selector.select(matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0)
+    _, link = selector.select(
+        matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0
+    )
     data = selector.pack(link)
     assert len(data) <= selector.most_bytes(rows, link.kept, columns)
     server, rest = selector.unpack(memoryview(data + b"rest"), rows, columns)
     assert bytes(rest) == b"rest"
     everywhere = torch.ones(rows, columns)
-    assert torch.equal(server.expand(server.restrict(everywhere)), link.expand(link.restrict(everywhere)))
+    assert torch.equal(
+        server.expand(server.restrict(everywhere)),
+        link.expand(link.restrict(everywhere)),
+    )
 
 
 @pytest.mark.parametrize("name", ["top-s", "rand-top-s"])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 40), (3, 7), (64, 288), (256, 33)])
-def test_as_many_entries_as_both_budgets_pay_for(name: str, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (1, 40), (3, 7), (64, 288), (256, 33)]
+)
+def test_as_many_entries_as_both_budgets_pay_for(
+    name: str, rows: int, columns: int
+) -> None:
     features = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
     least = cut_codec(name).smallest_bits(rows, columns)
     for up, down in [(1.0, 9.0), (9.0, 1.0), (5.0, 5.0), (40.0, 40.0), (0.0, 0.0)]:
-        cut = cut_codec(name, uplink_bits=max(up, least[0]), downlink_bits=max(down, least[1]))
+        cut = cut_codec(
+            name, uplink_bits=max(up, least[0]), downlink_bits=max(down, least[1])
+        )
         array, link = cut.encode_features(features)
         _, server_link = cut.decode_features(array, expect=(rows, columns))
         gradient = cut.encode_gradient(features, server_link)
@@ -73,19 +88,30 @@ def test_as_many_entries_as_both_budgets_pay_for(name: str, rows: int, columns: 
         assert 8 * len(gradient.data) <= cut.downlink_bits * rows * columns
         if (more := link.kept + 1) <= columns:
             up_bytes = cut.selector.most_bytes(rows, more, columns) + 2 * rows * more
-            assert 8 * up_bytes > cut.uplink_bits * rows * columns or 16 * more > cut.downlink_bits * columns
+            assert (
+                8 * up_bytes > cut.uplink_bits * rows * columns
+                or 16 * more > cut.downlink_bits * columns
+            )
 
 
 def test_smallest_bits_are_those_of_one_entry_a_row() -> None:
     features = torch.randn(64, 288)
     up, down = cut_codec("top-s").smallest_bits(64, 288)
-    array, link = cut_codec("top-s", uplink_bits=up, downlink_bits=down).encode_features(features)
+    array, link = cut_codec(
+        "top-s", uplink_bits=up, downlink_bits=down
+    ).encode_features(features)
     assert link.kept == 1
-    with pytest.raises(BudgetError, match=f"uplink_bits=.* the smallest that works is {up}"):
+    with pytest.raises(
+        BudgetError, match=f"uplink_bits=.* the smallest that works is {up}"
+    ):
         cut_codec("top-s", uplink_bits=up - 1e-4).encode_features(features)
-    with pytest.raises(BudgetError, match=f"downlink_bits=.* the smallest that works is {down}"):
+    with pytest.raises(
+        BudgetError, match=f"downlink_bits=.* the smallest that works is {down}"
+    ):
         cut_codec("top-s", downlink_bits=down - 1e-4).check_budget(64, 288)
-    short, link = cut_codec("top-s", uplink_bits=up - 1e-4).encode_features(features[:5], full_rows=64)
+    short, link = cut_codec("top-s", uplink_bits=up - 1e-4).encode_features(
+        features[:5], full_rows=64
+    )
     assert link.kept == 1
     assert len(short.data) < len(array.data)
 
@@ -120,7 +146,9 @@ def test_evaluation_keeps_the_largest_within_its_own_budget() -> None:
 
 
 def entries(kept: int, columns: list[int], total: int) -> memoryview:
-    return memoryview(struct.pack("<I", kept) + wire.pack_columns(np.array(columns), total))
+    return memoryview(
+        struct.pack("<I", kept) + wire.pack_columns(np.array(columns), total)
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +162,9 @@ def entries(kept: int, columns: list[int], total: int) -> memoryview:
         (2**32 - 1, [], "keeps 4294967295 entries of 8"),
     ],
 )
-def test_positions_that_are_refused(kept: int, columns: list[int], message: str) -> None:
+def test_positions_that_are_refused(
+    kept: int, columns: list[int], message: str
+) -> None:
     with pytest.raises(PayloadError, match=message):
         wire.unpack_entries(entries(kept, columns, 16), 2, 8)
 

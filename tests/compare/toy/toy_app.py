@@ -4,7 +4,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
@@ -23,15 +30,23 @@ def train(message: Message, context: Context) -> Message:
         raise OSError("no data on this device")
     turn = int(context.state.config_records.get("turns", {"count": 0})["count"]) + 1
     context.state["turns"] = ConfigRecord({"count": turn})
-    assert set(message.content) == {"arrays", "config", "split-ticket"}, "as in a run of its own"
+    assert set(message.content) == {"arrays", "config", "split-ticket"}, (
+        "as in a run of its own"
+    )
     model = nn.Linear(8, 8)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     generator = torch.Generator().manual_seed(int(context.run_config["seed"]) + turn)
     with connect(message) as server:
-        server.loss(model(torch.randn(32, 8, generator=generator)), torch.zeros(32, dtype=torch.int64)).backward()
+        server.loss(
+            model(torch.randn(32, 8, generator=generator)),
+            torch.zeros(32, dtype=torch.int64),
+        ).backward()
         metrics = server.metrics()
     arrays = ArrayRecord(model.state_dict())
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
+    return Message(
+        RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}),
+        reply_to=message,
+    )
 
 
 @server_app.main()
@@ -49,7 +64,14 @@ def main(grid: Grid, context: Context) -> None:
         seed=int(config["seed"]),
     )
     initial = ArrayRecord(nn.Linear(8, 8).state_dict())
-    strategy.start(grid, initial, int(config["num-rounds"]), evaluate_fn=lambda *_: MetricRecord({"accuracy": 0.5}))
+    strategy.start(
+        grid,
+        initial,
+        int(config["num-rounds"]),
+        evaluate_fn=lambda *_: MetricRecord({"accuracy": 0.5}),
+    )
     if config["mood"] != "lazy":
         path = Path(str(config["results-dir"])) / "results.json"
-        strategy.progress.write(path, **run_record(config, payload_digest=strategy.ledger.digest()))
+        strategy.progress.write(
+            path, **run_record(config, payload_digest=strategy.ledger.digest())
+        )

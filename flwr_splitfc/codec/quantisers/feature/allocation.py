@@ -1,7 +1,8 @@
 """How a budget is spent on columns (SplitFC, Sec. V): which get two stages, and how many levels each.
 
-Everything here runs at the sender alone and over the 200 classes of column spans, never over columns: a
-column that spans n grid steps costs and errs like any other of the n-th class.
+Everything here runs at the sender alone and over the 200 classes of column spans, never
+over columns: a column that spans n grid steps costs and errs like any other of the n-th
+class.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Plan:
 @cache
 def _multipliers() -> Doubles:
     """A coarse range, as float32: every span has 2 levels at its low end and 2^16 at its high end."""
-    return np.asarray(2.0 ** np.arange(-16, 33, 1 / _OCTAVE_STEPS), np.float32).astype(np.float64)
+    return np.asarray(2.0 ** np.arange(-16, 33, 1 / _OCTAVE_STEPS), np.float32).astype(
+        np.float64
+    )
 
 
 @cache
@@ -117,27 +120,38 @@ class _Candidates:
         left = self.entry_bits - self.rows * self.histograms[:, 1:].sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             affordable = np.where(self.mean_counts > 0, left / self.mean_counts, 0.0)
-        return np.asarray(np.maximum(2, np.searchsorted(level_bits(), affordable, side="right") - 1))
+        return np.asarray(
+            np.maximum(2, np.searchsorted(level_bits(), affordable, side="right") - 1)
+        )
 
 
 def _two_stage_counts(columns: int, rows: int, budget_bytes: int) -> Ints:
     """Tenths of the columns that could have two levels each, and none at all."""
-    header_bytes = wire.quant_header_bytes(0, columns) + wire.quant_header_bytes(columns, columns)
+    header_bytes = wire.quant_header_bytes(0, columns) + wire.quant_header_bytes(
+        columns, columns
+    )
     room = usable_bits(budget_bytes - header_bytes - columns // 8, columns) - columns
-    column_bits = rows * (1 + SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
+    column_bits = (
+        rows * (1 + SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
+    )
     most = int(room // column_bits)
     most = min(max(most, 0), columns)
     return np.unique(most * np.arange(_CANDIDATES + 1) // _CANDIDATES)
 
 
-def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int) -> _Candidates:
+def _candidates(
+    low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int
+) -> _Candidates:
     """Set up the ways to split columns that are sorted by falling range."""
     columns = len(low)
     counts = _two_stage_counts(columns, rows, budget_bytes)
     grid_low = _prefix(np.minimum.accumulate(low), counts)
     grid_high = _prefix(np.maximum.accumulate(high), counts)
     stream_bits = [
-        usable_bits(budget_bytes - wire.quant_header_bytes(count, columns), columns + (rows + 1) * count)
+        usable_bits(
+            budget_bytes - wire.quant_header_bytes(count, columns),
+            columns + (rows + 1) * count,
+        )
         for count in counts.tolist()
     ]
     endpoint_bits = 2 * counts * level_bits()[ENDPOINT_LEVELS]
@@ -155,15 +169,23 @@ def _candidates(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
     )
 
 
-def _histograms(low: Doubles, high: Doubles, counts: Ints, grid_low: Doubles, grid_high: Doubles) -> Doubles:
+def _histograms(
+    low: Doubles, high: Doubles, counts: Ints, grid_low: Doubles, grid_high: Doubles
+) -> Doubles:
     """How many of the first M columns are in each class, (ways, classes); in blocks that stay in the cache."""
     histograms = np.zeros((len(counts), ENDPOINT_LEVELS))
     for start in range(0, int(counts[-1]), _BLOCK_COLUMNS):
         end = min(start + _BLOCK_COLUMNS, int(counts[-1]))
-        first, last = endpoints(low[start:end], high[start:end], grid_low[:, None], grid_high[:, None])
+        first, last = endpoints(
+            low[start:end], high[start:end], grid_low[:, None], grid_high[:, None]
+        )
         inside = np.arange(start, end) < counts[:, None]
-        bins = (last - first + ENDPOINT_LEVELS * np.arange(len(counts))[:, None])[inside]
-        histograms += np.bincount(bins, minlength=histograms.size).reshape(histograms.shape)
+        bins = (last - first + ENDPOINT_LEVELS * np.arange(len(counts))[:, None])[
+            inside
+        ]
+        histograms += np.bincount(bins, minlength=histograms.size).reshape(
+            histograms.shape
+        )
     return histograms
 
 
@@ -183,15 +205,21 @@ def _best_candidate(ways: _Candidates) -> tuple[int, int]:
     last = len(_multipliers()) - 1
 
     def mean_levels(index: Ints) -> Ints:
-        return np.minimum(best_level(ways.mean_squares * _multipliers()[index]), ways.mean_limits)
+        return np.minimum(
+            best_level(ways.mean_squares * _multipliers()[index]), ways.mean_limits
+        )
 
     def bits(index: Ints) -> Doubles:
         entries = np.einsum("cn,cn->c", ways.histograms, class_bits[index])
-        return np.asarray(ways.rows * entries + ways.mean_counts * level_bits()[mean_levels(index)])
+        return np.asarray(
+            ways.rows * entries + ways.mean_counts * level_bits()[mean_levels(index)]
+        )
 
     def errors(index: Ints) -> Doubles:
         entries = np.einsum("cn,cn->c", ways.histograms, class_errors[index])
-        means = ways.mean_counts * ways.mean_squares / (4 * (mean_levels(index) - 1.0) ** 2)
+        means = (
+            ways.mean_counts * ways.mean_squares / (4 * (mean_levels(index) - 1.0) ** 2)
+        )
         return np.asarray((ways.rows * entries + means) * ways.units**2)
 
     affordable = np.zeros_like(ways.counts)
@@ -202,8 +230,14 @@ def _best_candidate(ways: _Candidates) -> tuple[int, int]:
     spent = bits(affordable)
     extra = bits(following) - spent
     left = ways.entry_bits - spent
-    share = np.clip(np.divide(left, extra, out=np.zeros_like(left), where=extra > 0), 0, 1)
-    error = (1 - share) * errors(affordable) + share * errors(following) + ways.mean_only_error
+    share = np.clip(
+        np.divide(left, extra, out=np.zeros_like(left), where=extra > 0), 0, 1
+    )
+    error = (
+        (1 - share) * errors(affordable)
+        + share * errors(following)
+        + ways.mean_only_error
+    )
     best = int(np.argmin(error))
     return best, int(affordable[best])
 
@@ -211,12 +245,15 @@ def _best_candidate(ways: _Candidates) -> tuple[int, int]:
 def _spend(ways: _Candidates, way: int, start: int) -> tuple[float, int, float]:
     """Bisect the multiplier until one level of one class makes the difference.
 
-    Returns the multiplier, the levels of the means and the bits that are left for entries.
+    Returns the multiplier, the levels of the means and the bits that are left for
+    entries.
     """
     classes = np.flatnonzero(ways.histograms[way])
     classes = classes[classes > 0]
     squares = np.append(span_squares()[classes], ways.mean_squares[way])
-    weights = np.append(ways.rows * ways.histograms[way, classes], ways.mean_counts[way])
+    weights = np.append(
+        ways.rows * ways.histograms[way, classes], ways.mean_counts[way]
+    )
     limits = np.append(np.full(len(classes), 2**16), ways.mean_limits[way])
     bits_available, table = float(ways.entry_bits[way]), level_bits()
 
@@ -236,14 +273,20 @@ def _spend(ways: _Candidates, way: int, start: int) -> tuple[float, int, float]:
         else:
             bad, bad_levels = middle, levels
     mean_levels = int(good_levels[-1]) if ways.mean_counts[way] else 1
-    return good, mean_levels, bits_available - float(ways.mean_counts[way]) * float(table[mean_levels])
+    return (
+        good,
+        mean_levels,
+        bits_available - float(ways.mean_counts[way]) * float(table[mean_levels]),
+    )
 
 
-def _affordable_upgrades(steps: Ints, multiplier: float, rows: int, bits_available: float) -> Upgrades:
+def _affordable_upgrades(
+    steps: Ints, multiplier: float, rows: int, bits_available: float
+) -> Upgrades:
     """The upgrades that remove most error: as many as fit, or fewer and then cheaper ones.
 
-    Without the latter, bits for up to one upgrade of the next column are left over, which is 2 % of the
-    error with 40 columns.
+    Without the latter, bits for up to one upgrade of the next column are left over,
+    which is 2 % of the error with 40 columns.
     """
     table = level_bits()
     floors = floor_level(multiplier * span_squares()[steps])
@@ -251,14 +294,21 @@ def _affordable_upgrades(steps: Ints, multiplier: float, rows: int, bits_availab
     left = bits_available - rows * float(table[floors[steps > 0]].sum())
     level = floors[order]
     bits = np.append(0.0, np.cumsum(rows * (table[level + 1] - table[level])))
-    gains = np.append(0.0, np.cumsum(span_squares()[steps[order]] * (1 / (level - 1.0) ** 2 - 1.0 / level**2)))
+    gains = np.append(
+        0.0,
+        np.cumsum(
+            span_squares()[steps[order]] * (1 / (level - 1.0) ** 2 - 1.0 / level**2)
+        ),
+    )
     most = max(int(np.searchsorted(bits, left, side="right")) - 1, 0)
 
     first = np.arange(most, max(most - _GIVEN_BACK, 0) - 1, -1)[:, None]
     start = np.minimum(first + np.arange(_MOST_SKIPPED + 1), len(order))
     end = np.searchsorted(bits, bits[start] + left - bits[first], side="right") - 1
     end = np.clip(end, start, start + _MOST_MORE)
-    best, skipped = np.unravel_index(np.argmax(gains[first] + gains[end] - gains[start]), start.shape)
+    best, skipped = np.unravel_index(
+        np.argmax(gains[first] + gains[end] - gains[start]), start.shape
+    )
     more = int((end - start)[best, skipped])
     if skipped == 0 or more == 0:
         return Upgrades(most)
@@ -272,7 +322,9 @@ def _by_falling_range(ranges: Doubles) -> Ints:
     return order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
 
 
-def plan_budget(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int) -> Plan:
+def plan_budget(
+    low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_bytes: int
+) -> Plan:
     """Decide how a feature-quantised (B, K) matrix is coded in about `budget_bytes`.
 
     Parameters
@@ -282,7 +334,8 @@ def plan_budget(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
     rows : int
         ``B``.
     budget_bytes : int
-        The range coder may need a word more; below the smallest payload the plan is the smallest.
+        The range coder may need a word more; below the smallest payload the plan is the
+        smallest.
     """
     order = _by_falling_range(high - low)
     ways = _candidates(low[order], high[order], mean[order], rows, budget_bytes)
@@ -290,7 +343,9 @@ def plan_budget(low: Doubles, high: Doubles, mean: Doubles, rows: int, budget_by
     multiplier, mean_levels, entry_bits = _spend(ways, way, start)
     two_stage = np.sort(order[: ways.counts[way]])
     grid_low, grid_high = float(ways.low[way]), float(ways.high[way])
-    intervals = np.stack(endpoints(low[two_stage], high[two_stage], grid_low, grid_high), 1)
+    intervals = np.stack(
+        endpoints(low[two_stage], high[two_stage], grid_low, grid_high), 1
+    )
     steps = intervals[:, 1] - intervals[:, 0]
     header = QuantHeader(
         two_stage,

@@ -39,16 +39,25 @@ class _EntryGrid:
         active = steps > 0
         ends = grid_values(endpoints[active], header.low, header.high, ENDPOINT_LEVELS)
         sizes: wire.Symbols = levels[active].astype(np.int32)
-        step: wire.Floats = np.divide(ends[:, 1] - ends[:, 0], sizes - 1, dtype=np.float32)
+        step: wire.Floats = np.divide(
+            ends[:, 1] - ends[:, 0], sizes - 1, dtype=np.float32
+        )
         return cls(torch.from_numpy(header.two_stage[active]), ends[:, 0], step, sizes)
 
     def symbols(self, matrix: Tensor) -> wire.Symbols:
         """The nearest level of each entry, row by row."""
         device = matrix.device
-        base, step = (torch.from_numpy(part).to(device) for part in (self.base, self.step))
+        base, step = (
+            torch.from_numpy(part).to(device) for part in (self.base, self.step)
+        )
         top = torch.from_numpy(self.levels - 1).to(device).float()
         entries = matrix.index_select(1, self.columns.to(device))
-        entries = entries.sub_(base).div_(step.where(step > 0, 1.0)).round_().clamp_(top.new_zeros(()), top)
+        entries = (
+            entries.sub_(base)
+            .div_(step.where(step > 0, 1.0))
+            .round_()
+            .clamp_(top.new_zeros(()), top)
+        )
         return entries.to(torch.int32).cpu().numpy().ravel()
 
     def sizes(self, rows: int) -> wire.Symbols:
@@ -67,8 +76,8 @@ class _EntryGrid:
 class FeatureQuant(Quantiser):
     """Spends the budget where columns vary most (SplitFC, Sec. V).
 
-    The widest columns are quantised entry by entry on their own intervals, with numbers of levels that
-    minimise the error bound; of the others only the batch mean is sent.
+    The widest columns are quantised entry by entry on their own intervals, with numbers
+    of levels that minimise the error bound; of the others only the batch mean is sent.
 
     Examples
     --------
@@ -107,10 +116,16 @@ class FeatureQuant(Quantiser):
         symbols = reader.read(rows * len(grid.levels), grid.sizes(rows))
         reader.close()
         constants = np.empty(columns, np.float32)
-        constants[header.two_stage] = grid_values(endpoints[:, 0], header.low, header.high, ENDPOINT_LEVELS)
-        constants[means] = grid_values(mean_points, header.mean_low, header.mean_high, header.mean_levels)
+        constants[header.two_stage] = grid_values(
+            endpoints[:, 0], header.low, header.high, ENDPOINT_LEVELS
+        )
+        constants[means] = grid_values(
+            mean_points, header.mean_low, header.mean_high, header.mean_levels
+        )
         matrix = torch.from_numpy(constants).repeat(rows, 1)
-        return matrix.scatter_(1, grid.columns.expand(rows, -1), grid.values(symbols, rows))
+        return matrix.scatter_(
+            1, grid.columns.expand(rows, -1), grid.values(symbols, rows)
+        )
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Means alone, with two levels."""
@@ -123,22 +138,30 @@ def _mean_columns(header: QuantHeader, columns: int) -> Ints:
 
 def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:
     rows, columns = matrix.shape
-    return wire.pack_quant_header(plan.header, columns) + wire.pack_symbols(_runs(matrix, plan, mean, rows))
+    return wire.pack_quant_header(plan.header, columns) + wire.pack_symbols(
+        _runs(matrix, plan, mean, rows)
+    )
 
 
-def _runs(matrix: Tensor, plan: Plan, mean: Doubles, rows: int) -> Iterator[tuple[wire.Symbols, int | wire.Symbols]]:
+def _runs(
+    matrix: Tensor, plan: Plan, mean: Doubles, rows: int
+) -> Iterator[tuple[wire.Symbols, int | wire.Symbols]]:
     header = plan.header
     yield plan.endpoints.ravel().astype(np.int32), ENDPOINT_LEVELS
     if header.mean_levels > 1:
         means = mean[_mean_columns(header, len(mean))]
-        points = nearest_point(means, header.mean_low, header.mean_high, header.mean_levels)
+        points = nearest_point(
+            means, header.mean_low, header.mean_high, header.mean_levels
+        )
         yield points.astype(np.int32), header.mean_levels
     grid = _EntryGrid.of(header, plan.endpoints)
     yield grid.symbols(matrix), grid.sizes(rows)
 
 
 def _read_endpoints(reader: SymbolReader, count: int) -> Ints:
-    endpoints = reader.read(2 * count, ENDPOINT_LEVELS).reshape(count, 2).astype(np.int64)
+    endpoints = (
+        reader.read(2 * count, ENDPOINT_LEVELS).reshape(count, 2).astype(np.int64)
+    )
     if bool((endpoints[:, 1] < endpoints[:, 0]).any()):
         raise PayloadError("a column's endpoints are out of order")
     return endpoints

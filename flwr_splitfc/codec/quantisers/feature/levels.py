@@ -1,12 +1,14 @@
 """How many levels a column gets (SplitFC, Sec. V).
 
-The optimal real number of levels solves ``(Q - 1)^3 = u Q``. What is sent are integers, found by table
-look-ups: IEEE arithmetic and comparisons alone, so that every machine finds the same ones.
+The optimal real number of levels solves ``(Q - 1)^3 = u Q``. What is sent are integers,
+found by table look-ups: IEEE arithmetic and comparisons alone, so that every machine
+finds the same ones.
 
-The receiver knows the multiplier ``m`` and of each column the span ``n`` in grid steps: ``u = m n^2``. It
-takes the integer part of the closed form and then one level more for some columns: in the order of
-(multiplier at which that level is worth its bits, column) the first few and, because the next level may cost
-more bits than are left, a few more after skipping some.
+The receiver knows the multiplier ``m`` and of each column the span ``n`` in grid steps:
+``u = m n^2``. It takes the integer part of the closed form and then one level more for
+some columns: in the order of (multiplier at which that level is worth its bits, column)
+the first few and, because the next level may cost more bits than are left, a few more
+after skipping some.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flwr_splitfc.codec.format.wire import ENDPOINT_LEVELS, SYMBOL_PRECISION_BITS, Upgrades
+from flwr_splitfc.codec.format.wire import (
+    ENDPOINT_LEVELS,
+    SYMBOL_PRECISION_BITS,
+    Upgrades,
+)
 
 MOST_LEVELS = 2**16
 _CARDANO_LIMIT = 27 / 4
@@ -31,13 +37,15 @@ Ints = NDArray[np.int64]
 def optimal_level(u: ArrayLike) -> Doubles:
     """The root above 1 of ``(Q - 1)^3 = u Q``: the optimal real number of levels.
 
-    By Cardano's formula up to ``u = 27/4``, by the cosine of a third of an angle above. The reference for
-    the tables; it is not bit-exact across machines and no byte depends on it.
+    By Cardano's formula up to ``u = 27/4``, by the cosine of a third of an angle above.
+    The reference for the tables; it is not bit-exact across machines and no byte
+    depends on it.
 
     Parameters
     ----------
     u : array_like
-        ``a^2 ln2 / (2 nu)`` of a column with interval ``a`` at the multiplier ``nu``; positive.
+        ``a^2 ln2 / (2 nu)`` of a column with interval ``a`` at the multiplier ``nu``;
+        positive.
 
     Examples
     --------
@@ -63,8 +71,9 @@ def closed_form_thresholds() -> Doubles:
 def upgrade_thresholds() -> Doubles:
     """``S[q]``, the u from which a level more than q is worth its bits, for q = 2 ... 2^16 - 1 at q - 2.
 
-    ``2 ln((q+1)/q) ((q-1) q)^2 / (2q-1)``: the step's error over its bits, in the units of u. Convexity
-    puts it between ``T[q]`` and ``T[q+1]``: the best integer is the closed form's integer part or one more.
+    ``2 ln((q+1)/q) ((q-1) q)^2 / (2q-1)``: the step's error over its bits, in the units
+    of u. Convexity puts it between ``T[q]`` and ``T[q+1]``: the best integer is the
+    closed form's integer part or one more.
     """
     q = np.arange(2, MOST_LEVELS, dtype=np.float64)
     step = (q - 1) * q
@@ -148,7 +157,8 @@ def upgrade_order(steps: Ints, multiplier: float) -> Ints:
         ``m``.
     """
     worth = upgrade_multipliers(multiplier)
-    rank = np.searchsorted(np.sort(worth), worth).astype(np.uint8)  # small integers sort in linear time
+    # small integers sort in linear time
+    rank = np.searchsorted(np.sort(worth), worth).astype(np.uint8)
     order = np.argsort(rank[steps], kind="stable")
     return order[: np.count_nonzero(np.isfinite(worth)[steps])]
 

@@ -1,8 +1,9 @@
 """Quantised coefficients, most of them zero, as runs of symbols.
 
-Coefficients are taken context by context, row-major in each. Of a context the receiver learns how many are not
-zero, then for each of these the gap of zeros before it and its magnitude as one symbol; signs and whatever of gaps
-and magnitudes is large follow for all together.
+Coefficients are taken context by context, row-major in each. Of a context the receiver
+learns how many are not zero, then for each of these the gap of zeros before it and its
+magnitude as one symbol; signs and whatever of gaps and magnitudes is large follow for
+all together.
 """
 
 from __future__ import annotations
@@ -66,26 +67,36 @@ class _Coded:
             self.shifts[c] = gap_shift(int(counts[c]), int(sizes[c]))
             self.gap_indices[c] = gap_index(int(counts[c]), int(sizes[c]))
 
-    def models(self, ratios: NDArray[Any]) -> Iterator[tuple[slice, stream.model.Model]]:
+    def models(
+        self, ratios: NDArray[Any]
+    ) -> Iterator[tuple[slice, stream.model.Model]]:
         """Which of all nonzeros are of a context, and their model, given the ratio of each live context."""
         for c, ratio in zip(self.live.tolist(), ratios.tolist(), strict=True):
             run = slice(int(self.first[c]), int(self.first[c] + self.counts[c]))
             yield run, nonzeros_model(int(self.gap_indices[c]), ratio)
 
 
-def coefficient_runs(magnitudes: Tensor, negative: Tensor, contexts: Tensor) -> Iterator[Run]:
+def coefficient_runs(
+    magnitudes: Tensor, negative: Tensor, contexts: Tensor
+) -> Iterator[Run]:
     """Code whole magnitudes, float32, with signs and contexts; all flat, on the CPU, in the order of (B, C, f)."""
     order = _Order(contexts)
     found = magnitudes.numpy()[order.places]
     at = np.flatnonzero(found > 0)
-    coded = _Coded(np.diff(np.searchsorted(at, [*order.starts, len(found)])), order.sizes)
+    coded = _Coded(
+        np.diff(np.searchsorted(at, [*order.starts, len(found)])), order.sizes
+    )
     yield from _count_runs(coded.counts, order.sizes)
     values = found[at].astype(np.int64)
     gaps = np.diff(at, prepend=-1) - 1
-    gaps[coded.first[coded.live]] = at[coded.first[coded.live]] - order.starts[coded.live]
+    gaps[coded.first[coded.live]] = (
+        at[coded.first[coded.live]] - order.starts[coded.live]
+    )
     tops, shifts = np.minimum(values, MAGNITUDES) - 1, coded.shifts[coded.context]
     excess = np.bincount(coded.context, tops, CONTEXTS).astype(np.int64)
-    ratios = np.array([ratio_index(int(coded.counts[c]), int(excess[c])) for c in coded.live])
+    ratios = np.array(
+        [ratio_index(int(coded.counts[c]), int(excess[c])) for c in coded.live]
+    )
     yield from symbols(ratios, RATIOS)
     far = gaps >> shifts
     pairs = np.minimum(far, GAPS - 1) * MAGNITUDES + tops
@@ -109,9 +120,13 @@ def read_coefficients(reader: wire.SymbolReader, contexts: Tensor) -> tuple[Ints
     shifts = coded.shifts[coded.context]
     tails = read_bits(reader, shifts + 1)
     far[far == GAPS - 1] += read_escapes(reader, int((far == GAPS - 1).sum()))
-    values[values == MAGNITUDES] += read_escapes(reader, int((values == MAGNITUDES).sum()))
+    values[values == MAGNITUDES] += read_escapes(
+        reader, int((values == MAGNITUDES).sum())
+    )
     if values.max(initial=0) > MOST_MAGNITUDE:
-        raise PayloadError(f"a coefficient has {values.max()} steps; at most {MOST_MAGNITUDE} were wanted")
+        raise PayloadError(
+            f"a coefficient has {values.max()} steps; at most {MOST_MAGNITUDE} were wanted"
+        )
     at = _places(far << shifts | tails >> 1, coded, order)
     return order.places[at], values * (1 - 2 * (tails & 1))
 

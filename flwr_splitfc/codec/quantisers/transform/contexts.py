@@ -1,7 +1,8 @@
 """How large each coefficient is expected to be, and the probabilities that follow from it.
 
-The expectation is a product of a row's, a direction's and a frequency's share, each a power of 2^(1/2) that the
-receiver is told; coefficients of equal expectation make a context. Everything is in integers.
+The expectation is a product of a row's, a direction's and a frequency's share, each a
+power of 2^(1/2) that the receiver is told; coefficients of equal expectation make a
+context. Everything is in integers.
 """
 
 from __future__ import annotations
@@ -85,13 +86,20 @@ class Margins:
             bases.append(int(_half_octaves(mean).clip(-MOST_BASE, MOST_BASE)))
             directions.append(_half_octaves(columns[band].mean(1) / mean))
             frequencies.append(_half_octaves(columns[band].mean(0) / mean))
-        return cls(_half_octaves(rows / rows.mean()), tuple(bases), np.concatenate(directions), np.stack(frequencies))
+        return cls(
+            _half_octaves(rows / rows.mean()),
+            tuple(bases),
+            np.concatenate(directions),
+            np.stack(frequencies),
+        )
 
     def contexts(self) -> Tensor:
         """The context of every coefficient, uint8 (B C f)."""
         shares = [
             base + self.directions[band, None] + frequencies
-            for base, band, frequencies in zip(self.bases, bands(len(self.directions)), self.frequencies, strict=True)
+            for base, band, frequencies in zip(
+                self.bases, bands(len(self.directions)), self.frequencies, strict=True
+            )
         ]
         columns = torch.from_numpy(np.concatenate(shares).reshape(1, -1)).short()
         sums = torch.from_numpy(self.rows).short()[:, None] + columns
@@ -127,7 +135,9 @@ def ratio_index(magnitudes: int, excess: int) -> int:
 def magnitudes_model(zero_index: int, ratio: int, symbols: int) -> stream.model.Model:
     """0 with probability 1 - (zero index + 1) / 65, then 1 and up, rarer by the ratio."""
     others = _WHOLE * (zero_index + 1) // 65
-    return wire.sized_model(np.array([_WHOLE - others, *_falling(others, 32 - ratio, 33, symbols - 1)]))
+    return wire.sized_model(
+        np.array([_WHOLE - others, *_falling(others, 32 - ratio, 33, symbols - 1)])
+    )
 
 
 @lru_cache(4096)
@@ -135,7 +145,9 @@ def nonzeros_model(gap: int, ratio: int) -> stream.model.Model:
     """A gap and a magnitude as one symbol, ``15 gap + magnitude - 1``."""
     gaps = np.array(_falling(_WHOLE, 127 - 2 * gap, 128, GAPS))
     magnitudes = np.array(_falling(_WHOLE, 32 - ratio, 33, MAGNITUDES))
-    sizes = np.maximum(np.outer(gaps, magnitudes).ravel() >> wire.SYMBOL_PRECISION_BITS, 1)
+    sizes = np.maximum(
+        np.outer(gaps, magnitudes).ravel() >> wire.SYMBOL_PRECISION_BITS, 1
+    )
     sizes[0] += _WHOLE - sizes.sum()
     return wire.sized_model(sizes)
 
@@ -151,15 +163,23 @@ def _falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
 
 def coded_bits(contexts: Tensor, magnitudes: Tensor) -> float:
     """About how many bits coefficients take, contexts and magnitudes as flat tensors."""
-    pairs = contexts.short() * (MAGNITUDES + 1) + magnitudes.clamp_max(MAGNITUDES).short()
-    counts = torch.bincount(pairs, minlength=CONTEXTS * (MAGNITUDES + 1)).numpy().reshape(CONTEXTS, -1)
+    pairs = (
+        contexts.short() * (MAGNITUDES + 1) + magnitudes.clamp_max(MAGNITUDES).short()
+    )
+    counts = (
+        torch.bincount(pairs, minlength=CONTEXTS * (MAGNITUDES + 1))
+        .numpy()
+        .reshape(CONTEXTS, -1)
+    )
     size, zeros = counts.sum(1), counts[:, 0]
     nonzero = size - zeros
     excess = counts[:, 1:] @ np.arange(MAGNITUDES)
     places = _entropy_bits(nonzero, zeros)
     values = _entropy_bits(nonzero, excess)
     headers = 4 * (size > 0) + (nonzero > 0) * (5 + np.log2(np.maximum(nonzero, 1)))
-    return float((places + values + nonzero + headers).sum() + 8 * counts[:, MAGNITUDES].sum())
+    return float(
+        (places + values + nonzero + headers).sum() + 8 * counts[:, MAGNITUDES].sum()
+    )
 
 
 def _entropy_bits(count: Ints, others: Ints) -> NDArray[np.float64]:

@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.quantisers.transform.contexts import RATIOS, magnitudes_model, ratio_index
+from flwr_splitfc.codec.quantisers.transform.contexts import (
+    RATIOS,
+    magnitudes_model,
+    ratio_index,
+)
 
 Ints = NDArray[np.int64]
 Run: TypeAlias = tuple[wire.Symbols, wire.Model]
@@ -28,7 +32,9 @@ def plain_bits(values: Ints, widths: Ints) -> Iterator[Run]:
     """Non-negative values of 0 to 32 bits each: first what is beyond 16 bits of each, then the rest."""
     for shift, bits in _halves(widths):
         wide = bits > 0
-        yield from symbols((values >> shift & 0xFFFF)[wide], (1 << bits[wide]).astype(np.int32))
+        yield from symbols(
+            (values >> shift & 0xFFFF)[wide], (1 << bits[wide]).astype(np.int32)
+        )
 
 
 def read_bits(reader: wire.SymbolReader, widths: Ints) -> Ints:
@@ -67,17 +73,25 @@ def signed(values: Ints, most: int) -> Iterator[Run]:
     """Small integers about zero: two indices of their probabilities, magnitudes up to `most`, signs."""
     magnitudes = np.abs(values)
     others = magnitudes[magnitudes > 0]
-    zero_index = min(max(round(65 * len(others) / len(values)) - 1, 0), _ZERO_INDICES - 1)
+    zero_index = min(
+        max(round(65 * len(others) / len(values)) - 1, 0), _ZERO_INDICES - 1
+    )
     ratio = ratio_index(len(others), int((others - 1).sum()))
-    yield from symbols(np.array([zero_index, ratio]), np.array([_ZERO_INDICES, RATIOS], np.int32))
+    yield from symbols(
+        np.array([zero_index, ratio]), np.array([_ZERO_INDICES, RATIOS], np.int32)
+    )
     yield from symbols(magnitudes, magnitudes_model(zero_index, ratio, most + 1))
     yield from symbols((values < 0)[magnitudes > 0], 2)
 
 
 def read_signed(reader: wire.SymbolReader, count: int, most: int) -> Ints:
     """Read what `signed` wrote, of at least one value."""
-    zero_index, ratio = reader.read(2, np.array([_ZERO_INDICES, RATIOS], np.int32)).tolist()
-    values = reader.read(count, magnitudes_model(zero_index, ratio, most + 1)).astype(np.int64)
+    zero_index, ratio = reader.read(
+        2, np.array([_ZERO_INDICES, RATIOS], np.int32)
+    ).tolist()
+    values = reader.read(count, magnitudes_model(zero_index, ratio, most + 1)).astype(
+        np.int64
+    )
     others = values > 0
     values[others] *= 1 - 2 * reader.read(int(others.sum()), 2).astype(np.int64)
     return values

@@ -1,7 +1,8 @@
 """Orthonormal transforms: a DCT over each channel's map, a KLT over the channels, and one over the samples.
 
-What a decoder does is exact: integers, held in float64 where a matrix product is wanted, whose sums stay below
-2^53, so that neither the order of a sum nor the machine matters. Encoders work in float32.
+What a decoder does is exact: integers, held in float64 where a matrix product is
+wanted, whose sums stay below 2^53, so that neither the order of a sum nor the machine
+matters. Encoders work in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Layout:
     ----------
     channels : Channels
     axes : tuple of int
-        The sizes of the map's dimensions, in order; none for a flat (B, D), whose groups of columns are no map.
+        The sizes of the map's dimensions, in order; none for a flat (B, D), whose
+        groups of columns are no map.
 
     Examples
     --------
@@ -54,7 +56,13 @@ class Layout:
     axes: tuple[int, ...]
 
     @classmethod
-    def of(cls, shape: Sequence[int], *, channels: int | None = None, dim: int | None = None) -> Layout:
+    def of(
+        cls,
+        shape: Sequence[int],
+        *,
+        channels: int | None = None,
+        dim: int | None = None,
+    ) -> Layout:
         """Of features of this shape; parameters and errors as in `Channels.of`."""
         position = channel_position(shape, dim)
         axes = () if position is None else (*shape[1:position], *shape[position + 1 :])
@@ -67,14 +75,26 @@ class Layout:
 
     def split(self, matrix: Tensor) -> Tensor:
         """(B, D) as (B, C, f)."""
-        outer, count, inner = self.channels.outer, self.channels.count, self.channels.inner
+        outer, count, inner = (
+            self.channels.outer,
+            self.channels.count,
+            self.channels.inner,
+        )
         parts = matrix.view(-1, outer, count, inner)
         return parts.transpose(1, 2).reshape(-1, count, self.places)
 
     def join(self, parts: Tensor) -> Tensor:
         """(B, C, f) as (B, D)."""
-        outer, count, inner = self.channels.outer, self.channels.count, self.channels.inner
-        return parts.view(-1, count, outer, inner).transpose(1, 2).reshape(-1, outer * count * inner)
+        outer, count, inner = (
+            self.channels.outer,
+            self.channels.count,
+            self.channels.inner,
+        )
+        return (
+            parts.view(-1, count, outer, inner)
+            .transpose(1, 2)
+            .reshape(-1, outer * count * inner)
+        )
 
 
 # DCT
@@ -88,37 +108,57 @@ def dct_matrix(length: int) -> Tensor:
     tensor([[ 2896.,  2896.],
             [ 2896., -2896.]], dtype=torch.float64)
     """
-    waves = [[cos(pi * (2 * place + 1) * k / (2 * length)) for place in range(length)] for k in range(length)]
+    waves = [
+        [cos(pi * (2 * place + 1) * k / (2 * length)) for place in range(length)]
+        for k in range(length)
+    ]
     scales = [sqrt((2 if k else 1) / length) * 2**_DCT_BITS for k in range(length)]
     return torch.tensor(
-        [[round(scale * wave) for wave in row] for scale, row in zip(scales, waves, strict=True)]
+        [
+            [round(scale * wave) for wave in row]
+            for scale, row in zip(scales, waves, strict=True)
+        ]
     ).double()
 
 
 @lru_cache
 def dct_length(size: int) -> int:
     """Of the blocks in which an axis is transformed: its largest divisor up to 64."""
-    return next(length for length in range(min(size, LONGEST_DCT), 0, -1) if size % length == 0)
+    return next(
+        length for length in range(min(size, LONGEST_DCT), 0, -1) if size % length == 0
+    )
 
 
 def to_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     """DCT of float32 (B, C, f) along each axis of the map."""
-    return _along_axes(parts, axes, lambda length: dct_matrix(length).float() / 2**_DCT_BITS)
+    return _along_axes(
+        parts, axes, lambda length: dct_matrix(length).float() / 2**_DCT_BITS
+    )
 
 
 def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     """The inverse for integers in float64 (B, C, f), rounded to integers after each axis."""
-    return _along_axes(parts, axes, lambda length: dct_matrix(length).T, shift=_DCT_BITS)
+    return _along_axes(
+        parts, axes, lambda length: dct_matrix(length).T, shift=_DCT_BITS
+    )
 
 
-def _along_axes(parts: Tensor, axes: Sequence[int], matrix_of: Callable[[int], Tensor], shift: int = 0) -> Tensor:
+def _along_axes(
+    parts: Tensor,
+    axes: Sequence[int],
+    matrix_of: Callable[[int], Tensor],
+    shift: int = 0,
+) -> Tensor:
     shape, after = parts.shape, parts.shape[2]
     for size in axes:
         after //= size
         length = dct_length(size)
         if length > 1:
             blocks = parts.reshape(-1, length, after)
-            parts = _rounded(torch.einsum("pk,nkq->npq", matrix_of(length).to(parts.device), blocks), shift)
+            parts = _rounded(
+                torch.einsum("pk,nkq->npq", matrix_of(length).to(parts.device), blocks),
+                shift,
+            )
     return parts.reshape(shape).contiguous()
 
 
@@ -133,27 +173,35 @@ def _rounded(values: Tensor, bits: int) -> Tensor:
 def fit_reflectors(samples: Tensor, count: int) -> Ints:
     """Vectors of the reflections that carry the leading directions of float32 (n, samples) to the first of n.
 
-    Integers (n, count), column k zero above row k: eigenvectors of the second moment, as the Householder vectors of
-    their QR decomposition.
+    Integers (n, count), column k zero above row k: eigenvectors of the second moment,
+    as the Householder vectors of their QR decomposition.
     """
     size = len(samples)
     if count == 0:
         return np.zeros((size, 0), np.int64)
-    directions = torch.linalg.eigh((samples @ samples.T).cpu()).eigenvectors.flip(1)[:, :count]
+    directions = torch.linalg.eigh((samples @ samples.T).cpu()).eigenvectors.flip(1)[
+        :, :count
+    ]
     lower = torch.geqrf(directions)[0].tril(-1) + torch.eye(size, count)
-    vectors: Ints = (lower * (REFLECTOR_STEPS / lower.norm(dim=0))).round().long().numpy()
+    vectors: Ints = (
+        (lower * (REFLECTOR_STEPS / lower.norm(dim=0))).round().long().numpy()
+    )
     return vectors
 
 
 def klt_matrix(vectors: Ints, directions: Ints) -> Tensor:
     """The product of the reflections as integers of 2^-14 in float64 (n, L), of ascending directions alone.
 
-    ``H_0 H_1 ...`` is built from the last, each ``H = I - 2 w w^T / w^T w`` with its product rounded, halves up.
-    Numbers stay below 2^37, so a float64 quotient is on the right side of every integer.
+    ``H_0 H_1 ...`` is built from the last, each ``H = I - 2 w w^T / w^T w`` with its
+    product rounded, halves up. Numbers stay below 2^37, so a float64 quotient is on the
+    right side of every integer.
     """
     product = (directions == np.arange(len(vectors))[:, None]) * 2.0**_KLT_BITS
     for k in reversed(range(vectors.shape[1])):
-        w, rest = vectors[k:, k].astype(np.float64), product[k:, np.searchsorted(directions, k) :]
+        w, rest = (
+            vectors[k:, k].astype(np.float64),
+            product[k:, np.searchsorted(directions, k) :],
+        )
         square = w @ w
         rest -= np.floor((np.outer(4 * w, w @ rest) + square) / (2 * square))
     return torch.from_numpy(product)
@@ -164,7 +212,9 @@ def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
     if vectors.size == 0:
         return parts
     w = torch.from_numpy(vectors / vectors.diagonal()).float()
-    transposed = torch.ormqr(w, 2 / w.square().sum(0), torch.eye(len(w)), transpose=True)
+    transposed = torch.ormqr(
+        w, 2 / w.square().sum(0), torch.eye(len(w)), transpose=True
+    )
     moved: Tensor = transposed.to(parts) @ parts
     return moved
 
@@ -173,5 +223,7 @@ def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
     """The inverse for integers in float64, (..., L, f) of the L directions that are named; the others are zero."""
     if vectors.size == 0:
         at = torch.from_numpy(directions)
-        return parts.new_zeros(*parts.shape[:-2], len(vectors), parts.shape[-1]).index_copy_(-2, at, parts)
+        return parts.new_zeros(
+            *parts.shape[:-2], len(vectors), parts.shape[-1]
+        ).index_copy_(-2, at, parts)
     return _rounded(klt_matrix(vectors, directions) @ parts, _KLT_BITS)

@@ -15,7 +15,10 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format import wire
 from flwr_splitfc.codec.format.wire import TransformHeader
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
-from flwr_splitfc.codec.quantisers.transform.coefficients import coefficient_runs, read_coefficients
+from flwr_splitfc.codec.quantisers.transform.coefficients import (
+    coefficient_runs,
+    read_coefficients,
+)
 from flwr_splitfc.codec.quantisers.transform.contexts import (
     LEAST_MARGIN,
     MOST_BASE,
@@ -24,7 +27,12 @@ from flwr_splitfc.codec.quantisers.transform.contexts import (
     bands,
     coded_bits,
 )
-from flwr_splitfc.codec.quantisers.transform.symbol_codes import Run, read_signed, signed, symbols
+from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
+    Run,
+    read_signed,
+    signed,
+    symbols,
+)
 from flwr_splitfc.codec.quantisers.transform.transform import (
     LARGEST_KLT,
     REFLECTOR_STEPS,
@@ -97,8 +105,14 @@ class _LayoutQuant(TransformQuant):
             return wire.pack_transform(TransformHeader(0.0))
         parts = self.layout.split(matrix / unit)
         rows, channels, places = parts.shape
-        some = parts[:: ceil(parts.numel() / _KLT_ENTRIES)].transpose(0, 1).reshape(channels, -1)
-        by_channel = fit_reflectors(some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS))
+        some = (
+            parts[:: ceil(parts.numel() / _KLT_ENTRIES)]
+            .transpose(0, 1)
+            .reshape(channels, -1)
+        )
+        by_channel = fit_reflectors(
+            some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS)
+        )
         parts = to_directions(parts, by_channel).reshape(rows, -1)
         some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES) | 1]
         by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS))
@@ -124,13 +138,17 @@ class _LayoutQuant(TransformQuant):
         parts = torch.zeros(rows * channels * places, dtype=torch.float64)
         parts[torch.from_numpy(at)] = torch.from_numpy(units).double()
         live = np.flatnonzero(np.bincount(at // places % channels))
-        parts = parts.view(rows, channels, places).index_select(1, torch.from_numpy(live))
+        parts = parts.view(rows, channels, places).index_select(
+            1, torch.from_numpy(live)
+        )
         parts = from_frequencies(parts, self.layout.axes)
         if by_row.size:
             parts = from_directions(parts.view(rows, -1), by_row, np.arange(rows))
         parts = from_directions(parts.view(rows, -1, places), by_channel, live)
         matrix = self.layout.join(parts * (header.step / _UNITS)).float()
-        return matrix.clamp_(0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
+        return matrix.clamp_(
+            0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT
+        )
 
 
 def _worthwhile(size: int, budget_bytes: int, most: int) -> int:
@@ -142,9 +160,17 @@ def _worthwhile(size: int, budget_bytes: int, most: int) -> int:
 # Rate
 
 
-def _pack_within(budget_bytes: int, values: Tensor, unit: float, header: TransformHeader, head: list[Run]) -> bytes:
+def _pack_within(
+    budget_bytes: int,
+    values: Tensor,
+    unit: float,
+    header: TransformHeader,
+    head: list[Run],
+) -> bytes:
     """The payload of (B, C, f) values in this unit, with a step that takes the budget."""
-    search = _Search(values, 8 * (budget_bytes - len(wire.pack_transform(header, head))))
+    search = _Search(
+        values, 8 * (budget_bytes - len(wire.pack_transform(header, head)))
+    )
     best, too_fine, too_coarse = b"", 0.0, inf
     for _ in range(_PACKED):
         step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
@@ -188,7 +214,9 @@ class _Search:
         """Go on to another step where this one takes so many times the bits that are wanted."""
         excess = log(min(max(ratio, 0.25), 4.0))
         if abs(self._moved) > 0.1:
-            self._power = min(max((self._excess - excess) / self._moved, _LEAST_POWER), _MOST_POWER)
+            self._power = min(
+                max((self._excess - excess) / self._moved, _LEAST_POWER), _MOST_POWER
+            )
         self._excess, self._moved = excess, excess / self._power
         self.step *= exp(self._moved)
 
@@ -201,7 +229,8 @@ def _some_rows(values: Tensor) -> Tensor:
 
 def _exceeded_by(values: Tensor, count: int) -> float:
     """The magnitude that about so many of the values exceed."""
-    magnitudes = values.flatten()[:: ceil(values.numel() / _QUANTILE_ENTRIES) | 1].abs()  # odd, for all frequencies
+    # odd, for all frequencies
+    magnitudes = values.flatten()[:: ceil(values.numel() / _QUANTILE_ENTRIES) | 1].abs()
     place = len(magnitudes) - round(count * len(magnitudes) / values.numel())
     return float(magnitudes.kthvalue(min(max(place, 1), len(magnitudes))).values)
 
@@ -222,7 +251,9 @@ def _magnitudes(values: Tensor, step: float) -> Tensor:
 # Symbols
 
 
-def _pack(values: Tensor, step: float, header: TransformHeader, head: list[Run]) -> bytes:
+def _pack(
+    values: Tensor, step: float, header: TransformHeader, head: list[Run]
+) -> bytes:
     """The payload of values with a step in their unit."""
     magnitudes = _magnitudes(values, step)
     if not magnitudes.any():
@@ -233,8 +264,12 @@ def _pack(values: Tensor, step: float, header: TransformHeader, head: list[Run])
 def _runs(values: Tensor, magnitudes: Tensor, step: float) -> Iterator[Run]:
     margins = Margins.of(magnitudes)
     yield from _margin_runs(margins)
-    yield from symbols(_centroids(values, magnitudes, step) - _LEAST_CENTROID, _CENTROIDS)
-    yield from coefficient_runs(magnitudes.flatten(), values.flatten() < 0, margins.contexts())
+    yield from symbols(
+        _centroids(values, magnitudes, step) - _LEAST_CENTROID, _CENTROIDS
+    )
+    yield from coefficient_runs(
+        magnitudes.flatten(), values.flatten() < 0, margins.contexts()
+    )
 
 
 def _centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
@@ -245,7 +280,9 @@ def _centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     group = np.minimum(sizes[at], 3).astype(np.int64)
     sums, counts = (np.bincount(group, weights, 4)[1:] for weights in (beyond, None))
     points = np.round(16 * sums / np.maximum(counts, 1))
-    return points.clip(_LEAST_CENTROID, _LEAST_CENTROID + _CENTROIDS - 1).astype(np.int64)
+    return points.clip(_LEAST_CENTROID, _LEAST_CENTROID + _CENTROIDS - 1).astype(
+        np.int64
+    )
 
 
 def _centroid_table(points: wire.Symbols) -> Ints:
@@ -261,11 +298,15 @@ def _margin_runs(margins: Margins) -> Iterator[Run]:
         yield from signed(np.diff(part, prepend=0), _MARGIN_STEPS)
 
 
-def _read_margins(reader: wire.SymbolReader, rows: int, directions: int, places: int) -> Margins:
+def _read_margins(
+    reader: wire.SymbolReader, rows: int, directions: int, places: int
+) -> Margins:
     by_row = read_signed(reader, rows, _MARGIN_STEPS)
     bases = reader.read(len(list(bands(directions))), 2 * MOST_BASE + 1) - MOST_BASE
     by_direction = np.cumsum(read_signed(reader, directions, _MARGIN_STEPS))
-    frequencies = np.stack([np.cumsum(read_signed(reader, places, _MARGIN_STEPS)) for _ in bases])
+    frequencies = np.stack(
+        [np.cumsum(read_signed(reader, places, _MARGIN_STEPS)) for _ in bases]
+    )
     for part in (by_row, by_direction, frequencies):
         if part.min() < LEAST_MARGIN or part.max() > MOST_MARGIN:
             raise PayloadError(f"a margin is not {LEAST_MARGIN} to {MOST_MARGIN}")
@@ -276,15 +317,22 @@ def _reflector_runs(vectors: Ints) -> Iterator[Run]:
     """The first entry of each vector, which is not negative, and then the entries below it, vector by vector."""
     yield from symbols(np.diagonal(vectors), REFLECTOR_STEPS + 1)
     if vectors.size:
-        yield from signed(np.concatenate([vector[k + 1 :] for k, vector in enumerate(vectors.T)]), REFLECTOR_STEPS)
+        yield from signed(
+            np.concatenate([vector[k + 1 :] for k, vector in enumerate(vectors.T)]),
+            REFLECTOR_STEPS,
+        )
 
 
 def _read_reflectors(reader: wire.SymbolReader, directions: int, count: int) -> Ints:
     if count and not count < directions <= LARGEST_KLT:
-        raise PayloadError(f"{count} reflections of {directions} channels or rows; at most {LARGEST_KLT} are reflected")
+        raise PayloadError(
+            f"{count} reflections of {directions} channels or rows; at most {LARGEST_KLT} are reflected"
+        )
     vectors = np.zeros((count, directions), np.int64)
     if count:
-        vectors[np.arange(count), np.arange(count)] = reader.read(count, REFLECTOR_STEPS + 1)
+        vectors[np.arange(count), np.arange(count)] = reader.read(
+            count, REFLECTOR_STEPS + 1
+        )
         below = np.arange(directions) > np.arange(count)[:, None]
         vectors[below] = read_signed(reader, int(below.sum()), REFLECTOR_STEPS)
     if not vectors.any(1).all():

@@ -23,7 +23,9 @@ def columns_like(kind: str, count: int, seed: int) -> tuple[NDArray[np.float64],
     }[kind]
     low = draw.normal(0, 0.1, count)
     mean = low + spread * draw.uniform(0.2, 0.8, count)
-    return tuple(v.astype(np.float32).astype(np.float64) for v in (low, low + spread, mean))
+    return tuple(
+        v.astype(np.float32).astype(np.float64) for v in (low, low + spread, mean)
+    )
 
 
 def budget_for(bits_per_entry: float, count: int) -> int:
@@ -58,7 +60,9 @@ def lagrangian_bound(steps: NDArray[np.int64], bits: float, multiplier: float) -
 @pytest.mark.parametrize("kind", ["even", "uniform", "heavy", "two sizes"])
 @pytest.mark.parametrize("bits_per_entry", [1.3, 1.9, 3.3, 6.0])
 @pytest.mark.parametrize("count", [80, 400])
-def test_levels_are_the_integer_optimum_up_to_one_upgrade(kind: str, bits_per_entry: float, count: int) -> None:
+def test_levels_are_the_integer_optimum_up_to_one_upgrade(
+    kind: str, bits_per_entry: float, count: int
+) -> None:
     low, high, mean = columns_like(kind, count, seed=3)
     budget_bytes = budget_for(bits_per_entry, count)
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
@@ -66,11 +70,18 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(kind: str, bits_per_en
     stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     side_bits = (
-        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS] + (count - two_stage) * level_bits()[plan.header.mean_levels]
+        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS]
+        + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
-    bound = lagrangian_bound(steps, stream_bits - side_bits - coder_bits, plan.header.multiplier)
+    bound = lagrangian_bound(
+        steps, stream_bits - side_bits - coder_bits, plan.header.multiplier
+    )
     active = levels > 1
-    gains = steps[active] ** 2 / 4 * (1 / (levels[active] - 1.0) ** 2 - 1 / levels[active] ** 2.0)
+    gains = (
+        steps[active] ** 2
+        / 4
+        * (1 / (levels[active] - 1.0) ** 2 - 1 / levels[active] ** 2.0)
+    )
     assert error(steps, levels) <= bound + gains.max()
     assert entry_bits(plan) + side_bits <= stream_bits
 
@@ -84,28 +95,39 @@ def integer_optimum(steps: NDArray[np.int64], bits: float) -> float:
     for span in steps[steps > 0]:
         longer = np.full(room + 1, np.inf)
         for levels in range(2, 33):
-            cost = int(np.log2(levels) * units_per_bit)  # rounded down, in the optimum's favour
+            # rounded down, in the optimum's favour
+            cost = int(np.log2(levels) * units_per_bit)
             if cost <= room:
                 np.minimum(
-                    longer[cost:], best[: room + 1 - cost] + span**2 / (4 * (levels - 1.0) ** 2), out=longer[cost:]
+                    longer[cost:],
+                    best[: room + 1 - cost] + span**2 / (4 * (levels - 1.0) ** 2),
+                    out=longer[cost:],
                 )
         best = longer
     return float(best.min())
 
 
 @pytest.mark.parametrize("kind", ["even", "uniform", "two sizes"])
-@pytest.mark.parametrize(("count", "bits_per_entry"), [(100, 1.1), (80, 1.5), (64, 1.9), (64, 2.6), (150, 1.3)])
-def test_levels_are_within_one_percent_of_the_integer_optimum(kind: str, count: int, bits_per_entry: float) -> None:
+@pytest.mark.parametrize(
+    ("count", "bits_per_entry"),
+    [(100, 1.1), (80, 1.5), (64, 1.9), (64, 2.6), (150, 1.3)],
+)
+def test_levels_are_within_one_percent_of_the_integer_optimum(
+    kind: str, count: int, bits_per_entry: float
+) -> None:
     low, high, mean = columns_like(kind, count, seed=count)
     budget_bytes = budget_for(bits_per_entry, count)
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
     two_stage = len(plan.header.two_stage)
     stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
     side_bits = (
-        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS] + (count - two_stage) * level_bits()[plan.header.mean_levels]
+        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS]
+        + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count
-    optimum = integer_optimum(spans(plan), (stream_bits - side_bits - coder_bits) / ROWS)
+    optimum = integer_optimum(
+        spans(plan), (stream_bits - side_bits - coder_bits) / ROWS
+    )
     assert error(spans(plan), plan.levels) <= 1.01 * optimum
 
 

@@ -14,15 +14,21 @@ from flwr_splitfc.codec.quantisers.feature.levels import column_levels
 
 MATRICES: dict[str, Callable[[int, int], torch.Tensor]] = {
     "normal": lambda rows, columns: torch.randn(rows, columns),
-    "relu": lambda rows, columns: torch.randn(rows, columns).relu() * torch.rand(columns) ** 3,
+    "relu": lambda rows, columns: (
+        torch.randn(rows, columns).relu() * torch.rand(columns) ** 3
+    ),
     "constant columns": lambda rows, columns: torch.randn(columns).repeat(rows, 1),
     "one constant": lambda rows, columns: torch.full((rows, columns), -3.7),
     "zeros": lambda rows, columns: torch.zeros(rows, columns),
     "cauchy": lambda rows, columns: torch.empty(rows, columns).cauchy_(),
-    "offset": lambda rows, columns: torch.randn(rows, columns) + 1e5 * torch.randn(columns),
+    "offset": lambda rows, columns: (
+        torch.randn(rows, columns) + 1e5 * torch.randn(columns)
+    ),
     "tiny": lambda rows, columns: torch.randn(rows, columns) * 1e-30,
     "huge": lambda rows, columns: torch.rand(rows, columns) * 2e38 - 1e38,
-    "mixed": lambda rows, columns: torch.randn(rows, columns) * 10 ** (torch.rand(columns) * 60 - 30),
+    "mixed": lambda rows, columns: (
+        torch.randn(rows, columns) * 10 ** (torch.rand(columns) * 60 - 30)
+    ),
 }
 
 
@@ -45,7 +51,9 @@ def allowed_error(payload: bytes, matrix: torch.Tensor) -> list[float]:
         span = grid_step * float(ends[position, 1] - ends[position, 0])
         allowed[column] = span / 2 / max(levels[position] - 1, 1)
     for column in set(range(columns)) - set(header.two_stage.tolist()):
-        allowed[column] = (header.mean_high - header.mean_low) / 2 / max(header.mean_levels - 1, 1)
+        allowed[column] = (
+            (header.mean_high - header.mean_low) / 2 / max(header.mean_levels - 1, 1)
+        )
     return allowed
 
 
@@ -61,17 +69,26 @@ def test_error_is_at_most_half_a_step(kind: str, bits: float) -> None:
     two_stage = torch.from_numpy(header.two_stage)
     target[:, two_stage] = matrix[:, two_stage].double()
     rounding = 4e-6 * max(float(matrix.abs().max()), 1e-38)
-    allowed = torch.tensor(allowed_error(payload, matrix), dtype=torch.float64) * 1.01 + rounding
+    allowed = (
+        torch.tensor(allowed_error(payload, matrix), dtype=torch.float64) * 1.01
+        + rounding
+    )
     assert bool(((decoded.double() - target).abs() <= allowed).all())
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 50), (2, 3), (5, 1), (33, 129), (256, 72)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (1, 50), (2, 3), (5, 1), (33, 129), (256, 72)]
+)
 @pytest.mark.parametrize("bits", [0.05, 0.5, 3, 40])
-def test_budget_is_kept_and_used(kind: str, rows: int, columns: int, bits: float) -> None:
+def test_budget_is_kept_and_used(
+    kind: str, rows: int, columns: int, bits: float
+) -> None:
     torch.manual_seed(2)
     matrix = MATRICES[kind](rows, columns)
-    budget_bytes = max(int(rows * columns * bits / 8), FeatureQuant().smallest_bytes(rows, columns))
+    budget_bytes = max(
+        int(rows * columns * bits / 8), FeatureQuant().smallest_bytes(rows, columns)
+    )
     payload, decoded = encode(matrix, budget_bytes)
     assert len(payload) <= budget_bytes
     assert decoded.shape == (rows, columns)
@@ -88,7 +105,10 @@ def test_budget_is_used_to_the_last_bytes() -> None:
 def test_more_bits_less_error() -> None:
     torch.manual_seed(4)
     matrix = torch.randn(128, 64) * torch.rand(64)
-    errors = [float((encode(matrix, bits * 1024)[1] - matrix).square().sum()) for bits in (1, 2, 3, 5, 8, 12)]
+    errors = [
+        float((encode(matrix, bits * 1024)[1] - matrix).square().sum())
+        for bits in (1, 2, 3, 5, 8, 12)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4 * errors[0]
 
@@ -141,4 +161,6 @@ def test_decoding_does_not_depend_on_threads() -> None:
 def test_cuda_matrices_give_payloads_of_equal_error() -> None:
     matrix = torch.randn(256, 64)
     on_cpu, on_gpu = (encode(m, 4096)[1].cpu() for m in (matrix, matrix.cuda()))
-    torch.testing.assert_close((on_cpu - matrix).norm(), (on_gpu - matrix).norm(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        (on_cpu - matrix).norm(), (on_gpu - matrix).norm(), rtol=1e-2, atol=0
+    )

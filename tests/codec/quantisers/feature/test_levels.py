@@ -20,7 +20,14 @@ from flwr_splitfc.codec.quantisers.feature.levels import (
     upgrade_thresholds,
 )
 
-REFERENCE = {0.001: 1.1033321, 0.5: 2.0, 1: 2.3247180, 6.75: 4.0, 10: 4.5770894, 1000: 33.1113935}
+REFERENCE = {
+    0.001: 1.1033321,
+    0.5: 2.0,
+    1: 2.3247180,
+    6.75: 4.0,
+    10: 4.5770894,
+    1000: 33.1113935,
+}
 
 
 def bisected_root(u: float) -> float:
@@ -46,14 +53,18 @@ def test_table_is_the_floor_of_the_closed_form() -> None:
     level = optimal_level(u)
     clear = np.abs(level - np.rint(level)) > 1e-6
     assert clear.mean() > 0.99
-    np.testing.assert_array_equal(floor_level(u[clear]), np.clip(np.floor(level[clear]), 2, MOST_LEVELS))
+    np.testing.assert_array_equal(
+        floor_level(u[clear]), np.clip(np.floor(level[clear]), 2, MOST_LEVELS)
+    )
 
 
 def test_table_reaches_a_level_exactly_at_its_threshold() -> None:
     thresholds = closed_form_thresholds()
     levels = np.arange(2, MOST_LEVELS + 1)
     np.testing.assert_array_equal(floor_level(thresholds), levels)
-    np.testing.assert_array_equal(floor_level(np.nextafter(thresholds, 0)), np.maximum(levels - 1, 2))
+    np.testing.assert_array_equal(
+        floor_level(np.nextafter(thresholds, 0)), np.maximum(levels - 1, 2)
+    )
 
 
 def test_best_integer_is_the_floor_or_one_more() -> None:
@@ -94,7 +105,9 @@ def test_upgrades_go_by_worth_then_column() -> None:
         levels = column_levels(steps, 2e-3, Upgrades(upgrades))
         assert np.flatnonzero(levels > base).tolist() == sorted(expected[:upgrades])
     skipping = column_levels(steps, 2e-3, Upgrades(1, 2, 2))
-    assert np.flatnonzero(skipping > base).tolist() == sorted([expected[0], *expected[3:5]])
+    assert np.flatnonzero(skipping > base).tolist() == sorted(
+        [expected[0], *expected[3:5]]
+    )
 
 
 def test_too_many_upgrades_are_refused() -> None:

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.quantisers.transform.coefficients import MOST_MAGNITUDE, coefficient_runs, read_coefficients
+from flwr_splitfc.codec.quantisers.transform.coefficients import (
+    MOST_MAGNITUDE,
+    coefficient_runs,
+    read_coefficients,
+)
 
 
 def through(magnitudes: Tensor, negative: Tensor, contexts: Tensor) -> Tensor:
@@ -31,7 +35,9 @@ def through(magnitudes: Tensor, negative: Tensor, contexts: Tensor) -> Tensor:
     largest=st.sampled_from([1, 2, 14, 15, 16, 400, MOST_MAGNITUDE]),
     seed=st.integers(0, 2**32),
 )
-def test_coefficients_come_back(size: int, contexts: int, share: float, largest: int, seed: int) -> None:
+def test_coefficients_come_back(
+    size: int, contexts: int, share: float, largest: int, seed: int
+) -> None:
     draw = np.random.default_rng(seed)
     magnitudes = draw.integers(1, largest + 1, size) * (draw.random(size) < share)
     signs = torch.from_numpy(draw.random(size) < 0.5)
@@ -51,11 +57,20 @@ def test_one_far_gap_among_many_neighbours(size: int) -> None:
 
 def test_zeros_cost_next_to_nothing() -> None:
     contexts = torch.zeros(10_000, dtype=torch.uint8)
-    assert len(wire.pack_symbols(coefficient_runs(torch.zeros(10_000), contexts > 0, contexts))) <= 12
+    assert (
+        len(
+            wire.pack_symbols(
+                coefficient_runs(torch.zeros(10_000), contexts > 0, contexts)
+            )
+        )
+        <= 12
+    )
 
 
 def test_a_magnitude_too_large_is_refused() -> None:
     contexts = torch.zeros(4, dtype=torch.uint8)
-    data = wire.pack_symbols(coefficient_runs(torch.full((4,), MOST_MAGNITUDE + 1.0), contexts > 0, contexts))
+    data = wire.pack_symbols(
+        coefficient_runs(torch.full((4,), MOST_MAGNITUDE + 1.0), contexts > 0, contexts)
+    )
     with pytest.raises(PayloadError, match="at most 4096"):
         read_coefficients(wire.SymbolReader(memoryview(data)), contexts)

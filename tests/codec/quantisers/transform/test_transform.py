@@ -40,49 +40,76 @@ def test_a_layout_puts_channels_first(shape: tuple[int, ...], dim: int | None) -
     parts = layout.split(features.flatten(1))
     assert torch.equal(parts, features.movedim(position, 1).reshape(parts.shape))
     assert torch.equal(layout.join(parts), features.flatten(1))
-    assert layout.axes == (() if len(shape) == 2 else features.movedim(position, 1).shape[2:])
+    assert layout.axes == (
+        () if len(shape) == 2 else features.movedim(position, 1).shape[2:]
+    )
 
 
 @pytest.mark.parametrize("length", range(1, LONGEST_DCT + 1))
 def test_no_cosine_is_near_a_tie(length: int) -> None:
     """So that any machine's cosine, wrong by 1e-12 or less, makes the same integers."""
     scales = [sqrt((2 if k else 1) / length) * 4096 for k in range(length)]
-    exact = [[scales[k] * cos(pi * (2 * i + 1) * k / (2 * length)) for i in range(length)] for k in range(length)]
+    exact = [
+        [scales[k] * cos(pi * (2 * i + 1) * k / (2 * length)) for i in range(length)]
+        for k in range(length)
+    ]
     fractions = np.abs(np.array(exact)) % 1
     assert np.abs(fractions - 0.5).min() > 1e-7
-    assert torch.equal(dct_matrix(length), torch.tensor(exact, dtype=torch.float64).round())
+    assert torch.equal(
+        dct_matrix(length), torch.tensor(exact, dtype=torch.float64).round()
+    )
 
 
 def test_an_axis_is_transformed_in_blocks() -> None:
-    assert [dct_length(size) for size in (1, 6, 64, 65, 97, 130, 224)] == [1, 6, 64, 13, 1, 26, 56]
+    assert [dct_length(size) for size in (1, 6, 64, 65, 97, 130, 224)] == [
+        1,
+        6,
+        64,
+        13,
+        1,
+        26,
+        56,
+    ]
 
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
 def test_frequencies_come_back(shape: tuple[int, ...], dim: int | None) -> None:
     layout = Layout.of(shape, dim=dim)
-    integers = torch.randint(-5000, 5000, (shape[0], layout.channels.count, layout.places)).double()
+    integers = torch.randint(
+        -5000, 5000, (shape[0], layout.channels.count, layout.places)
+    ).double()
     coefficients = to_frequencies(integers.float(), layout.axes)
-    torch.testing.assert_close(coefficients.square().sum(), integers.float().square().sum(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        coefficients.square().sum(), integers.float().square().sum(), rtol=1e-3, atol=0
+    )
     back = from_frequencies((256 * coefficients.double()).round(), layout.axes)
     assert float((back / 256 - integers).abs().max()) < 6
     assert torch.equal(back, back.round())
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, 0), (4, 1), (7, 3), (32, 8), (100, 32)])
+@pytest.mark.parametrize(
+    ("size", "count"), [(1, 0), (4, 1), (7, 3), (32, 8), (100, 32)]
+)
 def test_leading_directions_come_first(size: int, count: int) -> None:
     spread = torch.linspace(2, -3, size).exp()
-    mixed = torch.linalg.qr(torch.randn(size, size))[0] @ (spread[:, None] * torch.randn(size, 4000))
+    mixed = torch.linalg.qr(torch.randn(size, size))[0] @ (
+        spread[:, None] * torch.randn(size, 4000)
+    )
     vectors = fit_reflectors(mixed, count)
     assert np.abs(vectors).max(initial=0) <= REFLECTOR_STEPS
     assert not np.triu(vectors, 1).any()
     klt = klt_matrix(vectors, np.arange(size))
     product = klt / 2**14
-    torch.testing.assert_close(product.T @ product, torch.eye(size, dtype=torch.float64), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        product.T @ product, torch.eye(size, dtype=torch.float64), rtol=0, atol=2e-3
+    )
     moved = to_directions(mixed, vectors)
     torch.testing.assert_close(moved, product.T.float() @ mixed, rtol=0, atol=0.05)
     energy = moved.square().mean(1)
     best = torch.linalg.eigvalsh(mixed @ mixed.T / 4000).flip(0)
-    torch.testing.assert_close(energy[:count].sum(), best[:count].sum(), rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(
+        energy[:count].sum(), best[:count].sum(), rtol=0.02, atol=1e-6
+    )
 
 
 def test_directions_come_back_exactly_rounded() -> None:

@@ -16,14 +16,18 @@ def smooth_maps(rows: int, channels: int, side: int, seed: int = 0) -> Tensor:
     """Correlated channels of smooth maps after a ReLU."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.randn(rows, channels // 4, 3, 3, generator=draw)
-    mixed = torch.einsum("bchw,dc->bdhw", coarse, torch.randn(channels, channels // 4, generator=draw))
+    mixed = torch.einsum(
+        "bchw,dc->bdhw", coarse, torch.randn(channels, channels // 4, generator=draw)
+    )
     return torch.nn.functional.interpolate(mixed, (side, side), mode="bilinear").relu()
 
 
 def sent_error(features: Tensor, bits: float, **settings: float) -> float:
     """Relative squared error of the rows that are sent."""
     cut = cut_codec("splitfc-rd", uplink_bits=bits, **settings)
-    array, link = cut.encode_features(features, generator=torch.Generator().manual_seed(0))
+    array, link = cut.encode_features(
+        features, generator=torch.Generator().manual_seed(0)
+    )
     seen, _ = cut.decode_features(array, expect=(len(features), features[0].numel()))
     sent = link.sent_rows(features.flatten(1))
     return float((link.sent_rows(seen) - sent).square().sum() / sent.square().sum())
@@ -65,7 +69,10 @@ def test_low_rank_gradients_cost_little() -> None:
 def error(matrix: Tensor, budget_bytes: int) -> float:
     payload = TransformQuant().encode(matrix, budget_bytes)
     decoded = TransformQuant().decode(memoryview(payload), *matrix.shape)
-    return float((decoded.double() - matrix.double()).square().sum() / matrix.double().square().sum())
+    return float(
+        (decoded.double() - matrix.double()).square().sum()
+        / matrix.double().square().sum()
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e30])
@@ -79,20 +86,30 @@ def test_what_is_never_negative_stays_so() -> None:
     cut = cut_codec("splitfc-rd", uplink_bits=0.3)
     seen, _ = cut.decode_features(cut.encode_features(features)[0], expect=(16, 512))
     assert float(seen.min()) == 0
-    signed = cut.decode_features(cut.encode_features(features - features.mean())[0], expect=(16, 512))[0]
+    signed = cut.decode_features(
+        cut.encode_features(features - features.mean())[0], expect=(16, 512)
+    )[0]
     assert float(signed.min()) < 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 1), (2, 5, 1, 1), (4, 3, 2), (2, 97, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 7), (3, 1), (2, 5, 1, 1), (4, 3, 2), (2, 97, 3)]
+)
 def test_any_shape_comes_through(shape: tuple[int, ...]) -> None:
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     cut = cut_codec("splitfc-rd", uplink_bits=400.0, downlink_bits=400.0)
     array, link = cut.encode_features(features)
-    seen, server_link = cut.decode_features(array, expect=(shape[0], features[0].numel()))
-    torch.testing.assert_close(seen, features.flatten(1), rtol=0, atol=float(features.abs().max()) / 1000)
+    seen, server_link = cut.decode_features(
+        array, expect=(shape[0], features[0].numel())
+    )
+    torch.testing.assert_close(
+        seen, features.flatten(1), rtol=0, atol=float(features.abs().max()) / 1000
+    )
     gradient = torch.randn(seen.shape)
     back = cut.decode_gradient(cut.encode_gradient(gradient, server_link), link)
-    torch.testing.assert_close(back, gradient, rtol=0, atol=float(gradient.abs().max()) / 1000)
+    torch.testing.assert_close(
+        back, gradient, rtol=0, atol=float(gradient.abs().max()) / 1000
+    )
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(4, 6), torch.full((4, 6), 1e-44)])
@@ -122,12 +139,16 @@ def test_too_small_a_budget_sends_zeros() -> None:
         ((4, 2**20), 32, 10**6, 1),
     ],
 )
-def test_rows_to_send(shape: tuple[int, int], channels: int, budget: int, sent: int) -> None:
+def test_rows_to_send(
+    shape: tuple[int, int], channels: int, budget: int, sent: int
+) -> None:
     assert rows_to_send(*shape, channels, budget) == sent
 
 
 def test_of_a_part_of_the_batch_an_entry_takes_at_most_five_eighths_of_a_bit() -> None:
-    features = torch.randn(64, 128, 8, 8, generator=torch.Generator().manual_seed(5)).relu()
+    features = torch.randn(
+        64, 128, 8, 8, generator=torch.Generator().manual_seed(5)
+    ).relu()
     cut = cut_codec("splitfc-rd", uplink_bits=4.0, downlink_bits=4.0)
     array, link = cut.encode_features(features)
     most = 5 * 32 * 8192 // 64
@@ -143,7 +164,9 @@ def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
     generator = torch.Generator().manual_seed(0)
     counts, total = torch.zeros(rows), torch.zeros(columns)
     for _ in range(draws):
-        array, link = cut.encode_features(torch.ones(rows, columns), generator=generator)
+        array, link = cut.encode_features(
+            torch.ones(rows, columns), generator=generator
+        )
         server_link = cut.decode_features(array, expect=(rows, columns))[1]
         assert link.samples is not None
         assert torch.equal(link.samples, server_link.samples)
@@ -151,7 +174,10 @@ def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
         back = cut.decode_gradient(cut.encode_gradient(gradient, server_link), link)
         total += back.sum(0) / link.sent
     share = link.sent / rows
-    assert float((counts / draws - share).abs().max()) < 4 * (share * (1 - share) / draws) ** 0.5 + 0.01
+    assert (
+        float((counts / draws - share).abs().max())
+        < 4 * (share * (1 - share) / draws) ** 0.5 + 0.01
+    )
     torch.testing.assert_close(total / draws, gradient.mean(0), rtol=0, atol=0.1)
 
 
@@ -162,6 +188,8 @@ def test_every_row_goes_up_where_the_loss_is_elsewhere() -> None:
     for link in (
         cut.encode_features(features, all_rows=True)[1],
         cut.mirror().encode_features(features)[1],
-        cut_codec("splitfc-rd", uplink_bits=0.4, evaluation="codec").encode_features(features, training=False)[1],
+        cut_codec("splitfc-rd", uplink_bits=0.4, evaluation="codec").encode_features(
+            features, training=False
+        )[1],
     ):
         assert link.samples is None
