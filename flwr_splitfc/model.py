@@ -3,8 +3,18 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+"""``loss_fn(outputs, labels)`` gives a scalar."""
+
+OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""``optimizer(parameters)`` makes an optimizer."""
+
+SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+"""``scheduler(optimizer)`` makes a learning-rate scheduler."""
 
 _MODE_ARGUMENTS = ("training", "use_input_stats")
 

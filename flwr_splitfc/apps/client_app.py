@@ -10,16 +10,12 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.client_turn import Batches, ClientTurn, first_arrays
+from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.session import Session
+from flwr_splitfc.exchange.protocol.device_query import ACTION
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.server.devices import (
-    QUERY_TYPE,
-    answer_device_query,
-    device_name,
-)
-from flwr_splitfc.exchange.server.half_trainer import LossFn, OptimizerFn
-from flwr_splitfc.model import HeadAndTail, JoinedModel
+from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
 from flwr_splitfc.settings import check_choice
 
 MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
@@ -128,7 +124,7 @@ class SplitClientApp(ClientApp):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         super().train()(self._train)
         super().evaluate()(self._evaluate)
-        super().query(QUERY_TYPE.removeprefix("query."))(answer_device_query)
+        super().query(ACTION)(answer_device_query)
 
     def _train(self, message: Message, context: Context) -> Message:
         config = _config(message)

@@ -8,19 +8,17 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.device.mailbox import (
+from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered, StoredTurn
+from flwr_splitfc.exchange.device.session import Session, connect
+from flwr_splitfc.exchange.protocol.frames import (
     FRAME_KEY,
-    Mailbox,
-    NotAnswered,
-    StoredTurn,
     frame_record,
     frame_reply,
     has_frame,
 )
-from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.server.half_trainer import LossFn
+from flwr_splitfc.model import LossFn
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

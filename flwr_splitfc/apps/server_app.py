@@ -17,8 +17,7 @@ from flwr_splitfc.apps.client_app import PRECISIONS, MakeModel, make_half, tail_
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
-from flwr_splitfc.exchange.server.half_trainer import LossFn
-from flwr_splitfc.model import HeadAndTail, JoinedModel
+from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.run import Progress, run_record
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, check_choice, check_least, read_settings

@@ -1,5 +1,6 @@
 """The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
 
+from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.errors import (
     EndpointUnreachable,
@@ -19,11 +20,7 @@ from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.exchange.protocol.tls import Certificate
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, DeviceRound, LastTurn
 from flwr_splitfc.exchange.server.device_states import DeviceStates
-from flwr_splitfc.exchange.server.devices import (
-    Devices,
-    answer_device_query,
-    device_name,
-)
+from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
 from flwr_splitfc.exchange.server.half_trainer import HalfTrainer

@@ -26,13 +26,14 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.exchange.server.half_trainer import (
+from flwr_splitfc.exchange.server.half_trainer import Update
+from flwr_splitfc.model import (
+    JoinedModel,
     LossFn,
     OptimizerFn,
     SchedulerFn,
-    Update,
+    joined_state_dict,
 )
-from flwr_splitfc.model import JoinedModel, joined_state_dict
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint import (

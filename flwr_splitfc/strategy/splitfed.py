@@ -5,7 +5,7 @@ from typing import Any
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from flwr_splitfc.exchange.server.half_trainer import LossFn, OptimizerFn
+from flwr_splitfc.model import LossFn, OptimizerFn
 from flwr_splitfc.strategy.split_learning import SplitLearning
 
 

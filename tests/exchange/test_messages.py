@@ -19,7 +19,7 @@ from flwr_splitfc import (
     cut_codec,
 )
 from flwr_splitfc.exchange import TicketError
-from flwr_splitfc.exchange.device.mailbox import FRAME_KEY
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from tests.halves import ServerHalf, same, seeded, weights
 from tests.local_grid import LocalGrid
 

@@ -29,9 +29,9 @@ from flwr_splitfc.exchange import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
-from flwr_splitfc.exchange.server.endpoint import SESSION_METHOD, TOKEN_KEY
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 

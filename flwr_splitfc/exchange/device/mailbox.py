@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.errors import (
-    ProtocolError,
     TicketExpired,
     error_from,
 )
+from flwr_splitfc.exchange.protocol.frames import frame_of, raw_array
 from flwr_splitfc.exchange.protocol.tensors import (
     optimizer_tensors,
     pack_tensors,
@@ -26,7 +26,6 @@ from flwr_splitfc.exchange.protocol.tensors import (
     unpack_tensors,
 )
 
-FRAME_KEY = "split-frame"
 TURN_KEY = "split-turn"
 _COUNT = "count."
 
@@ -148,7 +147,10 @@ class StoredTurn:
     @answers.setter
     def answers(self, answers: list[pb.ServerFrame]) -> None:
         record = ArrayRecord(
-            {str(answer.number): _raw(answer.SerializeToString()) for answer in answers}
+            {
+                str(answer.number): raw_array(answer.SerializeToString())
+                for answer in answers
+            }
         )
         self._state[TURN_KEY + "-answers"] = record
 
@@ -175,7 +177,7 @@ class StoredTurn:
             "kept": dict(kept),
         }
         self._state[TURN_KEY + "-tensors"] = ArrayRecord(
-            {key: _raw(_pack(part)) for key, part in parts.items()}
+            {key: raw_array(_pack(part)) for key, part in parts.items()}
         )
         self._state[TURN_KEY] = ConfigRecord(
             {
@@ -209,32 +211,6 @@ class StoredTurn:
 
     def _read(self) -> ConfigRecord:
         return self._state.config_records.get(TURN_KEY, ConfigRecord())
-
-
-def has_frame(message: Message) -> bool:
-    """Whether `message` carries a frame of the exchange."""
-    return message.has_content() and FRAME_KEY in message.content.array_records
-
-
-def frame_of(message: Message) -> bytes:
-    """The frame that `message` carries."""
-    if not has_frame(message):
-        raise ProtocolError("the message carries no frame of the exchange")
-    return bytes(next(iter(message.content.array_records[FRAME_KEY].values())).data)
-
-
-def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:
-    """A frame as Flower carries it."""
-    return ArrayRecord({"frame": _raw(frame.SerializeToString())})
-
-
-def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:
-    """A reply with nothing but a frame."""
-    return Message(RecordDict({FRAME_KEY: frame_record(frame)}), reply_to=message)
-
-
-def _raw(data: bytes) -> Array:
-    return Array("uint8", (len(data),), "raw", data)
 
 
 def _pack(tensors: dict[str, Any]) -> bytes:

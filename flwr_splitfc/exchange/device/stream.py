@@ -23,13 +23,9 @@ from flwr_splitfc.exchange.protocol.errors import (
     SplitError,
     error_from,
 )
+from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.protocol.tls import open_channel
-from flwr_splitfc.exchange.server.endpoint import (
-    KEEPALIVE_MS,
-    SESSION_METHOD,
-    TOKEN_KEY,
-)
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0

@@ -9,9 +9,9 @@ from flwr.app import Array
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.codec.format.wire import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 
-MOST_DIMENSIONS = 8
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (

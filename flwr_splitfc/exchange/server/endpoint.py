@@ -23,6 +23,7 @@ from flwr_splitfc.exchange.protocol.errors import (
     TicketExpired,
     TokenRefused,
 )
+from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import Purpose, Ticket
 from flwr_splitfc.exchange.protocol.tls import Certificate, Tls, server_credentials
 from flwr_splitfc.exchange.server.budget_rules import Cut, LastTurn
@@ -33,10 +34,6 @@ from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.server_session import Admission, Connection
 from flwr_splitfc.exchange.server.turn import Turn, count_downlink
 
-SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
-TOKEN_KEY = "split-token"  # in the stream's metadata
-# how often a quiet peer is asked whether the connection still stands
-KEEPALIVE_MS = 60_000
 _HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
 # beyond the sessions: for connections that are being refused or replaced
 _SPARE_STREAMS = 32

@@ -1,6 +1,6 @@
 """The server half in training: one step is applied as a whole, or not at all."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,10 +18,7 @@ from flwr_splitfc.exchange.protocol.errors import (
     StepRefused,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-
-LossFn = Callable[[Tensor, Tensor], Tensor]
-OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-SchedulerFn = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 
 MOST_NORM = 1e18  # an optimizer squares it in float32
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)

@@ -12,13 +12,13 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from flwr_splitfc.codec import CutCodec
-from flwr_splitfc.exchange.device.mailbox import (
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import (
     FRAME_KEY,
     frame_of,
     frame_record,
     has_frame,
 )
-from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY, Purpose
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,

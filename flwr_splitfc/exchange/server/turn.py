@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
+from flwr_splitfc.codec.format.wire import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.errors import (
     FeaturesRefused,
@@ -18,12 +19,7 @@ from flwr_splitfc.exchange.protocol.errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
-from flwr_splitfc.exchange.protocol.tensors import (
-    MOST_DIMENSIONS,
-    from_matrix,
-    pack_tensor,
-    to_matrix,
-)
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update

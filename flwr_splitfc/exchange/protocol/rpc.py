@@ -1,0 +1,9 @@
+"""How the exchange is called over gRPC: names and times that both sides agree on."""
+
+SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
+
+TOKEN_KEY = "split-token"
+"""Key of the session's token in the stream's metadata."""
+
+KEEPALIVE_MS = 60_000
+"""How often a quiet peer is asked whether the connection still stands."""
