@@ -32,11 +32,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Symbols
+from flwr_splitfc.codec.format.symbols import Model, SymbolReader
 
 T = TypeVar("T")
 Shape = tuple[int, int]
-Runs = list[tuple[wire.Symbols, wire.Model]]
+Runs = list[tuple[Symbols, Model]]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 
@@ -160,20 +161,18 @@ def kept_error(seen: Tensor, matrix: Tensor, link: Link) -> float:
 def symbols_read() -> Iterator[Runs]:
     """Collects the symbols of every payload that is decoded meanwhile."""
     runs: Runs = []
-    read = wire.SymbolReader.read
+    read = SymbolReader.read
 
-    def collecting(
-        reader: wire.SymbolReader, count: int, levels: wire.Model
-    ) -> wire.Symbols:
+    def collecting(reader: SymbolReader, count: int, levels: Model) -> Symbols:
         symbols = read(reader, count, levels)
         runs.append((symbols, levels))
         return symbols
 
-    wire.SymbolReader.read = collecting  # type: ignore[assignment,method-assign]
+    SymbolReader.read = collecting  # type: ignore[assignment,method-assign]
     try:
         yield runs
     finally:
-        wire.SymbolReader.read = read  # type: ignore[method-assign]
+        SymbolReader.read = read  # type: ignore[method-assign]
 
 
 def range_code(runs: Runs) -> None:
@@ -188,7 +187,7 @@ def range_code(runs: Runs) -> None:
         )
 
 
-def model(levels: wire.Model) -> list[Any]:
+def model(levels: Model) -> list[Any]:
     if isinstance(levels, np.ndarray):
         return [stream.model.Uniform(), levels]
     return [stream.model.Uniform(levels) if isinstance(levels, int) else levels]

@@ -10,17 +10,17 @@ from flwr_splitfc.codec.cut import CutCodec
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
-from flwr_splitfc.codec.quantisers.easy_quant import EasyQuant
+from flwr_splitfc.codec.quantisers.entry.easy_quant import EasyQuant
+from flwr_splitfc.codec.quantisers.entry.noisy_quant import NoisyQuant
+from flwr_splitfc.codec.quantisers.entry.power_quant import PowerQuant
+from flwr_splitfc.codec.quantisers.entry.uniform import Uniform
 from flwr_splitfc.codec.quantisers.feature.feature_quant import FeatureQuant
 from flwr_splitfc.codec.quantisers.float16 import Float16
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.int8 import Int8
-from flwr_splitfc.codec.quantisers.mask_encoded import MaskEncoded
-from flwr_splitfc.codec.quantisers.noisy_quant import NoisyQuant
-from flwr_splitfc.codec.quantisers.power_quant import PowerQuant
-from flwr_splitfc.codec.quantisers.product_quant import ProductQuant
+from flwr_splitfc.codec.quantisers.mask.mask_encoded import MaskEncoded
+from flwr_splitfc.codec.quantisers.product.product_quant import ProductQuant
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
-from flwr_splitfc.codec.quantisers.uniform import Uniform
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
 from flwr_splitfc.codec.selectors.feature_dropout import FeatureDropout
 from flwr_splitfc.codec.selectors.random_top_entries import RandomTopEntries

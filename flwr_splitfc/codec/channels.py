@@ -92,3 +92,67 @@ class Channels:
         grouped = (self.outer, self.count, self.inner)
         span = high.reshape(grouped).amax((0, 2)) - low.reshape(grouped).amin((0, 2))
         return span[None, :, None].expand(grouped).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The ``D`` columns as channels, and the axes of a channel's map.
+
+    Parameters
+    ----------
+    channels : Channels
+    axes : tuple of int
+        The sizes of the map's dimensions, in order; none for a flat (B, D), whose
+        groups of columns are no map.
+
+    Examples
+    --------
+    >>> Layout.of((8, 32, 6, 6))
+    Layout(channels=Channels(outer=1, count=32, inner=36), axes=(6, 6))
+    >>> Layout.of((8, 1152), channels=32)
+    Layout(channels=Channels(outer=1, count=32, inner=36), axes=())
+    """
+
+    channels: Channels
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        shape: Sequence[int],
+        *,
+        channels: int | None = None,
+        dim: int | None = None,
+    ) -> Layout:
+        """Of features of this shape; parameters and errors as in `Channels.of`."""
+        position = channel_position(shape, dim)
+        axes = () if position is None else (*shape[1:position], *shape[position + 1 :])
+        return cls(Channels.of(shape, channels=channels, dim=dim), axes)
+
+    @property
+    def places(self) -> int:
+        """Entries of a channel's map, ``f``."""
+        return self.channels.outer * self.channels.inner
+
+    def split(self, matrix: Tensor) -> Tensor:
+        """(B, D) as (B, C, f)."""
+        outer, count, inner = (
+            self.channels.outer,
+            self.channels.count,
+            self.channels.inner,
+        )
+        parts = matrix.view(-1, outer, count, inner)
+        return parts.transpose(1, 2).reshape(-1, count, self.places)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """(B, C, f) as (B, D)."""
+        outer, count, inner = (
+            self.channels.outer,
+            self.channels.count,
+            self.channels.inner,
+        )
+        return (
+            parts.view(-1, count, outer, inner)
+            .transpose(1, 2)
+            .reshape(-1, outer * count * inner)
+        )

@@ -12,15 +12,15 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.channels import Channels, Layout
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS, view
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantisers.float16 import Float16
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
-from flwr_splitfc.codec.quantisers.transform.transform import Layout
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
+from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 
 Scalar: TypeAlias = str | int | float | bool
@@ -222,27 +222,27 @@ class CutCodec:
         self._check(setting, rows, columns, full_rows)
         affordable = self._affordable(rows, columns, training)
         budget_bytes = _budget_bytes(rows, columns, self._bits(setting))
-        kept, link = self.selector.select(
-            matrix,
+        selection = Selection(
             channel_groups,
-            generator,
             affordable=affordable,
             budget_bytes=budget_bytes,
             training=training,
             all_rows=all_rows or self.mirrored,
+            generator=generator,
         )
+        kept, link = self.selector.select(matrix, selection)
         link = self._laid_out(link, features.shape)
-        selection = self.selector.pack(link)
+        selected = self.selector.pack(link)
         quantiser = _for_layout(self.quantiser, link)
         data = quantiser.encode(
-            kept, self.selector.useful_bytes(link, budget_bytes - len(selection))
+            kept, self.selector.useful_bytes(link, budget_bytes - len(selected))
         )
         if training and (strength := self.quantiser.gradient_correction):
             seen = quantiser.decode(memoryview(data), link.sent, link.kept).to(
                 kept.device
             )
             link = replace(link, correction=strength * (kept - seen))
-        return _array(self.stype, features.shape, selection + data), link
+        return _array(self.stype, features.shape, selected + data), link
 
     def decode_features(
         self, array: Array, *, expect: tuple[int, int]
@@ -274,7 +274,7 @@ class CutCodec:
             raise PayloadError(
                 f"features are {rows} x {columns}; at most {expect[0]} x {expect[1]} wanted"
             )
-        data = wire.view(array.data)
+        data = view(array.data)
         selector, quantiser = self._parts()
         if array.stype == self.stype:
             pass
@@ -355,9 +355,7 @@ class CutCodec:
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        kept = quantiser.decode(wire.view(array.data), link.sent, link.kept).to(
-            link.device
-        )
+        kept = quantiser.decode(view(array.data), link.sent, link.kept).to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
         _check_scaled(kept, link)
@@ -514,9 +512,9 @@ def _as_matrix(tensor: Tensor) -> Tensor:
         raise ValueError(
             f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}"
         )
-    if tensor.ndim > wire.MOST_DIMENSIONS:
+    if tensor.ndim > MOST_DIMENSIONS:
         raise ValueError(
-            f"at most {wire.MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}"
+            f"at most {MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}"
         )
     return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
 
@@ -530,10 +528,8 @@ def _shape_of(array: Array) -> tuple[int, int]:
     shape = array.shape
     if array.dtype != "float32":
         raise PayloadError(f"dtype is {array.dtype!r}; 'float32' was wanted")
-    if not isinstance(shape, tuple) or len(shape) > wire.MOST_DIMENSIONS:
-        raise PayloadError(
-            f"shape is not a tuple of at most {wire.MOST_DIMENSIONS} sizes"
-        )
+    if not isinstance(shape, tuple) or len(shape) > MOST_DIMENSIONS:
+        raise PayloadError(f"shape is not a tuple of at most {MOST_DIMENSIONS} sizes")
     if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise PayloadError(f"shape {shape} is not one of positive sizes")
     return shape[0], prod(shape[1:])

@@ -10,8 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import LABEL_DTYPES, LabelHeader, SymbolReader
+from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.format.floats import pack_floats
+from flwr_splitfc.codec.format.label_header import (
+    LABEL_DTYPES,
+    LabelHeader,
+    pack_label_header,
+    unpack_label_header,
+)
+from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
 
 _MOST_RANGE_LEVELS = 2**16
 
@@ -43,7 +50,7 @@ def pack_labels(labels: Tensor) -> bytes:
     shape = tuple(labels.shape)
     entries = _to_numpy(labels.detach().cpu().contiguous().flatten())
     if labels.is_floating_point() or entries.size == 0:
-        return wire.pack_label_header(LabelHeader(dtype, shape)) + wire.pack_floats(
+        return pack_label_header(LabelHeader(dtype, shape)) + pack_floats(
             entries, _raw(dtype)
         )
     offset = int(entries.min())
@@ -51,11 +58,11 @@ def pack_labels(labels: Tensor) -> bytes:
     above = entries.astype(np.int64).view(np.uint64) - np.uint64(offset % 2**64)
     if levels > _MOST_RANGE_LEVELS:
         width = "<u4" if levels <= 2**32 else "<u8"
-        header = wire.pack_label_header(LabelHeader(dtype, shape, width, offset))
+        header = pack_label_header(LabelHeader(dtype, shape, width, offset))
         return header + above.astype(width).tobytes()
-    header = wire.pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
+    header = pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
     return header + (
-        wire.pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b""
+        pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b""
     )
 
 
@@ -74,7 +81,7 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
     PayloadError
         If the bytes are no labels, or more than `max_entries`.
     """
-    header, rest = wire.unpack_label_header(wire.view(data))
+    header, rest = unpack_label_header(view(data))
     count = prod(header.shape)
     if prod(size or 1 for size in header.shape) > max_entries:
         raise PayloadError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.quantisers.transform.transform import Layout
+from flwr_splitfc.codec.channels import Layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAGNITUDE_LIMIT = 1e38
-"""Largest absolute value that is coded: sums of two stay finite in float32."""
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 
 _BLOCK_ENTRIES, _BLOCK_COLUMNS = 2**17, 2**12
 _LARGEST_SCALE = 1e38

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import codec_names, cut_codec, pack_labels, unpack_labels
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.column_sets import column_set_bytes, unpack_selection
+from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.feature.header import (
+    ENDPOINT_LEVELS,
+    unpack_quant_header,
+)
 from tests import fixture
 from tests.fixture import LabelVector, MatrixVector, make, raw
 
@@ -81,7 +86,7 @@ def facts_of(vector: MatrixVector) -> set[str]:
         "splitfc/1",
         "dropout-only/1",
     ):
-        columns, rest = wire.unpack_selection(data, width)
+        columns, rest = unpack_selection(data, width)
         kept = width if columns is None else len(columns)
         facts |= set_facts(kept, width)
         data = rest
@@ -93,13 +98,11 @@ def facts_of(vector: MatrixVector) -> set[str]:
 def set_facts(count: int, total: int) -> set[str]:
     if count in (0, total):
         return {"all columns" if count else "no column"}
-    return {
-        "bitmap" if 8 * wire.column_set_bytes(count, total) >= total else "elias-fano"
-    }
+    return {"bitmap" if 8 * column_set_bytes(count, total) >= total else "elias-fano"}
 
 
 def quantised_facts(data: memoryview, columns: int) -> set[str]:
-    header, stream = wire.unpack_quant_header(data, columns)
+    header, stream = unpack_quant_header(data, columns)
     count = len(header.two_stage)
     facts = {
         "means alone"
@@ -116,11 +119,7 @@ def quantised_facts(data: memoryview, columns: int) -> set[str]:
         facts.add("upgrades")
     if header.upgrades.skipped:
         facts.add("skipped upgrades")
-    ends = (
-        wire.SymbolReader(stream)
-        .read(2 * count, wire.ENDPOINT_LEVELS)
-        .reshape(count, 2)
-    )
+    ends = SymbolReader(stream).read(2 * count, ENDPOINT_LEVELS).reshape(count, 2)
     if (ends[:, 0] == ends[:, 1]).any():
         facts.add("two-stage of one point")
     return facts

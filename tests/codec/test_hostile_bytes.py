@@ -27,8 +27,19 @@ from flwr_splitfc.codec import (
     pack_labels,
     unpack_labels,
 )
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.column_sets import pack_selection
+from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
+from flwr_splitfc.codec.format.symbols import pack_symbols
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader, pack_level_header
+from flwr_splitfc.codec.quantisers.feature.header import (
+    QuantHeader,
+    Upgrades,
+    pack_quant_header,
+)
+from flwr_splitfc.codec.quantisers.mask.header import MASK_TOP, pack_mask
 from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
+from flwr_splitfc.codec.selectors.entry_selector import pack_entries
+from flwr_splitfc.codec.selectors.row_sample import pack_rows
 from tests import fixture
 from tests.codec.cuts import affordable_cut
 from tests.codec.independent_decoder import Refused, decode_labels
@@ -339,17 +350,17 @@ def quantised(two_stage: int, symbols: bytes, **fields: Any) -> bytes:
         "mean_high": 1.0,
         "mean_levels": 2,
     }
-    header = wire.QuantHeader(np.arange(two_stage), **{**settings, **fields})
-    return wire.pack_quant_header(header, COLUMNS) + symbols
+    header = QuantHeader(np.arange(two_stage), **{**settings, **fields})
+    return pack_quant_header(header, COLUMNS) + symbols
 
 
 def even(
-    name: str, header: wire.LevelHeader, symbols: bytes, legal: bool
+    name: str, header: LevelHeader, symbols: bytes, legal: bool
 ) -> tuple[str, bytes, bool]:
     """A matrix of `COLUMNS` kept columns with the same levels everywhere."""
     return (
         name,
-        wire.pack_selection(None, COLUMNS) + wire.pack_level_header(header) + symbols,
+        pack_selection(None, COLUMNS) + pack_level_header(header) + symbols,
         legal,
     )
 
@@ -360,7 +371,7 @@ def zeros(words: int) -> bytes:
 
 def all_rows(channels: int) -> bytes:
     """Every row of `channels`, up to the transformed matrix."""
-    return wire.pack_rows(None, ROWS, channels)
+    return pack_rows(None, ROWS, channels)
 
 
 @cache
@@ -386,7 +397,7 @@ def codebooks() -> Iterator[tuple[bytes, bool]]:
     ]:
         header = struct.pack("<IIHf", length, groups, count, 1.0)
         indices = -(-COLUMNS // length) * ROWS
-        stream = wire.pack_symbols([(np.zeros(indices, np.int32), count)])
+        stream = pack_symbols([(np.zeros(indices, np.int32), count)])
         yield header, False
         yield header + bytes(2 * length * groups * count), False
         yield header + bytes(2 * length * groups * count) + stream, True
@@ -406,21 +417,15 @@ def masks() -> Iterator[tuple[bytes, bool]]:
     entries, rare = ROWS * COLUMNS, [2**24 - 5, 1, 1, 1, 1, 1]
     for sent in (0, 1, entries, entries + 1, 2**32 - 1):
         yield struct.pack("<If6I", sent, 1.0, *rare) + bytes(64), False
-    symbols = np.where(np.arange(entries) < entries - 1, 0, wire.MASK_TOP).astype(
-        np.uint8
-    )
-    yield wire.pack_mask(symbols, np.ones(1, np.float16), 1.0), True
-    yield wire.pack_mask(symbols, np.ones(2, np.float16), 1.0), False
+    symbols = np.where(np.arange(entries) < entries - 1, 0, MASK_TOP).astype(np.uint8)
+    yield pack_mask(symbols, np.ones(1, np.float16), 1.0), True
+    yield pack_mask(symbols, np.ones(2, np.float16), 1.0), False
     yield (
-        wire.pack_mask(
-            np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 1.0
-        ),
+        pack_mask(np.full_like(symbols, MASK_TOP), np.ones(entries, np.float16), 1.0),
         True,
     )
     yield (
-        wire.pack_mask(
-            np.full_like(symbols, wire.MASK_TOP), np.ones(entries, np.float16), 3e38
-        ),
+        pack_mask(np.full_like(symbols, MASK_TOP), np.ones(entries, np.float16), 3e38),
         False,
     )
 
@@ -428,7 +433,7 @@ def masks() -> Iterator[tuple[bytes, bool]]:
 def label_header(
     shape: tuple[int, ...], coding: str = "range", levels: int = 1, dtype: str = "int64"
 ) -> bytes:
-    return wire.pack_label_header(wire.LabelHeader(dtype, shape, coding, 0, levels))
+    return pack_label_header(LabelHeader(dtype, shape, coding, 0, levels))
 
 
 def bombs() -> list[tuple[str, bytes, bool]]:
@@ -439,13 +444,11 @@ def bombs() -> list[tuple[str, bytes, bool]]:
             np.zeros(ROWS * COLUMNS, np.int32),
         ]
     )
-    legal = wire.pack_symbols([(whole[: 2 * COLUMNS], 200), (whole[2 * COLUMNS :], 2)])
+    legal = pack_symbols([(whole[: 2 * COLUMNS], 200), (whole[2 * COLUMNS :], 2)])
     half = np.arange(0, COLUMNS, 2)
     ones = np.ones(ROWS * COLUMNS, "<f4").tobytes()
-    most = wire.pack_symbols([(whole[2 * COLUMNS :], 2)])
-    widest = wire.pack_symbols(
-        [(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)]
-    )
+    most = pack_symbols([(whole[2 * COLUMNS :], 2)])
+    widest = pack_symbols([(np.arange(ROWS * COLUMNS, dtype=np.int32) % 65536, 65536)])
     return [
         ("quant-only", quantised(COLUMNS, b"", multiplier=3e38), False),
         ("quant-only", quantised(COLUMNS, zeros(1), multiplier=3e38), False),
@@ -463,14 +466,12 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("quant-only", quantised(COLUMNS, legal, multiplier=1e-9), True),
         (
             "quant-only",
-            quantised(
-                COLUMNS, legal, multiplier=1e-9, upgrades=wire.Upgrades(2**32 - 1)
-            ),
+            quantised(COLUMNS, legal, multiplier=1e-9, upgrades=Upgrades(2**32 - 1)),
             False,
         ),
         (
             "quant-only",
-            quantised(COLUMNS, legal, multiplier=3e38, upgrades=wire.Upgrades(1)),
+            quantised(COLUMNS, legal, multiplier=3e38, upgrades=Upgrades(1)),
             False,
         ),
         ("quant-only", quantised(COLUMNS, legal, multiplier=1.0), True),
@@ -482,36 +483,34 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("splitfc", struct.pack("<I", 2**32 - 1) + bytes(64), False),
         (
             "splitfc",
-            wire.pack_selection(half, COLUMNS) + struct.pack("<I", 2**32 - 1),
+            pack_selection(half, COLUMNS) + struct.pack("<I", 2**32 - 1),
             False,
         ),
         (
             "splitfc",
-            wire.pack_selection(None, COLUMNS)
-            + quantised(COLUMNS, legal, multiplier=1e-9),
+            pack_selection(None, COLUMNS) + quantised(COLUMNS, legal, multiplier=1e-9),
             True,
         ),
         (
             "splitfc",
-            wire.pack_selection(half[:0], COLUMNS) + struct.pack("<I", 0),
+            pack_selection(half[:0], COLUMNS) + struct.pack("<I", 0),
             True,
         ),
-        ("dropout-only", wire.pack_selection(half[:0], COLUMNS), True),
+        ("dropout-only", pack_selection(half[:0], COLUMNS), True),
         (
             "dropout-only",
-            wire.pack_selection(half, COLUMNS) + ones[: len(ones) // 2],
+            pack_selection(half, COLUMNS) + ones[: len(ones) // 2],
             True,
         ),
-        ("dropout-only", wire.pack_selection(half, COLUMNS), False),
+        ("dropout-only", pack_selection(half, COLUMNS), False),
         ("top-s", struct.pack("<I", 2**32 - 1) + bytes(64), False),
         ("top-s", struct.pack("<I", COLUMNS), False),
         (
             "top-s",
-            wire.pack_entries(np.tile(half, (ROWS, 1)), COLUMNS)
-            + bytes(len(ones) // 4),
+            pack_entries(np.tile(half, (ROWS, 1)), COLUMNS) + bytes(len(ones) // 4),
             True,
         ),
-        ("top-s", wire.pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
+        ("top-s", pack_entries(np.tile(half[:0], (ROWS, 1)), COLUMNS), True),
         (
             "top-s",
             struct.pack("<I", COLUMNS - 1) + b"\xff" * (ROWS * COLUMNS // 8),
@@ -522,22 +521,22 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("float32", b"", False),
         ("float32", ones, True),
         ("float16", np.ones(ROWS * COLUMNS, "<f2").tobytes(), True),
-        even("splitfc-uniform", wire.LevelHeader(2, -1.0, 1.0), most, True),
-        even("splitfc-uniform", wire.LevelHeader(65536, -1.0, 1.0), most, True),
+        even("splitfc-uniform", LevelHeader(2, -1.0, 1.0), most, True),
+        even("splitfc-uniform", LevelHeader(65536, -1.0, 1.0), most, True),
         even(
             "splitfc-uniform",
-            wire.LevelHeader(65536, -1.0, 1.0),
+            LevelHeader(65536, -1.0, 1.0),
             zeros(ROWS * COLUMNS // 32 - 1),
             False,
         ),
-        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), b"", True),
-        even("splitfc-easy", wire.LevelHeader(1, 1.0, 1.0), zeros(1), False),
-        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 8), most, True),
-        even("splitfc-power", wire.LevelHeader(2, -1e38, 1e38, 64), most, False),
-        even("splitfc-power", wire.LevelHeader(2, -1.0, 1.0, 255), most, False),
-        even("splitfc-power", wire.LevelHeader(65536, -5e4, 5e4, 64), widest, True),
-        even("splitfc-noisy", wire.LevelHeader(65536, -1e38, 1e38, 255), widest, True),
-        even("splitfc-noisy", wire.LevelHeader(2, -1e38, 1e38, 255), b"", False),
+        even("splitfc-easy", LevelHeader(1, 1.0, 1.0), b"", True),
+        even("splitfc-easy", LevelHeader(1, 1.0, 1.0), zeros(1), False),
+        even("splitfc-power", LevelHeader(2, -1e38, 1e38, 8), most, True),
+        even("splitfc-power", LevelHeader(2, -1e38, 1e38, 64), most, False),
+        even("splitfc-power", LevelHeader(2, -1.0, 1.0, 255), most, False),
+        even("splitfc-power", LevelHeader(65536, -5e4, 5e4, 64), widest, True),
+        even("splitfc-noisy", LevelHeader(65536, -1e38, 1e38, 255), widest, True),
+        even("splitfc-noisy", LevelHeader(2, -1e38, 1e38, 255), b"", False),
         ("splitfc-rd", struct.pack("<II", COLUMNS, 0), False),
         ("splitfc-rd", struct.pack("<III", 7, ROWS, 0), False),
         ("splitfc-rd", all_rows(1) + struct.pack("<f", 1.0), False),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import codec_names, codec_settings, cut_codec, pack_labels
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import pack_symbols
 from tests import fixture
 from tests.codec import independent_decoder as independent
 from tests.fixture import LabelVector, MatrixVector, raw
@@ -251,7 +251,7 @@ def assert_coded_alike(choices: list[tuple[int, str, int]]) -> SlowEncoder:
         encoder.encode(symbols[-1], levels)
     levels_of = [levels for levels, _, _ in choices]
     runs = [(np.array(symbols, np.int32), np.array(levels_of, np.int32))]
-    data = wire.pack_symbols(runs if symbols else [])
+    data = pack_symbols(runs if symbols else [])
     words = encoder.finish() if symbols else []
     assert data == (
         struct.pack(f"<{len(words) + 1}I", len(words), *words) if words else b""

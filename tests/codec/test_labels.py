@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import LabelHeader
+from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -88,14 +87,12 @@ def test_empty_labels_are_as_bounded_as_any() -> None:
 def test_integers_are_never_raw() -> None:
     header = LabelHeader("bool", (4,), "raw")
     with pytest.raises(PayloadError, match="4 labels of bool are coded as raw"):
-        unpack_labels(wire.pack_label_header(header) + b"\0\1\2\xff", 512)
+        unpack_labels(pack_label_header(header) + b"\0\1\2\xff", 512)
     with pytest.raises(PayloadError, match="0 labels of int64 are coded as range"):
-        unpack_labels(
-            wire.pack_label_header(LabelHeader("int64", (0,), "range", 0, 1)), 512
-        )
+        unpack_labels(pack_label_header(LabelHeader("int64", (0,), "range", 0, 1)), 512)
     with pytest.raises(PayloadError, match="4 labels of float32 are coded as range"):
         unpack_labels(
-            wire.pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512
+            pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512
         )
 
 

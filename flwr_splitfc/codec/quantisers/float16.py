@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.floats import pack_floats, unpack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import check_entries
 
@@ -30,12 +30,12 @@ class Float16(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        return wire.pack_floats(
+        return pack_floats(
             matrix.half().clamp_(-FLOAT16_LIMIT, FLOAT16_LIMIT).cpu().numpy(), "<f2"
         )
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        return wire.unpack_floats(data, rows, columns, "<f2")
+        return unpack_floats(data, rows, columns, "<f2")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         return 2 * rows * columns

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.floats import pack_floats, unpack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import check_entries
 
@@ -28,10 +28,10 @@ class Float32(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        return wire.pack_floats(matrix.cpu().numpy(), "<f4")
+        return pack_floats(matrix.cpu().numpy(), "<f4")
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        return wire.unpack_floats(data, rows, columns, "<f4")
+        return unpack_floats(data, rows, columns, "<f4")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         return 4 * rows * columns

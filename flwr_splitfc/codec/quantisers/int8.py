@@ -7,9 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Floats
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT, pack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import column_extremes
 
@@ -50,12 +53,10 @@ class Int8(Quantiser):
             .mul_(LAST)
             .round_()
         )
-        return wire.pack_octets(low.numpy(), high.numpy(), entries.byte().cpu().numpy())
+        return pack_octets(low.numpy(), high.numpy(), entries.byte().cpu().numpy())
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        low, high, entries = wire.unpack_octets(
-            data, _groups(rows, columns), rows, columns
-        )
+        low, high, entries = unpack_octets(data, _groups(rows, columns), rows, columns)
         values = entries.astype(np.float32)
         values *= (high - low) / np.float32(LAST)
         values += low
@@ -67,3 +68,27 @@ class Int8(Quantiser):
 
 def _groups(rows: int, columns: int) -> int:
     return columns if rows >= FEWEST_ROWS else min(columns, 1)
+
+
+def pack_octets(low: Floats, high: Floats, entries: NDArray[np.uint8]) -> bytes:
+    """Write intervals and one byte for each entry."""
+    return pack_floats(low, "<f4") + pack_floats(high, "<f4") + entries.tobytes()
+
+
+def unpack_octets(
+    data: memoryview, groups: int, rows: int, columns: int
+) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
+    size = 8 * groups + rows * columns
+    if len(data) != size:
+        raise PayloadError(
+            f"matrix has {len(data)} bytes; {rows} x {columns} of 8 bits in {groups} groups take {size}"
+        )
+    low, high = (
+        np.frombuffer(data[: 8 * groups], "<f4").astype(np.float32).reshape(2, groups)
+    )
+    if not bool(
+        ((low >= -MAGNITUDE_LIMIT) & (low <= high) & (high <= MAGNITUDE_LIMIT)).all()
+    ):
+        raise PayloadError("an interval is not finite, ordered and at most 1e38")
+    return low, high, np.frombuffer(data[8 * groups :], np.uint8).reshape(rows, columns)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_splitfc.codec.quantisers.transform.transform import Layout
+from flwr_splitfc.codec.channels import Layout
 
 
 class Quantiser(ABC):

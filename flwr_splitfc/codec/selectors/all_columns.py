@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 
 
@@ -16,17 +15,7 @@ from flwr_splitfc.codec.selectors.selector import Selector
 class AllColumns(Selector):
     """Sends every column, unscaled; the selection costs no bytes."""
 
-    def select(
-        self,
-        matrix: Tensor,
-        channels: Channels,
-        generator: torch.Generator | None,
-        *,
-        affordable: int,
-        budget_bytes: int,
-        training: bool = True,
-        all_rows: bool = False,
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         return matrix, Link(rows, width, device=matrix.device)
 

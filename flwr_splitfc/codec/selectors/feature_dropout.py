@@ -8,9 +8,13 @@ from math import ceil, isfinite, sqrt
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.column_sets import (
+    pack_selection,
+    selection_bytes,
+    unpack_selection,
+)
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.statistics import column_deviations, column_extremes
 
@@ -63,23 +67,15 @@ class FeatureDropout(Selector):
                 f"reduction must be a finite number of at least 1, got {self.reduction}"
             )
 
-    def select(
-        self,
-        matrix: Tensor,
-        channels: Channels,
-        generator: torch.Generator | None,
-        *,
-        affordable: int,
-        budget_bytes: int,
-        training: bool = True,
-        all_rows: bool = False,
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
-        if self.reduction == 1.0 or not training:
+        if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
-        spans = channels.spans(*column_extremes(matrix))
+        spans = selection.channels.spans(*column_extremes(matrix))
         keep = keep_probabilities(column_deviations(matrix, spans), self.reduction)
-        drawn = torch.rand(width, generator=generator, dtype=torch.float64) < keep
+        drawn = (
+            torch.rand(width, generator=selection.generator, dtype=torch.float64) < keep
+        )
         columns = drawn.nonzero().flatten()
         scale = keep[columns].reciprocal().float().to(matrix.device)
         everything = len(columns) == width
@@ -94,12 +90,12 @@ class FeatureDropout(Selector):
 
     def pack(self, link: Link) -> bytes:
         columns = None if link.columns is None else link.columns.cpu().numpy()
-        return wire.pack_selection(columns, link.width)
+        return pack_selection(columns, link.width)
 
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        kept, rest = wire.unpack_selection(data, columns)
+        kept, rest = unpack_selection(data, columns)
         return Link(
             rows, columns, None if kept is None else torch.from_numpy(kept)
         ), rest
@@ -113,4 +109,4 @@ class FeatureDropout(Selector):
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         fewest = columns if self.reduction == 1.0 else 0
-        return wire.selection_bytes(fewest, kept, columns)
+        return selection_bytes(fewest, kept, columns)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.column_sets import (
+    pack_selection,
+    selection_bytes,
+    unpack_selection,
+)
+from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.quantisers.transform.transform import LARGEST_KLT
+from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
 
@@ -49,33 +57,21 @@ class RowSample(Selector):
     without a scale. Nothing is dropped where all rows are wanted, as in evaluation.
     """
 
-    def select(
-        self,
-        matrix: Tensor,
-        channels: Channels,
-        generator: torch.Generator | None,
-        *,
-        affordable: int,
-        budget_bytes: int,
-        training: bool = True,
-        all_rows: bool = False,
-    ) -> tuple[Tensor, Link]:
+    def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         check_entries(matrix)
         rows, width = matrix.shape
-        sent = rows_to_send(rows, width, channels.count, budget_bytes)
-        if sent == rows or not training or all_rows:
-            return matrix, Link(
-                rows, width, device=matrix.device, groups=channels.count
-            )
-        samples = torch.randperm(rows, generator=generator)[:sent].sort().values
-        link = Link(
-            rows, width, device=matrix.device, samples=samples, groups=channels.count
-        )
+        groups = selection.channels.count
+        link = Link(rows, width, device=matrix.device, groups=groups)
+        sent = rows_to_send(rows, width, groups, selection.budget_bytes)
+        if sent == rows or not selection.training or selection.all_rows:
+            return matrix, link
+        order = torch.randperm(rows, generator=selection.generator)
+        link = replace(link, samples=order[:sent].sort().values)
         return link.restrict(matrix), link
 
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
-        return wire.pack_rows(
+        return pack_rows(
             None if link.samples is None else link.samples.numpy(),
             link.rows,
             link.groups,
@@ -84,7 +80,7 @@ class RowSample(Selector):
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        samples, groups, rest = wire.unpack_rows(data, rows)
+        samples, groups, rest = unpack_rows(data, rows)
         return Link(
             rows,
             columns,
@@ -102,4 +98,23 @@ class RowSample(Selector):
         return columns
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
-        return wire.rows_bytes(rows)
+        return rows_bytes(rows)
+
+
+def rows_bytes(rows: int) -> int:
+    """Bytes that are enough for a sample of so many rows."""
+    return 4 + selection_bytes(1, rows, rows)
+
+
+def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
+    """Write which of the rows are sent, None for all, and how many channels each has."""
+    return struct.pack("<I", groups) + pack_selection(samples, rows)
+
+
+def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
+    """Read what `pack_rows` wrote and return the rest."""
+    (groups,), rest = take(data, "I")
+    samples, rest = unpack_selection(rest, rows)
+    if samples is not None and not len(samples):
+        raise PayloadError("no row was sent")
+    return samples, groups, rest

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.selectors.selection import Selection
 
 
 class Selector(ABC):
@@ -28,24 +27,15 @@ class Selector(ABC):
     """Whether ``K`` follows from the budgets; otherwise the selection is what it is."""
 
     @abstractmethod
-    def select(
-        self,
-        matrix: Tensor,
-        channels: Channels,
-        generator: torch.Generator | None,
-        *,
-        affordable: int,
-        budget_bytes: int,
-        training: bool = True,
-        all_rows: bool = False,
-    ) -> tuple[Tensor, Link]:
-        """Select from features, float32 (B, D): the (b, K) to send and the device's link.
+    def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
+        """Select from features, float32 (B, D), on the terms of `selection`.
 
-        All randomness comes from `generator`, a CPU generator; there is none where
-        `training` is False. `affordable` is the largest ``K`` that the budgets pay for,
-        by `most_bytes` and the quantiser's ``smallest_bytes``; ``D`` for a selector
-        that is not `budgeted`. `budget_bytes` are the features'. Where `all_rows` is
-        True, no row may be left out.
+        Returns
+        -------
+        kept : Tensor
+            What is sent, (b, K).
+        link : Link
+            Stays on the device.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
-from flwr_splitfc.codec.format.wire import MOST_DIMENSIONS
+from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 
 _DTYPES = {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
-from flwr_splitfc.codec.format.wire import MOST_DIMENSIONS
+from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.errors import (
     FeaturesRefused,

@@ -8,7 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import PayloadError
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Symbols
+from flwr_splitfc.codec.format.column_sets import (
+    column_set_bytes,
+    pack_columns,
+    pack_selection,
+    selection_bytes,
+    unpack_columns,
+    unpack_selection,
+)
+from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols, stream_bytes
+from flwr_splitfc.codec.quantisers.feature.header import (
+    QuantHeader,
+    Upgrades,
+    pack_quant_header,
+    quant_header_bytes,
+    unpack_quant_header,
+)
 
 
 @st.composite
@@ -21,9 +37,9 @@ def column_sets(draw: st.DrawFn) -> tuple[list[int], int]:
 @settings(max_examples=300, deadline=None)
 def test_column_sets_come_back(case: tuple[list[int], int]) -> None:
     columns, total = case
-    data = wire.pack_columns(np.array(columns, np.int64), total)
-    assert len(data) == wire.column_set_bytes(len(columns), total) <= (total + 7) // 8
-    unpacked, rest = wire.unpack_columns(memoryview(data + b"!"), len(columns), total)
+    data = pack_columns(np.array(columns, np.int64), total)
+    assert len(data) == column_set_bytes(len(columns), total) <= (total + 7) // 8
+    unpacked, rest = unpack_columns(memoryview(data + b"!"), len(columns), total)
     assert unpacked.tolist() == columns
     assert bytes(rest) == b"!"
 
@@ -35,25 +51,25 @@ def test_any_accepted_column_set_is_canonical(
 ) -> None:
     count = min(count, total)
     try:
-        columns, rest = wire.unpack_columns(memoryview(data), count, total)
+        columns, rest = unpack_columns(memoryview(data), count, total)
     except PayloadError:
         return
-    assert wire.pack_columns(columns, total) == data[: len(data) - len(rest)]
+    assert pack_columns(columns, total) == data[: len(data) - len(rest)]
 
 
 def test_sparse_sets_are_shorter_than_a_bitmap() -> None:
-    assert wire.column_set_bytes(72, 1152) == 54
-    assert wire.column_set_bytes(512, 8192) == 384
-    assert wire.column_set_bytes(600, 1152) == 144
+    assert column_set_bytes(72, 1152) == 54
+    assert column_set_bytes(512, 8192) == 384
+    assert column_set_bytes(600, 1152) == 144
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 37, 64, 255, 1152])
 def test_longest_selection_is_that_of_some_count(width: int) -> None:
     longest = 0
     for most in range(width + 1):
-        longest = max(longest, wire.column_set_bytes(most, width))
-        assert wire.selection_bytes(0, most, width) == 4 + longest
-    assert wire.selection_bytes(width, width, width) == 4
+        longest = max(longest, column_set_bytes(most, width))
+        assert selection_bytes(0, most, width) == 4 + longest
+    assert selection_bytes(width, width, width) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,35 +82,33 @@ def test_longest_selection_is_that_of_some_count(width: int) -> None:
     ],
 )
 def test_golden_column_sets(columns: list[int], total: int, golden: str) -> None:
-    assert wire.pack_columns(np.array(columns, np.int64), total).hex() == golden
+    assert pack_columns(np.array(columns, np.int64), total).hex() == golden
 
 
 def test_golden_selection() -> None:
-    assert wire.pack_selection(np.array([0, 2, 3, 8]), 9).hex() == "040000000d01"
-    assert wire.pack_selection(None, 9).hex() == "09000000"
+    assert pack_selection(np.array([0, 2, 3, 8]), 9).hex() == "040000000d01"
+    assert pack_selection(None, 9).hex() == "09000000"
 
 
 def test_golden_quantiser_header() -> None:
-    header = wire.QuantHeader(
-        np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4
-    )
+    header = QuantHeader(np.array([1]), -1.0, 1.0, 0.5, Upgrades(1), 2.0, 3.0, 4)
     golden = (
         "01000000_000080bf0000803f0000003f010000000000_02_00000040000040400300".replace(
             "_", ""
         )
     )
-    assert wire.pack_quant_header(header, 3).hex() == golden
-    assert len(golden) // 2 == wire.quant_header_bytes(1, 3)
+    assert pack_quant_header(header, 3).hex() == golden
+    assert len(golden) // 2 == quant_header_bytes(1, 3)
 
 
 def test_golden_symbols() -> None:
-    runs: list[tuple[wire.Symbols, int | wire.Symbols]] = [
+    runs: list[tuple[Symbols, int | Symbols]] = [
         (np.arange(8, dtype=np.int32), 200),
         (np.array([2, 0, 6], np.int32), np.array([3, 2, 7], np.int32)),
     ]
-    data = wire.pack_symbols(runs)
+    data = pack_symbols(runs)
     assert data.hex() == GOLDEN_SYMBOLS
-    reader = wire.SymbolReader(memoryview(data))
+    reader = SymbolReader(memoryview(data))
     for symbols, levels in runs:
         np.testing.assert_array_equal(reader.read(len(symbols), levels), symbols)
     reader.close()
@@ -110,25 +124,25 @@ def test_two_level_streams_fit_their_bound() -> None:
             np.ones(count, np.int32),
             np.arange(count) % 2,
         ):
-            assert len(
-                wire.pack_symbols([(symbols.astype(np.int32), 2)])
-            ) <= wire.stream_bytes(count)
+            assert len(pack_symbols([(symbols.astype(np.int32), 2)])) <= stream_bytes(
+                count
+            )
 
 
 def test_no_symbols_no_bytes() -> None:
-    assert wire.pack_symbols([]) == b""
-    wire.SymbolReader(memoryview(b"")).close()
+    assert pack_symbols([]) == b""
+    SymbolReader(memoryview(b"")).close()
     with pytest.raises(PayloadError, match="0 words were announced"):
-        wire.SymbolReader(memoryview(bytes(4)))
+        SymbolReader(memoryview(bytes(4)))
     with pytest.raises(PayloadError, match="goes on after the last symbol"):
-        wire.SymbolReader(memoryview(bytes([1, 0, 0, 0, 5, 5, 5, 5]))).close()
+        SymbolReader(memoryview(bytes([1, 0, 0, 0, 5, 5, 5, 5]))).close()
 
 
 def test_streams_must_end_with_the_last_symbol() -> None:
-    data = wire.pack_symbols([(np.arange(50, dtype=np.int32), 50)])
+    data = pack_symbols([(np.arange(50, dtype=np.int32), 50)])
 
     def read(stream: bytes) -> None:
-        reader = wire.SymbolReader(memoryview(stream))
+        reader = SymbolReader(memoryview(stream))
         reader.read(50, 50)
         reader.close()
 
@@ -150,7 +164,7 @@ def test_streams_must_end_with_the_last_symbol() -> None:
         read(bytes(longer))
 
 
-HEADER = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 3.0, 4)
+HEADER = QuantHeader(np.array([1]), -1.0, 1.0, 0.5, Upgrades(1), 2.0, 3.0, 4)
 
 
 @pytest.mark.parametrize(
@@ -170,19 +184,19 @@ HEADER = wire.QuantHeader(np.array([1]), -1.0, 1.0, 0.5, wire.Upgrades(1), 2.0, 
     ],
 )
 def test_malformed_headers_are_named(offset: int, value: str, message: str) -> None:
-    data = bytearray(wire.pack_quant_header(HEADER, 3))
+    data = bytearray(pack_quant_header(HEADER, 3))
     data[offset : offset + len(value) // 2] = bytes.fromhex(value)
     with pytest.raises(PayloadError, match=message):
-        wire.unpack_quant_header(memoryview(data), 3)
+        unpack_quant_header(memoryview(data), 3)
 
 
 def test_truncated_headers_are_named() -> None:
-    data = wire.pack_quant_header(HEADER, 3)
+    data = pack_quant_header(HEADER, 3)
     for size in range(len(data)):
         with pytest.raises(PayloadError, match="ends early"):
-            wire.unpack_quant_header(memoryview(data[:size]), 3)
+            unpack_quant_header(memoryview(data[:size]), 3)
 
 
 def test_selection_of_too_many_columns() -> None:
     with pytest.raises(PayloadError, match="keeps 4294967295 columns of 9"):
-        wire.unpack_selection(memoryview(b"\xff" * 8), 9)
+        unpack_selection(memoryview(b"\xff" * 8), 9)

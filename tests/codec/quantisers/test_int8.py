@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import Int8, PayloadError
+from tests.codec.quantisers.entry.test_entry_quant import SUBNORMAL, matrix_like
 from tests.codec.quantisers.feature.test_feature_quant import MATRICES
-from tests.codec.quantisers.test_entry_quant import SUBNORMAL, matrix_like
 
 
 def coded(matrix: torch.Tensor) -> tuple[bytes, torch.Tensor]:

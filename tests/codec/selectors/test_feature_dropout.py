@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flwr_splitfc.codec import FeatureDropout
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.selectors.feature_dropout import keep_probabilities
+from flwr_splitfc.codec.selectors.selection import Selection
 
 
 def flat(width: int) -> Channels:
@@ -65,10 +66,12 @@ def test_scale_is_the_inverse_keep_probability(offset: float) -> None:
     selector, generator = FeatureDropout(3.0), torch.Generator().manual_seed(5)
     kept, link = selector.select(
         features.flatten(1),
-        Channels.of(features.shape),
-        generator,
-        affordable=0,
-        budget_bytes=0,
+        Selection(
+            Channels.of(features.shape),
+            affordable=0,
+            budget_bytes=0,
+            generator=generator,
+        ),
     )
     assert link.columns is not None
     assert link.scale is not None
@@ -91,7 +94,8 @@ def test_features_come_through_unbiased() -> None:
     )
     for _ in range(draws):
         kept, link = selector.select(
-            features, flat(40), generator, affordable=0, budget_bytes=0
+            features,
+            Selection(flat(40), affordable=0, budget_bytes=0, generator=generator),
         )
         server = type(link)(link.rows, link.width, link.columns)
         seen = server.expand(kept).double()
@@ -106,9 +110,10 @@ def test_number_of_columns_stays_below_the_worst_case() -> None:
     selector, generator = FeatureDropout(16.0), torch.Generator().manual_seed(2)
     features = torch.randn(4, 512)
     counts = [
-        selector.select(features, flat(512), generator, affordable=0, budget_bytes=0)[
-            1
-        ].kept
+        selector.select(
+            features,
+            Selection(flat(512), affordable=0, budget_bytes=0, generator=generator),
+        )[1].kept
         for _ in range(300)
     ]
     assert sum(counts) / 300 == pytest.approx(32, abs=5 * (32 / 300) ** 0.5)
@@ -118,7 +123,7 @@ def test_number_of_columns_stays_below_the_worst_case() -> None:
 def test_reduction_one_keeps_everything_unscaled() -> None:
     features = torch.randn(4, 6)
     kept, link = FeatureDropout(1.0).select(
-        features, flat(6), None, affordable=0, budget_bytes=0
+        features, Selection(flat(6), affordable=0, budget_bytes=0)
     )
     assert link.columns is None
     assert link.scale is None
@@ -134,10 +139,12 @@ def test_the_server_learns_columns_and_no_probabilities() -> None:
     selector = FeatureDropout(2.0)
     _, link = selector.select(
         torch.randn(5, 64),
-        flat(64),
-        torch.Generator().manual_seed(0),
-        affordable=0,
-        budget_bytes=0,
+        Selection(
+            flat(64),
+            affordable=0,
+            budget_bytes=0,
+            generator=torch.Generator().manual_seed(0),
+        ),
     )
     data = selector.pack(link)
     server, rest = selector.unpack(memoryview(data + b"rest"), 5, 64)

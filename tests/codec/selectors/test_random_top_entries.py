@@ -9,6 +9,7 @@ import torch
 
 from flwr_splitfc.codec import RandomTopEntries, TopEntries, cut_codec
 from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.selectors.selection import Selection
 
 MAGNITUDES = [5.0, -1.0, 0.5, -4.0, 2.0]
 
@@ -42,7 +43,13 @@ def test_sets_have_their_probabilities(kept: int, alpha: float) -> None:
     matrix = torch.tensor(MAGNITUDES).repeat(rows, 1)
     generator = torch.Generator().manual_seed(kept)
     sent, link = RandomTopEntries(alpha).select(
-        matrix, Channels.of(matrix.shape), generator, affordable=kept, budget_bytes=0
+        matrix,
+        Selection(
+            Channels.of(matrix.shape),
+            affordable=kept,
+            budget_bytes=0,
+            generator=generator,
+        ),
     )
     assert link.columns is not None
     assert torch.equal(sent, matrix.gather(1, link.columns))
@@ -66,7 +73,13 @@ def test_rows_are_drawn_on_their_own_from_the_generator() -> None:
     def columns(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         link = selector.select(
-            matrix, Channels.of(matrix.shape), generator, affordable=2, budget_bytes=0
+            matrix,
+            Selection(
+                Channels.of(matrix.shape),
+                affordable=2,
+                budget_bytes=0,
+                generator=generator,
+            ),
         )[1]
         assert link.columns is not None
         return link.columns
@@ -84,10 +97,10 @@ def test_without_chance_it_is_top_s(alpha: float, training: bool) -> None:
     matrix = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     channels = Channels.of(matrix.shape)
     _, link = RandomTopEntries(alpha).select(
-        matrix, channels, None, affordable=7, budget_bytes=0, training=training
+        matrix, Selection(channels, affordable=7, budget_bytes=0, training=training)
     )
     _, expected = TopEntries().select(
-        matrix, channels, None, affordable=7, budget_bytes=0
+        matrix, Selection(channels, affordable=7, budget_bytes=0)
     )
     assert link.columns is not None
     assert expected.columns is not None

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from flwr_splitfc.codec import BudgetError, PayloadError, TopEntries, cut_codec
 from flwr_splitfc.codec.channels import Channels
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.column_sets import pack_columns
+from flwr_splitfc.codec.selectors.entry_selector import pack_entries, unpack_entries
+from flwr_splitfc.codec.selectors.selection import Selection
 
 VALUES = st.sampled_from(
     [0.0, -0.0, 1.0, -1.0, 2.5, -7.0, 1e38, -1e38, 1e-45, -1e-40]
@@ -35,7 +37,8 @@ def largest_magnitudes(row: list[float], kept: int) -> list[float]:
 def test_each_row_keeps_its_largest(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
     kept, link = TopEntries().select(
-        matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0
+        matrix,
+        Selection(Channels.of(matrix.shape), affordable=affordable, budget_bytes=0),
     )
     count = min(max(affordable, 1), columns)
     assert link.kept == count
@@ -55,7 +58,8 @@ def test_positions_come_back(matrix: torch.Tensor, affordable: int) -> None:
     rows, columns = matrix.shape
     selector = TopEntries()
     _, link = selector.select(
-        matrix, Channels.of(matrix.shape), None, affordable=affordable, budget_bytes=0
+        matrix,
+        Selection(Channels.of(matrix.shape), affordable=affordable, budget_bytes=0),
     )
     data = selector.pack(link)
     assert len(data) <= selector.most_bytes(rows, link.kept, columns)
@@ -146,9 +150,7 @@ def test_evaluation_keeps_the_largest_within_its_own_budget() -> None:
 
 
 def entries(kept: int, columns: list[int], total: int) -> memoryview:
-    return memoryview(
-        struct.pack("<I", kept) + wire.pack_columns(np.array(columns), total)
-    )
+    return memoryview(struct.pack("<I", kept) + pack_columns(np.array(columns), total))
 
 
 @pytest.mark.parametrize(
@@ -166,13 +168,13 @@ def test_positions_that_are_refused(
     kept: int, columns: list[int], message: str
 ) -> None:
     with pytest.raises(PayloadError, match=message):
-        wire.unpack_entries(entries(kept, columns, 16), 2, 8)
+        unpack_entries(entries(kept, columns, 16), 2, 8)
 
 
 def test_golden_positions() -> None:
-    assert wire.pack_entries(np.array([[1, 3], [0, 3]]), 4).hex() == "020000009a"
-    assert wire.pack_entries(None, 4).hex() == "04000000"
-    columns, rest = wire.unpack_entries(memoryview(bytes.fromhex("020000009a")), 2, 4)
+    assert pack_entries(np.array([[1, 3], [0, 3]]), 4).hex() == "020000009a"
+    assert pack_entries(None, 4).hex() == "04000000"
+    columns, rest = unpack_entries(memoryview(bytes.fromhex("020000009a")), 2, 4)
     assert columns is not None
     assert columns.tolist() == [[1, 3], [0, 3]]
     assert bytes(rest) == b""

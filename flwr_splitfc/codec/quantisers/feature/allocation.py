@@ -11,24 +11,27 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.grid import endpoints
-from flwr_splitfc.codec.format.wire import ENDPOINT_LEVELS, QuantHeader, Upgrades
-from flwr_splitfc.codec.quantisers.feature.levels import (
+from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.format.symbols import (
     SYMBOL_OVERHEAD_BITS,
+    level_bits,
+    usable_bits,
+)
+from flwr_splitfc.codec.quantisers.feature.endpoints import endpoints
+from flwr_splitfc.codec.quantisers.feature.header import (
+    ENDPOINT_LEVELS,
+    QuantHeader,
+    Upgrades,
+    quant_header_bytes,
+)
+from flwr_splitfc.codec.quantisers.feature.levels import (
     best_level,
     column_levels,
     floor_level,
-    level_bits,
     span_squares,
     upgrade_order,
-    usable_bits,
 )
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _CANDIDATES = 10
 _OCTAVE_STEPS = 4
@@ -127,9 +130,7 @@ class _Candidates:
 
 def _two_stage_counts(columns: int, rows: int, budget_bytes: int) -> Ints:
     """Tenths of the columns that could have two levels each, and none at all."""
-    header_bytes = wire.quant_header_bytes(0, columns) + wire.quant_header_bytes(
-        columns, columns
-    )
+    header_bytes = quant_header_bytes(0, columns) + quant_header_bytes(columns, columns)
     room = usable_bits(budget_bytes - header_bytes - columns // 8, columns) - columns
     column_bits = (
         rows * (1 + SYMBOL_OVERHEAD_BITS) + 2 * float(np.log2(ENDPOINT_LEVELS)) - 1
@@ -149,7 +150,7 @@ def _candidates(
     grid_high = _prefix(np.maximum.accumulate(high), counts)
     stream_bits = [
         usable_bits(
-            budget_bytes - wire.quant_header_bytes(count, columns),
+            budget_bytes - quant_header_bytes(count, columns),
             columns + (rows + 1) * count,
         )
         for count in counts.tolist()

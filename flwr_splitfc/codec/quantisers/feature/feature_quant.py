@@ -10,17 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
 from flwr_splitfc.codec.format.grid import grid_values, nearest_point
-from flwr_splitfc.codec.format.wire import ENDPOINT_LEVELS, QuantHeader, SymbolReader
+from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols, stream_bytes
 from flwr_splitfc.codec.quantisers.feature.allocation import Plan, plan_budget
+from flwr_splitfc.codec.quantisers.feature.header import (
+    ENDPOINT_LEVELS,
+    QuantHeader,
+    pack_quant_header,
+    quant_header_bytes,
+    unpack_quant_header,
+)
 from flwr_splitfc.codec.quantisers.feature.levels import column_levels
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import column_extremes, column_means
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class _EntryGrid:
     columns: Tensor
     base: NDArray[np.float32]
     step: NDArray[np.float32]
-    levels: wire.Symbols
+    levels: Symbols
 
     @classmethod
     def of(cls, header: QuantHeader, endpoints: Ints) -> _EntryGrid:
@@ -38,13 +42,11 @@ class _EntryGrid:
         levels = column_levels(steps, header.multiplier, header.upgrades)
         active = steps > 0
         ends = grid_values(endpoints[active], header.low, header.high, ENDPOINT_LEVELS)
-        sizes: wire.Symbols = levels[active].astype(np.int32)
-        step: wire.Floats = np.divide(
-            ends[:, 1] - ends[:, 0], sizes - 1, dtype=np.float32
-        )
+        sizes: Symbols = levels[active].astype(np.int32)
+        step: Floats = np.divide(ends[:, 1] - ends[:, 0], sizes - 1, dtype=np.float32)
         return cls(torch.from_numpy(header.two_stage[active]), ends[:, 0], step, sizes)
 
-    def symbols(self, matrix: Tensor) -> wire.Symbols:
+    def symbols(self, matrix: Tensor) -> Symbols:
         """The nearest level of each entry, row by row."""
         device = matrix.device
         base, step = (
@@ -60,11 +62,11 @@ class _EntryGrid:
         )
         return entries.to(torch.int32).cpu().numpy().ravel()
 
-    def sizes(self, rows: int) -> wire.Symbols:
+    def sizes(self, rows: int) -> Symbols:
         """Levels of each entry, row by row."""
         return np.tile(self.levels, rows)
 
-    def values(self, symbols: wire.Symbols, rows: int) -> Tensor:
+    def values(self, symbols: Symbols, rows: int) -> Tensor:
         """Entries from their levels, float32 (B, A)."""
         values = symbols.reshape(rows, len(self.levels)).astype(np.float32)
         values *= self.step
@@ -90,7 +92,7 @@ class FeatureQuant(Quantiser):
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         rows, columns = matrix.shape
         if columns == 0:
-            return wire.pack_quant_header(QuantHeader(np.arange(0)), 0)
+            return pack_quant_header(QuantHeader(np.arange(0)), 0)
         low, high = (extreme.numpy() for extreme in column_extremes(matrix))
         mean = column_means(matrix).float().double().numpy().clip(low, high)
         target_bytes = budget_bytes
@@ -102,7 +104,7 @@ class FeatureQuant(Quantiser):
             target_bytes -= max(4, len(data) - budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        header, stream = wire.unpack_quant_header(data, columns)
+        header, stream = unpack_quant_header(data, columns)
         reader = SymbolReader(stream)
         endpoints = _read_endpoints(reader, len(header.two_stage))
         means = _mean_columns(header, columns)
@@ -129,7 +131,7 @@ class FeatureQuant(Quantiser):
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Means alone, with two levels."""
-        return wire.quant_header_bytes(0, columns) + wire.stream_bytes(columns)
+        return quant_header_bytes(0, columns) + stream_bytes(columns)
 
 
 def _mean_columns(header: QuantHeader, columns: int) -> Ints:
@@ -138,14 +140,14 @@ def _mean_columns(header: QuantHeader, columns: int) -> Ints:
 
 def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:
     rows, columns = matrix.shape
-    return wire.pack_quant_header(plan.header, columns) + wire.pack_symbols(
+    return pack_quant_header(plan.header, columns) + pack_symbols(
         _runs(matrix, plan, mean, rows)
     )
 
 
 def _runs(
     matrix: Tensor, plan: Plan, mean: Doubles, rows: int
-) -> Iterator[tuple[wire.Symbols, int | wire.Symbols]]:
+) -> Iterator[tuple[Symbols, int | Symbols]]:
     header = plan.header
     yield plan.endpoints.ravel().astype(np.int32), ENDPOINT_LEVELS
     if header.mean_levels > 1:

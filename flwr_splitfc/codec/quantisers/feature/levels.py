@@ -16,22 +16,14 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from flwr_splitfc.codec.format.wire import (
-    ENDPOINT_LEVELS,
-    SYMBOL_PRECISION_BITS,
-    Upgrades,
-)
+from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.format.symbols import MOST_LEVELS
+from flwr_splitfc.codec.quantisers.feature.header import ENDPOINT_LEVELS, Upgrades
 
-MOST_LEVELS = 2**16
 _CARDANO_LIMIT = 27 / 4
 _LOG_TERMS = 14
-_STREAM_SLACK_BITS = 4.0
-SYMBOL_OVERHEAD_BITS = 2e-4
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def optimal_level(u: ArrayLike) -> Doubles:
@@ -88,30 +80,6 @@ def _log_next_over(q: Doubles) -> Doubles:
     for k in reversed(range(_LOG_TERMS)):
         total = total * square + 1 / (2 * k + 1)
     return 2 * z * total
-
-
-@cache
-def level_bits() -> Doubles:
-    """Bits of one symbol with q levels in the range coder, for q = 0 ... 2^16; a little above log2(q)."""
-    whole = 2**SYMBOL_PRECISION_BITS
-    q = np.arange(1, MOST_LEVELS + 1)
-    return np.concatenate([[0.0], SYMBOL_PRECISION_BITS - np.log2(whole // q)])
-
-
-def usable_bits(stream_bytes: int, symbols: int) -> float:
-    """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
-    words = stream_bytes // 4 - 1  # the first tells how many there are
-    return max(0.0, words * 32 - _STREAM_SLACK_BITS - SYMBOL_OVERHEAD_BITS * symbols)
-
-
-def most_levels(stream_bytes: int, symbols: int) -> int:
-    """How many levels a stream of so many bytes pays for, 2 ... 2^16, where all symbols have the same number.
-
-    >>> most_levels(stream_bytes=7000, symbols=18_432)
-    8
-    """
-    bits = usable_bits(stream_bytes, symbols) / symbols
-    return max(2, int(np.searchsorted(level_bits(), bits, side="right")) - 1)
 
 
 @cache

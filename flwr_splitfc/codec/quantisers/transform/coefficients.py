@@ -17,8 +17,9 @@ from constriction import stream
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.transform.contexts import (
     CONTEXTS,
     GAPS,
@@ -38,8 +39,6 @@ from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
     read_escapes,
     symbols,
 )
-
-Ints = NDArray[np.int64]
 
 MOST_MAGNITUDE = 4096
 """Of a coefficient in steps; with more, sums of the inverse transform would not be exact."""
@@ -108,7 +107,7 @@ def coefficient_runs(
     yield from escapes(values[values >= MAGNITUDES] - MAGNITUDES)
 
 
-def read_coefficients(reader: wire.SymbolReader, contexts: Tensor) -> tuple[Ints, Ints]:
+def read_coefficients(reader: SymbolReader, contexts: Tensor) -> tuple[Ints, Ints]:
     """Places and values of the coefficients that are not zero, given the flat contexts of all."""
     order = _Order(contexts)
     coded = _Coded(_read_counts(reader, order.sizes), order.sizes)
@@ -153,7 +152,7 @@ def _count_runs(counts: Ints, sizes: Ints) -> Iterator[Run]:
     yield from plain_bits(counts[used] & (1 << below) - 1, below)
 
 
-def _read_counts(reader: wire.SymbolReader, sizes: Ints) -> Ints:
+def _read_counts(reader: SymbolReader, sizes: Ints) -> Ints:
     counts, used = np.zeros(CONTEXTS, np.int64), sizes > 0
     levels = (bit_lengths(sizes[used]) + 1).astype(np.int32)
     widths = reader.read(len(levels), levels).astype(np.int64)

@@ -17,9 +17,8 @@ from constriction import stream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.format import wire
-
-Ints = NDArray[np.int64]
+from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.format.symbols import SYMBOL_PRECISION_BITS, sized_model
 
 CONTEXTS = 40
 LEAST_MARGIN, MOST_MARGIN, MOST_BASE = -14, 32, 14
@@ -37,7 +36,7 @@ MOST_SHIFT = 22
 _FIRST_CONTEXT = -26
 _FIRST_BAND = 4
 _GAP_RATIOS = 64
-_WHOLE = 2**wire.SYMBOL_PRECISION_BITS
+_WHOLE = 2**SYMBOL_PRECISION_BITS
 
 
 def bands(directions: int) -> Iterator[slice]:
@@ -120,10 +119,10 @@ def gap_shift(count: int, size: int) -> int:
 
 def gap_index(count: int, size: int) -> int:
     """Index of the ratio at which gaps, without their low bits, become rarer: (2 index + 1) / 128."""
-    stays = ((size - count) << wire.SYMBOL_PRECISION_BITS) // size
+    stays = ((size - count) << SYMBOL_PRECISION_BITS) // size
     for _ in range(gap_shift(count, size)):
-        stays = stays * stays >> wire.SYMBOL_PRECISION_BITS
-    return stays * _GAP_RATIOS >> wire.SYMBOL_PRECISION_BITS
+        stays = stays * stays >> SYMBOL_PRECISION_BITS
+    return stays * _GAP_RATIOS >> SYMBOL_PRECISION_BITS
 
 
 def ratio_index(magnitudes: int, excess: int) -> int:
@@ -135,7 +134,7 @@ def ratio_index(magnitudes: int, excess: int) -> int:
 def magnitudes_model(zero_index: int, ratio: int, symbols: int) -> stream.model.Model:
     """0 with probability 1 - (zero index + 1) / 65, then 1 and up, rarer by the ratio."""
     others = _WHOLE * (zero_index + 1) // 65
-    return wire.sized_model(
+    return sized_model(
         np.array([_WHOLE - others, *_falling(others, 32 - ratio, 33, symbols - 1)])
     )
 
@@ -145,11 +144,9 @@ def nonzeros_model(gap: int, ratio: int) -> stream.model.Model:
     """A gap and a magnitude as one symbol, ``15 gap + magnitude - 1``."""
     gaps = np.array(_falling(_WHOLE, 127 - 2 * gap, 128, GAPS))
     magnitudes = np.array(_falling(_WHOLE, 32 - ratio, 33, MAGNITUDES))
-    sizes = np.maximum(
-        np.outer(gaps, magnitudes).ravel() >> wire.SYMBOL_PRECISION_BITS, 1
-    )
+    sizes = np.maximum(np.outer(gaps, magnitudes).ravel() >> SYMBOL_PRECISION_BITS, 1)
     sizes[0] += _WHOLE - sizes.sum()
-    return wire.sized_model(sizes)
+    return sized_model(sizes)
 
 
 def _falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:

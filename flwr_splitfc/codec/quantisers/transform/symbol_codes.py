@@ -1,4 +1,4 @@
-"""Integers as runs of symbols for `wire.pack_symbols`, and back from a `wire.SymbolReader`."""
+"""Integers as runs of symbols for `pack_symbols`, and back from a `SymbolReader`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Ints, Symbols
+from flwr_splitfc.codec.format.symbols import Model, SymbolReader
 from flwr_splitfc.codec.quantisers.transform.contexts import (
     RATIOS,
     magnitudes_model,
     ratio_index,
 )
 
-Ints = NDArray[np.int64]
-Run: TypeAlias = tuple[wire.Symbols, wire.Model]
+Run: TypeAlias = tuple[Symbols, Model]
 
 _ZERO_INDICES = 64
 _WIDTHS = 32
 
 
-def symbols(values: NDArray[Any], levels: wire.Model) -> Iterator[Run]:
+def symbols(values: NDArray[Any], levels: Model) -> Iterator[Run]:
     """Values as they are; no run where there are none."""
     if len(values):
         yield values.astype(np.int32), levels
@@ -37,7 +37,7 @@ def plain_bits(values: Ints, widths: Ints) -> Iterator[Run]:
         )
 
 
-def read_bits(reader: wire.SymbolReader, widths: Ints) -> Ints:
+def read_bits(reader: SymbolReader, widths: Ints) -> Ints:
     """Read what `plain_bits` wrote."""
     values = np.zeros(len(widths), np.int64)
     for shift, bits in _halves(widths):
@@ -58,7 +58,7 @@ def escapes(values: Ints) -> Iterator[Run]:
     yield from plain_bits(values + 1 - (1 << widths), widths)
 
 
-def read_escapes(reader: wire.SymbolReader, count: int) -> Ints:
+def read_escapes(reader: SymbolReader, count: int) -> Ints:
     """Read what `escapes` wrote."""
     widths = reader.read(count, _WIDTHS).astype(np.int64)
     return (1 << widths) + read_bits(reader, widths) - 1
@@ -84,7 +84,7 @@ def signed(values: Ints, most: int) -> Iterator[Run]:
     yield from symbols((values < 0)[magnitudes > 0], 2)
 
 
-def read_signed(reader: wire.SymbolReader, count: int, most: int) -> Ints:
+def read_signed(reader: SymbolReader, count: int, most: int) -> Ints:
     """Read what `signed` wrote, of at least one value."""
     zero_index, ratio = reader.read(
         2, np.array([_ZERO_INDICES, RATIOS], np.int32)

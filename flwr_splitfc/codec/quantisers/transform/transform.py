@@ -8,18 +8,14 @@ matters. Encoders work in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi, sqrt
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.channels import Channels, channel_position
-
-Ints = NDArray[np.int64]
+from flwr_splitfc.codec.arrays import Ints
 
 LONGEST_DCT = 64
 """An axis is transformed in blocks of its largest divisor up to this."""
@@ -31,70 +27,6 @@ LARGEST_KLT = 512
 """Channels or rows beyond which there is none: it takes the square of them."""
 
 _DCT_BITS, _KLT_BITS = 12, 14
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The ``D`` columns as channels, and the axes of a channel's map.
-
-    Parameters
-    ----------
-    channels : Channels
-    axes : tuple of int
-        The sizes of the map's dimensions, in order; none for a flat (B, D), whose
-        groups of columns are no map.
-
-    Examples
-    --------
-    >>> Layout.of((8, 32, 6, 6))
-    Layout(channels=Channels(outer=1, count=32, inner=36), axes=(6, 6))
-    >>> Layout.of((8, 1152), channels=32)
-    Layout(channels=Channels(outer=1, count=32, inner=36), axes=())
-    """
-
-    channels: Channels
-    axes: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls,
-        shape: Sequence[int],
-        *,
-        channels: int | None = None,
-        dim: int | None = None,
-    ) -> Layout:
-        """Of features of this shape; parameters and errors as in `Channels.of`."""
-        position = channel_position(shape, dim)
-        axes = () if position is None else (*shape[1:position], *shape[position + 1 :])
-        return cls(Channels.of(shape, channels=channels, dim=dim), axes)
-
-    @property
-    def places(self) -> int:
-        """Entries of a channel's map, ``f``."""
-        return self.channels.outer * self.channels.inner
-
-    def split(self, matrix: Tensor) -> Tensor:
-        """(B, D) as (B, C, f)."""
-        outer, count, inner = (
-            self.channels.outer,
-            self.channels.count,
-            self.channels.inner,
-        )
-        parts = matrix.view(-1, outer, count, inner)
-        return parts.transpose(1, 2).reshape(-1, count, self.places)
-
-    def join(self, parts: Tensor) -> Tensor:
-        """(B, C, f) as (B, D)."""
-        outer, count, inner = (
-            self.channels.outer,
-            self.channels.count,
-            self.channels.inner,
-        )
-        return (
-            parts.view(-1, count, outer, inner)
-            .transpose(1, 2)
-            .reshape(-1, outer * count * inner)
-        )
 
 
 # DCT

@@ -8,12 +8,13 @@ from math import ceil, exp, frexp, inf, isqrt, log, sqrt
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Ints, Symbols
+from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import TransformHeader
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.quantisers.transform.coefficients import (
     coefficient_runs,
@@ -27,6 +28,11 @@ from flwr_splitfc.codec.quantisers.transform.contexts import (
     bands,
     coded_bits,
 )
+from flwr_splitfc.codec.quantisers.transform.header import (
+    TransformHeader,
+    pack_transform,
+    unpack_transform,
+)
 from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
     Run,
     read_signed,
@@ -36,16 +42,13 @@ from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
 from flwr_splitfc.codec.quantisers.transform.transform import (
     LARGEST_KLT,
     REFLECTOR_STEPS,
-    Layout,
     fit_reflectors,
     from_directions,
     from_frequencies,
     to_directions,
     to_frequencies,
 )
-from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT, matrix_extremes
-
-Ints = NDArray[np.int64]
+from flwr_splitfc.codec.statistics import matrix_extremes
 
 DEAD_ZONE = 0.33
 """A coefficient of x steps becomes ``floor(|x| + 0.33)``."""
@@ -102,7 +105,7 @@ class _LayoutQuant(TransformQuant):
         least, most = matrix_extremes(matrix)
         unit = 2.0 ** max(frexp(max(most, -least))[1], _LEAST_EXPONENT)
         if least == most == 0:
-            return wire.pack_transform(TransformHeader(0.0))
+            return pack_transform(TransformHeader(0.0))
         parts = self.layout.split(matrix / unit)
         rows, channels, places = parts.shape
         some = (
@@ -123,7 +126,7 @@ class _LayoutQuant(TransformQuant):
         return _pack_within(budget_bytes, values, unit, header, head)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        header, reader = wire.unpack_transform(data)
+        header, reader = unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
         channels, places = self.layout.channels.count, self.layout.places
@@ -168,9 +171,7 @@ def _pack_within(
     head: list[Run],
 ) -> bytes:
     """The payload of (B, C, f) values in this unit, with a step that takes the budget."""
-    search = _Search(
-        values, 8 * (budget_bytes - len(wire.pack_transform(header, head)))
-    )
+    search = _Search(values, 8 * (budget_bytes - len(pack_transform(header, head))))
     best, too_fine, too_coarse = b"", 0.0, inf
     for _ in range(_PACKED):
         step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
@@ -185,7 +186,7 @@ def _pack_within(
         search.move(len(data) / max(_FILL * budget_bytes, 1))
         if not too_fine < search.step < too_coarse:
             search.step = sqrt(too_fine * too_coarse)
-    return best or wire.pack_transform(TransformHeader(0.0))
+    return best or pack_transform(TransformHeader(0.0))
 
 
 class _Search:
@@ -257,8 +258,8 @@ def _pack(
     """The payload of values with a step in their unit."""
     magnitudes = _magnitudes(values, step)
     if not magnitudes.any():
-        return wire.pack_transform(TransformHeader(0.0))
-    return wire.pack_transform(header, [*head, *_runs(values, magnitudes, step)])
+        return pack_transform(TransformHeader(0.0))
+    return pack_transform(header, [*head, *_runs(values, magnitudes, step)])
 
 
 def _runs(values: Tensor, magnitudes: Tensor, step: float) -> Iterator[Run]:
@@ -285,7 +286,7 @@ def _centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     )
 
 
-def _centroid_table(points: wire.Symbols) -> Ints:
+def _centroid_table(points: Symbols) -> Ints:
     """What is added to a magnitude of 0, 1, 2 and more, in units of a 256th of a step."""
     return np.array([0, *(_UNITS // 16 * (points + _LEAST_CENTROID))], np.int64)
 
@@ -299,7 +300,7 @@ def _margin_runs(margins: Margins) -> Iterator[Run]:
 
 
 def _read_margins(
-    reader: wire.SymbolReader, rows: int, directions: int, places: int
+    reader: SymbolReader, rows: int, directions: int, places: int
 ) -> Margins:
     by_row = read_signed(reader, rows, _MARGIN_STEPS)
     bases = reader.read(len(list(bands(directions))), 2 * MOST_BASE + 1) - MOST_BASE
@@ -323,7 +324,7 @@ def _reflector_runs(vectors: Ints) -> Iterator[Run]:
         )
 
 
-def _read_reflectors(reader: wire.SymbolReader, directions: int, count: int) -> Ints:
+def _read_reflectors(reader: SymbolReader, directions: int, count: int) -> Ints:
     if count and not count < directions <= LARGEST_KLT:
         raise PayloadError(
             f"{count} reflections of {directions} channels or rows; at most {LARGEST_KLT} are reflected"

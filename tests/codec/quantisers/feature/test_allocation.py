@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import level_bits
 from flwr_splitfc.codec.quantisers.feature.allocation import Plan, plan_budget
-from flwr_splitfc.codec.quantisers.feature.levels import best_level, level_bits
+from flwr_splitfc.codec.quantisers.feature.header import (
+    ENDPOINT_LEVELS,
+    quant_header_bytes,
+)
+from flwr_splitfc.codec.quantisers.feature.levels import best_level
 
 ROWS = 256
 
@@ -67,10 +71,10 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(
     budget_bytes = budget_for(bits_per_entry, count)
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
     steps, levels, two_stage = spans(plan), plan.levels, len(plan.header.two_stage)
-    stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
+    stream_bits = 8 * (budget_bytes - quant_header_bytes(two_stage, count))
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     side_bits = (
-        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS]
+        2 * two_stage * level_bits()[ENDPOINT_LEVELS]
         + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
     bound = lagrangian_bound(
@@ -119,9 +123,9 @@ def test_levels_are_within_one_percent_of_the_integer_optimum(
     budget_bytes = budget_for(bits_per_entry, count)
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
     two_stage = len(plan.header.two_stage)
-    stream_bits = 8 * (budget_bytes - wire.quant_header_bytes(two_stage, count))
+    stream_bits = 8 * (budget_bytes - quant_header_bytes(two_stage, count))
     side_bits = (
-        2 * two_stage * level_bits()[wire.ENDPOINT_LEVELS]
+        2 * two_stage * level_bits()[ENDPOINT_LEVELS]
         + (count - two_stage) * level_bits()[plan.header.mean_levels]
     )
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import FeatureQuant
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.feature.header import unpack_quant_header
 from flwr_splitfc.codec.quantisers.feature.levels import column_levels
 
 MATRICES: dict[str, Callable[[int, int], torch.Tensor]] = {
@@ -40,8 +41,8 @@ def encode(matrix: torch.Tensor, budget_bytes: int) -> tuple[bytes, torch.Tensor
 def allowed_error(payload: bytes, matrix: torch.Tensor) -> list[float]:
     """Half a step per column, the slow and obvious way from what was sent."""
     columns = matrix.shape[1]
-    header, stream = wire.unpack_quant_header(memoryview(payload), columns)
-    reader = wire.SymbolReader(stream)
+    header, stream = unpack_quant_header(memoryview(payload), columns)
+    reader = SymbolReader(stream)
     count = len(header.two_stage)
     ends = reader.read(2 * count, 200).reshape(count, 2).astype(np.int64)
     levels = column_levels(ends[:, 1] - ends[:, 0], header.multiplier, header.upgrades)
@@ -64,7 +65,7 @@ def test_error_is_at_most_half_a_step(kind: str, bits: float) -> None:
     matrix = MATRICES[kind](64, 48)
     payload, decoded = encode(matrix, int(64 * 48 * bits / 8))
     assert len(payload) * 8 <= 64 * 48 * bits
-    header, _ = wire.unpack_quant_header(memoryview(payload), 48)
+    header, _ = unpack_quant_header(memoryview(payload), 48)
     target = matrix.double().mean(0).repeat(64, 1)
     two_stage = torch.from_numpy(header.two_stage)
     target[:, two_stage] = matrix[:, two_stage].double()

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec.format.wire import Upgrades
+from flwr_splitfc.codec.format.symbols import MOST_LEVELS, level_bits
+from flwr_splitfc.codec.quantisers.feature.header import Upgrades
 from flwr_splitfc.codec.quantisers.feature.levels import (
-    MOST_LEVELS,
     best_level,
     closed_form_thresholds,
     column_levels,
     floor_level,
-    level_bits,
     optimal_level,
     upgrade_order,
     upgrade_thresholds,

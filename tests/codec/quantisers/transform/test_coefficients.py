@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
 from flwr_splitfc.codec.quantisers.transform.coefficients import (
     MOST_MAGNITUDE,
     coefficient_runs,
@@ -19,8 +19,8 @@ from flwr_splitfc.codec.quantisers.transform.coefficients import (
 
 
 def through(magnitudes: Tensor, negative: Tensor, contexts: Tensor) -> Tensor:
-    data = wire.pack_symbols(coefficient_runs(magnitudes, negative, contexts))
-    reader = wire.SymbolReader(memoryview(data))
+    data = pack_symbols(coefficient_runs(magnitudes, negative, contexts))
+    reader = SymbolReader(memoryview(data))
     places, values = read_coefficients(reader, contexts)
     reader.close()
     back = torch.zeros(len(contexts))
@@ -58,19 +58,15 @@ def test_one_far_gap_among_many_neighbours(size: int) -> None:
 def test_zeros_cost_next_to_nothing() -> None:
     contexts = torch.zeros(10_000, dtype=torch.uint8)
     assert (
-        len(
-            wire.pack_symbols(
-                coefficient_runs(torch.zeros(10_000), contexts > 0, contexts)
-            )
-        )
+        len(pack_symbols(coefficient_runs(torch.zeros(10_000), contexts > 0, contexts)))
         <= 12
     )
 
 
 def test_a_magnitude_too_large_is_refused() -> None:
     contexts = torch.zeros(4, dtype=torch.uint8)
-    data = wire.pack_symbols(
+    data = pack_symbols(
         coefficient_runs(torch.full((4,), MOST_MAGNITUDE + 1.0), contexts > 0, contexts)
     )
     with pytest.raises(PayloadError, match="at most 4096"):
-        read_coefficients(wire.SymbolReader(memoryview(data)), contexts)
+        read_coefficients(SymbolReader(memoryview(data)), contexts)

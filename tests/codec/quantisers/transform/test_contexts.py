@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.format.symbols import Model, SymbolReader, pack_symbols
 from flwr_splitfc.codec.quantisers.transform.contexts import (
     CONTEXTS,
     GAPS,
@@ -19,9 +19,9 @@ from flwr_splitfc.codec.quantisers.transform.contexts import (
 )
 
 
-def comes_back(symbols: int, model: wire.Model) -> bool:
+def comes_back(symbols: int, model: Model) -> bool:
     every = np.arange(symbols, dtype=np.int32)
-    reader = wire.SymbolReader(memoryview(wire.pack_symbols([(every, model)])))
+    reader = SymbolReader(memoryview(pack_symbols([(every, model)])))
     same = np.array_equal(reader.read(symbols, model), every)
     reader.close()
     return same

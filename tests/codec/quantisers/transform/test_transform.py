@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.quantisers.transform.transform import (
     LONGEST_DCT,
     REFLECTOR_STEPS,
-    Layout,
     dct_length,
     dct_matrix,
     fit_reflectors,

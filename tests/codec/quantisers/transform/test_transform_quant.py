@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import cut_codec
-from flwr_splitfc.codec.quantisers.transform.transform import Layout
+from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
 from flwr_splitfc.codec.selectors.row_sample import rows_to_send
 

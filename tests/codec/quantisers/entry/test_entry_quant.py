@@ -14,10 +14,13 @@ from flwr_splitfc.codec import (
     codec_names,
     cut_codec,
 )
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import EntryQuant
-from flwr_splitfc.codec.quantisers.feature.levels import MOST_LEVELS, most_levels
+from flwr_splitfc.codec.format.symbols import MOST_LEVELS, most_levels, pack_symbols
+from flwr_splitfc.codec.quantisers.entry.entry_quant import EntryQuant
+from flwr_splitfc.codec.quantisers.entry.header import (
+    LevelHeader,
+    level_header_bytes,
+    unpack_level_header,
+)
 from tests.codec.quantisers.feature.test_feature_quant import MATRICES
 
 METHODS = [Uniform(), EasyQuant(), PowerQuant(), NoisyQuant()]
@@ -48,9 +51,7 @@ def coded(
 
 
 def header_of(method: EntryQuant, payload: bytes) -> LevelHeader:
-    return wire.unpack_level_header(
-        memoryview(payload), parameter=method.has_parameter
-    )[0]
+    return unpack_level_header(memoryview(payload), parameter=method.has_parameter)[0]
 
 
 def squared_error(decoded: torch.Tensor, matrix: torch.Tensor) -> float:
@@ -88,10 +89,9 @@ def test_one_level_more_would_not_fit(method: EntryQuant) -> None:
         symbols = torch.randint(
             0, levels + 1, (matrix.numel(),), dtype=torch.int32
         ).numpy()
-        header_bytes = wire.level_header_bytes(parameter=method.has_parameter)
+        header_bytes = level_header_bytes(parameter=method.has_parameter)
         assert (
-            len(wire.pack_symbols([(symbols, levels + 1)])) + header_bytes + 4
-            > budget_bytes
+            len(pack_symbols([(symbols, levels + 1)])) + header_bytes + 4 > budget_bytes
         )
 
 
@@ -115,7 +115,7 @@ def test_more_bits_less_error(method: EntryQuant) -> None:
 @pytest.mark.parametrize("value", [0.0, -0.0, 2.5, -1e-45, 3e-41, 1e38, -9.9e37])
 def test_one_value_comes_back_without_symbols(method: EntryQuant, value: float) -> None:
     payload, decoded = coded(method, torch.full((9, 4), value), 100)
-    assert len(payload) == wire.level_header_bytes(parameter=method.has_parameter)
+    assert len(payload) == level_header_bytes(parameter=method.has_parameter)
     assert bool((decoded == torch.tensor(value)).all())
 
 

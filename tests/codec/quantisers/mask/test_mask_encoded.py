@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import BudgetError, MaskEncoded, PayloadError, cut_codec
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.quantisers.mask.header import (
+    MASK_TOP,
+    mask_bytes,
+    pack_mask,
+    unpack_mask,
+)
 
 EXTREMES = {
     "zeros": torch.zeros(5, 12),
@@ -99,7 +104,7 @@ def test_no_bits_for_symbols_that_do_not_occur() -> None:
     torch.manual_seed(0)
     features = torch.randn(64, 288).relu()
     payload, _, sent = encoded(features, MaskEncoded().smallest_bytes(64, 288))
-    mask_bits = 8 * (len(payload) - wire.mask_bytes(sent)) / features.numel()
+    mask_bits = 8 * (len(payload) - mask_bytes(sent)) / features.numel()
     assert sent > 0.05 * features.numel()
     assert mask_bits < 1.7  # the paper's two
 
@@ -125,9 +130,9 @@ def test_budget_is_kept(name: str, rows: int, columns: int, extra: int) -> None:
 def test_the_longest_masks_fit_their_bound() -> None:
     for rows, columns in [(1, 1), (2, 3), (50, 41), (256, 1152)]:
         symbols = (np.arange(rows * columns) % 5).astype(np.uint8)
-        symbols[0] = wire.MASK_TOP
+        symbols[0] = MASK_TOP
         for order in (symbols, np.sort(symbols), symbols[::-1]):
-            size = len(wire.pack_mask(order, np.ones(1, np.float16), 1.0))
+            size = len(pack_mask(order, np.ones(1, np.float16), 1.0))
             assert (
                 0
                 <= MaskEncoded().smallest_bytes(rows, columns) - size
@@ -184,7 +189,7 @@ def masked(
     sizes: tuple[int, ...] = (2**24 - 5, 1, 1, 1, 1, 1),
 ) -> memoryview:
     symbols = np.array([0, 0, 0, 5], np.uint8)
-    data = wire.pack_mask(symbols, np.ones(1, np.float16), 1.0)
+    data = pack_mask(symbols, np.ones(1, np.float16), 1.0)
     return memoryview(struct.pack("<If6I", sent, scale, *sizes) + data[32:])
 
 
@@ -204,16 +209,14 @@ def masked(
 )
 def test_malformed_masks_are_named(fields: dict[str, float], message: str) -> None:
     with pytest.raises(PayloadError, match=message):
-        wire.unpack_mask(masked(**fields), 4)  # type: ignore[arg-type]
+        unpack_mask(masked(**fields), 4)  # type: ignore[arg-type]
 
 
 def test_golden_mask() -> None:
-    data = wire.pack_mask(
-        np.array([0, 5, 1, 0], np.uint8), np.array([1.5], np.float16), 0.5
-    )
+    data = pack_mask(np.array([0, 5, 1, 0], np.uint8), np.array([1.5], np.float16), 0.5)
     sizes = [8388606, 4194303, 1, 1, 1, 4194303]
     sizes[0] += 2**24 - sum(sizes)
     assert data[:34] == struct.pack("<If6Ie", 1, 0.5, *sizes, 1.5)
-    symbols, values = wire.unpack_mask(memoryview(data), 4)
+    symbols, values = unpack_mask(memoryview(data), 4)
     assert symbols.tolist() == [0, 5, 1, 0]
     assert values.tolist() == [0.75]

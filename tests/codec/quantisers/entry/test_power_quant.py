@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import PayloadError, PowerQuant, Uniform
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.power_quant import power_levels
-from tests.codec.quantisers.test_entry_quant import (
+from flwr_splitfc.codec.format.symbols import pack_symbols
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader, pack_level_header
+from flwr_splitfc.codec.quantisers.entry.power_quant import power_levels
+from tests.codec.quantisers.entry.test_entry_quant import (
     coded,
     header_of,
     matrix_like,
@@ -92,7 +92,7 @@ def test_never_much_worse_than_even_levels() -> None:
     ],
 )
 def test_powers_out_of_range_are_refused(header: LevelHeader, message: str) -> None:
-    payload = wire.pack_level_header(header) + wire.pack_symbols(
+    payload = pack_level_header(header) + pack_symbols(
         [(np.zeros(4, np.int32), header.levels)]
     )
     with pytest.raises(PayloadError, match=message):

@@ -12,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Doubles, Ints
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.format.wire import MASK_TOP
+from flwr_splitfc.codec.format.symbols import stream_bytes
 from flwr_splitfc.codec.quantisers.float16 import Float16
+from flwr_splitfc.codec.quantisers.mask.header import (
+    MASK_TOP,
+    mask_bytes,
+    pack_mask,
+    unpack_mask,
+)
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import check_entries, half_scale, to_half
-
-Ints = NDArray[np.int64]
-Doubles = NDArray[np.float64]
 
 _MAGNITUDES = 0x7C00
 """Finite float16 magnitudes; their bits are in their order."""
@@ -67,7 +70,7 @@ class MaskEncoded(Quantiser):
         while True:
             threshold, ties = mask.choice(target_bytes)
             symbols = mask.symbols(halves, threshold, ties)
-            data = wire.pack_mask(symbols, halves[symbols == MASK_TOP], scale)
+            data = pack_mask(symbols, halves[symbols == MASK_TOP], scale)
             if len(data) <= budget_bytes or mask.is_smallest(target_bytes):
                 return data
             target_bytes -= max(4, len(data) - budget_bytes)
@@ -77,7 +80,7 @@ class MaskEncoded(Quantiser):
             if len(data):
                 raise PayloadError(f"payload of no entry has {len(data)} bytes")
             return torch.zeros(rows, columns)
-        mask, top = wire.unpack_mask(data, rows * columns)
+        mask, top = unpack_mask(data, rows * columns)
         symbols = torch.from_numpy(mask)
         third = top.abs().min() / 3
         levels = torch.tensor([0, 1, 2, -1, -2, 0]) * third
@@ -93,7 +96,7 @@ class MaskEncoded(Quantiser):
         if entries == 0:
             return 0
         bits = (entries - 1) * log2(5) + log2(entries) + 1.5
-        return wire.mask_bytes(1) + wire.stream_bytes(entries, bits / entries)
+        return mask_bytes(1) + stream_bytes(entries, bits / entries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +149,7 @@ class _Mask:
         bits = (counts * np.log2(entries / np.maximum(counts, 1))).sum(0)
         return np.array(
             [
-                wire.mask_bytes(k) + wire.stream_bytes(entries, b / entries)
+                mask_bytes(k) + stream_bytes(entries, b / entries)
                 for k, b in zip(counts[-1].tolist(), bits.tolist(), strict=True)
             ]
         )

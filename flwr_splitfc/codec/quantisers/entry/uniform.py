@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import EntryQuant
+from flwr_splitfc.codec.quantisers.entry.entry_quant import EntryQuant
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader
 
 
 @dataclass(frozen=True)

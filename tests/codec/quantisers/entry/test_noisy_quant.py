@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import NoisyQuant, Uniform
-from flwr_splitfc.codec.quantisers.noisy_quant import noise
-from tests.codec.quantisers.test_entry_quant import (
+from flwr_splitfc.codec.quantisers.entry.noisy_quant import noise
+from tests.codec.quantisers.entry.test_entry_quant import (
     coded,
     header_of,
     matrix_like,

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import (
-    Doubles,
+from flwr_splitfc.codec.arrays import Doubles
+from flwr_splitfc.codec.quantisers.entry.entry_quant import (
     EntryQuant,
     even_levels,
     look_up,
     steps_above,
 )
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader
 
 _AMPLITUDES = np.arange(0, 256, 17)
 _SAMPLE_ENTRIES = 2**14

@@ -14,9 +14,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.quantisers.feature.levels import level_bits
-from flwr_splitfc.codec.quantisers.kmeans import (
+from flwr_splitfc.codec.format.symbols import (
+    SymbolReader,
+    level_bits,
+    pack_symbols,
+    stream_bytes,
+)
+from flwr_splitfc.codec.quantisers.product.header import (
+    codebook_bytes,
+    pack_codebook,
+    unpack_codebook,
+)
+from flwr_splitfc.codec.quantisers.product.kmeans import (
     moved_centroids,
     nearest_centroids,
     squared_error,
@@ -55,7 +64,7 @@ class Division(NamedTuple):
     def payload_bytes(self, rows: int, columns: int) -> int:
         """Enough for the payload, but for rare cases."""
         indices = rows * ceil(columns / self.length) if self.centroids > 1 else 0
-        return wire.codebook_bytes(*self) + wire.stream_bytes(
+        return codebook_bytes(*self) + stream_bytes(
             indices, float(level_bits()[self.centroids])
         )
 
@@ -146,10 +155,10 @@ class ProductQuant(Quantiser):
             if len(data):
                 raise PayloadError(f"payload of no column has {len(data)} bytes")
             return torch.zeros(rows, 0)
-        codebook, stream = wire.unpack_codebook(data, rows, columns)
+        codebook, stream = unpack_codebook(data, rows, columns)
         groups, count, length = codebook.shape
         positions = ceil(columns / length)
-        reader = wire.SymbolReader(stream)
+        reader = SymbolReader(stream)
         indices = np.zeros((rows, positions), np.int32)
         if count > 1:
             indices = reader.read(rows * positions, count).reshape(rows, positions)
@@ -242,7 +251,7 @@ def _pack(
     groups: list[Tensor], centroids: list[Tensor], scale: float, rows: int
 ) -> bytes:
     codebook = torch.stack(centroids)
-    data = wire.pack_codebook(codebook.cpu().numpy(), scale)
+    data = pack_codebook(codebook.cpu().numpy(), scale)
     if codebook.shape[1] == 1:
         return data
     labels = [
@@ -252,4 +261,4 @@ def _pack(
     indices = (
         torch.cat([own.view(rows, -1) for own in labels], 1).int().cpu().numpy().ravel()
     )
-    return data + wire.pack_symbols([(indices, codebook.shape[1])])
+    return data + pack_symbols([(indices, codebook.shape[1])])

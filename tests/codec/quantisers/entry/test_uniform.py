@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flwr_splitfc.codec import Uniform
-from tests.codec.quantisers.test_entry_quant import coded, header_of, matrix_like
+from tests.codec.quantisers.entry.test_entry_quant import coded, header_of, matrix_like
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "cauchy", "offset"])

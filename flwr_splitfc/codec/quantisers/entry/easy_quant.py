@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from flwr_splitfc.codec.format.wire import LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import (
+from flwr_splitfc.codec.quantisers.entry.entry_quant import (
     SEARCH_LEVELS,
     EntryQuant,
     Histogram,
 )
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader
 
 _SCALES = np.arange(100, 0, -1) / 100
 _COSINE_DECIMALS = 9

@@ -7,18 +7,24 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.format import wire
+from flwr_splitfc.codec.arrays import Doubles, Floats
 from flwr_splitfc.codec.format.grid import grid_values
-from flwr_splitfc.codec.format.wire import LevelHeader, SymbolReader
-from flwr_splitfc.codec.quantisers.feature.levels import most_levels
+from flwr_splitfc.codec.format.symbols import (
+    SymbolReader,
+    most_levels,
+    pack_symbols,
+    stream_bytes,
+)
+from flwr_splitfc.codec.quantisers.entry.header import (
+    LevelHeader,
+    level_header_bytes,
+    pack_level_header,
+    unpack_level_header,
+)
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import matrix_extremes
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SEARCH_LEVELS = 2**10
 """No search looks at more levels: with so many, all that it could find is as good."""
@@ -54,9 +60,9 @@ class EntryQuant(Quantiser):
         while True:
             levels = most_levels(target_bytes, matrix.numel()) if low < high else 1
             header = self.fit(matrix, low, high, levels)
-            data = wire.pack_level_header(header)
+            data = pack_level_header(header)
             if levels > 1:
-                data += wire.pack_symbols(
+                data += pack_symbols(
                     [(self.symbols(matrix, header).int().cpu().numpy().ravel(), levels)]
                 )
             if len(data) <= budget_bytes or levels <= 2:
@@ -64,7 +70,7 @@ class EntryQuant(Quantiser):
             target_bytes -= max(4, len(data) - budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        header, stream = wire.unpack_level_header(data, parameter=self.has_parameter)
+        header, stream = unpack_level_header(data, parameter=self.has_parameter)
         reader, symbols = SymbolReader(stream), np.zeros(rows * columns, np.int32)
         if header.levels > 1:
             symbols = reader.read(rows * columns, header.levels)
@@ -73,13 +79,13 @@ class EntryQuant(Quantiser):
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Two levels."""
-        return self._header_bytes() + wire.stream_bytes(rows * columns)
+        return self._header_bytes() + stream_bytes(rows * columns)
 
     def _header_bytes(self) -> int:
-        return wire.level_header_bytes(parameter=self.has_parameter)
+        return level_header_bytes(parameter=self.has_parameter)
 
 
-def even_levels(header: LevelHeader) -> wire.Floats:
+def even_levels(header: LevelHeader) -> Floats:
     """``Q`` values from `low` to `high`."""
     return grid_values(np.arange(header.levels), header.low, header.high, header.levels)
 
@@ -94,7 +100,7 @@ def steps_above(matrix: Tensor, low: float, high: float, levels: int) -> Tensor:
     return matrix.sub(low).div_(matrix.new_tensor(high - low)).mul_(levels - 1)
 
 
-def look_up(values: wire.Floats, symbols: Tensor) -> Tensor:
+def look_up(values: Floats, symbols: Tensor) -> Tensor:
     """The value of each symbol."""
     return (
         torch.from_numpy(values)

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import PayloadError, ProductQuant, cut_codec
-from flwr_splitfc.codec.format import wire
-from flwr_splitfc.codec.quantisers.kmeans import moved_centroids, nearest_centroids
+from flwr_splitfc.codec.quantisers.product.header import (
+    codebook_bytes,
+    pack_codebook,
+    unpack_codebook,
+)
+from flwr_splitfc.codec.quantisers.product.kmeans import (
+    moved_centroids,
+    nearest_centroids,
+)
 
 EXTREMES = {
     "zeros": torch.zeros(5, 12),
@@ -76,7 +83,7 @@ def test_every_subvector_is_its_nearest_centroid(
         matrix, quantiser.smallest_bytes(rows, columns) + rows * columns // 8 + 40
     )
     decoded = quantiser.decode(memoryview(payload), rows, columns)
-    codebook, _ = wire.unpack_codebook(memoryview(payload), rows, columns)
+    codebook, _ = unpack_codebook(memoryview(payload), rows, columns)
     R, _, length = codebook.shape
     q = -(-columns // length)
     for row in range(rows):
@@ -122,7 +129,7 @@ def test_error_is_that_of_k_means(bits: float) -> None:
     ).relu()
     quantiser = ProductQuant()
     payload = quantiser.encode(matrix, int(128 * 256 * bits / 8))
-    codebook, _ = wire.unpack_codebook(memoryview(payload), 128, 256)
+    codebook, _ = unpack_codebook(memoryview(payload), 128, 256)
     _, centroids, length = codebook.shape
     error = float((quantiser.decode(memoryview(payload), 128, 256) - matrix).norm())
     assert error < 1.06 * reference_error(matrix, length, centroids)
@@ -264,13 +271,13 @@ def codebook(
 )
 def test_malformed_codebooks_are_named(fields: dict[str, float], message: str) -> None:
     with pytest.raises(PayloadError, match=message):
-        wire.unpack_codebook(codebook(**fields), 2, 6)  # type: ignore[arg-type]
+        unpack_codebook(codebook(**fields), 2, 6)  # type: ignore[arg-type]
 
 
 def test_golden_codebook() -> None:
-    data = wire.pack_codebook(np.array([[[1.0, -2.0]], [[0.5, 0.0]]], np.float16), 0.25)
+    data = pack_codebook(np.array([[[1.0, -2.0]], [[0.5, 0.0]]], np.float16), 0.25)
     assert data.hex() == "020000000200000001000000803e003c00c000380000"
-    assert len(data) == wire.codebook_bytes(2, 2, 1)
-    entries, rest = wire.unpack_codebook(memoryview(data), 1, 4)
+    assert len(data) == codebook_bytes(2, 2, 1)
+    entries, rest = unpack_codebook(memoryview(data), 1, 4)
     assert entries.tolist() == [[[0.25, -0.5]], [[0.125, 0.0]]]
     assert bytes(rest) == b""

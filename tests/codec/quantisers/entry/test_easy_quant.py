@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import EasyQuant
-from tests.codec.quantisers.test_entry_quant import coded, header_of, matrix_like
+from tests.codec.quantisers.entry.test_entry_quant import coded, header_of, matrix_like
 
 
 def lost_direction(entries: list[float], low: float, high: float, levels: int) -> float:

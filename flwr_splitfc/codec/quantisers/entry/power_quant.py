@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.wire import Floats, LevelHeader
-from flwr_splitfc.codec.quantisers.entry_quant import (
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.quantisers.entry.entry_quant import (
     SEARCH_LEVELS,
-    Doubles,
     EntryQuant,
     Histogram,
-    Ints,
     look_up,
 )
-from flwr_splitfc.codec.statistics import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.quantisers.entry.header import LevelHeader
 
 LEAST_EIGHTHS, MOST_EIGHTHS = 8, 64
 """Of the power that takes levels back, ``1/a``: from 1 to 8."""

@@ -1,0 +1,68 @@
+"""Matrices of floats, and bounds on what is decoded."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_splitfc.codec.errors import PayloadError
+
+MAGNITUDE_LIMIT = 1e38
+"""Largest absolute value that is coded: sums of two stay finite in float32."""
+
+
+def pack_floats(matrix: NDArray[Any], dtype: str) -> bytes:
+    """Write a matrix row by row as ``<f4`` or ``<f2``."""
+    return matrix.astype(dtype, copy=False).tobytes()
+
+
+def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tensor:
+    """Read a finite (rows, columns) matrix of ``<f4`` or ``<f2`` as float32."""
+    size = rows * columns * np.dtype(dtype).itemsize
+    if len(data) != size:
+        raise PayloadError(
+            f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}"
+        )
+    native = np.frombuffer(data, dtype).astype(np.dtype(dtype).newbyteorder("="))
+    # ten times as fast as numpy from float16
+    matrix = torch.from_numpy(native).view(rows, columns).float()
+    check_decoded(matrix)
+    return matrix
+
+
+def unpack_scaled(
+    data: memoryview, rows: int, columns: int, scale: float
+) -> tuple[Tensor, memoryview]:
+    """Read (rows, columns) of ``<f2`` in units of `scale` as float32, and return the rest."""
+    if not (isfinite(scale) and scale > 0):
+        raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
+    size = 2 * rows * columns
+    if len(data) < size:
+        raise PayloadError(
+            f"entries end early: {len(data)} bytes left where {size} were wanted"
+        )
+    matrix = unpack_floats(data[:size], rows, columns, "<f2").mul_(scale)
+    check_decoded(matrix)
+    return matrix, data[size:]
+
+
+def check_decoded(matrix: Tensor) -> None:
+    """Refuse NaN, infinities and what is too large to be sent."""
+    if (
+        matrix.numel()
+        and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT
+    ):
+        raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
+
+
+def check_interval(low: float, high: float, name: str) -> None:
+    """Refuse ends that are not finite, in order and at most 1e38."""
+    if not -MAGNITUDE_LIMIT <= low <= high <= MAGNITUDE_LIMIT:
+        raise PayloadError(
+            f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted"
+        )

@@ -1,0 +1,1 @@
+"""Quantisers that round entry by entry to the same levels."""

@@ -1,0 +1,1 @@
+"""Mask-encoded sparsification (2408.13787)."""

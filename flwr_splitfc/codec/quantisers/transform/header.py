@@ -1,0 +1,63 @@
+"""What precedes the symbols of a transformed matrix."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from flwr_splitfc.codec.arrays import Symbols
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.format.symbols import Model, SymbolReader, pack_symbols
+
+
+class TransformHeader(NamedTuple):
+    """What the reader of a transformed matrix knows before the symbols.
+
+    Parameters
+    ----------
+    step : float
+        float32 and not negative; 0 if the whole matrix is 0, which is all there is
+        then.
+    channel_reflectors, row_reflectors : int
+        Of the channels' transform and of the samples', 0 to 255.
+    clamped : bool
+        Whether no entry is negative, as after a ReLU.
+    """
+
+    step: float
+    channel_reflectors: int = 0
+    row_reflectors: int = 0
+    clamped: bool = False
+
+
+def pack_transform(
+    header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()
+) -> bytes:
+    """Write a header and all symbols."""
+    if header.step == 0:
+        return struct.pack("<f", 0.0)
+    return struct.pack("<fBB?", *header) + pack_symbols(runs)
+
+
+def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
+    """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
+    (step,), rest = take(data, "f")
+    if not 0 <= step <= MAGNITUDE_LIMIT:
+        raise PayloadError(
+            f"step is {step}; finite, not negative, at most 1e38 was wanted"
+        )
+    if step == 0:
+        if len(rest):
+            raise PayloadError(f"{len(rest)} bytes follow a step of zero")
+        return TransformHeader(step), SymbolReader(rest)
+    (channel_reflectors, row_reflectors, clamped), rest = take(rest, "BBB")
+    if clamped > 1:
+        raise PayloadError(
+            f"{clamped} says whether entries are negative; 0 or 1 was wanted"
+        )
+    return TransformHeader(
+        step, channel_reflectors, row_reflectors, clamped == 1
+    ), SymbolReader(rest)
