@@ -14,7 +14,7 @@ from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.grid import grid_values, nearest_point
 from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols, stream_bytes
-from flwr_splitfc.codec.quantisers.feature.allocation import Plan, plan_budget
+from flwr_splitfc.codec.quantisers.feature.allocation.plan import Plan, plan_budget
 from flwr_splitfc.codec.quantisers.feature.header import (
     ENDPOINT_LEVELS,
     QuantHeader,

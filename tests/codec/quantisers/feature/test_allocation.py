@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from flwr_splitfc.codec.format.symbols import level_bits
-from flwr_splitfc.codec.quantisers.feature.allocation import Plan, plan_budget
+from flwr_splitfc.codec.quantisers.feature.allocation.plan import Plan, plan_budget
 from flwr_splitfc.codec.quantisers.feature.header import (
     ENDPOINT_LEVELS,
     quant_header_bytes,

@@ -1,0 +1,1 @@
+"""How the sender spends a bit budget on columns (SplitFC, Sec. V)."""
