@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.flower_app import Settings
-from flwr_splitfc.exchange import Ledger, MeteredGrid
+from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
 from flwr_splitfc.exchange.server.split_grid import purpose_of
 
 RUN_KEY = "flwr-splitfc.run"
@@ -26,11 +26,8 @@ class DeviceFailed(RuntimeError):
     """A device raised an error in its turn: what a strategy would go on without, a comparison must not."""
 
 
-class RunGrid(MeteredGrid):
+class RunGrid(DelegatingGrid):
     """A grid that writes the run into each message, and stops the run when a device fails.
-
-    It meters nothing, the app does that on top of it; it has its base class for what
-    that delegates.
 
     Parameters
     ----------
@@ -47,7 +44,7 @@ class RunGrid(MeteredGrid):
     """
 
     def __init__(self, grid: Grid, run_id: str, config: Settings) -> None:
-        super().__init__(grid, Ledger())
+        super().__init__(grid)
         self.turns = 0
         # As text, because a ConfigRecord takes no empty strings.
         self._record = ConfigRecord({"id": run_id, "config": json.dumps(config)})
@@ -57,16 +54,16 @@ class RunGrid(MeteredGrid):
     ) -> Iterable[Message]:
         """Delegate."""
         return self._checked(
-            self.inner.send_and_receive(self._marked(messages), timeout=timeout)
+            super().send_and_receive(self._marked(messages), timeout=timeout)
         )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Delegate."""
-        return self.inner.push_messages(self._marked(messages))
+        return super().push_messages(self._marked(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Delegate."""
-        return self._checked(self.inner.pull_messages(message_ids))
+        return self._checked(super().pull_messages(message_ids))
 
     def _marked(self, messages: Iterable[Message]) -> list[Message]:
         marked = list(messages)
