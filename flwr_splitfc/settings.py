@@ -1,18 +1,34 @@
-"""A run-config's keys as the fields of a dataclass."""
+"""Settings: scalars that a person writes, checked against the types of a dataclass."""
 
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-RunConfig = Mapping[str, bool | float | int | str]
+Scalar: TypeAlias = bool | int | float | str
+"""A value that TOML, Flower's run-configs and its config records all carry."""
+
+RunConfig: TypeAlias = Mapping[str, Scalar]
+"""The run-config of a Flower app: settings under keys in kebab case."""
+
 Settings = TypeVar("Settings")
+
+_COMPLAINT = "{key} is {value!r}, wanted {wanted}"
 
 
 def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
-    """The dataclass `kind`, filled from the keys of a run-config that are its fields in kebab case.
+    """Fill the dataclass `kind` from the keys of a run-config.
 
-    A field without a key keeps its default; keys that are no field are left to others.
+    A key is the field's name in kebab case. A field without a key keeps its default;
+    keys that are no field are left to others.
 
     Raises
     ------
@@ -30,40 +46,118 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     Turn(batch_size=32, learning_rate=0.001)
     """
     hints = get_type_hints(kind)
-    keys = {field.name: field.name.replace("_", "-") for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(
-        **{
-            name: _checked(key, config[key], hints[name])
-            for name, key in keys.items()
-            if key in config
-        }
-    )
+    values = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        key = field.name.replace("_", "-")
+        if key in config:
+            values[field.name] = check_scalar(key, config[key], hints[field.name])
+    return kind(**values)
 
 
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+def parse_settings(text: str) -> dict[str, Scalar]:
+    """Parse settings that stand in one string, as ``key=value`` with spaces between.
+
+    A value is a TOML scalar; what is no TOML is a string, so that plain words need no
+    quotes. No value may hold a space. Whether a setting exists and what type it has is
+    for the reader of the mapping to check.
+
+    Raises
+    ------
+    ValueError
+        If a part is not ``key=value``, its value is an array, a table or a time, or a
+        key stands twice.
+
+    Examples
+    --------
+    >>> parse_settings("reduction=8 correction=0.1 evaluation=codec")
+    {'reduction': 8, 'correction': 0.1, 'evaluation': 'codec'}
+    """
+    settings: dict[str, Scalar] = {}
+    for part in text.split():
+        key, _, value_text = part.partition("=")
+        if not key or not value_text:
+            raise ValueError(f"a setting is key=value, got {part!r} in {text!r}")
+        if key in settings:
+            raise ValueError(f"setting {key!r} stands twice in {text!r}")
+        value = parse_toml_value(value_text)
+        if not isinstance(value, Scalar):
+            raise ValueError(f"setting {part!r} is not a number, a boolean or a string")
+        settings[key] = value
+    return settings
+
+
+def parse_toml_value(text: str) -> Any:
+    """Parse a TOML value; what is no TOML is a string.
+
+    >>> parse_toml_value("16"), parse_toml_value("fresh")
+    (16, 'fresh')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def check_scalar(
+    key: str, value: object, hint: Any, *, complaint: str = _COMPLAINT
+) -> Any:
+    """Return `value` as the scalar that its type hint asks for.
+
+    Parameters
+    ----------
+    key : str
+        The setting's name, for the message.
+    value : object
+        What was given.
+    hint : type
+        A scalar type, a union of such types and None, or a `Literal`.
+    complaint : str
+        The error's message, a format string of `key`, `value` and `wanted`.
+
+    Raises
+    ------
+    ValueError
+        If the value is not of the type; an integer is a float, too, and comes back as
+        one.
+
+    Examples
+    --------
+    >>> check_scalar("reduction", 8, float)
+    8.0
+    """
+    if get_origin(hint) is Literal:
+        check_choice(key, value, get_args(hint), complaint=complaint)
+        return value
+    kinds = get_args(hint) or (hint,)
     if type(value) in kinds:
         return value
     if type(value) is int and float in kinds:
         return float(value)
-    raise ValueError(
-        f"{key} is {value!r}, wanted {' or '.join(kind.__name__ for kind in kinds)}"
-    )
+    names = [kind.__name__ for kind in kinds if kind is not type(None)]
+    wanted = " or ".join(names)
+    raise ValueError(complaint.format(key=key, value=value, wanted=wanted))
+
+
+def check_choice(
+    key: str, value: object, choices: Iterable[str], *, complaint: str = _COMPLAINT
+) -> None:
+    """Raise a `ValueError` that names the key if `value` is none of `choices`.
+
+    The message leaves out the empty string, which stands for a default.
+    """
+    choices = list(choices)
+    if value not in choices:
+        wanted = "one of " + ", ".join(filter(None, choices))
+        raise ValueError(complaint.format(key=key, value=value, wanted=wanted))
 
 
 def check_least(settings: object, **least: float) -> None:
-    """Raise a `ValueError` that names the key of the first of `settings` that is below its least value."""
+    """Raise a `ValueError` that names the first of `settings` below its least value.
+
+    A setting that is None is not checked.
+    """
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and not value >= bound:
-            raise ValueError(
-                f"{name.replace('_', '-')} is {value}, wanted {bound} or more"
-            )
-
-
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raise a `ValueError` that names the key if `value` is none of `choices`."""
-    if value not in choices:
-        raise ValueError(
-            f"{key} is {value!r}, wanted one of {', '.join(filter(None, choices))}"
-        )
+            key = name.replace("_", "-")
+            raise ValueError(f"{key} is {value}, wanted {bound} or more")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
-from types import UnionType
-from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeAlias, get_type_hints
 
 from flwr_splitfc.codec.cut import CutCodec, own_settings
 from flwr_splitfc.codec.quantisers.entry.easy_quant import EasyQuant
@@ -27,9 +26,12 @@ from flwr_splitfc.codec.selectors.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selectors.row_sample import RowSample
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.selectors.top_entries import TopEntries
+from flwr_splitfc.settings import check_scalar
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
+
+_COMPLAINT = "{key} must be {wanted}, got {value!r}"
 
 Pair: TypeAlias = tuple[type[Selector], type[Quantiser]]
 
@@ -136,7 +138,10 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
         raise ValueError(
             f"codec {name!r} has no setting {key!r}; it has {', '.join(sorted(known))}"
         )
-    values = {key: _checked(key, value, known[key]) for key, value in values.items()}
+    values = {
+        key: check_scalar(key, value, known[key], complaint=_COMPLAINT)
+        for key, value in values.items()
+    }
     parts = [
         kind(
             **{key: value for key, value in values.items() if key in _field_types(kind)}
@@ -196,22 +201,3 @@ def _check_pair(name: str, pair: Any) -> None:
 def _field_types(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def _checked(key: str, value: object, kind: Any) -> Any:
-    """Check a setting against its annotation: a scalar, a literal or a union of them."""
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise ValueError(
-            f"{key} must be one of {', '.join(get_args(kind))}, got {value!r}"
-        )
-    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if type(value) in options:
-        return value
-    if type(value) is int and float in options:
-        return float(value)
-    wanted = " or ".join(
-        option.__name__ for option in options if option is not type(None)
-    )
-    raise ValueError(f"{key} must be {wanted}, got {value!r}")

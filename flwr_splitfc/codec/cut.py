@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from math import ceil, isfinite, prod
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, Literal, final
 
 import torch
 from flwr.app import Array
@@ -22,8 +22,7 @@ from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
-
-Scalar: TypeAlias = str | int | float | bool
+from flwr_splitfc.settings import Scalar
 
 _EVALUATION: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
 _BIT_DECIMALS = 4

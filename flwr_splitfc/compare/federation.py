@@ -4,12 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_splitfc.compare.flower_app import (
-    Scalar,
-    Settings,
-    SettingsError,
-    parse_setting,
-)
+from flwr_splitfc.compare.flower_app import Settings, SettingsError, parse_setting
+from flwr_splitfc.settings import Scalar
 
 
 @dataclass(frozen=True)

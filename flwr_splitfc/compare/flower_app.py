@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Scalar = bool | float | int | str
+from flwr_splitfc.settings import Scalar, check_scalar, parse_toml_value
+
 Settings = dict[str, Scalar]
 
 
@@ -109,11 +110,7 @@ def parse_setting(text: str) -> Settings:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
         raise SettingsError(f"a setting is key=value, got {text!r}")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    return _flat({key: parsed})
+    return _flat({key: parse_toml_value(value)})
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -135,13 +132,13 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Settings:
 
 
 def _like(default: Scalar, value: object, what: str) -> Scalar:
-    """`value` in the default's type; numbers stand for one another where nothing is lost."""
-    if type(value) is type(default) or (type(default) is int and type(value) is float):
+    """Return `value` in the default's type, or a float where the default is an int."""
+    if type(default) is int and type(value) is float:
         return value
-    if type(default) is float and type(value) is int:
-        return float(value)
     if type(default) is str and type(value) in (int, float, bool):
         return json.dumps(value)
-    raise SettingsError(
-        f"{what} is {value!r}, wanted {type(default).__name__}, as {default!r}"
-    )
+    try:
+        checked: Scalar = check_scalar(what, value, type(default))
+    except ValueError as error:
+        raise SettingsError(f"{error}, as {default!r}") from None
+    return checked

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message
 
 from flwr_splitfc.exchange.protocol.errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
+from flwr_splitfc.settings import Scalar
 
 PROTOCOLS = (2,)
 """Versions of the exchange that this package speaks, the best last."""
@@ -17,7 +18,6 @@ _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
 Purpose = Literal["train", "evaluate"]
-Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from flwr_splitfc.codec import CutCodec
-from flwr_splitfc.exchange.protocol.ticket import Scalar
 from flwr_splitfc.exchange.server.ledger import Traffic
+from flwr_splitfc.settings import Scalar
 
 MOST_BITS = 32.0
 """What nobody gets more of by a rule: float32."""

@@ -13,7 +13,7 @@ from flwr_splitfc.exchange.protocol.device_query import (
     NODE_CONFIG_KEY,
     QUERY_TYPE,
 )
-from flwr_splitfc.exchange.protocol.ticket import Scalar
+from flwr_splitfc.settings import Scalar
 
 _QUERY_TIMEOUT_S = 120.0
 _MOST_CONFIG_KEYS = 64
