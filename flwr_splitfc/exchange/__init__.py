@@ -17,8 +17,8 @@ from flwr_splitfc.exchange.protocol.errors import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.protocol.tls import Certificate
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, DeviceRound, LastTurn
+from flwr_splitfc.exchange.server.certificate import Certificate
 from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint

@@ -20,10 +20,10 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     TokenRefused,
 )
+from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
-from flwr_splitfc.exchange.protocol.tls import open_channel
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import grpc
 
+from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -25,7 +26,6 @@ from flwr_splitfc.exchange.protocol.errors import (
 )
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.exchange.protocol.tls import open_channel
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0

@@ -25,8 +25,9 @@ from flwr_splitfc.exchange.protocol.errors import (
 )
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import Purpose, Ticket
-from flwr_splitfc.exchange.protocol.tls import Certificate, Tls, server_credentials
+from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.exchange.server.budget_rules import Cut, LastTurn
+from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
 from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
 from flwr_splitfc.exchange.server.halves import Halves

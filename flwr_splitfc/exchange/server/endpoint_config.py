@@ -9,7 +9,7 @@ from flwr_splitfc.exchange.protocol.address import (
     is_wildcard,
     split_address,
 )
-from flwr_splitfc.exchange.protocol.tls import Certificate
+from flwr_splitfc.exchange.server.certificate import Certificate
 from flwr_splitfc.exchange.server.limits import Limits
 
 Transport = Literal["stream", "messages"]
