@@ -1,7 +1,6 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import torch
@@ -10,19 +9,17 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.client_turn import Batches, ClientTurn, first_arrays
+from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.precision import device_autocast
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.device_query import ACTION
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
-from flwr_splitfc.settings import check_choice
 
-MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
 LoadData = Callable[[Context], tuple[Batches, Batches]]
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -191,10 +188,7 @@ class SplitClientApp(ClientApp):
 
     def _autocast(self, config: ConfigRecord) -> torch.autocast:
         precision = str(config.get("device-precision", "float32"))
-        check_choice("device-precision", precision, PRECISIONS)
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
-        )
+        return device_autocast(precision, self.device)
 
     def _turn(
         self,
@@ -246,26 +240,6 @@ class SplitClientApp(ClientApp):
         if self.loss_fn is not None:
             metrics = {"eval_loss": self.loss_fn(outputs, labels).item(), **metrics}
         return metrics
-
-
-def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
-    """What a factory makes, which gets the context if it has a parameter to fill."""
-    parameters = signature(factory).parameters.values()
-    takes_context = any(
-        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        for p in parameters
-    )
-    return factory(context) if takes_context else factory()
-
-
-def tail_of(tail: MakeModel | None, context: Context) -> MakeModel | None:
-    """The app's `tail`, unless the run-config's ``u-shaped`` says that the last layers are the server's."""
-    u_shaped = context.run_config.get("u-shaped", tail is not None)
-    if u_shaped and tail is None:
-        raise ValueError(
-            "u-shaped is true, but the app has no tail to give the devices"
-        )
-    return tail if u_shaped else None
 
 
 def _config(message: Message) -> ConfigRecord:

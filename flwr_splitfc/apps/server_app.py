@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import nn
 
-from flwr_splitfc.apps.client_app import PRECISIONS, MakeModel, make_half, tail_of
+from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.precision import PRECISIONS
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule

@@ -13,7 +13,7 @@ import splitcifar.task
 import splitmnist.task
 import splittable.task
 import splittext.task
-from flwr_splitfc.apps.client_app import make_half
+from flwr_splitfc.apps.factories import make_half
 from flwr_splitfc.vision import DatasetSpec
 
 TASKS = [
