@@ -1,14 +1,8 @@
-"""Cutting a model in two halves, and joining them."""
+"""Models in two halves: cutting one, joining its parts, and training functions."""
 
-from flwr_splitfc.model.cutting import (
-    HeadAndTail,
-    JoinedModel,
-    LossFn,
-    OptimizerFn,
-    SchedulerFn,
-    joined_state_dict,
-    split_at,
-)
+from flwr_splitfc.model.callables import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.model.cutting import split_at
+from flwr_splitfc.model.joined import HeadAndTail, JoinedModel, joined_state_dict
 
 __all__ = [
     "HeadAndTail",

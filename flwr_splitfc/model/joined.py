@@ -1,0 +1,114 @@
+"""The parts of a cut model, joined again."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+
+class HeadAndTail(nn.Module):
+    """The first and the last layers of a model, on a device; the server has the middle.
+
+    Its ``state_dict`` holds their entries under ``head.`` and ``tail.``.
+
+    Parameters
+    ----------
+    head : nn.Module
+        The layers up to the server's.
+    tail : nn.Module
+        The layers after them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> device = HeadAndTail(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> device(torch.zeros(5, 4), nn.Identity()).shape, list(device.state_dict())[0]
+    (torch.Size([5, 2]), 'head.weight')
+    """
+
+    def __init__(self, head: nn.Module, tail: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.tail = tail
+
+    def forward(self, x: Tensor, server: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the model's output for a batch of inputs.
+
+        `server` computes the middle; `Session.forward` is such a function.
+        """
+        features = self.head(x)
+        outputs: Tensor = self.tail(server(features))
+        return outputs
+
+
+class JoinedModel(nn.Module):
+    """The device half followed by the server half, as if never split.
+
+    Its ``state_dict`` holds the halves' own entries under ``device.`` and ``server.``.
+
+    Parameters
+    ----------
+    device : nn.Module
+        The layers up to the cut; or a `HeadAndTail`, with the server half in between.
+    server : nn.Module
+        The layers after the cut.
+
+    Examples
+    --------
+    >>> import torch
+    >>> joined = JoinedModel(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> joined(torch.zeros(5, 4)).shape, list(joined.state_dict())[0]
+    (torch.Size([5, 2]), 'device.weight')
+    """
+
+    def __init__(self, device: nn.Module, server: nn.Module) -> None:
+        super().__init__()
+        self.device = device
+        self.server = server
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's output for a batch of inputs."""
+        outputs: Tensor
+        if isinstance(self.device, HeadAndTail):
+            outputs = self.device(x, self.server)
+        else:
+            outputs = self.server(self.device(x))
+        return outputs
+
+    def unsplit_state_dict(self) -> dict[str, Tensor]:
+        """Return the entries of all parts under the names that they have there.
+
+        For halves of `split_at` this is the state dict of the model that was cut.
+
+        Raises
+        ------
+        ValueError
+            If both halves have an entry of the same name.
+        """
+        merged: dict[str, Tensor] = {}
+        for part in self._parts():
+            entries = part.state_dict()
+            both = sorted(merged.keys() & entries.keys())
+            if both:
+                raise ValueError(
+                    f"both halves have {', '.join(both)}: "
+                    "they were not made by split_at"
+                )
+            merged.update(entries)
+        return merged
+
+    def _parts(self) -> list[nn.Module]:
+        if isinstance(self.device, HeadAndTail):
+            return [self.device.head, self.device.tail, self.server]
+        return [self.device, self.server]
+
+
+def joined_state_dict(
+    device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the state dict of a `JoinedModel` on the CPU, from its halves' entries."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in device:
+        joined[f"device.{name}"] = tensor.detach().cpu()
+    for name, tensor in server:
+        joined[f"server.{name}"] = tensor.detach().cpu()
+    return joined
