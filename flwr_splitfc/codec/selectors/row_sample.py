@@ -18,13 +18,16 @@ from flwr_splitfc.codec.format.column_sets import (
 )
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.link import Link
-from flwr_splitfc.codec.quantisers.transform.transform import LARGEST_KLT
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
 
 MOST_PRODUCTS, FEWEST_CHANNELS = 2**25, 64
 """What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
+
+# the largest KLT of the transform codec (`klt.LARGEST_KLT`), which selectors do not import
+LARGEST_KLT = 512
+"""Channels; with more, there is no KLT and its cost does not grow further."""
 
 MOST_BYTES = 5 * 2**12
 """Of a part of the batch, where 5/8 bit for each entry are less."""
