@@ -20,7 +20,16 @@ from torch import Tensor
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.symbols import SymbolReader
-from flwr_splitfc.codec.quantisers.transform.contexts import (
+from flwr_splitfc.codec.quantisers.transform.integer_codes import (
+    Run,
+    bit_lengths,
+    escapes,
+    plain_bits,
+    read_bits,
+    read_escapes,
+    symbols,
+)
+from flwr_splitfc.codec.quantisers.transform.margins import (
     CONTEXTS,
     GAPS,
     MAGNITUDES,
@@ -29,15 +38,6 @@ from flwr_splitfc.codec.quantisers.transform.contexts import (
     gap_shift,
     nonzeros_model,
     ratio_index,
-)
-from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
-    Run,
-    bit_lengths,
-    escapes,
-    plain_bits,
-    read_bits,
-    read_escapes,
-    symbols,
 )
 
 MOST_MAGNITUDE = 4096

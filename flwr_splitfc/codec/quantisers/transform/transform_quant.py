@@ -20,26 +20,18 @@ from flwr_splitfc.codec.quantisers.transform.coefficients import (
     coefficient_runs,
     read_coefficients,
 )
-from flwr_splitfc.codec.quantisers.transform.contexts import (
-    LEAST_MARGIN,
-    MOST_BASE,
-    MOST_MARGIN,
-    Margins,
-    bands,
-    coded_bits,
-)
 from flwr_splitfc.codec.quantisers.transform.header import (
     TransformHeader,
     pack_transform,
     unpack_transform,
 )
-from flwr_splitfc.codec.quantisers.transform.symbol_codes import (
+from flwr_splitfc.codec.quantisers.transform.integer_codes import (
     Run,
     read_signed,
     signed,
     symbols,
 )
-from flwr_splitfc.codec.quantisers.transform.transform import (
+from flwr_splitfc.codec.quantisers.transform.klt import (
     LARGEST_KLT,
     REFLECTOR_STEPS,
     fit_reflectors,
@@ -47,6 +39,14 @@ from flwr_splitfc.codec.quantisers.transform.transform import (
     from_frequencies,
     to_directions,
     to_frequencies,
+)
+from flwr_splitfc.codec.quantisers.transform.margins import (
+    LEAST_MARGIN,
+    MOST_BASE,
+    MOST_MARGIN,
+    Margins,
+    bands,
+    coded_bits,
 )
 from flwr_splitfc.codec.statistics import matrix_extremes
 

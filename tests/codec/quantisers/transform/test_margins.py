@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flwr_splitfc.codec.format.symbols import Model, SymbolReader, pack_symbols
-from flwr_splitfc.codec.quantisers.transform.contexts import (
+from flwr_splitfc.codec.quantisers.transform.margins import (
     CONTEXTS,
     GAPS,
     MAGNITUDES,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flwr_splitfc.codec.channels import Layout
-from flwr_splitfc.codec.quantisers.transform.transform import (
+from flwr_splitfc.codec.quantisers.transform.klt import (
     LONGEST_DCT,
     REFLECTOR_STEPS,
     dct_length,

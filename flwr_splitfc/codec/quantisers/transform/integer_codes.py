@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flwr_splitfc.codec.arrays import Ints, Symbols
 from flwr_splitfc.codec.format.symbols import Model, SymbolReader
-from flwr_splitfc.codec.quantisers.transform.contexts import (
+from flwr_splitfc.codec.quantisers.transform.margins import (
     RATIOS,
     magnitudes_model,
     ratio_index,
