@@ -96,6 +96,11 @@ def test_installed_wheel_is_what_gets_imported(wheel: Path, tmp_path: Path) -> N
     assert lines[1] == VERSION
 
 
+def test_the_citation_is_of_this_version() -> None:
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {VERSION}" in lines
+
+
 def test_sdist_holds_no_data(tmp_path: Path) -> None:
     with tarfile.open(built("sdist", tmp_path)) as sdist:
         files = {
