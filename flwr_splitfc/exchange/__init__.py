@@ -25,9 +25,11 @@ from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
 from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
 from flwr_splitfc.exchange.server.halves import CopiedHalves, Halves, SharedHalf
-from flwr_splitfc.exchange.server.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.split_grid import MeteredGrid, SplitGrid
+from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.split_grid import SplitGrid
+from flwr_splitfc.exchange.server.traffic import Traffic
 
 __all__ = [
     "BudgetRule",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from flwr_splitfc.codec import CutCodec
-from flwr_splitfc.exchange.server.ledger import Traffic
+from flwr_splitfc.exchange.server.traffic import Traffic
 from flwr_splitfc.settings import Scalar
 
 MOST_BITS = 32.0

@@ -14,7 +14,7 @@ from flwr_splitfc.exchange.protocol.errors import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS
-from flwr_splitfc.exchange.server.ledger import Traffic
+from flwr_splitfc.exchange.server.traffic import Traffic
 from flwr_splitfc.exchange.server.turn import (
     Turn,
     count_downlink,

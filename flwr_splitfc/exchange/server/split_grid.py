@@ -1,150 +1,41 @@
-"""Grid decorators: count what Flower's messages carry, and hand out session tickets."""
+"""A grid that hands out session tickets with Flower's messages."""
 
-import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from logging import getLogger
-from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import (
-    FRAME_KEY,
-    frame_of,
-    frame_record,
-    has_frame,
-)
-from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY, Purpose
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
+from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY, Ticket
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,
     Cut,
     DeviceRound,
     budgeted,
 )
-from flwr_splitfc.exchange.server.devices import Devices, name_order
+from flwr_splitfc.exchange.server.devices import name_order
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
-from flwr_splitfc.exchange.server.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.server.flower_messages import (
+    error_reply,
+    failure_of,
+    model_bytes,
+    purpose_of,
+    reported_loss,
+)
+from flwr_splitfc.exchange.server.messages_in_flight import (
+    MessagesInFlight,
+    Outgoing,
+    PollingPace,
+)
+from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.traffic import Traffic
 
-_FIRST_PULL_S = 0.01
-_LAST_PULL_S = 1.0
-_GIVEN_UP = 0  # among Flower's error codes: unknown
-_PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
+_NONCE_BYTES = 16
 
 logger = getLogger("flwr")
-
-
-class MeteredGrid(Grid):
-    """A grid that enters the model arrays of train and evaluate messages in a ledger.
-
-    Parameters
-    ----------
-    grid : Grid
-        The grid that does the work.
-    ledger : Ledger
-
-    Attributes
-    ----------
-    server_round : int
-        The round of messages that do not tell; most strategies write it into the
-        config.
-    devices : Devices
-        Their names, under which their traffic is entered; each is asked for its own
-        once.
-    """
-
-    def __init__(self, grid: Grid, ledger: Ledger) -> None:
-        self.inner = grid
-        self.ledger = ledger
-        self.server_round = 0
-        self.devices = Devices(grid)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send as `Grid.send_and_receive` does, and count both ways."""
-        sent = list(messages)
-        names = self.devices.names(
-            message.metadata.dst_node_id for message in sent if purpose_of(message)
-        )
-        replies = self._exchange(sent, names, timeout)
-        for reply in replies:
-            if reply.has_content() and (purpose := purpose_of(reply)):
-                device = names.get(reply.metadata.src_node_id)
-                self.ledger.add(
-                    self.round_of(sent[0]), purpose, self._received(reply), device
-                )
-        return replies
-
-    def round_of(self, message: Message) -> int:
-        """The server round of a message."""
-        for record in (
-            message.content.config_records.values() if message.has_content() else ()
-        ):
-            if isinstance(told := record.get("server-round"), int):
-                return told
-        return self.server_round
-
-    def _exchange(
-        self, messages: list[Message], names: dict[int, str], timeout: float | None
-    ) -> list[Message]:
-        for message in messages:
-            self._count_sent(message, names)
-        return list(self.inner.send_and_receive(messages, timeout=timeout))
-
-    def _count_sent(self, message: Message, names: dict[int, str]) -> None:
-        if purpose := purpose_of(message):
-            traffic = Traffic(
-                round_trips=1, downlink_bytes=Counter(model=_model_bytes(message))
-            )
-            self.ledger.add(
-                self.round_of(message),
-                purpose,
-                traffic,
-                names[message.metadata.dst_node_id],
-            )
-
-    def _received(self, reply: Message) -> Traffic:
-        """What a device that trains by itself reports is all that is known of its training."""
-        traffic = Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
-        for metrics in reply.content.metric_records.values():
-            traffic.rows += _number(metrics.get("num-examples"))
-            traffic.steps += _number(metrics.get("steps"))
-        traffic.add(_loss_of(reply))
-        return traffic
-
-    def set_run(self, run: Any) -> None:
-        """Delegate."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """Delegate."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Delegate."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegate."""
-        return self.inner.get_node_ids()
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Delegate."""
-        return self.inner.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate."""
-        return self.inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate."""
-        return self.inner.pull_messages(message_ids)
 
 
 class SplitGrid(MeteredGrid):
@@ -174,38 +65,37 @@ class SplitGrid(MeteredGrid):
         self.endpoint = endpoint
         self.budgets = budgets
 
-    def _received(self, reply: Message) -> Traffic:
-        """The model's bytes, and the loss where that is the device's: the endpoint has seen the rest itself."""
-        traffic = Traffic(uplink_bytes=Counter(model=_model_bytes(reply)))
+    def _traffic_of(self, reply: Message) -> Traffic:
+        # The endpoint has seen the rest itself, but not a loss that is the device's.
+        traffic = Traffic(uplink_bytes=model_bytes(reply))
         if self.endpoint.output_codec is not None:
-            traffic.add(_loss_of(reply))
+            traffic.add(reported_loss(reply))
         return traffic
 
     def _exchange(
         self, messages: list[Message], names: dict[int, str], timeout: float | None
     ) -> list[Message]:
-        split = [message for message in messages if purpose_of(message)]
-        tokens: dict[int, str] = {}
-        refused: dict[int, Message] = {}
+        outgoing: list[Outgoing] = []
+        refusals: list[Message] = []
         try:
-            for message in split:
+            for message in messages:
+                if purpose_of(message) is None:
+                    outgoing.append(Outgoing(message))
+                    continue
                 device = names[message.metadata.dst_node_id]
                 try:
                     codecs = self._codecs(message, device)
                 except ValueError as error:
-                    refused[id(message)] = Message(
-                        Error(_GIVEN_UP, f"no budget: {error}"), reply_to=message
-                    )
+                    refusals.append(error_reply(message, f"no budget: {error}"))
                 else:
                     self._count_sent(message, names)
-                    tokens[id(message)] = self._add_ticket(message, device, *codecs)
-            admitted = [message for message in messages if id(message) not in refused]
-            replies = [
-                *self._push_and_pull(admitted, tokens, timeout),
-                *refused.values(),
-            ]
+                    token = self._admit(message, device, *codecs)
+                    outgoing.append(Outgoing(message, token))
+            replies = self._replies(outgoing, timeout) + refusals
         finally:
-            self.endpoint.end_round(list(tokens.values()))
+            tokens = [each.token for each in outgoing if each.token is not None]
+            self.endpoint.end_round(tokens)
+        split = [message for message in messages if purpose_of(message) is not None]
         self._report(split, names, replies, timeout)
         # Float sums depend on their order: let it be the devices', not that of sampling
         # or of arrival.
@@ -217,31 +107,41 @@ class SplitGrid(MeteredGrid):
     def _codecs(
         self, message: Message, device: str
     ) -> tuple[CutCodec, CutCodec | None]:
-        """Those at a device's cuts, with its budgets; a `ValueError` where a rule has none."""
-        config = self.devices.node_config(message.metadata.dst_node_id)
+        """Return the codecs at a device's cuts, with its budgets.
 
-        def budgeted_at(cut: Cut, codec: CutCodec) -> CutCodec:
-            own, last = (
-                (codec.uplink_bits, codec.downlink_bits),
-                self.endpoint.last_turn(device, cut),
-            )
-            return budgeted(
-                codec,
-                self.budgets,
-                DeviceRound(device, self.round_of(message), *own, cut, config, last),
-            )
-
+        Raises
+        ------
+        ValueError
+            If a rule has no budget for it.
+        """
+        codec = self._budgeted(self.endpoint.codec, "features", message, device)
         output_codec = self.endpoint.output_codec
-        codec = budgeted_at("features", self.endpoint.codec)
-        return codec, output_codec and budgeted_at("output", output_codec)
+        if output_codec is not None:
+            output_codec = self._budgeted(output_codec, "output", message, device)
+        return codec, output_codec
 
-    def _add_ticket(
+    def _budgeted(
+        self, codec: CutCodec, cut: Cut, message: Message, device: str
+    ) -> CutCodec:
+        device_round = DeviceRound(
+            name=device,
+            server_round=self.round_of(message),
+            uplink_bits=codec.uplink_bits,
+            downlink_bits=codec.downlink_bits,
+            cut=cut,
+            node_config=self.devices.node_config(message.metadata.dst_node_id),
+            last=self.endpoint.last_turn(device, cut),
+        )
+        return budgeted(codec, self.budgets, device_round)
+
+    def _admit(
         self,
         message: Message,
         device: str,
         codec: CutCodec,
         output_codec: CutCodec | None,
     ) -> str:
+        """Put a ticket into a message, and return its token."""
         purpose = purpose_of(message)
         assert purpose is not None
         ticket = self.endpoint.issue(
@@ -256,165 +156,85 @@ class SplitGrid(MeteredGrid):
         message.content = RecordDict(
             {**message.content, TICKET_KEY: ticket.to_record()}
         )
-        if not ticket.address:
-            hello = pb.DeviceFrame(
-                open=pb.Open(
-                    protocol=ticket.protocol, nonce=bytes(16), software="in messages"
-                )
-            )
-            message.content[FRAME_KEY] = frame_record(
-                self.endpoint.deliver(ticket.token, hello)
-            )
+        frames_travel_in_messages = not ticket.address
+        if frames_travel_in_messages:
+            opened = self._open(ticket)
+            message.content[FRAME_KEY] = frame_record(opened)
         return ticket.token
 
-    def _push_and_pull(
-        self, messages: list[Message], tokens: dict[int, str], timeout: float | None
+    def _open(self, ticket: Ticket) -> pb.ServerFrame:
+        """Open a session in its device's place, which saves a message each way."""
+        hello = pb.Open(
+            protocol=ticket.protocol,
+            nonce=bytes(_NONCE_BYTES),
+            software="in messages",
+        )
+        return self.endpoint.deliver(ticket.token, pb.DeviceFrame(open=hello))
+
+    def _replies(
+        self, outgoing: Sequence[Outgoing], timeout: float | None
     ) -> list[Message]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.inner.push_messages(messages))
-        waiting.discard(None)  # its node is gone
-        token_of = {
-            message.metadata.message_id: tokens.get(id(message)) for message in messages
-        }
-        sent = {message.metadata.message_id: message for message in messages}
+        """Send messages, and wait for the replies until the timeout has passed."""
+        in_flight = MessagesInFlight(self.inner, self.endpoint)
+        pace = PollingPace(timeout)
+        in_flight.push(outgoing)
         replies: list[Message] = []
-        pause_s = _FIRST_PULL_S
-        while waiting:
-            pulled = list(self.inner.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in pulled}
-            new = []
-            for reply in pulled:
-                asked = reply.metadata.reply_to_message_id
-                answer = self._deliver(reply, token_of.get(asked))
-                if answer is None or answer.WhichOneof("kind") == "closed":
-                    new.append(reply)
-                elif answer.WhichOneof("kind") == "refused":
-                    new.append(
-                        Message(
-                            Error(_GIVEN_UP, answer.refused.detail),
-                            reply_to=sent[asked],
-                        )
-                    )
-                else:
-                    waiting.update(self._push_again(answer, asked, sent, token_of))
-            for reply in new:
-                token = token_of.get(reply.metadata.reply_to_message_id)
-                if token and reply.has_content():
-                    self.endpoint.replied(token)
-            for token, why in self.endpoint.sweep().items():
-                given_up = [
-                    message_id
-                    for message_id in waiting
-                    if token_of[message_id] == token
-                ]
-                new += [
-                    Message(Error(_GIVEN_UP, why), reply_to=sent[message_id])
-                    for message_id in given_up
-                ]
-                waiting -= set(given_up)
-            replies += new
-            if not waiting or (deadline is not None and time.monotonic() >= deadline):
+        while in_flight:
+            pulled = in_flight.pull()
+            replies += in_flight.answer(pulled)
+            replies += in_flight.give_up()
+            if not in_flight or pace.is_over:
                 break
-            time.sleep(
-                pause_s
-                if deadline is None
-                else max(min(pause_s, deadline - time.monotonic()), 0.0)
-            )
-            pause_s = _FIRST_PULL_S if pulled else min(pause_s * 1.2, _LAST_PULL_S)
+            pace.pause(some_came=bool(pulled))
         return replies
-
-    def _deliver(self, reply: Message, token: str | None) -> pb.ServerFrame | None:
-        """Where frames travel in messages: the answer to the one in a reply, which it is taken out of."""
-        if not (token and has_frame(reply)):
-            return None
-        frame = pb.DeviceFrame()
-        with suppress(DecodeError):  # an empty frame is refused
-            frame.ParseFromString(frame_of(reply))
-        del reply.content[FRAME_KEY]
-        return self.endpoint.deliver(token, frame)
-
-    def _push_again(
-        self,
-        answer: pb.ServerFrame,
-        asked: str,
-        sent: dict[str, Message],
-        token_of: dict[str, str | None],
-    ) -> list[str]:
-        first = sent[asked]
-        content = RecordDict(
-            {**first.content.config_records, FRAME_KEY: frame_record(answer)}
-        )
-        message = Message(
-            content, first.metadata.dst_node_id, first.metadata.message_type
-        )
-        pushed = [
-            message_id
-            for message_id in self.inner.push_messages([message])
-            if message_id
-        ]
-        for message_id in pushed:
-            sent[message_id], token_of[message_id] = message, token_of[asked]
-        return pushed
 
     def _report(
         self,
-        sent: list[Message],
+        messages: Sequence[Message],
         names: dict[int, str],
-        replies: list[Message],
+        replies: Sequence[Message],
         timeout: float | None,
     ) -> None:
-        """Say who failed, and why."""
-        there = set(self.inner.get_node_ids())
-        late = {
-            names[node]: f"no reply within {timeout} s"
-            if node in there
-            else "its node is gone"
-            for node in (message.metadata.dst_node_id for message in sent)
+        """Log which devices failed, and why, and enter them in the ledger."""
+        failures = {
+            **self._missing(messages, names, replies, timeout),
+            **_errors(names, replies),
         }
-        for reply in replies:
-            late.pop(names.get(reply.metadata.src_node_id, ""), None)
-        errors = {
-            names[reply.metadata.src_node_id]: _last_line(reply.error.reason)
-            for reply in replies
-            if reply.has_error() and reply.metadata.src_node_id in names
-        }
-        failures = {**late, **errors}
+        if not failures:
+            return
+        server_round = self.round_of(messages[0])
         for device, why in failures.items():
             logger.warning(
-                "Device %s failed in round %d: %s", device, self.round_of(sent[0]), why
+                "Device %s failed in round %d: %s", device, server_round, why
             )
-        if failures:
-            self.ledger.add_failures(self.round_of(sent[0]), failures)
+        self.ledger.add_failures(server_round, failures)
+
+    def _missing(
+        self,
+        messages: Sequence[Message],
+        names: dict[int, str],
+        replies: Sequence[Message],
+        timeout: float | None,
+    ) -> dict[str, str]:
+        """Return by device why its reply is missing."""
+        present = set(self.inner.get_node_ids())
+        replied = {names.get(reply.metadata.src_node_id) for reply in replies}
+        missing = {}
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            if names[node_id] in replied:
+                continue
+            if node_id in present:
+                missing[names[node_id]] = f"no reply within {timeout} s"
+            else:
+                missing[names[node_id]] = "its node is gone"
+        return missing
 
 
-def purpose_of(message: Message) -> Purpose | None:
-    """What a message asks of a device at the cut; None for queries."""
-    return _PURPOSES.get(message.metadata.message_type.split(".")[0])
-
-
-def _model_bytes(message: Message) -> int:
-    return sum(
-        len(array.data)
-        for record in message.content.array_records.values()
-        for array in record.values()
-    )
-
-
-def _loss_of(reply: Message) -> Traffic:
-    traffic = Traffic()
-    for metrics in reply.content.metric_records.values():
-        if "train_loss" in metrics:
-            rows = _number(metrics.get("num-examples"))
-            traffic.loss_sum += _number(metrics["train_loss"]) * rows
-            traffic.loss_rows += rows
-    return traffic
-
-
-def _last_line(reason: str | None) -> str:
-    """Of a traceback, what was raised."""
-    lines = (reason or "").strip().splitlines()
-    return lines[-1][-500:] if lines else "no reason given"
-
-
-def _number(value: object) -> Any:
-    return value if isinstance(value, int | float) else 0
+def _errors(names: dict[int, str], replies: Sequence[Message]) -> dict[str, str]:
+    """Return by device what its error reply says."""
+    return {
+        names[reply.metadata.src_node_id]: failure_of(reply)
+        for reply in replies
+        if reply.has_error() and reply.metadata.src_node_id in names
+    }

@@ -24,8 +24,9 @@ from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
-from flwr_splitfc.exchange.server.ledger import DIGEST_BITS, Traffic
 from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.exchange.server.payload_digest import DIGEST_BITS
+from flwr_splitfc.exchange.server.traffic import Traffic
 
 MOST_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
 GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message

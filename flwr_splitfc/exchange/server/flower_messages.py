@@ -1,0 +1,80 @@
+"""Reading Flower's messages: what they are for, and what they carry and report."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from flwr.app import Error, Message, MetricRecord
+
+from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.traffic import Traffic
+
+_PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
+_MOST_REASON_CHARACTERS = 500
+_UNKNOWN_ERROR = 0  # among Flower's error codes
+
+
+def purpose_of(message: Message) -> Purpose | None:
+    """Return what a message asks of a device at the cut; None for queries."""
+    # Flower's message types are such as "train" and "train.action"
+    return _PURPOSES.get(message.metadata.message_type.split(".")[0])
+
+
+def round_told_in(message: Message) -> int | None:
+    """Return the server round that a message's config tells, if it does."""
+    if message.has_content():
+        for config in message.content.config_records.values():
+            server_round = config.get("server-round")
+            if isinstance(server_round, int):
+                return server_round
+    return None
+
+
+def model_bytes(message: Message) -> Counter[str]:
+    """Count the bytes of a message's model arrays, under the kind "model"."""
+    arrays = (
+        array
+        for record in message.content.array_records.values()
+        for array in record.values()
+    )
+    return Counter(model=sum(len(array.data) for array in arrays))
+
+
+def reported_steps(reply: Message) -> Traffic:
+    """Return the samples and steps that a reply's metrics report."""
+    traffic = Traffic()
+    for metrics in _metrics_of(reply):
+        traffic.rows += _number(metrics.get("num-examples"))
+        traffic.steps += _number(metrics.get("steps"))
+    return traffic
+
+
+def reported_loss(reply: Message) -> Traffic:
+    """Return the training loss that a reply's metrics report, over its samples."""
+    traffic = Traffic()
+    for metrics in _metrics_of(reply):
+        if "train_loss" in metrics:
+            rows = _number(metrics.get("num-examples"))
+            traffic.loss_sum += _number(metrics["train_loss"]) * rows
+            traffic.loss_rows += rows
+    return traffic
+
+
+def error_reply(message: Message, why: str) -> Message:
+    """Make the reply that tells a strategy why a message has no other."""
+    return Message(Error(_UNKNOWN_ERROR, why), reply_to=message)
+
+
+def failure_of(reply: Message) -> str:
+    """Return why a device failed; of a traceback, the line with the error."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return lines[-1][-_MOST_REASON_CHARACTERS:] if lines else "no reason given"
+
+
+def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
+    yield from reply.content.metric_records.values()
+
+
+def _number(value: object) -> Any:
+    # what a device reports may be anything that a MetricRecord takes
+    return value if isinstance(value, int | float) else 0

@@ -1,0 +1,59 @@
+"""Counting the bytes of the exchange's frames, by kind."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.server.traffic import Traffic
+
+# gRPC puts a compression flag and a length before every message
+_GRPC_PREFIX_BYTES = 5
+
+
+def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
+    """Enter a frame that a device sent."""
+    # A frame is of one kind; the others' fields are empty.
+    payloads = {
+        "features": len(frame.step.features.data)
+        + len(frame.forward.features.data)
+        + len(frame.predict.features.data),
+        "output_gradient": len(frame.backward.gradient.data),
+        "labels": len(frame.step.labels),
+        "state": _tensor_bytes(frame.close.optimizer)
+        + _tensor_bytes(frame.close.state),
+    }
+    _count(traffic.uplink_bytes, _wire_bytes(frame), payloads)
+
+
+def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
+    """Enter a frame that a device was answered."""
+    payloads = {
+        "gradient": len(frame.stepped.gradient.data)
+        + len(frame.gradients.gradient.data),
+        "output": len(frame.output.output.data),
+        "logits": len(frame.predicted.logits.data),
+        "state": _tensor_bytes(frame.opened.optimizer)
+        + _tensor_bytes(frame.opened.state),
+    }
+    _count(traffic.downlink_bytes, _wire_bytes(frame), payloads)
+
+
+def count_resent(
+    traffic: Traffic, frame: pb.DeviceFrame, reply: pb.ServerFrame
+) -> None:
+    """Enter a frame and its answer that crossed the wire once more."""
+    traffic.uplink_bytes["resent"] += _wire_bytes(frame)
+    traffic.downlink_bytes["resent"] += _wire_bytes(reply)
+
+
+def _count(counts: Counter[str], frame_bytes: int, payloads: dict[str, int]) -> None:
+    counts.update(payloads)
+    counts["framing"] += frame_bytes - sum(payloads.values())
+
+
+def _wire_bytes(frame: pb.DeviceFrame | pb.ServerFrame) -> int:
+    return frame.ByteSize() + _GRPC_PREFIX_BYTES
+
+
+def _tensor_bytes(tensors: Iterable[pb.Tensor]) -> int:
+    return sum(len(tensor.data) for tensor in tensors)

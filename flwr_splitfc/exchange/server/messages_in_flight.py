@@ -1,0 +1,166 @@
+"""The messages of a round that wait for their replies, and when to look for them."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
+
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import (
+    FRAME_KEY,
+    frame_of,
+    frame_record,
+    has_frame,
+)
+from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
+from flwr_splitfc.exchange.server.flower_messages import error_reply
+
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.0
+_PAUSE_GROWTH = 1.2
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to send, and the token of the session that it admits to, if any."""
+
+    message: Message
+    token: str | None = None
+
+
+class MessagesInFlight:
+    """The messages that a grid has pushed and that wait for a reply.
+
+    Where frames travel in messages, a device's replies bring the frames of its session,
+    and each frame's answer goes out as a message of its own. Only the last reply is for
+    the strategy.
+
+    Parameters
+    ----------
+    grid : Grid
+        Carries the messages.
+    endpoint : SplitEndpoint
+        Answers the frames in them, and knows whose sessions are given up.
+    """
+
+    def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
+        self._grid = grid
+        self._endpoint = endpoint
+        self._waiting: dict[str, Outgoing] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, outgoing: Sequence[Outgoing]) -> None:
+        """Send messages; those whose node is gone are not waited for."""
+        pushed = self._grid.push_messages([each.message for each in outgoing])
+        by_id = {each.message.metadata.message_id: each for each in outgoing}
+        # Flower gives no id, or None, for a message whose node is gone.
+        self._waiting |= {
+            message_id: by_id[message_id] for message_id in pushed if message_id
+        }
+
+    def pull(self) -> list[tuple[Message, Outgoing]]:
+        """Return the replies that are in, each with what it replies to."""
+        replies = self._grid.pull_messages(list(self._waiting))
+        return [
+            (reply, self._waiting.pop(reply.metadata.reply_to_message_id))
+            for reply in replies
+        ]
+
+    def answer(self, pulled: Sequence[tuple[Message, Outgoing]]) -> list[Message]:
+        """Answer the frames in replies, and return the replies for the strategy."""
+        last_replies = []
+        for reply, asked in pulled:
+            last_reply = self._answer(reply, asked)
+            if last_reply is not None:
+                last_replies.append((last_reply, asked.token))
+        for last_reply, token in last_replies:
+            if token is not None and last_reply.has_content():
+                self._endpoint.replied(token)
+        return [last_reply for last_reply, _ in last_replies]
+
+    def _answer(self, reply: Message, asked: Outgoing) -> Message | None:
+        """Return the reply for the strategy; None after a frame with more to come."""
+        if asked.token is None or not has_frame(reply):
+            return reply
+        answer = self._endpoint.deliver(asked.token, _take_frame(reply))
+        match answer.WhichOneof("kind"):
+            case "closed":
+                return reply
+            case "refused":
+                return error_reply(asked.message, answer.refused.detail)
+            case _:
+                self.push([_next_message(asked, answer)])
+                return None
+
+    def give_up(self) -> list[Message]:
+        """Stop waiting for devices that are silent for too long.
+
+        Returns
+        -------
+        list of Message
+            An error reply for each.
+        """
+        reasons = self._endpoint.sweep()
+        replies = []
+        for message_id, asked in list(self._waiting.items()):
+            if asked.token is not None and asked.token in reasons:
+                del self._waiting[message_id]
+                replies.append(error_reply(asked.message, reasons[asked.token]))
+        return replies
+
+
+def _take_frame(reply: Message) -> pb.DeviceFrame:
+    """Take the frame out of a reply: the strategy knows nothing of frames."""
+    frame = pb.DeviceFrame()
+    # what cannot be read stays an empty frame, which the session refuses
+    with suppress(DecodeError):
+        frame.ParseFromString(frame_of(reply))
+    del reply.content[FRAME_KEY]
+    return frame
+
+
+def _next_message(asked: Outgoing, answer: pb.ServerFrame) -> Outgoing:
+    """Make the message with the answer to a frame, for the same device and session."""
+    first = asked.message
+    # the ticket and the config go with each message, the model's arrays with the first
+    content = RecordDict(
+        {**first.content.config_records, FRAME_KEY: frame_record(answer)}
+    )
+    message = Message(content, first.metadata.dst_node_id, first.metadata.message_type)
+    return Outgoing(message, asked.token)
+
+
+class PollingPace:
+    """The pauses between two looks for replies: they grow while none comes.
+
+    Parameters
+    ----------
+    timeout_s : float or None
+        Seconds from now until the wait is over; None is for ever.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._pause_s = _FIRST_PAUSE_S
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the timeout has passed."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def pause(self, *, some_came: bool) -> None:
+        """Sleep until the next look, given whether the last one found replies."""
+        pause_s = self._pause_s
+        if self._deadline is not None:
+            pause_s = min(pause_s, self._deadline - time.monotonic())
+        time.sleep(max(pause_s, 0.0))
+        if some_came:
+            self._pause_s = _FIRST_PAUSE_S
+        else:
+            self._pause_s = min(self._pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)

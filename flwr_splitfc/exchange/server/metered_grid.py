@@ -1,0 +1,86 @@
+"""A grid that counts the bytes of the models in Flower's messages."""
+
+from collections.abc import Iterable
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
+from flwr_splitfc.exchange.server.devices import Devices
+from flwr_splitfc.exchange.server.flower_messages import (
+    model_bytes,
+    purpose_of,
+    reported_loss,
+    reported_steps,
+    round_told_in,
+)
+from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.traffic import Traffic
+
+
+class MeteredGrid(DelegatingGrid):
+    """A grid that enters the model arrays of train and evaluate messages in a ledger.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid that does the work.
+    ledger : Ledger
+
+    Attributes
+    ----------
+    server_round : int
+        The round of messages whose config tells none; most strategies write it there.
+    devices : Devices
+        The names of the nodes, under which their traffic is entered. Each node is asked
+        for its own once.
+    """
+
+    def __init__(self, grid: Grid, ledger: Ledger) -> None:
+        super().__init__(grid)
+        self.ledger = ledger
+        self.server_round = 0
+        self.devices = Devices(grid)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send as `Grid.send_and_receive` does, and count both ways."""
+        sent = list(messages)
+        names = self.devices.names(
+            message.metadata.dst_node_id for message in sent if purpose_of(message)
+        )
+        replies = self._exchange(sent, names, timeout)
+        for reply in replies:
+            purpose = purpose_of(reply)
+            if purpose is not None and reply.has_content():
+                device = names.get(reply.metadata.src_node_id)
+                traffic = self._traffic_of(reply)
+                self.ledger.add(self.round_of(sent[0]), purpose, traffic, device)
+        return replies
+
+    def round_of(self, message: Message) -> int:
+        """Return the server round of a message."""
+        told = round_told_in(message)
+        return self.server_round if told is None else told
+
+    def _exchange(
+        self, messages: list[Message], names: dict[int, str], timeout: float | None
+    ) -> list[Message]:
+        for message in messages:
+            self._count_sent(message, names)
+        return list(self.inner.send_and_receive(messages, timeout=timeout))
+
+    def _count_sent(self, message: Message, names: dict[int, str]) -> None:
+        purpose = purpose_of(message)
+        if purpose is not None:
+            traffic = Traffic(round_trips=1, downlink_bytes=model_bytes(message))
+            device = names[message.metadata.dst_node_id]
+            self.ledger.add(self.round_of(message), purpose, traffic, device)
+
+    def _traffic_of(self, reply: Message) -> Traffic:
+        # The device trains by itself: what it reports is all that is known of that.
+        traffic = Traffic(uplink_bytes=model_bytes(reply))
+        traffic.add(reported_steps(reply))
+        traffic.add(reported_loss(reply))
+        return traffic

@@ -1,0 +1,187 @@
+"""Counts of what sessions moved: bytes by direction and kind, steps, seconds."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from flwr_splitfc.exchange.server.payload_digest import DIGEST_BITS
+
+UPLINK_KINDS = (
+    "features",
+    "labels",
+    "state",
+    "model",
+    "framing",
+    "resent",
+    "output_gradient",
+)
+DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "output")
+
+MetricGroup = Literal["counts", "seconds"]
+
+
+def _count(metric: str | None = None) -> int:
+    """Declare a count that is a metric, by the field's name or another."""
+    declared: int = field(default=0, metadata={"group": "counts", "metric": metric})
+    return declared
+
+
+def _seconds() -> float:
+    """Declare a time that is a metric, by the field's name."""
+    declared: float = field(default=0.0, metadata={"group": "seconds", "metric": None})
+    return declared
+
+
+@dataclass
+class Traffic:
+    """Counts of one session, or the sum over many.
+
+    A count is declared here and nowhere else: sums, metrics and JSON follow from its
+    field.
+
+    Parameters
+    ----------
+    sessions : int
+    reconnects : int
+        How often a broken connection was opened again.
+    round_trips : int
+        Frames with their answers, and one for a Flower message with its reply.
+    steps : int
+        Mini-batches, of training and of prediction.
+    rows : int
+        The samples of these.
+    loss_sum : float
+        Of the training loss, over `loss_rows` samples. Where devices have the last
+        layers, it comes with their replies.
+    loss_rows : int
+    entries : int
+        Of the features' B x D matrices.
+    output_entries : int
+        Of the matrices of the output, where that is a second cut.
+    device_codec_seconds : float
+        How long the device encoded and decoded, as it says.
+    server_codec_seconds : float
+        The same of the server, as it measured.
+    link_seconds : float
+        How long frames of steps and predictions were on their way, up or down, round
+        trips included: what the device waited for their answers less what the server
+        worked on them. 0 where frames travel in messages, or the device did not tell.
+    uplink_bytes, downlink_bytes : Counter
+        By kind. "framing" is what the exchange's frames hold beside the other kinds,
+        with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent"
+        is whole frames that were sent again after a connection broke.
+    digest : int
+        Of all payloads (features, labels, gradients, outputs) in their order within a
+        session. Over sessions it adds up, so that their order does not show.
+    """
+
+    sessions: int = _count()
+    reconnects: int = _count()
+    round_trips: int = _count()
+    steps: int = _count()
+    rows: int = _count("num-examples")
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    entries: int = 0
+    output_entries: int = 0
+    device_codec_seconds: float = _seconds()
+    server_codec_seconds: float = _seconds()
+    link_seconds: float = _seconds()
+    uplink_bytes: Counter[str] = field(default_factory=Counter)
+    downlink_bytes: Counter[str] = field(default_factory=Counter)
+    digest: int = 0
+
+    def add(self, other: "Traffic") -> None:
+        """Add the counts of `other` to these."""
+        for name in _FIELDS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            else:
+                setattr(self, name, mine + theirs)
+        self.digest %= 2**DIGEST_BITS
+
+    @property
+    def uplink_bits_per_entry(self) -> float:
+        """Bits of encoded features per entry of the features; 0.0 before the first."""
+        return _bits_per_entry(self.uplink_bytes["features"], self.entries)
+
+    @property
+    def downlink_bits_per_entry(self) -> float:
+        """Bits of encoded gradients per entry of the features; 0.0 before the first."""
+        return _bits_per_entry(self.downlink_bytes["gradient"], self.entries)
+
+    @property
+    def uplink_output_bits_per_entry(self) -> float:
+        """Bits of the output's encoded gradients per entry of the output, likewise."""
+        return _bits_per_entry(
+            self.uplink_bytes["output_gradient"], self.output_entries
+        )
+
+    @property
+    def downlink_output_bits_per_entry(self) -> float:
+        """Bits of encoded outputs per entry of the output; 0.0 before the first."""
+        return _bits_per_entry(self.downlink_bytes["output"], self.output_entries)
+
+    @property
+    def loss(self) -> float:
+        """The mean training loss over the samples; NaN before the first."""
+        return self.loss_sum / self.loss_rows if self.loss_rows else float("nan")
+
+    def metrics(self) -> dict[str, int | float]:
+        """Return the counts under the names that Flower's `Result` shows.
+
+        Sizes are in bytes, times in seconds.
+        """
+        return {
+            **self._metrics_of("counts"),
+            "uplink_bytes": self.uplink_bytes.total(),
+            "downlink_bytes": self.downlink_bytes.total(),
+            "uplink_bits_per_entry": self.uplink_bits_per_entry,
+            "downlink_bits_per_entry": self.downlink_bits_per_entry,
+            "uplink_output_bits_per_entry": self.uplink_output_bits_per_entry,
+            "downlink_output_bits_per_entry": self.downlink_output_bits_per_entry,
+            **self._metrics_of("seconds"),
+            **_bytes_by_kind("uplink", UPLINK_KINDS, self.uplink_bytes),
+            **_bytes_by_kind("downlink", DOWNLINK_KINDS, self.downlink_bytes),
+        }
+
+    def _metrics_of(self, group: MetricGroup) -> dict[str, int | float]:
+        return {
+            declared.metadata["metric"] or declared.name: getattr(self, declared.name)
+            for declared in fields(self)
+            if declared.metadata.get("group") == group
+        }
+
+
+_FIELDS = [declared.name for declared in fields(Traffic)]
+
+
+def _bits_per_entry(payload_bytes: int, entries: int) -> float:
+    return 8 * payload_bytes / entries if entries else 0.0
+
+
+def _bytes_by_kind(
+    way: str, kinds: tuple[str, ...], counted: Counter[str]
+) -> dict[str, int]:
+    return {f"{way}_{kind}_bytes": counted[kind] for kind in kinds}
+
+
+def traffic_to_json(traffic: Traffic) -> dict[str, Any]:
+    """Return the counts as JSON holds them, for `traffic_from_json`."""
+    counts = {name: getattr(traffic, name) for name in _FIELDS}
+    counts["uplink_bytes"] = dict(traffic.uplink_bytes)
+    counts["downlink_bytes"] = dict(traffic.downlink_bytes)
+    # 128 bits are more than other readers of JSON keep of a number
+    counts["digest"] = f"{traffic.digest:032x}"
+    return counts
+
+
+def traffic_from_json(counts: Mapping[str, Any]) -> Traffic:
+    """Return the very counts that `traffic_to_json` was given."""
+    traffic = Traffic(**counts)
+    traffic.uplink_bytes = Counter(counts["uplink_bytes"])
+    traffic.downlink_bytes = Counter(counts["downlink_bytes"])
+    traffic.digest = int(counts["digest"], 16)
+    return traffic
