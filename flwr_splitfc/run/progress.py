@@ -12,7 +12,8 @@ from typing import Any, get_args
 from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger, traffic_to_json
+from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.traffic import traffic_to_json
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 Row = dict[str, Any]
