@@ -29,8 +29,9 @@ from flwr_splitfc.strategy import (
     SplitFedV2,
     SplitLearning,
 )
-from flwr_splitfc.strategy.budgets import BudgetSchedule, budget_rules
-from flwr_splitfc.strategy.round_robin import wait_for_devices
+from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
+from flwr_splitfc.strategy.budgets import budget_rules
+from flwr_splitfc.strategy.waiting import wait_for_devices
 
 SPLIT: dict[str, type[SplitLearning]] = {
     "splitfc": SplitFC,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from flwr.app import MetricRecord
@@ -15,7 +16,22 @@ from flwr_splitfc.exchange.server.ledger import (
 )
 from flwr_splitfc.run.progress import Progress
 
-Metrics = Mapping[str, Any] | None
+
+@dataclass
+class RoundMetrics:
+    """The metrics of a round, as Flower's `Result` keeps them; each may be None.
+
+    Parameters
+    ----------
+    train, evaluate : MetricRecord, optional
+        What devices found in training and in evaluation.
+    central : MetricRecord, optional
+        What ``evaluate_fn`` found on the server.
+    """
+
+    train: MetricRecord | None = None
+    evaluate: MetricRecord | None = None
+    central: MetricRecord | None = None
 
 
 class History:
@@ -31,18 +47,16 @@ class History:
     def add(
         self,
         server_round: int,
+        metrics: RoundMetrics,
         ledger: Ledger,
         progress: Progress,
-        train: Metrics,
-        evaluate: Metrics,
-        central: Metrics,
     ) -> None:
         """Write a finished round; round 0 is the evaluation before the first."""
         line = {
             "round": server_round,
-            "train": train and dict(train),
-            "evaluate": evaluate and dict(evaluate),
-            "central": central and dict(central),
+            "train": _as_dict(metrics.train),
+            "evaluate": _as_dict(metrics.evaluate),
+            "central": _as_dict(metrics.central),
             "row": progress.rows[-1] if server_round else None,
             "traffic": {
                 purpose: traffic_to_json(ledger.of(server_round, purpose))
@@ -62,13 +76,18 @@ class History:
 
     def fill(self, result: Result) -> None:
         """Make `result` hold all rounds, under their own numbers."""
-        kinds = {
+        records_by_kind = {
             "train": result.train_metrics_clientapp,
             "evaluate": result.evaluate_metrics_clientapp,
             "central": result.evaluate_metrics_serverapp,
         }
-        for kind, records in kinds.items():
+        for records in records_by_kind.values():
             records.clear()
-            for line in map(json.loads, self.lines):
+        for line in map(json.loads, self.lines):
+            for kind, records in records_by_kind.items():
                 if line[kind] is not None:
                     records[line["round"]] = MetricRecord(line[kind])
+
+
+def _as_dict(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if metrics is None else dict(metrics)

@@ -1,6 +1,5 @@
 """One device a round."""
 
-import time
 from collections.abc import Iterable
 from logging import getLogger
 from typing import Any
@@ -18,9 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_splitfc.exchange.server.devices import Devices, turn_order
 from flwr_splitfc.exchange.server.split_grid import SplitGrid
-
-_WAIT_S = 0.1
-_LOG_WAIT_S = 10.0
+from flwr_splitfc.strategy.waiting import wait_for_devices
 
 logger = getLogger("flwr")
 
@@ -28,10 +25,10 @@ logger = getLogger("flwr")
 class RoundRobin(FedAvg):
     """Devices take turns: one trains in a round, and its model is handed to the next.
 
-    The order is that of the devices' names (see `flwr_splitfc.device_name`; partitions
-    by their number), and the first round is the first device's. A device that fails
-    loses its turn; the model stays as it was. Evaluation samples and averages as in
-    `FedAvg`.
+    The order is that of the devices' names (see `flwr_splitfc.exchange.device_name`;
+    partitions by their number), and the first round is the first device's. A device
+    that fails loses its turn; the model stays as it was. Evaluation samples and
+    averages as in `FedAvg`.
 
     Parameters
     ----------
@@ -57,22 +54,24 @@ class RoundRobin(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message, to the device whose turn it is."""
+        """Return one message, to the device whose turn it is."""
         if self.fraction_train == 0.0:
             return []
         order = self._order(grid)
+        node_id = order[(server_round - 1) % len(order)]
         config["server-round"] = server_round
         record = RecordDict(
             {self.arrayrecord_key: arrays, self.configrecord_key: config}
         )
-        return [
-            Message(record, order[(server_round - 1) % len(order)], MessageType.TRAIN)
-        ]
+        return [Message(record, node_id, MessageType.TRAIN)]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The device's arrays and metrics, untouched; None for both if its turn failed."""
+        """Return the device's arrays and metrics, untouched.
+
+        Both are None if its turn failed.
+        """
         for reply in replies:
             if reply.has_error():
                 logger.warning(
@@ -81,30 +80,25 @@ class RoundRobin(FedAvg):
                     reply.error.reason,
                 )
                 continue
-            records = reply.content
-            return next(iter(records.array_records.values()), None), next(
-                iter(records.metric_records.values()), None
-            )
+            arrays = reply.content.array_records.values()
+            metrics = reply.content.metric_records.values()
+            return next(iter(arrays), None), next(iter(metrics), None)
         return None, None
 
     def _order(self, grid: Grid) -> list[int]:
-        nodes = wait_for_devices(
-            grid, 1 if self._complete_once is grid else max(self.min_available_nodes, 1)
-        )
+        """Return the node ids in the order of their turns, once enough are there."""
+        num_devices = max(self.min_available_nodes, 1)
+        # later turns go to those that are left
+        if self._complete_once is grid:
+            num_devices = 1
+        nodes = wait_for_devices(grid, num_devices)
         self._complete_once = grid
+        return turn_order(self._devices_of(grid).names(nodes))
+
+    def _devices_of(self, grid: Grid) -> Devices:
+        """Return the devices of a grid, each of which is asked for its name once."""
         if isinstance(grid, SplitGrid):
-            return turn_order(grid.devices.names(nodes))
+            return grid.devices
         if self._devices is None or self._devices.grid is not grid:
             self._devices = Devices(grid)
-        return turn_order(self._devices.names(nodes))
-
-
-def wait_for_devices(grid: Grid, num_devices: int) -> list[int]:
-    """The node ids, as soon as there are as many as `num_devices`."""
-    logged = time.monotonic()
-    while len(nodes := list(grid.get_node_ids())) < num_devices:
-        if time.monotonic() - logged > _LOG_WAIT_S:
-            logger.info("Waiting for devices: %d of %d", len(nodes), num_devices)
-            logged = time.monotonic()
-        time.sleep(_WAIT_S)
-    return nodes
+        return self._devices

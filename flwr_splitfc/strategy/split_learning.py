@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -14,16 +13,13 @@ from torch import Tensor, nn
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange import (
     CopiedHalves,
-    DeviceStates,
     EndpointConfig,
     HalfTrainer,
     Ledger,
     SharedHalf,
     SplitEndpoint,
     SplitGrid,
-    Traffic,
 )
-from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.exchange.server.half_trainer import Update
@@ -36,18 +32,14 @@ from flwr_splitfc.model import (
 )
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
-from flwr_splitfc.strategy.checkpoint import (
-    CheckpointError,
-    CheckpointWriter,
-    check_resumable,
-    devices_state,
-    load_checkpoint,
-    random_state,
-    restore_devices,
-    restore_random_state,
-)
-from flwr_splitfc.strategy.history import History
+from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
+from flwr_splitfc.strategy.history import RoundMetrics
+from flwr_splitfc.strategy.resumable import check_resumable
+from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
+from flwr_splitfc.strategy.run_state import RunState
+from flwr_splitfc.strategy.saved_halves import save_halves
+from flwr_splitfc.strategy.totals import log_devices, with_totals
 
 logger = getLogger("flwr")
 
@@ -55,10 +47,10 @@ logger = getLogger("flwr")
 class SplitLearning(Strategy):
     """Devices train the first layers, one server half the rest.
 
-    For every mini-batch the features at the cut go up and their gradient comes down;
-    how they are coded is the `codec`. Which devices train in a round, and how their
-    halves are combined, is left to another strategy, `devices`. By default devices take
-    turns, and uncoded features make it vanilla split learning
+    For every mini-batch the features at the cut go up and their gradient comes down.
+    The `codec` says how they are coded. Another strategy, `devices`, says which devices
+    train in a round and how their halves are combined. By default devices take turns
+    and features are not compressed: vanilla split learning
     (https://arxiv.org/abs/1812.00564).
 
     Parameters
@@ -139,8 +131,10 @@ class SplitLearning(Strategy):
     --------
     In a `ServerApp`::
 
-        strategy = SplitLearning(ServerHalf(), nn.CrossEntropyLoss(), partial(torch.optim.Adam, lr=1e-3))
-        result = strategy.start(grid, ArrayRecord(DeviceHalf().state_dict()), num_rounds=50)
+        adam = partial(torch.optim.Adam, lr=1e-3)
+        strategy = SplitLearning(ServerHalf(), nn.CrossEntropyLoss(), adam)
+        device_half = ArrayRecord(DeviceHalf().state_dict())
+        result = strategy.start(grid, device_half, num_rounds=50)
     """
 
     def __init__(
@@ -168,7 +162,8 @@ class SplitLearning(Strategy):
     ) -> None:
         if loss_fn is not None and output_codec is not None:
             raise ValueError(
-                "output_codec is for loss_fn=None: with a loss_fn the output stays on the server"
+                "output_codec is for loss_fn=None: "
+                "with a loss_fn the output stays on the server"
             )
         self.half = HalfTrainer(
             server_model,
@@ -182,34 +177,42 @@ class SplitLearning(Strategy):
         )
         self.half.record_updates = record_updates
         self.server_model = self.half.model
-        self.codec = cut_codec(codec) if isinstance(codec, str) else codec
-        output_codec = output_codec or "float32"
-        output_codec = (
-            cut_codec(output_codec) if isinstance(output_codec, str) else output_codec
-        )
-        self.output_codec = output_codec if loss_fn is None else None
-        budgets = NodeConfigBudgets() if budgets is None else budgets
-        self.budgets = (budgets,) if callable(budgets) else tuple(budgets)
+        self.codec = _as_codec(codec)
+        self.output_codec: CutCodec | None = None
+        if loss_fn is None:
+            self.output_codec = _as_codec(output_codec or "float32")
+        self.budgets = _as_rules(budgets)
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
+        in_turn = isinstance(self.devices, RoundRobin)
         self.optimizer_state: OptimizerState = optimizer_state or (
-            "relay" if isinstance(self.devices, RoundRobin) else "per-device"
+            "relay" if in_turn else "per-device"
         )
-        self.ledger = Ledger()
-        self.progress = Progress(0, self.ledger, evaluate_every=evaluate_every)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
         if self.checkpoint is not None:
             check_resumable(self.devices)
-        self._seed, self._endpoint_config = seed, endpoint
-        self._states = DeviceStates(self.optimizer_state)
-        self._history = History()
-        self._rounds_done = 0
-        self._trained: MetricRecord | None = None
-        self._evaluation: MetricRecord | None = None
+        self._seed = seed
+        self._endpoint_config = endpoint
+        self._run = self._new_run(num_rounds=0)
 
-    # -- Strategy
+    @property
+    def ledger(self) -> Ledger:
+        """All traffic of the run."""
+        return self._run.ledger
+
+    @property
+    def progress(self) -> Progress:
+        """The rows of the run so far."""
+        return self._run.progress
+
+    @property
+    def updates(self) -> list[Update]:
+        """The shared server half's mini-batches, in order."""
+        return self.half.updates
+
+    # -- a run of Flower's Strategy
     # --------------------------------------------------------------------------------
 
     def start(
@@ -236,96 +239,26 @@ class SplitLearning(Strategy):
             If the checkpoint is damaged, foreign, or of a run with other settings; it
             is left as it is.
         """
-        self.ledger = Ledger()
-        self._states = DeviceStates(self.optimizer_state)
-        self._history = History()
-        self.progress = Progress(
-            num_rounds, self.ledger, evaluate_every=self.evaluate_every
-        )
-        endpoint = SplitEndpoint(
-            SharedHalf(self.half)
-            if self.shared_server_half
-            else CopiedHalves(self.half),
-            self.codec,
-            output_codec=self.output_codec,
-            ledger=self.ledger,
-            states=self._states,
-            seed=self._seed,
-            config=self._endpoint_config,
-        )
+        self._run = self._new_run(num_rounds)
+        endpoint = self._endpoint()
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
                 SplitGrid(grid, endpoint, self.budgets),
                 arrays,
-                max(num_rounds - self._rounds_done, 0),
+                max(num_rounds - self._run.rounds_done, 0),
                 timeout,
                 train_config,
                 evaluate_config,
                 self._end_of_round(evaluate_fn, writer),
             )
-        self._log_devices()
-        self._history.fill(result)
+        log_devices(self.ledger)
+        self._run.history.fill(result)
+        # Flower's result has none where no round was left to do
         result.arrays = result.arrays or arrays
         if self.save_to is not None:
             self.save(self.save_to, result.arrays)
         return result
-
-    def _log_devices(self) -> None:
-        """What each device's sessions came to; bits per entry are those of training."""
-        trained = self.ledger.devices("train")
-        for device, traffic in self.ledger.devices().items():
-            training = trained.get(device, Traffic())
-            logger.info(
-                "Device %s: %d sessions, %d steps, bits/entry up %.3f down %.3f, %.2f MB up, %.2f MB down, "
-                "%d reconnections",
-                *(device, traffic.sessions, traffic.steps),
-                *(training.uplink_bits_per_entry, training.downlink_bits_per_entry),
-                *(
-                    traffic.uplink_bytes.total() / 1e6,
-                    traffic.downlink_bytes.total() / 1e6,
-                    traffic.reconnects,
-                ),
-            )
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As `devices` says."""
-        server_round += self._rounds_done
-        if isinstance(grid, SplitGrid):
-            grid.server_round = server_round
-        return self.devices.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The device halves combined as `devices` says; bytes, steps and loss as the server measured them."""
-        server_round += self._rounds_done
-        arrays, metrics = self.devices.aggregate_train(server_round, replies)
-        self._trained = self._with_totals(metrics, server_round, "train")
-        return arrays, self._trained
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As `devices` says, in the rounds that evaluate."""
-        server_round += self._rounds_done
-        if not self.progress.due(server_round):
-            return []
-        return self.devices.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As `devices` says, with the bytes of the round's evaluation."""
-        server_round += self._rounds_done
-        replies = list(replies)
-        self._evaluation = None
-        if replies:
-            metrics = self.devices.aggregate_evaluate(server_round, replies)
-            self._evaluation = self._with_totals(metrics, server_round, "evaluate")
-        return self._evaluation
 
     def summary(self) -> None:
         """Log the settings."""
@@ -345,40 +278,18 @@ class SplitLearning(Strategy):
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
 
-    @property
-    def updates(self) -> list[Update]:
-        """The shared server half's mini-batches, in order."""
-        return self.half.updates
-
-    # -- rounds that are done
-    # --------------------------------------------------------------------
-
-    def _end_of_round(
-        self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
-    ) -> EvaluateFn:
-        """Flower's own hook: evaluate, report, and write down what has happened."""
-        report = self.progress.watch(evaluate_fn, lambda: self._evaluation)
-
-        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if server_round == 0 and self._history.lines:
-                return None  # a run that goes on evaluated its start long ago
-            server_round += self._rounds_done
-            central = report(server_round, arrays)
-            self._history.add(
-                server_round,
-                self.ledger,
-                self.progress,
-                self._trained,
-                self._evaluation,
-                central,
-            )
-            writer.save(lambda: self._state(server_round, arrays))
-            return central
-
-        return end_of_round
+    def _new_run(self, num_rounds: int) -> RunState:
+        return RunState(
+            self.half,
+            self.devices,
+            num_rounds,
+            evaluate_every=self.evaluate_every,
+            optimizer_state=self.optimizer_state,
+            settings=self._settings(),
+        )
 
     def _settings(self) -> dict[str, str]:
-        """What two runs must share for one to go on where the other stopped."""
+        """Return what two runs must share for one to go on where the other stopped."""
         return {
             "strategy": type(self).__name__,
             "codec": repr(self.codec),
@@ -390,115 +301,149 @@ class SplitLearning(Strategy):
             "seed": str(self._seed),
         }
 
-    def _state(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
-        return {
-            "settings": self._settings(),
-            "round": server_round,
-            "arrays": dict(arrays.to_torch_state_dict()),
-            "half": self.half.state_dict(),
-            "device_states": self._states.state_dict(),
-            "devices": devices_state(self.devices),
-            "random": random_state(),
-            "history": self._history.lines,
-            "device_traffic": self.ledger.devices_to_json(),
-        }
+    def _endpoint(self) -> SplitEndpoint:
+        halves = SharedHalf if self.shared_server_half else CopiedHalves
+        return SplitEndpoint(
+            halves(self.half),
+            self.codec,
+            output_codec=self.output_codec,
+            ledger=self.ledger,
+            states=self._run.device_states,
+            seed=self._seed,
+            config=self._endpoint_config,
+        )
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
-        """Take up the checkpoint, if there is one; the device half to start from."""
-        self._rounds_done = 0
-        state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
-        if state is None:
+        """Go on from the checkpoint, if there is one; return the device half."""
+        if self.checkpoint is None:
             return initial_arrays
-        settings = self._settings()
-        if changed := [
-            key for key in settings if state["settings"].get(key) != settings[key]
-        ]:
-            was = ", ".join(
-                f"{key} {state['settings'].get(key)!r}, now {settings[key]!r}"
-                for key in changed
-            )
-            raise CheckpointError(
-                f"the checkpoint in {self.checkpoint} is of another run: {was}"
-            )
-        try:
-            self.half.load_state_dict(state["half"])
-            self._states.load_state_dict(state["device_states"])
-            restore_devices(self.devices, state["devices"])
-            self.ledger.restore_devices(state["device_traffic"])
-            arrays = ArrayRecord(state["arrays"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint in {self.checkpoint} does not fit this run: {error}"
-            ) from error
-        self._history.lines = list(state["history"])
-        self._history.restore(self.ledger, self.progress)
-        restore_random_state(state["random"])
-        self._rounds_done = int(state["round"])
-        logger.info(
-            "Goes on after round %d, from %s", self._rounds_done, self.checkpoint
-        )
-        return arrays
+        arrays = resume(self._run, self.checkpoint)
+        return initial_arrays if arrays is None else arrays
 
-    # -- the joined model
-    # ------------------------------------------------------------------------
+    # -- a round; Flower counts those of this process, we those of the whole run
+    # --------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages of `devices`."""
+        server_round += self._run.rounds_done
+        self._run.metrics = RoundMetrics()
+        if isinstance(grid, SplitGrid):
+            grid.server_round = server_round
+        return self.devices.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the device halves as `devices` combines them, and the round's metrics.
+
+        Bytes, steps and loss are those that the server measured.
+        """
+        server_round += self._run.rounds_done
+        arrays, averages = self.devices.aggregate_train(server_round, replies)
+        metrics = with_totals(averages, self.ledger, server_round, "train")
+        self._run.metrics.train = metrics
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages of `devices`, in the rounds that evaluate."""
+        server_round += self._run.rounds_done
+        if not self.progress.due(server_round):
+            return []
+        return self.devices.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the metrics of `devices`, with the bytes of the round's evaluation."""
+        server_round += self._run.rounds_done
+        replies = list(replies)
+        if not replies:
+            return None
+        averages = self.devices.aggregate_evaluate(server_round, replies)
+        metrics = with_totals(averages, self.ledger, server_round, "evaluate")
+        self._run.metrics.evaluate = metrics
+        return metrics
+
+    def _end_of_round(
+        self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
+    ) -> EvaluateFn:
+        """Return Flower's hook at the end of a round.
+
+        It evaluates, reports, and writes down what has happened.
+        """
+        run = self._run
+        report = run.progress.watch(evaluate_fn, lambda: run.metrics.evaluate)
+
+        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round == 0 and run.history.lines:
+                return None  # a run that goes on evaluated its start long ago
+            server_round += run.rounds_done
+            run.metrics.central = report(server_round, arrays)
+            run.history.add(server_round, run.metrics, run.ledger, run.progress)
+            writer.save(lambda: run.state_dict(server_round, arrays))
+            return run.metrics.central
+
+        return end_of_round
+
+    # -- the whole model
+    # --------------------------------------------------------------------------------
 
     def joined_model(
         self, device_model: nn.Module, arrays: ArrayRecord | None = None
     ) -> JoinedModel:
-        """The whole model: `device_model`, loaded with `arrays` if given, before the server half, or around it.
+        """Return the whole model: `device_model` before the server half, or around it.
 
-        The server half is the one in training, on its device; `device_model` is moved
-        there.
+        `device_model` is loaded with `arrays` if given, and moved to the server half's
+        device. The server half is the one in training.
         """
         if arrays is not None:
             device_model.load_state_dict(arrays.to_torch_state_dict())
         return JoinedModel(device_model.to(self.half.device), self.server_model)
 
     def predict(self, features: Tensor) -> Tensor:
-        """What the server half makes of features (B, ...) in evaluation mode: `Session.predict`, centrally."""
+        """Return what the server half makes of features (B, ...) in evaluation mode.
+
+        It is `Session.predict`, centrally.
+        """
         return self.half.predict(features)
 
     def joined_state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
-        """The state dict of the `JoinedModel` of a device half's `arrays` and the server half, on the CPU."""
+        """Return the state dict of the whole model (`JoinedModel`), on the CPU.
+
+        Its device half is `arrays`, its server half the one in training.
+        """
         return joined_state_dict(
             arrays.to_torch_state_dict().items(), self.server_model.state_dict().items()
         )
 
     def save(self, folder: str | Path, arrays: ArrayRecord) -> None:
-        """Write the halves' state dicts and their merge, for ``torch.load(..., weights_only=True)``.
+        """Write the state dicts, for ``torch.load(..., weights_only=True)``.
 
         ``device.pt``, ``server.pt`` and ``joined.pt`` (a `JoinedModel`'s). Where no
         entry of the halves has the same name, as with halves of `split_at`,
         ``unsplit.pt`` has them under their own: it loads into the model that was cut.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        device = {
-            name: tensor.cpu() for name, tensor in arrays.to_torch_state_dict().items()
-        }
-        server = {
-            name: tensor.cpu()
-            for name, tensor in self.server_model.state_dict().items()
-        }
-        files = {
-            "device.pt": device,
-            "server.pt": server,
-            "joined.pt": self.joined_state_dict(arrays),
-        }
-        if self.output_codec is None and not device.keys() & server.keys():
-            files["unsplit.pt"] = {**device, **server}
-        for name, entries in files.items():
-            torch.save(entries, folder / name)
-        logger.info("Saved %s in %s", ", ".join(files), folder)
+        save_halves(
+            Path(folder),
+            arrays.to_torch_state_dict(),
+            self.server_model.state_dict(),
+            has_tail=self.output_codec is not None,
+        )
 
-    def _with_totals(
-        self, metrics: MetricRecord | None, server_round: int, purpose: Purpose
-    ) -> MetricRecord:
-        """Bytes add up over devices, so the averages that `devices` made of them give way to the ledger's sums."""
-        traffic = self.ledger.of(server_round, purpose)
-        total = MetricRecord({**(metrics or {}), **traffic.metrics()})
-        total.pop("codec_seconds", None)
-        total["failures"] = len(self.ledger.failures(server_round))
-        if purpose == "train" and traffic.loss_rows:
-            total["train_loss"] = traffic.loss
-        return total
+
+def _as_codec(codec: CutCodec | str) -> CutCodec:
+    return cut_codec(codec) if isinstance(codec, str) else codec
+
+
+def _as_rules(
+    budgets: BudgetRule | Sequence[BudgetRule] | None,
+) -> tuple[BudgetRule, ...]:
+    if budgets is None:
+        return (NodeConfigBudgets(),)
+    if callable(budgets):
+        return (budgets,)
+    return tuple(budgets)

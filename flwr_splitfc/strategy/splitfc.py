@@ -1,4 +1,4 @@
-"""The paper's strategy."""
+"""SplitFC, the paper's strategy."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class SplitFC(SplitLearning):
     reduction : float (default: 16)
         The paper's R: one column in R is kept, in expectation.
     evaluation, evaluation_bits, channel_dim
-        Of the codec, as in `CutCodec`.
+        Settings of the codec, as in `CutCodec`.
     **split_options
         Other parameters as in `SplitLearning`.
     """

@@ -10,7 +10,9 @@ from flwr_splitfc.strategy.split_learning import SplitLearning
 
 
 class SplitFedV1(SplitLearning):
-    """Each sampled device trains against its own copy of the server half; both halves are averaged.
+    """SplitFed with a copy of the server half for each sampled device.
+
+    A round ends with the averages of both halves.
 
     Implementation based on https://arxiv.org/abs/2004.12088
 
@@ -45,7 +47,9 @@ class SplitFedV1(SplitLearning):
 
 
 class SplitFedV2(SplitLearning):
-    """Sampled devices train against one server half, which takes their batches as they come.
+    """SplitFed with one server half for all sampled devices.
+
+    The server half takes their batches as they come; device halves are averaged.
 
     Implementation based on https://arxiv.org/abs/2004.12088
 

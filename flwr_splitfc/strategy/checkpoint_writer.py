@@ -1,0 +1,50 @@
+"""Writing checkpoints beside the run."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from flwr_splitfc.strategy.checkpoint import save_checkpoint
+
+
+class CheckpointWriter:
+    """A thread that writes the checkpoint while the next round trains.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        As in `save_checkpoint`; None saves nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def save(self, make_state: Callable[[], dict[str, Any]]) -> None:
+        """Take a copy of the state now, and write it soon.
+
+        An error of the checkpoint before is raised here.
+        """
+        if self._folder is None:
+            return
+        self._wait()
+        state = deepcopy(make_state())
+        self._writing = self._pool.submit(save_checkpoint, self._folder, state)
+
+    def _wait(self) -> None:
+        writing = self._writing
+        self._writing = None
+        if writing is not None:
+            writing.result()

@@ -1,0 +1,98 @@
+"""A run as it goes on, and what a checkpoint keeps of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
+from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.run.progress import Progress
+from flwr_splitfc.strategy.history import History, RoundMetrics
+from flwr_splitfc.strategy.random_state import random_state, restore_random_state
+from flwr_splitfc.strategy.resumable import devices_state, restore_devices
+
+
+class RunState:
+    """All that changes from round to round.
+
+    Parameters
+    ----------
+    half : HalfTrainer
+        The run's server half.
+    devices : Strategy
+        The strategy over the device halves, which may remember something.
+    num_rounds : int
+        Rounds that the run will take.
+    evaluate_every : int
+        As in `Progress`.
+    optimizer_state : "relay", "per-device" or "fresh"
+        As in `DeviceStates`.
+    settings : mapping of str to str
+        What two runs must share for one to go on where the other stopped.
+
+    Attributes
+    ----------
+    ledger : Ledger
+    progress : Progress
+    device_states : DeviceStates
+    history : History
+    rounds_done : int
+        Rounds of former processes. Flower's rounds are numbered from 1 in this process,
+        and so come after them.
+    metrics : RoundMetrics
+        Those of the round that is under way.
+    """
+
+    def __init__(
+        self,
+        half: HalfTrainer,
+        devices: Strategy,
+        num_rounds: int,
+        *,
+        evaluate_every: int,
+        optimizer_state: OptimizerState,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.ledger = Ledger()
+        self.progress = Progress(num_rounds, self.ledger, evaluate_every=evaluate_every)
+        self.device_states = DeviceStates(optimizer_state)
+        self.history = History()
+        self.rounds_done = 0
+        self.metrics = RoundMetrics()
+        self.settings = dict(settings)
+        self._half = half
+        self._devices = devices
+
+    def state_dict(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
+        """Return the state after a round that ended with the device half `arrays`."""
+        return {
+            "settings": self.settings,
+            "round": server_round,
+            "arrays": dict(arrays.to_torch_state_dict()),
+            "half": self._half.state_dict(),
+            "device_states": self.device_states.state_dict(),
+            "devices": devices_state(self._devices),
+            "random": random_state(),
+            "history": self.history.lines,
+            "device_traffic": self.ledger.devices_to_json(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> ArrayRecord:
+        """Go on from what `state_dict` gave; return the device half.
+
+        Raises
+        ------
+        KeyError, ValueError, RuntimeError
+            If it does not fit this run's halves and strategy.
+        """
+        self._half.load_state_dict(state["half"])
+        self.device_states.load_state_dict(state["device_states"])
+        restore_devices(self._devices, state["devices"])
+        self.ledger.restore_devices(state["device_traffic"])
+        self.history.lines = list(state["history"])
+        self.history.restore(self.ledger, self.progress)
+        self.rounds_done = int(state["round"])
+        restore_random_state(state["random"])
+        return ArrayRecord(state["arrays"])

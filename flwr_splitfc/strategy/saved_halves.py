@@ -1,0 +1,51 @@
+"""The trained halves as files, for ``torch.load(..., weights_only=True)``."""
+
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.model import joined_state_dict
+
+logger = getLogger("flwr")
+
+
+def save_halves(
+    folder: Path,
+    device: Mapping[str, Tensor],
+    server: Mapping[str, Tensor],
+    *,
+    has_tail: bool,
+) -> None:
+    """Write the halves' state dicts and their merge; see `SplitLearning.save`.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is missing.
+    device, server : mapping of str to Tensor
+        The halves' entries.
+    has_tail : bool
+        Whether the device half is a `HeadAndTail`, whose entries have names of their
+        own.
+    """
+    device_entries = _on_cpu(device)
+    server_entries = _on_cpu(server)
+    files = {
+        "device.pt": device_entries,
+        "server.pt": server_entries,
+        "joined.pt": joined_state_dict(device_entries.items(), server_entries.items()),
+    }
+    if not has_tail and device_entries.keys().isdisjoint(server_entries):
+        files["unsplit.pt"] = {**device_entries, **server_entries}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entries in files.items():
+        torch.save(entries, folder / name)
+    logger.info("Saved %s in %s", ", ".join(files), folder)
+
+
+def _on_cpu(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in entries.items()}
