@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.compare.display import Display
-from flwr_splitfc.compare.federation import Federation
 from flwr_splitfc.compare.flower_app import (
     FlowerApp,
     Settings,
@@ -20,11 +19,12 @@ from flwr_splitfc.compare.flower_app import (
     parse_setting,
     read_settings,
 )
-from flwr_splitfc.compare.output import write
 from flwr_splitfc.compare.plan import expand, parse_budget
-from flwr_splitfc.compare.pool import Pool
-from flwr_splitfc.compare.radio_link import RadioLink
+from flwr_splitfc.compare.report.output import write
+from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder, package_digest
+from flwr_splitfc.compare.workers.federation import Federation
+from flwr_splitfc.compare.workers.pool import Pool
 
 _LOCK_S = 20.0
 _USUAL_JOBS = 2  # device and server of a run wait for each other

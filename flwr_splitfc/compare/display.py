@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from flwr_splitfc.compare.pool import Event
 from flwr_splitfc.compare.runs import Outcome, Run
+from flwr_splitfc.compare.workers.pool import Event
 
 
 class Display:

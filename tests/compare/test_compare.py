@@ -11,9 +11,10 @@ import pytest
 
 import flwr_splitfc
 from flwr_splitfc.command import main
-from flwr_splitfc.compare import compare, figures, output
-from flwr_splitfc.compare.pool import Event
+from flwr_splitfc.compare import compare
+from flwr_splitfc.compare.report import figures, output
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
+from flwr_splitfc.compare.workers.pool import Event
 from tests.compare.conftest import row, traffic
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ from io import StringIO
 from rich.console import Console
 
 from flwr_splitfc.compare.display import Display
-from flwr_splitfc.compare.pool import Event
 from flwr_splitfc.compare.runs import Outcome, Run
+from flwr_splitfc.compare.workers.pool import Event
 from tests.compare.conftest import row
 
 FIRST, SECOND, THIRD = (

@@ -6,10 +6,9 @@ from statistics import stdev
 
 import pytest
 
-from flwr_splitfc.compare.numbers import numbers_of
-from flwr_splitfc.compare.radio_link import RadioLink
-from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.table import (
+from flwr_splitfc.compare.report.numbers import numbers_of
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.report.table import (
     KINDS,
     cell,
     csv_text,
@@ -18,6 +17,7 @@ from flwr_splitfc.compare.table import (
     rows_of,
     summary_columns,
 )
+from flwr_splitfc.compare.runs import Outcome, Run
 from tests.compare.conftest import finished, traffic
 
 LINK = RadioLink.parse("up=10,down=50,rtt=40")

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from flwr_splitfc.compare.curves import curves_of
-from flwr_splitfc.compare.figures import pictures
-from flwr_splitfc.compare.numbers import common_accuracy
-from flwr_splitfc.compare.page import page
-from flwr_splitfc.compare.radio_link import RadioLink
+from flwr_splitfc.compare.report.curves import curves_of
+from flwr_splitfc.compare.report.figures import pictures
+from flwr_splitfc.compare.report.numbers import common_accuracy
+from flwr_splitfc.compare.report.page import page
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.report.table import csv_text, legend, markdown, rows_of
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.table import csv_text, legend, markdown, rows_of
 from flwr_splitfc.run.progress import write_whole
 
 

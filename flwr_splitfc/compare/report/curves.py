@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import mean, stdev
 
-from flwr_splitfc.compare.numbers import points_of
-from flwr_splitfc.compare.radio_link import RadioLink
+from flwr_splitfc.compare.report.numbers import points_of
+from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.runs import Budget, Outcome, Run
 
 

@@ -4,8 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from flwr_splitfc.compare.figures import Picture
-from flwr_splitfc.compare.table import KINDS, Row, cell, sort_key, summary_columns
+from flwr_splitfc.compare.report.figures import Picture
+from flwr_splitfc.compare.report.table import (
+    KINDS,
+    Row,
+    cell,
+    sort_key,
+    summary_columns,
+)
 
 _HEADINGS = {
     "accuracy-vs-bytes": "Accuracy against bytes",

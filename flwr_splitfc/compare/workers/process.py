@@ -20,7 +20,7 @@ class WorkerDied(RuntimeError):
 
 
 class WorkerProcess:
-    """One process with one simulation; see `flwr_splitfc.compare.worker`.
+    """One process with one simulation; see `flwr_splitfc.compare.workers.worker`.
 
     Parameters
     ----------
@@ -56,7 +56,12 @@ class WorkerProcess:
             # A session of its own: Ctrl-C is for the parent to hear, and what the
             # worker started ends with its group.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flwr_splitfc.compare.worker", json.dumps(task)],
+                [
+                    sys.executable,
+                    "-m",
+                    "flwr_splitfc.compare.workers.worker",
+                    json.dumps(task),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flwr_splitfc.compare.curves import Curve
+from flwr_splitfc.compare.report.curves import Curve
 from flwr_splitfc.compare.runs import budget_text
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flwr_splitfc.compare.curves import curves_of
-from flwr_splitfc.compare.figures import Picture, looks_of, pictures
-from flwr_splitfc.compare.page import page
-from flwr_splitfc.compare.radio_link import RadioLink
+from flwr_splitfc.compare.report.curves import curves_of
+from flwr_splitfc.compare.report.figures import Picture, looks_of, pictures
+from flwr_splitfc.compare.report.page import page
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.report.table import rows_of
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.table import rows_of
 from tests.compare.conftest import finished
 
 BUDGETS = [(0.1, 0.2), (0.2, 0.4)]

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.runs import RunFolder
-from flwr_splitfc.compare.simulation import (
+from flwr_splitfc.compare.workers.simulation import (
     RunClientApp,
     RunGrid,
     run_server_app,

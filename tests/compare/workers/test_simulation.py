@@ -9,8 +9,12 @@ from flwr.app import Context, RecordDict
 
 from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.runs import RunFolder
-from flwr_splitfc.compare.simulation import RUN_KEY, RunClientApp, wait_until_ready
-from flwr_splitfc.compare.worker import make_run
+from flwr_splitfc.compare.workers.simulation import (
+    RUN_KEY,
+    RunClientApp,
+    wait_until_ready,
+)
+from flwr_splitfc.compare.workers.worker import make_run
 from tests.local_grid import LocalGrid
 
 NOBODY = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})

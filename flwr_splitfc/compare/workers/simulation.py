@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.flower_app import Settings
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
-from flwr_splitfc.exchange.server.split_grid import purpose_of
+from flwr_splitfc.exchange.server.flower_messages import purpose_of
 
 RUN_KEY = "flwr-splitfc.run"
 _READY_TYPE = "query.flwr_splitfc_ready"

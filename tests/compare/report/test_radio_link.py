@@ -4,8 +4,8 @@ from statistics import median
 
 import pytest
 
-from flwr_splitfc.compare.numbers import common_accuracy, numbers_of, points_of
-from flwr_splitfc.compare.radio_link import RadioLink
+from flwr_splitfc.compare.report.numbers import common_accuracy, numbers_of, points_of
+from flwr_splitfc.compare.report.radio_link import RadioLink
 from tests.compare.conftest import finished, row, traffic
 
 MEGABIT = 125_000

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.compare.federation import Federation
 from flwr_splitfc.compare.flower_app import FlowerApp
-from flwr_splitfc.compare.process import WorkerDied, WorkerProcess
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
+from flwr_splitfc.compare.workers.federation import Federation
+from flwr_splitfc.compare.workers.process import WorkerDied, WorkerProcess
 
 _TRIES = 2
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from math import floor
 from typing import Any, NamedTuple
 
-from flwr_splitfc.compare.radio_link import RadioLink
-from flwr_splitfc.exchange.server.ledger import DOWNLINK_KINDS, UPLINK_KINDS
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.exchange.server.traffic import DOWNLINK_KINDS, UPLINK_KINDS
 
 Numbers = dict[str, float | None]
 

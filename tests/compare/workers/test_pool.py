@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from flwr_splitfc.compare import pool as pool_module
-from flwr_splitfc.compare.federation import Federation
 from flwr_splitfc.compare.flower_app import FlowerApp
-from flwr_splitfc.compare.pool import Event, Pool
-from flwr_splitfc.compare.process import WorkerDied
 from flwr_splitfc.compare.runs import Run, RunFolder
+from flwr_splitfc.compare.workers import pool as pool_module
+from flwr_splitfc.compare.workers.federation import Federation
+from flwr_splitfc.compare.workers.pool import Event, Pool
+from flwr_splitfc.compare.workers.process import WorkerDied
 from tests.compare.conftest import TOY, row
 
 

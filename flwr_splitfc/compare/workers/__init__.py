@@ -1,0 +1,1 @@
+"""The processes that make a comparison's runs."""
