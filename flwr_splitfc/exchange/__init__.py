@@ -1,4 +1,7 @@
-"""The exchange between devices and the server half: tickets, sessions, the endpoint, the ledger of bytes."""
+"""The exchange between devices and the server half.
+
+It has tickets, sessions, the endpoint, and the ledger of bytes.
+"""
 
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.session import Session, connect

@@ -15,6 +15,7 @@ from flwr_splitfc.exchange import (
     SharedHalf,
     SplitEndpoint,
 )
+from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
@@ -83,11 +84,10 @@ def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
     (x, y), before = batches(1)[0], everything(endpoint)
     array, link = RD.encode_features(seeded(DeviceHalf)(x).detach())
     step = pb.Step(features=to_matrix(array), labels=pack_labels(y))
-    with (
-        pytest.raises(LabelsRefused, match="wanted 14 rows"),
-        connect(ticket_message(endpoint)) as session,
-    ):
-        session._ask(pb.DeviceFrame(step=step))
+    stream = Stream(endpoint.issue("train", "0", 1))
+    stream.open()
+    with pytest.raises(LabelsRefused, match="wanted 14 rows"):
+        stream.ask(pb.DeviceFrame(step=step))
     assert link.sent == 14
     assert same(everything(endpoint), before)
 
@@ -109,9 +109,9 @@ def test_every_row_goes_both_ways_where_the_loss_is_the_devices():
 def test_a_sample_is_refused_where_the_loss_is_the_devices():
     (x, _) = batches(1)[0]
     array, _ = RD.encode_features(seeded(DeviceHalf)(x).detach())
-    with (
-        endpoint_of(None, RD) as endpoint,
-        pytest.raises(FeaturesRefused, match="14 of 16 rows"),
-        connect(ticket_message(endpoint)) as session,
-    ):
-        session._ask(pb.DeviceFrame(forward=pb.Forward(features=to_matrix(array))))
+    frame = pb.DeviceFrame(forward=pb.Forward(features=to_matrix(array)))
+    with endpoint_of(None, RD) as endpoint:
+        stream = Stream(endpoint.issue("train", "0", 1))
+        stream.open()
+        with pytest.raises(FeaturesRefused, match="14 of 16 rows"):
+            stream.ask(frame)

@@ -8,11 +8,22 @@ from flwr_splitfc.exchange.protocol.tls import PINNED_NAME, Tls
 def open_channel(
     address: str, tls: Tls, authority: bytes, options: list[tuple[str, int | str]]
 ) -> grpc.Channel:
-    """A channel to the endpoint at `address`, checked as the ticket says."""
+    """Return a channel to the endpoint at `address`, checked as the ticket says.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``
+    tls : "off", "pinned" or "verified"
+        See `Ticket`.
+    authority : bytes
+        A certificate in PEM; if empty, the ones that this system trusts.
+    options : list of (str, int or str)
+        gRPC's own.
+    """
     if tls == "off":
         return grpc.insecure_channel(address, options=options)
     if tls == "pinned":
         options = [*options, ("grpc.ssl_target_name_override", PINNED_NAME)]
-    return grpc.secure_channel(
-        address, grpc.ssl_channel_credentials(authority or None), options=options
-    )
+    credentials = grpc.ssl_channel_credentials(authority or None)
+    return grpc.secure_channel(address, credentials, options=options)

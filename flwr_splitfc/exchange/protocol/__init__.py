@@ -1,1 +1,1 @@
-"""What both sides of the exchange share: frames, tickets, tensors, errors, addresses, TLS."""
+"""The parts of the exchange that devices and server share: frames, tickets, errors."""

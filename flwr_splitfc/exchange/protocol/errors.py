@@ -1,4 +1,4 @@
-"""What can go wrong between a device and the server half, by name.
+"""Errors between a device and the server half, by name.
 
 Each class that the server can raise has a `reason`, the number under which it crosses
 the wire; the device raises the same class again.
@@ -48,13 +48,19 @@ class LabelsRefused(SplitError):
 
 
 class GradientRefused(SplitError):
-    """A gradient of the server half's output that is malformed, not finite, or not of the output's shape."""
+    """A gradient of the server half's output that cannot be used.
+
+    It is malformed, not finite, or not of the output's shape.
+    """
 
     reason = pb.GRADIENT
 
 
 class StepRefused(SplitError):
-    """The server half could not apply the step, for example because the loss or its output was not finite."""
+    """The server half could not apply the step.
+
+    For example, the loss or the half's output was not finite.
+    """
 
     reason = pb.STEP
 
@@ -66,13 +72,16 @@ class LimitExceeded(SplitError):
 
 
 class SessionCancelled(SplitError):
-    """The server ended the session: its round was over, or it was silent or disconnected for too long."""
+    """The server ended the session.
+
+    Its round was over, or it was silent or disconnected for too long.
+    """
 
     reason = pb.CANCELLED
 
 
 class EndpointUnreachable(SplitError):
-    """No split endpoint answers at the ticket's address, or the connection to it broke."""
+    """No split endpoint answers at the ticket's address, or the connection broke."""
 
 
 _BY_REASON: dict[int, type[SplitError]] = {
@@ -92,5 +101,9 @@ _BY_REASON: dict[int, type[SplitError]] = {
 
 
 def error_from(refused: pb.Refused) -> SplitError:
-    """The exception for a `Refused` frame; an unknown reason is a plain `SplitError`."""
-    return _BY_REASON.get(refused.reason, SplitError)(refused.detail)
+    """Return the exception for a `Refused` frame.
+
+    An unknown reason, of a later version, gives a plain `SplitError`.
+    """
+    error = _BY_REASON.get(refused.reason, SplitError)
+    return error(refused.detail)

@@ -1,4 +1,8 @@
-"""Frames of the exchange inside Flower messages."""
+"""Frames of the exchange inside Flower messages.
+
+A message carries one frame: an `ArrayRecord` with one array, whose bytes are the
+serialized protobuf message.
+"""
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
@@ -6,6 +10,9 @@ from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.errors import ProtocolError
 
 FRAME_KEY = "split-frame"
+"""Key of the frame's record in a message."""
+
+_ARRAY_KEY = "frame"
 
 
 def has_frame(message: Message) -> bool:
@@ -14,22 +21,32 @@ def has_frame(message: Message) -> bool:
 
 
 def frame_of(message: Message) -> bytes:
-    """The frame that `message` carries."""
+    """Return the frame that `message` carries, serialized.
+
+    Raises
+    ------
+    ProtocolError
+        If it carries none.
+    """
     if not has_frame(message):
         raise ProtocolError("the message carries no frame of the exchange")
-    return bytes(next(iter(message.content.array_records[FRAME_KEY].values())).data)
+    record = message.content.array_records[FRAME_KEY]
+    # under whatever key: only the record's is agreed on
+    array = next(iter(record.values()))
+    return bytes(array.data)
 
 
 def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:
-    """A frame as Flower carries it."""
-    return ArrayRecord({"frame": raw_array(frame.SerializeToString())})
+    """Return the record that carries a frame."""
+    return ArrayRecord({_ARRAY_KEY: raw_array(frame.SerializeToString())})
 
 
 def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:
-    """A reply with nothing but a frame."""
-    return Message(RecordDict({FRAME_KEY: frame_record(frame)}), reply_to=message)
+    """Return a reply to `message` that carries nothing but a frame."""
+    content = RecordDict({FRAME_KEY: frame_record(frame)})
+    return Message(content, reply_to=message)
 
 
 def raw_array(data: bytes) -> Array:
-    """Bytes as Flower carries them: an array of uint8."""
+    """Return bytes as Flower carries them: an array of uint8."""
     return Array("uint8", (len(data),), "raw", data)

@@ -1,9 +1,17 @@
-"""How a session's connection is protected: the choices, and the pinned name."""
+"""How the connection of a session is protected, as tickets say it."""
 
 from typing import Literal
 
 Tls = Literal["off", "pinned", "verified"]
-"""No encryption; the run's own certificate, which came with the ticket; a certificate by name and authority."""
+"""How the endpoint proves itself to devices.
+
+"off"
+    Not at all, and nothing is encrypted.
+"pinned"
+    By the run's own certificate, which came with the ticket.
+"verified"
+    By a certificate for its host's name, signed by an authority.
+"""
 
 PINNED_NAME = "split-endpoint"
-"""The name in the run's own certificate, by which devices ask for it."""
+"""The name in the run's own certificate."""

@@ -1,0 +1,74 @@
+"""One gRPC call between a device and the split endpoint."""
+
+import queue
+from contextlib import suppress
+
+import grpc
+
+from flwr_splitfc.exchange.device.channel import open_channel
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.errors import ProtocolError
+from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
+from flwr_splitfc.exchange.protocol.ticket import Ticket
+
+_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.enable_http_proxy", 0),
+    # a new channel is a new connection, with no back-off of the last one's
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class SessionCall:
+    """A connection to the endpoint with one call of its session method.
+
+    It connects when the first frame is sent. A connection that breaks raises a
+    `grpc.RpcError` in `receive`.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``
+    ticket : Ticket
+    """
+
+    def __init__(self, address: str, ticket: Ticket) -> None:
+        self._channel = open_channel(
+            address, ticket.tls, ticket.authority.encode(), _CHANNEL_OPTIONS
+        )
+        call = self._channel.stream_stream(
+            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+        )
+        # None ends the device's side of the stream
+        self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
+        to_send = iter(self._frames.get, None)
+        self._replies = call(to_send, metadata=((TOKEN_KEY, ticket.token),))
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Send a frame; return before it is on its way."""
+        self._frames.put(frame)
+
+    def receive(self) -> pb.ServerFrame:
+        """Wait for the server's next frame and return it."""
+        try:
+            reply: pb.ServerFrame = next(self._replies)
+        except StopIteration:
+            raise ProtocolError(
+                "the server ended the stream without an answer"
+            ) from None
+        return reply
+
+    def finish(self) -> None:
+        """Let the stream end on both sides, after the last answer."""
+        self._frames.put(None)
+        # everything that mattered was answered
+        with suppress(grpc.RpcError):
+            next(self._replies, None)
+
+    def close(self) -> None:
+        """End the connection, whatever state it is in."""
+        self._frames.put(None)
+        self._replies.cancel()
+        self._channel.close()

@@ -1,0 +1,116 @@
+"""The exchange of one mini-batch: encode, ask the server, decode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec import CutCodec, Link, pack_labels
+from flwr_splitfc.exchange.device.transport import Line
+from flwr_splitfc.exchange.device.turn_counts import TurnCounts
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.seeds import seeded_generator
+from flwr_splitfc.exchange.protocol.tensors import (
+    from_matrix,
+    to_matrix,
+    unpack_tensor,
+)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Turn autocast off: codecs compute in float32, whatever the training loop does."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+class Steps:
+    """The steps of a turn whose loss is the server's, and predictions.
+
+    Parameters
+    ----------
+    line : Line
+        To the server.
+    codec : CutCodec
+        At the cut between the device half and the server half.
+    seed : int
+        The turn's. Each step derives what is random in it from (seed, its number).
+
+    Attributes
+    ----------
+    counts : TurnCounts
+    """
+
+    def __init__(self, line: Line, codec: CutCodec, seed: int) -> None:
+        self.line = line
+        self.codec = codec
+        self.seed = seed
+        self.counts = TurnCounts()
+
+    @full_precision()
+    def train(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """Train the server half on one mini-batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+        labels : Tensor of shape (B, ...)
+
+        Returns
+        -------
+        tuple of float and Tensor
+            The loss, and its gradient by the features as (B, D).
+        """
+        counts = self.counts
+        with counts.coding:
+            matrix, link = self.encode_features(features)
+            packed = pack_labels(link.sent_rows(labels))
+            frame = pb.DeviceFrame(step=pb.Step(features=matrix, labels=packed))
+        counts.steps += 1
+
+        stepped = self.line.ask(frame, "stepped").stepped
+
+        with counts.coding:
+            gradient = self.codec.decode_gradient(from_matrix(stepped.gradient), link)
+        counts.rows += len(features)
+        counts.loss_sum += stepped.loss * len(features)
+        return stepped.loss, gradient
+
+    @full_precision()
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the server half's output for features of shape (B, ...)."""
+        counts = self.counts
+        counts.full_rows = max(counts.full_rows, len(features))
+        with counts.coding:
+            array, _ = self.codec.encode_features(
+                features, training=False, full_rows=counts.full_rows
+            )
+        counts.steps += 1
+        counts.rows += len(features)
+        frame = pb.DeviceFrame(predict=pb.Predict(features=to_matrix(array)))
+        predicted = self.line.ask(frame, "predicted").predicted
+        return unpack_tensor(predicted.logits).to(features.device)
+
+    def encode_features(
+        self, features: Tensor, *, all_rows: bool = False
+    ) -> tuple[pb.Matrix, Link]:
+        """Return the features as the next step sends them, and the way back.
+
+        Raises
+        ------
+        ValueError
+            If they are not finite, or the budget is too small for any payload.
+        """
+        counts = self.counts
+        rows = len(features)
+        if rows > counts.full_rows:
+            self.codec.check_budget(rows, features[0].numel())
+            counts.full_rows = rows
+        array, link = self.codec.encode_features(
+            features,
+            generator=seeded_generator(self.seed, counts.steps + 1),
+            full_rows=counts.full_rows,
+            all_rows=all_rows,
+        )
+        return to_matrix(array), link

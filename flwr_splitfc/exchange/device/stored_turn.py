@@ -1,0 +1,182 @@
+"""A turn that waits in the node's context for its next message.
+
+Four records of the context hold it, under keys that start with "split-turn":
+
+======================  ==========================================================
+``split-turn``          the session's id, and the turn's counts
+``split-turn-start``    the device half as the turn's first message brought it
+``split-turn-tensors``  model, optimizer and what else is kept, before the next step
+``split-turn-answers``  the server's answers in a step that is not over
+======================  ==========================================================
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from torch import Tensor, nn
+
+from flwr_splitfc.exchange.device.optimizer_state import (
+    optimizer_tensors,
+    restore_optimizer,
+)
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.errors import TicketExpired
+from flwr_splitfc.exchange.protocol.frames import frame_of, raw_array
+from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
+from flwr_splitfc.exchange.protocol.ticket import Ticket
+
+_TURN_KEY = "split-turn"
+_START_KEY = _TURN_KEY + "-start"
+_TENSORS_KEY = _TURN_KEY + "-tensors"
+_ANSWERS_KEY = _TURN_KEY + "-answers"
+
+_SESSION = "session"
+_COUNT_PREFIX = "count."
+
+
+class StoredTurn:
+    """A turn between two messages, in the node's context.
+
+    Parameters
+    ----------
+    context : Context
+        The node's.
+    message : Message
+        With a ticket, and the server's last frame.
+    frames_per_step : int (default: 1)
+        The device's: 2 where the last layers and the loss are its own.
+
+    Raises
+    ------
+    TicketExpired
+        If the message goes on with a turn that is not the one in the context.
+    """
+
+    def __init__(
+        self, context: Context, message: Message, frames_per_step: int = 1
+    ) -> None:
+        self._state = context.state
+        self._frames_per_step = frames_per_step
+        self._session = Ticket.from_message(message).session_id
+        self._number = pb.ServerFrame.FromString(frame_of(message)).number
+        if self.begun and self._record().get(_SESSION) != self._session:
+            raise TicketExpired(
+                "this node has no such turn: "
+                "it was started again, or got another one meanwhile"
+            )
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier message brought the turn here."""
+        return self._number > 0
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that are behind the turn, not counting that of the last answer."""
+        return max(self._number - 1, 0) // self._frames_per_step
+
+    @property
+    def answers(self) -> list[pb.ServerFrame]:
+        """Answers to earlier frames of a step that is not over."""
+        if not self.begun:
+            return []
+        record = self._state.array_records.get(_ANSWERS_KEY, ArrayRecord())
+        return [pb.ServerFrame.FromString(array.data) for array in record.values()]
+
+    @answers.setter
+    def answers(self, answers: list[pb.ServerFrame]) -> None:
+        record = ArrayRecord()
+        for answer in answers:
+            record[str(answer.number)] = raw_array(answer.SerializeToString())
+        self._state[_ANSWERS_KEY] = record
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The device half as the turn's first message brought it."""
+        return self._state.array_records[_START_KEY]
+
+    @arrays.setter
+    def arrays(self, arrays: ArrayRecord) -> None:
+        self._state[_START_KEY] = arrays
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        counts: Mapping[str, float],
+        kept: Mapping[str, Tensor],
+    ) -> None:
+        """Put away all that the next step starts from.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The device half.
+        optimizer : torch.optim.Optimizer or None
+            The device half's, if it has one.
+        counts : mapping of str to float
+            As `Session.counts` returns them, and whatever else is counted.
+        kept : mapping of str to Tensor
+            The session's `state`.
+        """
+        optimizer_state = {}
+        if optimizer is not None:
+            optimizer_state = optimizer_tensors(optimizer)
+        tensors = ArrayRecord()
+        tensors["model"] = raw_array(_pack(model.state_dict()))
+        tensors["optimizer"] = raw_array(_pack(optimizer_state))
+        tensors["kept"] = raw_array(_pack(kept))
+        self._state[_TENSORS_KEY] = tensors
+
+        record = ConfigRecord({_SESSION: self._session})
+        for name, value in counts.items():
+            record[_COUNT_PREFIX + name] = float(value)
+        self._state[_TURN_KEY] = record
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Take up what `save` put away.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Gets the entries that were saved.
+        optimizer : torch.optim.Optimizer or None
+            Gets the state that was saved.
+
+        Returns
+        -------
+        tuple of dict of str to float and dict of str to Tensor
+            The counts, and what else was kept.
+        """
+        tensors = self._state.array_records[_TENSORS_KEY]
+        model.load_state_dict(_unpack(tensors["model"].data))
+        if optimizer is not None:
+            restore_optimizer(optimizer, _unpack(tensors["optimizer"].data))
+        return self._counts(), _unpack(tensors["kept"].data)
+
+    def clear(self) -> None:
+        """Remove the turn from the context, once it is over."""
+        for key in (_TURN_KEY, _START_KEY, _TENSORS_KEY, _ANSWERS_KEY):
+            self._state.pop(key, None)
+
+    def _counts(self) -> dict[str, float]:
+        return {
+            key.removeprefix(_COUNT_PREFIX): cast(float, value)
+            for key, value in self._record().items()
+            if key.startswith(_COUNT_PREFIX)
+        }
+
+    def _record(self) -> ConfigRecord:
+        return self._state.config_records.get(_TURN_KEY, ConfigRecord())
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    return pb.Opened(state=pack_tensors(tensors)).SerializeToString()
+
+
+def _unpack(data: bytes) -> dict[str, Tensor]:
+    return unpack_tensors(pb.Opened.FromString(data).state)

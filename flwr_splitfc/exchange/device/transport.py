@@ -1,0 +1,78 @@
+"""The transport of a session's frames, and the line that a session has over it."""
+
+from typing import Protocol
+
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.errors import ProtocolError
+from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
+
+
+class Transport(Protocol):
+    """What carries a session's frames: `Stream` or `Mailbox`."""
+
+    uplink_bytes: int
+    downlink_bytes: int
+    reconnects: int
+
+    def open(self) -> pb.Opened:
+        """Open the session, and return what earlier turns left."""
+
+    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """Return the answer to a frame."""
+
+    def finish(self) -> None:
+        """End the stream in good order, after the last answer."""
+
+    def close(self) -> None:
+        """Let go of the connection, whatever happened."""
+
+
+class Line:
+    """A session's line to the server: open or not, and how long it made wait.
+
+    Parameters
+    ----------
+    transport : Transport
+
+    Attributes
+    ----------
+    waiting : Stopwatch
+        Runs while an answer is waited for.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.waiting = Stopwatch()
+        self._is_open = False
+
+    def open(self) -> pb.Opened:
+        """Open the session, and return what earlier turns left."""
+        opened = self.transport.open()
+        self._is_open = True
+        return opened
+
+    def ask(self, frame: pb.DeviceFrame, wanted: str) -> pb.ServerFrame:
+        """Send a frame and wait for its answer, which has to be of the `wanted` kind.
+
+        Raises
+        ------
+        RuntimeError
+            If the session is not open.
+        SplitError
+            One of its kinds if the server refuses the frame, or is lost.
+        """
+        if not self._is_open:
+            raise RuntimeError(
+                "the session is not open: use `with connect(msg, context) as server:`"
+            )
+        with self.waiting:
+            reply = self.transport.ask(frame)
+        kind = reply.WhichOneof("kind")
+        if kind != wanted:
+            raise ProtocolError(f"the server answered {kind!r}, wanted {wanted!r}")
+        return reply
+
+    def hang_up(self) -> None:
+        """Let go of the connection, whatever happened."""
+        self.transport.close()
+        self._is_open = False

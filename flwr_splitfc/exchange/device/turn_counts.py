@@ -1,0 +1,52 @@
+"""The counts of a device's turn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
+
+
+@dataclass
+class TurnCounts:
+    """What a session counts in a turn, and its next step depends on.
+
+    Parameters
+    ----------
+    steps : int
+        Steps begun. Each derives what is random in it from its number.
+    full_rows : int
+        Rows of the largest batch so far, for which budgets are checked.
+    rows : int
+        Samples of all steps that are over.
+    loss_sum : float
+        Of all these samples.
+    coding : Stopwatch
+        Seconds spent on encoding and decoding.
+    """
+
+    steps: int = 0
+    full_rows: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    coding: Stopwatch = field(default_factory=Stopwatch)
+
+    def saved(self) -> dict[str, float]:
+        """Return the counts as numbers by name."""
+        return {
+            "number": self.steps,
+            "full_rows": self.full_rows,
+            "rows": self.rows,
+            "loss_sum": self.loss_sum,
+            "codec_seconds": self.coding.seconds,
+        }
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, float]) -> "TurnCounts":
+        """Return the counts that were `saved`; other names are left alone."""
+        return cls(
+            steps=int(saved["number"]),
+            full_rows=int(saved["full_rows"]),
+            rows=int(saved["rows"]),
+            loss_sum=saved["loss_sum"],
+            coding=Stopwatch(saved["codec_seconds"]),
+        )

@@ -1,0 +1,112 @@
+"""The two exchanges of one mini-batch where the last layers are the device's.
+
+The first takes features up and the server half's output down; the second, in the
+backward pass, takes the output's gradient up and the features' gradient down.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from flwr_splitfc.codec import CutCodec, Link, PayloadError
+from flwr_splitfc.exchange.device.steps import Steps, full_precision
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class BegunStep:
+    """What a step's second exchange needs of its first.
+
+    Parameters
+    ----------
+    link : Link
+        Of the features.
+    output_link : Link
+        Of the output.
+    """
+
+    link: Link
+    output_link: Link
+
+
+class UShapedSteps:
+    """The steps of a turn whose loss is the device's.
+
+    Parameters
+    ----------
+    steps : Steps
+        Encodes features, knows the line, and counts.
+    output_codec : CutCodec
+        At the cut between the server half and the last layers, as the device sees it.
+    """
+
+    def __init__(self, steps: Steps, output_codec: CutCodec) -> None:
+        self._steps = steps
+        self._output_codec = output_codec
+        # the step whose second exchange may follow
+        self._begun: BegunStep | None = None
+
+    @full_precision()
+    def begin(self, features: Tensor) -> tuple[Tensor, BegunStep]:
+        """Return the server half's output for features of shape (B, ...)."""
+        counts = self._steps.counts
+        with counts.coding:
+            matrix, link = self._steps.encode_features(features, all_rows=True)
+        counts.steps += 1
+        self._begun = None
+
+        frame = pb.DeviceFrame(forward=pb.Forward(features=matrix))
+        answer = self._steps.line.ask(frame, "output").output
+
+        with counts.coding:
+            output, output_link = self._decode_output(answer.output, len(features))
+        step = self._begun = BegunStep(link, output_link)
+        return output.to(features.device), step
+
+    def _decode_output(self, matrix: pb.Matrix, rows: int) -> tuple[Tensor, Link]:
+        shape = tuple(matrix.shape)
+        output, link = self._output_codec.decode_features(
+            from_matrix(matrix), expect=(rows, prod(shape[1:]))
+        )
+        if shape[0] != rows:
+            raise PayloadError(f"the output has {shape[0]} rows, the features {rows}")
+        return output.reshape(shape), link
+
+    @full_precision()
+    def end(self, gradient: Tensor, step: BegunStep) -> Tensor:
+        """Train the server half on the gradient of its output.
+
+        Parameters
+        ----------
+        gradient : Tensor of shape (B, ...)
+        step : BegunStep
+            From the last `begin`.
+
+        Returns
+        -------
+        Tensor of shape (B, D)
+            The gradient by the features.
+        """
+        if step is not self._begun:
+            raise RuntimeError(
+                "the backward pass through server.forward runs once for each, "
+                "and before the next server.forward"
+            )
+        counts = self._steps.counts
+        with counts.coding:
+            array = self._output_codec.encode_gradient(
+                gradient.flatten(1), step.output_link, full_rows=counts.full_rows
+            )
+        self._begun = None
+
+        frame = pb.DeviceFrame(backward=pb.Backward(gradient=to_matrix(array)))
+        answer = self._steps.line.ask(frame, "gradients").gradients
+
+        with counts.coding:
+            by_features = self._steps.codec.decode_gradient(
+                from_matrix(answer.gradient), step.link
+            )
+        counts.rows += len(gradient)
+        return by_features
