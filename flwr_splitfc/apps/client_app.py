@@ -4,26 +4,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from flwr_splitfc.apps.client_turn import Batches, ClientTurn, first_arrays
+from flwr_splitfc.apps.client_turn import ClientTurn, LabelledBatches
+from flwr_splitfc.apps.client_turn_by_messages import (
+    ClientTurnByMessages,
+    first_arrays,
+)
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import device_autocast
+from flwr_splitfc.apps.proximal import ProximalTerm
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
-from flwr_splitfc.exchange.device.session import Session
+from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.device_query import ACTION
+from flwr_splitfc.exchange.protocol.frames import has_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
 
-LoadData = Callable[[Context], tuple[Batches, Batches]]
+LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
+"""``load_data(context)`` gives batches to train on, and batches to evaluate on."""
+
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
+"""``metrics_fn(outputs, labels)`` gives the metrics of a batch."""
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """The share of right classes as ``eval_acc``; nothing where labels are not class indices.
+    """Return the share of right classes as ``eval_acc``.
+
+    The result is empty where labels are not class indices.
 
     Parameters
     ----------
@@ -32,11 +45,12 @@ def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     """
     if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
         return {}
-    return {"eval_acc": (outputs.argmax(1) == labels).float().mean().item()}
+    right = outputs.argmax(1) == labels
+    return {"eval_acc": right.float().mean().item()}
 
 
 class SplitClientApp(ClientApp):
-    """A `ClientApp` that trains and evaluates one half of a model, with no loop to write.
+    """A `ClientApp` that trains and evaluates a device half, with no loop to write.
 
     A message with a split ticket trains the device half in a session with the server
     half. A message without one, from `FedAvg` or another of Flower's own strategies,
@@ -124,42 +138,108 @@ class SplitClientApp(ClientApp):
         super().query(ACTION)(answer_device_query)
 
     def _train(self, message: Message, context: Context) -> Message:
-        config = _config(message)
-        model, (batches, _) = self._prepare(message, context)
+        config = MessageConfig(message)
+        model = self._starting_model(message, context)
         model.train()
-        optimizer = self.optimizer(model.parameters())
-        for group in optimizer.param_groups:
-            group["lr"] = config.get("learning-rate", group["lr"])
-        pull = _Proximal(model, float(str(config.get("proximal-mu", 0.0))))
+        batches, _ = self.load_data(context)
+        optimizer = self._optimizer_of(model, config.learning_rate)
+        proximal = ProximalTerm(model, config.proximal_mu)
         with self._turn(message, context, model, optimizer) as turn:
-            for x, y in turn.batches(batches, config.get("steps-per-turn")):
+            for x, y in turn.batches(batches, config.steps_per_turn):
                 optimizer.zero_grad()
-                with self._autocast(config):
+                with device_autocast(config.device_precision, self.device):
                     loss = self._loss(turn, model, x, y)
                 loss.backward()
-                pull.add()
+                proximal.add_gradient()
                 optimizer.step()
             turn.metrics = turn.server.metrics()
         return turn.reply(ArrayRecord(model.state_dict()))
 
     @torch.no_grad()
     def _evaluate(self, message: Message, context: Context) -> Message:
-        model, (_, batches) = self._prepare(message, context)
+        config = MessageConfig(message)
+        model = self._starting_model(message, context)
         model.eval()
+        _, batches = self.load_data(context)
         with (
             self._turn(message, context, model) as turn,
-            self._autocast(_config(message)),
+            device_autocast(config.device_precision, self.device),
         ):
             for x, y in turn.batches(batches):
-                predict = turn.server.predict
-                outputs = (
-                    model(x, predict)
-                    if isinstance(model, HeadAndTail)
-                    else predict(model(x))
-                )
+                outputs = _outputs(turn, model, x)
                 turn.add(self._batch_metrics(outputs, y), len(x))
             turn.metrics = turn.server.metrics()
         return turn.reply()
+
+    def _starting_model(self, message: Message, context: Context) -> nn.Module:
+        """The model with the message's arrays; torch's generator is seeded from there."""
+        config = MessageConfig(message)
+        torch.set_num_threads(config.torch_threads(default=self.torch_threads))
+        if has_ticket(message):
+            model = self._device_model(Ticket.from_message(message), context)
+        else:
+            model = self._joined_model(context)
+        model.to(self.device)
+        model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
+        # not earlier: a new model draws its weights, which the arrays replace
+        torch.manual_seed(_turn_seed(message, context))
+        return model
+
+    def _device_model(self, ticket: Ticket, context: Context) -> nn.Module:
+        tail = tail_of(self.tail, context)
+        if not ticket.output_codec:
+            if tail is not None:
+                raise ValueError(
+                    "SplitClientApp has a tail, so the loss is the device's: "
+                    "make the strategy with loss_fn=None"
+                )
+        elif tail is None or self.loss_fn is None:
+            raise ValueError(
+                "the strategy has no loss_fn, so the loss is the device's: "
+                "give tail and loss_fn"
+            )
+        return self._device_layers(context)
+
+    def _joined_model(self, context: Context) -> JoinedModel:
+        if self.server_model is None or self.loss_fn is None:
+            raise ValueError(
+                "this message carries no split ticket, so the whole model is to be "
+                "trained here: give SplitClientApp a server_model and a loss_fn for "
+                "that"
+            )
+        device = self._device_layers(context)
+        return JoinedModel(device, make_half(self.server_model, context))
+
+    def _device_layers(self, context: Context) -> nn.Module:
+        head = make_half(self.model, context)
+        tail = tail_of(self.tail, context)
+        if tail is None:
+            return head
+        return HeadAndTail(head, make_half(tail, context))
+
+    def _optimizer_of(
+        self, model: nn.Module, learning_rate: float | None
+    ) -> torch.optim.Optimizer:
+        optimizer = self.optimizer(model.parameters())
+        if learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+        return optimizer
+
+    def _turn(
+        self,
+        message: Message,
+        context: Context,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> ClientTurn:
+        seed = _turn_seed(message, context)
+        if not has_ticket(message):
+            return ClientTurn(message, LocalSession(self.loss_fn), model, seed)
+        if has_frame(message):
+            return ClientTurnByMessages(message, context, model, optimizer, seed)
+        session = connect(message, context, optimizer=optimizer)
+        return ClientTurn(message, session, model, seed)
 
     def _loss(self, turn: ClientTurn, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if not isinstance(model, HeadAndTail):
@@ -170,80 +250,20 @@ class SplitClientApp(ClientApp):
         turn.add({"train_loss": loss.item()}, len(x))
         return loss
 
-    def _prepare(
-        self, message: Message, context: Context
-    ) -> tuple[nn.Module, tuple[Batches, Batches]]:
-        """The model with the message's arrays, and the data; everything random from there on is seeded."""
-        torch.set_num_threads(
-            int(str(_config(message).get("torch-threads", self.torch_threads)))
-        )
-        model = (
-            self._device_model(message, context)
-            if has_ticket(message)
-            else self._joined(context)
-        ).to(self.device)
-        model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
-        torch.manual_seed(_turn_seed(message, context))
-        return model, self.load_data(context)
-
-    def _autocast(self, config: ConfigRecord) -> torch.autocast:
-        precision = str(config.get("device-precision", "float32"))
-        return device_autocast(precision, self.device)
-
-    def _turn(
-        self,
-        message: Message,
-        context: Context,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
-    ) -> ClientTurn:
-        return ClientTurn(
-            message,
-            context,
-            model,
-            optimizer,
-            self.loss_fn,
-            _turn_seed(message, context),
-        )
-
-    def _device_model(self, message: Message, context: Context) -> nn.Module:
-        ends, tail = (
-            bool(Ticket.from_message(message).output_codec),
-            tail_of(self.tail, context),
-        )
-        if ends and (tail is None or self.loss_fn is None):
-            raise ValueError(
-                "the strategy has no loss_fn, so the loss is the device's: give tail and loss_fn"
-            )
-        if tail is not None and not ends:
-            raise ValueError(
-                "SplitClientApp has a tail, so the loss is the device's: make the strategy with loss_fn=None"
-            )
-        return self._first_and_last(context)
-
-    def _first_and_last(self, context: Context) -> nn.Module:
-        head, tail = make_half(self.model, context), tail_of(self.tail, context)
-        return head if tail is None else HeadAndTail(head, make_half(tail, context))
-
-    def _joined(self, context: Context) -> JoinedModel:
-        if self.server_model is None or self.loss_fn is None:
-            raise ValueError(
-                "this message carries no split ticket, so the whole model is to be trained here: "
-                "give SplitClientApp a server_model and a loss_fn for that"
-            )
-        return JoinedModel(
-            self._first_and_last(context), make_half(self.server_model, context)
-        )
-
     def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        metrics = self.metrics_fn(outputs, labels)
+        metrics: dict[str, float] = {}
         if self.loss_fn is not None:
-            metrics = {"eval_loss": self.loss_fn(outputs, labels).item(), **metrics}
-        return metrics
+            metrics["eval_loss"] = self.loss_fn(outputs, labels).item()
+        return metrics | self.metrics_fn(outputs, labels)
 
 
-def _config(message: Message) -> ConfigRecord:
-    return message.content.config_records.get("config", ConfigRecord())
+def _outputs(turn: ClientTurn, model: nn.Module, x: Tensor) -> Tensor:
+    """The whole model's outputs, the middle of which is the server's."""
+    predict = turn.server.predict
+    if isinstance(model, HeadAndTail):
+        outputs: Tensor = model(x, predict)
+        return outputs
+    return predict(model(x))
 
 
 def _turn_seed(message: Message, context: Context) -> int:
@@ -251,25 +271,5 @@ def _turn_seed(message: Message, context: Context) -> int:
     if has_ticket(message):
         ticket = Ticket.from_message(message)
         return derive_seed(ticket.seed, ticket.device, ticket.server_round)
-    config = _config(message)
-    return derive_seed(
-        str(config.get("seed", 0)),
-        device_name(context),
-        str(config.get("server-round", 0)),
-    )
-
-
-class _Proximal:
-    """FedProx's pull towards the weights that the message brought: the gradient of ``mu / 2 |w - w0|^2``."""
-
-    def __init__(self, model: nn.Module, mu: float) -> None:
-        self._mu = mu
-        self._parameters = (
-            [p for p in model.parameters() if p.requires_grad] if mu else []
-        )
-        self._start = [p.detach().clone() for p in self._parameters]
-
-    def add(self) -> None:
-        for parameter, start in zip(self._parameters, self._start, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self._mu)
+    config = MessageConfig(message)
+    return derive_seed(config.seed, device_name(context), config.server_round)

@@ -1,105 +1,60 @@
-"""A device's turn as a ClientApp goes through it: in one message, or step by step over many."""
+"""A device's turn as a ClientApp goes through it: in one message."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from types import TracebackType
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered, StoredTurn
-from flwr_splitfc.exchange.device.session import Session, connect
-from flwr_splitfc.exchange.protocol.frames import (
-    FRAME_KEY,
-    frame_record,
-    frame_reply,
-    has_frame,
-)
+from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.model import LossFn
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-
-_SUM = "sum."
+LabelledBatches = Iterable[tuple[Tensor, Tensor]]
+"""Batches of inputs (B, ...) and labels (B, ...)."""
 
 
 class ClientTurn:
     """What one message asks of a device, with the server half at the other end.
 
-    Enter it, go through `batches` with `server`, and `reply`. Where frames travel in
-    messages, the body is left at the first frame without an answer, and taken up again
-    with the next message from the state before that step.
+    Enter it, go through `batches` with `server`, set `metrics`, and `reply`.
 
     Parameters
     ----------
     message : Message
-    context : Context
+    server : Session or LocalSession
+        Gives losses and predictions.
     model : nn.Module
-        The device half, or the whole model for a message without a ticket.
-    optimizer : torch.optim.Optimizer, optional
-    loss_fn : callable, optional
-        For training without a ticket.
+        The device half, or the whole model for a `LocalSession`.
     seed : int
-        Of the turn. Each step draws its batch and what else is random from (seed,
+        The turn's. Each step draws its batch and what else is random from (seed,
         step).
 
     Attributes
     ----------
-    server : Session or Unsplit
-        Gives losses and predictions.
-    metrics : dict
-        To be set in the body's last line.
+    metrics : dict of str to int or float
+        To be set in the last line of the ``with`` block.
     """
 
     def __init__(
         self,
         message: Message,
-        context: Context,
+        server: Session | LocalSession,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        loss_fn: LossFn | None,
         seed: int,
     ) -> None:
+        self.server = server
         self.metrics: dict[str, int | float] = {}
-        self._message, self._model, self._optimizer, self._seed = (
-            message,
-            model,
-            optimizer,
-            seed,
-        )
-        self._device = next(model.parameters(), torch.empty(0)).device
+        self._message = message
+        self._device = _device_of(model)
+        self._seed = seed
+        # of metrics, each times its batch's rows
         self._sums: dict[str, float] = {}
-        ticket = Ticket.from_message(message) if has_ticket(message) else None
-        self._mailbox: Mailbox | None = None
-        self._stored: StoredTurn | None = None
-        if ticket is not None and has_frame(message):
-            frames_per_step = (
-                2 if ticket.output_codec and ticket.purpose == "train" else 1
-            )
-            self._stored = StoredTurn(context, message, frames_per_step)
-            self._mailbox = Mailbox(message, self._stored)
-        self._next: Message | None = None
-        self.server: Session | Unsplit
-        if ticket is None:
-            self.server = Unsplit(loss_fn)
-        elif self._mailbox is not None:
-            self.server = Session(ticket, self._mailbox, optimizer=optimizer)
-        else:
-            self.server = connect(message, context, optimizer=optimizer)
 
     def __enter__(self) -> "ClientTurn":
         self.server.__enter__()
-        if self._stored is not None and self._stored.begun:
-            counts, kept = self._stored.restore(self._model, self._optimizer)
-            self._sums = {
-                key.removeprefix(_SUM): value
-                for key, value in counts.items()
-                if key.startswith(_SUM)
-            }
-            assert isinstance(self.server, Session)
-            self.server.resume(counts, kept)
         return self
 
     def __exit__(
@@ -109,117 +64,62 @@ class ClientTurn:
         trace: TracebackType | None,
     ) -> bool:
         self.server.__exit__(kind, error, trace)
-        if isinstance(error, NotAnswered):
-            self._next = frame_reply(self._message, error.frame)
-        return self._next is not None
+        return self._is_interrupted(error)
+
+    def _is_interrupted(self, error: BaseException | None) -> bool:
+        """Whether the turn goes on with another message: not when it has but one."""
+        return False
 
     def batches(
-        self, batches: Batches, steps: object = None
+        self, batches: LabelledBatches, steps: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the turn that are not behind it, on the model's device; `steps` of them if given."""
-        drawn = (
-            iter(batches)
-            if steps is None
-            else islice(_forever(batches), int(str(steps)))
-        )
+        """Yield the batches of the turn's steps, on the model's device.
+
+        Parameters
+        ----------
+        batches : iterable of (Tensor, Tensor)
+            Inputs and labels.
+        steps : int, optional
+            How many; where there are fewer, they start over. Default: one pass.
+        """
+        drawn = iter(batches) if steps is None else islice(_repeated(batches), steps)
         for number in count(1):
             torch.manual_seed(derive_seed(self._seed, "step", number))
-            if (batch := next(drawn, None)) is None:
+            batch = next(drawn, None)
+            if batch is None:
                 return
-            if self._stored is not None:
-                if number <= self._stored.done:
-                    continue
-                self._save(self._stored)
-            yield batch[0].to(self._device), batch[1].to(self._device)
+            if self._begin_step(number):
+                x, y = batch
+                yield x.to(self._device), y.to(self._device)
 
-    def _save(self, stored: StoredTurn) -> None:
-        assert isinstance(self.server, Session)
-        sums = {_SUM + key: value for key, value in self._sums.items()}
-        stored.save(
-            self._model,
-            self._optimizer,
-            {**self.server.counts(), **sums},
-            self.server.state,
-        )
+    def _begin_step(self, number: int) -> bool:
+        """Get ready for a step, counted from 1; return whether it has to be made."""
+        return True
 
     def add(self, metrics: Mapping[str, float], rows: int) -> None:
-        """Add a batch's means to those of the turn."""
+        """Add the means of a batch of so many rows to those of the turn."""
         for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value * rows
 
     def reply(self, arrays: ArrayRecord | None = None) -> Message:
-        """The reply to the message: the turn's outcome, or its next frame."""
-        if self._next is not None:
-            return self._next
+        """Return the reply to the message: metrics, and `arrays` if given."""
+        return Message(self._outcome(arrays), reply_to=self._message)
+
+    def _outcome(self, arrays: ArrayRecord | None) -> RecordDict:
         rows = max(self.metrics.get("num-examples", 0), 1)
         means = {key: value / rows for key, value in self._sums.items()}
         content = RecordDict({"metrics": MetricRecord({**self.metrics, **means})})
         if arrays is not None:
             content["arrays"] = arrays
-        if (
-            self._mailbox is not None
-            and self._mailbox.closing is not None
-            and self._stored is not None
-        ):
-            content[FRAME_KEY] = frame_record(self._mailbox.closing)
-            self._stored.clear()
-        return Message(content, reply_to=self._message)
+        return content
 
 
-def first_arrays(message: Message, context: Context) -> ArrayRecord:
-    """The model that a turn starts from, which only its first message brings."""
-    arrays = {
-        key: record
-        for key, record in message.content.array_records.items()
-        if key != FRAME_KEY
-    }
-    if not has_frame(message):
-        return next(iter(arrays.values()))
-    stored = StoredTurn(context, message)
-    if arrays:
-        stored.arrays = next(iter(arrays.values()))
-    return stored.arrays
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
-class Unsplit:
-    """What a session is where the whole model is at hand: the loss is computed here."""
-
-    def __init__(self, loss_fn: LossFn | None) -> None:
-        self._loss_fn = loss_fn
-        self._rows, self._steps = 0, 0
-        self._loss_sum: float | None = None
-
-    def __enter__(self) -> "Unsplit":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """As `Session.loss`, of the whole model's outputs."""
-        assert self._loss_fn is not None  # SplitClientApp has seen to it
-        loss = self._loss_fn(outputs, labels)
-        self._loss_sum = (self._loss_sum or 0.0) + loss.item() * len(outputs)
-        self.predict(outputs)
-        return loss
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        """As `Session.predict`: the outputs themselves."""
-        self._rows += len(outputs)
-        self._steps += 1
-        return outputs
-
-    def metrics(self) -> dict[str, int | float]:
-        """As `Session.metrics`, without traffic."""
-        trained = (
-            {}
-            if self._loss_sum is None
-            else {"train_loss": self._loss_sum / max(self._rows, 1)}
-        )
-        return {"num-examples": self._rows, "steps": self._steps, **trained}
-
-
-def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _repeated(batches: LabelledBatches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         empty = True
         for batch in batches:

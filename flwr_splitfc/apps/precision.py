@@ -17,4 +17,5 @@ def device_autocast(precision: str, device: torch.device) -> torch.autocast:
         If `precision` is none of `PRECISIONS`.
     """
     check_choice("device-precision", precision, PRECISIONS)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    reduced = precision != "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=reduced)

@@ -1,0 +1,125 @@
+"""A device's turn that goes from message to message, one frame in each.
+
+The body of the turn is left at the first frame without an answer, and taken up again
+with the next message, from the state before that step.
+"""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import nn
+
+from flwr_splitfc.apps.client_turn import ClientTurn
+from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered
+from flwr_splitfc.exchange.device.session import Session
+from flwr_splitfc.exchange.device.stored_turn import StoredTurn
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import (
+    FRAME_KEY,
+    frame_record,
+    frame_reply,
+    has_frame,
+)
+from flwr_splitfc.exchange.protocol.ticket import Ticket
+
+_SUM_PREFIX = "sum."
+
+
+class ClientTurnByMessages(ClientTurn):
+    """The part of a turn that one message with a frame asks of a device.
+
+    Parameters
+    ----------
+    message : Message
+        With a ticket and a frame.
+    context : Context
+        The node's, where the turn waits for its next message.
+    model : nn.Module
+        The device half.
+    optimizer : torch.optim.Optimizer or None
+        The device half's, in training.
+    seed : int
+        The turn's, as for `ClientTurn`.
+    """
+
+    server: Session
+
+    def __init__(
+        self,
+        message: Message,
+        context: Context,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        seed: int,
+    ) -> None:
+        ticket = Ticket.from_message(message)
+        in_two_parts = ticket.output_codec and ticket.purpose == "train"
+        frames_per_step = 2 if in_two_parts else 1
+        self._stored = StoredTurn(context, message, frames_per_step)
+        self._mailbox = Mailbox(message, self._stored)
+        session = Session(ticket, self._mailbox, optimizer=optimizer)
+        super().__init__(message, session, model, seed)
+        self._model = model
+        self._optimizer = optimizer
+        self._unanswered: pb.DeviceFrame | None = None
+
+    def __enter__(self) -> "ClientTurnByMessages":
+        super().__enter__()
+        if self._stored.begun:
+            self._restore()
+        return self
+
+    def _is_interrupted(self, error: BaseException | None) -> bool:
+        if not isinstance(error, NotAnswered):
+            return False
+        self._unanswered = error.frame
+        return True
+
+    def _begin_step(self, number: int) -> bool:
+        if number <= self._stored.steps_done:
+            return False
+        # the step starts anew from here if its answer is a message away
+        self._save()
+        return True
+
+    def reply(self, arrays: ArrayRecord | None = None) -> Message:
+        """Return the reply to the message: the next frame, or the turn's outcome."""
+        if self._unanswered is not None:
+            return frame_reply(self._message, self._unanswered)
+        content = self._outcome(arrays)
+        if self._mailbox.closing is not None:
+            content[FRAME_KEY] = frame_record(self._mailbox.closing)
+            self._stored.clear()
+        return Message(content, reply_to=self._message)
+
+    def _save(self) -> None:
+        counts = self.server.counts()
+        for key, value in self._sums.items():
+            counts[_SUM_PREFIX + key] = value
+        self._stored.save(self._model, self._optimizer, counts, self.server.state)
+
+    def _restore(self) -> None:
+        counts, kept = self._stored.restore(self._model, self._optimizer)
+        self.server.resume(counts, kept)
+        self._sums = {
+            key.removeprefix(_SUM_PREFIX): value
+            for key, value in counts.items()
+            if key.startswith(_SUM_PREFIX)
+        }
+
+
+def first_arrays(message: Message, context: Context) -> ArrayRecord:
+    """Return the model that a turn starts from.
+
+    Only the turn's first message brings it; between messages it lies in the context.
+    """
+    brought = [
+        record
+        for key, record in message.content.array_records.items()
+        if key != FRAME_KEY
+    ]
+    if not has_frame(message):
+        return brought[0]
+    stored = StoredTurn(context, message)
+    if brought:
+        stored.arrays = brought[0]
+    return stored.arrays

@@ -1,0 +1,56 @@
+"""A stand-in for a session where the device holds the whole model."""
+
+from torch import Tensor
+
+from flwr_splitfc.model import LossFn
+
+
+class LocalSession:
+    """Local stand-in for a `Session`: it gets the whole model's outputs.
+
+    Parameters
+    ----------
+    loss_fn : callable or None
+        ``loss_fn(outputs, labels)``; needed for training.
+    """
+
+    def __init__(self, loss_fn: LossFn | None) -> None:
+        self._loss_fn = loss_fn
+        self._rows = 0
+        self._steps = 0
+        self._loss_sum: float | None = None
+
+    def __enter__(self) -> "LocalSession":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the outputs."""
+        assert self._loss_fn is not None  # SplitClientApp has seen to it
+        loss = self._loss_fn(outputs, labels)
+        if self._loss_sum is None:
+            self._loss_sum = 0.0
+        self._loss_sum += loss.item() * len(outputs)
+        self._count(outputs)
+        return loss
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the outputs themselves."""
+        self._count(outputs)
+        return outputs
+
+    def metrics(self) -> dict[str, int | float]:
+        """Return the metrics of `Session.metrics`, without those of traffic."""
+        metrics: dict[str, int | float] = {
+            "num-examples": self._rows,
+            "steps": self._steps,
+        }
+        if self._loss_sum is not None:
+            metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
+        return metrics
+
+    def _count(self, outputs: Tensor) -> None:
+        self._rows += len(outputs)
+        self._steps += 1

@@ -1,0 +1,56 @@
+"""The config that a strategy sends with a message."""
+
+from flwr.app import ConfigRecord, Message
+
+CONFIG_KEY = "config"
+"""Key of the config's record, as Flower's strategies name it by default."""
+
+
+class MessageConfig:
+    """What a message's config says about a device's turn.
+
+    Parameters
+    ----------
+    message : Message
+        One without a config gives the defaults.
+    """
+
+    def __init__(self, message: Message) -> None:
+        records = message.content.config_records
+        self._record = records.get(CONFIG_KEY, ConfigRecord())
+
+    @property
+    def steps_per_turn(self) -> int | None:
+        """How many batches to train on; None is one pass over what there are."""
+        steps = self._record.get("steps-per-turn")
+        return None if steps is None else int(str(steps))
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The optimizer's; None leaves it as it was made."""
+        rate = self._record.get("learning-rate")
+        return None if rate is None else float(str(rate))
+
+    @property
+    def proximal_mu(self) -> float:
+        """The weight of FedProx's proximal term."""
+        return float(str(self._record.get("proximal-mu", 0.0)))
+
+    @property
+    def device_precision(self) -> str:
+        """The precision of the device's layers, unchecked."""
+        return str(self._record.get("device-precision", "float32"))
+
+    @property
+    def seed(self) -> str:
+        """The run's seed, where no ticket tells it."""
+        return str(self._record.get("seed", 0))
+
+    @property
+    def server_round(self) -> str:
+        """The round, where no ticket tells it."""
+        return str(self._record.get("server-round", 0))
+
+    def torch_threads(self, default: int) -> int:
+        """Return the number of CPU threads for torch."""
+        return int(str(self._record.get("torch-threads", default)))
