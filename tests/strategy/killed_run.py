@@ -13,7 +13,7 @@ from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC
 from tests.halves import DeviceHalf, batches, seeded
 from tests.local_grid import LocalGrid
 
-ROUNDS = 150
+ROUNDS = 60
 
 
 def server_half() -> nn.Module:
