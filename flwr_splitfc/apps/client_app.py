@@ -172,7 +172,7 @@ class SplitClientApp(ClientApp):
         return turn.reply()
 
     def _starting_model(self, message: Message, context: Context) -> nn.Module:
-        """The model with the message's arrays; torch's generator is seeded from there."""
+        """The model with the message's arrays; torch's generator starts anew."""
         config = MessageConfig(message)
         torch.set_num_threads(config.torch_threads(default=self.torch_threads))
         if has_ticket(message):

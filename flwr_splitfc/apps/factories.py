@@ -20,7 +20,8 @@ def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:
 
 def _must_be_filled(parameter: Parameter) -> bool:
     variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    return parameter.default is Parameter.empty and parameter.kind not in variadic
+    has_default = parameter.default is not Parameter.empty
+    return not has_default and parameter.kind not in variadic
 
 
 def tail_of(tail: MakeModel | None, context: Context) -> MakeModel | None:

@@ -6,7 +6,7 @@ round began with. Its gradient is ``mu (w - w0)``.
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class ProximalTerm:
@@ -23,14 +23,17 @@ class ProximalTerm:
     def __init__(self, model: nn.Module, mu: float) -> None:
         self._mu = mu
         # without a pull, the copies would only take memory
-        self._parameters: list[nn.Parameter] = []
-        if mu:
-            self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._start = [p.detach().clone() for p in self._parameters]
+        self._pulled: list[tuple[nn.Parameter, Tensor]] = []
+        if not mu:
+            return
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                start = parameter.detach().clone()
+                self._pulled.append((parameter, start))
 
     def add_gradient(self) -> None:
         """Add the term's gradient to that of each parameter that has one."""
-        for parameter, start in zip(self._parameters, self._start, strict=True):
+        for parameter, start in self._pulled:
             if parameter.grad is not None:
                 moved = parameter.detach() - start
                 parameter.grad.add_(moved, alpha=self._mu)

@@ -53,6 +53,7 @@ class _ServerOutput(torch.autograd.Function):
         return output
 
     @staticmethod
+    # the gradient from the server has no graph of its own
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         gradient = ctx.steps.end(grad_output, ctx.begun)

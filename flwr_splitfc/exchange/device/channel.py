@@ -6,7 +6,10 @@ from flwr_splitfc.exchange.protocol.tls import PINNED_NAME, Tls
 
 
 def open_channel(
-    address: str, tls: Tls, authority: bytes, options: list[tuple[str, int | str]]
+    address: str,
+    tls: Tls,
+    authority: bytes,
+    options: list[tuple[str, int | str]],
 ) -> grpc.Channel:
     """Return a channel to the endpoint at `address`, checked as the ticket says.
 
@@ -24,6 +27,7 @@ def open_channel(
     if tls == "off":
         return grpc.insecure_channel(address, options=options)
     if tls == "pinned":
+        # the run's own certificate is for no host in particular
         options = [*options, ("grpc.ssl_target_name_override", PINNED_NAME)]
     credentials = grpc.ssl_channel_credentials(authority or None)
     return grpc.secure_channel(address, credentials, options=options)

@@ -47,10 +47,10 @@ class Mailbox:
     closing : DeviceFrame or None
         The device's last frame, which goes with its reply to the strategy.
     uplink_bytes, downlink_bytes : int
-        Of all frames that were asked for and answered, those of earlier messages
-        included where the session was resumed.
+        Of all frames so far. The session that is resumed sets what earlier messages
+        carried.
     reconnects : int
-        None: there is no connection.
+        Always 0: there is no connection to open again.
     """
 
     def __init__(self, message: Message, stored: StoredTurn) -> None:

@@ -7,6 +7,7 @@ import grpc
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 2.0
+# devices that were cut off together should not come back together
 _JITTER = (0.5, 1.5)
 
 # a server that cancelled is asked why, if it is still there

@@ -238,6 +238,7 @@ class Session:
             if self._optimizer is not None and opened.optimizer:
                 restore_optimizer(self._optimizer, unpack_tensors(opened.optimizer))
         except BaseException:
+            # Python calls __exit__ only after __enter__ has returned
             self._line.hang_up()
             raise
         return self
@@ -248,6 +249,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # after an error, nothing of this turn is kept for the next
         try:
             if error is None:
                 self._close()

@@ -12,6 +12,7 @@ from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOK
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    # -1 is no limit: the limits are the server's
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),

@@ -104,6 +104,7 @@ class Steps:
         """
         counts = self.counts
         rows = len(features)
+        # budgets bind full batches: a short last one may cost more bits per entry
         if rows > counts.full_rows:
             self.codec.check_budget(rows, features[0].numel())
             counts.full_rows = rows

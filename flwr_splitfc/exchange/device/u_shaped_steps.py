@@ -55,6 +55,7 @@ class UShapedSteps:
         with counts.coding:
             matrix, link = self._steps.encode_features(features, all_rows=True)
         counts.steps += 1
+        # the server forgets an earlier output as soon as this frame arrives
         self._begun = None
 
         frame = pb.DeviceFrame(forward=pb.Forward(features=matrix))
@@ -99,6 +100,7 @@ class UShapedSteps:
             array = self._output_codec.encode_gradient(
                 gradient.flatten(1), step.output_link, full_rows=counts.full_rows
             )
+        # the server applies a gradient once
         self._begun = None
 
         frame = pb.DeviceFrame(backward=pb.Backward(gradient=to_matrix(array)))

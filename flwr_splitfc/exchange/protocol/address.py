@@ -1,6 +1,6 @@
 """Addresses as people write them: host names, IPv4 and IPv6, with or without a port."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 
 def split_address(address: str) -> tuple[str, int | None]:
@@ -24,15 +24,18 @@ def split_address(address: str) -> tuple[str, int | None]:
     (('::1', 80), ('::1', None))
     """
     host, rest, in_brackets = _host_and_rest(address)
-    if not host or (rest and not _names_port(rest)):
+    is_malformed = rest and not _names_port(rest)
+    if not host or is_malformed:
         raise ValueError(
             f"address is {address!r}, "
             "wanted host, host:port, [ipv6]:port or an IPv6 address"
         )
-    if (in_brackets or ":" in host) and not _is_ip(host):
+    # only IPv6 addresses have colons or stand in brackets
+    if (in_brackets or ":" in host) and _ip_of(host) is None:
         raise ValueError(f"address is {address!r}, and {host!r} is no IPv6 address")
-    port = int(rest.removeprefix(":")) if rest else None
-    return host, port
+    if not rest:
+        return host, None
+    return host, int(rest.removeprefix(":"))
 
 
 def _host_and_rest(address: str) -> tuple[str, str, bool]:
@@ -48,8 +51,10 @@ def _host_and_rest(address: str) -> tuple[str, str, bool]:
 
 
 def _names_port(rest: str) -> bool:
+    if not rest.startswith(":"):
+        return False
     port = rest.removeprefix(":")
-    return rest.startswith(":") and port.isdecimal() and 0 < int(port) < 2**16
+    return port.isdecimal() and 0 < int(port) < 2**16
 
 
 def join_address(host: str, port: int) -> str:
@@ -58,7 +63,9 @@ def join_address(host: str, port: int) -> str:
     >>> join_address("::1", 80)
     '[::1]:80'
     """
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if ":" in host:
+        return f"[{host}]:{port}"
+    return f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -67,7 +74,10 @@ def is_loopback(host: str) -> bool:
     >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("10.0.0.7")
     (True, True, False)
     """
-    return host == "localhost" or (_is_ip(host) and ip_address(host).is_loopback)
+    if host == "localhost":
+        return True
+    ip = _ip_of(host)
+    return ip is not None and ip.is_loopback
 
 
 def is_wildcard(host: str) -> bool:
@@ -76,12 +86,13 @@ def is_wildcard(host: str) -> bool:
     >>> is_wildcard("0.0.0.0"), is_wildcard("::"), is_wildcard("10.0.0.7")
     (True, True, False)
     """
-    return _is_ip(host) and ip_address(host).is_unspecified
+    ip = _ip_of(host)
+    return ip is not None and ip.is_unspecified
 
 
-def _is_ip(host: str) -> bool:
+def _ip_of(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that `host` is; None if it is a name."""
     try:
-        ip_address(host)
+        return ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None

@@ -17,7 +17,9 @@ _ARRAY_KEY = "frame"
 
 def has_frame(message: Message) -> bool:
     """Whether `message` carries a frame of the exchange."""
-    return message.has_content() and FRAME_KEY in message.content.array_records
+    if not message.has_content():
+        return False
+    return FRAME_KEY in message.content.array_records
 
 
 def frame_of(message: Message) -> bytes:
@@ -32,13 +34,14 @@ def frame_of(message: Message) -> bytes:
         raise ProtocolError("the message carries no frame of the exchange")
     record = message.content.array_records[FRAME_KEY]
     # under whatever key: only the record's is agreed on
-    array = next(iter(record.values()))
-    return bytes(array.data)
+    first_array = next(iter(record.values()))
+    return bytes(first_array.data)
 
 
 def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:
     """Return the record that carries a frame."""
-    return ArrayRecord({_ARRAY_KEY: raw_array(frame.SerializeToString())})
+    serialized = frame.SerializeToString()
+    return ArrayRecord({_ARRAY_KEY: raw_array(serialized)})
 
 
 def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:
@@ -49,4 +52,9 @@ def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:
 
 def raw_array(data: bytes) -> Array:
     """Return bytes as Flower carries them: an array of uint8."""
-    return Array("uint8", (len(data),), "raw", data)
+    return Array(
+        dtype="uint8",
+        shape=(len(data),),
+        stype="raw",
+        data=data,
+    )

@@ -4,11 +4,14 @@ The seed of a name is the upper 63 bits of BLAKE2b-64 of its parts, joined by "/
 """
 
 import hashlib
+from typing import TypeAlias
 
 import torch
 
+SeedPart: TypeAlias = int | str
 
-def derive_seed(*parts: int | str) -> int:
+
+def derive_seed(*parts: SeedPart) -> int:
     """Return the 63-bit seed of `parts`, such as (run seed, device, round, step).
 
     It is the same on every machine.
@@ -18,11 +21,13 @@ def derive_seed(*parts: int | str) -> int:
     """
     name = "/".join(str(part) for part in parts)
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    # torch takes signed 64-bit seeds
-    return int.from_bytes(digest, "little") >> 1
+    number = int.from_bytes(digest, "little")
+    # 63 bits fit a signed integer of 64
+    return number >> 1
 
 
-def seeded_generator(*parts: int | str) -> torch.Generator:
+def seeded_generator(*parts: SeedPart) -> torch.Generator:
     """Return a CPU generator that starts from `derive_seed(*parts)`."""
     generator = torch.Generator()
-    return generator.manual_seed(derive_seed(*parts))
+    generator.manual_seed(derive_seed(*parts))
+    return generator
