@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from flwr_splitfc.apps.server_app import UNSPLIT, RunSettings, codec_of
+from flwr_splitfc.apps.run_codecs import codec_of
+from flwr_splitfc.apps.run_settings import RunSettings
+from flwr_splitfc.apps.strategies import UNSPLIT
 from flwr_splitfc.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +48,8 @@ def test_every_key_is_one_of_the_apps(app: Path, run_config: Path) -> None:
 
 @pytest.mark.parametrize("app", APPS, ids=lambda path: path.parent.name)
 def test_every_key_of_a_split_server_app_is_one_of_the_apps(app: Path) -> None:
-    wanted = {field.name.replace("_", "-") for field in fields(RunSettings)} | {"codec"}
+    wanted = {field.name.replace("_", "-") for field in fields(RunSettings)}
+    wanted |= {"codec", "codec-settings", "output-codec", "output-codec-settings"}
     assert not wanted - keys_of(app).keys()
 
 

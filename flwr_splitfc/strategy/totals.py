@@ -5,7 +5,8 @@ from logging import getLogger
 from flwr.app import MetricRecord
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger, Traffic
+from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.traffic import Traffic
 
 logger = getLogger("flwr")
 

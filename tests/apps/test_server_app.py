@@ -1,6 +1,8 @@
 """A ServerApp from two halves and a run-config: what it trains, what it writes, which keys it refuses."""
 
 import json
+import re
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from flwr.app import Context, RecordDict
 from torch import nn
 
 from flwr_splitfc import HeadAndTail, JoinedModel, SplitClientApp, SplitServerApp
-from flwr_splitfc.apps.server_app import codec_of
+from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
+from flwr_splitfc.apps.run_settings import RunSettings
 from tests.halves import DeviceHalf, ServerHalf, batches, same
 from tests.local_grid import LocalGrid
 
@@ -562,6 +565,10 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("downlink_schedule", 4.0, "downlink-schedule is 4.0, wanted str"),
         ("uplink_bits", "few", "uplink_bits must be float, got 'few'"),
         ("reduction", 0.5, "reduction"),
+        ("codec_settings", 8, "codec-settings is 8, wanted str"),
+        ("codec_settings", "reduction", "codec-settings: a setting is key=value"),
+        ("codec_settings", "seed=3", "codec 'splitfc' has no setting 'seed'"),
+        ("codec_settings", "reduction=0.5", "reduction"),
     ],
 )
 def test_keys_that_are_wrong_are_named(
@@ -592,3 +599,69 @@ def test_a_codec_takes_its_own_settings_and_no_others() -> None:
     )
     with pytest.raises(ValueError, match="unknown codec 'gzip'; known are"):
         codec_of({**config, "codec": "gzip"})
+
+
+def test_a_codecs_settings_in_one_string() -> None:
+    config = {"strategy": "split-learning", "codec": "fedlite", "uplink-bits": 0.5}
+    text = "groups=2 correction=0.1 downlink-bits=0.25"
+    assert codec_of({**config, "codec-settings": text}) == codec_of(
+        {**config, "groups": 2, "correction": 0.1, "downlink-bits": 0.25}
+    )
+    assert codec_of({**config, "codec-settings": ""}) == codec_of(config)
+    output = {"output-codec": "dropout-only", "output-codec-settings": "reduction=4"}
+    assert output_codec_of({**config, **output}).config()["reduction"] == 4.0
+
+
+def test_a_run_is_the_same_however_its_codecs_settings_are_given(
+    tmp_path: Path,
+) -> None:
+    cut = {"uplink_bits": 2.0, "downlink_bits": 2.0}
+    by_keys = run(tmp_path / "keys", num_rounds=1, reduction=4, **cut)
+    in_a_string = run(
+        tmp_path / "string", num_rounds=1, codec_settings="reduction=4", **cut
+    )
+    assert by_keys["codec"] == in_a_string["codec"]
+    assert by_keys["payload_digest"] == in_a_string["payload_digest"]
+
+
+@pytest.mark.parametrize("prefix", ["", "output-"])
+@pytest.mark.parametrize("word", ["reduction", "uplink-bits", "uplink_bits"])
+def test_a_setting_that_is_given_twice_is_named_with_both_places(
+    prefix: str, word: str
+) -> None:
+    key = prefix + word.replace("_", "-")
+    text = f"channel-dim=2 {word}=4"
+    config = {
+        "strategy": "split-learning",
+        f"{prefix}codec": "dropout-only",
+        f"{prefix}codec-settings": text,
+        key: 2.0,
+    }
+    said = f"{word} is given twice: by {key} = 2.0 and by {prefix}codec-settings = "
+    with pytest.raises(ValueError, match=re.escape(said + repr(text))):
+        output_codec_of(config) if prefix else codec_of(config)
+    twice = {**config, f"{prefix}codec-settings": "channel-dim=2 channel_dim=2"}
+    with pytest.raises(ValueError, match="channel_dim is given twice"):
+        output_codec_of(twice) if prefix else codec_of(twice)
+
+
+def documented_defaults() -> dict[str, str]:
+    """The table of keys in the docstring: by key, its default as it is written there."""
+    assert SplitServerApp.__doc__ is not None
+    _, _, table = SplitServerApp.__doc__.partition("key  ")
+    return dict(re.findall(r"^ *``([a-z-]+)``  *(\S+)", table, re.M))
+
+
+@pytest.mark.parametrize("field", fields(RunSettings), ids=lambda field: field.name)
+def test_every_key_is_in_the_apps_table_with_its_default(field: Any) -> None:
+    written = documented_defaults()[field.name.replace("_", "-")]
+    if field.default is None:
+        assert written == "`optimizer`'s"
+    else:
+        assert json.loads(written) == field.default
+
+
+def test_every_key_in_the_apps_table_is_understood() -> None:
+    known = {field.name.replace("_", "-") for field in fields(RunSettings)}
+    codecs = {"codec", "codec-settings", "output-codec", "output-codec-settings"}
+    assert documented_defaults().keys() == known | codecs

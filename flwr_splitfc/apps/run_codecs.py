@@ -1,0 +1,75 @@
+"""The codecs that a run-config asks for.
+
+A codec's settings stand under keys of their own, such as ``uplink-bits``, of which a
+codec takes those that it has; or all in one string, ``codec-settings``, all of which it
+must have. So an app that lists its keys needs no new one for a new codec.
+"""
+
+from typing import Any
+
+from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
+from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
+
+
+def codec_of(config: RunConfig) -> CutCodec:
+    """Return the codec of a run-config: of strategy ``splitfc``, or of key ``codec``.
+
+    >>> config = {"strategy": "splitfed-v2", "codec": "top-s", "uplink-bits": 0.1}
+    >>> codec_of({**config, "codec-settings": "downlink-bits=0.2", "seed": 7})
+    cut_codec('top-s', uplink_bits=0.1, downlink_bits=0.2, evaluation='float16')
+    """
+    name = "splitfc"
+    if config.get("strategy", "splitfc") != "splitfc":
+        name = str(config.get("codec", "float32"))
+    return cut_codec(name, **settings_of(name, config))
+
+
+def output_codec_of(config: RunConfig) -> CutCodec:
+    """Return the codec of the server half's output that a run-config asks for.
+
+    >>> config = {"output-codec": "top-s", "downlink-bits": 0.3}
+    >>> output_codec_of({**config, "output-downlink-bits": 0.1})
+    cut_codec('top-s', uplink_bits=0.2, downlink_bits=0.1, evaluation='float16')
+    """
+    name = str(config.get("output-codec", "float32"))
+    return cut_codec(name, **settings_of(name, config, prefix="output-"))
+
+
+def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, Any]:
+    """Return the settings of codec `name` in a run-config, in snake case.
+
+    `prefix` stands before each of the keys.
+
+    Raises
+    ------
+    ValueError
+        If a setting is given twice, or the string of them is no such string.
+    """
+    settings: dict[str, Scalar] = {}
+    given_by: dict[str, str] = {}
+    for setting in codec_settings(name):
+        key = prefix + setting.replace("_", "-")
+        if key in config:
+            settings[setting] = config[key]
+            given_by[setting] = f"{key} = {config[key]!r}"
+
+    key = f"{prefix}codec-settings"
+    text = config.get(key, "")
+    if not isinstance(text, str):
+        raise ValueError(f"{key} is {text!r}, wanted str")
+    for word, value in _parsed(key, text).items():
+        setting = word.replace("-", "_")
+        if setting in settings:
+            raise ValueError(
+                f"{word} is given twice: by {given_by[setting]} and by {key} = {text!r}"
+            )
+        settings[setting] = value
+        given_by[setting] = f"{key} = {text!r}"
+    return settings
+
+
+def _parsed(key: str, text: str) -> dict[str, Scalar]:
+    try:
+        return parse_settings(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

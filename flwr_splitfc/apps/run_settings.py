@@ -1,0 +1,107 @@
+"""What a run-config says about a run, but for its codecs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from flwr_splitfc.apps.precision import PRECISIONS
+from flwr_splitfc.apps.strategies import SPLIT, UNSPLIT
+from flwr_splitfc.exchange.server.budget_rules import BudgetRule
+from flwr_splitfc.settings import check_choice, check_least
+from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
+from flwr_splitfc.strategy.budgets import budget_rules
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The keys of a run-config that `SplitServerApp` understands, in snake case.
+
+    `SplitServerApp` says what they mean; `run_codecs` has those of the codecs.
+    """
+
+    strategy: str = "splitfc"
+    devices: str = ""
+    fraction_train: float = 1.0
+    num_rounds: int = 3
+    steps_per_turn: int = 0
+    learning_rate: float | None = None
+    optimizer_state: str = ""
+    u_shaped: bool = True
+    device_budgets: str = "node-config"
+    uplink_schedule: str = ""
+    downlink_schedule: str = ""
+    evaluate_every: int = 1
+    evaluate_on_devices: bool = False
+    num_devices: int = 2
+    seed: int = 0
+    torch_threads: int = 1
+    device_precision: str = "float32"
+    results_dir: str = "results"
+    checkpoint_dir: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("strategy", self.strategy, [*SPLIT, *UNSPLIT])
+        check_choice("devices", self.devices, ["", "round-robin", *UNSPLIT])
+        check_choice(
+            "optimizer-state",
+            self.optimizer_state,
+            ["", "relay", "per-device", "fresh"],
+        )
+        check_choice("device-precision", self.device_precision, PRECISIONS)
+        check_least(
+            self,
+            num_rounds=1,
+            evaluate_every=1,
+            num_devices=1,
+            torch_threads=1,
+            steps_per_turn=0,
+            learning_rate=0.0,
+        )
+        if not 0.0 < self.fraction_train <= 1.0:
+            raise ValueError(
+                f"fraction-train is {self.fraction_train}, "
+                "wanted more than 0 and at most 1"
+            )
+        self.budgets()  # raises for texts that are no rule and no schedule
+
+    def budgets(self) -> list[BudgetRule]:
+        """Return the rules of what devices get, the schedule's last."""
+        rules = budget_rules(self.device_budgets)
+        if self.uplink_schedule or self.downlink_schedule:
+            rules.append(BudgetSchedule(self.uplink_schedule, self.downlink_schedule))
+        return rules
+
+    def train_config(self) -> ConfigRecord:
+        """Return what `SplitClientApp` reads in a message to train."""
+        config: dict[str, Any] = {"seed": self.seed, **self._config()}
+        if self.learning_rate is not None:
+            config["learning-rate"] = self.learning_rate
+        if self.steps_per_turn:
+            config["steps-per-turn"] = self.steps_per_turn
+        return ConfigRecord(config)
+
+    def evaluate_config(self) -> ConfigRecord:
+        """Return what `SplitClientApp` reads in a message to evaluate."""
+        return ConfigRecord(self._config())
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "torch-threads": self.torch_threads,
+            "device-precision": self.device_precision,
+        }
+
+    @property
+    def results_folder(self) -> Path:
+        """Where ``results.json`` goes, and the halves."""
+        return _absolute(self.results_dir)
+
+    @property
+    def checkpoint_folder(self) -> Path | None:
+        """Where the checkpoint is kept; None keeps no checkpoint."""
+        return _absolute(self.checkpoint_dir) if self.checkpoint_dir else None
+
+
+def _absolute(folder: str) -> Path:
+    return Path(folder).expanduser().resolve()
