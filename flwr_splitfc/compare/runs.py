@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import flwr_splitfc
 from flwr_splitfc.compare.flower_app import Settings, digest_of
-from flwr_splitfc.run.progress import results_text, write_whole
+from flwr_splitfc.run.results import results_text, write_whole
 
 Budget = tuple[float, float]
 State = Literal["to do", "finished", "impossible", "failed"]

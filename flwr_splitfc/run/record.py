@@ -1,4 +1,4 @@
-"""What a run must be told to be repeated."""
+"""The record of a run: what one needs to know to repeat it."""
 
 import platform
 from collections.abc import Mapping
@@ -19,7 +19,9 @@ _PACKAGES = (
 
 
 def run_record(run_config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
-    """The record that belongs into ``results.json``: all settings, the versions, the thread count.
+    """Return the record that belongs into ``results.json``.
+
+    It holds all settings, the versions of packages, and the thread count.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ def run_record(run_config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
     """
     return {
         "run_config": dict(run_config),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "torch_threads": torch.get_num_threads(),
@@ -39,12 +41,18 @@ def run_record(run_config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
     }
 
 
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
 def changed_versions(record: Mapping[str, Any]) -> list[str]:
-    """Packages that are not in the version of the record's run, as ``name was, now is``."""
-    now = run_record({})["versions"]
-    was = record.get("versions", {})
-    return [
-        f"{name} {was.get(name)}, now {now[name]}"
-        for name in now
-        if was.get(name) != now[name]
-    ]
+    """Return which packages changed since the record's run, and how.
+
+    Each is a text, ``name was, now is``.
+    """
+    then = record.get("versions", {})
+    changes = []
+    for name, now in _versions().items():
+        if then.get(name) != now:
+            changes.append(f"{name} {then.get(name)}, now {now}")
+    return changes

@@ -5,17 +5,24 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr_splitfc.run.record import changed_versions
 
+_DESCRIPTION = (
+    "Repeat a run with the settings in its results.json, "
+    "and compare the digests of all payloads."
+)
+
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Make ``rerun`` known."""
+    """Add ``rerun`` to the subcommands."""
     parser = commands.add_parser(
         "rerun",
         help="repeat the run of a results.json, and compare",
-        description="Repeat a run with the settings in its results.json, and compare the digests of all payloads.",
+        description=_DESCRIPTION,
         epilog="Further options go to `flwr run`.",
     )
     parser.set_defaults(command=main)
@@ -32,67 +39,73 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do what the command line asks; the exit status."""
-    return _rerun(
-        options.results, options.app, options.results_dir.resolve(), options.further
-    )
-
-
-def _rerun(results: Path, app: Path, results_dir: Path, flwr_options: list[str]) -> int:
+    """Repeat the run that the options name, and return the exit status."""
+    results_dir = options.results_dir.resolve()
     try:
-        record = json.loads(results.read_text())
-        config = record["run_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(
-            f"flwr-splitfc: {results} is no results.json of a run: {error}",
-            file=sys.stderr,
-        )
-        return 2
-    # or a run that failed would be compared by an older one's
-    if (results_dir / "results.json").exists():
-        print(
-            f"flwr-splitfc: {results_dir} has a results.json already: give another --results-dir",
-            file=sys.stderr,
-        )
+        record = _read_record(options.results)
+        _check_unused(results_dir)
+    except ValueError as error:
+        _complain(str(error))
         return 2
     for change in changed_versions(record):
-        print(
-            f"flwr-splitfc: the run had {change}; results may differ", file=sys.stderr
-        )
-    config = {**config, "results-dir": str(results_dir)}
-    if config.get("checkpoint-dir"):
-        config["checkpoint-dir"] = ""
-    if "num-devices" in config and "--federation-config" not in flwr_options:
-        devices = f"num-supernodes={config['num-devices']} client-resources-num-cpus=1"
-        flwr_options = [*flwr_options, "--federation-config", devices]
-    with tempfile.TemporaryDirectory() as folder:
-        run_config = Path(folder) / "run-config.toml"
-        run_config.write_text(
-            "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
-        )
-        command = [
-            "flwr",
-            "run",
-            str(app),
-            "--stream",
-            "--run-config",
-            str(run_config),
-            *flwr_options,
-        ]
-        subprocess.run(command, check=False)
+        _complain(f"the run had {change}; results may differ")
+    config = _config_of_rerun(record["run_config"], results_dir)
+    _flwr_run(options.app, config, options.further)
     return _compare(record, results_dir / "results.json")
 
 
-def _compare(record: dict[str, object], new: Path) -> int:
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read a ``results.json``, and raise a `ValueError` if it is none."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        record["run_config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no results.json of a run: {error}") from error
+    return record
+
+
+def _check_unused(results_dir: Path) -> None:
+    # If the new run failed, the old results would be taken for its own.
+    if (results_dir / "results.json").exists():
+        raise ValueError(
+            f"{results_dir} has a results.json already: give another --results-dir"
+        )
+
+
+def _config_of_rerun(config: Mapping[str, Any], results_dir: Path) -> dict[str, Any]:
+    rerun = {**config, "results-dir": str(results_dir)}
+    if rerun.get("checkpoint-dir"):
+        rerun["checkpoint-dir"] = ""  # the first run's has nothing left to do
+    return rerun
+
+
+def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
+    """Call ``flwr run`` with a run-config and further options."""
+    command = ["flwr", "run", str(app), "--stream"]
+    with tempfile.TemporaryDirectory() as folder:
+        run_config = Path(folder) / "run-config.toml"
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
+        run_config.write_text("".join(lines))
+        command += ["--run-config", str(run_config), *further]
+        if "num-devices" in config and "--federation-config" not in further:
+            devices = config["num-devices"]
+            federation = f"num-supernodes={devices} client-resources-num-cpus=1"
+            command += ["--federation-config", federation]
+        subprocess.run(command, check=False)
+
+
+def _compare(record: Mapping[str, Any], new: Path) -> int:
+    """Say whether both runs sent the same payloads, and return the exit status."""
     if not new.exists():
-        print("flwr-splitfc: the run failed, see its log above", file=sys.stderr)
+        _complain("the run failed, see its log above")
         return 1
-    digests = (
-        record.get("payload_digest"),
-        json.loads(new.read_text()).get("payload_digest"),
-    )
-    same = digests[0] == digests[1]
-    print(
-        f"{new}: payloads {'as in' if same else 'differ from'} the first run ({digests[0]}, {digests[1]})"
-    )
+    first_digest = record.get("payload_digest")
+    new_digest = json.loads(new.read_text()).get("payload_digest")
+    same = first_digest == new_digest
+    verdict = "as in" if same else "differ from"
+    print(f"{new}: payloads {verdict} the first run ({first_digest}, {new_digest})")
     return 0 if same else 1
+
+
+def _complain(what: str) -> None:
+    print(f"flwr-splitfc: {what}", file=sys.stderr)

@@ -15,6 +15,7 @@ from flwr_splitfc.exchange.server.ledger import (
     traffic_to_json,
 )
 from flwr_splitfc.run.progress import Progress
+from flwr_splitfc.run.rounds import Round
 
 
 @dataclass
@@ -57,7 +58,7 @@ class History:
             "train": _as_dict(metrics.train),
             "evaluate": _as_dict(metrics.evaluate),
             "central": _as_dict(metrics.central),
-            "row": progress.rows[-1] if server_round else None,
+            "row": progress.rounds[-1].to_json() if server_round else None,
             "traffic": {
                 purpose: traffic_to_json(ledger.of(server_round, purpose))
                 for purpose in get_args(Purpose)
@@ -67,12 +68,13 @@ class History:
 
     def restore(self, ledger: Ledger, progress: Progress) -> None:
         """Bring a new ledger and progress to where the old ones were."""
+        rounds = []
         for line in map(json.loads, self.lines):
             for purpose, counts in line["traffic"].items():
                 ledger.add(line["round"], purpose, traffic_from_json(counts))
-            if line["row"]:
-                progress.rows.append(line["row"])
-        progress.resume()
+            if line["row"] is not None:
+                rounds.append(Round.from_json(line["row"]))
+        progress.resume(rounds)
 
     def fill(self, result: Result) -> None:
         """Make `result` hold all rounds, under their own numbers."""

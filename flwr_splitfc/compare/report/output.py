@@ -11,7 +11,7 @@ from flwr_splitfc.compare.report.page import page
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.table import csv_text, legend, markdown, rows_of
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.run.progress import write_whole
+from flwr_splitfc.run.results import write_whole
 
 
 def write(

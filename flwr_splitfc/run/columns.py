@@ -1,0 +1,115 @@
+"""Columns of tables, and tables for terminals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Generic, Literal, TypeVar
+
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Row = TypeVar("Row")
+
+NO_VALUE = "-"
+# Of rich's eight lines the third is the rule below the headings.
+_RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_NEVER_WRAPS = 10_000
+
+
+def _always(rows: Sequence[Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column of a table: where its values come from and how they look.
+
+    Parameters
+    ----------
+    key : str
+        Its name in files; also the attribute of a row that it shows, unless there is
+        an `of`.
+    heading : str
+        Its name for people.
+    format : callable
+        Makes the text of a value that is not None, such as ``"{:.2f}".format``.
+    of : callable, optional
+        Gets the value, or None, from a row.
+    shown : callable
+        Tells whether a table of these rows has the column; by default it always has.
+    width : int
+        The least width in a terminal, in characters.
+    justify : "right" or "left"
+    """
+
+    key: str
+    heading: str
+    format: Callable[[Any], str] = str
+    of: Callable[[Row], Any] | None = None
+    shown: Callable[[Sequence[Row]], bool] = _always
+    width: int = 0
+    justify: Literal["right", "left"] = "right"
+
+    def value(self, row: Row) -> Any:
+        """Return the value in a row, None where it has none."""
+        if self.of is None:
+            return getattr(row, self.key)
+        return self.of(row)
+
+    def text(self, row: Row) -> str:
+        """Return what a table shows of a row."""
+        value = self.value(row)
+        return NO_VALUE if value is None else self.format(value)
+
+
+AnyColumn = TypeVar("AnyColumn", bound=Column[Any])
+
+
+def shown_columns(columns: Sequence[AnyColumn], rows: Sequence[Any]) -> list[AnyColumn]:
+    """Return the columns that a table of some rows has."""
+    return [column for column in columns if column.shown(rows)]
+
+
+def megabytes(size_bytes: float) -> str:
+    """Write bytes in MB of 1e6 bytes.
+
+    >>> megabytes(17_310_000)
+    '17.31'
+    """
+    return f"{size_bytes / 1e6:.2f}"
+
+
+def terminal_table(
+    columns: Sequence[Column[Row]], rows: Sequence[Row], **options: Any
+) -> Table:
+    """Make a table for a terminal.
+
+    Parameters
+    ----------
+    columns, rows : sequence
+        What the table is of.
+    **options
+        As in `rich.table.Table`; by default a rule is below the headings, and one space
+        between the columns.
+    """
+    table = Table(**{"box": _RULE, "show_edge": False, "padding": 0, **options})
+    for column in columns:
+        table.add_column(
+            column.heading,
+            justify=column.justify,
+            min_width=column.width,
+            no_wrap=True,
+        )
+    for row in rows:
+        # As Text, because rich reads plain strings as its markup.
+        table.add_row(*(Text(column.text(row)) for column in columns))
+    return table
+
+
+def table_text(table: Table) -> str:
+    """Return a table as lines of plain text, whatever the terminal's width."""
+    written = StringIO()
+    Console(file=written, width=_NEVER_WRAPS, color_system=None).print(table)
+    return written.getvalue().rstrip("\n")

@@ -1,0 +1,218 @@
+"""The rounds of a run, and the columns that show them.
+
+A column is added in this file alone: a field of `Round`, which is its key in
+``results.json``, its value in `Round.of`, and its line in `ROUND_COLUMNS`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import isnan
+from typing import Any, TypeAlias, get_args
+
+from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.ledger import Ledger, LinkCounts
+from flwr_splitfc.run.columns import Column, megabytes, shown_columns
+
+RoundLinks: TypeAlias = Mapping[str, Mapping[str, LinkCounts]]
+"""What crossed the devices' links in a round, by purpose and by device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """A finished round of a run.
+
+    Its fields are the keys of its row in ``results.json``.
+
+    Bytes are those of training and of evaluation on devices together, everything
+    counted.
+
+    Parameters
+    ----------
+    round : int
+        Its number, from 1.
+    loss : float or None
+        Of training, the mean over samples; None where no device told.
+    accuracy : float or None
+        Of the server's evaluation, or else of the devices'; None in a round without.
+    device_accuracy : float or None
+        Of the devices' evaluation, where `accuracy` is the server's.
+    steps : int
+        Mini-batches of training.
+    uplink_bytes, downlink_bytes : int
+    uplink_bits_per_entry, downlink_bits_per_entry : float
+        Of the features and of their gradient in training, per entry of the features.
+    seconds : float
+        How long the round took.
+    failures : mapping of str to str
+        By device, why it failed.
+    links : mapping or None
+        For ``train`` and for ``evaluate``, by device what crossed its link: bytes up,
+        bytes down, round trips. None in results of versions that did not write it.
+    """
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+    device_accuracy: float | None = None
+    steps: int
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink_bits_per_entry: float
+    downlink_bits_per_entry: float
+    seconds: float
+    failures: Mapping[str, str] = field(default_factory=dict)
+    links: RoundLinks | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        server_round: int,
+        *,
+        accuracy: float | None,
+        device_accuracy: float | None,
+        seconds: float,
+    ) -> "Round":
+        """Take a round from the ledger in which its traffic is entered."""
+        train = ledger.of(server_round, "train")
+        evaluate = ledger.of(server_round, "evaluate")
+        uplink = train.uplink_bytes + evaluate.uplink_bytes
+        downlink = train.downlink_bytes + evaluate.downlink_bytes
+        return cls(
+            round=server_round,
+            loss=None if isnan(train.loss) else train.loss,
+            accuracy=accuracy,
+            device_accuracy=device_accuracy,
+            steps=train.steps,
+            uplink_bytes=uplink.total(),
+            downlink_bytes=downlink.total(),
+            uplink_bits_per_entry=train.uplink_bits_per_entry,
+            downlink_bits_per_entry=train.downlink_bits_per_entry,
+            seconds=seconds,
+            failures=ledger.failures(server_round),
+            links={
+                purpose: ledger.links(server_round, purpose)
+                for purpose in get_args(Purpose)
+            },
+        )
+
+    @property
+    def moved_bytes(self) -> int:
+        """All bytes that the round moved, up and down."""
+        return self.uplink_bytes + self.downlink_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the round's row in ``results.json``."""
+        row = {name: getattr(self, name) for name in _KEYS}
+        if self.links is None:  # a row of an older version stays as it was
+            del row["links"]
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Round":
+        """Read a row of ``results.json``, of this version or of an older one."""
+        return cls(**{name: row[name] for name in _KEYS if name in row})
+
+
+_KEYS = [declared.name for declared in fields(Round)]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run as it stands after a round.
+
+    Parameters
+    ----------
+    last : Round
+        The round.
+    moved_bytes : int
+        All bytes that the run has moved, up and down, this round's included.
+    """
+
+    last: Round
+    moved_bytes: int
+
+
+def standings(rounds: Iterable[Round]) -> list[Standing]:
+    """Return how a run stood after each of its rounds."""
+    moved_bytes = 0
+    after_each = []
+    for last in rounds:
+        moved_bytes += last.moved_bytes
+        after_each.append(Standing(last, moved_bytes))
+    return after_each
+
+
+@dataclass(frozen=True)
+class RoundColumn(Column[Standing]):
+    """A column of a run's table, and what the line of a round says of it.
+
+    Without an `of` it shows the attribute `key` of the round.
+
+    Parameters
+    ----------
+    in_line : str
+        The part of the progress line, with ``{}`` for the value.
+    """
+
+    in_line: str = ""
+
+    def value(self, row: Standing) -> Any:
+        """Return the value after a round."""
+        return getattr(row.last, self.key) if self.of is None else self.of(row)
+
+
+def _moved_bytes(standing: Standing) -> int:
+    return standing.moved_bytes
+
+
+def _on_devices(rows: Sequence[Standing]) -> bool:
+    return any(row.last.device_accuracy is not None for row in rows)
+
+
+_PERCENT = "{:.1%}".format
+_LOSS = "{:.4f}".format
+_BITS = "{:.3f}".format
+
+ROUND_COLUMNS = [
+    RoundColumn("round", "round", width=7),
+    RoundColumn("loss", "loss", _LOSS, width=9, in_line=" | loss {}"),
+    RoundColumn("accuracy", "accuracy", _PERCENT, width=9, in_line=" | accuracy {}"),
+    RoundColumn(
+        "device_accuracy",
+        "on devices",
+        _PERCENT,
+        shown=_on_devices,
+        width=10,
+        in_line=", on devices {}",
+    ),
+    RoundColumn(
+        "uplink_bits_per_entry",
+        "up b/entry",
+        _BITS,
+        width=11,
+        in_line=" | bits/entry up {}",
+    ),
+    RoundColumn(
+        "downlink_bits_per_entry",
+        "down b/entry",
+        _BITS,
+        width=13,
+        in_line=" down {}",
+    ),
+    RoundColumn(
+        "moved_bytes",
+        "MB so far",
+        megabytes,
+        of=_moved_bytes,
+        width=10,
+        in_line=" | {} MB",
+    ),
+]
+"""What the table at the end of a run shows, and the line of each round."""
+
+
+def line_of(standing: Standing) -> str:
+    """Write what the progress line says of a round."""
+    columns = shown_columns(ROUND_COLUMNS, [standing])
+    return "".join(column.in_line.format(column.text(standing)) for column in columns)
