@@ -1,6 +1,6 @@
 """The batches of a device's turn, and evaluation of the whole model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flwr_splitfc.settings import RunConfig, check_least, read_settings
 
 Augment = Callable[[Tensor], Tensor]
+"""Changes a batch of inputs at random."""
 
 
 class Samples(Protocol):
@@ -23,10 +24,19 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches of one turn; their order, and what `augment` draws, come from torch's global generator.
+    """The batches of one turn.
 
-    With `steps`, as many batches of exactly `batch_size`, drawn with replacement;
-    without, one shuffled epoch.
+    Their order, and what `augment` draws, come from torch's global generator.
+
+    Parameters
+    ----------
+    data : Samples
+    batch_size : int
+    steps : int (default: 0)
+        As many batches of exactly `batch_size`, drawn with replacement; 0 is one
+        shuffled epoch.
+    augment : callable, optional
+        Applied to the inputs of each batch.
     """
 
     data: Samples
@@ -35,20 +45,24 @@ class Batches:
     augment: Augment | None = None
 
     def __len__(self) -> int:
-        return self.steps or -(-len(self.data) // self.batch_size)
+        if self.steps:
+            return self.steps
+        return -(-len(self.data) // self.batch_size)  # rounded up
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in self._indices():
             inputs, labels = self.data[indices]
-            yield self.augment(inputs) if self.augment else inputs, labels
+            if self.augment is not None:
+                inputs = self.augment(inputs)
+            yield inputs, labels
 
-    def _indices(self) -> Iterator[Tensor]:
+    def _indices(self) -> Iterable[Tensor]:
+        """Return the indices of each batch's samples."""
+        count = len(self.data)
         if self.steps:
-            return (
-                torch.randint(len(self.data), (self.batch_size,))
-                for _ in range(self.steps)
-            )
-        return iter(torch.randperm(len(self.data)).split(self.batch_size))
+            return (torch.randint(count, (self.batch_size,)) for _ in range(self.steps))
+        epoch: Iterable[Tensor] = torch.randperm(count).split(self.batch_size)
+        return epoch
 
 
 @dataclass(frozen=True)
@@ -76,35 +90,39 @@ def turn_batches(
     *,
     test: Samples | None = None,
 ) -> tuple[Batches, Batches]:
-    """A device's batches to train on in a turn, as the run-config says, and those to evaluate on.
+    """Return a device's batches to train on in a turn, and those to evaluate on.
 
-    The latter are one pass over `test`, or over `data` where there are no samples to
-    test on.
+    The run-config says how many there are to train on. Those to evaluate on are one
+    pass over `test`, or over `data` where there are no samples to test on.
     """
     settings = read_settings(TurnSettings, config)
-    rows = settings.batch_size
-    return Batches(data, rows, settings.steps_per_turn, augment), Batches(
-        data if test is None else test, rows
-    )
+    batch_size = settings.batch_size
+    train = Batches(data, batch_size, settings.steps_per_turn, augment)
+    evaluation = Batches(data if test is None else test, batch_size)
+    return train, evaluation
 
 
 def evaluate(
     model: nn.Module, test: Samples, batch_size: int = 1000
 ) -> dict[str, float]:
-    """Mean cross-entropy and accuracy of the joined model over all labels; the model keeps its mode.
+    """Return the joined model's mean cross-entropy and accuracy over all labels.
 
     The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of
-    each of its places.
+    each of its places. It keeps its mode.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
+    device = next(model.parameters()).device
+    loss = 0.0
+    correct = 0
+    count = 0
     model.eval()
-    loss, correct, count = 0.0, 0, 0
     with torch.inference_mode():
         for indices in torch.arange(len(test)).split(batch_size):
-            inputs, labels = (part.to(device) for part in test[indices])
-            logits = model(inputs)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
+            inputs, labels = test[indices]
+            labels = labels.to(device)
+            scores = model(inputs.to(device))
+            loss += F.cross_entropy(scores, labels, reduction="sum").item()
+            correct += int((scores.argmax(1) == labels).sum())
             count += labels.numel()
     model.train(was_training)
     return {"loss": loss / count, "accuracy": correct / count}

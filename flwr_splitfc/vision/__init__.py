@@ -5,7 +5,8 @@ flwr-datasets is asked for.
 """
 
 from flwr_splitfc.batches import Augment, Batches, Samples, evaluate, turn_batches
-from flwr_splitfc.vision.images import DatasetSpec, LabelledImages, load_dataset
+from flwr_splitfc.vision.images import DatasetSpec, LabelledImages
+from flwr_splitfc.vision.loading import load_dataset
 from flwr_splitfc.vision.partition import partition
 from flwr_splitfc.vision.run import (
     datasets_of,

@@ -10,12 +10,13 @@ def extra_module(name: str) -> Any:
     Raises
     ------
     ModuleNotFoundError
-        If it is not installed; the message says how to.
+        If it is not installed; the message says how to install it.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{name} cannot be imported ({error}): pip install 'flwr-splitfc[examples]'",
+            f"{name} cannot be imported ({error}): "
+            "pip install 'flwr-splitfc[examples]'",
             name=error.name,
         ) from error

@@ -1,7 +1,6 @@
 """How devices share a labelled training set."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,9 @@ from torch import Tensor
 from flwr_splitfc.settings import check_choice
 from flwr_splitfc.vision.extra import extra_module
 from flwr_splitfc.vision.images import Indices
+
+PARTITIONERS = ("dirichlet", "iid", "shards")
+"""The values of the key ``partitioner``."""
 
 
 def partition(
@@ -21,7 +23,7 @@ def partition(
     alpha: float = 0.5,
     shards_per_device: int = 2,
 ) -> list[Indices]:
-    """Which training samples each device has, by the partitioners of `flwr_datasets`.
+    """Return which training samples each device has, by `flwr_datasets`' partitioners.
 
     A sample is on one device at most, and on exactly one if `how` is not "shards".
 
@@ -37,66 +39,59 @@ def partition(
         sorted by label and cut into equal shards, of which each device gets
         `shards_per_device`. Shards are equal because up to `num_devices *
         shards_per_device - 1` samples, drawn at random, are left out.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, or `how` leaves a device without any.
     """
-    check_choice("partitioner", how, sorted(_PARTITIONERS))
-    least = num_devices * (shards_per_device if how == "shards" else 1)
-    if not 1 <= least <= len(labels):
+    check_choice("partitioner", how, PARTITIONERS)
+    by_shards = how == "shards"
+    num_parts = num_devices * shards_per_device if by_shards else num_devices
+    if not 1 <= num_parts <= len(labels):
+        shards = f" with {shards_per_device} shards each" if by_shards else ""
         raise ValueError(
             f"{num_devices} devices cannot share {len(labels)} samples by {how!r}"
-            + (f" with {shards_per_device} shards each" if how == "shards" else "")
+            f"{shards}"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
-    if how == "shards":
-        order = order[: len(order) // least * least]
-    partitioner = _PARTITIONERS[how](
-        extra_module("flwr_datasets.partitioner"),
-        num_devices,
-        seed,
-        alpha,
-        shards_per_device,
-    )
+    if by_shards:
+        shard_size = len(order) // num_parts
+        order = order[: shard_size * num_parts]
+
+    partitioner = _partitioner(how, num_devices, seed, alpha, shards_per_device)
     samples = {"sample": order, "label": labels.numpy()[order]}
     partitioner.dataset = extra_module("datasets").Dataset.from_dict(samples)
     try:
-        # how `datasets` asks pyarrow to sort; nothing a user can change
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Specifying null_placement", FutureWarning
-            )
-            return [
-                np.asarray(partitioner.load_partition(device)["sample"], np.int64)
-                for device in range(num_devices)
-            ]
+        return _shares(partitioner, num_devices)
     except ValueError as error:
         raise ValueError(
-            f"{how!r} leaves one of {num_devices} devices without samples; raise its alpha"
+            f"{how!r} leaves one of {num_devices} devices without samples; "
+            "raise its alpha"
         ) from error
 
 
-def _iid(
-    kinds: Any, num_devices: int, seed: int, alpha: float, shards_per_device: int
+def _partitioner(
+    how: str, num_devices: int, seed: int, alpha: float, shards_per_device: int
 ) -> Any:
-    return kinds.IidPartitioner(num_devices)
-
-
-def _dirichlet(
-    kinds: Any, num_devices: int, seed: int, alpha: float, shards_per_device: int
-) -> Any:
-    return kinds.DirichletPartitioner(
-        num_devices, "label", alpha=float(alpha), min_partition_size=1, seed=seed
-    )
-
-
-def _shards(
-    kinds: Any, num_devices: int, seed: int, alpha: float, shards_per_device: int
-) -> Any:
+    kinds = extra_module("flwr_datasets.partitioner")
+    if how == "iid":
+        return kinds.IidPartitioner(num_devices)
+    if how == "dirichlet":
+        return kinds.DirichletPartitioner(
+            num_devices, "label", alpha=float(alpha), min_partition_size=1, seed=seed
+        )
     return kinds.ShardPartitioner(
         num_devices, "label", num_shards_per_partition=shards_per_device, seed=seed
     )
 
 
-_PARTITIONERS: dict[str, Callable[[Any, int, int, float, int], Any]] = {
-    "dirichlet": _dirichlet,
-    "iid": _iid,
-    "shards": _shards,
-}
+def _shares(partitioner: Any, num_devices: int) -> list[Indices]:
+    shares = []
+    with warnings.catch_warnings():
+        # how `datasets` asks pyarrow to sort; nothing a user can change
+        warnings.filterwarnings("ignore", "Specifying null_placement", FutureWarning)
+        for device in range(num_devices):
+            samples = partitioner.load_partition(device)["sample"]
+            shares.append(np.asarray(samples, np.int64))
+    return shares

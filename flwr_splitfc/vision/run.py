@@ -2,20 +2,23 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 from flwr.app import Context
 from torch import Tensor, nn
 
 from flwr_splitfc.batches import Augment, Batches, evaluate, turn_batches
 from flwr_splitfc.settings import RunConfig, read_settings
-from flwr_splitfc.vision.images import Indices, LabelledImages, load_dataset
+from flwr_splitfc.vision.images import Indices, LabelledImages
+from flwr_splitfc.vision.loading import load_dataset
 from flwr_splitfc.vision.partition import partition
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images devices share, and how, in a run-config: as in `load_dataset` and `partition`."""
+    """Which images devices share, and how, in a run-config.
+
+    The keys are the parameters of `load_dataset` and `partition`.
+    """
 
     dataset: str = "digits"
     data_dir: str = ""
@@ -28,7 +31,7 @@ class DataSettings:
 
 
 def datasets_of(config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
-    """The training and the test set that a run-config names."""
+    """Return the training and the test set that a run-config names."""
     settings = read_settings(DataSettings, config)
     return load_dataset(settings.dataset, settings.data_dir, settings.download)
 
@@ -36,38 +39,48 @@ def datasets_of(config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
 def device_images(
     config: RunConfig, device: int, *, test: bool = False
 ) -> LabelledImages:
-    """The images of device number `device` (its partition-id) in the run of a run-config.
+    """Return the images of device number `device` (its partition-id) in a run.
 
     They are of the training set, or of the `test` set, which is divided in the same
     way: where devices have few classes, a device has about the same ones in both.
+
+    Raises
+    ------
+    ValueError
+        If the run-config has no such device, or too few images for its devices.
     """
     settings = read_settings(DataSettings, config)
-    images = datasets_of(config)[test]
-    shares = _partition_once(
-        images,
+    train_set, test_set = datasets_of(config)
+    images = test_set if test else train_set
+    shares = _shares(images, settings)
+    if not 0 <= device < len(shares):
+        raise ValueError(
+            f"device {device} has no share: num-devices is {len(shares)}, "
+            "start as many SuperNodes"
+        )
+    return images.subset(shares[device])
+
+
+@lru_cache(maxsize=2)
+def _shares(images: LabelledImages, settings: DataSettings) -> list[Indices]:
+    """Return the devices' shares; a process divides each of the two sets once."""
+    return partition(
+        images.labels,
         settings.num_devices,
         settings.partitioner,
         seed=settings.seed,
         alpha=settings.dirichlet_alpha,
         shards_per_device=settings.shards_per_device,
     )
-    if not 0 <= device < len(shares):
-        raise ValueError(
-            f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes"
-        )
-    return images.subset(shares[device])
-
-
-@lru_cache(maxsize=2)
-def _partition_once(
-    images: LabelledImages, num_devices: int, how: str, **settings: Any
-) -> list[Indices]:
-    return partition(images.labels, num_devices, how, **settings)
 
 
 @dataclass(frozen=True)
 class _TestShare:
-    """A device's share of the test set, not divided before it is used: it may be too small for so many devices."""
+    """A device's share of the test set, divided when it is first used.
+
+    The test set may be too small for so many devices, which matters only to those that
+    evaluate.
+    """
 
     config: RunConfig
     device: int
@@ -86,13 +99,20 @@ class _TestShare:
 def load_data(
     context: Context, augment: Augment | None = None
 ) -> tuple[Batches, Batches]:
-    """A device's shares of the training set and, to evaluate on, of the test set, for `SplitClientApp`."""
-    config, device = context.run_config, int(context.node_config["partition-id"])
-    return turn_batches(
-        device_images(config, device), config, augment, test=_TestShare(config, device)
-    )
+    """Return a device's shares of the training and the test set, for `SplitClientApp`.
+
+    It trains on the one, each batch changed by `augment`, and evaluates on the other.
+    """
+    config = context.run_config
+    device = int(context.node_config["partition-id"])
+    images = device_images(config, device)
+    return turn_batches(images, config, augment, test=_TestShare(config, device))
 
 
 def evaluate_on_test_set(model: nn.Module, context: Context) -> dict[str, float]:
-    """Loss and accuracy of the whole model on the whole test set, for `SplitServerApp`."""
-    return evaluate(model, datasets_of(context.run_config)[1])
+    """Return the whole model's loss and accuracy on the test set.
+
+    It is an `evaluate` for `SplitServerApp`.
+    """
+    _, test_set = datasets_of(context.run_config)
+    return evaluate(model, test_set)

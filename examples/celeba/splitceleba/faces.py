@@ -13,7 +13,8 @@ from torchvision import datasets
 
 from flwr_splitfc.settings import RunConfig, check_least, read_settings
 from flwr_splitfc.vision import LabelledImages
-from flwr_splitfc.vision.images import Indices, data_folder
+from flwr_splitfc.vision.data_folder import data_folder
+from flwr_splitfc.vision.images import Indices
 
 REMEMBERED_PICTURES = 2**14  # by a process, of its devices: 200 MB at 64 x 64
 
