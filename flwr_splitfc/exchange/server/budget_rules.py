@@ -1,4 +1,4 @@
-"""Budgets by device and round: what they may depend on, and how rules decide them."""
+"""Budgets by device and round: rules, and what a rule may go by."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from flwr_splitfc.exchange.server.traffic import Traffic
 from flwr_splitfc.settings import Scalar
 
 MOST_BITS = 32.0
-"""What nobody gets more of by a rule: float32."""
+"""The most bits per entry that a rule may give: float32."""
 
 Bits: TypeAlias = tuple[float, float]
 Cut = Literal["features", "output"]
@@ -18,7 +18,7 @@ Cut = Literal["features", "output"]
 
 @dataclass(frozen=True)
 class LastTurn:
-    """What was measured in a device's last turn of training that it finished.
+    """Measurements of the last turn of training that a device finished.
 
     Parameters
     ----------
@@ -40,42 +40,26 @@ class LastTurn:
 
     @classmethod
     def of(cls, codec: CutCodec, traffic: Traffic) -> "LastTurn":
-        """From what was agreed at a cut, and what its session moved."""
-        up, down = (
-            way.total() - way["state"]
-            for way in (traffic.uplink_bytes, traffic.downlink_bytes)
-        )
+        """Make it from what was agreed at a cut, and what the session moved."""
+        uplink, downlink = traffic.uplink_bytes, traffic.downlink_bytes
         return cls(
-            codec.uplink_bits,
-            codec.downlink_bits,
-            traffic.steps,
-            up,
-            down,
-            traffic.link_seconds,
-        )
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Both ways together, round trips included; 0.0 if that is not known.
-
-        One way alone cannot be told: a device sees how long an answer took, and clocks
-        differ.
-        """
-        return (
-            (self.uplink_bytes + self.downlink_bytes) / self.link_seconds
-            if self.link_seconds
-            else 0.0
+            uplink_bits=codec.uplink_bits,
+            downlink_bits=codec.downlink_bits,
+            steps=traffic.steps,
+            uplink_bytes=uplink.total() - uplink["state"],
+            downlink_bytes=downlink.total() - downlink["state"],
+            link_seconds=traffic.link_seconds,
         )
 
     @property
     def step_link_seconds(self) -> float:
-        """How long the frames of one step were on their way; 0.0 if that is not known."""
+        """How long the frames of one step were on their way; 0.0 if it is not known."""
         return self.link_seconds / self.steps if self.steps else 0.0
 
 
 @dataclass(frozen=True)
 class DeviceRound:
-    """What a budget may depend on: a device that is about to take its turn in a round.
+    """A device that is about to take its turn in a round, as a rule sees it.
 
     Parameters
     ----------
@@ -105,13 +89,24 @@ class DeviceRound:
 
 
 BudgetRule: TypeAlias = Callable[[DeviceRound], Bits | None]
-"""Gives (uplink_bits, downlink_bits), or None to leave them as they are; asked for each train and evaluate message."""
+"""A function that gives a device (uplink_bits, downlink_bits).
+
+It gives None to leave them as they are, and is asked before each train and evaluate
+message.
+"""
 
 
 def budgeted(
     codec: CutCodec, rules: Sequence[BudgetRule], device: DeviceRound
 ) -> CutCodec:
-    """`codec` with the budgets that `rules`, one after another, give a device for a round.
+    """Return `codec` with the budgets that rules give a device for a round.
+
+    Parameters
+    ----------
+    codec : CutCodec
+    rules : sequence of BudgetRule
+        Asked one after another, each with what those before it gave.
+    device : DeviceRound
 
     Raises
     ------
@@ -127,15 +122,9 @@ def budgeted(
     cut_codec('quant-only', uplink_bits=0.05, downlink_bits=0.1, evaluation='float16')
     """
     for rule in rules:
-        try:
-            bits = rule(device)
-        # rules read what devices tell, and one device must not end the run
-        except Exception as error:
-            raise ValueError(
-                f"{_name(rule)}: {error if isinstance(error, ValueError) else repr(error)}"
-            ) from error
+        bits = _ask(rule, device)
         if bits is not None:
-            up, down = _checked(rule, bits, (device.uplink_bits, device.downlink_bits))
+            up, down = _checked(rule, bits, device)
             device = replace(device, uplink_bits=up, downlink_bits=down)
     return replace(
         codec, uplink_bits=device.uplink_bits, downlink_bits=device.downlink_bits
@@ -152,22 +141,34 @@ def is_budget(value: object) -> bool:
 
 
 def rules_text(rules: Sequence[BudgetRule]) -> str:
-    """The rules by name and settings, the same in another process."""
-    return ", ".join(map(_name, rules)) or "none"
+    """Return the rules by name and settings, the same in every process."""
+    return ", ".join(_name(rule) for rule in rules) or "none"
 
 
 def _name(rule: BudgetRule) -> str:
-    return str(getattr(rule, "__qualname__", re.sub(" at 0x[0-9a-f]+", "", str(rule))))
+    # a function has a name; other callables have a repr, perhaps with their address
+    without_address = re.sub(" at 0x[0-9a-f]+", "", str(rule))
+    return str(getattr(rule, "__qualname__", without_address))
 
 
-def _checked(rule: BudgetRule, bits: Any, before: Bits) -> Bits:
-    """What a rule gave; what it left as it was may be any budget that the codec takes."""
+def _ask(rule: BudgetRule, device: DeviceRound) -> Any:
+    try:
+        return rule(device)
+    # Rules read what devices tell, and one device must not end the run.
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{_name(rule)}: {reason}") from error
+
+
+def _checked(rule: BudgetRule, bits: Any, device: DeviceRound) -> Bits:
     match bits:
-        case [up, down] if all(
-            is_budget(new) or new == old
-            for new, old in zip((up, down), before, strict=True)
-        ):
-            return float(up), float(down)
+        case [up, down]:
+            # what a rule left as it was may be any budget that the codec takes
+            up_is_good = is_budget(up) or up == device.uplink_bits
+            down_is_good = is_budget(down) or down == device.downlink_bits
+            if up_is_good and down_is_good:
+                return float(up), float(down)
     raise ValueError(
-        f"{_name(rule)} gave {bits!r:.100}, wanted two numbers above 0 and at most {MOST_BITS:g}, or None"
+        f"{_name(rule)} gave {bits!r:.100}, "
+        f"wanted two numbers above 0 and at most {MOST_BITS:g}, or None"
     )

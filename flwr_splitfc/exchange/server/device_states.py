@@ -1,14 +1,19 @@
-"""What devices keep between turns, held by the server: optimizer state, and anything else they name."""
+"""The state that devices keep between turns, in the server's hands.
+
+It is optimizer state, and whatever else devices name.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 
 OptimizerState = Literal["relay", "per-device", "fresh"]
-_RELAYED = ""  # no device has this name
+
+_TensorsByOwner: TypeAlias = dict[str, Sequence[pb.Tensor]]
+_RELAYED = ""  # owns the optimizer state that goes round; no device has this name
 
 
 @dataclass(frozen=True)
@@ -31,36 +36,38 @@ class DeviceStates:
     """
 
     def __init__(self, optimizer_state: OptimizerState) -> None:
-        if optimizer_state not in get_args(OptimizerState):
+        choices = get_args(OptimizerState)
+        if optimizer_state not in choices:
             raise ValueError(
-                f"optimizer_state is {optimizer_state!r}, wanted one of {get_args(OptimizerState)}"
+                f"optimizer_state is {optimizer_state!r}, wanted one of {choices}"
             )
         self.optimizer_state = optimizer_state
         self._lock = Lock()
-        self._optimizer: dict[str, Sequence[pb.Tensor]] = {}
-        self._state: dict[str, Sequence[pb.Tensor]] = {}
+        self._optimizer: _TensorsByOwner = {}
+        self._state: _TensorsByOwner = {}
 
-    def _owner(self, device: str) -> str:
+    def _optimizer_owner(self, device: str) -> str:
         return _RELAYED if self.optimizer_state == "relay" else device
 
     def of(self, device: str) -> Kept:
-        """What `device` gets at the start of its next turn."""
+        """Return what `device` gets at the start of its next turn."""
         with self._lock:
-            return Kept(
-                self._optimizer.get(self._owner(device), ()),
-                self._state.get(device, ()),
-            )
+            optimizer = self._optimizer.get(self._optimizer_owner(device), ())
+            return Kept(optimizer, self._state.get(device, ()))
+
+    def keep(self, device: str, kept: Kept) -> None:
+        """Take what `device` left at the end of a turn."""
+        with self._lock:
+            if self.optimizer_state != "fresh":
+                self._optimizer[self._optimizer_owner(device)] = kept.optimizer
+            self._state[device] = kept.state
 
     def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
-        """All that is kept, as wire bytes."""
+        """Return all that is kept, as wire bytes."""
         with self._lock:
-            both = {"optimizer": self._optimizer, "state": self._state}
             return {
-                what: {
-                    owner: [tensor.SerializeToString() for tensor in tensors]
-                    for owner, tensors in kept.items()
-                }
-                for what, kept in both.items()
+                "optimizer": _to_bytes(self._optimizer),
+                "state": _to_bytes(self._state),
             }
 
     def load_state_dict(
@@ -68,16 +75,19 @@ class DeviceStates:
     ) -> None:
         """Keep what `state_dict` gave."""
         with self._lock:
-            for what, kept in (("optimizer", self._optimizer), ("state", self._state)):
-                kept.clear()
-                for owner, tensors in state[what].items():
-                    kept[owner] = tuple(
-                        pb.Tensor.FromString(tensor) for tensor in tensors
-                    )
+            self._optimizer = _from_bytes(state["optimizer"])
+            self._state = _from_bytes(state["state"])
 
-    def keep(self, device: str, kept: Kept) -> None:
-        """Take what `device` left at the end of a turn."""
-        with self._lock:
-            if self.optimizer_state != "fresh":
-                self._optimizer[self._owner(device)] = kept.optimizer
-            self._state[device] = kept.state
+
+def _to_bytes(kept: _TensorsByOwner) -> dict[str, list[bytes]]:
+    return {
+        owner: [tensor.SerializeToString() for tensor in tensors]
+        for owner, tensors in kept.items()
+    }
+
+
+def _from_bytes(kept: Mapping[str, Sequence[bytes]]) -> _TensorsByOwner:
+    return {
+        owner: tuple(pb.Tensor.FromString(tensor) for tensor in tensors)
+        for owner, tensors in kept.items()
+    }

@@ -1,7 +1,6 @@
-"""Who a device is: node ids are random, so every device says its name once."""
+"""The names of devices: node ids are random, so every device says its name once."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from logging import getLogger
 from threading import Lock
 
@@ -18,6 +17,7 @@ from flwr_splitfc.settings import Scalar
 _QUERY_TIMEOUT_S = 120.0
 _MOST_CONFIG_KEYS = 64
 _MOST_CONFIG_CHARACTERS = 1000  # of a key, and of a text
+_MOST_REASON_CHARACTERS = 200
 
 logger = getLogger("flwr")
 
@@ -37,54 +37,70 @@ class Devices:
         self._warned = False
 
     def names(self, node_ids: Iterable[int]) -> dict[int, str]:
-        """The name of each node."""
+        """Return the name of each node, and ask those that were not asked yet."""
         wanted = list(node_ids)
         with self._lock:
-            if new := [node_id for node_id in wanted if node_id not in self._names]:
-                self._ask(new)
+            unknown = [node_id for node_id in wanted if node_id not in self._names]
+            if unknown:
+                self._ask(unknown)
             return {
                 node_id: self._names.get(node_id, str(node_id)) for node_id in wanted
             }
 
     def node_config(self, node_id: int) -> Mapping[str, Scalar]:
-        """What a node whose name is known told of its config; nothing in it is to be trusted."""
+        """Return what a node told of its config, together with its name.
+
+        Nothing in it is to be trusted.
+        """
         return self._configs.get(node_id, {})
 
     def _ask(self, node_ids: list[int]) -> None:
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
         for reply in self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
-            node_id = reply.metadata.src_node_id
             if reply.has_error():
-                self._warn(
-                    f"node {node_id} does not say who it is: {(reply.error.reason or '').strip()[-200:]}"
-                )
-                self._names[node_id] = str(node_id)
+                self._note_error(reply)
             else:
-                record = reply.content.config_records.get(NAME_KEY, ConfigRecord())
-                self._names[node_id] = str(record.get(NAME_KEY, node_id))
-                self._configs[node_id] = _scalars(
-                    reply.content.config_records.get(NODE_CONFIG_KEY, {})
-                )
+                self._note_answer(reply)
 
-    def _warn(self, what: str) -> None:
+    def _note_answer(self, reply: Message) -> None:
+        node_id = reply.metadata.src_node_id
+        records = reply.content.config_records
+        name = records.get(NAME_KEY, ConfigRecord()).get(NAME_KEY, node_id)
+        self._names[node_id] = str(name)
+        self._configs[node_id] = _scalars(records.get(NODE_CONFIG_KEY, {}))
+
+    def _note_error(self, reply: Message) -> None:
+        node_id = reply.metadata.src_node_id
+        self._names[node_id] = str(node_id)
+        # once: all nodes of an app answer alike
         if not self._warned:
+            reason = (reply.error.reason or "").strip()
             logger.warning(
-                "%s: devices go by node id; see flwr_splitfc.answer_device_query", what
+                "node %d does not say who it is: %s: devices go by node id; "
+                "see flwr_splitfc.answer_device_query",
+                node_id,
+                reason[-_MOST_REASON_CHARACTERS:],
             )
             self._warned = True
 
 
 def _scalars(config: Mapping[str, object]) -> dict[str, Scalar]:
-    """What a node config may hold, as far as it is few and short."""
-    return {
-        key: value[:_MOST_CONFIG_CHARACTERS] if isinstance(value, str) else value
-        for key, value in islice(config.items(), _MOST_CONFIG_KEYS)
-        if isinstance(value, Scalar) and len(key) <= _MOST_CONFIG_CHARACTERS
-    }
+    """Return what a node config may hold, as far as it is few and short."""
+    scalars: dict[str, Scalar] = {}
+    for key in list(config)[:_MOST_CONFIG_KEYS]:
+        value = config[key]
+        if isinstance(value, str):
+            value = value[:_MOST_CONFIG_CHARACTERS]
+        if isinstance(value, Scalar) and len(key) <= _MOST_CONFIG_CHARACTERS:
+            scalars[key] = value
+    return scalars
 
 
 def turn_order(names: dict[int, str]) -> list[int]:
-    """One node per device name, in the names' order, numbers as numbers; of two, the one named last.
+    """Return one node for each device name, in the order of `name_order`.
+
+    Of two nodes with one name it is the one named last, as of a device that was started
+    again.
 
     >>> turn_order({901: "10", 17: "9", 55: "kitchen"})
     [17, 901, 55]
@@ -94,5 +110,7 @@ def turn_order(names: dict[int, str]) -> list[int]:
 
 
 def name_order(name: str) -> tuple[bool, int, str]:
-    """Sort key of device names: numbers first, as numbers."""
-    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+    """Return the sort key of a device name: numbers come first, as numbers."""
+    if name.isdecimal():
+        return False, int(name), name
+    return True, 0, name

@@ -1,8 +1,8 @@
 """Where the split endpoint listens, how devices reach it, and what it grants them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -11,13 +11,12 @@ from flwr_splitfc.exchange.protocol.address import (
 )
 from flwr_splitfc.exchange.server.certificate import Certificate
 from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.settings import RunConfig, Scalar
 
 Transport = Literal["stream", "messages"]
 
 _PREFIX = "split-"
-_TEXTS = ("host", "address", "transport")
-_FILES = ("certificate", "private-key", "ca-certificate")
-_TLS: Final[Mapping[bool | float | int | str, bool | None]] = {
+_TLS: Final[Mapping[Scalar, bool | None]] = {
     "auto": None,
     "on": True,
     "off": False,
@@ -59,8 +58,10 @@ class EndpointConfig:
 
     Examples
     --------
-    >>> EndpointConfig().encrypted, EndpointConfig(host="0.0.0.0", address="ml.example.org").encrypted
-    (False, True)
+    >>> EndpointConfig().encrypted
+    False
+    >>> EndpointConfig(host="0.0.0.0", address="ml.example.org").encrypted
+    True
     """
 
     host: str = "127.0.0.1"
@@ -89,15 +90,14 @@ class EndpointConfig:
             )
 
     @classmethod
-    def from_run_config(
-        cls, config: Mapping[str, bool | float | int | str]
-    ) -> "EndpointConfig":
-        """What a run-config's ``split-...`` keys say; those that are missing or empty have their defaults.
+    def from_run_config(cls, config: RunConfig) -> "EndpointConfig":
+        """Read a run-config's ``split-...`` keys.
 
-        ``split-host``, ``split-port``, ``split-address``, ``split-transport``,
-        ``split-tls`` ("auto", "on" or "off"), ``split-certificate``,
-        ``split-private-key`` and ``split-ca-certificate`` (absolute paths of PEM
-        files), and one for each of the `Limits`, such as ``split-idle-timeout-s``.
+        They are ``split-host``, ``split-port``, ``split-address``,
+        ``split-transport``, ``split-tls`` ("auto", "on" or "off"),
+        ``split-certificate``, ``split-private-key`` and ``split-ca-certificate``
+        (absolute paths of PEM files), and one for each of the `Limits`, such as
+        ``split-idle-timeout-s``. Those that are missing or empty have their defaults.
 
         Raises
         ------
@@ -106,49 +106,66 @@ class EndpointConfig:
 
         Examples
         --------
-        >>> EndpointConfig.from_run_config({"split-host": "::1", "split-tls": "on", "split-max-sessions": 8}).limits
+        >>> config = {"split-host": "::1", "split-tls": "on", "split-max-sessions": 8}
+        >>> EndpointConfig.from_run_config(config).limits
         Limits(max_sessions=8, ...)
         """
-        given = {
-            key.removeprefix(_PREFIX): config[key]
-            for key in config
-            if key.startswith(_PREFIX)
+        given = _given_settings(config)
+        settings: dict[str, Any] = {
+            key: read(given[key]) for key, read in _READERS.items() if key in given
         }
-        given = {key: value for key, value in given.items() if value != ""}
-        limits = {field.name: field.name.replace("_", "-") for field in fields(Limits)}
-        if unknown := given.keys() - {
-            *_TEXTS,
-            *_FILES,
-            "port",
-            "tls",
-            *limits.values(),
-        }:
-            raise ValueError(
-                f"unknown run-config keys {sorted(_PREFIX + key for key in unknown)}"
-            )
-        tls = given.get("tls", "auto")
-        if tls not in _TLS:
-            raise ValueError(f"{_PREFIX}tls is {tls!r}, wanted one of {tuple(_TLS)}")
-        files = [str(given[key]) if key in given else None for key in _FILES]
-        if any(files) and not (files[0] and files[1]):
-            raise ValueError(
-                f"{_PREFIX}certificate and {_PREFIX}private-key belong together"
-            )
-        return cls(
-            **{key: str(given[key]) for key in _TEXTS if key in given},  # type: ignore[arg-type]
-            port=int(given.get("port", 0)),
-            tls=_TLS[tls],
-            certificate=Certificate.from_files(files[0], files[1], files[2])
-            if files[0] and files[1]
-            else None,
-            limits=Limits(
-                **{name: given[key] for name, key in limits.items() if key in given}
-            ),  # type: ignore[arg-type]
-        )
+        limits: dict[str, Any] = {
+            name: given[key] for key, name in _LIMIT_NAMES.items() if key in given
+        }
+        return cls(**settings, certificate=_certificate(given), limits=Limits(**limits))
 
     @property
     def encrypted(self) -> bool:
-        """Whether sessions are."""
+        """Whether sessions are encrypted."""
         if self.tls is None:
             return self.certificate is not None or not is_loopback(self.host)
         return self.tls
+
+
+def _read_tls(value: Scalar) -> bool | None:
+    if value not in _TLS:
+        raise ValueError(f"{_PREFIX}tls is {value!r}, wanted one of {tuple(_TLS)}")
+    return _TLS[value]
+
+
+# Keys without their prefix. Those of single fields are the fields' names.
+_READERS: Final[Mapping[str, Callable[[Scalar], Any]]] = {
+    "host": str,
+    "port": int,
+    "address": str,
+    "tls": _read_tls,
+    "transport": str,
+}
+_CERTIFICATE_FILES = ("certificate", "private-key", "ca-certificate")
+_LIMIT_NAMES = {field.name.replace("_", "-"): field.name for field in fields(Limits)}
+_KEYS = {*_READERS, *_CERTIFICATE_FILES, *_LIMIT_NAMES}
+
+
+def _given_settings(config: RunConfig) -> dict[str, Scalar]:
+    """Return the endpoint's settings that are not empty, without the prefix."""
+    given = {
+        key.removeprefix(_PREFIX): value
+        for key, value in config.items()
+        if key.startswith(_PREFIX) and value != ""
+    }
+    unknown = sorted(_PREFIX + key for key in given if key not in _KEYS)
+    if unknown:
+        raise ValueError(f"unknown run-config keys {unknown}")
+    return given
+
+
+def _certificate(given: Mapping[str, Scalar]) -> Certificate | None:
+    paths = [str(given[key]) if key in given else None for key in _CERTIFICATE_FILES]
+    chain, private_key, authority = paths
+    if chain and private_key:
+        return Certificate.from_files(chain, private_key, authority)
+    if any(paths):
+        raise ValueError(
+            f"{_PREFIX}certificate and {_PREFIX}private-key belong together"
+        )
+    return None

@@ -1,7 +1,7 @@
 """Counting the bytes of the exchange's frames, by kind."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.server.traffic import Traffic
@@ -12,28 +12,33 @@ _GRPC_PREFIX_BYTES = 5
 
 def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
     """Enter a frame that a device sent."""
-    # A frame is of one kind; the others' fields are empty.
-    payloads = {
-        "features": len(frame.step.features.data)
+    # A frame is of one kind, and the fields of the others are empty.
+    feature_bytes = (
+        len(frame.step.features.data)
         + len(frame.forward.features.data)
-        + len(frame.predict.features.data),
+        + len(frame.predict.features.data)
+    )
+    close = frame.close
+    payloads = {
+        "features": feature_bytes,
         "output_gradient": len(frame.backward.gradient.data),
         "labels": len(frame.step.labels),
-        "state": _tensor_bytes(frame.close.optimizer)
-        + _tensor_bytes(frame.close.state),
+        "state": _tensor_bytes(close.optimizer) + _tensor_bytes(close.state),
     }
     _count(traffic.uplink_bytes, _wire_bytes(frame), payloads)
 
 
 def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     """Enter a frame that a device was answered."""
+    gradient_bytes = len(frame.stepped.gradient.data) + len(
+        frame.gradients.gradient.data
+    )
+    opened = frame.opened
     payloads = {
-        "gradient": len(frame.stepped.gradient.data)
-        + len(frame.gradients.gradient.data),
+        "gradient": gradient_bytes,
         "output": len(frame.output.output.data),
         "logits": len(frame.predicted.logits.data),
-        "state": _tensor_bytes(frame.opened.optimizer)
-        + _tensor_bytes(frame.opened.state),
+        "state": _tensor_bytes(opened.optimizer) + _tensor_bytes(opened.state),
     }
     _count(traffic.downlink_bytes, _wire_bytes(frame), payloads)
 
@@ -46,7 +51,8 @@ def count_resent(
     traffic.downlink_bytes["resent"] += _wire_bytes(reply)
 
 
-def _count(counts: Counter[str], frame_bytes: int, payloads: dict[str, int]) -> None:
+def _count(counts: Counter[str], frame_bytes: int, payloads: Mapping[str, int]) -> None:
+    """Enter a frame by the kinds of its payloads; the rest of it is framing."""
     counts.update(payloads)
     counts["framing"] += frame_bytes - sum(payloads.values())
 

@@ -12,22 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_splitfc.exchange.protocol.errors import (
-    FeaturesRefused,
-    LabelsRefused,
-    StepRefused,
-)
+from flwr_splitfc.exchange.protocol.errors import FeaturesRefused, LabelsRefused
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
-
-MOST_NORM = 1e18  # an optimizer squares it in float32
-_CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
-_CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
-_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-_BROADCASTING_FUNCTIONS = (
-    *(nn.functional.mse_loss, nn.functional.l1_loss),
-    *(nn.functional.smooth_l1_loss, nn.functional.huber_loss),
+from flwr_splitfc.exchange.server.step_checks import (
+    check_finite,
+    check_labels,
+    check_loss,
+    check_output,
 )
+from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 
 
 class Update(NamedTuple):
@@ -40,7 +33,9 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """A mini-batch between the server half's forward and backward pass; the half does not know of it.
+    """A mini-batch between the server half's forward and backward pass.
+
+    The half itself is as it was before the pass.
 
     Parameters
     ----------
@@ -111,20 +106,13 @@ class HalfTrainer:
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
-        if accumulate_steps < 1:
-            raise ValueError(
-                f"accumulate_steps is {accumulate_steps}, wanted 1 or more"
-            )
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm is {max_grad_norm}, wanted a positive number"
-            )
-        self.device = torch.device(
-            device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        _check_settings(accumulate_steps, max_grad_norm)
+        default_device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or default_device)
         self.model = model.to(self.device)
         self.loss_fn = loss_fn
-        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
         self.optimizer = optimizer(self.model.parameters())
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         self.accumulate_steps = accumulate_steps
@@ -138,7 +126,10 @@ class HalfTrainer:
         self._lock = Lock()
 
     def copy(self, seed: int) -> "HalfTrainer":
-        """A copy of the model as it is now, with an optimizer and a scheduler of its own, both fresh."""
+        """Copy the model as it is now, with an optimizer and a scheduler of its own.
+
+        Both are fresh.
+        """
         with self._lock:
             model = deepcopy(self.model)
         model.zero_grad()
@@ -156,7 +147,11 @@ class HalfTrainer:
         return copy
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training goes on from: weights, buffers, optimizer, scheduler, unapplied gradients, counts."""
+        """Return all that training goes on from.
+
+        That is weights, buffers, optimizer, scheduler, gradients that are not applied
+        yet, and counts.
+        """
         with self._lock:
             return {
                 "model": self.model.state_dict(),
@@ -169,7 +164,7 @@ class HalfTrainer:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, for the same kind of model and optimizer."""
+        """Go on from what `state_dict` gave, for the same model and optimizer."""
         with self._lock:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -208,12 +203,18 @@ class HalfTrainer:
         with self._lock, self._rng(self.steps), self._unchanged_on_error():
             x = features.to(self.device).requires_grad_()
             loss = self._loss(x, labels.to(self.device))
-            return loss.item(), self._train(loss, None, x, origin)
+            loss_value = loss.item()
+            x_grad = self._train(loss, None, x, origin)
+        return loss_value, x_grad
 
     def forward(self, features: Tensor) -> ForwardPass:
-        """The first half of a step: what the server half makes of features of shape (B, ...) in training.
+        """Make the first half of a step, the forward pass in training mode.
 
         Nothing changes, and a pass that is dropped leaves no trace.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
 
         Raises
         ------
@@ -222,13 +223,13 @@ class HalfTrainer:
         """
         with self._lock, self._rng(self.steps):
             passed = self._pass(features.to(self.device).requires_grad_(), self.steps)
-            self._check_output(passed)
+            check_output(passed.output, len(features))
         return passed
 
     def backward(
         self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None
     ) -> Tensor:
-        """The second half of a step: train on the mini-batch of a `forward`.
+        """Make the second half of a step: train on the mini-batch of a `forward`.
 
         Where another step came between, the forward pass is made again on the weights
         as they are now, with the same randomness; the gradient is then of an output
@@ -254,31 +255,38 @@ class HalfTrainer:
         """
         with self._lock, self._rng(passed.step):
             if passed.step != self.steps:
-                passed = self._pass(
-                    passed.features.detach().requires_grad_(), passed.step
-                )
+                features = passed.features.detach().requires_grad_()
+                passed = self._pass(features, passed.step)
             x_grad = self._train(
                 passed.output, gradient.to(passed.output), passed.features, origin
             )
-            with torch.no_grad():
-                for name, buffer in self.model.named_buffers():
-                    buffer.copy_(passed.buffers[name])
+            self._take_buffers(passed.buffers)
         return x_grad
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
-        """What the server half makes of features of shape (B, ...), in evaluation mode, on the CPU."""
+        """Return the output for features of shape (B, ...), in evaluation mode.
+
+        The output is on the CPU.
+
+        Raises
+        ------
+        FeaturesRefused
+            The half does not take the features.
+        """
         with self._lock, self._rng(self.steps):
             self.model.eval()
             try:
-                out: Tensor = self.model(features.to(self.device))
+                output: Tensor = self.model(features.to(self.device))
             except Exception as error:
                 raise FeaturesRefused(
                     f"the server half does not take {tuple(features.shape)}: {error}"
                 ) from error
             finally:
                 self.model.train()
-        return out.cpu()
+        return output.cpu()
+
+    # -- forward -----------------------------------------------------------------------
 
     def _run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         self.model.train()
@@ -296,108 +304,62 @@ class HalfTrainer:
         output = self._run(partial(functional_call, self.model, buffers), x)
         return ForwardPass(x, output, buffers, step)
 
-    def _check_output(self, passed: ForwardPass) -> None:
-        output, rows = passed.output, len(passed.features)
-        if not (
-            isinstance(output, Tensor)
-            and output.ndim >= 2
-            and len(output) == rows
-            and output.requires_grad
-        ):
-            what = (
-                f"shape {tuple(output.shape)}"
-                if isinstance(output, Tensor)
-                else f"type {type(output).__name__}"
-            )
-            raise StepRefused(
-                f"the server half's output has {what}, wanted ({rows}, ...) with a gradient"
-            )
-        self._check_finite("the server half's output", output, [output.detach()])
+    @torch.no_grad()
+    def _take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        assert self.loss_fn is not None  # the session has seen to it
+        outputs = self._run(self.model, x)
+        check_labels(self.loss_fn, outputs, labels)
+        try:
+            loss = self.loss_fn(outputs, labels)
+        except Exception as error:
+            raise LabelsRefused(
+                f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype}"
+                f" with outputs {tuple(outputs.shape)}: {error}"
+            ) from error
+        check_loss(loss)
+        return loss
+
+    # -- backward ----------------------------------------------------------------------
 
     def _train(
         self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None
     ) -> Tensor:
-        """Go back from `out` to `x`, and apply the step; the gradient by `x`, on the CPU."""
+        """Go back from `out` to `x`, and apply the step.
+
+        Returns
+        -------
+        Tensor of shape (B, ...)
+            The gradient by `x`, on the CPU.
+        """
         x_grad, *grads = torch.autograd.grad(
             out, [x, *self._parameters], out_grad, allow_unused=True
         )
         what = "the output" if out.ndim else f"loss {out.item()}"
-        self._check_finite(f"{what} with a gradient", out, [x_grad, *grads])
+        # the last check: from here on the step is applied
+        check_finite(f"{what} with a gradient", out, [x_grad, *grads])
         self._apply(grads)
         self.steps += 1
         if self.record_updates and origin is not None:
             self.updates.append(origin)
         self.feature_shape = tuple(x.shape[1:])
-        return torch.zeros_like(x, device="cpu") if x_grad is None else x_grad.cpu()
-
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        assert self.loss_fn is not None  # the session has seen to it
-        logits = self._run(self.model, x)
-        self._check_classes(logits, labels)
-        self._check_broadcast(logits, labels)
-        try:
-            loss = self.loss_fn(logits, labels)
-        except Exception as error:
-            raise LabelsRefused(
-                f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype} "
-                f"with outputs {tuple(logits.shape)}: {error}"
-            ) from error
-        if loss.ndim:
-            raise StepRefused(
-                f"the loss has shape {tuple(loss.shape)}, wanted a scalar: use a reduction in loss_fn"
-            )
-        return loss
-
-    def _check_classes(self, logits: Tensor, labels: Tensor) -> None:
-        """Refuse class indices out of range before the loss sees them: on CUDA it would end the process."""
-        indexed = (
-            isinstance(self.loss_fn, _CLASS_INDEX_LOSSES)
-            or self.loss_fn in _CLASS_INDEX_FUNCTIONS
-        )
-        if (
-            not indexed
-            or labels.is_floating_point()
-            or logits.ndim < 2
-            or not labels.numel()
-        ):
-            return
-        ignored = getattr(self.loss_fn, "ignore_index", -100)
-        wrong = labels[
-            (labels != ignored) & ((labels < 0) | (labels >= logits.shape[1]))
-        ]
-        if len(wrong):
-            raise LabelsRefused(
-                f"label {int(wrong[0])} is out of range: the server half has {logits.shape[1]} classes"
-            )
-
-    def _check_broadcast(self, outputs: Tensor, labels: Tensor) -> None:
-        """Refuse labels that the loss would stretch to another shape: (B,) with (B, 1) is B x B, and no error."""
-        stretches = (
-            isinstance(self.loss_fn, _BROADCASTING_LOSSES)
-            or self.loss_fn in _BROADCASTING_FUNCTIONS
-        )
-        if stretches and labels.shape != outputs.shape:
-            raise LabelsRefused(
-                f"labels have shape {tuple(labels.shape)}, the outputs {tuple(outputs.shape)}"
-            )
-
-    def _check_finite(
-        self, what: str, out: Tensor, grads: Sequence[Tensor | None]
-    ) -> None:
-        norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
-        if not (torch.isfinite(out).all() and norm <= MOST_NORM):
-            raise StepRefused(
-                f"{what} of norm {norm.item()} is not finite, or beyond 1e18"
-            )
+        if x_grad is None:
+            return torch.zeros_like(x, device="cpu")
+        return x_grad.cpu()
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
-            if grad is not None:
-                parameter.grad = (
-                    grad if parameter.grad is None else parameter.grad + grad
-                )
-        if (self.steps + 1) % self.accumulate_steps:
-            return
+            if parameter.grad is None:
+                parameter.grad = grad
+            elif grad is not None:
+                parameter.grad = parameter.grad + grad
+        if (self.steps + 1) % self.accumulate_steps == 0:
+            self._step_optimizer()
+
+    def _step_optimizer(self) -> None:
         if self.accumulate_steps > 1:
             for parameter in self._parameters:
                 if parameter.grad is not None:
@@ -409,9 +371,14 @@ class HalfTrainer:
         if self.scheduler is not None:
             self.scheduler.step()
 
+    # -- around a step -----------------------------------------------------------------
+
     @contextmanager
     def _rng(self, step: int) -> Iterator[None]:
-        """A generator state of the step's own, so that concurrent sessions leave each other's draws alone."""
+        """Give a step a generator state of its own.
+
+        Sessions at the same time leave each other's draws alone.
+        """
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(derive_seed(self.seed, "server-half", step))
@@ -419,7 +386,11 @@ class HalfTrainer:
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
-        """Put the buffers (running statistics of normalisation layers) back if the step fails."""
+        """Put the buffers back if a step fails.
+
+        They hold the running statistics of normalisation layers, which the forward pass
+        changes before anything is checked.
+        """
         saved = [buffer.clone() for buffer in self.model.buffers()]
         try:
             yield
@@ -427,3 +398,10 @@ class HalfTrainer:
             for buffer, before in zip(self.model.buffers(), saved, strict=True):
                 buffer.copy_(before)
             raise
+
+
+def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:
+    if accumulate_steps < 1:
+        raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")

@@ -24,19 +24,22 @@ class Halves(ABC):
 
     @abstractmethod
     def take(self, device: str, server_round: int) -> HalfTrainer:
-        """The half for a device that opens a session."""
+        """Return the half for a device that opens a session."""
 
     @abstractmethod
     def give_back(self, half: HalfTrainer, rows: int) -> None:
-        """The half of a session whose device has replied, after training on `rows` samples."""
+        """Take a half back whose device has replied, trained on `rows` samples."""
 
     @abstractmethod
     def end_round(self) -> None:
-        """All replies are in, or too late."""
+        """End a round: all replies are in, or too late."""
 
 
 class SharedHalf(Halves):
-    """One half for all: what a device teaches it stays, also when the device fails later."""
+    """One half for all sessions.
+
+    What a device teaches it stays, also when the device fails later.
+    """
 
     def take(self, device: str, server_round: int) -> HalfTrainer:
         return self.half
@@ -49,10 +52,15 @@ class SharedHalf(Halves):
 
 
 class CopiedHalves(Halves):
-    """A copy for each session, with an optimizer of its own; a round ends with their average by samples.
+    """A copy of the half for each session, with an optimizer of its own.
 
-    Copies of sessions whose device failed, or replied too late, are dropped. Sums run
-    in float64, so the order in which replies arrive does not show in float32 weights.
+    A round ends with the average of the copies that were given back, as in FedAvg:
+
+        w = (n_1 w_1 + ... + n_K w_K) / (n_1 + ... + n_K)
+
+    for copies with the weights w_k, trained on n_k samples. Copies of sessions whose
+    device failed, or replied too late, are dropped. Sums run in float64, so the order
+    in which replies arrive does not show in float32 weights.
     """
 
     def __init__(self, half: HalfTrainer) -> None:
@@ -70,15 +78,20 @@ class CopiedHalves(Halves):
             self._rows += rows
             for name, value in half.model.state_dict().items():
                 weighted = value.double() * rows
-                self._sums[name] = (
-                    self._sums[name] + weighted if name in self._sums else weighted
-                )
+                if name in self._sums:
+                    weighted = self._sums[name] + weighted
+                self._sums[name] = weighted
 
     @torch.no_grad()
     def end_round(self) -> None:
         with self._lock:
-            for name, value in self.half.model.state_dict().items():
-                if self._rows:
-                    mean = self._sums[name] / self._rows
-                    value.copy_(mean if value.is_floating_point() else mean.round())
-            self._rows, self._sums = 0, {}
+            if self._rows:
+                self._take_mean()
+            self._rows = 0
+            self._sums = {}
+
+    def _take_mean(self) -> None:
+        for name, value in self.half.model.state_dict().items():
+            mean = self._sums[name] / self._rows
+            # counts of batches are integers
+            value.copy_(mean if value.is_floating_point() else mean.round())

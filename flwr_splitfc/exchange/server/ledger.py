@@ -13,7 +13,10 @@ from flwr_splitfc.exchange.server.traffic import (
 )
 
 LinkCounts: TypeAlias = list[int]
-"""What crossed a device's link: bytes up, bytes down, round trips."""
+"""The counts of a device's link: bytes up, bytes down, round trips."""
+
+_RoundKey: TypeAlias = tuple[int, Purpose]
+_DeviceKey: TypeAlias = tuple[str, Purpose]
 
 
 class Ledger:
@@ -24,9 +27,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._traffic: dict[tuple[int, Purpose], Traffic] = {}
-        self._devices: dict[tuple[str, Purpose], Traffic] = {}
-        self._links: dict[tuple[int, Purpose], dict[str, LinkCounts]] = {}
+        self._rounds: dict[_RoundKey, Traffic] = {}
+        self._devices: dict[_DeviceKey, Traffic] = {}
+        self._links: dict[_RoundKey, dict[str, LinkCounts]] = {}
         self._failures: dict[int, dict[str, str]] = {}
 
     def add(
@@ -37,16 +40,15 @@ class Ledger:
         device: str | None = None,
     ) -> None:
         """Enter what one session, or one Flower message, moved."""
+        round_key = (server_round, purpose)
         with self._lock:
-            self._traffic.setdefault((server_round, purpose), Traffic()).add(traffic)
+            self._rounds.setdefault(round_key, Traffic()).add(traffic)
             if device is not None:
                 self._devices.setdefault((device, purpose), Traffic()).add(traffic)
-                self._add_to_link(server_round, purpose, device, traffic)
+                self._add_to_link(round_key, device, traffic)
 
-    def _add_to_link(
-        self, server_round: int, purpose: Purpose, device: str, traffic: Traffic
-    ) -> None:
-        links = self._links.setdefault((server_round, purpose), {})
+    def _add_to_link(self, round_key: _RoundKey, device: str, traffic: Traffic) -> None:
+        links = self._links.setdefault(round_key, {})
         uplink_bytes, downlink_bytes, round_trips = links.get(device, [0, 0, 0])
         links[device] = [
             uplink_bytes + traffic.uplink_bytes.total(),
@@ -72,7 +74,8 @@ class Ledger:
             for (device, entered_for), traffic in self._devices.items():
                 if purpose in (None, entered_for):
                     totals.setdefault(device, Traffic()).add(traffic)
-        return {device: totals[device] for device in sorted(totals, key=name_order)}
+        in_order = sorted(totals, key=name_order)
+        return {device: totals[device] for device in in_order}
 
     def devices_to_json(self) -> list[tuple[str, Purpose, dict[str, Any]]]:
         """Return each device's sums, for `restore_devices` of another ledger."""
@@ -101,7 +104,8 @@ class Ledger:
         Each has bytes up, bytes down and round trips.
         """
         with self._lock:
-            return dict(self._links.get((server_round, purpose), {}))
+            links = self._links.get((server_round, purpose), {})
+            return dict(links)
 
     def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
         """Enter which devices failed in a round, and why."""
@@ -117,14 +121,16 @@ class Ledger:
         """Return the sum over one round's sessions, a copy."""
         total = Traffic()
         with self._lock:
-            total.add(self._traffic.get((server_round, purpose), Traffic()))
+            entered = self._rounds.get((server_round, purpose))
+            if entered is not None:
+                total.add(entered)
         return total
 
     def total(self, purpose: Purpose) -> Traffic:
         """Return the sum over all rounds so far, a copy."""
         total = Traffic()
         with self._lock:
-            for (_, entered_for), traffic in self._traffic.items():
+            for (_, entered_for), traffic in self._rounds.items():
                 if entered_for == purpose:
                     total.add(traffic)
         return total

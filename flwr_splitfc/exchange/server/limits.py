@@ -1,4 +1,4 @@
-"""What one device may ask of the server, and how long it is waited for, in one place."""
+"""The limits of what one device may ask of the server, and how long it may take."""
 
 from dataclasses import dataclass, fields
 
@@ -45,7 +45,6 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)}, wanted more than 0"
-                )
+            limit = getattr(self, field.name)
+            if not limit > 0:
+                raise ValueError(f"{field.name} is {limit}, wanted more than 0")

@@ -1,4 +1,4 @@
-"""One session as the server knows it: admitted once, applied exactly once, ended once."""
+"""One session as the server knows it: admitted, applied and ended exactly once."""
 
 import hmac
 import secrets
@@ -14,24 +14,27 @@ from flwr_splitfc.exchange.protocol.errors import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS
-from flwr_splitfc.exchange.server.traffic import Traffic
-from flwr_splitfc.exchange.server.turn import (
-    Turn,
+from flwr_splitfc.exchange.server.frame_traffic import (
     count_downlink,
     count_resent,
     count_uplink,
 )
+from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.turn import Turn
+
+_LEAST_NONCE_BYTES = 16
+_MOST_NONCE_BYTES = 64
 
 
 class Connection(Protocol):
-    """What a session is on."""
+    """The connection that carries a session."""
 
     def cancel(self) -> object:
         """End it."""
 
 
-class Admission:
-    """A turn, the secret that admits to it, and the connection that it is on.
+class ServerSession:
+    """A turn, the secret that admits to it, and the connection that carries it.
 
     The connection may break and be opened again, by the process that opened it first.
     Frames are numbered and the last answer is kept, so that a frame which is sent again
@@ -41,8 +44,6 @@ class Admission:
     ----------
     id : str
         For the log; the part of the token before the dot.
-    token : str
-        What the ticket carries; never logged.
     turn : Turn
     ended : SplitError or None
         Why nothing more is accepted.
@@ -59,7 +60,7 @@ class Admission:
         self.ended_at = 0.0
         self._lock = Lock()
         self._nonce = b""
-        self._answered = pb.ServerFrame()
+        self._last_answer = pb.ServerFrame()
         self._connection: Connection | None = None
         self._unopened: Connection | None = None
         self._busy = False
@@ -67,7 +68,7 @@ class Admission:
 
     @property
     def token(self) -> str:
-        """The session's id and its secret."""
+        """The session's id, a dot and its secret, as tickets carry it; never logged."""
         return f"{self.id}.{self._secret}"
 
     @property
@@ -77,7 +78,7 @@ class Admission:
 
     @property
     def connected(self) -> bool:
-        """Whether it is on a connection now."""
+        """Whether a connection carries it now."""
         return self._connection is not None
 
     @property
@@ -85,17 +86,30 @@ class Admission:
         """Whether it was opened and is not over."""
         return self.opened and not self.ended_at
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the device was heard of, or lost; 0 while it is answered."""
+        return 0.0 if self._busy else time.monotonic() - self._last_seen
+
+    # -- from opening to ending --------------------------------------------------------
+
     def check(self, token: str) -> None:
-        """Raise unless `token` is this session's; takes the same time whatever is wrong."""
+        """Refuse every token but this session's own.
+
+        The time that it takes does not tell an intruder how much of a guess was right.
+        """
         if not hmac.compare_digest(self.token.encode(), token.encode()):
             raise TokenRefused("unknown token")
 
     def await_open(self, connection: Connection) -> None:
-        """Note a connection on which Open is to come; there is one at most, so that a token holds one thread."""
+        """Note a connection on which Open is to come.
+
+        There is one at most, so that a token holds no more than one thread.
+        """
         with self._lock:
-            unopened, self._unopened = self._unopened, connection
-        if unopened is not None:
-            unopened.cancel()
+            earlier, self._unopened = self._unopened, connection
+        if earlier is not None:
+            earlier.cancel()
 
     def open(self, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame:
         """Move to a new connection, the first or the next.
@@ -105,44 +119,43 @@ class Admission:
         SplitError
             For another protocol, another process, or a session that is over.
         """
-        hello = frame.open
-        if frame.WhichOneof("kind") != "open" or frame.number != 0:
-            raise ProtocolError("the first frame must be Open, with number 0")
-        if hello.protocol not in PROTOCOLS:
-            raise ProtocolError(
-                f"this server speaks protocols {list(PROTOCOLS)}, the device {hello.protocol}"
-            )
-        if not 16 <= len(hello.nonce) <= 64:
-            raise ProtocolError(
-                f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64"
-            )
+        _check_open(frame)
         with self._lock:
-            if self.opened and not hmac.compare_digest(self._nonce, hello.nonce):
+            nonce = frame.open.nonce
+            # before `ended`: who is not the session's process is told nothing of it
+            if self.opened and not hmac.compare_digest(self._nonce, nonce):
                 raise TokenRefused("this token was used before, by another process")
             if self.ended:
                 raise self.ended
+            # The old connection may look alive long after it broke. Its thread finds
+            # out in `answer` that it does not carry the session any more.
             self.hang_up()
             self._unopened = None
-            first, self._nonce, self._connection = (
-                not self.opened,
-                hello.nonce,
-                connection,
-            )
+            first = not self.opened
+            self._nonce, self._connection = nonce, connection
             if first:
                 self.opened_at = time.monotonic()
-                self._answered = self.turn.open()
-            self.turn.traffic.reconnects += not first
-            return self._count(
-                frame,
-                pb.ServerFrame(opened=pb.Opened())
-                if self._answered.number
-                else self._answered,
-            )
+                self._last_answer = self.turn.open()
+            else:
+                self.turn.traffic.reconnects += 1
+            return self._count(frame, self._opened())
+
+    def _opened(self) -> pb.ServerFrame:
+        """Return the answer to Open."""
+        if self._last_answer.number == 0:
+            return self._last_answer
+        # the device has what earlier turns left since it opened the session first
+        return pb.ServerFrame(opened=pb.Opened())
 
     def answer(
         self, frame: pb.DeviceFrame, connection: Connection
     ) -> pb.ServerFrame | None:
-        """The answer to a frame after Open; None if the session has moved on to another connection.
+        """Answer a frame after Open.
+
+        Returns
+        -------
+        pb.ServerFrame or None
+            None if the session has moved on to another connection.
 
         Raises
         ------
@@ -154,40 +167,40 @@ class Admission:
                 return None
             if self.ended:
                 raise self.ended
-            if frame.number == self._answered.number > 0:
-                return self._count(frame, self._answered, again=True)
-            if frame.number != self._answered.number + 1:
+            last_number = self._last_answer.number
+            # The answer got lost on the way: the frame was applied already.
+            if frame.number == last_number > 0:
+                return self._count_again(frame)
+            if frame.number != last_number + 1:
                 raise ProtocolError(
-                    f"frame {frame.number} came after frame {self._answered.number}"
+                    f"frame {frame.number} came after frame {last_number}"
                 )
-            self._busy, began = True, time.perf_counter()
-            try:
-                answered = self.turn.answer(frame)
-            finally:
-                self._busy = False
-                self.turn.busy_seconds += time.perf_counter() - began
-                if self.ended:
-                    self.turn.forget()
-            answered.number = frame.number
-            self._answered = answered
+            answer = self._apply(frame)
+            answer.number = frame.number
+            self._last_answer = answer
             if self.turn.done:
                 self.ended_at = time.monotonic()
-            return self._count(frame, answered)
+            return self._count(frame, answer)
 
-    def _count(
-        self, frame: pb.DeviceFrame, answered: pb.ServerFrame, *, again: bool = False
-    ) -> pb.ServerFrame:
-        self._last_seen = time.monotonic()
-        self.turn.traffic.round_trips += 1
-        if again:
-            count_resent(self.turn.traffic, frame, answered)
-        else:
-            count_uplink(self.turn.traffic, frame)
-            count_downlink(self.turn.traffic, answered)
-        return answered
+    def _apply(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        self._busy = True
+        try:
+            return self.turn.answer(frame)
+        finally:
+            self._busy = False
+            # `end` takes no lock: it may have come while the turn answered, and what
+            # the turn has begun since would be held for nobody.
+            if self.ended:
+                self.turn.forget()
 
     def lost(self, connection: Connection) -> bool:
-        """Note that a connection is gone; whether the session was still on it, and not over."""
+        """Note that a connection is gone.
+
+        Returns
+        -------
+        bool
+            Whether it still carried the session, which is not over.
+        """
         with self._lock:
             if self._unopened is connection:
                 self._unopened = None
@@ -198,28 +211,61 @@ class Admission:
             return self.running
 
     def settle(self) -> None:
-        """The device has replied to the strategy: hand back what it trained, and accept nothing more."""
+        """Hand back what the device trained, which has replied; accept nothing more."""
         with self._lock:
+            # first, or a frame could still come in and train a half that is handed back
             self.end(TicketExpired("its device has replied"))
             self.turn.settle()
 
     def end(self, why: SplitError) -> None:
-        """Accept nothing more. The connection stays, to say why, until `hang_up`."""
+        """Accept nothing more. The connection stays, to say why, until `hang_up`.
+
+        It takes no lock, so that a session can be ended while it answers a frame.
+        """
         if self.ended is None:
-            self.ended, self.ended_at = why, self.ended_at or time.monotonic()
+            self.ended = why
+            self.ended_at = self.ended_at or time.monotonic()
             self.turn.forget()
 
     def hang_up(self) -> None:
         """End the connection, if there is one."""
-        if (connection := self._connection) is not None:
+        connection = self._connection
+        if connection is not None:
             connection.cancel()
 
+    # -- counts ------------------------------------------------------------------------
+
     def take_traffic(self) -> Traffic:
-        """What was counted since the last time."""
+        """Return what was counted since the last time."""
         with self._lock:
             traffic, self.turn.traffic = self.turn.traffic, Traffic()
         return traffic
 
-    def silent_s(self) -> float:
-        """Seconds since the device was last heard of, or lost; 0 while it waits for an answer."""
-        return 0.0 if self._busy else time.monotonic() - self._last_seen
+    def _count(self, frame: pb.DeviceFrame, answer: pb.ServerFrame) -> pb.ServerFrame:
+        self._note_round_trip()
+        count_uplink(self.turn.traffic, frame)
+        count_downlink(self.turn.traffic, answer)
+        return answer
+
+    def _count_again(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        self._note_round_trip()
+        count_resent(self.turn.traffic, frame, self._last_answer)
+        return self._last_answer
+
+    def _note_round_trip(self) -> None:
+        self._last_seen = time.monotonic()
+        self.turn.traffic.round_trips += 1
+
+
+def _check_open(frame: pb.DeviceFrame) -> None:
+    """Refuse a first frame that is no Open which this server understands."""
+    hello = frame.open
+    if frame.WhichOneof("kind") != "open" or frame.number != 0:
+        raise ProtocolError("the first frame must be Open, with number 0")
+    if hello.protocol not in PROTOCOLS:
+        raise ProtocolError(
+            f"this server speaks protocols {list(PROTOCOLS)}, "
+            f"the device {hello.protocol}"
+        )
+    if not _LEAST_NONCE_BYTES <= len(hello.nonce) <= _MOST_NONCE_BYTES:
+        raise ProtocolError(f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64")

@@ -1,39 +1,38 @@
-"""The server's end of one session: what it answers to each frame, and what it counts."""
+"""One device's turn: what the server answers to each frame, and what it counts."""
 
-import hashlib
-import math
-import time
-from collections import Counter
 from typing import NamedTuple
 
 import torch
 
-from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
-from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+from flwr_splitfc.codec import CutCodec, Link
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.errors import (
     FeaturesRefused,
-    GradientRefused,
-    LabelsRefused,
     LimitExceeded,
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
-from flwr_splitfc.exchange.protocol.tensors import from_matrix, pack_tensor, to_matrix
+from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
+from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.payload_digest import DIGEST_BITS
+from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
+from flwr_splitfc.exchange.server.received import (
+    check_budget,
+    decode_features,
+    decode_labels,
+    decode_output_gradient,
+)
 from flwr_splitfc.exchange.server.traffic import Traffic
 
-MOST_SECONDS = 1e6  # what a device says of itself is not believed beyond, nor NaN
-GRPC_MESSAGE_BYTES = 5  # compression flag and length before every message
+_MOST_SECONDS = 1e6  # a device that says it took longer, or NaN, is not believed
 
 
 class _Begun(NamedTuple):
-    """The first half of a step, until the second comes."""
+    """The first half of a U-shaped step, until the second comes."""
 
     passed: ForwardPass
     link: Link
@@ -72,8 +71,6 @@ class Turn:
         What was counted so far.
     done : bool
         Whether the device has said that it is through.
-    busy_seconds : float
-        How long the device's frames were worked on so far.
     """
 
     def __init__(
@@ -102,16 +99,16 @@ class Turn:
         self.traffic = Traffic(sessions=1)
         self.done = False
         self._steps = 0
-        self._rows = 0
-        self._hash = hashlib.blake2b(
-            f"{purpose}/{device}/{server_round}/".encode(), digest_size=DIGEST_BITS // 8
-        )
+        self._trained_rows = 0
+        # The largest batch so far. A smaller one, the last of an epoch, may go over the
+        # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
         self._begun: _Begun | None = None
-        self.busy_seconds = 0.0
+        self._digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
+        self._busy = Stopwatch()
 
     def open(self) -> pb.ServerFrame:
-        """The answer to the admission: what earlier turns left."""
+        """Answer the admission with what earlier turns left."""
         kept = Kept()
         if self.purpose == "train":
             self.half = self.halves.take(self.device, self.server_round)
@@ -121,142 +118,150 @@ class Turn:
         )
 
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        """The answer to a frame after the first.
+        """Answer a frame after the first.
 
         Raises
         ------
         SplitError
             The device is to be refused, and the half is as it was.
         """
+        with self._busy:
+            return self._answer(frame)
+
+    def _answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         if self.done:
             raise ProtocolError("the session is closed")
         match frame.WhichOneof("kind"):
             case "step":
-                self._count_step()
-                stepped = self._step(frame.step)
-                self._digest(
-                    frame.step.features.data, frame.step.labels, stepped.gradient.data
-                )
-                return pb.ServerFrame(stepped=stepped)
+                return pb.ServerFrame(stepped=self._step(frame.step))
             case "forward":
-                self._count_step()
-                output = self._forward(frame.forward)
-                self._digest(frame.forward.features.data, output.output.data)
-                return pb.ServerFrame(output=output)
+                return pb.ServerFrame(output=self._forward(frame.forward))
             case "backward":
-                gradients = self._backward(frame.backward)
-                self._digest(frame.backward.gradient.data, gradients.gradient.data)
-                return pb.ServerFrame(gradients=gradients)
+                return pb.ServerFrame(gradients=self._backward(frame.backward))
             case "predict":
-                self._count_step()
-                predicted = self._predict(frame.predict)
-                self._digest(frame.predict.features.data, predicted.logits.data)
-                return pb.ServerFrame(predicted=predicted)
+                return pb.ServerFrame(predicted=self._predict(frame.predict))
             case "close":
                 return pb.ServerFrame(closed=self._close(frame.close))
             case kind:
                 raise ProtocolError(f"a frame of kind {kind!r} cannot come here")
-
-    def _digest(self, *payloads: bytes) -> None:
-        for payload in payloads:
-            self._hash.update(len(payload).to_bytes(8, "little"))
-            self._hash.update(payload)
 
     def forget(self) -> None:
         """Drop what waits for the device: it cannot come any more."""
         self._begun = None
 
     def settle(self) -> None:
-        """The device has replied to the strategy: hand the trained half back, once."""
+        """Hand the trained half back, once: the device has replied to the strategy."""
         half, self.half = self.half, self.halves.half
         if self.done and self.purpose == "train":
-            self.halves.give_back(half, self._rows)
-        self._rows = 0
+            self.halves.give_back(half, self._trained_rows)
+        self._trained_rows = 0
 
-    def _count_step(self) -> None:
-        if self._steps == self.limits.max_steps:
-            raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
-        self._steps += 1
+    # -- the frames --------------------------------------------------------------------
 
     def _step(self, step: pb.Step) -> pb.Stepped:
+        self._count_step()
         self._check_trains()
         if self.output_codec is not None:
             raise ProtocolError(
-                "the loss is the device's, which has the last layers: send Forward, not Step"
+                "the loss is the device's, which has the last layers: "
+                "send Forward, not Step"
             )
-        started = time.perf_counter()
-        features, link = self._features_to_train_on(step.features)
-        rows = len(features)
-        labels = self._labels(step.labels, link.sent)
-        sent = link.sent_rows(features)
-        decoded = time.perf_counter()
+        coding = Stopwatch()
+        with coding:
+            features, link = self._features_to_train_on(step.features)
+            labels = decode_labels(
+                step.labels, link.sent, max_entries=self.limits.max_label_entries
+            )
+            sent = link.sent_rows(features)
 
-        loss, gradient = self.half.step(
-            sent, labels, Update(self.server_round, self.device, self._steps)
-        )
+        loss, sent_gradient = self.half.step(sent, labels, self._update())
 
-        stepped = time.perf_counter()
-        array = self._trained(link.all_rows(gradient), link)
-        self.traffic.loss_sum += loss * rows
-        self.traffic.loss_rows += rows
-        self.traffic.server_codec_seconds += (
-            decoded - started + time.perf_counter() - stepped
-        )
-        return pb.Stepped(loss=loss, gradient=array)
+        gradient = link.all_rows(sent_gradient)
+        self._count_trained(gradient)
+        self.traffic.loss_sum += loss * len(gradient)
+        self.traffic.loss_rows += len(gradient)
+        with coding:
+            encoded = self._encode_gradient(gradient, link)
+        self.traffic.server_codec_seconds += coding.seconds
+        self._digest.update(step.features.data, step.labels, encoded.data)
+        return pb.Stepped(loss=loss, gradient=encoded)
 
     def _forward(self, forward: pb.Forward) -> pb.Output:
+        self._count_step()
         self._check_trains()
         if self.output_codec is None:
             raise ProtocolError("the loss is the server's: send Step, not Forward")
-        started = time.perf_counter()
-        self.forget()
-        features, link = self._features_to_train_on(forward.features)
-        if link.samples is not None:
-            raise FeaturesRefused(
-                f"{link.sent} of {link.rows} rows came; the device's loss needs the output of all"
-            )
-        decoded = time.perf_counter()
+        coding = Stopwatch()
+        with coding:
+            self.forget()
+            features, link = self._features_to_train_on(forward.features)
+            if link.samples is not None:
+                raise FeaturesRefused(
+                    f"{link.sent} of {link.rows} rows came; "
+                    "the device's loss needs the output of all"
+                )
 
         passed = self.half.forward(features)
+        output = passed.output.detach().cpu()
 
-        output, passed_at = passed.output.detach().cpu(), time.perf_counter()
-        self._check_budget(self.output_codec, len(output), output[0].numel())
-        generator = seeded_generator(self.seed, "output", self._steps)
-        array, output_link = self.output_codec.encode_features(
-            output, generator=generator, full_rows=self._full_rows
-        )
+        with coding:
+            encoded, output_link = self._encode_output(output, self.output_codec)
         self._begun = _Begun(passed, link, output_link)
-        self.traffic.server_codec_seconds += (
-            decoded - started + time.perf_counter() - passed_at
-        )
-        return pb.Output(output=to_matrix(array))
+        self.traffic.server_codec_seconds += coding.seconds
+        self._digest.update(forward.features.data, encoded.data)
+        return pb.Output(output=encoded)
 
     def _backward(self, backward: pb.Backward) -> pb.Gradients:
         begun = self._begun
         if begun is None or self.output_codec is None:
             raise ProtocolError("Backward came without a Forward")
-        started = time.perf_counter()
-        try:
-            gradient = self.output_codec.decode_gradient(
-                from_matrix(backward.gradient), begun.output_link
+        coding = Stopwatch()
+        with coding:
+            output_gradient = decode_output_gradient(
+                backward.gradient, self.output_codec, begun.output_link
             )
-        except PayloadError as error:
-            raise GradientRefused(str(error)) from error
-        decoded = time.perf_counter()
 
-        origin = Update(self.server_round, self.device, self._steps)
-        x_grad = self.half.backward(
-            begun.passed, gradient.reshape(begun.passed.output.shape), origin
+        gradient = self.half.backward(
+            begun.passed,
+            output_gradient.reshape(begun.passed.output.shape),
+            self._update(),
         )
 
+        # not before: a refused Backward leaves its Forward waiting
         self.forget()
-        stepped = time.perf_counter()
-        array = self._trained(x_grad, begun.link)
-        self.traffic.output_entries += gradient.numel()
-        self.traffic.server_codec_seconds += (
-            decoded - started + time.perf_counter() - stepped
-        )
-        return pb.Gradients(gradient=array)
+        self._count_trained(gradient)
+        self.traffic.output_entries += output_gradient.numel()
+        with coding:
+            encoded = self._encode_gradient(gradient, begun.link)
+        self.traffic.server_codec_seconds += coding.seconds
+        self._digest.update(backward.gradient.data, encoded.data)
+        return pb.Gradients(gradient=encoded)
+
+    def _predict(self, predict: pb.Predict) -> pb.Predicted:
+        self._count_step()
+        features, _ = self._features(predict.features, self.codec.evaluation_stype)
+        output = self.half.predict(features)
+        self._count_rows(features)
+        logits = pack_tensor("logits", output)
+        self._digest.update(predict.features.data, logits.data)
+        return pb.Predicted(logits=logits)
+
+    def _close(self, close: pb.Close) -> pb.Closed:
+        if 0 <= close.codec_seconds < _MOST_SECONDS:
+            self.traffic.device_codec_seconds = close.codec_seconds
+        # of all frames before this one, which is still being answered
+        busy_seconds = self._busy.seconds
+        if busy_seconds <= close.waited_seconds < _MOST_SECONDS:
+            self.traffic.link_seconds = close.waited_seconds - busy_seconds
+        if self.purpose == "train":
+            kept = Kept(tuple(close.optimizer), tuple(close.state))
+            self.states.keep(self.device, kept)
+        self.forget()
+        self.traffic.digest = self._digest.value
+        self.done = True
+        return pb.Closed()
+
+    # -- parts of them -----------------------------------------------------------------
 
     def _check_trains(self) -> None:
         if self.purpose != "train":
@@ -264,136 +269,55 @@ class Turn:
 
     def _features_to_train_on(self, matrix: pb.Matrix) -> tuple[torch.Tensor, Link]:
         features, link = self._features(matrix, self.codec.stype)
-        self._check_budget(self.codec, len(features), features[0].numel())
+        self._check_budget(self.codec, features)
         self._full_rows = max(self._full_rows, len(features))
         return features, link
 
-    def _trained(self, gradient: torch.Tensor, link: Link) -> pb.Matrix:
-        """Count a mini-batch that the half was trained on; its features' gradient as it goes down."""
-        self._rows += len(gradient)
-        self.traffic.steps += 1
-        self.traffic.rows += len(gradient)
-        self.traffic.entries += gradient.numel()
-        return to_matrix(
-            self.codec.encode_gradient(
-                gradient.flatten(1), link, full_rows=self._full_rows
-            )
+    def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
+        return decode_features(
+            matrix,
+            self.codec,
+            stype=stype,
+            sample_shape=self.half.feature_shape,
+            max_bytes=self.limits.max_matrix_bytes,
         )
 
-    def _predict(self, predict: pb.Predict) -> pb.Predicted:
-        features, _ = self._features(predict.features, self.codec.evaluation_stype)
-        logits = self.half.predict(features)
+    def _encode_gradient(self, gradient: torch.Tensor, link: Link) -> pb.Matrix:
+        encoded = self.codec.encode_gradient(
+            gradient.flatten(1), link, full_rows=self._full_rows
+        )
+        return to_matrix(encoded)
+
+    def _encode_output(
+        self, output: torch.Tensor, output_codec: CutCodec
+    ) -> tuple[pb.Matrix, Link]:
+        self._check_budget(output_codec, output)
+        encoded, link = output_codec.encode_features(
+            output,
+            generator=seeded_generator(self.seed, "output", self._steps),
+            full_rows=self._full_rows,
+        )
+        return to_matrix(encoded), link
+
+    def _check_budget(self, codec: CutCodec, batch: torch.Tensor) -> None:
+        if len(batch) >= self._full_rows:
+            check_budget(codec, len(batch), batch[0].numel())
+
+    def _update(self) -> Update:
+        return Update(self.server_round, self.device, self._steps)
+
+    # -- counts ------------------------------------------------------------------------
+
+    def _count_step(self) -> None:
+        if self._steps == self.limits.max_steps:
+            raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
+        self._steps += 1
+
+    def _count_trained(self, gradient: torch.Tensor) -> None:
+        self._trained_rows += len(gradient)
+        self._count_rows(gradient)
+
+    def _count_rows(self, batch: torch.Tensor) -> None:
         self.traffic.steps += 1
-        self.traffic.rows += len(features)
-        self.traffic.entries += features.numel()
-        return pb.Predicted(logits=pack_tensor("logits", logits))
-
-    def _close(self, close: pb.Close) -> pb.Closed:
-        if 0 <= close.codec_seconds < MOST_SECONDS:
-            self.traffic.device_codec_seconds = close.codec_seconds
-        if self.busy_seconds <= close.waited_seconds < MOST_SECONDS:
-            self.traffic.link_seconds = close.waited_seconds - self.busy_seconds
-        if self.purpose == "train":
-            self.states.keep(
-                self.device, Kept(tuple(close.optimizer), tuple(close.state))
-            )
-        self.forget()
-        self.traffic.digest = int.from_bytes(self._hash.digest(), "little")
-        self.done = True
-        return pb.Closed()
-
-    def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
-        """Features in their own shape, and the link; every way to be wrong is a `FeaturesRefused`."""
-        if len(matrix.shape) > MOST_DIMENSIONS:
-            raise FeaturesRefused(
-                f"features have {len(matrix.shape)} dimensions, at most {MOST_DIMENSIONS} may be"
-            )
-        shape = tuple(matrix.shape)
-        agreed = self.half.feature_shape
-        if matrix.stype != stype:
-            raise FeaturesRefused(
-                f"features are coded as {matrix.stype!r}, agreed is {stype!r}"
-            )
-        if len(shape) < 2 or 0 in shape:
-            raise FeaturesRefused(
-                f"features have shape {shape}, wanted (B, ...) with no empty dimension"
-            )
-        if agreed is not None and shape[1:] != agreed:
-            raise FeaturesRefused(
-                f"features of a sample have shape {shape[1:]}, the server half takes {agreed}"
-            )
-        columns = math.prod(shape[1:])
-        max_rows = self.limits.max_matrix_bytes // (4 * columns)
-        if shape[0] > max_rows:
-            raise FeaturesRefused(
-                f"features of shape {shape} are over {self.limits.max_matrix_bytes} bytes"
-            )
-        try:
-            seen, link = self.codec.decode_features(
-                from_matrix(matrix), expect=(max_rows, columns)
-            )
-        except PayloadError as error:
-            raise FeaturesRefused(str(error)) from error
-        return seen.reshape(shape), link
-
-    def _check_budget(self, codec: CutCodec, rows: int, columns: int) -> None:
-        if rows < self._full_rows:
-            return
-        try:
-            codec.check_budget(rows, columns)
-        except ValueError as error:
-            raise LimitExceeded(str(error)) from error
-
-    def _labels(self, data: bytes, rows: int) -> torch.Tensor:
-        try:
-            labels = unpack_labels(data, max_entries=self.limits.max_label_entries)
-        except PayloadError as error:
-            raise LabelsRefused(str(error)) from error
-        if labels.ndim < 1 or len(labels) != rows:
-            raise LabelsRefused(
-                f"labels have shape {tuple(labels.shape)}, wanted {rows} rows"
-            )
-        return labels
-
-
-def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
-    """Enter what a device sent, by kind."""
-    with_features = (frame.step, frame.forward, frame.predict)
-    kinds = {
-        "features": sum(len(kind.features.data) for kind in with_features),
-        "output_gradient": len(frame.backward.gradient.data),
-        "labels": len(frame.step.labels),
-        "state": sum(
-            len(tensor.data) for tensor in (*frame.close.optimizer, *frame.close.state)
-        ),
-    }
-    _count(traffic.uplink_bytes, frame.ByteSize(), kinds)
-
-
-def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
-    """Enter what it was answered, by kind."""
-    kinds = {
-        "gradient": len(frame.stepped.gradient.data)
-        + len(frame.gradients.gradient.data),
-        "output": len(frame.output.output.data),
-        "logits": len(frame.predicted.logits.data),
-        "state": sum(
-            len(tensor.data)
-            for tensor in (*frame.opened.optimizer, *frame.opened.state)
-        ),
-    }
-    _count(traffic.downlink_bytes, frame.ByteSize(), kinds)
-
-
-def count_resent(
-    traffic: Traffic, frame: pb.DeviceFrame, reply: pb.ServerFrame
-) -> None:
-    """Enter a frame and its answer that crossed the wire once more."""
-    traffic.uplink_bytes["resent"] += frame.ByteSize() + GRPC_MESSAGE_BYTES
-    traffic.downlink_bytes["resent"] += reply.ByteSize() + GRPC_MESSAGE_BYTES
-
-
-def _count(counts: Counter[str], frame_bytes: int, kinds: dict[str, int]) -> None:
-    """Enter a frame by kind; what no kind claims is framing."""
-    counts.update(kinds)
-    counts["framing"] += frame_bytes + GRPC_MESSAGE_BYTES - sum(kinds.values())
+        self.traffic.rows += len(batch)
+        self.traffic.entries += batch.numel()

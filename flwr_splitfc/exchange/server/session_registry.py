@@ -1,0 +1,108 @@
+"""The registry of sessions: which tokens admit to which session, and which are over."""
+
+from collections.abc import Iterable
+from threading import Lock
+
+from flwr_splitfc.exchange.protocol.errors import (
+    LimitExceeded,
+    SessionCancelled,
+    SplitError,
+    TicketExpired,
+    TokenRefused,
+)
+from flwr_splitfc.exchange.server.server_session import ServerSession
+
+_MOST_OVER = 10_000
+"""Sessions whose end is remembered, for a clear answer to a late device."""
+
+_EXPIRED = TicketExpired("the round of this ticket is over")
+
+
+class SessionRegistry:
+    """The sessions of the rounds that are not over, by id.
+
+    It is safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sessions: dict[str, ServerSession] = {}
+        self._over: dict[str, SplitError] = {}
+
+    def add(self, session: ServerSession) -> None:
+        """Let a session's token admit to it."""
+        with self._lock:
+            self._sessions[session.id] = session
+
+    def get(self, token: str) -> ServerSession | None:
+        """Return the session of a token that the server itself holds."""
+        return self._sessions.get(_session_id(token))
+
+    def sessions(self) -> list[ServerSession]:
+        """Return all sessions."""
+        with self._lock:
+            return list(self._sessions.values())
+
+    def admit(self, token: str, *, max_sessions: int) -> ServerSession:
+        """Return the session of a token that came from the network.
+
+        Parameters
+        ----------
+        token : str
+        max_sessions : int
+            How many sessions may be connected, this one included.
+
+        Raises
+        ------
+        SplitError
+            If the token is unknown or its session over, or there are too many.
+        """
+        session_id = _session_id(token)
+        with self._lock:
+            session = self._sessions.get(session_id)
+            over = self._over.get(session_id)
+            others = sum(
+                other.connected
+                for other in self._sessions.values()
+                if other is not session
+            )
+        if session is None:
+            unknown = "unknown token" if token else "no token came with the stream"
+            raise over or TokenRefused(unknown)
+        # before the limit is told: who has no token learns nothing of other sessions
+        session.check(token)
+        if others >= max_sessions:
+            raise LimitExceeded(f"{others} sessions are open, and no more may be")
+        return session
+
+    def revoke(self, tokens: Iterable[str]) -> list[tuple[ServerSession, SplitError]]:
+        """Let tokens admit to nothing any more.
+
+        Returns
+        -------
+        list of tuple of ServerSession and SplitError
+            Their sessions, and what each is over for.
+        """
+        revoked = []
+        with self._lock:
+            for token in tokens:
+                session = self._sessions.pop(_session_id(token), None)
+                if session is not None:
+                    why = session.ended or _end_of_round(session)
+                    self._over[session.id] = why
+                    revoked.append((session, why))
+            self._forget_oldest()
+        return revoked
+
+    def _forget_oldest(self) -> None:
+        surplus = max(0, len(self._over) - _MOST_OVER)
+        for session_id in list(self._over)[:surplus]:
+            del self._over[session_id]
+
+
+def _session_id(token: str) -> str:
+    return token.partition(".")[0]
+
+
+def _end_of_round(session: ServerSession) -> SplitError:
+    return SessionCancelled("its round is over") if session.running else _EXPIRED

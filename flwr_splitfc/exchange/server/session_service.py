@@ -1,0 +1,163 @@
+"""The service that answers the frames of sessions, in streams and in messages."""
+
+from collections.abc import Iterator
+from logging import DEBUG, INFO, WARNING
+
+import grpc
+
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.errors import SplitError
+from flwr_splitfc.exchange.protocol.rpc import TOKEN_KEY
+from flwr_splitfc.exchange.server.frame_traffic import count_downlink
+from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.exchange.server.server_session import Connection, ServerSession
+from flwr_splitfc.exchange.server.session_log import log_session
+from flwr_splitfc.exchange.server.session_registry import SessionRegistry
+from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
+
+
+class SessionService:
+    """Answers the frames of sessions, and ends sessions.
+
+    Parameters
+    ----------
+    registry : SessionRegistry
+        Knows which token admits to which session.
+    accounts : TurnAccounts
+        Where what sessions moved is entered.
+    limits : Limits
+    """
+
+    def __init__(
+        self, registry: SessionRegistry, accounts: TurnAccounts, limits: Limits
+    ) -> None:
+        self._registry = registry
+        self._accounts = accounts
+        self._limits = limits
+
+    # -- streams -----------------------------------------------------------------------
+
+    def serve(
+        self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
+    ) -> Iterator[pb.ServerFrame]:
+        """Answer the frames of one stream."""
+        session: ServerSession | None = None
+        try:
+            # nothing of the stream is read before its token is known
+            token = _token_of(context)
+            session = self._registry.admit(
+                token, max_sessions=self._limits.max_sessions
+            )
+            session.await_open(context)
+            yield from self._replies(session, frames, context)
+        except SplitError as refusal:
+            # or a connection that broke within the metadata would look like an intruder
+            if context.is_active():
+                log_session(
+                    WARNING, "refused", session, peer=context.peer(), why=refusal
+                )
+            yield _refused(refusal)
+        except grpc.RpcError:
+            pass  # the connection broke; the session may come back on another
+        finally:
+            if session is not None and session.lost(context):
+                log_session(INFO, "disconnected", session, peer=context.peer())
+
+    def _replies(
+        self,
+        session: ServerSession,
+        frames: Iterator[pb.DeviceFrame],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.ServerFrame]:
+        first = next(frames, None)
+        if first is None:
+            return
+        resumed = session.opened
+        yield session.open(first, context)
+        log_session(
+            INFO if resumed else DEBUG,
+            "resumed" if resumed else "opened",
+            session,
+            peer=context.peer(),
+            by=first.open.software,
+        )
+        for frame in frames:
+            reply = self._answer(session, frame, context)
+            if reply is None:
+                return
+            yield reply
+            if reply.WhichOneof("kind") == "closed":
+                return
+
+    # -- messages ----------------------------------------------------------------------
+
+    def deliver(self, session: ServerSession, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """Answer a frame that came in a message; a refusal is an answer, too."""
+        try:
+            if frame.WhichOneof("kind") == "open":
+                log_session(DEBUG, "opened", session)
+                return session.open(frame, _IN_MESSAGES)
+            reply = self._answer(session, frame, _IN_MESSAGES)
+            # there is no other connection that the session could have moved on to
+            assert reply is not None
+            return reply
+        except SplitError as refusal:
+            log_session(WARNING, "refused", session, why=refusal)
+            return _refused(refusal)
+
+    # -- both --------------------------------------------------------------------------
+
+    def _answer(
+        self, session: ServerSession, frame: pb.DeviceFrame, connection: Connection
+    ) -> pb.ServerFrame | None:
+        try:
+            reply = session.answer(frame, connection)
+        except SplitError as refusal:
+            # before the session ends and its traffic is entered: the refusal goes down
+            count_downlink(session.turn.traffic, _refused(refusal))
+            session.end(refusal)
+            self._accounts.enter(session)
+            raise
+        if session.turn.done:
+            # before the device knows, so that the round's sums are complete when it
+            # replies
+            self._accounts.enter(session)
+        return reply
+
+    def cancel(self, session: ServerSession, why: SplitError) -> None:
+        """End a session, and the connection that carries it."""
+        if session.running:
+            log_session(WARNING, "cancelled", session, why=why)
+        # The session ends before its connection: a device that comes back at once must
+        # find it over.
+        session.end(why)
+        session.hang_up()
+        # last: it waits for the frame that is being answered, and counts it
+        if session.opened:
+            self._accounts.enter(session)
+
+
+class _Messages:
+    """The connection of sessions whose frames travel in messages.
+
+    It does not break and cannot be cancelled.
+    """
+
+    def cancel(self) -> None:
+        return
+
+
+_IN_MESSAGES = _Messages()
+
+
+def _token_of(context: grpc.ServicerContext) -> str:
+    """Return the token that came with a stream; empty if none did."""
+    for key, value in context.invocation_metadata():
+        if key == TOKEN_KEY:
+            return str(value)
+    return ""
+
+
+def _refused(refusal: SplitError) -> pb.ServerFrame:
+    refused = pb.Refused(reason=refusal.reason, detail=str(refusal))  # type: ignore[arg-type]
+    return pb.ServerFrame(refused=refused)

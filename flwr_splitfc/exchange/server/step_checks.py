@@ -1,0 +1,127 @@
+"""Checks of a training step, made before it is applied."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitfc.exchange.protocol.errors import LabelsRefused, StepRefused
+from flwr_splitfc.model import LossFn
+
+_MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
+_CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
+_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BROADCASTING_FUNCTIONS = (
+    nn.functional.mse_loss,
+    nn.functional.l1_loss,
+    nn.functional.smooth_l1_loss,
+    nn.functional.huber_loss,
+)
+
+
+def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
+    """Refuse labels that torch's losses take but should not.
+
+    Parameters
+    ----------
+    loss_fn : callable
+        Losses that are not torch's own take what they take.
+    outputs : Tensor of shape (B, ...)
+        Of the server half.
+    labels : Tensor of shape (B, ...)
+
+    Raises
+    ------
+    LabelsRefused
+    """
+    if _takes_class_indices(loss_fn) and not labels.is_floating_point():
+        _check_class_indices(loss_fn, outputs, labels)
+    if _broadcasts(loss_fn) and labels.shape != outputs.shape:
+        # labels (B,) with outputs (B, 1) would give B x B differences, and no error
+        raise LabelsRefused(
+            f"labels have shape {tuple(labels.shape)}, "
+            f"the outputs {tuple(outputs.shape)}"
+        )
+
+
+def _takes_class_indices(loss_fn: LossFn) -> bool:
+    return isinstance(loss_fn, _CLASS_INDEX_LOSSES) or loss_fn in _CLASS_INDEX_FUNCTIONS
+
+
+def _broadcasts(loss_fn: LossFn) -> bool:
+    return (
+        isinstance(loss_fn, _BROADCASTING_LOSSES) or loss_fn in _BROADCASTING_FUNCTIONS
+    )
+
+
+def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
+    # On CUDA the loss itself would end the process.
+    if outputs.ndim < 2 or not labels.numel():
+        return
+    classes = outputs.shape[1]
+    counted = labels != getattr(loss_fn, "ignore_index", -100)
+    out_of_range = (labels < 0) | (labels >= classes)
+    wrong = labels[counted & out_of_range]
+    if len(wrong):
+        raise LabelsRefused(
+            f"label {int(wrong[0])} is out of range: "
+            f"the server half has {classes} classes"
+        )
+
+
+def check_loss(loss: Tensor) -> None:
+    """Refuse a loss that is not one number.
+
+    Raises
+    ------
+    StepRefused
+    """
+    if loss.ndim:
+        raise StepRefused(
+            f"the loss has shape {tuple(loss.shape)}, wanted a scalar: "
+            "use a reduction in loss_fn"
+        )
+
+
+def check_output(output: object, rows: int) -> None:
+    """Refuse an output of the server half that cannot go to a device and back.
+
+    Raises
+    ------
+    StepRefused
+    """
+    if not isinstance(output, Tensor):
+        _refuse_output(f"type {type(output).__name__}", rows)
+    elif output.ndim < 2 or len(output) != rows or not output.requires_grad:
+        _refuse_output(f"shape {tuple(output.shape)}", rows)
+    else:
+        check_finite("the server half's output", output, [output.detach()])
+
+
+def _refuse_output(found: str, rows: int) -> None:
+    raise StepRefused(
+        f"the server half's output has {found}, wanted ({rows}, ...) with a gradient"
+    )
+
+
+def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> None:
+    """Refuse a step whose numbers have run away.
+
+    Parameters
+    ----------
+    what : str
+        What the norm is of, for the message.
+    result : Tensor
+        The loss or the output; none of it may be infinite or NaN.
+    parts : sequence of Tensor
+        The gradients, or the output itself: their norm together is limited. None is
+        the gradient by what the result does not depend on.
+
+    Raises
+    ------
+    StepRefused
+    """
+    norm = nn.utils.get_total_norm([part for part in parts if part is not None])
+    if not (torch.isfinite(result).all() and norm <= _MOST_NORM):
+        raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")

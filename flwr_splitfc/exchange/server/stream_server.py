@@ -1,0 +1,160 @@
+"""The gRPC server at which sessions' streams arrive: where it listens, and how."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from logging import getLogger
+from typing import TypeAlias
+
+import grpc
+
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.address import (
+    is_loopback,
+    join_address,
+    split_address,
+)
+from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD
+from flwr_splitfc.exchange.protocol.tls import Tls
+from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
+from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
+
+_HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
+# beyond the sessions: for connections that are being refused or replaced
+_SPARE_STREAMS = 32
+_STOP_GRACE_S = 1.0
+
+_TLS_TEXTS: dict[Tls, str] = {
+    "off": "in plaintext",
+    "pinned": "with TLS",
+    "verified": "with TLS by its own certificate",
+}
+
+StreamHandler: TypeAlias = Callable[
+    [Iterator[pb.DeviceFrame], grpc.ServicerContext], Iterator[pb.ServerFrame]
+]
+
+logger = getLogger("flwr")
+
+
+class StreamServer:
+    """The gRPC server at which devices open their sessions' streams.
+
+    Parameters
+    ----------
+    config : EndpointConfig
+    handler : callable
+        Answers the frames of one stream.
+
+    Attributes
+    ----------
+    certificate : Certificate or None
+        What it proves itself with; None in plaintext, or before it makes its own.
+    """
+
+    def __init__(self, config: EndpointConfig, handler: StreamHandler) -> None:
+        self.certificate = config.certificate
+        self._config = config
+        self._handler = handler
+        self._port = config.port
+        self._server: grpc.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port``, as devices are told."""
+        if not self._config.address:
+            return self._listening_address
+        host, port = split_address(self._config.address)
+        return join_address(host, port or self._port)
+
+    @property
+    def _listening_address(self) -> str:
+        return join_address(self._config.host, self._port)
+
+    @property
+    def tls(self) -> Tls:
+        """How it proves itself to devices."""
+        if not self._config.encrypted:
+            return "off"
+        return "verified" if self._config.certificate else "pinned"
+
+    def start(self) -> None:
+        """Listen, and serve streams from now on.
+
+        Raises
+        ------
+        OSError
+            If it cannot listen there.
+        """
+        server = _grpc_server(self._config, self._handler)
+        self._port = self._listen(server)
+        server.start()
+        self._server = server
+        self._log_start()
+
+    def stop(self) -> None:
+        """End all streams, and listen no longer."""
+        if self._server is not None:
+            self._server.stop(grace=_STOP_GRACE_S).wait()
+            self._server = None
+
+    def _listen(self, server: grpc.Server) -> int:
+        wanted = join_address(self._config.host, self._config.port)
+        try:
+            if not self._config.encrypted:
+                return int(server.add_insecure_port(wanted))
+            if self.certificate is None:
+                self.certificate = Certificate.for_run()
+            credentials = server_credentials(self.certificate)
+            return int(server.add_secure_port(wanted, credentials))
+        except RuntimeError as error:
+            raise OSError(
+                f"the split endpoint cannot listen on {wanted}: "
+                "is the port taken, the host here?"
+            ) from error
+
+    def _log_start(self) -> None:
+        logger.info(
+            "Split endpoint listens on %s %s",
+            self._listening_address,
+            _TLS_TEXTS[self.tls],
+        )
+        if self.address != self._listening_address:
+            logger.info("Devices are told to connect to %s", self.address)
+        if self.tls == "off" and not is_loopback(self._config.host):
+            logger.warning(
+                "Features, gradients and tokens cross the network in plaintext, "
+                "as tls=False asks for"
+            )
+
+
+def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
+    streams = config.limits.max_sessions + _SPARE_STREAMS
+    server = grpc.server(
+        # each stream holds a thread for as long as it is open
+        ThreadPoolExecutor(streams, thread_name_prefix="split-session"),
+        options=_options(config.limits.max_frame_bytes),
+        maximum_concurrent_rpcs=streams,
+    )
+    method_handler = grpc.stream_stream_rpc_method_handler(
+        handler, pb.DeviceFrame.FromString, pb.ServerFrame.SerializeToString
+    )
+    service, method = SESSION_METHOD.strip("/").split("/")
+    service_handler = grpc.method_handlers_generic_handler(
+        service, {method: method_handler}
+    )
+    server.add_generic_rpc_handlers((service_handler,))
+    return server
+
+
+def _options(max_frame_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", max_frame_bytes),
+        ("grpc.max_receive_message_length", max_frame_bytes),
+        # a taken port must be an error, not a port that two servers share
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        # devices ping every KEEPALIVE_MS, give or take
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+    ]
