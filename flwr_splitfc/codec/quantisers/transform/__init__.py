@@ -1,1 +1,4 @@
-"""splitfc-rd's quantiser: transforms, one step size and context coding (docs/splitfc-rd.md)."""
+"""The quantiser of splitfc-rd: transforms, one step, and coding by context.
+
+See docs/splitfc-rd.md.
+"""

@@ -1,4 +1,7 @@
-"""What precedes the symbols of a transformed matrix."""
+"""The bytes before the symbols of a transformed matrix.
+
+See docs/wire-format.md, section 14.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from flwr_splitfc.codec.arrays import Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
-from flwr_splitfc.codec.format.symbols import Model, SymbolReader, pack_symbols
+from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
+from flwr_splitfc.codec.quantisers.transform.integer_codes import Run
+
+ZERO_MATRIX = struct.pack("<f", 0.0)
+"""The payload of a matrix of zeros: a step of zero, and nothing else."""
 
 
 class TransformHeader(NamedTuple):
@@ -33,17 +39,21 @@ class TransformHeader(NamedTuple):
     clamped: bool = False
 
 
-def pack_transform(
-    header: TransformHeader, runs: Iterable[tuple[Symbols, Model]] = ()
-) -> bytes:
-    """Write a header and all symbols."""
-    if header.step == 0:
-        return struct.pack("<f", 0.0)
+def pack_transform(header: TransformHeader, runs: Iterable[Run]) -> bytes:
+    """Write a header whose step is not zero, and all symbols."""
     return struct.pack("<fBB?", *header) + pack_symbols(runs)
 
 
 def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
-    """Read what `pack_transform` wrote; nothing is to be read from the reader where the step is zero."""
+    """Read a header, and return a reader of the symbols with it.
+
+    After a step of zero there are no symbols.
+
+    Raises
+    ------
+    PayloadError
+        If the bytes are no header, or bytes follow a step of zero.
+    """
     (step,), rest = take(data, "f")
     if not 0 <= step <= MAGNITUDE_LIMIT:
         raise PayloadError(
@@ -58,6 +68,5 @@ def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
         raise PayloadError(
             f"{clamped} says whether entries are negative; 0 or 1 was wanted"
         )
-    return TransformHeader(
-        step, channel_reflectors, row_reflectors, clamped == 1
-    ), SymbolReader(rest)
+    header = TransformHeader(step, channel_reflectors, row_reflectors, clamped == 1)
+    return header, SymbolReader(rest)

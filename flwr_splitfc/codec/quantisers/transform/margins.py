@@ -1,56 +1,77 @@
-"""How large each coefficient is expected to be, and the probabilities that follow from it.
+"""How large each coefficient is expected to be, which decides its context.
 
-The expectation is a product of a row's, a direction's and a frequency's share, each a
-power of 2^(1/2) that the receiver is told; coefficients of equal expectation make a
-context. Everything is in integers.
+The expected magnitude of a coefficient is a product of a base and of the shares of its
+row, its direction and its frequency, each a power of 2^(1/2)::
+
+    E |x(row, direction, frequency)| / step  =  2^((r + b + d + f) / 2)
+
+    r = round(2 log2 (mean of the row / mean of all))
+    b = round(2 log2 (mean of the band, in steps))
+    d = round(2 log2 (mean of the direction / mean of the band))
+    f = round(2 log2 (mean of the frequency within the band / mean of the band))
+
+Means are of quantised magnitudes. r, d and f are the margins, as those of a table. The
+leading directions, whose frequencies fall differently, make a band of their own.
+
+Coefficients of equal expectation share a context, ``r + b + d + f + 26``, cut to 0 to
+39, and with it the parameters of their models (`models`). The receiver is told the
+margins. See docs/splitfc-rd.md, "The method", 4, and docs/wire-format.md, section 14,
+"Contexts".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
-from constriction import stream
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
-from flwr_splitfc.codec.format.symbols import SYMBOL_PRECISION_BITS, sized_model
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.transform.integer_codes import (
+    Run,
+    read_signed,
+    signed_runs,
+    symbol_runs,
+)
 
 CONTEXTS = 40
-LEAST_MARGIN, MOST_MARGIN, MOST_BASE = -14, 32, 14
-"""Half octaves: a share of 2^-7 is taken for nothing."""
 
-MAGNITUDES, GAPS = 15, 32
-"""Symbols of a magnitude, 1 and up, and of a gap, 0 and up; the last of each goes on in an escape code."""
+LEAST_MARGIN = -14
+"""Half octaves; a share below 2^-7 counts as 2^-7."""
 
-RATIOS = 32
-"""Of neighbouring magnitudes' probabilities: (index + 1) / 33."""
+MOST_MARGIN = 32
+"""Half octaves."""
 
-MOST_SHIFT = 22
-"""Bits of a gap that are sent as they are."""
+MOST_BASE = 14
+"""Half octaves, above or below a mean magnitude of one step."""
 
 _FIRST_CONTEXT = -26
+"""The expectation of context 0 in half octaves; smaller ones are in it, too."""
+
 _FIRST_BAND = 4
-_GAP_RATIOS = 64
-_WHOLE = 2**SYMBOL_PRECISION_BITS
+"""Directions in the band of the leading ones."""
+
+_MARGIN_RANGE = MOST_MARGIN - LEAST_MARGIN
+"""The largest difference of two margins."""
+
+_BASES = 2 * MOST_BASE + 1
+
+_LEAST_MEAN = 1e-30
+"""Stands for the mean of a band of zeros, by which its margins are divided."""
 
 
 def bands(directions: int) -> Iterator[slice]:
-    """Directions that share a base and frequency margins: the first four, and the rest."""
+    """Yield the directions that share a base and frequency margins.
+
+    These are the first four, and the others if there are any.
+    """
     yield slice(0, min(_FIRST_BAND, directions))
     if directions > _FIRST_BAND:
         yield slice(_FIRST_BAND, directions)
-
-
-def _half_octaves(share: Tensor) -> Ints:
-    """``round(2 log2 share)``, -14 to 32."""
-    least, most = 2.0 ** (LEAST_MARGIN / 2), 2.0 ** (MOST_MARGIN / 2)
-    margins: Ints = (2 * share.clamp(least, most).log2()).round().long().numpy()
-    return margins
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,112 +97,111 @@ class Margins:
 
     @classmethod
     def of(cls, magnitudes: Tensor) -> Margins:
-        """Of quantised magnitudes, float32 (B, C, f) on the CPU, not all zero."""
-        rows = magnitudes.mean((1, 2))
+        """Measure quantised magnitudes, float32 (B, C, f) on the CPU, not all zero."""
+        by_row = magnitudes.mean((1, 2))
+        rows = _half_octaves(by_row / by_row.mean())
         columns = magnitudes.mean(0)
-        bases, directions, frequencies = [], [], []
+        bases = []
+        directions = []
+        frequencies = []
         for band in bands(len(columns)):
-            mean = columns[band].mean().clamp_min(1e-30)
-            bases.append(int(_half_octaves(mean).clip(-MOST_BASE, MOST_BASE)))
-            directions.append(_half_octaves(columns[band].mean(1) / mean))
-            frequencies.append(_half_octaves(columns[band].mean(0) / mean))
+            means = columns[band]
+            mean = means.mean().clamp_min(_LEAST_MEAN)
+            base = _half_octaves(mean)
+            bases.append(int(base.clip(-MOST_BASE, MOST_BASE)))
+            by_direction = means.mean(1)
+            directions.append(_half_octaves(by_direction / mean))
+            by_frequency = means.mean(0)
+            frequencies.append(_half_octaves(by_frequency / mean))
         return cls(
-            _half_octaves(rows / rows.mean()),
-            tuple(bases),
-            np.concatenate(directions),
-            np.stack(frequencies),
+            rows=rows,
+            bases=tuple(bases),
+            directions=np.concatenate(directions),
+            frequencies=np.stack(frequencies),
         )
 
+    @property
+    def count(self) -> int:
+        """How many margins there are to send, without the bases."""
+        return self.rows.size + self.directions.size + self.frequencies.size
+
     def contexts(self) -> Tensor:
-        """The context of every coefficient, uint8 (B C f)."""
-        shares = [
-            base + self.directions[band, None] + frequencies
-            for base, band, frequencies in zip(
-                self.bases, bands(len(self.directions)), self.frequencies, strict=True
-            )
-        ]
-        columns = torch.from_numpy(np.concatenate(shares).reshape(1, -1)).short()
-        sums = torch.from_numpy(self.rows).short()[:, None] + columns
-        return (sums - _FIRST_CONTEXT).clamp_(0, CONTEXTS - 1).byte().flatten()
+        """Return the context of every coefficient, uint8 (B C f)."""
+        # 16 bits hold the sums, and the whole batch passes through memory here
+        columns = torch.from_numpy(self._columns()).short()
+        rows = torch.from_numpy(self.rows).short()
+        half_octaves = rows[:, None] + columns
+        contexts = half_octaves - _FIRST_CONTEXT
+        contexts.clamp_(0, CONTEXTS - 1)
+        return contexts.byte().flatten()
+
+    def _columns(self) -> Ints:
+        """Return the half octaves of every direction and frequency, (C f)."""
+        by_band = []
+        for band, own in enumerate(bands(len(self.directions))):
+            directions = self.directions[own, None]
+            frequencies = self.frequencies[band]
+            by_band.append(self.bases[band] + directions + frequencies)
+        return np.concatenate(by_band).ravel()
 
 
-# Probabilities, as integers of 2^-24 that add up to one
+def margin_runs(margins: Margins) -> Iterator[Run]:
+    """Yield rows and bases, then directions and frequencies.
 
-
-def gap_shift(count: int, size: int) -> int:
-    """Low bits of a gap that are as good as even, where `count` of `size` coefficients are not zero.
-
-    >>> gap_shift(1, 2), gap_shift(1, 4), gap_shift(10, 1000)
-    (0, 1, 6)
+    The last two go as differences from their neighbours, which are often like them.
     """
-    return min(MOST_SHIFT, (size // (3 * count)).bit_length())
+    yield from signed_runs(margins.rows, _MARGIN_RANGE)
+    bases = np.array(margins.bases)
+    yield from symbol_runs(bases + MOST_BASE, _BASES)
+    yield from _difference_runs(margins.directions)
+    for frequencies in margins.frequencies:
+        yield from _difference_runs(frequencies)
 
 
-def gap_index(count: int, size: int) -> int:
-    """Index of the ratio at which gaps, without their low bits, become rarer: (2 index + 1) / 128."""
-    stays = ((size - count) << SYMBOL_PRECISION_BITS) // size
-    for _ in range(gap_shift(count, size)):
-        stays = stays * stays >> SYMBOL_PRECISION_BITS
-    return stays * _GAP_RATIOS >> SYMBOL_PRECISION_BITS
+def read_margins(
+    reader: SymbolReader,
+    rows: int,
+    directions: int,
+    places: int,
+) -> Margins:
+    """Read what `margin_runs` wrote of a (B, C, f) batch.
 
-
-def ratio_index(magnitudes: int, excess: int) -> int:
-    """Index of the ratio that fits so many magnitudes, which exceed 1 by so much in all."""
-    return min(max(round(33 * excess / max(excess + magnitudes, 1)) - 1, 0), RATIOS - 1)
-
-
-@lru_cache
-def magnitudes_model(zero_index: int, ratio: int, symbols: int) -> stream.model.Model:
-    """0 with probability 1 - (zero index + 1) / 65, then 1 and up, rarer by the ratio."""
-    others = _WHOLE * (zero_index + 1) // 65
-    return sized_model(
-        np.array([_WHOLE - others, *_falling(others, 32 - ratio, 33, symbols - 1)])
+    Raises
+    ------
+    PayloadError
+        If a margin is not -14 to 32.
+    """
+    by_row = read_signed(reader, rows, _MARGIN_RANGE)
+    band_count = len(list(bands(directions)))
+    bases = reader.read(band_count, _BASES) - MOST_BASE
+    by_direction = _read_differences(reader, directions)
+    by_frequency = [_read_differences(reader, places) for _ in bases]
+    for margins in (by_row, by_direction, *by_frequency):
+        if margins.min() < LEAST_MARGIN or margins.max() > MOST_MARGIN:
+            raise PayloadError(f"a margin is not {LEAST_MARGIN} to {MOST_MARGIN}")
+    return Margins(
+        rows=by_row,
+        bases=tuple(bases.tolist()),
+        directions=by_direction,
+        frequencies=np.stack(by_frequency),
     )
 
 
-@lru_cache(4096)
-def nonzeros_model(gap: int, ratio: int) -> stream.model.Model:
-    """A gap and a magnitude as one symbol, ``15 gap + magnitude - 1``."""
-    gaps = np.array(_falling(_WHOLE, 127 - 2 * gap, 128, GAPS))
-    magnitudes = np.array(_falling(_WHOLE, 32 - ratio, 33, MAGNITUDES))
-    sizes = np.maximum(np.outer(gaps, magnitudes).ravel() >> SYMBOL_PRECISION_BITS, 1)
-    sizes[0] += _WHOLE - sizes.sum()
-    return sized_model(sizes)
+def _difference_runs(margins: Ints) -> Iterator[Run]:
+    differences = np.diff(margins, prepend=0)
+    yield from signed_runs(differences, _MARGIN_RANGE)
 
 
-def _falling(whole: int, part: int, parts: int, symbols: int) -> list[int]:
-    """`whole` in so many pieces: each is part / parts of what is left, the last all of it, and none is 0."""
-    sizes = []
-    for left in range(symbols - 1, 0, -1):
-        sizes.append(min(max(whole * part // parts, 1), whole - left))
-        whole -= sizes[-1]
-    return [*sizes, whole]
+def _read_differences(reader: SymbolReader, count: int) -> Ints:
+    differences = read_signed(reader, count, _MARGIN_RANGE)
+    return np.cumsum(differences)
 
 
-def coded_bits(contexts: Tensor, magnitudes: Tensor) -> float:
-    """About how many bits coefficients take, contexts and magnitudes as flat tensors."""
-    pairs = (
-        contexts.short() * (MAGNITUDES + 1) + magnitudes.clamp_max(MAGNITUDES).short()
-    )
-    counts = (
-        torch.bincount(pairs, minlength=CONTEXTS * (MAGNITUDES + 1))
-        .numpy()
-        .reshape(CONTEXTS, -1)
-    )
-    size, zeros = counts.sum(1), counts[:, 0]
-    nonzero = size - zeros
-    excess = counts[:, 1:] @ np.arange(MAGNITUDES)
-    places = _entropy_bits(nonzero, zeros)
-    values = _entropy_bits(nonzero, excess)
-    headers = 4 * (size > 0) + (nonzero > 0) * (5 + np.log2(np.maximum(nonzero, 1)))
-    return float(
-        (places + values + nonzero + headers).sum() + 8 * counts[:, MAGNITUDES].sum()
-    )
-
-
-def _entropy_bits(count: Ints, others: Ints) -> NDArray[np.float64]:
-    """Of a sequence with so many of one symbol and so many of another."""
-    whole = np.maximum(count + others, 1)
-    bits: NDArray[np.float64] = count * np.log2(whole / np.maximum(count, 1))
-    bits += others * np.log2(whole / np.maximum(others, 1))
-    return bits
+def _half_octaves(share: Tensor) -> Ints:
+    """Return ``round(2 log2 share)``, -14 to 32."""
+    least = 2.0 ** (LEAST_MARGIN / 2)
+    most = 2.0 ** (MOST_MARGIN / 2)
+    octaves = share.clamp(least, most).log2()
+    margins = (2 * octaves).round()
+    integers: Ints = margins.long().numpy()
+    return integers

@@ -1,77 +1,99 @@
-"""Transform coding of a batch with one step size and a range coder (splitfc-rd)."""
+"""Transform coding of a batch with one step size and a range coder (splitfc-rd).
+
+A (B, D) matrix is seen as (B, C, f): rows, channels, places of a channel's map. The
+encoder
+
+1. writes it in directions of the channels and of the rows (`klt`, `reflectors`),
+2. then in frequencies of the maps (`dct`);
+3. searches a step that takes the budget (`rate_search`, `code_length`),
+4. and codes the coefficients in steps (`dead_zone`, `margins`, `coefficients`).
+
+The decoder puts coefficients at their centroids (`centroids`) and inverts 2 and 1.
+
+See docs/splitfc-rd.md, "The method", and docs/wire-format.md, section 14.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, exp, frexp, inf, isqrt, log, sqrt
+from functools import cached_property
+from math import frexp, isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Ints, Symbols
+from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.channels import Layout
-from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
-from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
+from flwr_splitfc.codec.quantisers.transform.centroids import (
+    UNITS_PER_STEP,
+    centroid_runs,
+    fit_centroids,
+    read_centroids,
+    reconstructed,
+)
 from flwr_splitfc.codec.quantisers.transform.coefficients import (
     coefficient_runs,
     read_coefficients,
 )
+from flwr_splitfc.codec.quantisers.transform.dct import (
+    from_frequencies,
+    to_frequencies,
+)
+from flwr_splitfc.codec.quantisers.transform.dead_zone import magnitudes_in_steps
 from flwr_splitfc.codec.quantisers.transform.header import (
+    ZERO_MATRIX,
     TransformHeader,
     pack_transform,
     unpack_transform,
 )
-from flwr_splitfc.codec.quantisers.transform.integer_codes import (
-    Run,
-    read_signed,
-    signed,
-    symbols,
-)
-from flwr_splitfc.codec.quantisers.transform.klt import (
-    LARGEST_KLT,
-    REFLECTOR_STEPS,
-    fit_reflectors,
-    from_directions,
-    from_frequencies,
-    to_directions,
-    to_frequencies,
-)
+from flwr_splitfc.codec.quantisers.transform.integer_codes import Run
+from flwr_splitfc.codec.quantisers.transform.klt import from_directions, to_directions
 from flwr_splitfc.codec.quantisers.transform.margins import (
-    LEAST_MARGIN,
-    MOST_BASE,
-    MOST_MARGIN,
     Margins,
-    bands,
-    coded_bits,
+    margin_runs,
+    read_margins,
+)
+from flwr_splitfc.codec.quantisers.transform.rate_search import (
+    estimated_search,
+    largest_payload,
+)
+from flwr_splitfc.codec.quantisers.transform.reflectors import (
+    MOST_CHANNEL_REFLECTORS,
+    MOST_ROW_REFLECTORS,
+    fit_reflectors,
+    read_reflectors,
+    reflector_runs,
+    reflectors_worthwhile,
+)
+from flwr_splitfc.codec.quantisers.transform.sampling import (
+    channel_samples,
+    row_samples,
 )
 from flwr_splitfc.codec.statistics import matrix_extremes
 
-DEAD_ZONE = 0.33
-"""A coefficient of x steps becomes ``floor(|x| + 0.33)``."""
-
-_LEAST_CENTROID, _CENTROIDS = -6, 16
-_UNITS = 256  # of a step, in which the decoder computes
-
-_MARGIN_STEPS = MOST_MARGIN - LEAST_MARGIN
-
 _MOST_STEPS = 4000
+"""Steps of a coefficient; a decoder refuses more than 4096."""
+
+_LEAST_STEP = 1e-35
+"""In the matrix' own unit: a step that float32 holds with full precision."""
+
+_LEAST_EXPONENT = -126
+"""Of the unit in which the encoder computes, a power of two that float32 holds."""
+
 _LEAST_BYTES = 32
-_LEAST_STEP, _LEAST_EXPONENT = 1e-35, -126
-_CHANNEL_REFLECTORS, _ROW_REFLECTORS = 32, 8
-_KLT_SHARE, _REFLECTOR_ENTRY_BITS, _MARGIN_BITS, _NONZERO_BITS = 8, 3.3, 4.0, 5.2
-_KLT_ENTRIES, _SEARCH_ENTRIES, _QUANTILE_ENTRIES = 2**18, 2**16, 2**12
-_FILL, _ENOUGH, _TOLERANCE = 0.985, 0.95, 0.05
-_SEARCHES, _PACKED = 4, 6
-_POWER, _LEAST_POWER, _MOST_POWER = 1.8, 0.6, 6.0
+"""For coefficients, where the smallest budget that is accepted is set."""
 
 
 @dataclass(frozen=True)
 class TransformQuant(Quantiser):
-    """DCT over each channel's map, KLT over the channels, one step, context-coded coefficients (docs/splitfc-rd.md).
+    """Codes a batch by transforms, with one step for all coefficients.
+
+    A DCT over each channel's map, a KLT over the channels and one over the rows;
+    coefficients are coded by context (docs/splitfc-rd.md).
 
     Examples
     --------
@@ -85,13 +107,20 @@ class TransformQuant(Quantiser):
         return _LayoutQuant(layout)
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
-        return _LayoutQuant(Layout.of(matrix.shape)).encode(matrix, budget_bytes)
+        layout = Layout.of(matrix.shape)
+        return _LayoutQuant(layout).encode(matrix, budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        return _LayoutQuant(Layout.of((rows, columns))).decode(data, rows, columns)
+        layout = Layout.of((rows, columns))
+        return _LayoutQuant(layout).decode(data, rows, columns)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
-        """Enough for more than side information; four bytes, a step of zero, are the smallest payload of all."""
+        """Return bytes that leave something for coefficients beside the margins.
+
+        Four bytes, a step of zero, are the smallest payload of all.
+        """
+        # margins of half a byte: the rows', and those of as many directions as
+        # frequencies
         return _LEAST_BYTES + rows // 2 + isqrt(columns)
 
 
@@ -103,239 +132,128 @@ class _LayoutQuant(TransformQuant):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         least, most = matrix_extremes(matrix)
-        unit = 2.0 ** max(frexp(max(most, -least))[1], _LEAST_EXPONENT)
         if least == most == 0:
-            return pack_transform(TransformHeader(0.0))
+            return ZERO_MATRIX
+        unit = _power_of_two_above(max(most, -least))
         parts = self.layout.split(matrix / unit)
-        rows, channels, places = parts.shape
-        some = (
-            parts[:: ceil(parts.numel() / _KLT_ENTRIES)]
-            .transpose(0, 1)
-            .reshape(channels, -1)
-        )
-        by_channel = fit_reflectors(
-            some, _worthwhile(channels, budget_bytes, _CHANNEL_REFLECTORS)
-        )
-        parts = to_directions(parts, by_channel).reshape(rows, -1)
-        some = parts[:, :: ceil(parts.numel() / _KLT_ENTRIES) | 1]
-        by_row = fit_reflectors(some, _worthwhile(rows, budget_bytes, _ROW_REFLECTORS))
-        parts = to_directions(parts, by_row).view(rows, channels, places)
-        values = to_frequencies(parts, self.layout.axes).cpu()
-        header = TransformHeader(1.0, by_channel.shape[1], by_row.shape[1], least >= 0)
-        head = [*_reflector_runs(by_channel), *_reflector_runs(by_row)]
-        return _pack_within(budget_bytes, values, unit, header, head)
+        batch = self._transformed(parts, budget_bytes, unit, clamped=least >= 0)
+        return batch.payload_within(budget_bytes)
+
+    def _transformed(
+        self, parts: Tensor, budget_bytes: int, unit: float, clamped: bool
+    ) -> _TransformedBatch:
+        """Write (B, C, f) entries in directions and frequencies."""
+        rows, channels, _ = parts.shape
+        count = reflectors_worthwhile(channels, budget_bytes, MOST_CHANNEL_REFLECTORS)
+        by_channel = fit_reflectors(channel_samples(parts), count)
+        matrix = to_directions(parts, by_channel).reshape(rows, -1)
+        count = reflectors_worthwhile(rows, budget_bytes, MOST_ROW_REFLECTORS)
+        by_row = fit_reflectors(row_samples(matrix), count)
+        directions = to_directions(matrix, by_row).view(parts.shape)
+        values = to_frequencies(directions, self.layout.axes).cpu()
+        return _TransformedBatch(values, unit, by_channel, by_row, clamped)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, reader = unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
-        channels, places = self.layout.channels.count, self.layout.places
-        by_channel = _read_reflectors(reader, channels, header.channel_reflectors)
-        by_row = _read_reflectors(reader, rows, header.row_reflectors)
-        margins = _read_margins(reader, rows, channels, places)
-        centroids = _centroid_table(reader.read(3, _CENTROIDS))
-        at, values = read_coefficients(reader, margins.contexts())
+        channels = self.layout.channels.count
+        places = self.layout.places
+        by_channel = read_reflectors(reader, channels, header.channel_reflectors)
+        by_row = read_reflectors(reader, rows, header.row_reflectors)
+        margins = read_margins(reader, rows, channels, places)
+        centroids = read_centroids(reader)
+        at, steps = read_coefficients(reader, margins.contexts())
         reader.close()
-        sizes = np.abs(values)
-        units = np.sign(values) * (_UNITS * sizes + centroids[np.minimum(sizes, 3)])
-        parts = torch.zeros(rows * channels * places, dtype=torch.float64)
-        parts[torch.from_numpy(at)] = torch.from_numpy(units).double()
+
+        units = torch.zeros(rows * channels * places, dtype=torch.float64)
+        coefficients = torch.from_numpy(reconstructed(steps, centroids)).double()
+        units[torch.from_numpy(at)] = coefficients
+        parts = units.view(rows, channels, places)
         live = np.flatnonzero(np.bincount(at // places % channels))
-        parts = parts.view(rows, channels, places).index_select(
-            1, torch.from_numpy(live)
-        )
+        entries = self._inverted(parts, live, by_channel, by_row)
+        step = header.step / UNITS_PER_STEP
+        matrix = self.layout.join(entries * step).float()
+        least = 0.0 if header.clamped else -MAGNITUDE_LIMIT
+        return matrix.clamp_(least, MAGNITUDE_LIMIT)
+
+    def _inverted(
+        self, parts: Tensor, live: Ints, by_channel: Ints, by_row: Ints
+    ) -> Tensor:
+        """Return (B, C, f) entries of coefficients; only `live` directions have any."""
+        rows, _, places = parts.shape
+        # the others are zero until the channels' transform mixes them: less to do
+        parts = parts.index_select(1, torch.from_numpy(live))
         parts = from_frequencies(parts, self.layout.axes)
         if by_row.size:
-            parts = from_directions(parts.view(rows, -1), by_row, np.arange(rows))
-        parts = from_directions(parts.view(rows, -1, places), by_channel, live)
-        matrix = self.layout.join(parts * (header.step / _UNITS)).float()
-        return matrix.clamp_(
-            0.0 if header.clamped else -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT
-        )
+            every_row = np.arange(rows)
+            parts = from_directions(parts.view(rows, -1), by_row, every_row)
+        return from_directions(parts.view(rows, -1, places), by_channel, live)
 
 
-def _worthwhile(size: int, budget_bytes: int, most: int) -> int:
-    """How many reflections of so many channels or rows to send: a quarter, within a share of the budget."""
-    affordable = int(8 * budget_bytes / (_KLT_SHARE * _REFLECTOR_ENTRY_BITS * size))
-    return 0 if size > LARGEST_KLT else max(min(size // 4, most, affordable), 0)
+@dataclass(frozen=True, eq=False)
+class _TransformedBatch:
+    """A batch after its transforms, which can be packed with any step.
+
+    Parameters
+    ----------
+    values : Tensor of shape (B, C, f)
+        float32, on the CPU, in units of `unit`.
+    unit : float
+    by_channel, by_row : ndarrays
+        The reflections of the channels and of the rows.
+    clamped : bool
+        Whether no entry was negative.
+    """
+
+    values: Tensor
+    unit: float
+    by_channel: Ints
+    by_row: Ints
+    clamped: bool
+
+    @cached_property
+    def reflections(self) -> list[Run]:
+        """The reflections as symbols, which are the same with any step."""
+        return [*reflector_runs(self.by_channel), *reflector_runs(self.by_row)]
+
+    def payload_within(self, budget_bytes: int) -> bytes:
+        """Return the payload with a step that takes the budget."""
+        # a float32 whatever it is
+        any_step = 1.0
+        side_bytes = len(pack_transform(self._header(any_step), self.reflections))
+        largest = float(self.values.abs().max())
+        search = estimated_search(self.values, largest, 8 * (budget_bytes - side_bytes))
+        finest_step = max(largest / _MOST_STEPS, _LEAST_STEP / self.unit)
+        payload = largest_payload(search, self.payload, finest_step, budget_bytes)
+        return payload or ZERO_MATRIX
+
+    def payload(self, step: float) -> bytes:
+        """Return the payload with a step in the values' unit."""
+        sent_step = float(np.float32(step * self.unit))
+        rounded_step = sent_step / self.unit
+        magnitudes = magnitudes_in_steps(self.values, rounded_step)
+        if not magnitudes.any():
+            return ZERO_MATRIX
+        runs = self._coefficient_runs(magnitudes, rounded_step)
+        return pack_transform(self._header(sent_step), [*self.reflections, *runs])
+
+    def _header(self, step: float) -> TransformHeader:
+        channel_reflectors = self.by_channel.shape[1]
+        row_reflectors = self.by_row.shape[1]
+        return TransformHeader(step, channel_reflectors, row_reflectors, self.clamped)
+
+    def _coefficient_runs(self, magnitudes: Tensor, step: float) -> Iterator[Run]:
+        """Yield what follows the reflections."""
+        margins = Margins.of(magnitudes)
+        yield from margin_runs(margins)
+        yield from centroid_runs(fit_centroids(self.values, magnitudes, step))
+        is_negative = self.values.flatten() < 0
+        contexts = margins.contexts()
+        yield from coefficient_runs(magnitudes.flatten(), is_negative, contexts)
 
 
-# Rate
-
-
-def _pack_within(
-    budget_bytes: int,
-    values: Tensor,
-    unit: float,
-    header: TransformHeader,
-    head: list[Run],
-) -> bytes:
-    """The payload of (B, C, f) values in this unit, with a step that takes the budget."""
-    search = _Search(values, 8 * (budget_bytes - len(pack_transform(header, head))))
-    best, too_fine, too_coarse = b"", 0.0, inf
-    for _ in range(_PACKED):
-        step = max(search.step, search.largest / _MOST_STEPS, _LEAST_STEP / unit)
-        header = header._replace(step=float(np.float32(step * unit)))
-        data = _pack(values, header.step / unit, header, head)
-        if len(data) > budget_bytes:
-            too_fine = step
-        else:
-            best, too_coarse = max(best, data, key=len), step
-            if len(data) >= _ENOUGH * budget_bytes or step > search.step:
-                break
-        search.move(len(data) / max(_FILL * budget_bytes, 1))
-        if not too_fine < search.step < too_coarse:
-            search.step = sqrt(too_fine * too_coarse)
-    return best or pack_transform(TransformHeader(0.0))
-
-
-class _Search:
-    """Looks for the step with which (B, C, f) values take the budget; bits fall about as a power of it."""
-
-    def __init__(self, values: Tensor, budget_bits: float) -> None:
-        self.largest = float(values.abs().max())
-        self.step = self.largest
-        self._power, self._excess, self._moved = _POWER, 0.0, 0.0
-        goal = _FILL * budget_bits
-        some = _some_rows(values)
-        share = len(some) / len(values)
-        nonzeros = int(share * goal / _NONZERO_BITS)
-        if nonzeros < 1:
-            return
-        self.step = _exceeded_by(some, nonzeros) / (1 - DEAD_ZONE) or self.largest
-        for _ in range(_SEARCHES):
-            ratio = _bits(some, self.step) / share / goal
-            self.move(ratio)
-            if abs(ratio - 1) < _TOLERANCE:
-                break
-        if share < 1:
-            self.move(_bits(values, self.step) / goal)
-
-    def move(self, ratio: float) -> None:
-        """Go on to another step where this one takes so many times the bits that are wanted."""
-        excess = log(min(max(ratio, 0.25), 4.0))
-        if abs(self._moved) > 0.1:
-            self._power = min(
-                max((self._excess - excess) / self._moved, _LEAST_POWER), _MOST_POWER
-            )
-        self._excess, self._moved = excess, excess / self._power
-        self.step *= exp(self._moved)
-
-
-def _some_rows(values: Tensor) -> Tensor:
-    """Evenly spread, so that the leading directions of the rows, which come first, have their share."""
-    every = min(ceil(values.numel() / _SEARCH_ENTRIES), len(values))
-    return values[every // 2 :: every]
-
-
-def _exceeded_by(values: Tensor, count: int) -> float:
-    """The magnitude that about so many of the values exceed."""
-    # odd, for all frequencies
-    magnitudes = values.flatten()[:: ceil(values.numel() / _QUANTILE_ENTRIES) | 1].abs()
-    place = len(magnitudes) - round(count * len(magnitudes) / values.numel())
-    return float(magnitudes.kthvalue(min(max(place, 1), len(magnitudes))).values)
-
-
-def _bits(values: Tensor, step: float) -> float:
-    magnitudes = _magnitudes(values, step)
-    if not magnitudes.any():
-        return 0.0
-    margins = Margins.of(magnitudes)
-    count = len(margins.rows) + len(margins.directions) + margins.frequencies.size
-    return _MARGIN_BITS * count + coded_bits(margins.contexts(), magnitudes.flatten())
-
-
-def _magnitudes(values: Tensor, step: float) -> Tensor:
-    return values.abs().mul_(1 / step).add_(DEAD_ZONE).floor_()
-
-
-# Symbols
-
-
-def _pack(
-    values: Tensor, step: float, header: TransformHeader, head: list[Run]
-) -> bytes:
-    """The payload of values with a step in their unit."""
-    magnitudes = _magnitudes(values, step)
-    if not magnitudes.any():
-        return pack_transform(TransformHeader(0.0))
-    return pack_transform(header, [*head, *_runs(values, magnitudes, step)])
-
-
-def _runs(values: Tensor, magnitudes: Tensor, step: float) -> Iterator[Run]:
-    margins = Margins.of(magnitudes)
-    yield from _margin_runs(margins)
-    yield from symbols(
-        _centroids(values, magnitudes, step) - _LEAST_CENTROID, _CENTROIDS
-    )
-    yield from coefficient_runs(
-        magnitudes.flatten(), values.flatten() < 0, margins.contexts()
-    )
-
-
-def _centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
-    """Where coefficients of magnitude 1, 2 and more lie on average, in 16ths of a step from it."""
-    sizes = _some_rows(magnitudes).numpy().ravel()
-    at = np.flatnonzero(sizes)
-    beyond = np.abs(_some_rows(values).numpy().ravel()[at]) / step - sizes[at]
-    group = np.minimum(sizes[at], 3).astype(np.int64)
-    sums, counts = (np.bincount(group, weights, 4)[1:] for weights in (beyond, None))
-    points = np.round(16 * sums / np.maximum(counts, 1))
-    return points.clip(_LEAST_CENTROID, _LEAST_CENTROID + _CENTROIDS - 1).astype(
-        np.int64
-    )
-
-
-def _centroid_table(points: Symbols) -> Ints:
-    """What is added to a magnitude of 0, 1, 2 and more, in units of a 256th of a step."""
-    return np.array([0, *(_UNITS // 16 * (points + _LEAST_CENTROID))], np.int64)
-
-
-def _margin_runs(margins: Margins) -> Iterator[Run]:
-    """Directions and frequencies as steps from their neighbours, which they are often like."""
-    yield from signed(margins.rows, _MARGIN_STEPS)
-    yield from symbols(np.array(margins.bases) + MOST_BASE, 2 * MOST_BASE + 1)
-    for part in (margins.directions, *margins.frequencies):
-        yield from signed(np.diff(part, prepend=0), _MARGIN_STEPS)
-
-
-def _read_margins(
-    reader: SymbolReader, rows: int, directions: int, places: int
-) -> Margins:
-    by_row = read_signed(reader, rows, _MARGIN_STEPS)
-    bases = reader.read(len(list(bands(directions))), 2 * MOST_BASE + 1) - MOST_BASE
-    by_direction = np.cumsum(read_signed(reader, directions, _MARGIN_STEPS))
-    frequencies = np.stack(
-        [np.cumsum(read_signed(reader, places, _MARGIN_STEPS)) for _ in bases]
-    )
-    for part in (by_row, by_direction, frequencies):
-        if part.min() < LEAST_MARGIN or part.max() > MOST_MARGIN:
-            raise PayloadError(f"a margin is not {LEAST_MARGIN} to {MOST_MARGIN}")
-    return Margins(by_row, tuple(bases.tolist()), by_direction, frequencies)
-
-
-def _reflector_runs(vectors: Ints) -> Iterator[Run]:
-    """The first entry of each vector, which is not negative, and then the entries below it, vector by vector."""
-    yield from symbols(np.diagonal(vectors), REFLECTOR_STEPS + 1)
-    if vectors.size:
-        yield from signed(
-            np.concatenate([vector[k + 1 :] for k, vector in enumerate(vectors.T)]),
-            REFLECTOR_STEPS,
-        )
-
-
-def _read_reflectors(reader: SymbolReader, directions: int, count: int) -> Ints:
-    if count and not count < directions <= LARGEST_KLT:
-        raise PayloadError(
-            f"{count} reflections of {directions} channels or rows; at most {LARGEST_KLT} are reflected"
-        )
-    vectors = np.zeros((count, directions), np.int64)
-    if count:
-        vectors[np.arange(count), np.arange(count)] = reader.read(
-            count, REFLECTOR_STEPS + 1
-        )
-        below = np.arange(directions) > np.arange(count)[:, None]
-        vectors[below] = read_signed(reader, int(below.sum()), REFLECTOR_STEPS)
-    if not vectors.any(1).all():
-        raise PayloadError("a reflection's vector is zero")
-    return vectors.T
+def _power_of_two_above(magnitude: float) -> float:
+    """Return the unit in which the largest magnitude is 1/2 to 1."""
+    _, exponent = frexp(magnitude)
+    return 2.0 ** max(exponent, _LEAST_EXPONENT)

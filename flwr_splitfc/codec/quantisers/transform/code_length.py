@@ -1,0 +1,90 @@
+"""About how many bits a batch takes with a step, without coding it.
+
+With H(a, b) the bits of a sequence of a symbols of one kind and b of another::
+
+    H(a, b) = a log2((a + b) / a) + b log2((a + b) / b)
+
+a context of `size` coefficients of which n are not zero, with magnitudes that exceed 1
+by e in all, takes about::
+
+    H(n, size - n)      where they are: gaps are geometric
+    H(n, e)             their magnitudes: geometric, too
+    n                   their signs
+    4 + 5 + log2 n      the count, and the index of the ratio; 4 without any
+    8                   for each escape code of a magnitude
+
+which is the entropy of the models in `models`. A margin takes 4 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.quantisers.transform.dead_zone import magnitudes_in_steps
+from flwr_splitfc.codec.quantisers.transform.margins import CONTEXTS, Margins
+from flwr_splitfc.codec.quantisers.transform.models import MAGNITUDES
+
+_MARGIN_BITS = 4.0
+_COUNT_WIDTH_BITS = 4
+_RATIO_BITS = 5
+_ESCAPE_BITS = 8
+
+
+def estimated_bits(values: Tensor, step: float) -> float:
+    """Estimate the code's length of (B, C, f) values with a step."""
+    magnitudes = magnitudes_in_steps(values, step)
+    if not magnitudes.any():
+        return 0.0
+    margins = Margins.of(magnitudes)
+    margin_bits = _MARGIN_BITS * margins.count
+    contexts = margins.contexts()
+    return margin_bits + _coefficient_bits(contexts, magnitudes.flatten())
+
+
+def _coefficient_bits(contexts: Tensor, magnitudes: Tensor) -> float:
+    """Estimate the bits of coefficients, given contexts and magnitudes, both flat."""
+    histogram = _histogram(contexts, magnitudes)
+    sizes = histogram.sum(1)
+    zeros = histogram[:, 0]
+    nonzeros = sizes - zeros
+    excess_of_level = np.arange(MAGNITUDES)
+    excesses = histogram[:, 1:] @ excess_of_level
+
+    places = _entropy_bits(nonzeros, zeros)
+    values = _entropy_bits(nonzeros, excesses)
+    signs = nonzeros
+    by_context = places + values + signs + _header_bits(sizes, nonzeros)
+    escapes = histogram[:, MAGNITUDES].sum()
+    return float(by_context.sum() + _ESCAPE_BITS * escapes)
+
+
+def _header_bits(sizes: Ints, nonzeros: Ints) -> Doubles:
+    """Estimate what the count and the ratio of each context take."""
+    count_bits = np.log2(np.maximum(nonzeros, 1))
+    of_any = _COUNT_WIDTH_BITS * (sizes > 0)
+    of_live = (nonzeros > 0) * (_RATIO_BITS + count_bits)
+    bits: Doubles = of_any + of_live
+    return bits
+
+
+def _histogram(contexts: Tensor, magnitudes: Tensor) -> Ints:
+    """Count the magnitudes 0 to 15 of each context, 15 for larger ones, too."""
+    levels = MAGNITUDES + 1
+    own_levels = magnitudes.clamp_max(MAGNITUDES).short()
+    pairs = contexts.short() * levels + own_levels
+    counts = torch.bincount(pairs, minlength=CONTEXTS * levels)
+    histogram: Ints = counts.view(CONTEXTS, levels).numpy()
+    return histogram
+
+
+def _entropy_bits(counts: Ints, others: Ints) -> Doubles:
+    """Return H(counts, others)."""
+    # at least 1, where 0 log2 0 = 0 is wanted
+    wholes = np.maximum(counts + others, 1)
+    bits_of_one = np.log2(wholes / np.maximum(counts, 1))
+    bits_of_other = np.log2(wholes / np.maximum(others, 1))
+    bits: Doubles = counts * bits_of_one + others * bits_of_other
+    return bits

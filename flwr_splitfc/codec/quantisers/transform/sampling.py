@@ -1,0 +1,64 @@
+"""Parts of a batch, where a part tells as much as the whole and takes less time."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from torch import Tensor
+
+_KLT_ENTRIES = 2**18
+"""Entries from which the second moment of the channels, or of the rows, is taken."""
+
+_SEARCH_ENTRIES = 2**16
+"""Entries on which a step is tried, and of which centroids are the means."""
+
+_QUANTILE_ENTRIES = 2**12
+"""Entries among which a quantile is looked for."""
+
+
+def channel_samples(parts: Tensor) -> Tensor:
+    """Return (C, samples) of (B, C, f): whole rows, evenly spread."""
+    every = _stride(parts, _KLT_ENTRIES)
+    some = parts[::every]
+    by_channel = some.transpose(0, 1)
+    return by_channel.flatten(1)
+
+
+def row_samples(matrix: Tensor) -> Tensor:
+    """Return (B, samples) of (B, D): whole columns, evenly spread."""
+    every = _odd(_stride(matrix, _KLT_ENTRIES))
+    return matrix[:, ::every]
+
+
+def spread_rows(values: Tensor) -> Tensor:
+    """Return some rows of (B, C, f), evenly spread.
+
+    The leading directions of the rows come first; so they have their share, no more.
+    """
+    rows = len(values)
+    every = min(_stride(values, _SEARCH_ENTRIES), rows)
+    first = every // 2
+    return values[first::every]
+
+
+def exceeded_magnitude(values: Tensor, count: int) -> float:
+    """Return the magnitude that about `count` of the values exceed."""
+    every = _odd(_stride(values, _QUANTILE_ENTRIES))
+    some = values.flatten()[::every]
+    seen = len(some)
+    exceeding = round(count * seen / values.numel())
+    # kthvalue counts from the smallest, which is 1
+    at_least_one = max(seen - exceeding, 1)
+    rank = min(at_least_one, seen)
+    quantile = some.abs().kthvalue(rank)
+    return float(quantile.values)
+
+
+def _stride(values: Tensor, entries: int) -> int:
+    """Return n for which every n-th of the values are about so many entries."""
+    return ceil(values.numel() / entries)
+
+
+def _odd(every: int) -> int:
+    """Make a stride odd: maps have even sizes mostly, and no place is then left out."""
+    return every | 1
