@@ -1,8 +1,14 @@
-"""The cut codec: features and gradients in a fraction of a bit per entry."""
+"""The cut codec: features and gradients in a fraction of a bit per entry.
+
+`catalogue` makes a codec by its name, `cut` is its front, `selectors` and `quantisers`
+are its parts, `format` the bytes of their payloads.
+"""
 
 from flwr_splitfc.codec.catalogue import (
+    CodecEntry,
     codec_names,
     codec_settings,
+    codec_table,
     cut_codec,
     register_codec,
 )
@@ -30,6 +36,7 @@ from flwr_splitfc.codec.selectors.top_entries import TopEntries
 __all__ = [
     "AllColumns",
     "BudgetError",
+    "CodecEntry",
     "CutCodec",
     "EasyQuant",
     "FeatureDropout",
@@ -50,6 +57,7 @@ __all__ = [
     "Uniform",
     "codec_names",
     "codec_settings",
+    "codec_table",
     "cut_codec",
     "pack_labels",
     "register_codec",

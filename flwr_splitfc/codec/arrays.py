@@ -1,9 +1,18 @@
 """Types of numpy arrays that codecs pass around."""
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Symbols = NDArray[np.int32]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+"""Columns, levels, counts."""
+
+Symbols: TypeAlias = NDArray[np.int32]
+"""What the range coder takes."""
+
+Floats: TypeAlias = NDArray[np.float32]
+"""Entries of a matrix."""
+
+Doubles: TypeAlias = NDArray[np.float64]
+"""Intermediate results."""

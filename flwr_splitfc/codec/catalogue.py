@@ -1,13 +1,18 @@
-"""Codecs by name."""
+"""The catalogue: codecs by name.
+
+A codec is listed here once, as a pair of its selector and its quantiser. Tests,
+documentation, ``--help`` and settings find it from there: its settings are the fields
+of the two, its description the first lines of their docstrings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final, TypeAlias, get_type_hints
+from typing import Any, Final, TypeAlias, cast, get_type_hints
 
-from flwr_splitfc.codec.cut import CutCodec, own_settings
+from flwr_splitfc.codec.cut import CutCodec, shared_settings
 from flwr_splitfc.codec.quantisers.entry.easy_quant import EasyQuant
 from flwr_splitfc.codec.quantisers.entry.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.quantisers.entry.power_quant import PowerQuant
@@ -26,16 +31,17 @@ from flwr_splitfc.codec.selectors.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selectors.row_sample import RowSample
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.selectors.top_entries import TopEntries
-from flwr_splitfc.settings import check_scalar
+from flwr_splitfc.settings import Scalar, check_scalar
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
-"""Entry-point group: the entry's name is the codec's, it loads a (selector class, quantiser class) pair."""
+"""The entry-point group of other packages' codecs.
 
-_COMPLAINT = "{key} must be {wanted}, got {value!r}"
+An entry's name is the codec's; it loads a (selector class, quantiser class) pair.
+"""
 
 Pair: TypeAlias = tuple[type[Selector], type[Quantiser]]
 
-_CATALOGUE: Final[dict[str, Pair]] = {
+CATALOGUE: Final[dict[str, Pair]] = {
     "float32": (AllColumns, Float32),
     "float16": (AllColumns, Float16),
     "splitfc": (FeatureDropout, FeatureQuant),
@@ -53,25 +59,68 @@ _CATALOGUE: Final[dict[str, Pair]] = {
     "splitfc-rd": (RowSample, TransformQuant),
 }
 
+_COMPLAINT = "{key} must be {wanted}, got {value!r}"
+
+
+@dataclass(frozen=True)
+class CodecEntry:
+    """A codec of the catalogue, for documentation and ``--help``.
+
+    Examples
+    --------
+    >>> entry = next(entry for entry in codec_table() if entry.name == "rand-top-s")
+    >>> entry.selector.__name__, entry.quantiser.__name__, entry.own_settings
+    ('RandomTopEntries', 'Float16', {'alpha': 0.1})
+    """
+
+    name: str
+    selector: type[Selector]
+    quantiser: type[Quantiser]
+
+    @property
+    def summary(self) -> str:
+        """The first lines of both docstrings: what is sent, and how precisely."""
+        return f"{_first_line(self.selector)} {_first_line(self.quantiser)}"
+
+    @property
+    def own_settings(self) -> dict[str, Scalar | None]:
+        """The settings that are the codec's own, with their defaults."""
+        return {**_field_defaults(self.selector), **_field_defaults(self.quantiser)}
+
+    @property
+    def settings(self) -> dict[str, Scalar | None]:
+        """All settings with their defaults: its own, then those of every codec."""
+        return {**self.own_settings, **shared_settings()}
+
+
+def codec_table() -> list[CodecEntry]:
+    """Return all codecs that `cut_codec` knows, sorted by name.
+
+    >>> [entry.name for entry in codec_table()][:5]
+    ['dropout-only', 'fedlite', 'float16', 'float32', 'int8']
+    """
+    return [_entry(name) for name in codec_names()]
+
 
 def codec_names() -> list[str]:
-    """Names that `cut_codec` knows, sorted.
+    """Return the names that `cut_codec` knows, sorted.
 
     >>> codec_names()[:5]
     ['dropout-only', 'fedlite', 'float16', 'float32', 'int8']
     """
-    return sorted(
-        _CATALOGUE.keys() | {entry.name for entry in entry_points(group=ENTRY_POINTS)}
-    )
+    from_afar = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
+    return sorted(CATALOGUE.keys() | from_afar)
 
 
 def codec_settings(name: str) -> list[str]:
-    """Settings that `cut_codec` takes for a name, sorted.
+    """Return the settings that `cut_codec` takes for a name, sorted.
 
-    >>> codec_settings("splitfc")
-    ['channel_dim', 'downlink_bits', 'evaluation', 'evaluation_bits', 'reduction', 'uplink_bits']
+    >>> codec_settings("splitfc")[:4]
+    ['channel_dim', 'downlink_bits', 'evaluation', 'evaluation_bits']
+    >>> codec_settings("splitfc")[4:]
+    ['reduction', 'uplink_bits']
     """
-    return sorted(_known_settings(*_pair(name)))
+    return sorted(_entry(name).settings)
 
 
 def register_codec(
@@ -92,10 +141,11 @@ def register_codec(
     ValueError
         If the name is taken or a setting has two meanings.
     """
-    if name in _CATALOGUE:
+    if name in CATALOGUE:
         raise ValueError(f"codec {name!r} is already in the catalogue")
-    _check_pair(name, (selector_class, quantiser_class))
-    _CATALOGUE[name] = selector_class, quantiser_class
+    pair = (selector_class, quantiser_class)
+    _check_pair(name, pair)
+    CATALOGUE[name] = pair
 
 
 def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
@@ -118,86 +168,97 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
 
     Examples
     --------
-    >>> cut_codec("splitfc", uplink_bits=0.1, reduction=8)
-    cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', reduction=8.0)
+    >>> cut_codec("splitfc", uplink_bits=0.1, reduction=8).selector
+    FeatureDropout(reduction=8.0)
     >>> cut_codec({"name": "splitfc", "uplink-bits": 0.1, "reduction": 8}).stype
     'splitfc/1'
     """
     if isinstance(name, Mapping):
-        given = {**name, **settings}
-        if "name" not in given:
-            raise ValueError(
-                f"the codec's mapping has no 'name', only {', '.join(map(repr, given))}"
-            )
-        name = given.pop("name")
-        settings = given
-    selector_class, quantiser_class = _pair(name)
-    values = {key.replace("-", "_"): value for key, value in settings.items()}
-    known = _known_settings(selector_class, quantiser_class)
-    for key in values.keys() - known.keys():
-        raise ValueError(
-            f"codec {name!r} has no setting {key!r}; it has {', '.join(sorted(known))}"
-        )
-    values = {
-        key: check_scalar(key, value, known[key], complaint=_COMPLAINT)
-        for key, value in values.items()
-    }
-    parts = [
-        kind(
-            **{key: value for key, value in values.items() if key in _field_types(kind)}
-        )
-        for kind in (selector_class, quantiser_class)
-    ]
+        settings = {**name, **settings}
+        if "name" not in settings:
+            keys = ", ".join(map(repr, settings))
+            raise ValueError(f"the codec's mapping has no 'name', only {keys}")
+        name = settings.pop("name")
+    entry = _entry(name)
+    values = _checked_settings(entry, settings)
+    shared_keys = shared_settings()
+    shared = {key: value for key, value in values.items() if key in shared_keys}
     return CutCodec(
-        name,
-        *parts,
-        **{key: value for key, value in values.items() if key in own_settings()},
-    )  # type: ignore[arg-type]
+        entry.name,
+        cast(Selector, _made(entry.selector, values)),
+        cast(Quantiser, _made(entry.quantiser, values)),
+        **shared,
+    )
 
 
-def _known_settings(
-    selector_class: type[Selector], quantiser_class: type[Quantiser]
-) -> dict[str, Any]:
-    own = {
-        key: kind
-        for key, kind in get_type_hints(CutCodec).items()
-        if key in own_settings()
+def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under their fields' names and in their fields' types."""
+    hints = {
+        **get_type_hints(CutCodec),
+        **get_type_hints(entry.selector),
+        **get_type_hints(entry.quantiser),
     }
-    return {**_field_types(selector_class), **_field_types(quantiser_class), **own}
+    known = entry.settings
+    checked = {}
+    for given_key, value in settings.items():
+        key = given_key.replace("-", "_")
+        if key not in known:
+            names = ", ".join(sorted(known))
+            raise ValueError(
+                f"codec {entry.name!r} has no setting {key!r}; it has {names}"
+            )
+        checked[key] = check_scalar(key, value, hints[key], complaint=_COMPLAINT)
+    return checked
 
 
-def _pair(name: object) -> Pair:
-    if isinstance(name, str) and name in _CATALOGUE:
-        return _CATALOGUE[name]
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name == name:
-            pair = entry.load()
-            _check_pair(entry.name, pair)
-            return pair  # type: ignore[no-any-return]
+def _made(part: type[Selector] | type[Quantiser], values: Mapping[str, Any]) -> Any:
+    """Make a selector or a quantiser from those of the settings that are its fields."""
+    own_keys = _field_defaults(part)
+    own = {key: value for key, value in values.items() if key in own_keys}
+    return part(**own)
+
+
+def _entry(name: object) -> CodecEntry:
+    """Find a codec here or among the entry points."""
+    if isinstance(name, str):
+        pair = CATALOGUE.get(name) or _entry_point(name)
+        if pair is not None:
+            return CodecEntry(name, *pair)
     raise ValueError(f"unknown codec {name!r}; known are {', '.join(codec_names())}")
 
 
+def _entry_point(name: str) -> Pair | None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == name:
+            pair = entry.load()
+            _check_pair(name, pair)
+            return cast(Pair, pair)
+    return None
+
+
 def _check_pair(name: str, pair: Any) -> None:
-    selector_class, quantiser_class = pair
-    if not (
-        issubclass(selector_class, Selector) and issubclass(quantiser_class, Quantiser)
-    ):
+    """Refuse a pair that is no codec, or of which a setting has two meanings."""
+    selector, quantiser = pair
+    if not (issubclass(selector, Selector) and issubclass(quantiser, Quantiser)):
         raise ValueError(
             f"codec {name!r} must be a Selector class and a Quantiser class, got {pair}"
         )
-    if not (is_dataclass(selector_class) and is_dataclass(quantiser_class)):
+    if not (is_dataclass(selector) and is_dataclass(quantiser)):
         raise ValueError(f"codec {name!r} must be two dataclasses, got {pair}")
     keys = [
-        *_field_types(selector_class),
-        *_field_types(quantiser_class),
-        *own_settings(),
         "name",
+        *shared_settings(),
+        *_field_defaults(selector),
+        *_field_defaults(quantiser),
     ]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ValueError(f"codec {name!r} has two settings called {', '.join(twice)}")
 
 
-def _field_types(kind: Any) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+def _field_defaults(part: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(part)}
+
+
+def _first_line(part: type) -> str:
+    return (part.__doc__ or "").partition("\n")[0]

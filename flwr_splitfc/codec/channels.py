@@ -1,4 +1,9 @@
-"""Which columns of the flattened features belong to one channel."""
+"""Channels: which columns of the flattened features belong together.
+
+Features (B, C, H, W) are flattened to (B, D) with ``D = C H W``. In general the
+channel's dimension stands between ``outer`` and ``inner`` others, and column
+``(o * count + c) * inner + i`` belongs to channel ``c``.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,14 @@ from math import prod
 from torch import Tensor
 
 
-def channel_position(shape: Sequence[int], dim: int | None = None) -> int | None:
-    """Which dimension is the channel's: `dim`, or what the shape tells; None for a flat (B, D)."""
-    if dim is None and len(shape) <= 2:
-        return None
+def _channel_position(shape: Sequence[int], dim: int | None) -> int | None:
+    """Return the channel's dimension: `dim`, or what the shape tells.
+
+    A flat (B, D) has none.
+    """
     if dim is None:
+        if len(shape) <= 2:
+            return None
         dim = 2 if len(shape) == 3 else 1
     position = dim + len(shape) if dim < 0 else dim
     if not 1 <= position < len(shape):
@@ -67,19 +75,26 @@ class Channels:
             If `dim` is no dimension of the features, or `channels` contradicts the
             shape.
         """
-        position = channel_position(shape, dim)
+        position = _channel_position(shape, dim)
         if position is None:
-            return cls._groups(prod(shape[1:]), channels)
-        if channels is not None and channels != shape[position]:
+            return cls._of_groups(prod(shape[1:]), channels)
+        count = shape[position]
+        if channels is not None and channels != count:
             raise ValueError(
-                f"channels={channels}, but dimension {position} of shape {tuple(shape)} has {shape[position]}"
+                f"channels={channels}, "
+                f"but dimension {position} of shape {tuple(shape)} has {count}"
             )
-        return cls(
-            prod(shape[1:position]), shape[position], prod(shape[position + 1 :])
-        )
+        outer = prod(shape[1:position])
+        inner = prod(shape[position + 1 :])
+        return cls(outer, count, inner)
+
+    @property
+    def columns(self) -> int:
+        """All columns, ``D``."""
+        return self.outer * self.count * self.inner
 
     @classmethod
-    def _groups(cls, width: int, channels: int | None) -> Channels:
+    def _of_groups(cls, width: int, channels: int | None) -> Channels:
         count = width if channels is None else channels
         if count < 1 or width % count:
             raise ValueError(
@@ -88,10 +103,18 @@ class Channels:
         return cls(1, count, width // count)
 
     def spans(self, low: Tensor, high: Tensor) -> Tensor:
-        """Max minus min of the channel of every column, (D,), from the columns' minima and maxima."""
+        """Return, for every column, maximum minus minimum of its channel, (D,).
+
+        Parameters
+        ----------
+        low, high : Tensor
+            Minimum and maximum of every column, (D,).
+        """
         grouped = (self.outer, self.count, self.inner)
-        span = high.reshape(grouped).amax((0, 2)) - low.reshape(grouped).amin((0, 2))
-        return span[None, :, None].expand(grouped).reshape(-1)
+        greatest = high.reshape(grouped).amax((0, 2))
+        least = low.reshape(grouped).amin((0, 2))
+        spans = (greatest - least)[None, :, None]
+        return spans.expand(grouped).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +124,7 @@ class Layout:
     Parameters
     ----------
     channels : Channels
+        Which columns belong to which channel.
     axes : tuple of int
         The sizes of the map's dimensions, in order; none for a flat (B, D), whose
         groups of columns are no map.
@@ -124,9 +148,15 @@ class Layout:
         channels: int | None = None,
         dim: int | None = None,
     ) -> Layout:
-        """Of features of this shape; parameters and errors as in `Channels.of`."""
-        position = channel_position(shape, dim)
-        axes = () if position is None else (*shape[1:position], *shape[position + 1 :])
+        """Find the layout of features of this shape.
+
+        Parameters and errors are those of `Channels.of`.
+        """
+        position = _channel_position(shape, dim)
+        if position is None:
+            axes: tuple[int, ...] = ()
+        else:
+            axes = (*shape[1:position], *shape[position + 1 :])
         return cls(Channels.of(shape, channels=channels, dim=dim), axes)
 
     @property
@@ -135,24 +165,13 @@ class Layout:
         return self.channels.outer * self.channels.inner
 
     def split(self, matrix: Tensor) -> Tensor:
-        """(B, D) as (B, C, f)."""
-        outer, count, inner = (
-            self.channels.outer,
-            self.channels.count,
-            self.channels.inner,
-        )
-        parts = matrix.view(-1, outer, count, inner)
-        return parts.transpose(1, 2).reshape(-1, count, self.places)
+        """Reorder (B, D) to (B, C, f): a map of ``f`` places for each channel."""
+        channels = self.channels
+        parts = matrix.view(-1, channels.outer, channels.count, channels.inner)
+        return parts.transpose(1, 2).reshape(-1, channels.count, self.places)
 
-    def join(self, parts: Tensor) -> Tensor:
-        """(B, C, f) as (B, D)."""
-        outer, count, inner = (
-            self.channels.outer,
-            self.channels.count,
-            self.channels.inner,
-        )
-        return (
-            parts.view(-1, count, outer, inner)
-            .transpose(1, 2)
-            .reshape(-1, outer * count * inner)
-        )
+    def join(self, maps: Tensor) -> Tensor:
+        """Reorder (B, C, f) to (B, D), undoing `split`."""
+        channels = self.channels
+        parts = maps.view(-1, channels.count, channels.outer, channels.inner)
+        return parts.transpose(1, 2).reshape(-1, channels.columns)

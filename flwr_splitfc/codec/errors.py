@@ -1,4 +1,4 @@
-"""What can go wrong at the cut."""
+"""Errors of the cut codec."""
 
 
 class PayloadError(ValueError):
@@ -6,4 +6,7 @@ class PayloadError(ValueError):
 
 
 class BudgetError(ValueError):
-    """No payload of this shape fits into the budget; the message names the smallest one that works."""
+    """No payload of this shape fits into the budget.
+
+    The message names the smallest budget that works.
+    """

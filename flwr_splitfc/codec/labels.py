@@ -1,4 +1,9 @@
-"""Labels in as few bits as their range allows."""
+"""Labels in as few bits as their range allows.
+
+Integers from ``m`` to ``M`` are range-coded less ``m``, at ``log2(M - m + 1)`` bits
+each (docs/wire-format.md, section 7). Their arithmetic is that of 64 bits without a
+sign, which wraps around: ``m + (label - m)`` is the label whatever the span.
+"""
 
 from __future__ import annotations
 
@@ -50,20 +55,26 @@ def pack_labels(labels: Tensor) -> bytes:
     shape = tuple(labels.shape)
     entries = _to_numpy(labels.detach().cpu().contiguous().flatten())
     if labels.is_floating_point() or entries.size == 0:
-        return pack_label_header(LabelHeader(dtype, shape)) + pack_floats(
-            entries, _raw(dtype)
-        )
+        header = pack_label_header(LabelHeader(dtype, shape))
+        return header + pack_floats(entries, _raw_dtype(dtype))
+    return _pack_integers(dtype, shape, entries)
+
+
+def _pack_integers(
+    dtype: str, shape: tuple[int, ...], entries: NDArray[np.generic]
+) -> bytes:
     offset = int(entries.min())
     levels = int(entries.max()) - offset + 1
-    above = entries.astype(np.int64).view(np.uint64) - np.uint64(offset % 2**64)
+    above = entries.astype(np.int64).view(np.uint64) - _wrapped(offset)
     if levels > _MOST_RANGE_LEVELS:
-        width = "<u4" if levels <= 2**32 else "<u8"
-        header = pack_label_header(LabelHeader(dtype, shape, width, offset))
-        return header + above.astype(width).tobytes()
-    header = pack_label_header(LabelHeader(dtype, shape, "range", offset, levels))
-    return header + (
-        pack_symbols([(above.astype(np.int32), levels)]) if levels > 1 else b""
-    )
+        coding = "<u4" if levels <= 2**32 else "<u8"
+        header = LabelHeader(dtype, shape, coding, offset)
+        return pack_label_header(header) + above.astype(coding).tobytes()
+    header = LabelHeader(dtype, shape, "range", offset, levels)
+    data = pack_label_header(header)
+    if levels > 1:
+        data += pack_symbols([(above.astype(np.int32), levels)])
+    return data
 
 
 def unpack_labels(data: bytes, max_entries: int) -> Tensor:
@@ -82,29 +93,32 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
         If the bytes are no labels, or more than `max_entries`.
     """
     header, rest = unpack_label_header(view(data))
+    _check_header(header, max_entries)
     count = prod(header.shape)
-    if prod(size or 1 for size in header.shape) > max_entries:
-        raise PayloadError(
-            f"labels have shape {header.shape}; at most {max_entries} entries were wanted"
-        )
-    if (header.coding == "raw") != (count == 0 or "float" in header.dtype):
-        raise PayloadError(
-            f"{count} labels of {header.dtype} are coded as {header.coding}"
-        )
     if header.coding == "raw":
-        entries = _exactly(rest, count, _raw(header.dtype)).copy()
+        entries = _read_entries(rest, count, _raw_dtype(header.dtype)).copy()
     elif header.coding == "range":
         entries = _from_offset(_read_range(rest, count, header.levels), header)
     else:
-        entries = _from_offset(_exactly(rest, count, header.coding), header)
+        entries = _from_offset(_read_entries(rest, count, header.coding), header)
     return _to_torch(entries, header.dtype).reshape(header.shape)
 
 
-def _raw(dtype: str) -> str:
-    return "<i2" if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<").str
+def _check_header(header: LabelHeader, max_entries: int) -> None:
+    if prod(size or 1 for size in header.shape) > max_entries:
+        raise PayloadError(
+            f"labels have shape {header.shape}; "
+            f"at most {max_entries} entries were wanted"
+        )
+    count = prod(header.shape)
+    must_be_raw = count == 0 or "float" in header.dtype
+    if must_be_raw != (header.coding == "raw"):
+        raise PayloadError(
+            f"{count} labels of {header.dtype} are coded as {header.coding}"
+        )
 
 
-def _exactly(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
+def _read_entries(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
     size = count * np.dtype(dtype).itemsize
     if len(data) != size:
         raise PayloadError(
@@ -127,28 +141,44 @@ def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic
 def _from_offset(
     above: NDArray[np.generic], header: LabelHeader
 ) -> NDArray[np.generic]:
-    low, high = (0, 1) if header.dtype == "bool" else _integer_limits(header.dtype)
+    """Add the header's offset to entries, and check that the type holds the sums."""
+    least, greatest = _integer_limits(header.dtype)
     largest = header.offset + int(above.max())
-    if header.offset < low or largest > high:
+    if header.offset < least or largest > greatest:
         raise PayloadError(
             f"labels from {header.offset} to {largest} are not {header.dtype}"
         )
     values = above.astype(np.uint64)
-    values += np.uint64(header.offset % 2**64)
+    values += _wrapped(header.offset)
     return values.view(np.int64).astype(header.dtype, copy=False)
 
 
 def _integer_limits(dtype: str) -> tuple[int, int]:
+    if dtype == "bool":
+        return 0, 1
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 
 
+def _wrapped(offset: int) -> np.uint64:
+    """Return an int64 as 64 bits without a sign."""
+    return np.uint64(offset % 2**64)
+
+
+def _raw_dtype(dtype: str) -> str:
+    """Return the numpy type of raw entries, as they are written.
+
+    numpy has no bfloat16, so its entries are handled as the integers of their bits.
+    """
+    if dtype == "bfloat16":
+        return "<i2"
+    return np.dtype(dtype).newbyteorder("<").str
+
+
 def _to_numpy(labels: Tensor) -> NDArray[np.generic]:
-    return (
-        labels.view(torch.int16).numpy()
-        if labels.dtype == torch.bfloat16
-        else labels.numpy()
-    )
+    if labels.dtype == torch.bfloat16:
+        labels = labels.view(torch.int16)
+    return labels.numpy()
 
 
 def _to_torch(entries: NDArray[np.generic], dtype: str) -> Tensor:

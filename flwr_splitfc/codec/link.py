@@ -1,4 +1,4 @@
-"""What a selection leaves behind for the way back."""
+"""The link between a step's two directions: which entries went up, and how scaled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flwr_splitfc.codec.channels import Layout
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """The selection of one step: which rows and columns went up and, on the device, how they were scaled.
+    """The selection of one step: sent rows, kept columns and, on the device, a scale.
 
     The device's link knows the scale, the server's does not: dropout probabilities are
     never sent (SplitFC, Sec. IV).
@@ -40,11 +40,13 @@ class Link:
     groups : int or None
         Channels of flat (B, D) features, where both sides know it.
     layout : Layout or None
-        Of the columns, as both sides know it; for quantisers that ask for it.
+        Channels and maps in the columns, as both sides know them; for quantisers that
+        ask for it.
 
     Examples
     --------
-    >>> link = Link(rows=1, width=4, columns=torch.tensor([1, 3]), scale=torch.tensor([2.0, 4.0]))
+    >>> columns, scale = torch.tensor([1, 3]), torch.tensor([2.0, 4.0])
+    >>> link = Link(rows=1, width=4, columns=columns, scale=scale)
     >>> link.restrict(torch.tensor([[5.0, 6.0, 7.0, 8.0]]))
     tensor([[6., 8.]])
     >>> link.expand(torch.tensor([[6.0, 8.0]]))
@@ -72,39 +74,43 @@ class Link:
         return self.width if self.columns is None else self.columns.shape[-1]
 
     def sent_rows(self, batch: Tensor) -> Tensor:
-        """Those of the B rows that are sent: of features, labels or anything with a row a sample.
+        """Take the sent rows of B features, labels or anything with a row a sample.
 
-        >>> Link(rows=3, width=4, samples=torch.tensor([0, 2])).sent_rows(torch.tensor([5, 6, 7]))
+        >>> link = Link(rows=3, width=4, samples=torch.tensor([0, 2]))
+        >>> link.sent_rows(torch.tensor([5, 6, 7]))
         tensor([5, 7])
         """
-        return (
-            batch
-            if self.samples is None
-            else batch.index_select(0, self.samples.to(batch.device))
-        )
+        if self.samples is None:
+            return batch
+        return batch.index_select(0, self.samples.to(batch.device))
 
     def all_rows(self, sent: Tensor) -> Tensor:
-        """The sent rows in their places among all B, the others zero."""
+        """Put the sent rows in their places among all B, the others zero."""
         if self.samples is None:
             return sent
-        return sent.new_zeros(self.rows, *sent.shape[1:]).index_copy_(
-            0, self.samples.to(sent.device), sent
-        )
+        zeros = sent.new_zeros(self.rows, *sent.shape[1:])
+        return zeros.index_copy_(0, self.samples.to(sent.device), sent)
 
     def restrict(self, matrix: Tensor) -> Tensor:
         """Take the sent rows and kept columns, (b, K), of a (B, D) matrix."""
-        matrix = self.sent_rows(matrix)
+        rows = self.sent_rows(matrix)
         if self.columns is None:
-            return matrix
-        return matrix.gather(1, self.columns.to(matrix.device).expand(self.sent, -1))
+            return rows
+        return rows.gather(1, self._columns_of_rows(self.columns, rows.device))
 
     def expand(self, kept: Tensor) -> Tensor:
-        """Put (b, K) back into (B, D), scaled where the link has a scale, zeros where nothing was sent."""
+        """Put (b, K) back into (B, D), scaled where the link has a scale.
+
+        What was not sent is zero.
+        """
         if self.scale is not None:
             kept = kept * self.scale.to(kept.device)
         if self.columns is None:
             return self.all_rows(kept)
+        places = self._columns_of_rows(self.columns, kept.device)
         zeros = kept.new_zeros(self.sent, self.width)
-        return self.all_rows(
-            zeros.scatter_(1, self.columns.to(kept.device).expand(self.sent, -1), kept)
-        )
+        return self.all_rows(zeros.scatter_(1, places, kept))
+
+    def _columns_of_rows(self, columns: Tensor, device: torch.device) -> Tensor:
+        """Return the kept columns of each sent row, (b, K)."""
+        return columns.to(device).expand(self.sent, -1)

@@ -1,4 +1,13 @@
-"""Column statistics in few passes over the matrix; on the matrix's device, results on the CPU."""
+"""Extremes, means and deviations of a matrix's columns, in few passes over it.
+
+They are computed on the matrix's device and come back on the CPU. Over the B rows x_b,
+
+    mean       x_1 + sum (x_b - x_1) / B
+    deviation  sqrt(sum y_b^2 / B - (sum y_b / B)^2)  with  y_b = (x_b - x_1) / span
+
+since a large offset that all rows share costs no accuracy relative to the first row.
+Also here: the bounds on what is coded, and float16 in units of a power of two.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +20,31 @@ from torch import Tensor
 
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 
-_BLOCK_ENTRIES, _BLOCK_COLUMNS = 2**17, 2**12
+# Blocks of rows, and of columns, that stay in the cache.
+_BLOCK_ENTRIES = 2**17
+_BLOCK_COLUMNS = 2**12
+
 _LARGEST_SCALE = 1e38
+_HALF_LIMIT = 65504
+_HALF_EXPONENT = 15
+"""Half precision is best where magnitudes reach 2^14 to 2^15."""
 _LEAST_EXPONENT = -126
-
-
-def check_magnitude(low: Tensor, high: Tensor) -> None:
-    """Refuse NaN, infinities and values beyond ``MAGNITUDE_LIMIT``, given minima and maxima."""
-    largest = max(-float(low.min()), float(high.max()))
-    if not isfinite(largest):
-        raise ValueError("the matrix holds NaN or inf; all values must be finite")
-    if largest > MAGNITUDE_LIMIT:
-        raise ValueError(
-            f"the matrix holds a value of magnitude {largest:.3g}; at most 1e38 can be coded"
-        )
+"""The least power of two that float32 holds in full precision."""
 
 
 def check_entries(matrix: Tensor) -> None:
-    """Refuse a matrix with NaN, infinities or values beyond ``MAGNITUDE_LIMIT``."""
+    """Refuse a matrix with NaN, infinities or magnitudes above 1e38.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
     matrix_extremes(matrix)
 
 
 def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
-    """Minimum and maximum of all entries; (0, 0) if there are none.
+    """Return minimum and maximum of all entries; (0, 0) if there are none.
 
     Raises
     ------
@@ -43,24 +54,45 @@ def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
     if matrix.numel() == 0:
         return 0.0, 0.0
     low, high = torch.aminmax(matrix)
-    check_magnitude(low, high)
+    _check_magnitude(low, high)
     return float(low), float(high)
 
 
+def _check_magnitude(low: Tensor, high: Tensor) -> None:
+    """Check a matrix by its columns' minima and maxima, or by its own."""
+    largest = max(-float(low.min()), float(high.max()))
+    if not isfinite(largest):
+        raise ValueError("the matrix holds NaN or inf; all values must be finite")
+    if largest > MAGNITUDE_LIMIT:
+        raise ValueError(
+            f"the matrix holds a value of magnitude {largest:.3g}; "
+            "at most 1e38 can be coded"
+        )
+
+
 def half_scale(matrix: Tensor) -> float:
-    """The power of two in units of which the largest magnitude is 2^14 to 2^15, where float16 is precise.
+    """Return the power of two in units of which float16 holds the matrix best.
+
+    In its units the largest magnitude is 2^14 to 2^15.
 
     >>> half_scale(torch.tensor([[1.0, -3.0]]))
     0.0001220703125
     """
-    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
-    return 2.0 ** max(frexp(largest)[1] - 15, _LEAST_EXPONENT) if largest else 1.0
+    if matrix.numel() == 0:
+        return 1.0
+    largest = float(matrix.abs().max())
+    if largest == 0:
+        return 1.0
+    _, exponent = frexp(largest)
+    return float(2.0 ** max(exponent - _HALF_EXPONENT, _LEAST_EXPONENT))
 
 
 def to_half(scaled: Tensor, scale: float) -> Tensor:
-    """Round to float16, but not beyond ``MAGNITUDE_LIMIT`` in units of `scale`."""
-    limit = np.nextafter(np.float16(min(MAGNITUDE_LIMIT / scale, 65504)), np.float16(0))
-    return scaled.half().clamp_(-float(limit), float(limit))
+    """Round to float16, but not beyond a magnitude of 1e38 in units of `scale`."""
+    largest = np.float16(min(MAGNITUDE_LIMIT / scale, _HALF_LIMIT))
+    # The point below: the largest may have been rounded up, beyond the limit.
+    limit = float(np.nextafter(largest, np.float16(0)))
+    return scaled.half().clamp_(-limit, limit)
 
 
 def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,13 +109,15 @@ def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
     >>> low.tolist(), high.tolist()
     ([1.0, 5.0], [3.0, 5.0])
     """
-    # the maxima find a wide matrix in the cache
-    parts = matrix.split(_BLOCK_COLUMNS, 1)
-    low, high = (
-        torch.cat(ends).cpu()
-        for ends in zip(*((part.amin(0), part.amax(0)) for part in parts), strict=True)
-    )
-    check_magnitude(low, high)
+    lows = []
+    highs = []
+    # Part by part, the maxima find a wide matrix in the cache.
+    for part in matrix.split(_BLOCK_COLUMNS, 1):
+        lows.append(part.amin(0))
+        highs.append(part.amax(0))
+    low = torch.cat(lows).cpu()
+    high = torch.cat(highs).cpu()
+    _check_magnitude(low, high)
     return low.double(), high.double()
 
 
@@ -100,36 +134,47 @@ def column_means(matrix: Tensor) -> Tensor:
 
 
 def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
-    """Population standard deviation of each column in units of `spans`, (K,), float64 on the CPU.
+    """Population standard deviation of each column in units of `spans`.
 
     Parameters
     ----------
+    matrix : Tensor
+        float32 (B, K), on any device.
     spans : Tensor
         At least maximum minus minimum of each column, (K,): scaled first, no square
         overflows or vanishes.
 
+    Returns
+    -------
+    deviations : Tensor
+        float64 (K,) on the CPU.
+
     Examples
     --------
-    >>> column_deviations(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([4.0, 0.0])).tolist()
+    >>> matrix = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    >>> column_deviations(matrix, torch.tensor([4.0, 0.0])).tolist()
     [0.25, 0.0]
     """
     scale = spans.reciprocal().clamp_(max=_LARGEST_SCALE).float().to(matrix.device)
-    mean, squares = torch.zeros_like(scale), torch.zeros_like(scale)
+    mean = torch.zeros_like(scale)
+    mean_square = torch.zeros_like(scale)
     for shifted, weights in _blocks(matrix):
-        mean.addmv_(shifted.mul_(scale).T, weights)
-        squares.addmv_(shifted.square_().T, weights)
-    return (squares.double() - mean.double().square()).clamp_(min=0.0).sqrt_().cpu()
+        scaled = shifted.mul_(scale)
+        mean.addmv_(scaled.T, weights)
+        mean_square.addmv_(scaled.square_().T, weights)
+    variance = mean_square.double() - mean.double().square()
+    # Rounding may leave a little less than 0.
+    return variance.clamp_(min=0.0).sqrt_().cpu()
 
 
 def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows less the first, in blocks that stay in the cache, with weights ``1/B``.
+    """Yield blocks of rows less the first row, with weights ``1/B``.
 
-    Relative to the first row, a large common offset costs no accuracy.
+    Blocks stay in the cache; a GPU takes all rows at once.
     """
     rows, columns = matrix.shape
     block_rows = rows if matrix.is_cuda else max(1, _BLOCK_ENTRIES // columns)
     weights = matrix.new_full((rows,), 1 / rows)
-    for block, block_weights in zip(
-        matrix.split(block_rows), weights.split(block_rows), strict=True
-    ):
+    blocks = matrix.split(block_rows)
+    for block, block_weights in zip(blocks, weights.split(block_rows), strict=True):
         yield block - matrix[0], block_weights

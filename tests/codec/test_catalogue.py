@@ -91,7 +91,7 @@ class Halved(Float32):
 
 
 def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_CATALOGUE", dict(catalogue._CATALOGUE))
+    monkeypatch.setattr(catalogue, "CATALOGUE", dict(catalogue.CATALOGUE))
     register_codec("halved", FeatureDropout, Halved)
     assert "halved" in codec_names()
     assert cut_codec("halved", strength=3).quantiser == Halved(3)

@@ -1,8 +1,19 @@
-"""Sets of columns, and which columns are kept."""
+"""Sets of columns, and selections that name their count.
+
+A set of k out of n columns is nothing where k is 0 or n. Otherwise it is the shorter of
+
+- a bitmap of n bits, and
+- the Elias-Fano code: ``l = floor(log2(n / k))`` low bits of each column, then the high
+  parts in unary, as a bitmap in which column ``c_i`` sets bit ``(c_i >> l) + i``;
+
+the lowest bit of a byte first, the last byte padded with zeros. A selection is ``u32``
+K and the set of K out of D columns. docs/wire-format.md has both for implementers.
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,49 +22,109 @@ from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 
-
-def _low_bits(count: int, total: int) -> int:
-    return (total // count).bit_length() - 1
+_COUNT_BYTES = 4
 
 
-def _elias_fano_bits(count: int, total: int) -> int:
-    low = _low_bits(count, total)
-    return count * low + count + ((total - 1) >> low)
+@dataclass(frozen=True)
+class _Bitmap:
+    """One bit for each of `total` columns, of which `count` are set."""
+
+    count: int
+    total: int
+
+    @property
+    def bits(self) -> int:
+        return self.total
+
+    def encode(self, columns: Ints) -> NDArray[np.uint8]:
+        bits = np.zeros(self.bits, np.uint8)
+        bits[columns] = 1
+        return bits
+
+    def decode(self, bits: NDArray[np.uint8]) -> Ints:
+        """Return the columns whose bits are set, padding included."""
+        return np.flatnonzero(bits).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _EliasFano:
+    """The Elias-Fano code of `count` increasing columns below `total`."""
+
+    count: int
+    total: int
+
+    @property
+    def low_width(self) -> int:
+        """Low bits of each column, ``l``."""
+        return (self.total // self.count).bit_length() - 1
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of all low parts."""
+        return self.count * self.low_width
+
+    @property
+    def bits(self) -> int:
+        largest_high_part = (self.total - 1) >> self.low_width
+        return self.low_bits + self.count + largest_high_part
+
+    def encode(self, columns: Ints) -> NDArray[np.uint8]:
+        bits = np.zeros(self.bits, np.uint8)
+        low_parts = columns[:, None] >> np.arange(self.low_width) & 1
+        bits[: self.low_bits] = low_parts.ravel()
+        high_parts = columns >> self.low_width
+        bits[self.low_bits + high_parts + np.arange(self.count)] = 1
+        return bits
+
+    def decode(self, bits: NDArray[np.uint8]) -> Ints:
+        """Return `count` columns; they may be out of order or too large."""
+        if bits[self.bits :].any():
+            raise PayloadError("column set is padded with ones; zeros were wanted")
+        places = np.flatnonzero(bits[self.low_bits :])
+        if len(places) != self.count:
+            raise PayloadError(
+                f"column set has {len(places)} columns; {self.count} were wanted"
+            )
+        high_parts = places - np.arange(self.count)
+        digits = bits[: self.low_bits].reshape(self.count, self.low_width)
+        low_parts = digits @ (1 << np.arange(self.low_width))
+        return (high_parts << self.low_width | low_parts).astype(np.int64)
+
+
+def _code(count: int, total: int) -> _Bitmap | _EliasFano:
+    """Choose the shorter code of some, not all, of `total` columns."""
+    elias_fano = _EliasFano(count, total)
+    bitmap = _Bitmap(count, total)
+    return bitmap if bitmap.bits <= elias_fano.bits else elias_fano
 
 
 def column_set_bytes(count: int, total: int) -> int:
-    """Bytes that a set of `count` out of `total` columns takes.
+    """Return the bytes that a set of `count` out of `total` columns takes.
 
-    >>> column_set_bytes(72, 1152), column_set_bytes(576, 1152), column_set_bytes(1152, 1152)
-    (54, 144, 0)
+    >>> column_set_bytes(72, 1152), column_set_bytes(576, 1152)
+    (54, 144)
+    >>> column_set_bytes(1152, 1152)
+    0
     """
     if count in (0, total):
         return 0
-    return (min(total, _elias_fano_bits(count, total)) + 7) // 8
-
-
-def _is_bitmap(count: int, total: int) -> bool:
-    return total <= _elias_fano_bits(count, total)
+    return (_code(count, total).bits + 7) // 8
 
 
 def pack_columns(columns: Ints, total: int) -> bytes:
-    """Write a strictly increasing set of columns below `total`; its size is known to the reader."""
+    """Write a strictly increasing set of columns below `total`.
+
+    The count is not written: the reader knows it.
+    """
     count = len(columns)
     if count in (0, total):
         return b""
-    if _is_bitmap(count, total):
-        bits = np.zeros(total, np.uint8)
-        bits[columns] = 1
-    else:
-        low = _low_bits(count, total)
-        bits = np.zeros(_elias_fano_bits(count, total), np.uint8)
-        bits[: count * low] = (columns[:, None] >> np.arange(low) & 1).ravel()
-        bits[count * low + (columns >> low) + np.arange(count)] = 1
+    bits = _code(count, total).encode(columns)
     return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memoryview]:
-    """Read `count` columns below `total`."""
+    """Read `count` columns below `total` and return the rest."""
     if count in (0, total):
         return np.arange(count), data
     size = column_set_bytes(count, total)
@@ -62,35 +133,13 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
             f"column set ends early: {len(data)} bytes left where {size} were wanted"
         )
     bits = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little")
-    columns = (
-        _bitmap_columns(bits)
-        if _is_bitmap(count, total)
-        else _elias_fano_columns(bits, count, total)
-    )
-    if (
-        len(columns) != count
-        or columns[-1] >= total
-        or not bool((np.diff(columns) > 0).all())
-    ):
+    columns = _code(count, total).decode(bits)
+    increasing = bool((np.diff(columns) > 0).all())
+    if len(columns) != count or columns[-1] >= total or not increasing:
         raise PayloadError(
             f"column set is not {count} increasing columns below {total}"
         )
     return columns, data[size:]
-
-
-def _bitmap_columns(bits: NDArray[np.uint8]) -> Ints:
-    return np.flatnonzero(bits).astype(np.int64)
-
-
-def _elias_fano_columns(bits: NDArray[np.uint8], count: int, total: int) -> Ints:
-    low = _low_bits(count, total)
-    if bits[_elias_fano_bits(count, total) :].any():
-        raise PayloadError("column set is padded with ones; zeros were wanted")
-    low_parts = bits[: count * low].reshape(count, low) @ (1 << np.arange(low))
-    places = np.flatnonzero(bits[count * low :])
-    if len(places) != count:
-        raise PayloadError(f"column set has {len(places)} columns; {count} were wanted")
-    return ((places - np.arange(count)) << low | low_parts).astype(np.int64)
 
 
 def pack_selection(columns: Ints | None, width: int) -> bytes:
@@ -110,12 +159,13 @@ def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryv
 
 
 def selection_bytes(fewest: int, most: int, width: int) -> int:
-    """Bytes of the longest selection of `fewest` to `most` out of `width` columns.
+    """Return the bytes of the longest selection of `fewest` to `most` columns.
 
     A set grows with its count but where its low parts get a bit shorter, past ``width
-    >> bits`` columns.
+    >> bits`` columns. So the longest one has the greatest count, one of these, or all
+    columns but one.
     """
-    counts = {most, width - 1, *(width >> bits for bits in range(width.bit_length()))}
-    return 4 + max(
-        column_set_bytes(count, width) for count in counts if fewest <= count <= most
-    )
+    peaks = {width >> bits for bits in range(width.bit_length())}
+    candidates = {most, width - 1} | peaks
+    counts = [count for count in candidates if fewest <= count <= most]
+    return _COUNT_BYTES + max(column_set_bytes(count, width) for count in counts)

@@ -1,4 +1,7 @@
-"""Matrices of floats, and bounds on what is decoded."""
+"""Matrices of floats row by row, ``f32`` or ``f16``, and bounds on what is decoded.
+
+No value that is sent or decoded exceeds 1e38 in magnitude.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
         raise PayloadError(
             f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}"
         )
-    native = np.frombuffer(data, dtype).astype(np.dtype(dtype).newbyteorder("="))
-    # ten times as fast as numpy from float16
+    native_dtype = np.dtype(dtype).newbyteorder("=")
+    native = np.frombuffer(data, dtype).astype(native_dtype)
+    # From float16, torch converts ten times as fast as numpy.
     matrix = torch.from_numpy(native).view(rows, columns).float()
     check_decoded(matrix)
     return matrix
@@ -38,7 +42,10 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
 def unpack_scaled(
     data: memoryview, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, memoryview]:
-    """Read (rows, columns) of ``<f2`` in units of `scale` as float32, and return the rest."""
+    """Read a (rows, columns) matrix of ``<f2`` in units of `scale`; return the rest.
+
+    The matrix comes back as float32, in units of 1.
+    """
     if not (isfinite(scale) and scale > 0):
         raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
     size = 2 * rows * columns
@@ -52,17 +59,19 @@ def unpack_scaled(
 
 
 def check_decoded(matrix: Tensor) -> None:
-    """Refuse NaN, infinities and what is too large to be sent."""
-    if (
-        matrix.numel()
-        and not max(-float(matrix.amin()), float(matrix.amax())) <= MAGNITUDE_LIMIT
-    ):
+    """Refuse a decoded matrix with NaN, infinities or magnitudes above 1e38."""
+    if matrix.numel() == 0:
+        return
+    largest = max(-float(matrix.amin()), float(matrix.amax()))
+    # Written so that NaN, which is in no order, is refused.
+    if not largest <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
 
 
 def check_interval(low: float, high: float, name: str) -> None:
-    """Refuse ends that are not finite, in order and at most 1e38."""
+    """Refuse ends of an interval that are not finite, ordered and at most 1e38."""
     if not -MAGNITUDE_LIMIT <= low <= high <= MAGNITUDE_LIMIT:
         raise PayloadError(
-            f"{name} interval is {low} to {high}; finite, ordered, at most 1e38 was wanted"
+            f"{name} interval is {low} to {high}; "
+            "finite, ordered, at most 1e38 was wanted"
         )

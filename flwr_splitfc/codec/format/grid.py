@@ -1,4 +1,13 @@
-"""Even grids for column endpoints and means; IEEE arithmetic alone, so that all machines agree."""
+"""Even grids of values, as decoders compute them.
+
+A grid of ``q`` points from ``low`` to ``high`` has the values
+
+    low + i (high - low) / (q - 1),   i = 0 ... q - 1,
+
+computed in float64 by IEEE arithmetic alone, in this order, and rounded to float32: all
+machines agree on them. A grid is no bytes itself; payloads have its ends and its points
+``i`` (docs/wire-format.md, section 4).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +20,28 @@ from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 def grid_values(
     index: NDArray[np.integer], low: float, high: float, levels: int
 ) -> Floats:
-    """Values at points of an even grid of `levels` points from `low` to `high`.
+    """Return the values at points of an even grid of `levels` points.
 
     >>> grid_values(np.array([0, 1, 4]), 0.0, 1.0, levels=5).tolist()
     [0.0, 0.25, 1.0]
     """
-    step = (high - low) / max(levels - 1, 1)
-    return (low + index * np.float64(step)).astype(np.float32)
+    step = np.float64(_step(low, high, levels))
+    return (low + index * step).astype(np.float32)
 
 
 def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints:
-    """Points of an even grid nearest to the values."""
-    step = (high - low) / max(levels - 1, 1)
-    points = np.rint((values - low) / step) if step > 0 else np.zeros_like(values)
-    return np.clip(points, 0, levels - 1).astype(np.int64)
+    """Return the points of an even grid that are nearest to the values.
+
+    >>> nearest_point(np.array([-1.0, 0.3, 0.9]), 0.0, 1.0, levels=5).tolist()
+    [0, 1, 4]
+    """
+    step = _step(low, high, levels)
+    if step > 0:
+        points = np.rint((values - low) / step)
+        return np.clip(points, 0, levels - 1).astype(np.int64)
+    return np.zeros(values.shape, np.int64)
+
+
+def _step(low: float, high: float, levels: int) -> float:
+    """Return the distance of two points; a grid of one point has none."""
+    return (high - low) / max(levels - 1, 1)

@@ -1,4 +1,8 @@
-"""What precedes the entries of labels."""
+"""The header of labels: what precedes their entries.
+
+``u8`` type, ``u8`` number of dimensions, so many ``u32`` sizes, ``u8`` coding; unless
+entries are raw, ``i64`` offset; if they are range-coded, ``u32`` levels.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,33 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS, take
 
 LABEL_DTYPES = (
-    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bfloat16",
-)  # fmt: skip
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+)
 """Label types by their code."""
 
-
 LABEL_CODINGS = ("raw", "range", "<u4", "<u8")
-"""How entries are written, by code: as they are, range-coded, or less the offset in four or eight bytes."""
+"""How entries are written, by code.
+
+As they are; or less the offset, range-coded or in four or eight bytes.
+"""
 
 
 @dataclass(frozen=True)
 class LabelHeader:
-    """Type, shape and coding of labels; integer labels are `offset` plus the entry, below `levels`."""
+    """Type, shape and coding of labels.
+
+    Integer labels are `offset` plus the entry, which is below `levels` where it is
+    range-coded.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,18 +53,18 @@ def pack_label_header(header: LabelHeader) -> bytes:
     dimensions = len(header.shape)
     if dimensions > MOST_DIMENSIONS:
         raise ValueError(
-            f"labels have {dimensions} dimensions; at most {MOST_DIMENSIONS} can be sent"
+            f"labels have {dimensions} dimensions; "
+            f"at most {MOST_DIMENSIONS} can be sent"
         )
-    codes = (
-        LABEL_DTYPES.index(header.dtype),
-        dimensions,
-        *header.shape,
-        LABEL_CODINGS.index(header.coding),
-    )
-    data = struct.pack(f"<BB{dimensions}IB", *codes)
+    dtype = LABEL_DTYPES.index(header.dtype)
+    coding = LABEL_CODINGS.index(header.coding)
+    layout = f"<BB{dimensions}IB"
+    data = struct.pack(layout, dtype, dimensions, *header.shape, coding)
     if header.coding != "raw":
         data += struct.pack("<q", header.offset)
-    return data + struct.pack("<I", header.levels) if header.coding == "range" else data
+    if header.coding == "range":
+        data += struct.pack("<I", header.levels)
+    return data
 
 
 def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
@@ -58,14 +77,13 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
             f"labels have {dimensions} dimensions, more than {MOST_DIMENSIONS}"
         )
     shape, rest = take(rest, f"{dimensions}I")
-    (coding,), rest = take(rest, "B")
-    if coding >= len(LABEL_CODINGS):
-        raise PayloadError(f"unknown label coding {coding}")
+    (code,), rest = take(rest, "B")
+    if code >= len(LABEL_CODINGS):
+        raise PayloadError(f"unknown label coding {code}")
+    coding = LABEL_CODINGS[code]
     offset = levels = 0
-    if LABEL_CODINGS[coding] != "raw":
+    if coding != "raw":
         (offset,), rest = take(rest, "q")
-    if LABEL_CODINGS[coding] == "range":
+    if coding == "range":
         (levels,), rest = take(rest, "I")
-    return LabelHeader(
-        LABEL_DTYPES[dtype], shape, LABEL_CODINGS[coding], offset, levels
-    ), rest
+    return LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels), rest

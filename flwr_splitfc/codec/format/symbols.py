@@ -1,4 +1,10 @@
-"""Streams of range-coded symbols, and how many bytes they take."""
+"""Streams of range-coded symbols, and how many bytes they take.
+
+A stream is ``u32`` the number of words and so many ``u32`` words to the end of the
+payload; a payload without symbols has no stream at all. The range coder is
+constriction's, with probabilities in multiples of ``2**-24``: a symbol of q equally
+probable levels takes ``24 - log2(floor(2**24 / q))`` bits, a little above ``log2(q)``.
+"""
 
 from __future__ import annotations
 
@@ -19,123 +25,148 @@ from flwr_splitfc.codec.format.fields import take
 SYMBOL_PRECISION_BITS = 24
 """The range coder's probabilities are multiples of ``2**-24``."""
 
-
 SYMBOL_OVERHEAD_BITS = 2e-4
-
-
-_STREAM_SLACK_BITS = 4.0
-
+"""What the coder adds to the bits of each symbol, on average."""
 
 MOST_LEVELS = 2**16
-
+"""Most levels of a symbol, but for those of sized models."""
 
 Model: TypeAlias = int | Symbols | stream.model.Model
-"""The levels of all symbols or of each, or how probable they are."""
+"""The levels (at least 2) of all symbols, or of each, or how probable they are."""
+
+_WORD_BITS = 32
+_WORD_BYTES = 4
+_STREAM_SLACK_BITS = 4.0
+_SYMBOLS_PER_CODER_BIT = 4096
+"""So many symbols add a bit to what their levels alone would take, or less."""
 
 
 def sized_model(sizes: Ints) -> stream.model.Model:
-    """Symbols with intervals of so many units of ``2**-24``, at least 1 each: constriction adds the 1."""
+    """Return the model of symbols with intervals of so many units of ``2**-24``.
+
+    Each size is at least 1, which constriction adds itself.
+    """
     return stream.model.Categorical((sizes - 1).astype(np.float64), perfect=False)
 
 
 def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
-    """Bytes that are enough for so many symbols, of two levels or of so many bits on average."""
-    coder_bits = symbols // 4096
-    return (
-        0
-        if symbols == 0
-        else 4 + 4 * ((ceil(symbols * bits_each) + coder_bits) // 32 + 1)
-    )
+    """Return bytes that are enough for so many symbols.
+
+    They have two levels, or take `bits_each` bits on average.
+    """
+    if symbols == 0:
+        return 0
+    bits = ceil(symbols * bits_each) + symbols // _SYMBOLS_PER_CODER_BIT
+    words = bits // _WORD_BITS + 1
+    count_words = 1
+    return _WORD_BYTES * (count_words + words)
 
 
 def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
-    """Range-code runs of symbols, each with its number of levels (at least 2), one for all or one each."""
+    """Range-code runs of symbols, each with the model of its symbols."""
     encoder = stream.queue.RangeEncoder()
-    for symbols, levels in runs:
-        if isinstance(levels, stream.model.Model):
-            encoder.encode(symbols, levels)
-        elif isinstance(levels, int):
-            encoder.encode(symbols, stream.model.Uniform(levels))
+    for symbols, model in runs:
+        if isinstance(model, np.ndarray):
+            encoder.encode(symbols, stream.model.Uniform(), model)
         else:
-            encoder.encode(symbols, stream.model.Uniform(), levels)
+            encoder.encode(symbols, _common_model(model))
     words: NDArray[np.uint32] = encoder.get_compressed()
-    return (
-        struct.pack("<I", len(words)) + words.astype("<u4", copy=False).tobytes()
-        if len(words)
-        else b""
-    )
+    if len(words) == 0:
+        return b""
+    count = struct.pack("<I", len(words))
+    return count + words.astype("<u4", copy=False).tobytes()
+
+
+def _common_model(model: int | stream.model.Model) -> stream.model.Model:
+    """Return the coder's model where all symbols of a run have the same."""
+    return stream.model.Uniform(model) if isinstance(model, int) else model
 
 
 class SymbolReader:
     """Reads back the runs that `pack_symbols` wrote, in the same order.
 
     The decoder itself would read on past the end of its words, so their number is sent
-    and checked. One of even levels takes a bit at least: no stream makes more of them
-    than it has bits, whatever a header says.
+    and checked. A symbol of even levels takes a bit at least, so no stream makes more
+    of them than it has bits, whatever a header says. A symbol of a sized model may take
+    next to nothing.
     """
 
     def __init__(self, data: memoryview) -> None:
         words = data
         if data:
             (count,), words = take(data, "I")
-            if count == 0 or len(words) != 4 * count:
+            if count == 0 or len(words) != _WORD_BYTES * count:
                 raise PayloadError(
-                    f"symbol stream has {len(words)} bytes; {count} words were announced"
+                    f"symbol stream has {len(words)} bytes; "
+                    f"{count} words were announced"
                 )
-        self._decoder = stream.queue.RangeDecoder(
-            np.frombuffer(words, "<u4").astype(np.uint32)
-        )
-        self._most = 8 * len(words)
-        self._read = self._even = 0
+        native_words = np.frombuffer(words, "<u4").astype(np.uint32)
+        self._decoder = stream.queue.RangeDecoder(native_words)
+        self._stream_bits = 8 * len(words)
+        self._symbols_read = 0
+        self._least_bits_read = 0
 
-    def read(self, count: int, levels: Model) -> Symbols:
-        """Read `count` symbols, each below its number of levels (at least 2)."""
+    def read(self, count: int, model: Model) -> Symbols:
+        """Read `count` symbols of the model that they were written with."""
         if count == 0:
             return np.zeros(0, np.int32)
-        # such a symbol may take next to nothing
-        sized = isinstance(levels, stream.model.Model)
-        self._read += count
-        self._even += 0 if sized else count
-        if self._most == 0 or self._even > self._most:
-            raise PayloadError(
-                f"{self._read} symbols were wanted; the stream has {self._most} bits"
-            )
+        self._account(count, model)
         try:
-            if sized:
-                symbols = self._decoder.decode(levels, count)
-            elif isinstance(levels, int):
-                symbols = self._decoder.decode(stream.model.Uniform(levels), count)
-            else:
-                symbols = self._decoder.decode(stream.model.Uniform(), levels)
+            symbols = self._decode(count, model)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise PayloadError("symbol stream is not range-coded data") from error
         return np.asarray(symbols, np.int32)
 
+    def _account(self, count: int, model: Model) -> None:
+        """Refuse to read more symbols than the stream can hold."""
+        self._symbols_read += count
+        if not isinstance(model, stream.model.Model):
+            self._least_bits_read += count
+        if self._stream_bits == 0 or self._least_bits_read > self._stream_bits:
+            raise PayloadError(
+                f"{self._symbols_read} symbols were wanted; "
+                f"the stream has {self._stream_bits} bits"
+            )
+
+    def _decode(self, count: int, model: Model) -> Symbols:
+        if isinstance(model, np.ndarray):
+            return self._decoder.decode(stream.model.Uniform(), model)  # type: ignore[no-any-return]
+        return self._decoder.decode(_common_model(model), count)  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """Check that the stream may end here."""
-        if not self._decoder.maybe_exhausted() or (self._read == 0 and self._most > 0):
+        unread = self._symbols_read == 0 and self._stream_bits > 0
+        if unread or not self._decoder.maybe_exhausted():
             raise PayloadError("symbol stream goes on after the last symbol")
 
 
 @cache
 def level_bits() -> Doubles:
-    """Bits of one symbol with q levels in the range coder, for q = 0 ... 2^16; a little above log2(q)."""
-    whole = 2**SYMBOL_PRECISION_BITS
+    """Return the bits of one symbol with q levels, for q = 0 ... 2^16; 0 for q = 0."""
     q = np.arange(1, MOST_LEVELS + 1)
-    return np.concatenate([[0.0], SYMBOL_PRECISION_BITS - np.log2(whole // q)])
+    units_per_level = 2**SYMBOL_PRECISION_BITS // q
+    bits = SYMBOL_PRECISION_BITS - np.log2(units_per_level)
+    return np.concatenate([[0.0], bits])
 
 
-def usable_bits(stream_bytes: int, symbols: int) -> float:
-    """Information that fits into a stream of so many bytes and symbols, but for rare cases."""
-    words = stream_bytes // 4 - 1  # the first tells how many there are
-    return max(0.0, words * 32 - _STREAM_SLACK_BITS - SYMBOL_OVERHEAD_BITS * symbols)
+def usable_bits(budget_bytes: int, symbols: int) -> float:
+    """Return the information that fits into a stream of so many bytes and symbols.
+
+    In rare cases the stream gets longer than the budget all the same.
+    """
+    words = budget_bytes // _WORD_BYTES - 1  # the first tells how many there are
+    stream_bits = words * _WORD_BITS - _STREAM_SLACK_BITS
+    return max(0.0, stream_bits - SYMBOL_OVERHEAD_BITS * symbols)
 
 
-def most_levels(stream_bytes: int, symbols: int) -> int:
-    """How many levels a stream of so many bytes pays for, 2 ... 2^16, where all symbols have the same number.
+def most_levels(budget_bytes: int, symbols: int) -> int:
+    """Return how many levels a stream of so many bytes pays for, 2 ... 2^16.
 
-    >>> most_levels(stream_bytes=7000, symbols=18_432)
+    All symbols have the same number.
+
+    >>> most_levels(budget_bytes=7000, symbols=18_432)
     8
     """
-    bits = usable_bits(stream_bytes, symbols) / symbols
-    return max(2, int(np.searchsorted(level_bits(), bits, side="right")) - 1)
+    bits_each = usable_bits(budget_bytes, symbols) / symbols
+    affordable = int(np.searchsorted(level_bits(), bits_each, side="right")) - 1
+    return max(2, affordable)

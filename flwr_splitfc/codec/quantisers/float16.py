@@ -11,7 +11,7 @@ from flwr_splitfc.codec.format.floats import pack_floats, unpack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import check_entries
 
-FLOAT16_LIMIT = 65504.0
+_FLOAT16_LIMIT = 65504.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Float16(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        return pack_floats(
-            matrix.half().clamp_(-FLOAT16_LIMIT, FLOAT16_LIMIT).cpu().numpy(), "<f2"
-        )
+        entries = matrix.half().clamp_(-_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        return pack_floats(entries.cpu().numpy(), "<f2")
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         return unpack_floats(data, rows, columns, "<f2")

@@ -1,4 +1,4 @@
-"""The identity quantiser: the baseline on the same path."""
+"""Single precision: the identity, as a baseline on the same path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a quantiser is."""
+"""The contract of quantisers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,31 @@ class Quantiser(ABC):
     """
 
     version: ClassVar[int] = 1
-    """Of the byte format; old payloads do not decode with a new one."""
+    """The version of the byte format; old payloads do not decode with a new one."""
 
     budgeted: ClassVar[bool] = True
-    """Whether the budget bounds the payload; a quantiser of fixed precision ignores it."""
+    """Whether the budget bounds the payload; fixed precisions ignore it."""
 
     @property
     def gradient_correction(self) -> float:
-        """``lambda`` by which the device corrects the gradient for what the features lost: ``g + lambda (z - z~)``."""
+        """``lambda``, by which the device corrects the gradient for lost features.
+
+        ``g + lambda (z - z~)`` with the features ``z`` and what the server saw, ``z~``.
+        """
         return 0.0
 
     def for_gradient(self) -> Quantiser:
-        """What quantises the gradient; a method that is for features alone names another here."""
+        """Return the quantiser of the gradient.
+
+        A method that is for features alone names another here.
+        """
         return self
 
     def for_layout(self, layout: Layout) -> Quantiser:
-        """What quantises features of this layout and their gradient, for a method that sees more than columns."""
+        """Return the quantiser of features of this layout, and of their gradient.
+
+        For a method that sees more than columns.
+        """
         return self
 
     @abstractmethod
@@ -61,4 +70,4 @@ class Quantiser(ABC):
 
     @abstractmethod
     def smallest_bytes(self, rows: int, columns: int) -> int:
-        """Bytes that are enough for any (B, K) matrix."""
+        """Return bytes that are enough for any (B, K) matrix."""

@@ -1,1 +1,5 @@
-"""Selectors pick the part of the features that is sent: a file each, and their contract, `Selector`."""
+"""Selectors pick the part of the features that is sent.
+
+Each has a module of its own; `selector` has what they share. They do not know
+quantisers.
+"""

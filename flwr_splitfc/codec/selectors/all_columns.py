@@ -1,4 +1,4 @@
-"""No selection."""
+"""Everything is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class AllColumns(Selector):
 
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
-        return matrix, Link(rows, width, device=matrix.device)
+        link = Link(rows, width, device=matrix.device)
+        return matrix, link
 
     def pack(self, link: Link) -> bytes:
         return b""

@@ -1,4 +1,8 @@
-"""Selection of single entries: every row keeps its own."""
+"""Selection of single entries: every row keeps its own.
+
+A selection of entries is ``u32`` S and one column set of B S out of B D places, that of
+entry (b, d) being ``b D + d``: each row has S of them (docs/wire-format.md, section 3).
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ from flwr_splitfc.codec.statistics import check_entries
 
 
 class EntrySelector(Selector):
-    """Keeps ``S`` entries of each row, unscaled, as many as both budgets pay for; at least one.
+    """Keeps ``S`` entries of each row, unscaled; at least one.
 
-    The gradient comes back for the same entries, without their positions. All (B, S)
-    positions are sent as one set out of ``B D``.
+    As many as both budgets pay for. The gradient comes back for the same entries,
+    without their positions.
     """
 
     budgeted: ClassVar[bool] = True
@@ -42,7 +46,24 @@ class EntrySelector(Selector):
         *,
         training: bool,
     ) -> Tensor:
-        """Columns of the `kept` entries of each row, (B, S) in any order, by the entries' magnitude (B, D)."""
+        """Choose the columns of the `kept` entries of each row.
+
+        Parameters
+        ----------
+        magnitude : Tensor
+            The entries' magnitudes, (B, D).
+        kept : int
+            ``S``, below ``D``.
+        generator : torch.Generator, optional
+            The source of all randomness.
+        training : bool
+            False asks for a choice without anything random.
+
+        Returns
+        -------
+        columns : Tensor
+            (B, S), in any order.
+        """
 
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         check_entries(matrix)
@@ -53,7 +74,8 @@ class EntrySelector(Selector):
         columns = self.choose(
             matrix.abs(), kept, selection.generator, training=selection.training
         )
-        link = Link(rows, width, columns.sort(1).values, device=matrix.device)
+        ordered = columns.sort(1).values
+        link = Link(rows, width, ordered, device=matrix.device)
         return link.restrict(matrix), link
 
     def pack(self, link: Link) -> bytes:
@@ -64,12 +86,11 @@ class EntrySelector(Selector):
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_entries(data, rows, columns)
-        return Link(
-            rows, columns, None if kept is None else torch.from_numpy(kept)
-        ), rest
+        kept_columns = None if kept is None else torch.from_numpy(kept)
+        return Link(rows, columns, kept_columns), rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
-        """One: whatever the budgets, no fewer are sent."""
+        """Return 1: whatever the budgets, no fewer are sent."""
         return 1
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
@@ -77,35 +98,50 @@ class EntrySelector(Selector):
 
 
 def largest_entries(magnitude: Tensor, kept: int) -> Tensor:
-    """Columns of the `kept` largest entries of each row, (B, S) in any order.
+    """Return the columns of the `kept` largest entries of each row.
 
-    >>> largest_entries(torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]]), 2).sort(1).values.tolist()
+    They are (B, S), in any order.
+
+    >>> magnitude = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
+    >>> largest_entries(magnitude, 2).sort(1).values.tolist()
     [[1, 2], [0, 2]]
     """
     return magnitude.topk(kept, 1, sorted=False).indices
 
 
 def pack_entries(columns: Ints | None, width: int) -> bytes:
-    """Write which of `width` columns each row keeps, increasing (B, S); None is all of them."""
+    """Write which of `width` columns each row keeps, increasing (B, S).
+
+    None is all of them.
+    """
     if columns is None:
         return struct.pack("<I", width)
     rows, kept = columns.shape
-    flat = (columns + width * np.arange(rows)[:, None]).ravel()
-    return struct.pack("<I", kept) + pack_columns(flat, rows * width)
+    places = columns + _first_places(rows, width)
+    return struct.pack("<I", kept) + pack_columns(places.ravel(), rows * width)
 
 
 def unpack_entries(
     data: memoryview, rows: int, width: int
 ) -> tuple[Ints | None, memoryview]:
-    """Read which of `width` columns each row keeps, (B, S), None for all, and return the rest."""
+    """Read which of `width` columns each row keeps, and return the rest.
+
+    They are (B, S), None for all.
+    """
     (kept,), rest = take(data, "I")
     if kept > width:
         raise PayloadError(f"selection keeps {kept} entries of {width} in each row")
     if kept == width:
         return None, rest
-    flat, rest = unpack_columns(rest, rows * kept, rows * width)
-    columns = flat.reshape(rows, kept)
-    columns -= width * np.arange(rows)[:, None]
-    if columns.size and not 0 <= columns[:, 0].min() <= columns[:, -1].max() < width:
+    places, rest = unpack_columns(rest, rows * kept, rows * width)
+    columns = places.reshape(rows, kept)
+    columns -= _first_places(rows, width)
+    # Places increase, so each row's first and last column tell whether all are its own.
+    if columns.size and (columns[:, 0].min() < 0 or columns[:, -1].max() >= width):
         raise PayloadError(f"a row does not keep {kept} entries")
     return columns, rest
+
+
+def _first_places(rows: int, width: int) -> Ints:
+    """Return the place of each row's first entry, (B, 1)."""
+    return width * np.arange(rows)[:, None]

@@ -1,4 +1,18 @@
-"""Adaptive feature-wise dropout (SplitFC, Sec. IV)."""
+"""Adaptive feature-wise dropout (SplitFC, 2307.10805, Sec. IV).
+
+With ``p_i`` the probability that column i is dropped, it is kept with
+
+    1 - p_i = (D / R) (sigma_i + c) / sum_j (sigma_j + c)                       (2)
+
+where ``sigma_i`` is its standard deviation in units of its channel's span (1), and the
+bias c is the smallest that keeps every probability at most 1:
+
+    c = max(0, ((D / R) max_j sigma_j - sum_j sigma_j) / (D - D / R))           (3)
+
+A kept column is multiplied by ``1 / (1 - p_i)``, so that the features stay unbiased
+(4). The device multiplies the column's gradient by the same factor, by the chain rule
+(5): `Link.expand` does. The numbers are those of the equations in docs/splitfc.md.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +34,7 @@ from flwr_splitfc.codec.statistics import column_deviations, column_extremes
 
 
 def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
-    """Keep probability of every column (SplitFC, Sec. IV).
-
-    ``(D/R) (sigma_i + c) / sum_j (sigma_j + c)`` with the smallest bias ``c`` that
-    keeps every probability at most 1. They add up to ``D/R``.
+    """Return the keep probability of every column; they add up to ``D/R``.
 
     Parameters
     ----------
@@ -35,23 +46,32 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
 
     Examples
     --------
-    >>> keep_probabilities(torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64), reduction=1.5)
+    >>> dispersion = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
+    >>> keep_probabilities(dispersion, reduction=1.5)
     tensor([0.4000, 0.6000, 1.0000], dtype=torch.float64)
     """
     if reduction == 1.0:
         return torch.ones_like(dispersion)
-    kept, largest = len(dispersion) / reduction, float(dispersion.max())
+    largest = float(dispersion.max())
     if largest == 0.0:
         return torch.full_like(dispersion, 1.0 / reduction)
+    columns = len(dispersion)
+    kept = columns / reduction
+    # in units of the largest deviation nothing overflows or vanishes
     relative = dispersion / largest
     total = float(relative.sum())
-    bias = max(0.0, (kept - total) / (len(dispersion) - kept))
-    return (kept * (relative + bias) / (total + len(dispersion) * bias)).clamp_(max=1.0)
+    # (3), where the largest is 1
+    bias = max(0.0, (kept - total) / (columns - kept))
+    # (2)
+    probabilities = kept * (relative + bias) / (total + columns * bias)
+    return probabilities.clamp_(max=1.0)
 
 
 @dataclass(frozen=True)
 class FeatureDropout(Selector):
-    """Keeps ``D/R`` columns in expectation, the widely spread ones more often, scaled to stay unbiased.
+    """Keeps ``D/R`` columns in expectation, those that vary widely more often.
+
+    Kept columns are scaled, so that the features stay unbiased.
 
     Parameters
     ----------
@@ -71,21 +91,16 @@ class FeatureDropout(Selector):
         rows, width = matrix.shape
         if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
-        spans = selection.channels.spans(*column_extremes(matrix))
-        keep = keep_probabilities(column_deviations(matrix, spans), self.reduction)
-        drawn = (
-            torch.rand(width, generator=selection.generator, dtype=torch.float64) < keep
-        )
-        columns = drawn.nonzero().flatten()
-        scale = keep[columns].reciprocal().float().to(matrix.device)
-        everything = len(columns) == width
-        link = Link(
-            rows,
-            width,
-            None if everything else columns.to(matrix.device),
-            scale,
-            matrix.device,
-        )
+        low, high = column_extremes(matrix)
+        # (1)
+        dispersion = column_deviations(matrix, selection.channels.spans(low, high))
+        keep = keep_probabilities(dispersion, self.reduction)
+        uniform = torch.rand(width, generator=selection.generator, dtype=torch.float64)
+        drawn = (uniform < keep).nonzero().flatten()
+        # (4)
+        scale = keep[drawn].reciprocal().float().to(matrix.device)
+        columns = None if len(drawn) == width else drawn.to(matrix.device)
+        link = Link(rows, width, columns, scale, matrix.device)
         return link.restrict(matrix) * scale, link
 
     def pack(self, link: Link) -> bytes:
@@ -96,16 +111,20 @@ class FeatureDropout(Selector):
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_selection(data, columns)
-        return Link(
-            rows, columns, None if kept is None else torch.from_numpy(kept)
-        ), rest
+        kept_columns = None if kept is None else torch.from_numpy(kept)
+        return Link(rows, columns, kept_columns), rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
-        """``D/R`` and six standard deviations: exceeded with a probability below 1e-9."""
+        """Return ``D/R`` and six standard deviations.
+
+        More are drawn with a probability below 1e-9.
+        """
         if not training:
             return columns
         mean = columns / self.reduction
-        return min(columns, ceil(mean + 6 * sqrt(mean)) + 6)
+        # The variance, sum p (1 - p), is below the mean; a few more for small means.
+        likely = ceil(mean + 6 * sqrt(mean)) + 6
+        return min(columns, likely)
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         fewest = columns if self.reduction == 1.0 else 0

@@ -1,4 +1,13 @@
-"""Randomised Top-S (Zheng et al., IJCAI 2023, Sec. 4)."""
+"""RandTop-S: mostly the largest entries (Zheng et al., IJCAI 2023, Sec. 4).
+
+Of D entries, the S largest and the others have the weights
+
+    (1 - alpha) / S   and   alpha / (D - S),
+
+and S are drawn one after the other by weight without replacement. Such a drawing is a
+race of exponential times, each at the rate of its weight: the first S are drawn. A time
+at rate r is ``-log(u) / r`` with u uniform in (0, 1).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +21,10 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 
 @dataclass(frozen=True)
 class RandomTopEntries(EntrySelector):
-    """Every row keeps ``S`` entries at random, mostly those of largest magnitude (RandTop-S, 2305.18469).
+    """Every row keeps ``S`` entries at random, mostly those of largest magnitude.
 
-    They are drawn one after the other without replacement, with weight ``(1 - alpha) /
-    S`` for each of the S largest and ``alpha / (D - S)`` for each of the others. What
-    is drawn is sent as it is, unscaled. Without training the S largest are kept.
+    RandTop-S (2305.18469). What is drawn is sent as it is, unscaled. Without training
+    the S largest are kept.
 
     Parameters
     ----------
@@ -39,18 +47,17 @@ class RandomTopEntries(EntrySelector):
         *,
         training: bool,
     ) -> Tensor:
-        """Drawing by weight is a race: the first S of exponential times, each at the rate of its weight."""
         largest = largest_entries(magnitude, kept)
         if not training:
             return largest
         rows, width = magnitude.shape
-        # that of the largest is 1
-        rate_of_others = self.alpha * kept / ((1 - self.alpha) * (width - kept))
-        minus_times = torch.rand(
-            rows, width, generator=generator, dtype=torch.float64
-        ).log_()
+        uniform = torch.rand(rows, width, generator=generator, dtype=torch.float64)
+        # In the unit of time in which the others' rate is 1. The times of the largest
+        # are shorter by the ratio of the rates.
+        minus_times = uniform.log_()
+        relative_rate = self.alpha * kept / ((1 - self.alpha) * (width - kept))
         columns = largest.cpu()
-        minus_times.scatter_(
-            1, columns, rate_of_others * minus_times.gather(1, columns)
-        )
-        return minus_times.topk(kept, 1, sorted=False).indices.to(magnitude.device)
+        of_largest = relative_rate * minus_times.gather(1, columns)
+        minus_times.scatter_(1, columns, of_largest)
+        first = minus_times.topk(kept, 1, sorted=False)
+        return first.indices.to(magnitude.device)

@@ -1,4 +1,7 @@
-"""A random part of the batch's samples."""
+"""A random part of the batch's samples (docs/splitfc-rd.md).
+
+A selection of rows is ``u32`` channels, ``u32`` b and a column set of b out of B rows.
+"""
 
 from __future__ import annotations
 
@@ -22,34 +25,39 @@ from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.statistics import check_entries
 
-MOST_PRODUCTS, FEWEST_CHANNELS = 2**25, 64
-"""What the KLT of the channels may cost: a multiplication for each entry that is sent and each channel."""
+# The KLT of the channels costs a multiplication for each entry that is sent and each
+# channel; this is what it may cost, for at least so many channels.
+_MOST_PRODUCTS = 2**25
+_FEWEST_CHANNELS = 64
 
-# the largest KLT of the transform codec (`klt.LARGEST_KLT`), which selectors do not import
+# Selectors do not import quantisers: this is `klt.LARGEST_KLT` of the transform codec.
 LARGEST_KLT = 512
 """Channels; with more, there is no KLT and its cost does not grow further."""
 
-MOST_BYTES = 5 * 2**12
-"""Of a part of the batch, where 5/8 bit for each entry are less."""
+_ALWAYS_USEFUL_BYTES = 5 * 2**12
+"""What a part of the batch may take even where that is more than 5/8 bit an entry."""
 
 
 def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
-    """How many samples a budget is best spent on, and there is time for (docs/splitfc-rd.md).
+    """Return how many samples a budget is best spent on, and there is time for.
 
     Twice the square root of its bytes, or as many as leave each entry a bit if these
     are more. Time is for an eighth of the batch, or for more while the KLT of the
     channels is small.
 
-    >>> rows_to_send(256, 1152, 32, budget_bytes=1843), rows_to_send(32, 1152, 32, budget_bytes=1843)
-    (84, 32)
-    >>> rows_to_send(128, 4096, 64, budget_bytes=13107), rows_to_send(256, 8192, 128, budget_bytes=52428)
-    (128, 32)
+    >>> rows_to_send(256, 1152, 32, budget_bytes=1843)
+    84
+    >>> rows_to_send(32, 1152, 32, budget_bytes=1843)
+    32
+    >>> rows_to_send(256, 8192, 128, budget_bytes=52428)
+    32
     """
-    wanted = max(2 * isqrt(budget_bytes), 8 * budget_bytes // columns)
-    channels = min(max(channels, FEWEST_CHANNELS), LARGEST_KLT)
-    return max(
-        1, min(rows, wanted, max(rows // 8, MOST_PRODUCTS // (columns * channels)))
-    )
+    rows_at_a_bit = 8 * budget_bytes // columns
+    wanted = max(2 * isqrt(budget_bytes), rows_at_a_bit)
+    klt_channels = min(max(channels, _FEWEST_CHANNELS), LARGEST_KLT)
+    quick = _MOST_PRODUCTS // (columns * klt_channels)
+    in_time = max(rows // 8, quick)
+    return max(1, min(rows, wanted, in_time))
 
 
 @dataclass(frozen=True)
@@ -69,48 +77,43 @@ class RowSample(Selector):
         if sent == rows or not selection.training or selection.all_rows:
             return matrix, link
         order = torch.randperm(rows, generator=selection.generator)
-        link = replace(link, samples=order[:sent].sort().values)
+        samples = order[:sent].sort().values
+        link = replace(link, samples=samples)
         return link.restrict(matrix), link
 
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
-        return pack_rows(
-            None if link.samples is None else link.samples.numpy(),
-            link.rows,
-            link.groups,
-        )
+        samples = None if link.samples is None else link.samples.numpy()
+        return pack_rows(samples, link.rows, link.groups)
 
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        samples, groups, rest = unpack_rows(data, rows)
-        return Link(
-            rows,
-            columns,
-            samples=None if samples is None else torch.from_numpy(samples),
-            groups=groups,
-        ), rest
+        sent, groups, rest = unpack_rows(data, rows)
+        samples = None if sent is None else torch.from_numpy(sent)
+        return Link(rows, columns, samples=samples, groups=groups), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
-        """Of a part of the batch, 5/8 bit for each entry: more would not make up for the rows that are left out."""
+        """Return 5/8 bit for each entry of a part of the batch, or the budget if less.
+
+        More would not make up for the rows that are left out.
+        """
         if link.samples is None:
             return budget_bytes
-        return min(budget_bytes, max(MOST_BYTES, 5 * link.sent * link.width // 64))
+        entries = link.sent * link.width
+        useful = max(_ALWAYS_USEFUL_BYTES, 5 * entries // 64)
+        return min(budget_bytes, useful)
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
-        return rows_bytes(rows)
-
-
-def rows_bytes(rows: int) -> int:
-    """Bytes that are enough for a sample of so many rows."""
-    return 4 + selection_bytes(1, rows, rows)
+        channels_bytes = 4
+        return channels_bytes + selection_bytes(1, rows, rows)
 
 
 def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
-    """Write which of the rows are sent, None for all, and how many channels each has."""
+    """Write which rows are sent, None for all, and how many channels each has."""
     return struct.pack("<I", groups) + pack_selection(samples, rows)
 
 

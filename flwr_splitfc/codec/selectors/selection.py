@@ -1,4 +1,4 @@
-"""What a selector is asked for."""
+"""The terms on which a selector selects."""
 
 from __future__ import annotations
 

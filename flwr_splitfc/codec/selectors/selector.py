@@ -1,4 +1,4 @@
-"""What a selector is."""
+"""The contract of selectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Selector(ABC):
     """
 
     version: ClassVar[int] = 1
-    """Of the byte format; old payloads do not decode with a new one."""
+    """The version of the byte format; old payloads do not decode with a new one."""
 
     budgeted: ClassVar[bool] = False
     """Whether ``K`` follows from the budgets; otherwise the selection is what it is."""
@@ -46,7 +46,7 @@ class Selector(ABC):
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        """Read the server's link for (B, D) features, and the bytes that follow the selection.
+        """Read the server's link for (B, D) features; return the bytes that follow.
 
         Raises
         ------
@@ -55,13 +55,22 @@ class Selector(ABC):
         """
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
-        """How much of a budget to spend on what a link selects: all of it, unless a selector knows better."""
+        """Return how much of a budget to spend on what a link selects.
+
+        All of it, unless a selector knows better.
+        """
         return budget_bytes
 
     @abstractmethod
     def most_columns(self, columns: int, *, training: bool = True) -> int:
-        """``K`` in the worst case, out of ``D`` columns: what a budget must provide for."""
+        """Return ``K`` in the worst case, out of ``D`` columns.
+
+        A budget must provide for it.
+        """
 
     @abstractmethod
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
-        """Length of `pack` in the worst case, with up to `kept` of ``D`` columns; grows with `kept`."""
+        """Return the length of `pack` in the worst case, with up to `kept` columns.
+
+        It grows with `kept`.
+        """

@@ -1,4 +1,4 @@
-"""The entries of largest magnitude (Zheng et al., IJCAI 2023, Sec. 3)."""
+"""Top-S: the entries of largest magnitude (Zheng et al., IJCAI 2023, Sec. 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 
 @dataclass(frozen=True)
 class TopEntries(EntrySelector):
-    """Every row keeps its ``S`` entries of largest magnitude (Top-S; 2305.18469 calls it top-k)."""
+    """Every row keeps its ``S`` entries of largest magnitude.
+
+    Top-S; the paper, 2305.18469, calls it top-k.
+    """
 
     def choose(
         self,

@@ -7,10 +7,6 @@ import torch
 
 from flwr_splitfc.codec import (
     BudgetError,
-    EasyQuant,
-    NoisyQuant,
-    PowerQuant,
-    Uniform,
     codec_names,
     cut_codec,
 )
@@ -23,10 +19,10 @@ from flwr_splitfc.codec.quantisers.entry.header import (
 )
 from tests.codec.quantisers.feature.test_feature_quant import MATRICES
 
-METHODS = [Uniform(), EasyQuant(), PowerQuant(), NoisyQuant()]
 NAMES = [
     name for name in codec_names() if isinstance(cut_codec(name).quantiser, EntryQuant)
 ]
+METHODS = [cut_codec(name).quantiser for name in NAMES]
 SUBNORMAL = "subnormal"
 
 every_method = pytest.mark.parametrize(
@@ -96,8 +92,8 @@ def test_one_level_more_would_not_fit(method: EntryQuant) -> None:
 
 
 def test_levels_are_bounded() -> None:
-    assert most_levels(stream_bytes=0, symbols=100) == 2
-    assert most_levels(stream_bytes=10**6, symbols=100) == MOST_LEVELS
+    assert most_levels(budget_bytes=0, symbols=100) == 2
+    assert most_levels(budget_bytes=10**6, symbols=100) == MOST_LEVELS
 
 
 @every_method
@@ -176,3 +172,8 @@ def test_dropout_scales_up_and_down(name: str) -> None:
     for decoded, exact in ((seen, features * factor), (back, gradient * factor)):
         assert float((decoded - exact).norm() / exact.norm()) < 1e-3
         assert bool((decoded[:, factor[0] == 0] == 0).all())
+
+
+def test_the_catalogue_has_methods() -> None:
+    names = {type(method).__name__ for method in METHODS}
+    assert names >= {"Uniform", "EasyQuant", "PowerQuant", "NoisyQuant"}

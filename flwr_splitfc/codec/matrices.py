@@ -1,0 +1,58 @@
+"""Float32 matrices, and the Flower arrays that carry them encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """Flatten features or a gradient to float32 (B, D).
+
+    Raises
+    ------
+    ValueError
+        If it is not floating point, has no entry, or too many dimensions.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(f"a floating point tensor was wanted, got {tensor.dtype}")
+    if tensor.ndim == 0 or tensor.numel() == 0:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"a batch with rows and columns was wanted, got shape {shape}")
+    if tensor.ndim > MOST_DIMENSIONS:
+        raise ValueError(
+            f"at most {MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}"
+        )
+    return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
+
+
+def payload_array(stype: str, shape: Sequence[int], payload: bytes) -> Array:
+    """Return the array that carries a matrix, which was of this shape, encoded."""
+    return Array(dtype="float32", shape=tuple(shape), stype=stype, data=payload)
+
+
+def claimed_shape(array: Array) -> tuple[int, int]:
+    """Return the rows and columns that an array from the wire claims.
+
+    Raises
+    ------
+    PayloadError
+        If dtype or shape are not those of an encoded matrix.
+    """
+    if array.dtype != "float32":
+        raise PayloadError(f"dtype is {array.dtype!r}; 'float32' was wanted")
+    shape = array.shape
+    if not isinstance(shape, tuple) or len(shape) > MOST_DIMENSIONS:
+        raise PayloadError(f"shape is not a tuple of at most {MOST_DIMENSIONS} sizes")
+    # A bool is an int to `isinstance`.
+    positive = all(type(size) is int and size > 0 for size in shape)
+    if not shape or not positive:
+        raise PayloadError(f"shape {shape} is not one of positive sizes")
+    return shape[0], prod(shape[1:])
