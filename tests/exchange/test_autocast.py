@@ -5,7 +5,7 @@ import torch
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange import SplitEndpoint
-from tests.exchange.test_session import shared_half
+from tests.exchange.server_halves import shared_half
 from tests.exchange.test_u_shape import make_endpoint
 from tests.halves import DeviceHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message

@@ -6,7 +6,7 @@ from torch import nn
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange import LabelsRefused, SplitEndpoint, StepRefused
-from tests.exchange.test_session import ADAM, everything, shared_half
+from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import same, seeded, weights
 from tests.local_grid import ticket_message
 

@@ -19,7 +19,7 @@ from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
-from tests.exchange.test_session import everything
+from tests.exchange.server_halves import everything
 from tests.exchange.test_u_shape import tail
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import ticket_message

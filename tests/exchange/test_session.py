@@ -2,7 +2,6 @@
 
 import threading
 import time
-from functools import partial
 
 import grpc
 import pytest
@@ -15,13 +14,11 @@ from flwr_splitfc.exchange import (
     EndpointConfig,
     EndpointUnreachable,
     FeaturesRefused,
-    HalfTrainer,
     LabelsRefused,
     LimitExceeded,
     Limits,
     ProtocolError,
     SessionCancelled,
-    SharedHalf,
     SplitEndpoint,
     StepRefused,
     TicketError,
@@ -29,37 +26,24 @@ from flwr_splitfc.exchange import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
+from tests.exchange.raw_device import open_frame, session_call
+from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
-ADAM = partial(torch.optim.Adam, lr=1e-2)
-
-
-def shared_half(
-    model: nn.Module | None = None, loss_fn=None, optimizer=ADAM, **options
-) -> SharedHalf:
-    loss_fn = loss_fn or nn.CrossEntropyLoss()
-    return SharedHalf(
-        HalfTrainer(
-            model or seeded(ServerHalf), loss_fn, optimizer, device="cpu", **options
-        )
-    )
+FLOAT32 = cut_codec("float32")
 
 
 def limited(**limits) -> SplitEndpoint:
-    return SplitEndpoint(
-        shared_half(),
-        cut_codec("float32"),
-        config=EndpointConfig(limits=Limits(**limits)),
-    )
+    config = EndpointConfig(limits=Limits(**limits))
+    return SplitEndpoint(shared_half(), FLOAT32, config=config)
 
 
 @pytest.fixture
 def endpoint():
-    with SplitEndpoint(shared_half(), cut_codec("float32")) as endpoint:
+    with SplitEndpoint(shared_half(), FLOAT32) as endpoint:
         yield endpoint
 
 
@@ -68,21 +52,9 @@ def device_half():
     return seeded(DeviceHalf)
 
 
-def everything(endpoint: SplitEndpoint):
-    """A server half's weights and optimizer state."""
-    optimizer = endpoint.halves.half.optimizer.state_dict()["state"]
-    return {
-        **weights(endpoint.halves.half.model),
-        **{
-            f"{i}.{key}": value.clone()
-            for i, state in optimizer.items()
-            for key, value in state.items()
-        },
-    }
-
-
 def test_loss_and_gradient_are_those_of_the_joined_model(endpoint, device_half):
-    (x, y), server = batches(1)[0], seeded(ServerHalf)
+    x, y = batches(1)[0]
+    server = seeded(ServerHalf)
     features = device_half(x).detach().requires_grad_()
     wanted = nn.functional.cross_entropy(server(features), y)
     wanted.backward()
@@ -98,7 +70,8 @@ def test_loss_and_gradient_are_those_of_the_joined_model(endpoint, device_half):
 def test_predict_returns_the_server_halfs_output_and_trains_nothing(
     endpoint, device_half
 ):
-    (x, _), before = batches(1)[0], everything(endpoint)
+    x, _ = batches(1)[0]
+    before = everything(endpoint)
     with connect(ticket_message(endpoint, "evaluate")) as session, torch.no_grad():
         features = device_half(x)
         logits = session.predict(features)
@@ -108,7 +81,7 @@ def test_predict_returns_the_server_halfs_output_and_trains_nothing(
 
 
 def test_training_needs_a_graph(endpoint, device_half):
-    (x, y) = batches(1)[0]
+    x, y = batches(1)[0]
     with connect(ticket_message(endpoint)) as session:
         with pytest.raises(RuntimeError, match="autograd graph"), torch.no_grad():
             session.loss(device_half(x), y)
@@ -120,18 +93,14 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
         losses = [session.loss(device_half(x), y).item() for x, y in batches(3)]
         metrics = session.metrics()
     traffic = endpoint.ledger.of(1, "train")
+    mean_loss = pytest.approx(sum(losses) / 3)
+    matrix_bytes = 3 * 16 * 64 * 4
     assert metrics["steps"] == traffic.steps == 3
     assert metrics["num-examples"] == traffic.rows == 48
-    assert (
-        metrics["train_loss"]
-        == pytest.approx(sum(losses) / 3)
-        == pytest.approx(traffic.loss)
-    )
-    assert (
-        traffic.uplink_bytes["features"]
-        == traffic.downlink_bytes["gradient"]
-        == 3 * 16 * 64 * 4
-    )
+    assert metrics["train_loss"] == mean_loss
+    assert traffic.loss == mean_loss
+    assert traffic.uplink_bytes["features"] == matrix_bytes
+    assert traffic.downlink_bytes["gradient"] == matrix_bytes
     assert traffic.uplink_bits_per_entry == traffic.downlink_bits_per_entry == 32
     assert 0 < traffic.uplink_bytes["labels"] < 3 * 40
     # close, and gRPC's own bytes
@@ -141,9 +110,11 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
     assert traffic.link_seconds > 0
 
 
-def refused(endpoint, message, error, features, labels, match):
+def refused(endpoint, error, match, features, labels, message=None):
     """The step is refused by name, and the server half is as before."""
-    before, steps = everything(endpoint), endpoint.halves.half.steps
+    message = message or ticket_message(endpoint)
+    before = everything(endpoint)
+    steps = endpoint.halves.half.steps
     with pytest.raises(error, match=match), connect(message) as session:
         session.loss(features, labels)
     assert same(everything(endpoint), before)
@@ -157,143 +128,88 @@ def good(device_half):
 
 
 def test_wrong_token(endpoint, good):
-    refused(
-        endpoint,
-        ticket_message(endpoint, token="guess"),
-        TokenRefused,
-        *good,
-        match="unknown token",
-    )
+    message = ticket_message(endpoint, token="guess")
+    refused(endpoint, TokenRefused, "unknown token", *good, message)
 
 
 def test_used_token(endpoint, good):
     message = ticket_message(endpoint)
     with connect(message) as session:
         session.loss(*good)
-        refused(endpoint, message, TokenRefused, *good, match="used before")
+        refused(endpoint, TokenRefused, "used before", *good, message)
         session.loss(*good)
-    refused(endpoint, message, TokenRefused, *good, match="used before")
+    refused(endpoint, TokenRefused, "used before", *good, message)
     assert endpoint.halves.half.steps == 2
 
 
 def test_expired_ticket(endpoint, good):
     message = ticket_message(endpoint)
     endpoint.revoke([Ticket.from_message(message).token])
-    refused(endpoint, message, TicketExpired, *good, match="is over")
+    refused(endpoint, TicketExpired, "is over", *good, message)
 
 
 def test_wrong_feature_width(endpoint, good):
     features, labels = good
     wide = torch.cat([features, features], 1).detach().requires_grad_()
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        FeaturesRefused,
-        wide,
-        labels,
-        match="does not take",
-    )
+    refused(endpoint, FeaturesRefused, "does not take", wide, labels)
     with connect(ticket_message(endpoint)) as session:
         session.loss(features, labels)
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        FeaturesRefused,
-        wide,
-        labels,
-        match=r"\(8, 4, 4\).*\(4, 4, 4\)",
-    )
+    both_widths = r"\(8, 4, 4\).*\(4, 4, 4\)"
+    refused(endpoint, FeaturesRefused, both_widths, wide, labels)
 
 
 @pytest.mark.parametrize("label", [-1, 4, 10**12])
 def test_label_out_of_range(endpoint, good, label):
-    labels = good[1].clone()
+    features, labels = good
+    labels = labels.clone()
     labels[3] = label
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        LabelsRefused,
-        good[0],
-        labels,
-        match=f"label {label} is out of range",
-    )
+    message = f"label {label} is out of range"
+    refused(endpoint, LabelsRefused, message, features, labels)
 
 
 def test_wrong_number_of_labels(endpoint, good):
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        LabelsRefused,
-        good[0],
-        good[1][:-1],
-        match="wanted 16 rows",
-    )
+    features, labels = good
+    refused(endpoint, LabelsRefused, "wanted 16 rows", features, labels[:-1])
 
 
 def test_labels_that_the_loss_does_not_take(endpoint, good):
+    features, _ = good
     floats = torch.rand(16, 7)
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        LabelsRefused,
-        good[0],
-        floats,
-        match="the loss does not take",
-    )
+    refused(endpoint, LabelsRefused, "the loss does not take", features, floats)
 
 
 def test_evaluation_tickets_do_not_train(endpoint, good):
-    refused(
-        endpoint,
-        ticket_message(endpoint, "evaluate"),
-        ProtocolError,
-        *good,
-        match="cannot train",
-    )
+    message = ticket_message(endpoint, "evaluate")
+    refused(endpoint, ProtocolError, "cannot train", *good, message)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(good):
+    def divided(out, y):
+        return (out.squeeze(1) / y).mean()
+
+    features, _ = good
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 1))
-    with SplitEndpoint(
-        shared_half(model, lambda out, y: (out.squeeze(1) / y).mean()),
-        cut_codec("float32"),
-    ) as endpoint:
-        refused(
-            endpoint,
-            ticket_message(endpoint),
-            StepRefused,
-            good[0],
-            torch.zeros(16),
-            match="not finite",
-        )
+    with SplitEndpoint(shared_half(model, divided), FLOAT32) as endpoint:
+        refused(endpoint, StepRefused, "not finite", features, torch.zeros(16))
 
 
 def test_features_that_are_not_finite_stay_on_the_device(endpoint, good):
-    features = good[0].detach().clone()
+    features, labels = good
+    features = features.detach().clone()
     features[0, 0, 0, 0] = torch.nan
-    refused(
-        endpoint,
-        ticket_message(endpoint),
-        ValueError,
-        features.requires_grad_(),
-        good[1],
-        match="(?i)nan",
-    )
+    refused(endpoint, ValueError, "(?i)nan", features.requires_grad_(), labels)
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_sent(good):
-    with SplitEndpoint(
-        shared_half(), cut_codec("splitfc", uplink_bits=0.001, reduction=4)
-    ) as endpoint:
-        refused(
-            endpoint, ticket_message(endpoint), ValueError, *good, match="uplink_bits"
-        )
+    codec = cut_codec("splitfc", uplink_bits=0.001, reduction=4)
+    with SplitEndpoint(shared_half(), codec) as endpoint:
+        refused(endpoint, ValueError, "uplink_bits", *good)
 
 
 def test_a_short_last_batch_may_exceed_the_budget(device_half):
     codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3, reduction=4)
     with SplitEndpoint(shared_half(), codec) as endpoint:
-        (x, y) = batches(1, rows=32)[0]
+        x, y = batches(1, rows=32)[0]
         with connect(ticket_message(endpoint)) as session:
             session.loss(device_half(x), y).backward()
             session.loss(device_half(x[:1]), y[:1]).backward()
@@ -313,13 +229,7 @@ def test_limit_of_steps(good):
 
 def test_a_matrix_over_the_limit(good):
     with limited(max_matrix_bytes=4095) as endpoint:
-        refused(
-            endpoint,
-            ticket_message(endpoint),
-            FeaturesRefused,
-            *good,
-            match="over 4095 bytes",
-        )
+        refused(endpoint, FeaturesRefused, "over 4095 bytes", *good)
 
 
 def test_a_device_that_fails_mid_turn_leaves_the_others_alone(endpoint, good):
@@ -355,10 +265,8 @@ def test_idle_sessions_are_cancelled(good):
 
 def test_nobody_at_the_address(endpoint, good):
     message = ticket_message(endpoint, address="127.0.0.1:9", reconnect_timeout_s=0.1)
-    with (
-        pytest.raises(EndpointUnreachable, match=r"127\.0\.0\.1:9.*split-address"),
-        connect(message),
-    ):
+    told = r"127\.0\.0\.1:9.*split-address"
+    with pytest.raises(EndpointUnreachable, match=told), connect(message):
         pass
 
 
@@ -376,13 +284,10 @@ def test_no_ticket_and_other_protocols(endpoint):
 def exchange_raw(endpoint, frames, token):
     """Send frames as they are; the replies until the stream ends."""
     with grpc.insecure_channel(endpoint.address) as channel:
-        call = channel.stream_stream(
-            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
-        )
-        return list(call(iter(frames), metadata=((TOKEN_KEY, token),)))
+        return list(session_call(channel, token, iter(frames)))
 
 
-OPEN = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=bytes(16)))
+OPEN = open_frame()
 
 
 @pytest.mark.parametrize(
@@ -400,12 +305,11 @@ OPEN = pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=bytes(16)))
 def test_features_from_a_stranger(endpoint, matrix, detail):
     token = endpoint.issue("train", "0", 1).token
     before = everything(endpoint)
-    replies = exchange_raw(
-        endpoint, [OPEN, pb.DeviceFrame(number=1, step=pb.Step(features=matrix))], token
-    )
-    assert [reply.WhichOneof("kind") for reply in replies] == ["opened", "refused"]
-    assert replies[1].refused.reason == pb.FEATURES
-    assert detail in replies[1].refused.detail
+    step = pb.DeviceFrame(number=1, step=pb.Step(features=matrix))
+    opened, answer = exchange_raw(endpoint, [OPEN, step], token)
+    assert opened.WhichOneof("kind") == "opened"
+    assert answer.refused.reason == pb.FEATURES
+    assert detail in answer.refused.detail
     assert same(everything(endpoint), before)
 
 
@@ -430,20 +334,18 @@ def test_frames_out_of_order(endpoint, frames):
 @pytest.mark.parametrize(
     ("mode", "shared", "kept"), [("relay", 1, 2), ("per-device", 0, 1), ("fresh", 0, 0)]
 )
-def test_optimizer_state_between_turns(mode, shared, kept, device_half, good):
-    """How many steps the optimizer has behind it: on the second device's first turn, the first's second."""
+def test_optimizer_state_between_turns(mode, shared, kept, device_half):
+    """Steps the optimizer has behind it: on the second device's first turn, and on the first's second."""
+    x, y = batches(1)[0]
     steps = []
-    with SplitEndpoint(
-        shared_half(), cut_codec("float32"), states=DeviceStates(mode)
-    ) as endpoint:
+    states = DeviceStates(mode)
+    with SplitEndpoint(shared_half(), FLOAT32, states=states) as endpoint:
         for device in ("a", "b", "a"):
             optimizer = ADAM(device_half.parameters())
-            with connect(
-                ticket_message(endpoint, device=device), optimizer=optimizer
-            ) as session:
+            message = ticket_message(endpoint, device=device)
+            with connect(message, optimizer=optimizer) as session:
                 state = optimizer.state_dict()["state"]
                 steps.append(int(state[0]["step"]) if state else 0)
-                x, y = batches(1)[0]
                 session.loss(device_half(x), y).backward()
                 optimizer.step()
     assert steps == [0, shared, kept]
@@ -490,13 +392,12 @@ def test_malformed_tensors_are_named(frame, message):
 
 
 def test_a_gradient_too_large_to_send_changes_nothing(good):
+    def steep(out, y):
+        return out.sum() * 1e38
+
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
-    with SplitEndpoint(
-        shared_half(model, lambda out, y: out.sum() * 1e38), cut_codec("float32")
-    ) as endpoint:
-        refused(
-            endpoint, ticket_message(endpoint), StepRefused, *good, match="beyond 1e18"
-        )
+    with SplitEndpoint(shared_half(model, steep), FLOAT32) as endpoint:
+        refused(endpoint, StepRefused, "beyond 1e18", *good)
 
 
 def test_sessions_side_by_side(endpoint, device_half):

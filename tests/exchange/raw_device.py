@@ -1,0 +1,47 @@
+"""A device's stream frame by frame, without a session."""
+
+import queue
+
+import grpc
+
+from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
+from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
+
+NONCE = bytes(16)
+
+
+def open_frame(nonce: bytes = NONCE) -> pb.DeviceFrame:
+    return pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=nonce))
+
+
+def session_call(channel: grpc.Channel, token: str, frames):
+    """The server's frames in answer to those of an iterator."""
+    call = channel.stream_stream(
+        SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
+    )
+    return call(frames, metadata=((TOKEN_KEY, token),))
+
+
+class RawDevice:
+    """A connection with one call, for which each frame is given as it is."""
+
+    def __init__(
+        self, endpoint: SplitEndpoint, ticket: Ticket, nonce: bytes = NONCE
+    ) -> None:
+        # a connection of its own
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channel = grpc.insecure_channel(endpoint.address, options=options)
+        self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
+        to_send = iter(self._frames.get, None)
+        self._replies = session_call(self.channel, ticket.token, to_send)
+        self.opened = self.ask(open_frame(nonce))
+
+    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        self._frames.put(frame)
+        return next(self._replies)
+
+    def drop(self) -> None:
+        self._frames.put(None)
+        self.channel.close()
