@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -131,8 +130,9 @@ def label_outcome(data: bytes) -> bytes | None:
     return None if found is None else found[2]
 
 
-def flips(data: bytes) -> Iterator[bytes]:
-    for bit in range(8 * len(data)):
+def flips(data: bytes, step: int = 1) -> Iterator[bytes]:
+    """The same bytes with one bit flipped, for every `step`-th bit."""
+    for bit in range(0, 8 * len(data), step):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         yield bytes(flipped)
@@ -147,8 +147,9 @@ def test_every_truncation_is_refused(vector: MatrixVector) -> None:
 
 
 @pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
-def test_every_flipped_bit_is_refused_or_legal(vector: MatrixVector) -> None:
-    for data in flips(vector.payload):
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.extended)])
+def test_flipped_bits_are_refused_or_legal(vector: MatrixVector, step: int) -> None:
+    for data in flips(vector.payload, step):
         agreed_outcome(vector, vector.array(data))
     assert outcome(vector, vector.array()) == vector.decoded  # nothing was left behind
 
@@ -257,9 +258,17 @@ def run_mutations(count: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def test_mutated_payloads() -> None:
-    counts = run_mutations(10_000, seed=0)
-    assert min(counts.values()) > 5, counts
+@pytest.mark.parametrize(
+    "count",
+    [
+        2_000,
+        pytest.param(10_000, marks=pytest.mark.extended),
+        pytest.param(100_000, marks=pytest.mark.slow),
+    ],
+)
+def test_mutated_payloads(count: int) -> None:
+    counts = run_mutations(count, seed=count)
+    assert min(counts.values()) >= count // 1_000, counts
 
 
 def test_a_step_without_coefficients_is_zeros() -> None:
@@ -274,13 +283,6 @@ def test_a_step_without_coefficients_is_zeros() -> None:
         "2c9e10e91b7f5a288d80338c9e14a4feff9a19321ec24600aef1ab"
     )
     assert agreed_outcome(vector, vector.array(data)) == bytes(4 * 20 * 48)
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_mutated_payloads() -> None:
-    counts = run_mutations(100_000, seed=1)
-    print(counts)
-    assert min(counts.values()) > 100, counts
 
 
 def test_random_bytes() -> None:
@@ -619,16 +621,12 @@ def decode_label_bomb(payload: bytes) -> bool:
 @pytest.mark.parametrize("index", range(len(bombs())))
 def test_matrices_that_lie(index: int) -> None:
     name, payload, legal = bombs()[index]
-    started = time.process_time()
     assert decode_bomb(name, payload) is legal
-    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(("payload", "legal"), LABEL_BOMBS)
 def test_labels_that_lie(payload: bytes, legal: bool) -> None:
-    started = time.process_time()
     assert decode_label_bomb(payload) is legal
-    assert time.process_time() - started < 5
 
 
 PEAKS = """
