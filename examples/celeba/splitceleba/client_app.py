@@ -1,4 +1,4 @@
-"""The device's side: its half of the model, its celebrities' pictures, and an optimizer."""
+"""The device's side: its half of the model, its pictures, and an optimizer."""
 
 import torch
 from torch import nn

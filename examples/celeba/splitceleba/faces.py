@@ -1,4 +1,7 @@
-"""CelebA's pictures with one attribute as their label, and devices that have some celebrities each."""
+"""CelebA's pictures with one attribute as their label.
+
+Devices have some celebrities each.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,42 +101,42 @@ class Faces:
         return len(self.names)
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = [
-            _remembered(self.folder / self.names[index], self.image_size)
-            for index in indices.tolist()
-        ]
+        pictures = [self._picture(index) for index in indices.tolist()]
         return torch.stack(pictures).float().div_(255), self.labels[indices]
 
+    def _picture(self, index: int) -> Tensor:
+        return _remembered(self.folder / self.names[index], self.image_size)
+
     def subset(self, indices: Indices) -> "Faces":
-        """The faces at `indices`, in that order."""
+        """Return the faces at `indices`, in that order."""
         chosen = torch.from_numpy(indices)
-        names = [self.names[index] for index in indices]
         return Faces(
             self.folder,
-            names,
+            [self.names[index] for index in indices],
             self.labels[chosen],
             self.identities[chosen],
             self.image_size,
         )
 
     def decoded(self) -> LabelledImages:
-        """All of them in memory."""
+        """Return all of them in memory."""
         pictures = [decode(self.folder / name, self.image_size) for name in self.names]
         return LabelledImages(torch.stack(pictures), self.labels, num_classes=2)
 
 
 def decode(path: Path, image_size: int) -> Tensor:
-    """A picture's pixels, uint8 (3, image_size, image_size)."""
+    """Return a picture's pixels, uint8 (3, image_size, image_size)."""
     with Image.open(path) as picture:
         square = ImageOps.fit(picture.convert("RGB"), (image_size, image_size))
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.array(square))  # (H, W, C)
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 _remembered = lru_cache(maxsize=REMEMBERED_PICTURES)(decode)
 
 
 def faces_of(config: RunConfig, split: str) -> Faces:
-    """CelebA's ``train``, ``valid`` or ``test`` split, as the run-config says."""
+    """Return CelebA's ``train``, ``valid`` or ``test`` split, as a run-config says."""
     settings = read_settings(FaceSettings, config)
     return load_faces(
         settings.data_dir,
@@ -148,7 +151,7 @@ def faces_of(config: RunConfig, split: str) -> Faces:
 def load_faces(
     data_dir: str, split: str, attribute: str, image_size: int, download: bool
 ) -> Faces:
-    """A split's lists, which a process reads once; no picture is opened."""
+    """Return a split, whose lists a process reads once; no picture is opened."""
     root = data_folder("CelebA", data_dir, download)
     try:
         data = CelebA(str(root), split=split, download=download)
@@ -157,15 +160,18 @@ def load_faces(
         raise ValueError(
             f"CelebA cannot be read from data-dir {root}: {error}"
         ) from error
-    names = [name for name in data.attr_names if name]
-    if attribute not in names:
+    attributes = [name for name in data.attr_names if name]
+    if attribute not in attributes:
         raise ValueError(
-            f"attribute is {attribute!r}, wanted one of {', '.join(names)}"
+            f"attribute is {attribute!r}, wanted one of {', '.join(attributes)}"
         )
-    labels = data.attr[:, names.index(attribute)].clone()
-    folder = root / CelebA.base_folder / "img_align_celeba"
     return Faces(
-        folder, list(data.filename), labels, data.identity[:, 0].clone(), image_size
+        root / CelebA.base_folder / "img_align_celeba",
+        list(data.filename),
+        # copies, or the lists of all attributes would stay in memory
+        labels=data.attr[:, attributes.index(attribute)].clone(),
+        identities=data.identity[:, 0].clone(),
+        image_size=image_size,
     )
 
 
@@ -176,25 +182,31 @@ def share_identities(
     min_pictures: int,
     seed: int,
 ) -> list[Indices]:
-    """Which pictures each device has: all of its celebrities', who are drawn by `seed` and are on one device alone."""
-    numbers, counts = np.unique(identities.numpy(), return_counts=True)
-    enough = numbers[counts >= min_pictures]
+    """Return which pictures each device has: all of its celebrities'.
+
+    A celebrity is on one device at most; who is on which is drawn by `seed`.
+    """
+    celebrities, counts = np.unique(identities.numpy(), return_counts=True)
+    enough = celebrities[counts >= min_pictures]
     wanted = num_devices * identities_per_device
     if len(enough) < wanted:
         raise ValueError(
-            f"num-devices is {num_devices} and identities-per-device {identities_per_device}: wanted are {wanted} "
-            f"celebrities with min-pictures = {min_pictures} or more, and there are {len(enough)}"
+            f"num-devices is {num_devices} and identities-per-device "
+            f"{identities_per_device}: wanted are {wanted} celebrities with "
+            f"min-pictures = {min_pictures} or more, and there are {len(enough)}"
         )
-    drawn = (
-        np.random.default_rng(seed)
-        .permutation(enough)[:wanted]
-        .reshape(num_devices, identities_per_device)
-    )
-    return [np.flatnonzero(np.isin(identities.numpy(), own)) for own in drawn]
+    drawn = np.random.default_rng(seed).permutation(enough)[:wanted]
+    shares = []
+    for own in drawn.reshape(num_devices, identities_per_device):
+        shares.append(np.flatnonzero(np.isin(identities.numpy(), own)))
+    return shares
 
 
 def device_faces(config: RunConfig, device: int) -> Faces:
-    """The pictures of device number `device` (its partition-id), from CelebA's training split."""
+    """Return the pictures of device number `device` (its partition-id).
+
+    They are of CelebA's training split.
+    """
     settings = read_settings(FaceSettings, config)
     train = faces_of(config, "train")
     shares = _shares_once(
@@ -206,7 +218,8 @@ def device_faces(config: RunConfig, device: int) -> Faces:
     )
     if not 0 <= device < len(shares):
         raise ValueError(
-            f"device {device} has no share: num-devices is {len(shares)}, start as many SuperNodes"
+            f"device {device} has no share: num-devices is {len(shares)}, "
+            "start as many SuperNodes"
         )
     return train.subset(shares[device])
 
@@ -222,5 +235,5 @@ def _decoded_once(faces: Faces) -> LabelledImages:
 
 
 def decoded_test_set(config: RunConfig) -> LabelledImages:
-    """CelebA's test split, decoded once: 245 MB at 64 x 64."""
+    """Return CelebA's test split, decoded once: 245 MB at 64 x 64."""
     return _decoded_once(faces_of(config, "test"))

@@ -15,38 +15,50 @@ SECOND_CUT = "classifier.2"  # of U-shaped split learning, before the last layer
 
 
 def halves() -> tuple[nn.Module, nn.Module]:
-    """torchvision's MobileNetV3-small with two classes, cut after its third block.
+    """Return torchvision's MobileNetV3-small, cut after its third block.
 
+    It has two classes: with the attribute, or without.
     GroupNorm takes the place of BatchNorm, whose batch statistics would be those of a
     device's few celebrities.
     """
-    return split_at(
-        mobilenet_v3_small(num_classes=2, norm_layer=partial(nn.GroupNorm, 8)), CUT
-    )
+    eight_groups = partial(nn.GroupNorm, 8)
+    return split_at(mobilenet_v3_small(num_classes=2, norm_layer=eight_groups), CUT)
 
 
 def make_device_half() -> nn.Module:
-    """The early blocks."""
-    return halves()[0]
+    """Return the early blocks."""
+    device_half, _ = halves()
+    return device_half
 
 
 def make_server_half(context: Context) -> nn.Module:
-    """The rest, without the last layer where that is the devices' (``u-shaped``)."""
-    rest = halves()[1]
-    return split_at(rest, SECOND_CUT)[0] if context.run_config.get("u-shaped") else rest
+    """Return the rest.
+
+    Where the last layer is the devices' (``u-shaped``) it is left out.
+    """
+    _, rest = halves()
+    if not context.run_config.get("u-shaped"):
+        return rest
+    middle, _ = split_at(rest, SECOND_CUT)
+    return middle
 
 
 def make_tail() -> nn.Module:
-    """The last layer."""
-    return split_at(halves()[1], SECOND_CUT)[1]
+    """Return the last layer."""
+    _, rest = halves()
+    _, tail = split_at(rest, SECOND_CUT)
+    return tail
 
 
 def load_data(context: Context) -> tuple[Batches, Batches]:
-    """A device's pictures, to train on and to evaluate on, too: the test split is the server's."""
-    share = device_faces(context.run_config, int(context.node_config["partition-id"]))
-    return turn_batches(share, context.run_config)
+    """Return a device's pictures, to train on and to evaluate on, too.
+
+    The test split is the server's.
+    """
+    device = int(context.node_config["partition-id"])
+    return turn_batches(device_faces(context.run_config, device), context.run_config)
 
 
 def evaluate_on_test_split(model: nn.Module, context: Context) -> dict[str, float]:
-    """Loss and accuracy of the whole model on CelebA's test split."""
+    """Return the whole model's loss and accuracy on CelebA's test split."""
     return evaluate(model, decoded_test_set(context.run_config))

@@ -1,4 +1,4 @@
-"""The server's side: its half of the model, the loss, an optimizer, and evaluation on the test set."""
+"""The server's side: its half of the model, the loss, an optimizer, evaluation."""
 
 import torch
 from torch import nn

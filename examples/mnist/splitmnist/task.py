@@ -8,11 +8,11 @@ from flwr_splitfc.vision import datasets_of
 
 
 class DeviceHalf(nn.Sequential):
-    """Two convolutions: images (B, C, H, W) to features (B, 32, S, S), of which `cut_size` is the S.
+    """Two convolutions: images (B, C, H, W) to features (B, 32, S, S).
 
-    Images below 16 pixels are not pooled. An 8 x 8 digit then has the cut of a 28 x 28
-    one, 32 x 6 x 6; pooled twice it would have 32 x 1 x 1, too few columns to choose
-    from.
+    `cut_size` gives S. Images below 16 pixels are not pooled. An 8 x 8 digit then has
+    the cut of a 28 x 28 one, 32 x 6 x 6; pooled twice it would have 32 x 1 x 1, too few
+    columns to choose from.
     """
 
     def __init__(self, in_channels: int = 1, image_size: int = 28) -> None:
@@ -28,7 +28,7 @@ class DeviceHalf(nn.Sequential):
 
 
 class ServerHalf(nn.Sequential):
-    """Two linear layers: the features of `DeviceHalf` to logits (B, num_classes)."""
+    """Two linear layers: the features of `DeviceHalf` to scores (B, num_classes)."""
 
     def __init__(self, image_size: int = 28, num_classes: int = 10) -> None:
         super().__init__(
@@ -44,33 +44,48 @@ def _pool(image_size: int) -> int:
 
 
 def cut_size(image_size: int) -> int:
-    """Height and width of the feature maps at the cut; 6 for digits and MNIST, 7 for CIFAR-10."""
+    """Return height and width of the features: 6 for digits and MNIST, 7 for CIFAR-10.
+
+    Raises
+    ------
+    ValueError
+        If nothing would be left of the image.
+    """
     pool = _pool(image_size)
-    size = (image_size // pool - 2) // pool
+    pooled_once = image_size // pool
+    size = (pooled_once - 2) // pool  # the second convolution has no padding
     if size < 1:
         raise ValueError(
-            f"image_size is {image_size}: the device half needs images of 3 x 3 pixels or more"
+            f"image_size is {image_size}: "
+            "the device half needs images of 3 x 3 pixels or more"
         )
     return size
 
 
 def make_device_half(context: Context) -> DeviceHalf:
-    """The device half for the run's data set."""
-    spec = datasets_of(context.run_config)[0].spec
-    return DeviceHalf(spec.channels, spec.image_size)
+    """Return the device half for the run's data set."""
+    train, _ = datasets_of(context.run_config)
+    return DeviceHalf(train.spec.channels, train.spec.image_size)
 
 
 def make_server_half(context: Context) -> nn.Module:
-    """The server half for the run's data set, without the last layer where that is the devices' (``u-shaped``)."""
+    """Return the server half for the run's data set.
+
+    Where the last layer is the devices' (``u-shaped``) it is left out.
+    """
     whole = _server_half(context)
-    return split_at(whole, -2)[0] if context.run_config.get("u-shaped") else whole
+    if not context.run_config.get("u-shaped"):
+        return whole
+    middle, _ = split_at(whole, -2)
+    return middle
 
 
 def make_tail(context: Context) -> nn.Module:
-    """The last layer."""
-    return split_at(_server_half(context), -2)[1]
+    """Return the last layer."""
+    _, tail = split_at(_server_half(context), -2)
+    return tail
 
 
 def _server_half(context: Context) -> ServerHalf:
-    spec = datasets_of(context.run_config)[0].spec
-    return ServerHalf(spec.image_size, spec.num_classes)
+    train, _ = datasets_of(context.run_config)
+    return ServerHalf(train.spec.image_size, train.spec.num_classes)

@@ -47,32 +47,41 @@ class Patients:
 
 @lru_cache(maxsize=1)
 def load_patients() -> tuple[Patients, Patients]:
-    """A fixed split, 354 to train and 88 to test."""
+    """Return a fixed split, 354 patients to train and 88 to test."""
     table, progressions = load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(table))
-    test, train = np.split(order, [len(table) // 5])
-    scaled = (progressions - progressions[train].mean()) / progressions[train].std()
-
-    def patients(rows: np.ndarray) -> Patients:
-        return Patients(
-            torch.from_numpy(table[rows]).float(),
-            torch.from_numpy(scaled[rows, None]).float(),
-        )
-
-    return patients(train), patients(test)
+    num_test = len(table) // 5
+    test = order[:num_test]
+    train = order[num_test:]
+    mean = progressions[train].mean()
+    deviation = progressions[train].std()
+    everyone = Patients(
+        torch.from_numpy(table).float(),
+        torch.from_numpy((progressions - mean) / deviation).float()[:, None],
+    )
+    return (
+        Patients(*everyone[torch.from_numpy(train)]),
+        Patients(*everyone[torch.from_numpy(test)]),
+    )
 
 
 def device_patients(config: RunConfig, device: int) -> Patients:
-    """The training patients of device number `device` (its partition-id): sorted by age, equal shares."""
+    """Return the training patients of device number `device` (its partition-id).
+
+    Patients are sorted by age, and devices have equal shares.
+    """
     num_devices = read_settings(TableSettings, config).num_devices
     train, _ = load_patients()
     if num_devices > len(train):
         raise ValueError(
-            f"num-devices is {num_devices}, and there are {len(train)} patients to share"
+            f"num-devices is {num_devices}, "
+            f"and there are {len(train)} patients to share"
         )
     if not 0 <= device < num_devices:
         raise ValueError(
-            f"device {device} has no share: num-devices is {num_devices}, start as many SuperNodes"
+            f"device {device} has no share: num-devices is {num_devices}, "
+            "start as many SuperNodes"
         )
     by_age = train.measurements[:, AGE].argsort(stable=True)
-    return Patients(*train[by_age.tensor_split(num_devices)[device]])
+    share = by_age.tensor_split(num_devices)[device]
+    return Patients(*train[share])

@@ -13,19 +13,26 @@ COLUMNS = 512  # at the cut
 
 
 def make_device_half() -> nn.Module:
-    """One wide layer: measurements (B, 10) to features (B, 512)."""
+    """Return one wide layer: measurements (B, 10) to features (B, 512)."""
     return nn.Sequential(nn.Linear(10, COLUMNS), nn.ReLU())
 
 
 def make_server_half(context: Context) -> nn.Module:
-    """Two layers, to one number (B, 1); without the last where it is the devices' (``u-shaped``)."""
+    """Return two layers: features to one number (B, 1).
+
+    Where the last layer is the devices' (``u-shaped``) it is left out.
+    """
     whole = _server_half()
-    return split_at(whole, -2)[0] if context.run_config.get("u-shaped") else whole
+    if not context.run_config.get("u-shaped"):
+        return whole
+    middle, _ = split_at(whole, -2)
+    return middle
 
 
 def make_tail() -> nn.Module:
-    """The last layer."""
-    return split_at(_server_half(), -2)[1]
+    """Return the last layer."""
+    _, tail = split_at(_server_half(), -2)
+    return tail
 
 
 def _server_half() -> nn.Sequential:
@@ -33,19 +40,25 @@ def _server_half() -> nn.Sequential:
 
 
 def load_data(context: Context) -> tuple[Batches, Batches]:
-    """A device's patients, to train on and to evaluate on, too: the test set is the server's."""
-    share = device_patients(
-        context.run_config, int(context.node_config["partition-id"])
-    )
-    return turn_batches(share, context.run_config)
+    """Return a device's patients, to train on and to evaluate on, too.
+
+    The test set is the server's.
+    """
+    device = int(context.node_config["partition-id"])
+    return turn_batches(device_patients(context.run_config, device), context.run_config)
 
 
 def evaluate_on_test_set(model: nn.Module, context: Context) -> dict[str, float]:
-    """Squared error of the whole model on the test set, and how much of the variance it explains (R squared)."""
-    test = load_patients()[1]
+    """Return the whole model's squared error on the test set, and R squared.
+
+    R squared is the share of the variance that the model explains.
+    """
+    _, test = load_patients()
     device = next(model.parameters()).device
+    model.eval()
     with torch.inference_mode():
-        guesses = model.eval()(test.measurements.to(device)).cpu()
+        guesses = model(test.measurements.to(device)).cpu()
     model.train()
     loss = F.mse_loss(guesses, test.progressions).item()
-    return {"loss": loss, "r2": 1 - loss / test.progressions.var(correction=0).item()}
+    variance = test.progressions.var(correction=0).item()
+    return {"loss": loss, "r2": 1 - loss / variance}

@@ -1,4 +1,4 @@
-"""The server's side: its part of the model, the loss, an optimizer, and evaluation on topics that no device has."""
+"""The server's side: its part of the model, the loss, an optimizer, evaluation."""
 
 import torch
 from torch import nn

@@ -33,7 +33,9 @@ class TextSettings:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Pieces of a text, side by side, each character with the one that follows it as its label.
+    """Pieces of a text, side by side.
+
+    A character's label is the one that follows it.
 
     Parameters
     ----------
@@ -44,7 +46,8 @@ class Windows:
 
     Examples
     --------
-    >>> characters, labels = Windows(encode("to be or not"), length=5)[torch.tensor([1])]
+    >>> windows = Windows(encode("to be or not"), length=5)
+    >>> characters, labels = windows[torch.tensor([1])]
     >>> bytes(characters[0].tolist()), bytes(labels[0].tolist())
     (b' or n', b'or no')
     """
@@ -56,56 +59,58 @@ class Windows:
         return (len(self.text) - 1) // self.length
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # (B, T + 1)
-        pieces = self.text[
-            indices[:, None] * self.length + torch.arange(self.length + 1)
-        ].long()
+        places = indices[:, None] * self.length + torch.arange(self.length + 1)
+        pieces = self.text[places].long()  # (B, T + 1)
         return pieces[:, :-1], pieces[:, 1:]
 
 
 def encode(text: str) -> Tensor:
-    """The numbers of its characters, uint8 (N,)."""
+    """Return the numbers of a text's characters, uint8 (N,)."""
     return torch.frombuffer(bytearray(text, "ascii", "replace"), dtype=torch.uint8)
 
 
 @lru_cache(maxsize=1)
 def text_of(names: tuple[str, ...]) -> Tensor:
-    """Topics one after the other."""
+    """Return topics one after the other."""
     return encode("\n".join(topics[name] for name in names))
 
 
 def training_topics() -> list[str]:
-    """The topics that devices share, by name."""
+    """Return the names of the topics that devices share."""
     return [name for number, name in enumerate(sorted(topics)) if number % TEST_EVERY]
 
 
 def device_windows(config: RunConfig, device: int) -> Windows:
-    """The topics of device number `device` (its partition-id), dealt to the run's devices in turn."""
+    """Return the topics of device number `device` (its partition-id).
+
+    They are dealt to the run's devices in turn.
+    """
     settings = read_settings(TextSettings, config)
+    num_devices = settings.num_devices
     names = training_topics()
-    if settings.num_devices > len(names):
+    if num_devices > len(names):
         raise ValueError(
-            f"num-devices is {settings.num_devices}, and there are {len(names)} topics to share"
+            f"num-devices is {num_devices}, and there are {len(names)} topics to share"
         )
-    if not 0 <= device < settings.num_devices:
+    if not 0 <= device < num_devices:
         raise ValueError(
-            f"device {device} has no share: num-devices is {settings.num_devices}, start as many SuperNodes"
+            f"device {device} has no share: num-devices is {num_devices}, "
+            "start as many SuperNodes"
         )
-    return _windows(
-        tuple(names[device :: settings.num_devices]), settings.context_length
-    )
+    return _windows(names[device::num_devices], settings.context_length)
 
 
 def held_out_windows(config: RunConfig) -> Windows:
-    """The topics that no device has."""
-    names = tuple(sorted(topics)[::TEST_EVERY])
-    return _windows(names, read_settings(TextSettings, config).context_length)
+    """Return the topics that no device has."""
+    settings = read_settings(TextSettings, config)
+    return _windows(sorted(topics)[::TEST_EVERY], settings.context_length)
 
 
-def _windows(names: tuple[str, ...], length: int) -> Windows:
-    windows = Windows(text_of(names), length)
-    if not len(windows):
+def _windows(names: list[str], length: int) -> Windows:
+    windows = Windows(text_of(tuple(names)), length)
+    if len(windows) == 0:
         raise ValueError(
-            f"context-length is {length}: {', '.join(names)} have {len(windows.text)} characters in all"
+            f"context-length is {length}: {', '.join(names)} "
+            f"have {len(windows.text)} characters in all"
         )
     return windows
