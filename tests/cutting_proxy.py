@@ -7,6 +7,8 @@ import struct
 import threading
 import time
 
+_NO_LINGER = struct.pack("ii", 1, 0)
+
 
 class CuttingProxy:
     """Forwards to `target` on loopback; each of the first `cuts` connections is cut somewhere.
@@ -46,20 +48,20 @@ class CuttingProxy:
                 device, _ = self._listener.accept()
             except OSError:
                 return
-            _Connection(
-                self, device, socket.create_connection(self._target), self._draw()
-            )
+            server = socket.create_connection(self._target)
+            _Connection(self, device, server, self._draw())
 
     def _draw(self) -> int | None:
-        return self._random.randint(1, self._most_bytes) if self.cuts_left > 0 else None
+        if self.cuts_left <= 0:
+            return None
+        return self._random.randint(1, self._most_bytes)
 
     def cut(self, *sockets: socket.socket) -> None:
         self.cuts_left -= 1
         for end in sockets:
             if self._random.random() < 0.5:
-                end.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                # closing it will be a reset
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 class _Connection:
@@ -72,34 +74,40 @@ class _Connection:
         server: socket.socket,
         left: int | None,
     ) -> None:
-        self._proxy, self._left, self._lock, self._ended = (
-            proxy,
-            left,
-            threading.Lock(),
-            False,
-        )
+        self._proxy = proxy
+        self._left = left
+        self._lock = threading.Lock()
+        self._ended = False
         self._sockets = device, server
         for end in self._sockets:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for source, sink in ((device, server), (server, device)):
-            threading.Thread(
-                target=self._forward, args=(source, sink), daemon=True
-            ).start()
+        self._start(device, server)
+        self._start(server, device)
+
+    def _start(self, source: socket.socket, sink: socket.socket) -> None:
+        forward = threading.Thread(
+            target=self._forward, args=(source, sink), daemon=True
+        )
+        forward.start()
 
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                with self._lock:
-                    allowed = (
-                        len(data) if self._left is None else min(len(data), self._left)
-                    )
-                    if self._left is not None:
-                        self._left -= allowed
+                allowed = self._take(len(data))
                 time.sleep(allowed / self._proxy.bytes_per_second)
                 sink.sendall(data[:allowed])
                 if self._left == 0:
                     break
         self._end()
+
+    def _take(self, wanted: int) -> int:
+        """How many of the wanted bytes may still pass."""
+        with self._lock:
+            if self._left is None:
+                return wanted
+            allowed = min(wanted, self._left)
+            self._left -= allowed
+            return allowed
 
     def _end(self) -> None:
         with self._lock:

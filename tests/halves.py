@@ -37,15 +37,16 @@ def seeded(make, seed: int = 0):
 def batches(count: int, rows: int = 16, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Pictures of 8 x 8 whose bright quadrant is their class."""
     generator = torch.Generator().manual_seed(seed)
-    out = []
-    for _ in range(count):
-        y = torch.randint(CLASSES, (rows,), generator=generator)
-        x = torch.rand(rows, 1, 8, 8, generator=generator)
-        for i, label in enumerate(y.tolist()):
-            top, left = 4 * (label // 2), 4 * (label % 2)
-            x[i, 0, top : top + 4, left : left + 4] += 1.0
-        out.append((x, y))
-    return out
+    return [batch(rows, generator) for _ in range(count)]
+
+
+def batch(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    classes = torch.randint(CLASSES, (rows,), generator=generator)
+    pictures = torch.rand(rows, 1, 8, 8, generator=generator)
+    for picture, label in zip(pictures, classes.tolist(), strict=True):
+        top, left = 4 * (label // 2), 4 * (label % 2)
+        picture[0, top : top + 4, left : left + 4] += 1.0
+    return pictures, classes
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

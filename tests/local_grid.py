@@ -15,7 +15,10 @@ from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
 
 App = Callable[[Message, Context], Message]
 
-TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+# what Flower sets in a process of its own
+TaskIdentity.task_id = 1
+TaskIdentity.run_id = 1
+TaskIdentity.node_id = 1
 
 
 class LocalGrid(Grid):
@@ -28,14 +31,8 @@ class LocalGrid(Grid):
     def __init__(self, app: App, num_devices: int, workers: int = 2) -> None:
         self.app = app
         self.contexts = {
-            1000 + i: Context(
-                run_id=1,
-                node_id=1000 + i,
-                node_config={"partition-id": i, "num-partitions": num_devices},
-                state=RecordDict(),
-                run_config={},
-            )
-            for i in range(num_devices)
+            1000 + partition: _context(partition, num_devices)
+            for partition in range(num_devices)
         }
         self.trained: list[int] = []
         self._pool = ThreadPoolExecutor(workers) if workers else None
@@ -48,9 +45,8 @@ class LocalGrid(Grid):
         try:
             reply = self.app(message, self.contexts[node_id])
         except Exception:
-            reply = Message(
-                Error(code=2, reason=traceback.format_exc()), reply_to=message
-            )
+            error = Error(code=2, reason=traceback.format_exc())
+            reply = Message(error, reply_to=message)
         reply.metadata.__dict__["_src_node_id"] = node_id
         return reply
 
@@ -67,21 +63,21 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            ids.append(message.metadata.message_id)
-            self._futures[ids[-1]] = self._submit(message)
+            message_id = str(uuid4())
+            message.metadata.__dict__["_message_id"] = message_id
+            self._futures[message_id] = self._submit(message)
+            ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        done = [i for i in message_ids if self._futures[i].done()]
-        return [self._futures.pop(i).result() for i in done]
+        done = [one for one in message_ids if self._futures[one].done()]
+        return [self._futures.pop(one).result() for one in done]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        return [
-            self._futures.pop(i).result(timeout) for i in self.push_messages(messages)
-        ]
+        message_ids = self.push_messages(messages)
+        return [self._futures.pop(one).result(timeout) for one in message_ids]
 
     def set_run(self, run: Any) -> None:
         raise AssertionError("not used")
@@ -94,14 +90,23 @@ class LocalGrid(Grid):
         raise AssertionError("not used")
 
 
+def _context(partition: int, partitions: int) -> Context:
+    return Context(
+        run_id=1,
+        node_id=1000 + partition,
+        node_config={"partition-id": partition, "num-partitions": partitions},
+        state=RecordDict(),
+        run_config={},
+    )
+
+
 def ticket_message(
     endpoint: SplitEndpoint, purpose: str = "train", device: str = "0", **changes: Any
 ) -> Message:
     """A Flower message with a fresh ticket; `changes` falsify fields of it."""
     record = endpoint.issue(purpose, device, 1).to_record()
     record.update({key.replace("_", "-"): value for key, value in changes.items()})
-    message = Message(
-        RecordDict({TICKET_KEY: record, "config": ConfigRecord()}), 1000, purpose
-    )
+    content = RecordDict({TICKET_KEY: record, "config": ConfigRecord()})
+    message = Message(content, 1000, purpose)
     message.metadata.__dict__["_message_id"] = str(uuid4())
     return message

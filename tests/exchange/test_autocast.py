@@ -25,9 +25,8 @@ def bfloat16_features() -> torch.Tensor:
 )
 def test_codecs_and_server_half_stay_in_float32(codec: str) -> None:
     def train(features: torch.Tensor, autocast: bool) -> tuple[object, ...]:
-        with SplitEndpoint(
-            shared_half(), cut_codec(codec, uplink_bits=4, downlink_bits=4)
-        ) as endpoint:
+        cut = cut_codec(codec, uplink_bits=4, downlink_bits=4)
+        with SplitEndpoint(shared_half(), cut) as endpoint:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 with connect(ticket_message(endpoint)) as server:
                     loss = server.loss(features, Y)
@@ -47,12 +46,14 @@ def test_codecs_and_server_half_stay_in_float32(codec: str) -> None:
     assert gradient.dtype == torch.bfloat16
     assert loss.dtype == predicted.dtype == torch.float32
 
-    wanted = train(features.detach().float().requires_grad_(), autocast=False)
-    assert digest == wanted[0]
-    assert same(model, wanted[1])
-    assert torch.equal(loss, wanted[2])
-    assert torch.equal(predicted, wanted[3])
-    assert torch.equal(gradient, wanted[4].bfloat16())
+    in_float32 = features.detach().float().requires_grad_()
+    wanted = train(in_float32, autocast=False)
+    wanted_digest, wanted_model, wanted_loss, wanted_predicted, wanted_gradient = wanted
+    assert digest == wanted_digest
+    assert same(model, wanted_model)
+    assert torch.equal(loss, wanted_loss)
+    assert torch.equal(predicted, wanted_predicted)
+    assert torch.equal(gradient, wanted_gradient.bfloat16())
 
 
 @pytest.mark.parametrize("codec", ["float32", "splitfc", "fedlite"])
@@ -69,7 +70,8 @@ def test_both_cuts_of_a_u_shape(codec: str) -> None:
 
     features = bfloat16_features()
     digest, output, gradient = train(features, autocast=True)
-    wanted = train(features.detach().float().requires_grad_(), autocast=False)
-    assert digest == wanted[0]
-    assert torch.equal(output, wanted[1])
-    assert torch.equal(gradient, wanted[2].bfloat16())
+    in_float32 = features.detach().float().requires_grad_()
+    wanted_digest, wanted_output, wanted_gradient = train(in_float32, autocast=False)
+    assert digest == wanted_digest
+    assert torch.equal(output, wanted_output)
+    assert torch.equal(gradient, wanted_gradient.bfloat16())

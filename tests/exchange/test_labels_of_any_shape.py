@@ -42,35 +42,31 @@ def classes() -> torch.Tensor:
     return torch.arange(16 * PLACES).remainder(CLASSES).reshape(16, PLACES)
 
 
-LOSSES = (
-    nn.MSELoss(),
-    nn.L1Loss(),
-    nn.SmoothL1Loss(),
-    nn.HuberLoss(),
-    nn.functional.mse_loss,
-)
+CROSS_ENTROPY = nn.CrossEntropyLoss()
+MSE = nn.MSELoss()
+LOSSES = (MSE, nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.functional.mse_loss)
+PROBABILITIES = torch.full((16, CLASSES, PLACES), 1 / CLASSES)
+SOME_IGNORED = classes().where(classes() > 0, -100)
 
 
 @pytest.mark.parametrize(
     ("half", "loss_fn", "labels"),
     [
-        (Places, nn.CrossEntropyLoss(), classes()),
-        # places to ignore
-        (Places, nn.CrossEntropyLoss(), classes().where(classes() > 0, -100)),
-        # probabilities
-        (Places, nn.CrossEntropyLoss(), torch.full((16, CLASSES, PLACES), 1 / CLASSES)),
+        (Places, CROSS_ENTROPY, classes()),
+        (Places, CROSS_ENTROPY, SOME_IGNORED),
+        (Places, CROSS_ENTROPY, PROBABILITIES),
         *((numbers, loss_fn, targets()) for loss_fn in LOSSES),
         (numbers, nn.BCEWithLogitsLoss(), targets().sigmoid()),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
-    reference, x = seeded(half), features()
+    reference = seeded(half)
+    x = features()
     wanted = loss_fn(reference(x), labels)
     wanted.backward()
     ADAM(reference.parameters()).step()
-    with SplitEndpoint(
-        shared_half(seeded(half), loss_fn), cut_codec("float32")
-    ) as endpoint:
+    trained = shared_half(seeded(half), loss_fn)
+    with SplitEndpoint(trained, cut_codec("float32")) as endpoint:
         with connect(ticket_message(endpoint)) as server:
             seen = features()
             loss = server.loss(seen, labels)
@@ -84,9 +80,8 @@ def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
 @pytest.mark.parametrize("codec", ["splitfc", "top-s", "fedlite", "quant-only"])
 def test_a_class_for_each_place_is_learned_through_every_kind_of_codec(codec):
     x, y = features(), classes()
-    with SplitEndpoint(
-        shared_half(seeded(Places)), cut_codec(codec, uplink_bits=8, downlink_bits=8)
-    ) as endpoint:
+    cut = cut_codec(codec, uplink_bits=8, downlink_bits=8)
+    with SplitEndpoint(shared_half(seeded(Places)), cut) as endpoint:
         with connect(ticket_message(endpoint)) as server:
             losses = [server.loss(x, y).item() for _ in range(40)]
         assert endpoint.ledger.of(1, "train").rows == 40 * 16
@@ -99,52 +94,31 @@ def with_one(labels: torch.Tensor, value: float) -> torch.Tensor:
     return labels
 
 
+BEYOND_CLASSES = with_one(classes(), CLASSES)
+BOTH_SHAPES = r"\(16,\), the outputs \(16, 2\)"
+
+
 @pytest.mark.parametrize(
     ("half", "loss_fn", "labels", "error", "match"),
     [
-        (
-            Places,
-            nn.CrossEntropyLoss(),
-            with_one(classes(), CLASSES),
-            LabelsRefused,
-            "label 5 is out of range",
-        ),
-        (Places, nn.CrossEntropyLoss(), classes()[:, :-1], LabelsRefused, r"\(16, 5\)"),
-        (
-            Places,
-            nn.CrossEntropyLoss(),
-            classes()[:-1],
-            LabelsRefused,
-            "wanted 16 rows",
-        ),
-        (Places, nn.CrossEntropyLoss(), classes()[:, 0], LabelsRefused, r"\(16,\)"),
+        (Places, CROSS_ENTROPY, BEYOND_CLASSES, LabelsRefused, "5 is out of range"),
+        (Places, CROSS_ENTROPY, classes()[:, :-1], LabelsRefused, r"\(16, 5\)"),
+        (Places, CROSS_ENTROPY, classes()[:-1], LabelsRefused, "wanted 16 rows"),
+        (Places, CROSS_ENTROPY, classes()[:, 0], LabelsRefused, r"\(16,\)"),
         *(
-            (
-                numbers,
-                loss,
-                targets()[:, 0],
-                LabelsRefused,
-                r"\(16,\), the outputs \(16, 2\)",
-            )
+            (numbers, loss, targets()[:, 0], LabelsRefused, BOTH_SHAPES)
             for loss in LOSSES
         ),
-        (
-            numbers,
-            LOSSES[0],
-            targets().reshape(16, 2, 1, 1),
-            LabelsRefused,
-            r"\(16, 2, 1, 1\)",
-        ),
-        (numbers, LOSSES[0], targets()[:, :1], LabelsRefused, r"\(16, 1\)"),
-        (numbers, LOSSES[0], with_one(targets(), torch.nan), StepRefused, "not finite"),
-        (numbers, LOSSES[0], with_one(targets(), torch.inf), StepRefused, "not finite"),
-        (numbers, LOSSES[0], with_one(targets(), 1e30), StepRefused, "not finite"),
+        (numbers, MSE, targets()[:, :, None, None], LabelsRefused, r"\(16, 2, 1, 1\)"),
+        (numbers, MSE, targets()[:, :1], LabelsRefused, r"\(16, 1\)"),
+        (numbers, MSE, with_one(targets(), torch.nan), StepRefused, "not finite"),
+        (numbers, MSE, with_one(targets(), torch.inf), StepRefused, "not finite"),
+        (numbers, MSE, with_one(targets(), 1e30), StepRefused, "not finite"),
     ],
 )
 def test_hostile_labels_change_nothing(half, loss_fn, labels, error, match):
-    with SplitEndpoint(
-        shared_half(seeded(half), loss_fn), cut_codec("float32")
-    ) as endpoint:
+    trained = shared_half(seeded(half), loss_fn)
+    with SplitEndpoint(trained, cut_codec("float32")) as endpoint:
         before = everything(endpoint)
         with (
             pytest.raises(error, match=match),

@@ -23,7 +23,9 @@ from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from tests.halves import ServerHalf, same, seeded, weights
 from tests.local_grid import LocalGrid
 
-STREAM, MESSAGES = EndpointConfig(), EndpointConfig(transport="messages")
+STREAM = EndpointConfig()
+MESSAGES = EndpointConfig(transport="messages")
+ADAM = partial(torch.optim.Adam, lr=1e-2)
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 
 
@@ -48,13 +50,8 @@ def load_data(context):
     return loader, loader
 
 
-def make_app() -> SplitClientApp:
-    return SplitClientApp(
-        DeviceHalf,
-        load_data,
-        partial(torch.optim.Adam, lr=1e-2),
-        loss_fn=nn.CrossEntropyLoss(),
-    )
+def make_app(**options) -> SplitClientApp:
+    return SplitClientApp(DeviceHalf, load_data, ADAM, loss_fn=CROSS_ENTROPY, **options)
 
 
 def run(
@@ -63,22 +60,33 @@ def run(
     server=ServerHalf,
     device=DeviceHalf,
     loss_fn=CROSS_ENTROPY,
+    devices=None,
     **options,
 ):
-    options.setdefault("devices", RoundRobin(min_available_nodes=3))
+    """The strategy after three rounds, its result, and the grid."""
     strategy = SplitLearning(
         seeded(server),
         loss_fn,
-        partial(torch.optim.Adam, lr=1e-2),
+        ADAM,
         endpoint=endpoint,
+        devices=devices or RoundRobin(min_available_nodes=3),
         **options,
     )
     grid = LocalGrid(app or make_app(), 3, workers=0)
     config = ConfigRecord({"steps-per-turn": 5, "seed": 3})
-    result = strategy.start(
-        grid, ArrayRecord(seeded(device).state_dict()), 3, train_config=config
-    )
+    arrays = ArrayRecord(seeded(device).state_dict())
+    result = strategy.start(grid, arrays, 3, train_config=config)
     return strategy, result, grid
+
+
+def assert_same_run(one, other) -> None:
+    """Two runs sent the same payloads and have the same weights in the end."""
+    strategy, result, _ = one
+    other_strategy, other_result, _ = other
+    assert strategy.ledger.digest() == other_strategy.ledger.digest()
+    assert same(weights(strategy.server_model), weights(other_strategy.server_model))
+    device = result.arrays.to_torch_state_dict()
+    assert same(device, other_result.arrays.to_torch_state_dict())
 
 
 @pytest.mark.parametrize("codec", ["float32", "splitfc"])
@@ -87,19 +95,16 @@ def test_messages_give_the_run_that_streams_give(codec):
         "codec": cut_codec(codec, uplink_bits=3, downlink_bits=3),
         "optimizer_state": "relay",
     }
-    by_stream, streamed, _ = run(STREAM, **options)
-    by_message, mailed, grid = run(MESSAGES, **options)
-    assert by_message.ledger.digest() == by_stream.ledger.digest()
-    assert same(weights(by_message.server_model), weights(by_stream.server_model))
-    assert same(
-        mailed.arrays.to_torch_state_dict(), streamed.arrays.to_torch_state_dict()
-    )
-    assert by_message.ledger.total("train").steps == 15
+    by_stream = run(STREAM, **options)
+    by_message = run(MESSAGES, **options)
+    assert_same_run(by_message, by_stream)
+    strategy, result, grid = by_message
+    assert strategy.ledger.total("train").steps == 15
+    _, streamed, _ = by_stream
+    ours = result.evaluate_metrics_clientapp[3]
+    theirs = streamed.evaluate_metrics_clientapp[3]
     for key in ("accuracy", "eval_loss", "eval_acc"):
-        ours, theirs = (
-            r.evaluate_metrics_clientapp[3].get(key) for r in (mailed, streamed)
-        )
-        assert ours == theirs
+        assert ours.get(key) == theirs.get(key)
     # nothing is left behind
     assert not any(context.state for context in grid.contexts.values())
 
@@ -119,45 +124,33 @@ def tail():
 @pytest.mark.parametrize("codec", ["float32", "splitfc"])
 def test_a_u_shaped_step_is_two_messages(codec):
     cut = cut_codec(codec, uplink_bits=4, downlink_bits=4)
-    app = SplitClientApp(
-        DeviceHalf,
-        load_data,
-        partial(torch.optim.Adam, lr=1e-2),
-        tail=tail,
-        loss_fn=nn.CrossEntropyLoss(),
-    )
     options = {
-        "app": app,
+        "app": make_app(tail=tail),
         "server": middle,
         "device": lambda: HeadAndTail(DeviceHalf(), tail()),
         "loss_fn": None,
+        "codec": cut,
+        "output_codec": cut,
+        "optimizer_state": "relay",
     }
-    options |= {"codec": cut, "output_codec": cut, "optimizer_state": "relay"}
-    by_stream, streamed, _ = run(STREAM, **options)
-    by_message, mailed, grid = run(MESSAGES, **options)
-    assert by_message.ledger.digest() == by_stream.ledger.digest()
-    assert same(weights(by_message.server_model), weights(by_stream.server_model))
-    assert same(
-        mailed.arrays.to_torch_state_dict(), streamed.arrays.to_torch_state_dict()
-    )
-    assert by_message.ledger.total("train").steps == by_message.half.steps == 15
-    assert by_message.ledger.total("train").loss == by_stream.ledger.total("train").loss
+    by_stream = run(STREAM, **options)
+    by_message = run(MESSAGES, **options)
+    assert_same_run(by_message, by_stream)
+    strategy, result, grid = by_message
+    streamed_strategy, streamed, _ = by_stream
+    ours = strategy.ledger.total("train")
+    theirs = streamed_strategy.ledger.total("train")
+    assert ours.steps == strategy.half.steps == 15
+    assert ours.loss == theirs.loss
+    found = result.evaluate_metrics_clientapp[3]
     for key in ("eval_loss", "eval_acc"):
-        assert (
-            mailed.evaluate_metrics_clientapp[3][key]
-            == streamed.evaluate_metrics_clientapp[3][key]
-        )
+        assert found[key] == streamed.evaluate_metrics_clientapp[3][key]
     assert not any(context.state for context in grid.contexts.values())
 
 
-def test_messages_with_a_sample_of_devices_and_proximal_term():
+def test_messages_with_a_sample_of_devices():
     options = {"devices": FedAvg(min_available_nodes=3), "shared_server_half": False}
-    by_stream, streamed, _ = run(STREAM, **options)
-    by_message, mailed, _ = run(MESSAGES, **options)
-    assert same(
-        mailed.arrays.to_torch_state_dict(), streamed.arrays.to_torch_state_dict()
-    )
-    assert same(weights(by_message.server_model), weights(by_stream.server_model))
+    assert_same_run(run(MESSAGES, **options), run(STREAM, **options))
 
 
 def test_a_loop_of_ones_own_is_told_what_it_needs(caplog):

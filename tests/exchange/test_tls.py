@@ -35,8 +35,12 @@ def make_endpoint(**config) -> SplitEndpoint:
         partial(torch.optim.SGD, lr=0.1),
         device="cpu",
     )
-    config = EndpointConfig(**{"limits": Limits(reconnect_timeout_s=0.2), **config})
-    return SplitEndpoint(SharedHalf(half), cut_codec("float32"), config=config)
+    limits = Limits(reconnect_timeout_s=0.2)
+    return SplitEndpoint(
+        SharedHalf(half),
+        cut_codec("float32"),
+        config=EndpointConfig(limits=limits, **config),
+    )
 
 
 def trains(message, context: Context | None = None) -> bool:
@@ -82,11 +86,10 @@ def test_plaintext_is_not_spoken_to_a_tls_endpoint():
 
 def test_nor_tls_to_a_plaintext_one():
     with make_endpoint() as endpoint, make_endpoint(tls=True) as other:
-        record = ticket_message(other).content["split-ticket"]
+        foreign = ticket_message(other).content["split-ticket"]["authority"]
+        message = ticket_message(endpoint, tls="pinned", authority=foreign)
         with pytest.raises(EndpointUnreachable):
-            trains(
-                ticket_message(endpoint, tls="pinned", authority=record["authority"])
-            )
+            trains(message)
 
 
 def test_own_certificate_and_ca(tmp_path):
@@ -117,9 +120,9 @@ def test_a_ca_that_the_system_does_not_know_must_be_given(tmp_path):
 def test_files_that_are_none(tmp_path):
     chain, key, ca = make_ca(tmp_path, "127.0.0.1")
     (tmp_path / "more").mkdir()
-    other = make_ca(tmp_path / "more", "127.0.0.1")
+    _, other_key, _ = make_ca(tmp_path / "more", "127.0.0.1")
     with pytest.raises(ValueError, match=r"key\.pem is not the key of"):
-        Certificate.from_files(chain, other[1], ca)
+        Certificate.from_files(chain, other_key, ca)
     with pytest.raises(ValueError, match="no PEM certificate"):
         Certificate.from_files(key, key)
     with pytest.raises(ValueError, match="no PEM private key"):
@@ -159,15 +162,10 @@ def ipv6_here() -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "localhost",
-        pytest.param(
-            "::1", marks=pytest.mark.skipif(not ipv6_here(), reason="no IPv6 here")
-        ),
-    ],
-)
+needs_ipv6 = pytest.mark.skipif(not ipv6_here(), reason="no IPv6 here")
+
+
+@pytest.mark.parametrize("host", ["localhost", pytest.param("::1", marks=needs_ipv6)])
 @pytest.mark.parametrize("tls", [False, True])
 def test_host_names_and_ipv6(host, tls):
     with make_endpoint(host=host, tls=tls) as endpoint:
@@ -179,12 +177,13 @@ def test_a_nodes_own_address_overrides_the_tickets():
         assert endpoint.address.startswith("unreachable.invalid:")
         with pytest.raises(EndpointUnreachable, match=r"unreachable\.invalid"):
             trains(ticket_message(endpoint))
-        assert trains(ticket_message(endpoint), node(**{"split-address": "127.0.0.1"}))
+        own_host = node(**{"split-address": "127.0.0.1"})
+        assert trains(ticket_message(endpoint), own_host)
+
         port = endpoint.address.rpartition(":")[2]
-        assert trains(
-            ticket_message(endpoint, address="unreachable.invalid:9"),
-            node(**{"split-address": f"localhost:{port}"}),
-        )
+        own_host_and_port = node(**{"split-address": f"localhost:{port}"})
+        message = ticket_message(endpoint, address="unreachable.invalid:9")
+        assert trains(message, own_host_and_port)
 
 
 def test_configs_that_cannot_work():
@@ -215,23 +214,22 @@ def test_run_configs_that_cannot_work(config, match):
 
 def test_a_run_config_gives_the_endpoint(tmp_path):
     pki = make_pki(tmp_path, "127.0.0.1")
-    files = {"certificate": pki.chain, "private-key": pki.key, "ca-certificate": pki.ca}
     config = {
         "seed": 3,
         "split-host": "::1",
         "split-port": 9,
         "split-address": "",
         "split-max-steps": 7,
+        "split-certificate": str(pki.chain),
+        "split-private-key": str(pki.key),
+        "split-ca-certificate": str(pki.ca),
     }
-    config |= {f"split-{key}": str(file) for key, file in files.items()}
     made = EndpointConfig.from_run_config(config)
-    assert (made.host, made.port, made.address, made.encrypted, made.limits) == (
-        "::1",
-        9,
-        "",
-        True,
-        Limits(max_steps=7),
-    )
+    assert made.host == "::1"
+    assert made.port == 9
+    assert made.address == ""
+    assert made.encrypted
+    assert made.limits == Limits(max_steps=7)
     assert made.certificate == Certificate.from_files(pki.chain, pki.key, pki.ca)
     assert EndpointConfig.from_run_config({"seed": 3}) == EndpointConfig()
 
