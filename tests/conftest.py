@@ -7,6 +7,7 @@ os.environ.update(
     FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
     FLWR_DISABLE_UPDATE_CHECK="1",
     FLWR_TELEMETRY_ENABLED="0",
+    RAY_ADDRESS="local",  # never another cluster of the machine
     RAY_USAGE_STATS_ENABLED="0",
 )
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flwr_splitfc.codec import codec_names
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -43,6 +45,7 @@ def test_codecs(tmp_path: Path) -> None:
     assert "proportional to D" in picture.read_text()
 
 
+@pytest.mark.extended
 def test_exchange(tmp_path: Path) -> None:
     numbers = tmp_path / "exchange.json"
     options = ["--rows", "8", "--steps", "5", "--rounds", "1", "--json", str(numbers)]

@@ -1,23 +1,28 @@
-"""The example on a SuperLink and three SuperNodes, through faults and with everything encrypted."""
+"""The example on a SuperLink and three SuperNodes: one is killed, or everything is encrypted."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes.flwr_run import Deployment
+from tests.processes.processes import wait_for_line
+
 ROOT = Path(__file__).parents[2]
 V2 = ROOT / "strategies" / "splitfed-v2.toml"
 SETTINGS = {"num-rounds": 3, "num_devices": 3, "codec": "splitfc", "evaluate-every": 3}
 
-pytestmark = pytest.mark.deployment
+pytestmark = [pytest.mark.deployment, pytest.mark.extended]
 
 
+@pytest.mark.parametrize("deployed_run", [3], indirect=True)
 def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(
-    deployed_run: Any,
+    deployed_run: Deployment,
 ) -> None:
     def kill() -> None:
-        deployed_run.wait_for_log("session opened: .* device=1 round=2 purpose=train")
-        deployed_run.signal_node(1)
+        opened = "session opened: .* device=1 round=2 purpose=train"
+        wait_for_line(deployed_run.log, opened)
+        deployed_run.kill_node(1)
 
     settings = {
         **SETTINGS,
@@ -37,7 +42,7 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(
 
 
 @pytest.fixture(scope="module")
-def encrypted(secure_run: Any) -> dict[str, Any]:
+def encrypted(secure_run: Deployment) -> dict[str, Any]:
     settings = {
         **SETTINGS,
         "downlink-schedule": "warmup 2x 1",
@@ -73,7 +78,9 @@ def test_each_node_meets_the_budget_of_its_node_config(
 
 
 @pytest.mark.slow
-def test_frames_in_messages_need_no_connection_of_their_own(secure_run: Any) -> None:
+def test_frames_in_messages_need_no_connection_of_their_own(
+    secure_run: Deployment,
+) -> None:
     """Five to ten seconds a mini-batch: Flower polls, and starts a process for each message."""
     settings = {**SETTINGS, "num-rounds": 1, "evaluate-every": 1, "steps-per-turn": 2}
     by_message = secure_run(V2, **settings, **{"split-transport": "messages"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.simulation
+pytestmark = [pytest.mark.extended, pytest.mark.simulation]
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4

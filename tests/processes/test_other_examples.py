@@ -8,7 +8,7 @@ import pytest
 
 from tests.examples.drawn_faces import write_faces
 
-pytestmark = pytest.mark.simulation
+pytestmark = [pytest.mark.extended, pytest.mark.simulation]
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., dict[str, Any]]

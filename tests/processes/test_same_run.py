@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import torch
 
 from flwr_splitfc.strategy.checkpoint import load_checkpoint
 from tests.halves import same
-from tests.processes.conftest import Comparison, end_processes_of, processes_of
+from tests.processes.comparison import Comparison
+from tests.processes.flwr_run import Deployment, FlwrRun
+from tests.processes.processes import end_processes_of, processes_of, wait_until
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"num-rounds": 4, "evaluate-every": 2, "num_devices": 3}
-Run = Callable[..., dict[str, Any]]
+NODES = 2
+SETTINGS = {"num-rounds": 4, "evaluate-every": 2, "num_devices": NODES}
 
 
 @pytest.fixture(scope="module")
-def simulated(flwr_run: Run) -> dict[str, Any]:
+def simulated(flwr_run: FlwrRun) -> dict[str, Any]:
     return flwr_run(ROOT / "strategies" / "splitfc.toml", **SETTINGS)
 
 
@@ -31,10 +32,11 @@ def weights_of(results: dict[str, Any]) -> dict[str, torch.Tensor]:
     return loaded
 
 
-@pytest.mark.simulation
 @pytest.mark.deployment
+@pytest.mark.simulation
+@pytest.mark.parametrize("deployed_run", [NODES], indirect=True)
 def test_simulation_and_deployment_send_the_same_payloads(
-    simulated: dict[str, Any], deployed_run: Run
+    simulated: dict[str, Any], deployed_run: Deployment
 ) -> None:
     deployed = deployed_run(ROOT / "strategies" / "splitfc.toml", **SETTINGS)
     assert deployed["payload_digest"] == simulated["payload_digest"]
@@ -48,10 +50,11 @@ def test_simulation_and_deployment_send_the_same_payloads(
     assert deployed["torch_threads"] == simulated["torch_threads"] == 1
 
 
+@pytest.mark.extended
 @pytest.mark.simulation
 def test_rerun_repeats_a_run_from_its_results(
     simulated: dict[str, Any],
-    flwr_run: Any,
+    flwr_run: FlwrRun,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: Any,
@@ -69,18 +72,20 @@ def test_rerun_repeats_a_run_from_its_results(
     assert "payloads as in the first run" in capfd.readouterr().out
 
 
+@pytest.mark.extended
 @pytest.mark.simulation
 def test_a_killed_server_app_goes_on_where_it_was(
-    simulated: dict[str, Any], flwr_run: Any, tmp_path: Path
+    simulated: dict[str, Any], flwr_run: FlwrRun, tmp_path: Path
 ) -> None:
     """The process is killed as soon as a round is complete; the next run finishes the rest."""
     settings = {**SETTINGS, "checkpoint-dir": str(tmp_path)}
 
+    def round_is_complete() -> bool:
+        state = load_checkpoint(tmp_path)
+        return state is not None and state["round"] >= 1
+
     def kill() -> None:
-        deadline = time.monotonic() + 120
-        while (state := load_checkpoint(tmp_path)) is None or state["round"] < 1:
-            assert time.monotonic() < deadline, "no round was completed"
-            time.sleep(0.02)
+        wait_until(round_is_complete, "a round is complete")
         flwr_run.kill_server_app()
 
     flwr_run(ROOT / "strategies" / "splitfc.toml", meanwhile=kill, **settings)
@@ -98,7 +103,7 @@ def comparison_in(folder: Path) -> Comparison:
     settings = {
         "num-rounds": 4,
         "evaluate-every": 2,
-        "num-devices": 3,
+        "num-devices": NODES,
         "steps-per-turn": 5,
     }
     return Comparison(folder, ["splitfc", "split-learning"], "--jobs", "1", **settings)
@@ -112,6 +117,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
     end_processes_of(comparison.home)
 
 
+@pytest.mark.extended
 @pytest.mark.simulation
 def test_a_run_of_a_comparison_sends_the_same_payloads(
     simulated: dict[str, Any], compared: Comparison
@@ -123,6 +129,7 @@ def test_a_run_of_a_comparison_sends_the_same_payloads(
     ]
 
 
+@pytest.mark.extended
 @pytest.mark.simulation
 def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(
     compared: Comparison, tmp_path: Path
@@ -136,12 +143,10 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(
                 break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        deadline = time.monotonic() + 30
-        while list(processes_of(killed.home)):
-            assert time.monotonic() < deadline, (
-                "the killed comparison left processes behind"
-            )
-            time.sleep(0.1)
+        wait_until(
+            lambda: not list(processes_of(killed.home)),
+            "the killed comparison's processes end",
+        )
         assert len(killed.finished()) == 1
         assert not (killed.out / "table.md").exists()
 

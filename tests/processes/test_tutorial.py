@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.conftest import FlwrRun, end_processes_of, free_port, wait_for
+from tests.processes.flwr_run import FlwrRun
+from tests.processes.processes import free_port, wait_for_port
 from tests.tutorial import Commands, follow
 
 
@@ -44,13 +45,14 @@ class Shell:
 def shell(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Shell]:
     flwr = FlwrRun(tmp_path_factory)
     yield Shell(tmp_path, flwr.env)
-    end_processes_of(flwr.home)
+    flwr.end()
 
 
 def last_commands(folder: Path, step: int) -> Commands:
     return list(follow(folder, until=step))[-1]
 
 
+@pytest.mark.extended
 @pytest.mark.simulation
 def test_splitfc_in_the_simulation_engine(shell: Shell, tmp_path: Path) -> None:
     commands = last_commands(tmp_path, 3)
@@ -58,6 +60,7 @@ def test_splitfc_in_the_simulation_engine(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.deployment
+@pytest.mark.extended
 def test_real_nodes(shell: Shell, tmp_path: Path) -> None:
     commands = last_commands(tmp_path, 6)
     ports = {port: str(free_port()) for port in ("8000", "8001", "8002", "9099")}
@@ -67,7 +70,7 @@ def test_real_nodes(shell: Shell, tmp_path: Path) -> None:
 
     for line in commands.lines[:3]:
         shell.start(moved(line).removesuffix("&"))
-    wait_for(int(ports["8000"]))
+    wait_for_port(int(ports["8000"]))
     printed = shell.run([moved(line) for line in commands.lines[3:]])
     Commands(commands.step, [], [moved(line) for line in commands.shown]).check(
         printed, tmp_path

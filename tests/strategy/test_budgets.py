@@ -30,7 +30,7 @@ from flwr_splitfc.strategy.budgets import budget_rules
 from tests.cutting_proxy import CuttingProxy
 from tests.halves import batches, seeded
 from tests.local_grid import LocalGrid
-from tests.processes.conftest import free_port
+from tests.processes.processes import free_port
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 CROSS_ENTROPY = nn.CrossEntropyLoss()
