@@ -5,7 +5,7 @@ codec takes those that it has; or all in one string, ``codec-settings``, all of 
 must have. So an app that lists its keys needs no new one for a new codec.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
@@ -45,30 +45,39 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     ValueError
         If a setting is given twice, or the string of them is no such string.
     """
-    settings: dict[str, Scalar] = {}
-    given_by: dict[str, str] = {}
+    given: dict[str, _Given] = {}
     for setting in codec_settings(name):
         key = prefix + setting.replace("_", "-")
         if key in config:
-            settings[setting] = config[key]
-            given_by[setting] = f"{key} = {config[key]!r}"
+            value = config[key]
+            given[setting] = _Given(value, key, value)
 
     key = f"{prefix}codec-settings"
     text = config.get(key, "")
-    if not isinstance(text, str):
-        raise ValueError(f"{key} is {text!r}, wanted str")
     for word, value in _parsed(key, text).items():
         setting = word.replace("-", "_")
-        if setting in settings:
-            raise ValueError(
-                f"{word} is given twice: by {given_by[setting]} and by {key} = {text!r}"
-            )
-        settings[setting] = value
-        given_by[setting] = f"{key} = {text!r}"
-    return settings
+        also = _Given(value, key, text)
+        if setting in given:
+            first = given[setting]
+            raise ValueError(f"{word} is given twice: by {first} and by {also}")
+        given[setting] = also
+    return {setting: one.value for setting, one in given.items()}
 
 
-def _parsed(key: str, text: str) -> dict[str, Scalar]:
+class _Given(NamedTuple):
+    """A setting's value, and the line of the run-config that gives it."""
+
+    value: Scalar
+    key: str
+    written: Scalar
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.written!r}"
+
+
+def _parsed(key: str, text: Scalar) -> dict[str, Scalar]:
+    if not isinstance(text, str):
+        raise ValueError(f"{key} is {text!r}, wanted str")
     try:
         return parse_settings(text)
     except ValueError as error:

@@ -78,6 +78,7 @@ class RunSettings:
         config: dict[str, Any] = {"seed": self.seed, **self._config()}
         if self.learning_rate is not None:
             config["learning-rate"] = self.learning_rate
+        # without the key a turn is one pass over what `load_data` gives
         if self.steps_per_turn:
             config["steps-per-turn"] = self.steps_per_turn
         return ConfigRecord(config)
@@ -104,4 +105,5 @@ class RunSettings:
 
 
 def _absolute(folder: str) -> Path:
+    # results.json and the log name the folder where anyone finds it
     return Path(folder).expanduser().resolve()

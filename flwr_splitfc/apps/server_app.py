@@ -164,6 +164,7 @@ class SplitServerApp(ServerApp):
     def _train(self, grid: Grid, context: Context) -> None:
         settings = read_settings(RunSettings, context.run_config)
         torch.set_num_threads(settings.torch_threads)
+        # or the first round would choose among those that happen to be there
         wait_for_devices(grid, settings.num_devices)
         device, server = self._make_halves(context, settings.seed)
         about: dict[str, Any] = {"seed": settings.seed}
@@ -202,6 +203,7 @@ class SplitServerApp(ServerApp):
         server: nn.Module,
     ) -> SplitLearning:
         """Train the halves; return the strategy, which has the results."""
+        # devices that have the last layers have the loss, too
         loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
         strategy = self._split_strategy(context.run_config, settings, server, loss_fn)
         strategy.start(
@@ -237,7 +239,7 @@ class SplitServerApp(ServerApp):
             "checkpoint": settings.checkpoint_folder,
             "save_to": settings.results_folder,
         }
-        # not None: presets have defaults of their own
+        # only if it is given: presets have defaults of their own
         if settings.optimizer_state:
             options["optimizer_state"] = settings.optimizer_state
         codec = codec_of(config)
@@ -248,6 +250,7 @@ class SplitServerApp(ServerApp):
             options["codec"] = codec
         if loss_fn is None:
             options["output_codec"] = output_codec_of(config)
+        # the app's own options win over the run-config
         options.update(self.split_options)
         optimizer = self.optimizer
         if settings.learning_rate is not None:
@@ -268,6 +271,7 @@ class SplitServerApp(ServerApp):
         progress = Progress(
             settings.num_rounds, ledger, evaluate_every=settings.evaluate_every
         )
+        # from the CPU, before the model moves to where it is evaluated
         initial = ArrayRecord(joined.state_dict())
         joined.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -62,12 +62,16 @@ def _layer_name(model: nn.Module, layer: str | int) -> str:
 def _split_sequential(
     model: nn.Sequential, name: str
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    layers = list(model.named_children())
-    cut = [child for child, _ in layers].index(name) + 1
-    if cut == len(layers):
+    # OrderedDicts, so that a half's layers keep their names in the model
+    device: OrderedDict[str, nn.Module] = OrderedDict()
+    server: OrderedDict[str, nn.Module] = OrderedDict()
+    half = device
+    for child, layer in model.named_children():
+        half[child] = layer
+        if child == name:
+            half = server
+    if not server:
         raise ValueError(
             f"{name!r} is the model's last layer: nothing is left for the server half"
         )
-    device = nn.Sequential(OrderedDict(layers[:cut]))
-    server = nn.Sequential(OrderedDict(layers[cut:]))
-    return device, server
+    return nn.Sequential(device), nn.Sequential(server)

@@ -38,7 +38,11 @@ def split_traced(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
 
 
 class _CutTracer(fx.Tracer):
-    """A tracer that keeps the layer before the cut whole."""
+    """A tracer that keeps the layer before the cut whole.
+
+    Traced through, a layer such as a ResNet's ``layer2`` would be many nodes, none of
+    which has its name.
+    """
 
     def __init__(self, layer: str) -> None:
         super().__init__()
@@ -73,6 +77,7 @@ def _has_fixed_mode(node: fx.Node) -> bool:
     """Whether a node is a function that was traced for one mode, training or not."""
     if node.op != "call_function":
         return False
+    # its mode may be positional, or its default
     if node.target is functional.dropout:
         return True
     return any(argument in node.kwargs for argument in _MODE_ARGUMENTS)
@@ -109,7 +114,7 @@ def _device_graph(graph: fx.Graph, cut: fx.Node, before: set[fx.Node]) -> fx.Gra
     for node in graph.nodes:
         if node in before:
             placed[node] = device.node_copy(node, placed.__getitem__)
-    device.output(placed[cut])
+    device.output(placed[cut])  # nothing else leaves it
     return device
 
 

@@ -104,6 +104,7 @@ class _Ramp:
     def _matched(cls, text: str) -> "_Ramp | None":
         warmup = _WARMUP.fullmatch(text)
         if warmup is not None:
+            # no ramp: the multiple holds in round `last`, and ends with it
             last = int(warmup["last"])
             return cls(float(warmup["factor"]), first=last, last=last + 1)
         decline = _DECLINE.fullmatch(text)

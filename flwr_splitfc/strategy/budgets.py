@@ -116,6 +116,7 @@ class ThroughputBudgets:
     def __call__(self, device: DeviceRound) -> tuple[float, float] | None:
         """Return the bits that its last turn allows."""
         last = device.last
+        # not measured: a first turn, or frames that travel in messages
         if last is None or not last.step_link_seconds:
             return None
         scale = self.step_seconds / last.step_link_seconds

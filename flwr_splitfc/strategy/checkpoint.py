@@ -47,6 +47,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     torch.save({"schema": SCHEMA, **state}, buffer)
     body = buffer.getbuffer()
     folder.mkdir(parents=True, exist_ok=True)
+    # renamed once it is on the disk: the old file stays whole until then
     new = folder / f"{_FILE}.new"
     with new.open("wb") as file:
         file.write(_MAGIC)
@@ -75,6 +76,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         state = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    # an older version's states may lack what this one restores
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
         raise CheckpointError(

@@ -20,6 +20,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        # one thread: files are written in the order of their rounds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -28,6 +29,7 @@ class CheckpointWriter:
 
     def __exit__(self, *error: object) -> None:
         try:
+            # the last round's file is part of the run
             self._wait()
         finally:
             self._pool.shutdown()
@@ -40,6 +42,7 @@ class CheckpointWriter:
         if self._folder is None:
             return
         self._wait()
+        # a copy: the next round trains the same tensors while they are written
         state = deepcopy(make_state())
         self._writing = self._pool.submit(save_checkpoint, self._folder, state)
 

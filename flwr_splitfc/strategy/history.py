@@ -55,6 +55,7 @@ class History:
             "train": _as_dict(metrics.train),
             "evaluate": _as_dict(metrics.evaluate),
             "central": _as_dict(metrics.central),
+            # the evaluation before the first round has no row
             "row": progress.rounds[-1].to_json() if server_round else None,
             "traffic": {
                 purpose: traffic_to_json(ledger.of(server_round, purpose))
@@ -80,6 +81,7 @@ class History:
             "evaluate": result.evaluate_metrics_clientapp,
             "central": result.evaluate_metrics_serverapp,
         }
+        # Flower numbered the rounds of this process from 1
         for records in records_by_kind.values():
             records.clear()
         for line in map(json.loads, self.lines):

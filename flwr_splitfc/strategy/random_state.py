@@ -20,17 +20,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` took."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    unsigned = keys.numpy().astype(np.uint32)
-    np.random.set_state((kind, unsigned, position, has_gauss, cached))
+    _restore_numpy(state["numpy"])
     torch.set_rng_state(state["torch"])
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    """Return NumPy's state with its uint32 keys as an int64 tensor.
-
-    A checkpoint holds tensors, and torch supports uint32 only in part.
-    """
+    """Return NumPy's state with its keys, an array of uint32, as a tensor."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    signed = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return str(kind), signed, position, has_gauss, cached
+    # int64, as torch supports uint32 only in part
+    signed = np.asarray(keys).astype(np.int64)
+    tensor = torch.from_numpy(signed)
+    return str(kind), tensor, position, has_gauss, cached
+
+
+def _restore_numpy(state: tuple[Any, ...]) -> None:
+    kind, tensor, position, has_gauss, cached = state
+    keys = tensor.numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))

@@ -78,6 +78,7 @@ def devices_state(devices: Strategy) -> dict[str, Any]:
     if isinstance(devices, Resumable):
         return devices.state_dict()
     names = STATE_ATTRIBUTES.get(type(devices), ())
+    # Flower remembers NumPy arrays; a checkpoint holds tensors alone
     return {name: _to_tensors(getattr(devices, name)) for name in names}
 
 

@@ -41,6 +41,7 @@ class RoundRobin(FedAvg):
     """
 
     def __init__(self, *, min_available_nodes: int = 2, **fedavg_options: Any) -> None:
+        # FedAvg's own default is two, which a run with one device would wait for
         fedavg_options.setdefault("min_evaluate_nodes", 1)
         super().__init__(min_available_nodes=min_available_nodes, **fedavg_options)
         self._devices: Devices | None = None
@@ -55,6 +56,7 @@ class RoundRobin(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message, to the device whose turn it is."""
+        # FedAvg's way to train nothing
         if self.fraction_train == 0.0:
             return []
         order = self._order(grid)

@@ -91,8 +91,10 @@ class RunState:
         self.device_states.load_state_dict(state["device_states"])
         restore_devices(self._devices, state["devices"])
         self.ledger.restore_devices(state["device_traffic"])
+        # the history brings back the rounds, without the devices' sums above
         self.history.lines = list(state["history"])
         self.history.restore(self.ledger, self.progress)
         self.rounds_done = int(state["round"])
+        # last, as nothing may draw from the generators after it
         restore_random_state(state["random"])
         return ArrayRecord(state["arrays"])

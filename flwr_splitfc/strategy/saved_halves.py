@@ -38,6 +38,7 @@ def save_halves(
         "server.pt": server_entries,
         "joined.pt": joined_state_dict(device_entries.items(), server_entries.items()),
     }
+    # a name that both halves have cannot be told apart without its prefix
     if not has_tail and device_entries.keys().isdisjoint(server_entries):
         files["unsplit.pt"] = {**device_entries, **server_entries}
 

@@ -185,12 +185,15 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
+        # in turn the device half is handed on, and its optimizer's state with it;
+        # in parallel no device comes before another
         in_turn = isinstance(self.devices, RoundRobin)
         self.optimizer_state: OptimizerState = optimizer_state or (
             "relay" if in_turn else "per-device"
         )
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
+        # now, not after hours of training
         if self.checkpoint is not None:
             check_resumable(self.devices)
         self._seed = seed
@@ -241,6 +244,7 @@ class SplitLearning(Strategy):
         """
         self._run = self._new_run(num_rounds)
         endpoint = self._endpoint()
+        # before the endpoint is opened: a checkpoint of another run ends it here
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
@@ -254,7 +258,7 @@ class SplitLearning(Strategy):
             )
         log_devices(self.ledger)
         self._run.history.fill(result)
-        # Flower's result has none where no round was left to do
+        # Flower's result has none where no round was left, or no turn succeeded
         result.arrays = result.arrays or arrays
         if self.save_to is not None:
             self.save(self.save_to, result.arrays)
@@ -329,6 +333,7 @@ class SplitLearning(Strategy):
         """Return the messages of `devices`."""
         server_round += self._run.rounds_done
         self._run.metrics = RoundMetrics()
+        # the tickets' round: not every strategy tells it in its messages
         if isinstance(grid, SplitGrid):
             grid.server_round = server_round
         return self.devices.configure_train(server_round, arrays, config, grid)
@@ -360,6 +365,7 @@ class SplitLearning(Strategy):
     ) -> MetricRecord | None:
         """Return the metrics of `devices`, with the bytes of the round's evaluation."""
         server_round += self._run.rounds_done
+        # Flower asks in rounds without evaluation, too
         replies = list(replies)
         if not replies:
             return None

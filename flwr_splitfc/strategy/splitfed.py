@@ -35,6 +35,7 @@ class SplitFedV1(SplitLearning):
         devices: Strategy | None = None,
         **split_options: Any,
     ) -> None:
+        # as for the copies of the server half: only so is V1 FedAvg
         split_options.setdefault("optimizer_state", "fresh")
         super().__init__(
             server_model,

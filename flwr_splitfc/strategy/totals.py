@@ -24,6 +24,7 @@ def with_totals(
     # a device's own measure; the ledger has it as device_codec_seconds
     total.pop("codec_seconds", None)
     total["failures"] = len(ledger.failures(server_round))
+    # none where devices have the loss, and do not tell it
     if purpose == "train" and traffic.loss_rows:
         total["train_loss"] = traffic.loss
     return total

@@ -45,6 +45,7 @@ def _digits() -> tuple[LabelledImages, LabelledImages]:
     images = torch.from_numpy(digits.images / 16).float()  # grey levels from 0 to 16
     labels = torch.from_numpy(digits.target).long()
     everything = LabelledImages(images.unsqueeze(1), labels, num_classes=10)
+    # the same for every run, whatever its seed: figures are of one test set
     order = np.random.default_rng(0).permutation(len(everything))
     num_test = len(everything) // 5
     return everything.subset(order[num_test:]), everything.subset(order[:num_test])

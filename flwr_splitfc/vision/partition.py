@@ -54,8 +54,10 @@ def partition(
             f"{num_devices} devices cannot share {len(labels)} samples by {how!r}"
             f"{shards}"
         )
+    # shuffled here, as not every partitioner of flwr_datasets does
     order = np.random.default_rng(seed).permutation(len(labels))
     if by_shards:
+        # what does not fill a shard is left out; it is random after the shuffle
         shard_size = len(order) // num_parts
         order = order[: shard_size * num_parts]
 

@@ -50,6 +50,7 @@ def device_images(
         If the run-config has no such device, or too few images for its devices.
     """
     settings = read_settings(DataSettings, config)
+    # divided alike, by one seed
     train_set, test_set = datasets_of(config)
     images = test_set if test else train_set
     shares = _shares(images, settings)

@@ -33,6 +33,7 @@ def load_torchvision_style(
     train, test = _read(name, make, root, download)
     train_labels = _labels(train)
     test_labels = _labels(test)
+    # a small test set may lack a class, and so may a training set
     num_classes = 1 + max(int(train_labels.max()), int(test_labels.max()))
     return (
         LabelledImages(_images(train), train_labels, num_classes),
@@ -91,7 +92,7 @@ def _images(dataset: Any) -> Tensor:
             raise ValueError(
                 f"images lie in [{low:g}, {high:g}]; wanted uint8, or floats in [0, 1]"
             )
-    return images.contiguous()
+    return images.contiguous()  # after a permutation batches would be slow to copy
 
 
 def _pixels(dataset: Any) -> Tensor:
