@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 
 import flwr_splitfc
-from flwr_splitfc.compare import compare
+from flwr_splitfc.compare import codecs, compare
 from flwr_splitfc.run import rerun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit status."""
+    """Run a subcommand, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="flwr-splitfc", description="Tools for split learning in Flower."
     )
@@ -19,9 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         version=f"flwr-splitfc {flwr_splitfc.__version__}",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    compare.add_to(commands)
-    rerun.add_to(commands)
+    for subcommand in (compare, rerun, codecs):
+        subcommand.add_to(commands)
     options, further = parser.parse_known_args(arguments)
+    # Only `rerun` hands options on, to `flwr run`.
     if further and options.command is not rerun.main:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     options.further = further

@@ -2,19 +2,26 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.workers.pool import Event
+from flwr_splitfc.compare.workers.pool import (
+    Event,
+    RoundFinished,
+    RunEnded,
+    RunStarted,
+)
+from flwr_splitfc.run.columns import NO_VALUE, Column, megabytes, terminal_table
+from flwr_splitfc.run.rounds import Round
 
 
 class Display:
-    """One live table of the runs that are going on, over plain lines of what has happened.
+    """One live table of the runs in hand, over plain lines of what has happened.
 
     Where the output is no terminal there are only the lines.
 
@@ -23,7 +30,7 @@ class Display:
     total : int
         Runs of the comparison.
     finished_s : dict
-        Of the runs that were finished before, by run id, how long they took.
+        How long the runs took that were finished before, by run id.
     jobs : int
         Runs side by side.
     console : Console, optional
@@ -38,10 +45,11 @@ class Display:
         console: Console | None = None,
     ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._total, self._jobs = total, jobs
+        self._total = total
+        self._jobs = jobs
         self._took_s = dict(finished_s)
         self._settled = len(finished_s)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, _RunInHand] = {}
         self._live = Live(
             console=self.console, get_renderable=self.table, refresh_per_second=2
         )
@@ -57,37 +65,35 @@ class Display:
 
     def show(self, event: Event) -> None:
         """Take in what has happened."""
-        run_id = event.run.id
-        if event.kind == "start":
-            self._running[run_id] = _Running(event.run)
-            self._say(event.run, "started")
-        elif event.kind == "round":
-            self._running[run_id].add(event.row, event.num_rounds)
-            if event.row["accuracy"] is not None and not self.console.is_terminal:
-                self._say(event.run, self._running[run_id].line())
-        else:
-            running = self._running.pop(run_id)
-            self._settled += 1
-            self._took_s[run_id] = running.training_s
-            self._say(event.run, _outcome_text(event.outcome, running))
+        match event:
+            case RunStarted(run):
+                self._running[run.id] = _RunInHand(run)
+                self._say(run, "started")
+            case RoundFinished(run, finished, num_rounds):
+                in_hand = self._running[run.id]
+                in_hand.add(finished, num_rounds)
+                if finished.accuracy is not None and not self.console.is_terminal:
+                    self._say(run, in_hand.line())
+            case RunEnded(run, outcome):
+                in_hand = self._running.pop(run.id)
+                self._settled += 1
+                self._took_s[run.id] = in_hand.training_s
+                self._say(run, _ending(outcome, in_hand))
 
     def _say(self, run: Run, what: str) -> None:
-        self.console.print(
-            f"[{self._settled}/{self._total}] {run.label}: {what}", markup=False
-        )
+        counted = f"[{self._settled}/{self._total}]"
+        self.console.print(f"{counted} {run.label}: {what}", markup=False)
 
     def table(self) -> Table:
-        """The runs that are going on."""
-        table = Table(
-            title=self._title(), title_justify="left", box=None, padding=(0, 2, 0, 0)
+        """Return the table of the runs in hand."""
+        return terminal_table(
+            _COLUMNS,
+            list(self._running.values()),
+            title=self._title(),
+            title_justify="left",
+            box=None,
+            padding=(0, 2, 0, 0),
         )
-        for column in ("run", "round", "loss", "accuracy", "MB", "elapsed", "left"):
-            table.add_column(
-                column, justify="left" if column == "run" else "right", no_wrap=True
-            )
-        for running in list(self._running.values()):
-            table.add_row(*running.cells())
-        return table
 
     def _title(self) -> str:
         title = f"{self._settled} of {self._total} runs"
@@ -95,42 +101,60 @@ class Display:
         return title if left_s is None else f"{title}, about {_clock(left_s)} to go"
 
     def _left_s(self) -> float | None:
-        """Runs not yet begun take as long as others did, or will, on average."""
-        going = [
-            running.total_s
-            for running in self._running.values()
-            if running.total_s is not None
-        ]
-        known = [*self._took_s.values(), *going]
-        if not known:
+        """Estimate the time to the end, None while nothing is known.
+
+        Runs not yet begun take as long as others did, or will, on average.
+        """
+        known_s = list(self._took_s.values())
+        left_s = 0.0
+        for in_hand in self._running.values():
+            if in_hand.left_s is not None:
+                known_s.append(in_hand.training_s + in_hand.left_s)
+                left_s += in_hand.left_s
+        if not known_s:
             return None
+        mean_s = sum(known_s) / len(known_s)
         waiting = self._total - self._settled - len(self._running)
-        left = sum(running.left_s or 0.0 for running in self._running.values())
-        return (left + waiting * sum(known) / len(known)) / self._jobs
+        return (left_s + waiting * mean_s) / self._jobs
 
 
-class _Running:
+class _RunInHand:
     """A run that is going on."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.rounds: list[Round] = []
+        self._num_rounds = 0
         self._started = time.monotonic()
-        self._seen = self._round = self._num_rounds = 0
-        self.training_s = 0.0
-        self._loss: float | None = None
-        self._accuracy: float | None = None
-        self._megabytes = 0.0
 
-    def add(self, row: Mapping[str, Any], num_rounds: int) -> None:
-        self._seen += 1
-        self.training_s += row["seconds"]
-        self._round, self._num_rounds, self._loss = (
-            row["round"],
-            num_rounds,
-            row["loss"],
-        )
-        self._accuracy = self._accuracy if row["accuracy"] is None else row["accuracy"]
-        self._megabytes += (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+    def add(self, finished: Round, num_rounds: int) -> None:
+        self.rounds.append(finished)
+        self._num_rounds = num_rounds
+
+    @property
+    def label(self) -> str:
+        return self.run.label
+
+    @property
+    def progress(self) -> str:
+        return f"{self._last.round}/{self._num_rounds}"
+
+    @property
+    def loss(self) -> float | None:
+        return self._last.loss
+
+    @property
+    def accuracy(self) -> float | None:
+        known = [done.accuracy for done in self.rounds if done.accuracy is not None]
+        return known[-1] if known else None
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(done.moved_bytes for done in self.rounds)
+
+    @property
+    def training_s(self) -> float:
+        return sum(done.seconds for done in self.rounds)
 
     @property
     def elapsed_s(self) -> float:
@@ -138,43 +162,62 @@ class _Running:
 
     @property
     def left_s(self) -> float | None:
-        return (
-            self.training_s / self._seen * (self._num_rounds - self._round)
-            if self._seen
-            else None
-        )
+        if not self.rounds:
+            return None
+        round_s = self.training_s / len(self.rounds)
+        return round_s * (self._num_rounds - self._last.round)
 
     @property
-    def total_s(self) -> float | None:
-        return None if self.left_s is None else self.training_s + self.left_s
+    def _last(self) -> Round:
+        return self.rounds[-1]
 
     def line(self) -> str:
-        accuracy = "-" if self._accuracy is None else f"{self._accuracy:.1%}"
-        return f"round {self._round}/{self._num_rounds}, accuracy {accuracy}, {self._megabytes:.2f} MB"
-
-    def cells(self) -> list[str]:
-        if not self._seen:
-            return [self.run.label, "starting", "", "", "", _clock(self.elapsed_s), ""]
-        return [
-            self.run.label,
-            f"{self._round}/{self._num_rounds}",
-            "-" if self._loss is None else f"{self._loss:.4f}",
-            "-" if self._accuracy is None else f"{self._accuracy:.1%}",
-            f"{self._megabytes:.2f}",
-            _clock(self.elapsed_s),
-            "-" if self.left_s is None else _clock(self.left_s),
-        ]
+        if not self.rounds:
+            return f"round 0/0, accuracy {NO_VALUE}, {megabytes(0)} MB"
+        accuracy = NO_VALUE if self.accuracy is None else _percent(self.accuracy)
+        moved = megabytes(self.moved_bytes)
+        return f"round {self.progress}, accuracy {accuracy}, {moved} MB"
 
 
-def _outcome_text(outcome: Outcome, running: _Running) -> str:
+@dataclass(frozen=True)
+class _LiveColumn(Column[_RunInHand]):
+    """A column of the live table.
+
+    Parameters
+    ----------
+    at_start : str, optional
+        Its text before the first round; None where it has a value from the start.
+    """
+
+    at_start: str | None = None
+
+    def text(self, row: _RunInHand) -> str:
+        if not row.rounds and self.at_start is not None:
+            return self.at_start
+        return super().text(row)
+
+
+def _ending(outcome: Outcome, in_hand: _RunInHand) -> str:
     if outcome.state == "finished":
-        return f"finished in {_clock(running.elapsed_s)}, {running.line()}"
-    return (
-        outcome.summary
-        if outcome.state == "impossible"
-        else f"FAILED: {outcome.summary}"
-    )
+        return f"finished in {_clock(in_hand.elapsed_s)}, {in_hand.line()}"
+    if outcome.state == "impossible":
+        return outcome.summary
+    return f"FAILED: {outcome.summary}"
 
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
+
+
+_percent = "{:.1%}".format
+_loss = "{:.4f}".format
+
+_COLUMNS = [
+    _LiveColumn("label", "run", justify="left"),
+    _LiveColumn("progress", "round", at_start="starting"),
+    _LiveColumn("loss", "loss", _loss, at_start=""),
+    _LiveColumn("accuracy", "accuracy", _percent, at_start=""),
+    _LiveColumn("moved_bytes", "MB", megabytes, at_start=""),
+    _LiveColumn("elapsed_s", "elapsed", _clock),
+    _LiveColumn("left_s", "left", _clock, at_start=""),
+]

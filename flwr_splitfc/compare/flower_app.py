@@ -8,23 +8,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.settings import Scalar, check_scalar, parse_toml_value
-
-Settings = dict[str, Scalar]
+from flwr_splitfc.settings import RunConfig, Scalar, parse_toml_value
 
 
 class SettingsError(ValueError):
-    """A setting or a file of them that cannot be used; the message names both."""
+    """A setting, or a file of settings, that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some settings, which win over those of the layers below.
+
+    Parameters
+    ----------
+    source : str
+        Where they come from, for error messages: a file or an option.
+    settings : mapping
+        By their keys in the app's run-config.
+    """
+
+    source: str
+    settings: RunConfig
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Layer":
+        """Read a run-config file."""
+        return cls(str(path), read_run_config(path))
 
 
 @dataclass(frozen=True)
 class FlowerApp:
-    """A Flower app's folder, and what its ``pyproject.toml`` says."""
+    """A Flower app as its ``pyproject.toml`` describes it.
+
+    Parameters
+    ----------
+    folder : Path
+    server_app, client_app : str
+        Its components, ``module:name``.
+    defaults : mapping
+        Its run-config.
+    """
 
     folder: Path
     server_app: str
     client_app: str
-    defaults: Settings
+    defaults: RunConfig
 
     @classmethod
     def load(cls, folder: Path) -> "FlowerApp":
@@ -37,72 +65,74 @@ class FlowerApp:
             ``results-dir``.
         """
         path = folder.resolve() / "pyproject.toml"
+        project = _read_toml(path)
         try:
-            app = _toml(path)["tool"]["flwr"]["app"]
-            components, defaults = app["components"], _flat(app["config"])
-            loaded = cls(
-                path.parent, components["serverapp"], components["clientapp"], defaults
-            )
+            app = project["tool"]["flwr"]["app"]
+            server_app = app["components"]["serverapp"]
+            client_app = app["components"]["clientapp"]
+            defaults = _flat(app["config"])
         except KeyError as error:
             raise SettingsError(
                 f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]"
             ) from error
         if "results-dir" not in defaults:
             raise SettingsError(
-                f"{path} has no results-dir in [tool.flwr.app.config]: the app must write there"
+                f"{path} has no results-dir in [tool.flwr.app.config]: "
+                "the app must write there"
             )
-        return loaded
+        return cls(path.parent, server_app, client_app, defaults)
 
-    def settings(self, *layers: tuple[str, Mapping[str, Any]]) -> Settings:
-        """The complete run-config: the app's defaults, and over them each layer, a (source, settings) pair.
+    def run_config(self, layers: Iterable[Layer]) -> dict[str, Scalar]:
+        """Return the complete run-config: the app's defaults under all layers.
 
         Raises
         ------
         SettingsError
-            If a layer has a key that the app does not have, or a value of another type;
+            If a layer has a key that the app does not have, or a value of another type.
             Flower itself does not say which key it was, nor where it came from.
         """
         merged = dict(self.defaults)
-        for source, layer in layers:
-            for key, value in layer.items():
-                if key not in merged:
-                    known = ", ".join(sorted(merged))
-                    raise SettingsError(
-                        f"{source}: the app in {self.folder} has no setting {key!r}; it has {known}"
-                    )
-                merged[key] = _like(self.defaults[key], value, f"{source}: {key}")
+        for layer in layers:
+            for key, value in layer.settings.items():
+                merged[key] = self._checked(layer.source, key, value)
         return merged
 
+    def _checked(self, source: str, key: str, value: object) -> Scalar:
+        if key not in self.defaults:
+            known = ", ".join(sorted(self.defaults))
+            raise SettingsError(
+                f"{source}: the app in {self.folder} has no setting {key!r}; "
+                f"it has {known}"
+            )
+        return _like(self.defaults[key], value, f"{source}: {key}")
+
     def fingerprint(self) -> str:
-        """A digest of the app's Python files, in hexadecimal."""
-        names = (path.relative_to(self.folder) for path in self.folder.rglob("*.py"))
-        return digest_of(
-            self.folder,
-            (
-                name
-                for name in names
-                if not any(part.startswith(".") for part in name.parts)
-            ),
-        )
+        """Return a digest of the app's Python files, in hexadecimal."""
+        names = []
+        for path in self.folder.rglob("*.py"):
+            name = path.relative_to(self.folder)
+            hidden = any(part.startswith(".") for part in name.parts)
+            if not hidden:
+                names.append(name)
+        return digest_of_files(self.folder, names)
 
 
-def digest_of(folder: Path, names: Iterable[Path]) -> str:
-    """A digest of files in a folder, in hexadecimal."""
+def digest_of_files(folder: Path, names: Iterable[Path]) -> str:
+    """Return a digest of some files of a folder, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        digest.update(
-            f"{name.as_posix()}\0".encode() + (folder / name).read_bytes() + b"\0"
-        )
+        digest.update(name.as_posix().encode() + b"\0")
+        digest.update((folder / name).read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings of a run-config file, as for ``flwr run --run-config``."""
-    return _flat(_toml(path))
+def read_run_config(path: Path) -> dict[str, Scalar]:
+    """Read a run-config file, as for ``flwr run --run-config``."""
+    return _flat(_read_toml(path))
 
 
-def parse_setting(text: str) -> Settings:
-    """One setting as on a command line; a value that is not TOML is a string.
+def parse_setting(text: str) -> dict[str, Scalar]:
+    """Parse one setting of a command line; a value that is not TOML is a string.
 
     >>> parse_setting("reduction=16") | parse_setting("optimizer-state=fresh")
     {'reduction': 16, 'optimizer-state': 'fresh'}
@@ -113,16 +143,16 @@ def parse_setting(text: str) -> Settings:
     return _flat({key: parse_toml_value(value)})
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Nested tables under dotted keys, as Flower has them."""
-    flat: Settings = {}
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Put nested tables under dotted keys, as Flower does."""
+    flat: dict[str, Scalar] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -132,13 +162,19 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Settings:
 
 
 def _like(default: Scalar, value: object, what: str) -> Scalar:
-    """Return `value` in the default's type, or a float where the default is an int."""
-    if type(default) is int and type(value) is float:
-        return value
-    if type(default) is str and type(value) in (int, float, bool):
+    """Return `value` in the default's type, if nothing is lost.
+
+    A float may stand where the default is an integer: the default may be a round number
+    by chance.
+    """
+    wanted = type(default)
+    given = type(value)
+    if given is wanted or (wanted is int and given is float):
+        return value  # type: ignore[return-value]
+    if wanted is float and isinstance(value, int) and given is not bool:
+        return float(value)
+    if wanted is str and given in (int, float, bool):
         return json.dumps(value)
-    try:
-        checked: Scalar = check_scalar(what, value, type(default))
-    except ValueError as error:
-        raise SettingsError(f"{error}, as {default!r}") from None
-    return checked
+    raise SettingsError(
+        f"{what} is {value!r}, wanted {wanted.__name__}, as {default!r}"
+    )

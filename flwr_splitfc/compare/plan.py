@@ -1,115 +1,120 @@
 """Which runs a comparison has."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import flwr.serverapp.strategy
 
 import flwr_splitfc
 from flwr_splitfc.codec import codec_names, codec_settings, cut_codec
-from flwr_splitfc.compare.flower_app import (
-    FlowerApp,
-    Settings,
-    SettingsError,
-    read_settings,
-)
+from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
+from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
+from flwr_splitfc.settings import RunConfig
 
-_BITS = ("uplink-bits", "downlink-bits")
-_FLOWERS = {name.lower() for name in flwr.serverapp.strategy.__all__}
+_UPLINK_BITS = "uplink-bits"
+_DOWNLINK_BITS = "downlink-bits"
+_FLOWERS_STRATEGIES = {name.lower() for name in flwr.serverapp.strategy.__all__}
+# Whether a codec has a smallest budget does not depend on the shape of its matrices.
 _ANY_SHAPE = (256, 1152)
 
 
 def expand(
     app: FlowerApp,
-    strategies: Sequence[Path],
+    methods: Sequence[Method],
     *,
-    base: Iterable[tuple[str, Settings]] = (),
-    over: Settings | None = None,
+    base: Sequence[Layer] = (),
+    over: RunConfig | None = None,
     seeds: Sequence[int] | None = None,
     budgets: Sequence[Budget] | None = None,
 ) -> list[Run]:
-    """The runs of a comparison: each strategy's, for each budget, for each seed.
+    """Return the runs of a comparison: each method's, for each budget, for each seed.
 
-    Settings come from the app, then `base`, the strategy's file, and last `budgets`,
-    `seeds` and `over`. Methods without a cut, and codecs of fixed precision, run once
-    for all budgets.
+    Settings come from the app, then from `base`, from the method, from `budgets` and
+    `seeds`, and last from `over`. Methods without a cut, and codecs of fixed precision,
+    run once for all budgets.
     """
+    check_names(methods)
     origin = f"flwr-splitfc {flwr_splitfc.__version__}, app {app.fingerprint()}"
+    last = Layer("--set", over or {})
     runs: dict[str, Run] = {}
-    for path in strategies:
-        file = (str(path), read_settings(path))
-        least = app.settings(*base, file, ("--set", over or {}))
-        for budget in budgets if budgets and budgeted(least) else [None]:
-            for seed in [None] if seeds is None else seeds:
-                chosen: Settings = (
-                    {} if budget is None else dict(zip(_BITS, budget, strict=True))
-                )
-                seeded: Settings = {} if seed is None else {"seed": seed}
-                config = app.settings(
-                    *base,
-                    file,
-                    ("--budgets", chosen),
-                    ("--seeds", seeded),
-                    ("--set", over or {}),
-                )
-                run = Run(path.stem, config, _budget_of(config), origin)
-                runs[run.id] = run
-    _check_names(strategies)
+    for method in methods:
+        settings = [*base, method.layer]
+        has_budgets = bool(budgets) and budgeted(app.run_config([*settings, last]))
+        for chosen in _layers(settings, budgets if has_budgets else None, seeds):
+            config = app.run_config([*chosen, last])
+            run = Run(method.name, config, _budget_of(config), origin)
+            runs[run.id] = run
     return list(runs.values())
 
 
-def budgeted(config: Settings) -> bool:
-    """Whether the run has a cut whose codec keeps to a budget.
+def _layers(
+    settings: Sequence[Layer],
+    budgets: Sequence[Budget] | None,
+    seeds: Sequence[int] | None,
+) -> Iterable[list[Layer]]:
+    """Give a method's layers once for each budget and seed, with these on top."""
+    for budget in [None] if budgets is None else budgets:
+        for seed in [None] if seeds is None else seeds:
+            chosen = list(settings)
+            if budget is not None:
+                uplink, downlink = budget
+                bits = {_UPLINK_BITS: uplink, _DOWNLINK_BITS: downlink}
+                chosen.append(Layer("--budgets", bits))
+            if seed is not None:
+                chosen.append(Layer("--seeds", {"seed": seed}))
+            yield chosen
 
-    >>> budgeted({"strategy": "splitfc", "uplink-bits": 0.2, "downlink-bits": 0.4})
+
+def budgeted(config: RunConfig) -> bool:
+    """Return whether the run has a cut whose codec keeps to a budget.
+
+    >>> bits = {"uplink-bits": 0.2, "downlink-bits": 0.4}
+    >>> budgeted({"strategy": "splitfc", **bits})
     True
-    >>> budgeted({"strategy": "splitfed-v2", "codec": "float32", "uplink-bits": 0.2, "downlink-bits": 0.4})
+    >>> budgeted({"strategy": "splitfed-v2", "codec": "float32", **bits})
     False
     """
-    if not all(key in config for key in _BITS):
+    if _UPLINK_BITS not in config or _DOWNLINK_BITS not in config:
         return False
     strategy = str(config.get("strategy", ""))
-    if strategy.replace("-", "") in _FLOWERS:
+    if strategy.replace("-", "") in _FLOWERS_STRATEGIES:
         return False
-    codec = strategy if strategy in codec_names() else config.get("codec")
-    if codec not in codec_names():
-        return True
-    names = {key.replace("-", "_"): value for key, value in config.items()}
-    known = {key: names[key] for key in codec_settings(str(codec)) if key in names}
-    return any(cut_codec(str(codec), **known).smallest_bits(*_ANY_SHAPE))
+    known_codecs = codec_names()
+    codec = strategy if strategy in known_codecs else config.get("codec")
+    if codec not in known_codecs:
+        return True  # the app's own: it may have one
+    return _has_smallest_budget(str(codec), config)
+
+
+def _has_smallest_budget(codec: str, config: RunConfig) -> bool:
+    values = {key.replace("-", "_"): value for key, value in config.items()}
+    known = {key: values[key] for key in codec_settings(codec) if key in values}
+    return any(cut_codec(codec, **known).smallest_bits(*_ANY_SHAPE))
 
 
 def parse_budget(text: str) -> Budget:
-    """Uplink and downlink bits; the downlink has twice the uplink's unless it is given.
+    """Parse uplink and downlink bits; the downlink has twice as many unless given.
 
     >>> parse_budget("0.1"), parse_budget("0.1/0.4")
     ((0.1, 0.2), (0.1, 0.4))
     """
     try:
         bits = [float(part) for part in text.split("/")]
-        up, down = bits if len(bits) == 2 else (bits[0], 2 * bits[0])
     except ValueError as error:
         raise SettingsError(
             f"a budget is UP or UP/DOWN in bits per entry, got {text!r}"
         ) from error
-    if len(bits) > 2 or not (up > 0 and down > 0):
+    if len(bits) == 1:
+        bits.append(2 * bits[0])
+    if len(bits) > 2 or not all(way > 0 for way in bits):
         raise SettingsError(
             f"a budget is UP or UP/DOWN in bits per entry, above 0, got {text!r}"
         )
-    return up, down
+    uplink, downlink = bits
+    return uplink, downlink
 
 
-def _budget_of(config: Settings) -> Budget | None:
-    return (
-        (float(config[_BITS[0]]), float(config[_BITS[1]])) if budgeted(config) else None
-    )
-
-
-def _check_names(strategies: Sequence[Path]) -> None:
-    by_name: dict[str, Path] = {}
-    for path in strategies:
-        if by_name.setdefault(path.stem, path).resolve() != path.resolve():
-            raise SettingsError(
-                f"{by_name[path.stem]} and {path} have one name, which is the method's in the table"
-            )
+def _budget_of(config: RunConfig) -> Budget | None:
+    if not budgeted(config):
+        return None
+    return float(config[_UPLINK_BITS]), float(config[_DOWNLINK_BITS])

@@ -4,23 +4,29 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import flwr_splitfc
-from flwr_splitfc.compare.flower_app import Settings, digest_of
+from flwr_splitfc.compare.flower_app import digest_of_files
 from flwr_splitfc.run.results import results_text, write_whole
+from flwr_splitfc.settings import RunConfig, Scalar
 
-Budget = tuple[float, float]
-State = Literal["to do", "finished", "impossible", "failed"]
+Budget: TypeAlias = tuple[float, float]
+"""Bits per entry, up and down."""
+
+State: TypeAlias = Literal["to do", "finished", "impossible", "failed"]
 
 _HASH_DIGITS = 10
 _REASON_LETTERS = 200
+# The message of a codec's BudgetError, which has a line for each way.
 _NEEDS = re.compile(
     r"(up|down)link_bits=\S+ is too small[^;]*; the smallest that works is (\d+\.?\d*)"
 )
+_ONLY_REPORTS = ("compare", "command.py")
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,10 @@ class Run:
     Parameters
     ----------
     method : str
-        What is compared: the name of the strategy's file.
-    config : dict
-        The complete run-config, but for the folders that `complete_config` adds.
+        What is compared: the name of a strategy's file, or of a codec.
+    config : mapping
+        The complete run-config, without the folders that `RunFolder.complete_config`
+        adds.
     budget : (float, float), optional
         Bits per entry up and down; None where the method has no use for them.
     origin : str
@@ -40,16 +47,17 @@ class Run:
     """
 
     method: str
-    config: Settings
+    config: RunConfig
     budget: Budget | None
     origin: str
 
     @cached_property
     def id(self) -> str:
-        """Readable, and another for any other setting, app or version."""
+        """A readable name, which is another for any other setting, app or version."""
         whole = json.dumps([self.config, self.origin], sort_keys=True)
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:_HASH_DIGITS]
         budget = "" if self.budget is None else "-{:g}-{:g}".format(*self.budget)
-        return f"{self.method}{budget}-seed{self.seed}-{hashlib.sha256(whole.encode()).hexdigest()[:_HASH_DIGITS]}"
+        return f"{self.method}{budget}-seed{self.seed}-{digest}"
 
     @property
     def seed(self) -> int:
@@ -58,26 +66,76 @@ class Run:
 
     @property
     def label(self) -> str:
-        """For people: method, budget and seed."""
-        return f"{self.method} {budget_text(self.budget)} seed {self.seed}".replace(
-            "  ", " "
-        )
+        """The name for people: method, budget and seed."""
+        return f"{method_label(self.method, self.budget)} seed {self.seed}"
 
     @property
     def about(self) -> dict[str, Any]:
-        """What of the run stands in its records."""
-        identity = {
+        """The part of the run that stands in its records."""
+        return {
             "id": self.id,
             "method": self.method,
             "budget": self.budget,
             "seed": self.seed,
+            "origin": self.origin,
+            "sources": package_digest(),
         }
-        return {**identity, "origin": self.origin, "sources": package_digest()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to.
+
+    Parameters
+    ----------
+    state : str
+        "impossible" is a budget that the codec cannot meet: the same at every try, and
+        no failure.
+    reason : str
+        Why the run has no results.
+    results : dict, optional
+        The ``results.json`` of a run that is finished.
+    """
+
+    state: State
+    reason: str = ""
+    results: dict[str, Any] | None = None
+
+    @property
+    def needs(self) -> str:
+        """The smallest budget that works if the run's is too small, else the reason."""
+        smallest = dict(_NEEDS.findall(self.reason))
+        if not smallest:
+            return self.reason
+        budgets = ", ".join(f"{bits} {way}" for way, bits in smallest.items())
+        return f"needs at least {budgets}"
+
+    @property
+    def summary(self) -> str:
+        """The reason in one line."""
+        text = " ".join(self.needs.split())
+        if len(text) <= _REASON_LETTERS:
+            return text
+        return f"{text[:_REASON_LETTERS]} ..."
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to run."""
+        return self.state in ("finished", "impossible")
+
+
+Outcomes: TypeAlias = Sequence[tuple[Run, Outcome]]
+"""The runs of a comparison, and what each has come to."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run leaves its log, its results or its reason to fail: ``runs/<run id>`` of a comparison."""
+    """The folder of a run, ``runs/<run id>``: its log, and its results or its failure.
+
+    Parameters
+    ----------
+    path : Path
+    """
 
     path: Path
 
@@ -96,93 +154,85 @@ class RunFolder:
         """The app's ``checkpoint-dir``, while the run is not finished."""
         return self.path / "checkpoint"
 
-    def complete_config(self, run: Run, *, checkpoints: bool) -> Settings:
-        """The run-config that the app gets: the run's, with the folders that are this run's own."""
-        folders: Settings = {"results-dir": str(self.output.resolve())}
-        if "checkpoint-dir" in run.config:
-            folders["checkpoint-dir"] = (
-                str(self.checkpoint.resolve()) if checkpoints else ""
-            )
-        return {**run.config, **folders}
+    @property
+    def _results(self) -> Path:
+        return self.path / "results.json"
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Write the results of a run that went to its end."""
-        write_whole(self.path / "results.json", results_text(results))
+    @property
+    def _failure(self) -> Path:
+        return self.path / "failed.json"
 
-    def end(self, outcome: "Outcome") -> None:
-        """Write why a run that is over has no results; only after a failure its checkpoint is still of use."""
-        if outcome.state != "finished":
-            failure = {"state": outcome.state, "reason": outcome.reason}
-            write_whole(self.path / "failed.json", json.dumps(failure, indent=1) + "\n")
-        if outcome.state != "failed" or "CheckpointError" in outcome.reason:
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
+    def complete_config(self, run: Run, *, checkpoints: bool) -> dict[str, Scalar]:
+        """Return the run-config that the app gets, with this run's own folders."""
+        config = {**run.config, "results-dir": str(self.output.resolve())}
+        if "checkpoint-dir" in config:
+            checkpoint = str(self.checkpoint.resolve())
+            config["checkpoint-dir"] = checkpoint if checkpoints else ""
+        return config
 
     def start(self) -> None:
         """Make the folder, and forget an earlier failure."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "failed.json").unlink(missing_ok=True)
+        self._failure.unlink(missing_ok=True)
 
-    def outcome(self) -> "Outcome":
-        """What there is by now."""
-        if (results := _json(self.path / "results.json")) is not None:
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write the results of a run that went to its end."""
+        write_whole(self._results, results_text(results))
+
+    def end(self, outcome: Outcome) -> None:
+        """Write why a run that is over has no results, and remove its checkpoint.
+
+        After a failure the checkpoint is still of use, unless it is what failed.
+        """
+        if outcome.state != "finished":
+            failure = {"state": outcome.state, "reason": outcome.reason}
+            write_whole(self._failure, json.dumps(failure, indent=1) + "\n")
+        if outcome.state != "failed" or "CheckpointError" in outcome.reason:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def outcome(self) -> Outcome:
+        """Read what the run has come to by now."""
+        results = _read_json(self._results)
+        if results is not None:
             return Outcome("finished", results=results)
-        if (failure := _json(self.path / "failed.json")) is not None:
+        failure = _read_json(self._failure)
+        if failure is not None:
             return Outcome(failure["state"], reason=failure["reason"])
         return Outcome("to do")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run has come to.
-
-    "impossible" is a budget that the codec cannot meet: the same at every try, and no
-    failure.
-    """
-
-    state: State
-    reason: str = ""
-    results: dict[str, Any] | None = None
-
-    @property
-    def needs(self) -> str:
-        """The smallest budget that works, where the run's is too small."""
-        needs = dict(_NEEDS.findall(self.reason))
-        return (
-            "needs at least "
-            + ", ".join(f"{bits} {way}" for way, bits in needs.items())
-            if needs
-            else self.reason
-        )
-
-    @property
-    def summary(self) -> str:
-        """The reason in a line."""
-        text = " ".join(self.needs.split())
-        return text if len(text) <= _REASON_LETTERS else f"{text[:_REASON_LETTERS]} ..."
-
-    @property
-    def settled(self) -> bool:
-        """Whether there is nothing more to run."""
-        return self.state in ("finished", "impossible")
-
-
 @cache
 def package_digest() -> str:
-    """A digest of this package's files, but for those that only report."""
-    folder = Path(flwr_splitfc.__file__).parent
-    names = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return digest_of(
-        folder,
-        (name for name in names if name.parts[0] not in ("compare", "command.py")),
+    """Return a digest of the package's files that can change what a run comes to.
+
+    The comparison itself is not among them: it starts runs and reports on them.
+    """
+    return sources_digest(Path(flwr_splitfc.__file__).parent)
+
+
+def sources_digest(package: Path) -> str:
+    """Return the digest of a package's folder; see `package_digest`."""
+    names = [path.relative_to(package) for path in package.rglob("*.py")]
+    return digest_of_files(
+        package, [name for name in names if name.parts[0] not in _ONLY_REPORTS]
     )
 
 
 def budget_text(budget: Budget | None) -> str:
-    """A budget for people; nothing for none."""
+    """Write a budget for people; nothing for none.
+
+    >>> budget_text((0.1, 0.2))
+    '0.1/0.2'
+    """
     return "" if budget is None else "{:g}/{:g}".format(*budget)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def method_label(method: str, budget: Budget | None) -> str:
+    """Write a method and its budget, if it has one."""
+    return f"{method} {budget_text(budget)}".strip()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:

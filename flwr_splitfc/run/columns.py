@@ -15,7 +15,8 @@ Row = TypeVar("Row")
 NO_VALUE = "-"
 # Of rich's eight lines the third is the rule below the headings.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-_NEVER_WRAPS = 10_000
+ANY_WIDTH = 10_000
+"""A width in characters in which every table fits."""
 
 
 def _always(rows: Sequence[Any]) -> bool:
@@ -42,6 +43,8 @@ class Column(Generic[Row]):
     width : int
         The least width in a terminal, in characters.
     justify : "right" or "left"
+    wraps : bool
+        Whether a narrow terminal breaks the column's lines, rather than cut them.
     """
 
     key: str
@@ -51,6 +54,7 @@ class Column(Generic[Row]):
     shown: Callable[[Sequence[Row]], bool] = _always
     width: int = 0
     justify: Literal["right", "left"] = "right"
+    wraps: bool = False
 
     def value(self, row: Row) -> Any:
         """Return the value in a row, None where it has none."""
@@ -100,7 +104,7 @@ def terminal_table(
             column.heading,
             justify=column.justify,
             min_width=column.width,
-            no_wrap=True,
+            no_wrap=not column.wraps,
         )
     for row in rows:
         # As Text, because rich reads plain strings as its markup.
@@ -111,5 +115,5 @@ def terminal_table(
 def table_text(table: Table) -> str:
     """Return a table as lines of plain text, whatever the terminal's width."""
     written = StringIO()
-    Console(file=written, width=_NEVER_WRAPS, color_system=None).print(table)
+    Console(file=written, width=ANY_WIDTH, color_system=None).print(table)
     return written.getvalue().rstrip("\n")

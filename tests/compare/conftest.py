@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from flwr_splitfc.compare.flower_app import FlowerApp
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.report.rows import KIND_COLUMNS, SUMMARY_COLUMNS, MethodRow
+from flwr_splitfc.compare.report.totals import RUN_COLUMNS, RunTotals
 from flwr_splitfc.compare.runs import Budget, Outcome, Run
 
 TOY = Path(__file__).parent / "toy"
@@ -56,7 +59,7 @@ def finished(
     accuracies: list[float | None],
     moved: dict[str, Any] | None = None,
 ) -> tuple[Run, Outcome]:
-    """A run that moved a megabyte in each round, in eleven round trips of one device."""
+    """A run that moved a megabyte in each round, in eleven round trips of a device."""
     rounds = [
         {
             **row(number, accuracy, 1.0),
@@ -72,3 +75,17 @@ def finished(
     return Run(method, {"seed": seed}, budget, "test"), Outcome(
         "finished", results=results
     )
+
+
+def numbers_of(
+    results: dict[str, Any], link: RadioLink, target: float | None = None
+) -> dict[str, Any]:
+    """What a run comes to, under the names of the CSV file."""
+    totals = RunTotals(results, link, target)
+    return {column.key: column.value(totals) for column in RUN_COLUMNS}
+
+
+def cell(row: MethodRow, key: str) -> str:
+    """What a comparison's tables show of a row in a column."""
+    columns = {column.key: column for column in [*KIND_COLUMNS, *SUMMARY_COLUMNS]}
+    return columns[key].text(row)

@@ -1,4 +1,4 @@
-"""The command: what it runs again and what it does not, with a pool that only pretends to."""
+"""The command: what it runs again and what it does not, with a pool that pretends."""
 
 import fcntl
 import json
@@ -11,10 +11,16 @@ import pytest
 
 import flwr_splitfc
 from flwr_splitfc.command import main
-from flwr_splitfc.compare import compare
+from flwr_splitfc.compare import compare, lock
 from flwr_splitfc.compare.report import figures, output
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
-from flwr_splitfc.compare.workers.pool import Event
+from flwr_splitfc.compare.workers.pool import (
+    Event,
+    RoundFinished,
+    RunEnded,
+    RunStarted,
+)
+from flwr_splitfc.run import Round
 from tests.compare.conftest import row, traffic
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +31,7 @@ SPLITFC, FEDAVG = (
 
 
 class Pretender:
-    """Stands in for `Pool`: every run is finished at once, unless its method is said to end otherwise."""
+    """Stands in for `Pool`: every run is finished at once, or ends as is said."""
 
     made: list[str]
     ends: dict[str, Outcome]
@@ -40,12 +46,13 @@ class Pretender:
             self.made.append(f"{run.method} seed {run.seed}")
             folder = folder_of(run)
             folder.start()
-            yield Event("start", run, 0)
+            yield RunStarted(run)
             outcome = self.ends.get(run.method, Outcome("finished"))
             if outcome.state == "finished":
                 links = {"links": {"train": {"0": [1000, 2000, 3]}, "evaluate": {}}}
                 rounds = [row(1, None, 1.0) | links, row(2, 0.75, 1.0) | links]
-                yield from (Event("round", run, 0, line, 2) for line in rounds)
+                for line in rounds:
+                    yield RoundFinished(run, Round.from_json(line), 2)
                 folder.finish(
                     {
                         "rounds": rounds,
@@ -54,7 +61,7 @@ class Pretender:
                     }
                 )
             folder.end(outcome)
-            yield Event("end", run, 0, outcome=folder.outcome())
+            yield RunEnded(run, folder.outcome())
 
 
 @pytest.fixture
@@ -135,9 +142,13 @@ def test_everything_is_written(
         )
         == 0
     )
-    pictures = {
-        f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")
-    }
+    names = [
+        "accuracy-vs-bytes",
+        "accuracy-vs-time",
+        "accuracy-vs-round",
+        "final-accuracy-vs-bytes",
+    ]
+    pictures = {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
     tables = {"results.json", "results.csv", "table.md", "index.html"}
     assert {
         path.name for path in tmp_path.iterdir() if path.is_file()
@@ -180,7 +191,10 @@ def test_list_runs_nothing(
         ([SPLITFC, "--set", "results-dir=x"], "each run gets a folder of its own"),
         ([SPLITFC, "--config", "missing.toml"], r"missing\.toml cannot be read"),
         (["missing.toml"], r"missing\.toml cannot be read"),
-        ([SPLITFC, "--federation-config", "num-nodes=3"], "num-nodes=3: nothing here"),
+        (
+            [SPLITFC, "--federation-config", "num-nodes=3"],
+            "num-nodes=3: unknown setting; use num-supernodes",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(
@@ -232,9 +246,9 @@ def test_two_comparisons_do_not_share_a_folder(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(compare, "_LOCK_S", 0.0)
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path)]) == 2
     assert "another comparison is at work" in capsys.readouterr().err
     assert pool.made == []

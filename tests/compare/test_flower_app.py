@@ -6,9 +6,9 @@ import pytest
 
 from flwr_splitfc.compare.flower_app import (
     FlowerApp,
+    Layer,
     SettingsError,
     parse_setting,
-    read_settings,
 )
 
 
@@ -22,10 +22,12 @@ def app_in(folder: Path, config: str, extra: str = "") -> FlowerApp:
 
 def test_later_layers_win(tmp_path: Path) -> None:
     app = app_in(tmp_path, "a = 1\nb = 1\nc = 1\nd = 1")
-    merged = app.settings(
-        ("base", {"b": 2, "c": 2, "d": 2}),
-        ("file", {"c": 3, "d": 3}),
-        ("--set", {"d": 4}),
+    merged = app.run_config(
+        [
+            Layer("base", {"b": 2, "c": 2, "d": 2}),
+            Layer("file", {"c": 3, "d": 3}),
+            Layer("--set", {"d": 4}),
+        ]
     )
     assert {key: merged[key] for key in "abcd"} == {"a": 1, "b": 2, "c": 3, "d": 4}
 
@@ -34,26 +36,28 @@ def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
     app = app_in(tmp_path, "seed = 0")
     with pytest.raises(
         SettingsError,
-        match=r"mine\.toml: the app in .* has no setting 'sede'; it has results-dir, seed",
+        match=r"mine\.toml: the app in .* has no setting 'sede'; "
+        "it has results-dir, seed",
     ):
-        app.settings(("mine.toml", {"sede": 1}))
+        app.run_config([Layer("mine.toml", {"sede": 1})])
 
 
 def test_values_take_the_type_of_the_default(tmp_path: Path) -> None:
     app = app_in(tmp_path, "bits = 0.2\nreduction = 8\nname = 'x'\nflag = true")
-    merged = app.settings(("file", {"bits": 1, "reduction": 2.5, "name": 12}))
+    file = Layer("file", {"bits": 1, "reduction": 2.5, "name": 12})
+    merged = app.run_config([file])
     assert [merged[key] for key in ("bits", "reduction", "name")] == [1.0, 2.5, "12"]
     assert isinstance(merged["bits"], float)
     for key, value in (("bits", "much"), ("flag", 1), ("reduction", True)):
         with pytest.raises(SettingsError, match=f"file: {key} is .*, wanted"):
-            app.settings(("file", {key: value}))
+            app.run_config([Layer("file", {key: value})])
 
 
 def test_nested_tables_are_dotted_keys(tmp_path: Path) -> None:
     app = app_in(tmp_path, "", "[tool.flwr.app.config.model]\nwidth = 8\n")
     file = tmp_path / "run.toml"
     file.write_text("[model]\nwidth = 16\n")
-    assert app.settings((str(file), read_settings(file)))["model.width"] == 16
+    assert app.run_config([Layer.from_file(file)])["model.width"] == 16
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,8 @@ def test_what_is_no_setting_or_no_app_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="describes no Flower app"):
         FlowerApp.load(tmp_path)
     (tmp_path / "pyproject.toml").write_text(
-        "[tool.flwr.app.components]\nserverapp = 'a:s'\nclientapp = 'a:c'\n[tool.flwr.app.config]\nseed = 0\n"
+        "[tool.flwr.app.components]\nserverapp = 'a:s'\nclientapp = 'a:c'\n"
+        "[tool.flwr.app.config]\nseed = 0\n"
     )
     with pytest.raises(SettingsError, match="no results-dir"):
         FlowerApp.load(tmp_path)

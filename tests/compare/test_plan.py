@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
+from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
+from flwr_splitfc.compare.methods import Method
 from flwr_splitfc.compare.plan import expand, parse_budget
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,8 @@ def app() -> FlowerApp:
     return FlowerApp.load(ROOT / "examples" / "mnist")
 
 
-def shelf(*names: str) -> list[Path]:
-    return [ROOT / "strategies" / f"{name}.toml" for name in names]
+def shelf(*names: str) -> list[Method]:
+    return [Method.from_file(ROOT / "strategies" / f"{name}.toml") for name in names]
 
 
 def test_a_run_per_strategy_budget_and_seed_and_one_per_seed_without_a_budget(
@@ -62,18 +63,18 @@ def test_methods_that_keep_to_a_budget(
     file.write_text(
         "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     )
-    runs = expand(app, [file], budgets=BUDGETS)
+    runs = expand(app, [Method.from_file(file)], budgets=BUDGETS)
     assert [run.budget for run in runs] == (BUDGETS if has_budget else [None])
 
 
 def test_settings_in_order_of_precedence(app: FlowerApp, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("num-rounds = 3\nbatch-size = 3\nseed = 3\n")
-    base = (
-        "base.toml",
-        {"num-rounds": 2, "batch-size": 2, "seed": 2, "num-devices": 2},
+    base = Layer(
+        "base.toml", {"num-rounds": 2, "batch-size": 2, "seed": 2, "num-devices": 2}
     )
-    (run,) = expand(app, [file], base=[base], seeds=[4], over={"batch-size": 5})
+    methods = [Method.from_file(file)]
+    (run,) = expand(app, methods, base=[base], seeds=[4], over={"batch-size": 5})
     assert [
         run.config[key] for key in ("num-devices", "num-rounds", "seed", "batch-size")
     ] == [2, 3, 4, 5]
@@ -83,7 +84,7 @@ def test_two_files_of_one_name_are_refused(app: FlowerApp, tmp_path: Path) -> No
     other = tmp_path / "splitfc.toml"
     other.write_text("reduction = 4\n")
     with pytest.raises(SettingsError, match="have one name"):
-        expand(app, [*shelf("splitfc"), other])
+        expand(app, [*shelf("splitfc"), Method.from_file(other)])
 
 
 def test_budgets_of_a_command_line() -> None:

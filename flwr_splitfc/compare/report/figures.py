@@ -1,188 +1,175 @@
-"""The pictures of a comparison."""
+"""The figures of a comparison."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from flwr_splitfc.compare.report.curves import Curve
+from flwr_splitfc.compare.report.looks import Picture, looks_of, picture_of
 from flwr_splitfc.compare.runs import budget_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours for all kinds of colour vision, without yellow and black,
-# which vanish on a white or a
-# dark page; a grey takes black's place.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#888888")
-_MARKERS = ("o", "s", "^", "D", "v", "*", "X", "<", "p", ">")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
-_INK = "#010203"
-"""Stands for the page's text colour until the SVG is made."""
-
-_THEMES = "svg{color:#1a1a1a} @media (prefers-color-scheme: dark){svg{color:#e4e4e4}}"
-
 _DECADES = 30.0
 _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
-_AGAINST = {
-    "accuracy-vs-bytes": "megabytes",
-    "accuracy-vs-time": "link_s",
-    "accuracy-vs-round": "rounds",
-}
-FIGURES = (*_AGAINST, "final-accuracy-vs-bytes")
 _MEGABYTES = "MB moved, both directions"
-_X_LABELS = {
-    "megabytes": _MEGABYTES,
-    "link_s": "s on the simulated link, computing not counted",
-    "rounds": "round",
-}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure in two formats: a PNG on white, and an SVG without background for light pages and dark ones."""
+class Against:
+    """What a figure draws the accuracy against.
 
-    png: bytes
-    svg: str
+    Parameters
+    ----------
+    name : str
+        The figure's, and its files'.
+    heading : str
+    x_of : callable
+        Gets from a curve its values along the axis; none where they are not known.
+    x_label : str
+    logarithmic : bool
+        Whether the axis may be.
+    """
+
+    name: str
+    heading: str
+    x_of: Callable[[Curve], Sequence[float]]
+    x_label: str
+    logarithmic: bool = True
+
+
+_AGAINST = [
+    Against(
+        "accuracy-vs-bytes",
+        "Accuracy against bytes",
+        attrgetter("megabytes"),
+        _MEGABYTES,
+    ),
+    Against(
+        "accuracy-vs-time",
+        "Accuracy against time on the link",
+        attrgetter("link_s"),
+        "s on the simulated link, computing not counted",
+    ),
+    Against(
+        "accuracy-vs-round",
+        "Accuracy against rounds",
+        attrgetter("rounds"),
+        "round",
+        logarithmic=False,
+    ),
+]
 
 
 def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
-    """The figures by name; none where no run was evaluated, none over times where no run's are known."""
-    drawings: dict[str, Callable[[], Figure]] = {
-        name: partial(_draw_curves, curves, against)
-        for name, against in _AGAINST.items()
-        if any(getattr(curve, against) for curve in curves)
-    }
+    """Draw the figures, by name.
+
+    There are none where no run was evaluated, and none over times where no run's are
+    known.
+    """
+    drawn = {}
+    for against in _AGAINST:
+        if any(against.x_of(curve) for curve in curves):
+            draw = partial(_draw_curves, curves, against)
+            drawn[against.name] = picture_of(against.name, against.heading, draw)
     if curves:
-        drawings["final-accuracy-vs-bytes"] = partial(_draw_ends, curves)
-    return {name: _picture(name, draw) for name, draw in drawings.items()}
+        name = "final-accuracy-vs-bytes"
+        draw = partial(_draw_ends, curves)
+        drawn[name] = picture_of(name, "Final accuracy against bytes", draw)
+    return drawn
 
 
-def _picture(name: str, draw: Callable[[], "Figure"]) -> Picture:
-    import matplotlib
-
-    ink = (
-        "text.color",
-        "axes.edgecolor",
-        "axes.labelcolor",
-        "xtick.color",
-        "ytick.color",
-    )
-    style: Any = dict.fromkeys(ink, _INK) | {
-        "axes.grid": True,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 10,
-        "font.size": 9,
-        "grid.alpha": 0.3,
-        "grid.color": "#888888",
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        # the same picture is the same file, and two on one page share no ids
-        "svg.hashsalt": name,
-    }
-    with matplotlib.rc_context(style):
-        figure = draw()
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(
-            png, format="png", dpi=160, facecolor="white", bbox_inches="tight"
-        )
-        nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(
-            svg, format="svg", transparent=True, bbox_inches="tight", metadata=nameless
-        )
-    themed = (
-        svg.getvalue()
-        .replace(_INK, "currentColor")
-        .replace("</style>", f" {_THEMES}</style>", 1)
-    )
-    return Picture(png.getvalue(), themed)
-
-
-def _draw_curves(curves: Sequence[Curve], against: str) -> "Figure":
-    looks = looks_of(curves)
-    curves = [curve for curve in curves if getattr(curve, against)]
-    shown = _by_panel(curves)
-    figure, panels = _panels(len(shown))
-    for panel, (title, own) in zip(panels, shown.items(), strict=True):
+def _draw_curves(curves: Sequence[Curve], against: Against) -> "Figure":
+    # A method looks the same in all figures, also where some curves are missing.
+    looks = looks_of(curve.method for curve in curves)
+    curves = [curve for curve in curves if against.x_of(curve)]
+    curves_by_title = _by_panel(curves)
+    figure, panels = _panels(len(curves_by_title))
+    for panel, title in zip(panels, curves_by_title, strict=True):
         panel.set_title(title)
-        for curve in own:
-            _draw_curve(panel, curve, getattr(curve, against), looks[curve.method])
-    if against != "rounds":
-        _scale(panels, [x for curve in curves for x in getattr(curve, against)])
-    _finish(figure, panels, curves, looks, _X_LABELS[against])
+        for curve in curves_by_title[title]:
+            _draw_curve(panel, curve, against.x_of(curve), looks[curve.method])
+    if against.logarithmic:
+        _scale(panels, [x for curve in curves for x in against.x_of(curve)])
+    _label(figure, against.x_label, "accuracy, %")
+    _add_legend(figure, curves, looks)
     return figure
 
 
 def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
-    """The panels' titles and curves: one per budget, with methods that have none, if any method has two budgets."""
+    """Return the panels' titles and curves.
+
+    If any method has two budgets there is a panel for each budget, with the methods
+    that have none in all of them; otherwise there is one panel.
+    """
     budgets = sorted({curve.budget for curve in curves if curve.budget})
-    titles = {
-        f"{budget_text(budget)} bits per entry up/down": budget for budget in budgets
+    title_of = {
+        budget: f"{budget_text(budget)} bits per entry up/down" for budget in budgets
     }
-    if len(curves) > len({curve.method for curve in curves}):
-        return {
-            title: [c for c in curves if c.budget in (None, budget)]
-            for title, budget in titles.items()
-        }
-    return {next(iter(titles)) if len(titles) == 1 else "": curves}
+    methods = {curve.method for curve in curves}
+    if len(curves) == len(methods):
+        title = title_of[budgets[0]] if len(budgets) == 1 else ""
+        return {title: curves}
+    return {
+        title: [curve for curve in curves if curve.budget in (None, budget)]
+        for budget, title in title_of.items()
+    }
 
 
 def _draw_curve(
     panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]
 ) -> None:
-    marked = list(range(len(x)))[:: -max(1, len(x) // _MOST_MARKERS)]
+    step = max(1, len(x) // _MOST_MARKERS)
+    marked = list(range(len(x)))[::-step]  # the last round has a marker
     panel.plot(x, curve.accuracy, markevery=marked, **look)
     if any(curve.spread):
-        low, high = (
-            [a + sign * s for a, s in zip(curve.accuracy, curve.spread, strict=True)]
-            for sign in (-1, 1)
-        )
+        around = list(zip(curve.accuracy, curve.spread, strict=True))
+        low = [accuracy - spread for accuracy, spread in around]
+        high = [accuracy + spread for accuracy, spread in around]
         panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _draw_ends(curves: Sequence[Curve]) -> "Figure":
-    """Where each run ended: a line per method through its budgets."""
-    figure, panels = _panels(1)
-    looks = looks_of(curves)
+    """Draw where each run ended: a line per method through its budgets."""
+    figure, [panel] = _panels(1)
+    looks = looks_of(curve.method for curve in curves)
     for method, look in looks.items():
-        ends = sorted(
-            (c.megabytes[-1], c.accuracy[-1], c.spread[-1])
-            for c in curves
-            if c.method == method
-        )
-        x, y, spread = (list(values) for values in zip(*ends, strict=True))
-        panels[0].errorbar(
-            x,
-            y,
-            yerr=spread if any(spread) else None,
-            capsize=2,
-            elinewidth=0.8,
-            **look,
-        )
-    _scale(panels, [curve.megabytes[-1] for curve in curves])
-    _finish(
-        figure,
-        panels,
-        curves,
-        looks,
-        f"{_MEGABYTES}, in the whole run",
-        y_label="final accuracy, %",
-    )
+        own = [curve for curve in curves if curve.method == method]
+        _draw_ends_of(panel, own, look)
+    _scale([panel], [curve.megabytes[-1] for curve in curves])
+    _label(figure, f"{_MEGABYTES}, in the whole run", "final accuracy, %")
+    _add_legend(figure, curves, looks)
     return figure
+
+
+def _draw_ends_of(panel: "Axes", curves: Sequence[Curve], look: dict[str, Any]) -> None:
+    ends = sorted(
+        (curve.megabytes[-1], curve.accuracy[-1], curve.spread[-1]) for curve in curves
+    )
+    spread = [end_spread for _, _, end_spread in ends]
+    panel.errorbar(
+        [megabytes for megabytes, _, _ in ends],
+        [accuracy for _, accuracy, _ in ends],
+        yerr=spread if any(spread) else None,
+        capsize=2,
+        elinewidth=0.8,
+        **look,
+    )
 
 
 def _panels(count: int) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
     columns = min(count, _MOST_COLUMNS)
-    lines = -(-count // columns)
+    lines = ceil(count / columns)
     width, height = _PANEL_INCHES if count > 1 else _ONE_PANEL_INCHES
     figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -192,44 +179,36 @@ def _panels(count: int) -> tuple["Figure", list["Axes"]]:
     return figure, panels[:count]
 
 
-def looks_of(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """A colour, marker and line for each method; any two differ in at least two of them."""
-    methods = dict.fromkeys(curve.method for curve in curves)
-    return {
-        method: {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
-            "markersize": 4.5,
-            "linewidth": 1.4,
-        }
-        for number, method in enumerate(methods)
-    }
-
-
 def _scale(panels: Sequence["Axes"], values: Sequence[float]) -> None:
-    """Logarithmic where the values span decades, with plain numbers at the ticks."""
-    if not 0 < _DECADES * min(values) <= max(values):
+    """Make the axis logarithmic where the values span decades, with plain numbers."""
+    smallest = min(values)
+    if smallest <= 0 or max(values) < _DECADES * smallest:
         return
     for panel in panels:
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        panel.xaxis.set_minor_formatter(lambda x, _: "")
+        panel.xaxis.set_major_formatter(_plain_number)
+        panel.xaxis.set_minor_formatter(_no_number)
 
 
-def _finish(
-    figure: "Figure",
-    panels: Sequence["Axes"],
-    curves: Sequence[Curve],
-    looks: dict[str, dict[str, Any]],
-    x_label: str,
-    y_label: str = "accuracy, %",
-) -> None:
-    """Name the axes, and the methods beside the panels, best one first."""
-    from matplotlib.lines import Line2D
+def _plain_number(x: float, position: float) -> str:
+    return f"{x:g}"
 
+
+def _no_number(x: float, position: float) -> str:
+    return ""
+
+
+def _label(figure: "Figure", x_label: str, y_label: str) -> None:
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
+
+
+def _add_legend(
+    figure: "Figure", curves: Sequence[Curve], looks: dict[str, dict[str, Any]]
+) -> None:
+    """Name the methods beside the panels, the best one first."""
+    from matplotlib.lines import Line2D
+
     best: dict[str, float] = {}
     for curve in curves:
         best[curve.method] = max(best.get(curve.method, 0.0), curve.accuracy[-1])

@@ -1,24 +1,53 @@
-"""Simulated links between devices and server, and the time that a round takes on them. Nothing sleeps."""
+"""Simulated links between devices and server, and the time a round takes on them.
 
-from collections.abc import Callable, Mapping, Sequence
+Nothing sleeps: a device's time in a round is
+
+    8 uplink_bytes / up + 8 downlink_bytes / down + round_trips rtt,
+
+with ``up`` and ``down`` in bit/s. The devices of a round work side by side, so that it
+takes as long as its slowest one. See ``docs/compare.md``.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from math import isfinite
 from random import Random
 
 from flwr_splitfc.compare.flower_app import SettingsError
+from flwr_splitfc.run.rounds import RoundLinks
 
-_DISTRIBUTIONS: dict[str, tuple[int, Callable[..., float]]] = {
-    "constant": (1, lambda random, value: value),
-    "uniform": (2, lambda random, low, high: random.uniform(low, high)),
-    "lognormal": (
-        2,
-        lambda random, median, sigma: median * random.lognormvariate(0.0, sigma),
-    ),
-}
-"""How many numbers describe each, and how one is drawn."""
+_BITS_PER_MBIT = 1e6
+_MS_PER_S = 1e3
 _MOST_SIGMA = 10  # one device in six has then more than e^10 times the median
 _WANTED = "N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA, with numbers from 0"
+
+
+def _constant(random: Random, value: float) -> float:
+    return value
+
+
+def _uniform(random: Random, low: float, high: float) -> float:
+    return random.uniform(low, high)
+
+
+def _lognormal(random: Random, median: float, sigma: float) -> float:
+    return median * random.lognormvariate(0.0, sigma)
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    """A kind of `Draw`: how many numbers describe one, and how it is drawn."""
+
+    count: int
+    draw: Callable[..., float]
+
+
+_DISTRIBUTIONS = {
+    "constant": _Distribution(1, _constant),
+    "uniform": _Distribution(2, _uniform),
+    "lognormal": _Distribution(2, _lognormal),
+}
 
 
 @dataclass(frozen=True)
@@ -38,34 +67,43 @@ class Draw:
 
     @classmethod
     def parse(cls, text: str) -> "Draw":
-        """From ``10``, ``uniform:2:20`` or ``lognormal:10:0.5``.
+        """Read ``10``, ``uniform:2:20`` or ``lognormal:10:0.5``.
 
-        >>> Draw.parse("10"), Draw.parse("uniform:2:20")
-        (Draw(kind='constant', numbers=(10.0,)), Draw(kind='uniform', numbers=(2.0, 20.0)))
+        >>> Draw.parse("10")
+        Draw(kind='constant', numbers=(10.0,))
+        >>> Draw.parse("uniform:2:20")
+        Draw(kind='uniform', numbers=(2.0, 20.0))
         """
-        kind, *numbers = text.split(":") if ":" in text else ("constant", text)
+        kind, *texts = text.split(":") if ":" in text else ("constant", text)
         try:
-            draw = cls(kind, tuple(map(float, numbers)))
+            draw = cls(kind, tuple(float(number) for number in texts))
         except ValueError as error:
             raise SettingsError(f"{text!r} is not {_WANTED}") from error
-        count, _ = _DISTRIBUTIONS.get(kind, (0, None))
-        if count != len(numbers) or not all(
-            isfinite(number) and number >= 0 for number in draw.numbers
-        ):
-            raise SettingsError(f"{text!r} is not {_WANTED}")
-        if kind == "uniform" and draw.numbers[0] > draw.numbers[1]:
-            raise SettingsError(f"{text!r} has LOW above HIGH")
-        if kind == "lognormal" and draw.numbers[1] > _MOST_SIGMA:
-            raise SettingsError(f"{text!r} has SIGMA above {_MOST_SIGMA}")
+        draw._check(text)
         return draw
 
+    def _check(self, text: str) -> None:
+        distribution = _DISTRIBUTIONS.get(self.kind)
+        if distribution is None or distribution.count != len(self.numbers):
+            raise SettingsError(f"{text!r} is not {_WANTED}")
+        if not all(isfinite(number) and number >= 0 for number in self.numbers):
+            raise SettingsError(f"{text!r} is not {_WANTED}")
+        if self.kind == "uniform":
+            low, high = self.numbers
+            if low > high:
+                raise SettingsError(f"{text!r} has LOW above HIGH")
+        if self.kind == "lognormal":
+            _, sigma = self.numbers
+            if sigma > _MOST_SIGMA:
+                raise SettingsError(f"{text!r} has SIGMA above {_MOST_SIGMA}")
+
     def of(self, random: Random) -> float:
-        """The number that `random` gives."""
-        return _DISTRIBUTIONS[self.kind][1](random, *self.numbers)
+        """Return the number that `random` gives."""
+        return _DISTRIBUTIONS[self.kind].draw(random, *self.numbers)
 
     def __str__(self) -> str:
-        numbers = [f"{number:g}" for number in self.numbers]
-        return ":".join(numbers if self.kind == "constant" else [self.kind, *numbers])
+        numbers = ":".join(f"{number:g}" for number in self.numbers)
+        return numbers if self.kind == "constant" else f"{self.kind}:{numbers}"
 
 
 @dataclass(frozen=True)
@@ -91,27 +129,34 @@ class RadioLink:
 
     @classmethod
     def parse(cls, text: str) -> "RadioLink":
-        """From ``up=10,down=50,rtt=40,seed=0`` in any order; what is not given is as here.
+        """Read ``up=10,down=50,rtt=40,seed=0`` in any order; the rest is as here.
 
         >>> str(RadioLink.parse("up=lognormal:10:0.5,rtt=20"))
         'up=lognormal:10:0.5,down=50,rtt=20,seed=0'
         """
-        parts = [part.partition("=") for part in text.replace(" ", "").split(",")]
-        given = {key: value for key, _, value in parts}
-        if len(given) < len(parts) or not given.keys() <= {
-            field.name for field in fields(cls)
-        }:
-            raise SettingsError(
-                f"a link is written like {cls()}, nothing twice, got {text!r}"
-            )
-        if not (seed := given.pop("seed", "0")).isdecimal():
+        given = cls._parts(text)
+        seed = given.pop("seed", "0")
+        if not seed.isdecimal():
             raise SettingsError(f"a link's seed is a whole number, got {seed!r}")
-        link = cls(
-            **{key: Draw.parse(value) for key, value in given.items()}, seed=int(seed)
-        )
-        if not (link.up.numbers[0] > 0 and link.down.numbers[0] > 0):
+        draws = {key: Draw.parse(value) for key, value in given.items()}
+        link = cls(**draws, seed=int(seed))
+        # The smallest rate is a constant's only number, or LOW, or MEDIAN.
+        if link.up.numbers[0] <= 0 or link.down.numbers[0] <= 0:
             raise SettingsError(f"a link has rates above 0, got {text!r}")
         return link
+
+    @classmethod
+    def _parts(cls, text: str) -> dict[str, str]:
+        known = {field.name for field in fields(cls)}
+        parts: dict[str, str] = {}
+        for part in text.replace(" ", "").split(","):
+            key, _, value = part.partition("=")
+            if key not in known or key in parts:
+                raise SettingsError(
+                    f"a link is written like {cls()}, nothing twice, got {text!r}"
+                )
+            parts[key] = value
+        return parts
 
     def seconds(
         self,
@@ -120,43 +165,54 @@ class RadioLink:
         downlink_bytes: float,
         round_trips: float,
     ) -> float:
-        """How long a device's traffic takes, one thing after another.
+        """Return how long a device's traffic takes, one thing after another.
 
-        >>> RadioLink().seconds("0", uplink_bytes=1_250_000, downlink_bytes=6_250_000, round_trips=100)
+        >>> RadioLink().seconds(
+        ...     "0", uplink_bytes=1_250_000, downlink_bytes=6_250_000, round_trips=100
+        ... )
         6.0
         """
-        up, down, rtt = _drawn(self, device)
-        return (
-            8 * uplink_bytes / (up * 1e6)
-            + 8 * downlink_bytes / (down * 1e6)
-            + round_trips * rtt / 1e3
-        )
+        line = _line_of(self, device)
+        up_s = 8 * uplink_bytes / (line.up * _BITS_PER_MBIT)
+        down_s = 8 * downlink_bytes / (line.down * _BITS_PER_MBIT)
+        return up_s + down_s + round_trips * line.rtt / _MS_PER_S
 
-    def round_s(self, links: Mapping[str, Mapping[str, Sequence[float]]]) -> float:
-        """How long a round takes, of which `links` stand in its row (`Progress`).
+    def round_s(self, links: RoundLinks) -> float:
+        """Return how long a round takes, of which `Round.links` are given.
 
-        Devices work side by side and the round waits for the slowest; evaluation comes
-        after training.
+        The round waits for its slowest device; evaluation comes after training.
         """
-        return sum(
-            max(
-                (self.seconds(device, *moved) for device, moved in devices.items()),
-                default=0.0,
-            )
-            for devices in links.values()
-        )
+        total_s = 0.0
+        for moved_by_device in links.values():
+            times_s = [
+                self.seconds(device, *moved)
+                for device, moved in moved_by_device.items()
+            ]
+            total_s += max(times_s, default=0.0)
+        return total_s
 
     def __str__(self) -> str:
-        return ",".join(
-            f"{field.name}={getattr(self, field.name)}" for field in fields(self)
-        )
+        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
+        return ",".join(parts)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a device has drawn: Mbit/s up and down, and ms of a round trip."""
+
+    up: float
+    down: float
+    rtt: float
 
 
 @cache
-def _drawn(link: RadioLink, device: str) -> tuple[float, float, float]:
-    """Rates and round trip of a device, each from a generator of its own: another `up` leaves `rtt` as it was."""
-    up, down, rtt = (
-        getattr(link, key).of(Random(f"{link.seed}/{key}/{device}"))
-        for key in ("up", "down", "rtt")
+def _line_of(link: RadioLink, device: str) -> _Line:
+    def drawn(key: str, draw: Draw) -> float:
+        # A generator for each number: another `up` leaves `rtt` as it was.
+        return draw.of(Random(f"{link.seed}/{key}/{device}"))
+
+    return _Line(
+        up=drawn("up", link.up),
+        down=drawn("down", link.down),
+        rtt=drawn("rtt", link.rtt),
     )
-    return up, down, rtt

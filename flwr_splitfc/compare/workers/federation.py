@@ -1,11 +1,19 @@
-"""What simulates the devices: how many SuperNodes, and what each may use."""
+"""How many devices a simulation has, and which resources each may use."""
 
 import os
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_splitfc.compare.flower_app import Settings, SettingsError, parse_setting
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.compare.flower_app import SettingsError
+from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
+
+# Names of --federation-config, and where Flower's backend_config has them.
+_RESOURCES = {
+    "client-resources-num-cpus": ("client_resources", "num_cpus"),
+    "client-resources-num-gpus": ("client_resources", "num_gpus"),
+    "init-args-num-cpus": ("init_args", "num_cpus"),
+    "init-args-num-gpus": ("init_args", "num_gpus"),
+}
 
 
 @dataclass(frozen=True)
@@ -15,7 +23,7 @@ class Federation:
     Parameters
     ----------
     supernodes : int, optional
-        Their number; default the ``num-devices`` of a run.
+        Their number; by default the ``num-devices`` of a run.
     backend : dict
         Flower's ``backend_config``.
     """
@@ -25,37 +33,54 @@ class Federation:
 
     @classmethod
     def of(cls, text: str, jobs: int = 1) -> "Federation":
-        """From ``key=value ...``, for each of `jobs` simulations side by side, which share the CPU cores.
+        """Read ``key=value ...``, for simulations side by side.
 
-        >>> Federation.of("num-supernodes=8 client-resources-num-gpus=0.5").backend["client_resources"]
+        Parameters
+        ----------
+        text : str
+        jobs : int
+            How many simulations share the CPU cores.
+
+        Examples
+        --------
+        >>> text = "num-supernodes=8 client-resources-num-gpus=0.5"
+        >>> Federation.of(text).backend["client_resources"]
         {'num_cpus': 1, 'num_gpus': 0.5}
         """
-        backend: dict[str, dict[str, Scalar]] = {
-            "client_resources": {"num_cpus": 1, "num_gpus": 0},
-            # a simulation of its own, also beside a running Ray cluster
-            "init_args": {"address": "local"},
-        }
-        if jobs > 1:
-            backend["init_args"]["num_cpus"] = max(1, (os.cpu_count() or 1) // jobs)
         supernodes = None
-        for part in text.split():
-            ((key, value),) = parse_setting(part).items()
-            group, _, name = key.replace("-", "_").partition("_num_")
-            if key == "num-supernodes" and isinstance(value, int):
+        backend = _default_backend(jobs)
+        for key, value in parse_settings(text).items():
+            dashed = key.replace("_", "-")
+            if dashed == "num-supernodes" and isinstance(value, int):
                 supernodes = value
-            elif group in backend and name in ("cpus", "gpus"):
-                backend[group][f"num_{name}"] = value
+            elif dashed in _RESOURCES:
+                group, name = _RESOURCES[dashed]
+                backend[group][name] = value
             else:
                 raise SettingsError(
-                    f"--federation-config {part}: nothing here goes by that"
+                    f"--federation-config {key}={value}: unknown setting; use "
+                    "num-supernodes, client-resources-num-*, init-args-num-*"
                 )
         return cls(supernodes, backend)
 
-    def num_supernodes(self, config: Settings) -> int:
-        """How many a run needs."""
+    def num_supernodes(self, config: RunConfig) -> int:
+        """Return how many SuperNodes a run needs."""
         number = self.supernodes or config.get("num-devices")
         if not isinstance(number, int):
             raise SettingsError(
-                "the app has no num-devices: say --federation-config 'num-supernodes=...'"
+                "the app has no num-devices: "
+                "say --federation-config 'num-supernodes=...'"
             )
         return number
+
+
+def _default_backend(jobs: int) -> dict[str, dict[str, Scalar]]:
+    # A Ray cluster of its own, also beside one that is running.
+    init_args: dict[str, Scalar] = {"address": "local"}
+    if jobs > 1:
+        cores = os.cpu_count() or 1
+        init_args["num_cpus"] = max(1, cores // jobs)
+    return {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0},
+        "init_args": init_args,
+    }

@@ -3,29 +3,46 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
 from flwr_splitfc.compare.workers.federation import Federation
+from flwr_splitfc.compare.workers.messages import Job
 from flwr_splitfc.compare.workers.process import WorkerDied, WorkerProcess
+from flwr_splitfc.run.rounds import Round
 
 _TRIES = 2
 
 
 @dataclass(frozen=True)
-class Event:
-    """What has happened to a run: "start", "round" (with a row) or "end" (with an outcome)."""
+class RunStarted:
+    """A run has begun."""
 
-    kind: str
     run: Run
-    slot: int
-    row: dict[str, Any] = field(default_factory=dict)
-    num_rounds: int = 0
-    outcome: Outcome = field(default_factory=partial(Outcome, "to do"))
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """A run has finished one of its rounds."""
+
+    run: Run
+    finished: Round
+    num_rounds: int
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """A run is over."""
+
+    run: Run
+    outcome: Outcome
+
+
+Event: TypeAlias = RunStarted | RoundFinished | RunEnded
+FolderOf: TypeAlias = Callable[[Run], RunFolder]
 
 
 class Pool:
@@ -40,7 +57,7 @@ class Pool:
     federation : Federation
         Of each worker.
     jobs : int
-        Workers side by side.
+        Workers side by side, each with a number: its slot.
     lock : int
         As in `WorkerProcess`.
     checkpoints : bool
@@ -61,17 +78,19 @@ class Pool:
         self._jobs = jobs
         self._lock_fd = lock
         self._checkpoints = checkpoints
-        self._workers: dict[int, WorkerProcess] = {}
+        self._worker_in: dict[int, WorkerProcess] = {}
         self._stopped = threading.Event()
         self._guard = threading.Lock()
 
     def make(
-        self, runs: Sequence[Run], folder_of: Callable[[Run], RunFolder]
+        self, runs: Sequence[Run], folder_of: FolderOf
     ) -> Generator[Event, None, None]:
-        """Make the runs; what happens, as it happens. Closing the iterator stops them."""
-        waiting = sorted(
-            runs, key=lambda run: self._federation.num_supernodes(run.config)
-        )
+        """Make the runs, and give what happens, as it happens.
+
+        Closing the iterator stops the runs.
+        """
+        # Runs with one number of SuperNodes follow each other, and share a worker.
+        waiting = sorted(runs, key=self._num_supernodes)
         events: queue.Queue[Event | None] = queue.Queue()
         threads = [
             threading.Thread(
@@ -82,23 +101,28 @@ class Pool:
         for thread in threads:
             thread.start()
         try:
-            for _ in threads:
-                while (event := events.get()) is not None:
-                    yield event
+            yield from _until_all_end(events, len(threads))
         finally:
-            self._stopped.set()
-            with self._guard:
-                workers = list(self._workers.values())
-            for worker in workers:
-                worker.close()
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        with self._guard:
+            workers = list(self._worker_in.values())
+        for worker in workers:
+            worker.close()
+
+    def _num_supernodes(self, run: Run) -> int:
+        return self._federation.num_supernodes(run.config)
 
     def _work(
         self,
         slot: int,
         waiting: list[Run],
-        folder_of: Callable[[Run], RunFolder],
+        folder_of: FolderOf,
         events: "queue.Queue[Event | None]",
     ) -> None:
+        """Make waiting runs in one slot; put their events, and None at the end."""
         try:
             while not self._stopped.is_set():
                 with self._guard:
@@ -113,24 +137,11 @@ class Pool:
 
     def _make(self, slot: int, run: Run, folder: RunFolder) -> Iterator[Event]:
         folder.start()
-        job = {
-            "folder": str(folder.path.resolve()),
-            "config": folder.complete_config(run, checkpoints=self._checkpoints),
-            "about": run.about,
-        }
-        yield Event("start", run, slot)
+        yield RunStarted(run)
         outcome = Outcome("to do")
         for _ in range(_TRIES):
             try:
-                for event in self._worker(
-                    slot, self._federation.num_supernodes(run.config), folder.log
-                ).make(job):
-                    if event["event"] == "end":
-                        outcome = Outcome(event["state"], event.get("reason", ""))
-                    else:
-                        yield Event(
-                            "round", run, slot, event["row"], event["num_rounds"]
-                        )
+                outcome = yield from self._try(slot, run, folder)
                 break
             except WorkerDied as error:
                 self._drop_worker(slot)
@@ -141,23 +152,54 @@ class Pool:
             # Flower goes on using a device's process that has died
             self._drop_worker(slot)
         folder.end(outcome)
-        yield Event("end", run, slot, outcome=folder.outcome())
+        yield RunEnded(run, folder.outcome())
+
+    def _try(
+        self, slot: int, run: Run, folder: RunFolder
+    ) -> Generator[Event, None, Outcome]:
+        """Make a run once, and return its outcome."""
+        job = Job(
+            str(folder.path.resolve()),
+            folder.complete_config(run, checkpoints=self._checkpoints),
+            run.about,
+        )
+        outcome = Outcome("to do")
+        worker = self._worker(slot, self._num_supernodes(run), folder.log)
+        for report in worker.make(job):
+            if isinstance(report, Outcome):
+                outcome = report
+            else:
+                yield RoundFinished(run, report.finished, report.num_rounds)
+        return outcome
 
     def _worker(self, slot: int, num_supernodes: int, log: Path) -> WorkerProcess:
-        worker = self._workers.get(slot)
+        """Return the slot's worker, a new one if it has none with so many devices."""
+        worker = self._worker_in.get(slot)
         if worker is not None and worker.num_supernodes == num_supernodes:
             return worker
         self._drop_worker(slot)
         with self._guard:
             if self._stopped.is_set():
                 raise WorkerDied("stopped")
-            self._workers[slot] = WorkerProcess(
+            worker = WorkerProcess(
                 self._app, num_supernodes, self._federation.backend, self._lock_fd, log
             )
-            return self._workers[slot]
+            self._worker_in[slot] = worker
+            return worker
 
     def _drop_worker(self, slot: int) -> None:
         with self._guard:
-            worker = self._workers.pop(slot, None)
+            worker = self._worker_in.pop(slot, None)
         if worker is not None:
             worker.close()
+
+
+def _until_all_end(
+    events: "queue.Queue[Event | None]", threads: int
+) -> Iterator[Event]:
+    while threads:
+        event = events.get()
+        if event is None:
+            threads -= 1
+        else:
+            yield event

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.compare.flower_app import FlowerApp
+from flwr_splitfc.compare.runs import Outcome
+from flwr_splitfc.compare.workers.messages import Job, Report, report_from_line
 
+_MODULE = "flwr_splitfc.compare.workers.worker"
 _END_S = 30.0
 
 
@@ -49,43 +52,40 @@ class WorkerProcess:
             "num_supernodes": num_supernodes,
             "backend": backend,
         }
-        path = os.pathsep.join(
-            filter(None, [str(app.folder), os.environ.get("PYTHONPATH")])
-        )
         with log.open("a") as errors:
             # A session of its own: Ctrl-C is for the parent to hear, and what the
             # worker started ends with its group.
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "flwr_splitfc.compare.workers.worker",
-                    json.dumps(task),
-                ],
+                [sys.executable, "-m", _MODULE, json.dumps(task)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, "PYTHONPATH": path},
+                env=_environment(app),
                 pass_fds=[lock],
                 start_new_session=True,
                 text=True,
             )
 
-    def make(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Hand over a run; the events of it, the last one "end"."""
+    def make(self, job: Job) -> Iterator[Report]:
+        """Hand over a run, and give its reports, the last one its outcome.
+
+        Raises
+        ------
+        WorkerDied
+            If the process ends before.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.write(job.to_line())
             self._process.stdin.flush()
         for line in self._process.stdout:
-            event = json.loads(line)
-            yield event
-            if event["event"] == "end":
+            report = report_from_line(line)
+            yield report
+            if isinstance(report, Outcome):
                 return
-        raise WorkerDied(
-            f"the worker process ended with exit status {self._process.wait()}"
-        )
+        status = self._process.wait()
+        raise WorkerDied(f"the worker process ended with exit status {status}")
 
     def close(self) -> None:
         """Let the worker end: in good order, or at once if it is in a run."""
@@ -97,3 +97,12 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _environment(app: FlowerApp) -> dict[str, str]:
+    """Return this process's environment, in which the app can be imported."""
+    path = str(app.folder)
+    further = os.environ.get("PYTHONPATH")
+    if further:
+        path = f"{path}{os.pathsep}{further}"
+    return {**os.environ, "PYTHONPATH": path}

@@ -1,9 +1,9 @@
 """A process that holds one simulation open and makes runs in it, one after another.
 
-It reads a run per line of JSON on its standard input and writes what happens, a line of
-JSON each, on its standard output; everything that is printed or logged goes into the
-run's own log. When the input ends, so does the worker: at once, with all it started, if
-a run is going on, since then its parent is gone.
+It reads jobs, one a line, on its standard input, and writes reports on its standard
+output; everything that is printed or logged goes into the run's own log. When the input
+ends, so does the worker: at once, with all it started, if a run is going on, since then
+its parent is gone.
 """
 
 import json
@@ -16,93 +16,106 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import Context
 from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import BudgetError
-from flwr_splitfc.compare.runs import RunFolder
+from flwr_splitfc.compare.runs import Outcome
+from flwr_splitfc.compare.workers.messages import (
+    Job,
+    Report,
+    RoundReport,
+    report_to_line,
+)
+from flwr_splitfc.compare.workers.run_client_app import RunClientApp
+from flwr_splitfc.compare.workers.run_grid import RunGrid
 from flwr_splitfc.compare.workers.simulation import (
-    RunClientApp,
-    RunGrid,
     run_server_app,
     simulate,
     wait_until_ready,
 )
+from flwr_splitfc.run.rounds import Round
 
-Tell = Callable[[dict[str, Any]], None]
+Tell: TypeAlias = Callable[[Report], None]
 
 
-class Rows(logging.Handler):
-    """Tells of each round that `Progress` logs."""
+class RoundReporter(logging.Handler):
+    """A log handler that tells of each round that `Progress` logs."""
 
     def __init__(self, tell: Tell) -> None:
         super().__init__()
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass the round's row on."""
-        if (row := getattr(record, "progress_row", None)) is not None:
-            self._tell(
-                {
-                    "event": "round",
-                    "row": row,
-                    "num_rounds": getattr(record, "num_rounds", 0),
-                }
-            )
+        """Tell of the round, if the record has one."""
+        row = getattr(record, "progress_row", None)
+        if row is not None:
+            num_rounds = getattr(record, "num_rounds", 0)
+            self._tell(RoundReport(Round.from_json(row), num_rounds))
 
 
 class Jobs:
-    """The runs to make, from standard input, and the eye on whether anyone still wants them."""
+    """The jobs from standard input.
+
+    They are read in a thread, which ends the worker when its parent dies.
+    """
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._busy = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self) -> dict[str, Any] | None:
-        """Wait for a run; None when there are no more."""
-        return self._jobs.get()
+    def next(self) -> Job | None:
+        """Wait for a job; None when there are no more."""
+        return self._waiting.get()
 
     def done(self) -> None:
-        """The run in hand is over; to be called before anyone hears of it and sends another."""
+        """Note that the run in hand is over.
+
+        To be called before the parent hears of it and sends another.
+        """
         self._busy.clear()
 
     def _read(self) -> None:
         for line in sys.stdin:
             self._busy.set()
-            self._jobs.put(json.loads(line))
+            self._waiting.put(Job.from_line(line))
         if self._busy.is_set():
             os.killpg(os.getpgrp(), signal.SIGKILL)
-        self._jobs.put(None)
+        self._waiting.put(None)
 
 
 def serve(
     server_app: str, client_app: str, num_supernodes: int, backend: dict[str, Any]
 ) -> None:
-    """Make the runs that standard input names, in one simulation."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # only events go to the parent
+    """Make the runs that standard input names, in one simulation.
 
-    def tell(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-
-    logging.getLogger("flwr").addHandler(Rows(tell))
+    Parameters
+    ----------
+    server_app, client_app : str
+        The app's components, ``module:name``.
+    num_supernodes : int
+    backend : dict
+        Flower's ``backend_config``.
+    """
+    tell = _take_standard_output()
+    logging.getLogger("flwr").addHandler(RoundReporter(tell))
     jobs = Jobs()
     first = jobs.next()
     if first is None:
         return
-    log_to(RunFolder(Path(first["folder"])).log)
+    log_to(first.run_folder.log)
 
     def main(grid: Grid, context: Context) -> None:
         wait_until_ready(grid, num_supernodes)
-        job: dict[str, Any] | None = first
+        job: Job | None = first
         while job is not None:
-            log_to(RunFolder(Path(job["folder"])).log)
+            log_to(job.run_folder.log)
             outcome = make_run(server_app, grid, context, job)
             jobs.done()
-            tell({"event": "end", **outcome})
+            tell(outcome)
             job = jobs.next()
 
     try:
@@ -114,33 +127,52 @@ def serve(
         os._exit(1)
 
 
-def make_run(
-    server_app: str, grid: Grid, context: Context, job: dict[str, Any]
-) -> dict[str, Any]:
-    """One run from its start to its results, or to the reason why there are none."""
-    folder = RunFolder(Path(job["folder"]))
-    run_grid = RunGrid(grid, job["about"]["id"], job["config"])
-    written = folder.output / "results.json"
-    written.unlink(missing_ok=True)
+def _take_standard_output() -> Tell:
+    """Keep standard output for reports; what others print there goes to the errors."""
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def tell(report: Report) -> None:
+        reports.write(report_to_line(report))
+
+    return tell
+
+
+def make_run(server_app: str, grid: Grid, context: Context, job: Job) -> Outcome:
+    """Make one run, up to its results or to the reason why there are none."""
     try:
-        run_server_app(server_app, run_grid, context, job["config"])
-        if not written.exists():
-            raise FileNotFoundError(
-                f"the app wrote no results.json into its results-dir, {folder.output}"
-            )
-        results = json.loads(written.read_text())
-        if not {"rounds", "traffic"} <= results.keys():
-            raise ValueError(
-                "the app's results.json was not written by Progress.write: it has no rounds and traffic"
-            )
-        folder.finish({**results, "run": {**job["about"], "turns": run_grid.turns}})
-        written.unlink()
+        _make_run(server_app, grid, context, job)
     except BudgetError as error:
-        return {"state": "impossible", "reason": str(error)}
+        return Outcome("impossible", str(error))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-    return {"state": "finished"}
+        return Outcome("failed", f"{type(error).__name__}: {error}")
+    return Outcome("finished")
+
+
+def _make_run(server_app: str, grid: Grid, context: Context, job: Job) -> None:
+    folder = job.run_folder
+    written = folder.output / "results.json"
+    written.unlink(missing_ok=True)
+    run_grid = RunGrid(grid, job.run_id, job.config)
+    run_server_app(server_app, run_grid, context, job.config)
+    results = _read_results(written)
+    folder.finish({**results, "run": {**job.about, "turns": run_grid.turns}})
+    written.unlink()
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"the app wrote no results.json into its results-dir, {path.parent}"
+        )
+    results: dict[str, Any] = json.loads(path.read_text())
+    if "rounds" not in results or "traffic" not in results:
+        raise ValueError(
+            "the app's results.json was not written by Progress.write: "
+            "it has no rounds and traffic"
+        )
+    return results
 
 
 def log_to(path: Path) -> None:

@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 import pytest
 
 from flwr_splitfc.compare.report.curves import curves_of
-from flwr_splitfc.compare.report.figures import Picture, looks_of, pictures
+from flwr_splitfc.compare.report.figures import pictures
+from flwr_splitfc.compare.report.looks import Picture, looks_of
 from flwr_splitfc.compare.report.page import page
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.compare.report.table import rows_of
+from flwr_splitfc.compare.report.rows import rows_of
 from flwr_splitfc.compare.runs import Outcome, Run
 from tests.compare.conftest import finished
 
@@ -124,7 +125,8 @@ def test_the_same_runs_give_the_same_files() -> None:
 
 
 def test_methods_are_told_apart_without_colour(outcomes: Outcomes) -> None:
-    looks = looks_of(curves_of(outcomes, LINK)).values()
+    methods = [curve.method for curve in curves_of(outcomes, LINK)]
+    looks = looks_of(methods).values()
     assert len(looks) == 20
     for one, other in combinations(looks, 2):
         assert (
@@ -135,7 +137,8 @@ def test_methods_are_told_apart_without_colour(outcomes: Outcomes) -> None:
 def test_the_page_needs_nothing_else_and_runs_nothing_foreign(
     outcomes: Outcomes, drawn: dict[str, Picture]
 ) -> None:
-    text = page("On <mnist>", "so & so", rows_of(outcomes, LINK), drawn, "<legend>")
+    rows = rows_of(outcomes, LINK)
+    text = page("On <mnist>", "so & so", rows, drawn.values(), "<legend>")
     assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", text)
     assert "<script>alert" not in text
 

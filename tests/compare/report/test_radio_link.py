@@ -4,9 +4,9 @@ from statistics import median
 
 import pytest
 
-from flwr_splitfc.compare.report.numbers import common_accuracy, numbers_of, points_of
+from flwr_splitfc.compare.report.points import common_accuracy, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from tests.compare.conftest import finished, row, traffic
+from tests.compare.conftest import finished, numbers_of, row, traffic
 
 MEGABIT = 125_000
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
@@ -40,9 +40,9 @@ def test_time_to_accuracy_ends_with_the_first_evaluation_that_reaches_it() -> No
         for number, accuracy in enumerate([None, 0.5, 0.9, 0.8], 1)
     ]
     results = {"rounds": rounds, "traffic": traffic()}
-    assert [point.link_s for point in points_of(results, LINK)] == pytest.approx(
-        [1, 2, 3, 4]
-    )
+    assert [
+        point.link_s for point in points_of(rounds_of(results), LINK)
+    ] == pytest.approx([1, 2, 3, 4])
     numbers = numbers_of(results, LINK, target=0.8)
     assert (numbers["target_bytes"], numbers["target_link_s"]) == (
         6_000_000,
@@ -65,8 +65,8 @@ def test_the_common_accuracy_is_one_that_all_runs_reached() -> None:
         finished("a", None, 0, [0.5, 0.8765, 0.7])[1],
         finished("b", None, 0, [0.9, None])[1],
     ]
-    assert common_accuracy([run.results for run in runs if run.results]) == 0.876
-    assert common_accuracy([{"rounds": [row(1, None, 1.0)]}]) is None
+    assert common_accuracy(rounds_of(run.results or {}) for run in runs) == 0.876
+    assert common_accuracy([rounds_of({"rounds": [row(1, None, 1.0)]})]) is None
 
 
 def test_devices_draw_by_their_names_and_the_seed_alone() -> None:

@@ -6,19 +6,14 @@ from statistics import stdev
 
 import pytest
 
-from flwr_splitfc.compare.report.numbers import numbers_of
+from flwr_splitfc.compare.report.lines import csv_text
+from flwr_splitfc.compare.report.markdown import legend, markdown
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.compare.report.table import (
-    KINDS,
-    cell,
-    csv_text,
-    legend,
-    markdown,
-    rows_of,
-    summary_columns,
-)
+from flwr_splitfc.compare.report.rows import KIND_COLUMNS, SUMMARY_COLUMNS, rows_of
+from flwr_splitfc.compare.report.totals import RUN_COLUMNS
 from flwr_splitfc.compare.runs import Outcome, Run
-from tests.compare.conftest import finished, traffic
+from flwr_splitfc.run.columns import shown_columns
+from tests.compare.conftest import cell, finished, numbers_of, traffic
 
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
 SPLIT = traffic(
@@ -111,10 +106,13 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
         "fedavg",
     ]
     assert rows[0].seeds == 3
-    assert rows[0].numbers["accuracy"] == pytest.approx(0.93)
-    assert rows[0].spreads == {"accuracy": pytest.approx(stdev(accuracies))}
+    accuracy = RUN_COLUMNS[0]
+    assert rows[0].mean(accuracy) == pytest.approx(0.93)
+    assert rows[0].spread(accuracy) == pytest.approx(stdev(accuracies))
     assert cell(rows[0], "accuracy") == "93.0 ± 3.6"
-    assert [cell(rows[1], column) for column in summary_columns(rows)] == [
+    assert [
+        column.text(rows[1]) for column in shown_columns(SUMMARY_COLUMNS, rows)
+    ] == [
         *(
             "splitfc",
             "0.1/0.2",
@@ -132,7 +130,7 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
             "1",
         )
     ]
-    assert [cell(rows[2], column) for column in KINDS][2:6] == [
+    assert [column.text(rows[2]) for column in KIND_COLUMNS][2:6] == [
         "0.00",
         "0.00",
         "0.00",
@@ -179,7 +177,10 @@ def test_runs_without_results_show_why() -> None:
     text = markdown(rows, legend(rows, LINK, 0.5))
     assert "- splitfc 0.1/0.2: failed: OSError: no | space" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {len(summary_columns(rows)) - 1, len(KINDS) - 1}
+    assert widths == {
+        len(shown_columns(SUMMARY_COLUMNS, rows)) - 1,
+        len(KIND_COLUMNS) - 1,
+    }
 
 
 def test_the_csv_has_a_line_per_run() -> None:

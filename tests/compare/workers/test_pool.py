@@ -1,25 +1,32 @@
-"""How runs are handed out to workers, with workers that only pretend to be processes."""
+"""How runs are handed out to workers, with workers that only pretend to work."""
 
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flwr_splitfc.compare.flower_app import FlowerApp
-from flwr_splitfc.compare.runs import Run, RunFolder
+from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
 from flwr_splitfc.compare.workers import pool as pool_module
 from flwr_splitfc.compare.workers.federation import Federation
-from flwr_splitfc.compare.workers.pool import Event, Pool
+from flwr_splitfc.compare.workers.messages import Job, Report, RoundReport
+from flwr_splitfc.compare.workers.pool import (
+    Event,
+    Pool,
+    RoundFinished,
+    RunEnded,
+    RunStarted,
+)
 from flwr_splitfc.compare.workers.process import WorkerDied
+from flwr_splitfc.run import Round
 from tests.compare.conftest import TOY, row
 
 
 class Process:
-    """Ends runs as their setting ``mood`` says; "dies once" is what becomes of the first worker that has the run."""
+    """Ends runs as their setting ``mood`` says; "dies once" is of a run's first worker."""
 
     started: list["Process"]
     tries: Counter[str]
@@ -30,22 +37,22 @@ class Process:
         self.closed = threading.Event()
         self.started.append(self)
 
-    def make(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        run_id, mood = job["about"]["id"], job["config"].get("mood")
-        self.made.append(job["about"]["method"])
-        self.tries[run_id] += 1
-        yield {"event": "round", "row": row(1, 0.5, 1.0), "num_rounds": 1}
+    def make(self, job: Job) -> Iterator[Report]:
+        mood = job.config.get("mood")
+        self.made.append(job.about["method"])
+        self.tries[job.run_id] += 1
+        yield RoundReport(Round.from_json(row(1, 0.5, 1.0)), 1)
         if mood == "hangs":
             self.closed.wait(10)
         if mood in ("dies", "hangs") or (
-            mood == "dies once" and self.tries[run_id] == 1
+            mood == "dies once" and self.tries[job.run_id] == 1
         ):
             raise WorkerDied("exit status -9")
         if mood == "ill":
-            yield {"event": "end", "state": "failed", "reason": "OSError"}
+            yield Outcome("failed", "OSError")
         else:
-            RunFolder(Path(job["folder"])).finish({"rounds": []})
-            yield {"event": "end", "state": "finished"}
+            job.run_folder.finish({"rounds": []})
+            yield Outcome("finished")
 
     def close(self) -> None:
         self.closed.set()
@@ -68,7 +75,7 @@ class Workers:
         return {
             event.run.method: event.outcome.state
             for event in self.make(*runs)
-            if event.kind == "end"
+            if isinstance(event, RunEnded)
         }
 
 
@@ -85,8 +92,10 @@ def run_of(method: str, mood: str = "well", num_devices: int = 2) -> Run:
 
 def test_one_worker_makes_all_runs(processes: type[Process], tmp_path: Path) -> None:
     events = Workers(tmp_path).make(run_of("a"), run_of("b"))
-    assert [(event.kind, event.run.method) for event in events] == [
-        (kind, method) for method in "ab" for kind in ("start", "round", "end")
+    assert [(type(event), event.run.method) for event in events] == [
+        (kind, method)
+        for method in "ab"
+        for kind in (RunStarted, RoundFinished, RunEnded)
     ]
     (worker,) = processes.started
     assert worker.made == ["a", "b"]

@@ -8,12 +8,10 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from flwr_splitfc.compare.flower_app import FlowerApp
-from flwr_splitfc.compare.runs import RunFolder
-from flwr_splitfc.compare.workers.simulation import (
-    RUN_KEY,
-    RunClientApp,
-    wait_until_ready,
-)
+from flwr_splitfc.compare.runs import Outcome, RunFolder
+from flwr_splitfc.compare.workers.messages import Job
+from flwr_splitfc.compare.workers.run_client_app import RUN_KEY, RunClientApp
+from flwr_splitfc.compare.workers.simulation import wait_until_ready
 from flwr_splitfc.compare.workers.worker import make_run
 from tests.local_grid import LocalGrid
 
@@ -27,17 +25,17 @@ class Simulation:
         self.app, self.folder = app, folder
         self.grid = LocalGrid(RunClientApp(app.client_app), num_devices=2)
 
-    def run(self, run_id: str, **settings: Any) -> tuple[dict[str, Any], RunFolder]:
+    def run(self, run_id: str, **settings: Any) -> tuple[Outcome, RunFolder]:
         folder = RunFolder(self.folder / run_id)
         folder.start()
         settings = {key.replace("_", "-"): value for key, value in settings.items()}
         config = {**self.app.defaults, **settings, "results-dir": str(folder.output)}
-        job = {"folder": str(folder.path), "config": config, "about": {"id": run_id}}
+        job = Job(str(folder.path), config, about={"id": run_id})
         return make_run(self.app.server_app, self.grid, NOBODY, job), folder
 
     def digest(self, run_id: str, **settings: Any) -> str:
         outcome, folder = self.run(run_id, **settings)
-        assert outcome == {"state": "finished"}
+        assert outcome == Outcome("finished")
         results = folder.outcome().results
         assert results is not None
         return str(results["payload_digest"])
@@ -72,7 +70,7 @@ def test_what_devices_keep_ends_with_the_run(simulation: Simulation) -> None:
 
 def test_results_hold_the_traffic_and_the_run(simulation: Simulation) -> None:
     outcome, folder = simulation.run("a", num_rounds=3)
-    assert outcome == {"state": "finished"}
+    assert outcome == Outcome("finished")
     results = json.loads((folder.path / "results.json").read_text())
     assert results["run"] == {"id": "a", "turns": 3}
     train = results["traffic"]["train"]
@@ -86,24 +84,24 @@ def test_results_hold_the_traffic_and_the_run(simulation: Simulation) -> None:
 
 def test_a_budget_that_is_too_small_is_no_failure(simulation: Simulation) -> None:
     outcome, folder = simulation.run("a", uplink_bits=0.01)
-    assert outcome["state"] == "impossible"
-    folder.end(folder.outcome().__class__(outcome["state"], outcome["reason"]))
+    assert outcome.state == "impossible"
+    folder.end(outcome)
     assert folder.outcome().needs.startswith("needs at least ")
-    assert simulation.run("b")[0] == {"state": "finished"}
+    assert simulation.run("b")[0] == Outcome("finished")
 
 
 def test_a_device_that_raises_ends_its_run_and_no_other(simulation: Simulation) -> None:
     outcome, folder = simulation.run("a", mood="ill")
-    assert outcome["state"] == "failed"
-    assert "no data on this device" in outcome["reason"]
+    assert outcome.state == "failed"
+    assert "no data on this device" in outcome.reason
     assert not (folder.path / "results.json").exists()
-    assert simulation.run("b")[0] == {"state": "finished"}
+    assert simulation.run("b")[0] == Outcome("finished")
 
 
 def test_an_app_that_writes_no_results_is_told_so(simulation: Simulation) -> None:
     outcome, _ = simulation.run("a", mood="lazy")
-    assert outcome["state"] == "failed"
-    assert "wrote no results.json into its results-dir" in outcome["reason"]
+    assert outcome.state == "failed"
+    assert "wrote no results.json into its results-dir" in outcome.reason
 
 
 def test_a_simulation_is_ready_when_every_node_has_answered(

@@ -1,0 +1,72 @@
+"""The command that lists the codecs of the catalogue."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from flwr_splitfc.codec import CodecEntry, codec_table
+from flwr_splitfc.run.columns import ANY_WIDTH, Column, terminal_table
+from flwr_splitfc.settings import Scalar
+
+
+def _selector(entry: CodecEntry) -> str:
+    return entry.selector.__name__
+
+
+def _quantiser(entry: CodecEntry) -> str:
+    return entry.quantiser.__name__
+
+
+def settings_text(settings: Mapping[str, Scalar | None]) -> str:
+    """Write settings with their defaults as a run-config has them.
+
+    >>> settings_text({"evaluation": "float16", "evaluation_bits": None})
+    'evaluation=float16 evaluation-bits'
+    """
+    texts = []
+    for name, default in settings.items():
+        key = name.replace("_", "-")
+        texts.append(key if default is None else f"{key}={default}")
+    return " ".join(texts)
+
+
+CODEC_COLUMNS: list[Column[CodecEntry]] = [
+    Column("name", "codec", justify="left"),
+    Column("selector", "selector", of=_selector, justify="left"),
+    Column("quantiser", "quantiser", of=_quantiser, justify="left"),
+    Column("own_settings", "settings", settings_text, justify="left", wraps=True),
+    Column("summary", "what it does", justify="left", wraps=True),
+]
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``codecs`` to the subcommands."""
+    parser = commands.add_parser(
+        "codecs",
+        help="list the codecs of the catalogue",
+        description="List the codecs that can be used at the cut, by their names.",
+    )
+    parser.set_defaults(command=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the table of codecs, and return the exit status."""
+    # A pipe or a file gets whole lines.
+    console = Console(width=None if sys.stdout.isatty() else ANY_WIDTH, highlight=False)
+    entries = codec_table()
+    table = terminal_table(CODEC_COLUMNS, entries, padding=(0, 2, 0, 0), pad_edge=False)
+    console.print(table)
+    console.print(f"\nAll have also: {_shared_settings(entries)}", markup=False)
+    return 0
+
+
+def _shared_settings(entries: list[CodecEntry]) -> str:
+    first = entries[0]
+    shared = {
+        name: default
+        for name, default in first.settings.items()
+        if name not in first.own_settings
+    }
+    return settings_text(shared)

@@ -1,0 +1,89 @@
+"""The tables of a comparison as Markdown, and the legend of their columns."""
+
+from collections.abc import Sequence
+
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.report.rows import (
+    KIND_COLUMNS,
+    SUMMARY_COLUMNS,
+    MeanColumn,
+    MethodRow,
+)
+from flwr_splitfc.run.columns import Column, shown_columns
+
+_ABOUT_ACCURACY = (
+    "Accuracy is the last one that was measured: mean over the seeds, "
+    "± sample standard deviation"
+)
+_ABOUT_BYTES = (
+    "MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of "
+    "the features and gradients of training, `total` is of everything; `times fewer` "
+    "is against the same run with float32 at the cut."
+)
+_ABOUT_LINK = (
+    "`link` is the simulated time on {link} (Mbit/s, ms), without computing: "
+    "of a round, its slowest device's."
+)
+_ABOUT_TARGET = (
+    "`to target` is until an evaluation first gave {percent:g} %, in all seeds."
+)
+_ABOUT_OLD_RUNS = (
+    "Runs of earlier versions have no link times; without their folders in runs/ "
+    "they are made anew."
+)
+
+
+def markdown(rows: Sequence[MethodRow], legend: str) -> str:
+    """Write both tables, with the legend and the notes of rows between them."""
+    parts = [
+        _table(rows, shown_columns(SUMMARY_COLUMNS, rows)),
+        legend,
+        _notes(rows),
+        "MB by kind:",
+        _table(rows, KIND_COLUMNS),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _notes(rows: Sequence[MethodRow]) -> str:
+    # A row without any result shows its note in the table.
+    partial = [row for row in rows if row.note and row.seeds]
+    return "\n".join(f"- {row.label}: {row.note}" for row in partial)
+
+
+def _table(rows: Sequence[MethodRow], columns: Sequence[Column[MethodRow]]) -> str:
+    lines = [
+        [column.heading for column in columns],
+        ["---" if column.justify == "left" else "---:" for column in columns],
+    ]
+    for row in rows:
+        lines.append([_escaped(column.text(row)) for column in columns])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def legend(rows: Sequence[MethodRow], link: RadioLink, target: float | None) -> str:
+    """Explain the columns."""
+    sentences = [_about_accuracy(rows), _ABOUT_BYTES, _ABOUT_LINK.format(link=link)]
+    if target:
+        sentences.append(_ABOUT_TARGET.format(percent=100 * target))
+    if any(_lacks_times(row) for row in rows):
+        sentences.append(_ABOUT_OLD_RUNS)
+    return " ".join(sentences)
+
+
+def _about_accuracy(rows: Sequence[MethodRow]) -> str:
+    clauses = [_ABOUT_ACCURACY]
+    for column in shown_columns(SUMMARY_COLUMNS, rows):
+        if isinstance(column, MeanColumn) and column.number.about:
+            clauses.append(column.number.about)
+    clauses.append("the other columns are means")
+    return "; ".join(clauses) + "."
+
+
+def _lacks_times(row: MethodRow) -> bool:
+    """Return whether a run of an older version makes the row's time unknown."""
+    return row.seeds > 0 and any(totals.link_s is None for totals in row.totals)

@@ -1,0 +1,311 @@
+"""What a finished run comes to: accuracy, bytes, bits per entry, time on a link.
+
+With the entries at the cut ``E`` (features) and ``E_o`` (outputs, where devices
+have the last layers), the bytes ``c`` of features, outputs and their gradients in
+training, and all bytes ``t`` of the run,
+
+    bits per entry  = 8 features / E  and  8 gradient / E,
+    cut_ratio       = F / c,
+    total_ratio     = (t - c + F) / t,      F = 2 * 4 (E + E_o),
+
+where ``F`` is what the same run would have sent at the cut as float32: each entry
+once up and once down.
+
+A column of a comparison is added in this file alone: a property of `RunTotals`, and its
+line in `RUN_COLUMNS`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal, TypeAlias
+
+from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
+from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.exchange.server.traffic import (
+    DOWNLINK_KINDS,
+    UPLINK_KINDS,
+    Traffic,
+)
+from flwr_splitfc.run.columns import Column, megabytes
+from flwr_splitfc.run.rounds import Round
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """What a run's ``results.json`` comes to.
+
+    Parameters
+    ----------
+    results : mapping
+        The content of the file.
+    link : RadioLink
+        The link on which times are worked out.
+    target : float, optional
+        The accuracy to which bytes and seconds are counted.
+    """
+
+    results: Mapping[str, Any]
+    link: RadioLink
+    target: float | None = None
+
+    @cached_property
+    def _rounds(self) -> list[Round]:
+        return rounds_of(self.results)
+
+    @cached_property
+    def _points(self) -> list[Point]:
+        return points_of(self._rounds, self.link)
+
+    @cached_property
+    def _train(self) -> Traffic:
+        return _counts_of(self.results["traffic"]["train"])
+
+    @cached_property
+    def _evaluate(self) -> Traffic:
+        return _counts_of(self.results["traffic"]["evaluate"])
+
+    # -- accuracy
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last one that was measured."""
+        known = [done.accuracy for done in self._rounds if done.accuracy is not None]
+        return known[-1] if known else None
+
+    @property
+    def device_accuracy(self) -> float | None:
+        """The last one that devices measured beside the server."""
+        measured = [done.device_accuracy for done in self._rounds]
+        known = [accuracy for accuracy in measured if accuracy is not None]
+        return known[-1] if known else None
+
+    # -- counts
+
+    @property
+    def rounds(self) -> int:
+        """How many were made."""
+        return len(self._rounds)
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches of training."""
+        return self._train.steps
+
+    @property
+    def turns(self) -> int:
+        """Sessions at the cut, or without one the messages to train and evaluate."""
+        sessions = self._train.sessions + self._evaluate.sessions
+        messages: int = self.results.get("run", {}).get("turns", 0)
+        return sessions or messages
+
+    # -- the cut
+
+    @property
+    def uplink_bits_per_entry(self) -> float | None:
+        """Bits of features; None where nothing is split."""
+        features = self._train.uplink_bytes["features"]
+        return _ratio(8 * features, self._train.entries)
+
+    @property
+    def downlink_bits_per_entry(self) -> float | None:
+        """Bits of the features' gradients; None where nothing is split."""
+        gradient = self._train.downlink_bytes["gradient"]
+        return _ratio(8 * gradient, self._train.entries)
+
+    @property
+    def _cut_bytes(self) -> int:
+        uplink = self._train.uplink_bytes
+        downlink = self._train.downlink_bytes
+        at_features = uplink["features"] + downlink["gradient"]
+        at_output = downlink["output"] + uplink["output_gradient"]
+        return at_features + at_output
+
+    @property
+    def _float32_cut_bytes(self) -> int:
+        entries = self._train.entries + self._train.output_entries
+        return 2 * _FLOAT32_BYTES * entries
+
+    @property
+    def cut_ratio(self) -> float | None:
+        """How many times more bytes float32 would have moved at the cut."""
+        return _ratio(self._float32_cut_bytes, self._cut_bytes)
+
+    @property
+    def total_ratio(self) -> float | None:
+        """How many times more bytes the run would have moved with float32 at the cut.
+
+        None where nothing is split.
+        """
+        if self._cut_bytes == 0:
+            return None
+        total = self.uplink_bytes + self.downlink_bytes
+        return (total - self._cut_bytes + self._float32_cut_bytes) / total
+
+    # -- all bytes, of training and of evaluation
+
+    @cached_property
+    def _uplink(self) -> Counter[str]:
+        return self._train.uplink_bytes + self._evaluate.uplink_bytes
+
+    @cached_property
+    def _downlink(self) -> Counter[str]:
+        return self._train.downlink_bytes + self._evaluate.downlink_bytes
+
+    @property
+    def uplink_bytes(self) -> int:
+        """All bytes from devices."""
+        return self._uplink.total()
+
+    @property
+    def downlink_bytes(self) -> int:
+        """All bytes to devices."""
+        return self._downlink.total()
+
+    def uplink_bytes_of(self, kind: str) -> int:
+        """Return the bytes of one kind from devices."""
+        return self._uplink[kind]
+
+    def downlink_bytes_of(self, kind: str) -> int:
+        """Return the bytes of one kind to devices."""
+        return self._downlink[kind]
+
+    # -- times
+
+    @property
+    def seconds(self) -> float:
+        """The time of the rounds on this machine."""
+        return sum(done.seconds for done in self._rounds)
+
+    @property
+    def link_s(self) -> float | None:
+        """The time of the rounds on the link."""
+        return self._points[-1].link_s if self._points else None
+
+    @cached_property
+    def _at_target(self) -> Point | None:
+        """The first evaluation that gave at least the target accuracy."""
+        if self.target is None:
+            return None
+        for point in self._points:
+            if point.accuracy is not None and point.accuracy >= self.target:
+                return point
+        return None
+
+    @property
+    def target_bytes(self) -> int | None:
+        """All bytes that were moved until the target was reached."""
+        return None if self._at_target is None else self._at_target.moved_bytes
+
+    @property
+    def target_link_s(self) -> float | None:
+        """The time on the link until the target was reached."""
+        return None if self._at_target is None else self._at_target.link_s
+
+
+def _counts_of(counts: Mapping[str, Any]) -> Traffic:
+    """Read those counts of a ``results.json`` that are used here.
+
+    Older versions wrote no ``output_entries``.
+    """
+    return Traffic(
+        sessions=counts["sessions"],
+        steps=counts["steps"],
+        entries=counts["entries"],
+        output_entries=counts.get("output_entries", 0),
+        uplink_bytes=Counter(counts["uplink_bytes"]),
+        downlink_bytes=Counter(counts["downlink_bytes"]),
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+Part: TypeAlias = Literal["accuracy", "costs", "kinds"]
+"""The parts of a comparison's tables; see `flwr_splitfc.compare.report.rows`."""
+
+
+@dataclass(frozen=True)
+class NumberColumn(Column[RunTotals]):
+    """A number of a run; a table shows its mean over the seeds.
+
+    Parameters
+    ----------
+    part : str, optional
+        The part of the tables that has it; None for the CSV file alone.
+    spread : bool
+        Whether tables show its sample standard deviation, too.
+    only_if_known : bool
+        Whether tables have it only if a row has a value.
+    about : str
+        What the legend says of it.
+    """
+
+    part: Part | None = None
+    spread: bool = False
+    only_if_known: bool = False
+    about: str = ""
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}"
+
+
+_BITS = "{:.4f}".format
+_TIMES = "{:.1f}".format
+_SECONDS = "{:.0f}".format
+
+_BYTES_BY_KIND = [
+    *(
+        NumberColumn(
+            f"uplink_{kind}_bytes",
+            f"{kind} up",
+            megabytes,
+            of=partial(RunTotals.uplink_bytes_of, kind=kind),
+            part="kinds",
+        )
+        for kind in UPLINK_KINDS
+    ),
+    *(
+        NumberColumn(
+            f"downlink_{kind}_bytes",
+            f"{kind} down",
+            megabytes,
+            of=partial(RunTotals.downlink_bytes_of, kind=kind),
+            part="kinds",
+        )
+        for kind in DOWNLINK_KINDS
+    ),
+]
+
+RUN_COLUMNS = [
+    NumberColumn("accuracy", "accuracy, %", _percent, part="accuracy", spread=True),
+    NumberColumn(
+        "device_accuracy",
+        "on devices, %",
+        _percent,
+        part="accuracy",
+        spread=True,
+        only_if_known=True,
+        about="`on devices` is what devices found with features coded as for inference",
+    ),
+    NumberColumn("rounds", "rounds"),
+    NumberColumn("steps", "steps"),
+    NumberColumn("turns", "turns"),
+    NumberColumn("uplink_bits_per_entry", "bits/entry up", _BITS, part="costs"),
+    NumberColumn("downlink_bits_per_entry", "bits/entry down", _BITS, part="costs"),
+    NumberColumn("cut_ratio", "cut, times fewer", _TIMES, part="costs"),
+    NumberColumn("total_ratio", "total, times fewer", _TIMES, part="costs"),
+    NumberColumn("uplink_bytes", "MB up", megabytes, part="costs"),
+    NumberColumn("downlink_bytes", "MB down", megabytes, part="costs"),
+    *_BYTES_BY_KIND,
+    NumberColumn("seconds", "run, s", _SECONDS, part="costs"),
+    NumberColumn("link_s", "link, s", _SECONDS, part="costs"),
+    NumberColumn("target_bytes", "MB to target", megabytes, part="costs"),
+    NumberColumn("target_link_s", "link s to target", _SECONDS, part="costs"),
+]
+"""The numbers of a run, in the order of the CSV file and of the tables."""
