@@ -1,1 +1,1 @@
-"""FedLite's quantiser: pieces of rows become centroids (2201.11865)."""
+"""The quantiser of FedLite: pieces of rows become centroids (2201.11865)."""
