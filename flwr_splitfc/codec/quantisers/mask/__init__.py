@@ -1,1 +1,1 @@
-"""Mask-encoded sparsification (2408.13787)."""
+"""The quantiser of mask-encoded sparsification (2408.13787)."""
