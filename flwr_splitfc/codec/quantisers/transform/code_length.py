@@ -56,17 +56,20 @@ def _coefficient_bits(contexts: Tensor, magnitudes: Tensor) -> float:
     places = _entropy_bits(nonzeros, zeros)
     values = _entropy_bits(nonzeros, excesses)
     signs = nonzeros
-    by_context = places + values + signs + _header_bits(sizes, nonzeros)
+    headers = _header_bits(sizes, nonzeros)
+    by_context = places + values + signs + headers
     escapes = histogram[:, MAGNITUDES].sum()
-    return float(by_context.sum() + _ESCAPE_BITS * escapes)
+    escape_bits = _ESCAPE_BITS * escapes
+    return float(by_context.sum() + escape_bits)
 
 
 def _header_bits(sizes: Ints, nonzeros: Ints) -> Doubles:
     """Estimate what the count and the ratio of each context take."""
+    is_used = sizes > 0
+    is_live = nonzeros > 0
     count_bits = np.log2(np.maximum(nonzeros, 1))
-    of_any = _COUNT_WIDTH_BITS * (sizes > 0)
-    of_live = (nonzeros > 0) * (_RATIO_BITS + count_bits)
-    bits: Doubles = of_any + of_live
+    live_bits = _RATIO_BITS + count_bits
+    bits: Doubles = _COUNT_WIDTH_BITS * is_used + is_live * live_bits
     return bits
 
 
@@ -84,7 +87,10 @@ def _entropy_bits(counts: Ints, others: Ints) -> Doubles:
     """Return H(counts, others)."""
     # at least 1, where 0 log2 0 = 0 is wanted
     wholes = np.maximum(counts + others, 1)
-    bits_of_one = np.log2(wholes / np.maximum(counts, 1))
-    bits_of_other = np.log2(wholes / np.maximum(others, 1))
-    bits: Doubles = counts * bits_of_one + others * bits_of_other
+    some = np.maximum(counts, 1)
+    bits_of_one = np.log2(wholes / some)
+    some_others = np.maximum(others, 1)
+    bits_of_other = np.log2(wholes / some_others)
+    bits: Doubles = counts * bits_of_one
+    bits += others * bits_of_other
     return bits

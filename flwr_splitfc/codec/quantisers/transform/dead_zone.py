@@ -23,7 +23,11 @@ def magnitudes_in_steps(values: Tensor, step: float) -> Tensor:
     >>> magnitudes_in_steps(torch.tensor([-1.3, 1.4, -3.4, 0.0]), step=2.0)
     tensor([0., 1., 2., 0.])
     """
-    return values.abs().mul_(1 / step).add_(DEAD_ZONE).floor_()
+    steps = values.abs()
+    # in place: this passes over the whole batch for every step that is tried
+    steps.mul_(1 / step)
+    steps.add_(DEAD_ZONE)
+    return steps.floor_()
 
 
 def coarsest_step(magnitude: float) -> float:

@@ -18,4 +18,7 @@ def divide_rounded(values: Tensor, bits: int) -> Tensor:
     >>> divide_rounded(torch.tensor([5.0, 6.0, -6.0]), bits=2)
     tensor([ 1.,  2., -1.])
     """
-    return values.mul_(2.0**-bits).add_(0.5).floor_()
+    values.mul_(2.0**-bits)
+    # floor(v + 1/2) rounds to the nearest integer, and halves up
+    values.add_(0.5)
+    return values.floor_()

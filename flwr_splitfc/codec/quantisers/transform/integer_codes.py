@@ -43,7 +43,10 @@ _LOW_MASK = 2**_LOW_BITS - 1
 _ESCAPE_WIDTHS = 32
 """Symbols for the width of an escaped value, which is below ``2^32 - 1``."""
 
-_SIGNED_PARAMETERS = np.array([NONZERO_SHARES, RATIOS], np.int32)
+_SIGNED_PARAMETERS = np.array(
+    [NONZERO_SHARES, RATIOS],
+    dtype=np.int32,
+)
 """Levels of the two parameters that precede signed integers."""
 
 
@@ -84,7 +87,8 @@ def read_bits(reader: SymbolReader, widths: Ints) -> Ints:
     """Read what `bit_runs` wrote."""
     high = _read_narrow(reader, _high_widths(widths))
     low = _read_narrow(reader, _low_widths(widths))
-    return high << _LOW_BITS | low
+    values: Ints = high << _LOW_BITS | low
+    return values
 
 
 def _high_widths(widths: Ints) -> Ints:
@@ -143,9 +147,10 @@ def signed_runs(values: Ints, most: int) -> Iterator[Run]:
     magnitudes = np.abs(values)
     is_nonzero = magnitudes > 0
     nonzeros = magnitudes[is_nonzero]
-    excess = int((nonzeros - 1).sum())
-    share = nonzero_share_index(len(nonzeros), len(values))
-    ratio = ratio_index(len(nonzeros), excess)
+    count = len(nonzeros)
+    excess = int(nonzeros.sum()) - count
+    share = nonzero_share_index(count, len(values))
+    ratio = ratio_index(count, excess)
     parameters = np.array([share, ratio])
     yield from symbol_runs(parameters, _SIGNED_PARAMETERS)
     model = signed_model(share, ratio, most + 1)
@@ -162,5 +167,6 @@ def read_signed(reader: SymbolReader, count: int, most: int) -> Ints:
     is_nonzero = values > 0
     nonzeros = int(is_nonzero.sum())
     is_negative = read_integers(reader, nonzeros, 2)
-    values[is_nonzero] *= 1 - 2 * is_negative
+    signs = 1 - 2 * is_negative
+    values[is_nonzero] *= signs
     return values

@@ -52,20 +52,26 @@ def klt_matrix(vectors: Ints, directions: Ints) -> Tensor:
     Tensor of shape (n, L)
     """
     size, count = vectors.shape
-    product = np.zeros((size, len(directions)))
-    columns = np.arange(len(directions))
-    product[directions, columns] = 2.0**KLT_BITS
+    product = _unit_columns(size, directions)
+    doubles = vectors.astype(np.float64)
     for k in reversed(range(count)):
-        w = vectors[k:, k].astype(np.float64)
         # H_k changes rows from k on, where columns of directions before k are zero yet
-        first_column = np.searchsorted(directions, k)
-        changed = product[k:, first_column:]
-        _reflect(changed, w)
+        column = np.searchsorted(directions, k)
+        w = doubles[k:, k]
+        _reflect(product[k:, column:], w)
     return torch.from_numpy(product)
 
 
+def _unit_columns(size: int, directions: Ints) -> Doubles:
+    """Return columns of the identity, in units of ``2^-14``."""
+    columns = len(directions)
+    product = np.zeros((size, columns))
+    product[directions, np.arange(columns)] = 2.0**KLT_BITS
+    return product
+
+
 def _reflect(rows: Doubles, w: Doubles) -> None:
-    """Apply one reflection to rows of U, in place."""
+    """Apply the reflection of w to rows of U, in place."""
     square = w @ w
     projection = w @ rows
     numerator = np.outer(4 * w, projection)
@@ -86,9 +92,9 @@ def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
     # LAPACK's form of a reflection is I - tau w w^T, with a first entry of 1
     scaled = vectors / vectors.diagonal()
     w = torch.from_numpy(scaled).float()
-    squares = w.square().sum(0)
+    tau = 2 / w.square().sum(0)
     identity = torch.eye(len(w))
-    transposed = torch.ormqr(w, 2 / squares, identity, transpose=True)
+    transposed = torch.ormqr(w, tau, identity, transpose=True)
     matrix: Tensor = transposed.to(parts)
     return matrix @ parts
 

@@ -36,6 +36,7 @@ def spread_rows(values: Tensor) -> Tensor:
     The leading directions of the rows come first; so they have their share, no more.
     """
     rows = len(values)
+    # one row at least
     every = min(_stride(values, _SEARCH_ENTRIES), rows)
     first = every // 2
     return values[first::every]
