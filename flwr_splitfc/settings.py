@@ -48,9 +48,10 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     hints = get_type_hints(kind)
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]
-        key = field.name.replace("_", "-")
+        name = field.name
+        key = name.replace("_", "-")
         if key in config:
-            values[field.name] = check_scalar(key, config[key], hints[field.name])
+            values[name] = check_scalar(key, config[key], hints[name])
     return kind(**values)
 
 
@@ -99,7 +100,11 @@ def parse_toml_value(text: str) -> Any:
 
 
 def check_scalar(
-    key: str, value: object, hint: Any, *, complaint: str = _COMPLAINT
+    key: str,
+    value: object,
+    hint: Any,
+    *,
+    complaint: str = _COMPLAINT,
 ) -> Any:
     """Return `value` as the scalar that its type hint asks for.
 
@@ -135,11 +140,16 @@ def check_scalar(
         return float(value)
     names = [kind.__name__ for kind in kinds if kind is not type(None)]
     wanted = " or ".join(names)
-    raise ValueError(complaint.format(key=key, value=value, wanted=wanted))
+    message = complaint.format(key=key, value=value, wanted=wanted)
+    raise ValueError(message)
 
 
 def check_choice(
-    key: str, value: object, choices: Iterable[str], *, complaint: str = _COMPLAINT
+    key: str,
+    value: object,
+    choices: Iterable[str],
+    *,
+    complaint: str = _COMPLAINT,
 ) -> None:
     """Raise a `ValueError` that names the key if `value` is none of `choices`.
 
@@ -147,8 +157,10 @@ def check_choice(
     """
     choices = list(choices)
     if value not in choices:
-        wanted = "one of " + ", ".join(filter(None, choices))
-        raise ValueError(complaint.format(key=key, value=value, wanted=wanted))
+        named = filter(None, choices)
+        wanted = "one of " + ", ".join(named)
+        message = complaint.format(key=key, value=value, wanted=wanted)
+        raise ValueError(message)
 
 
 def check_least(settings: object, **least: float) -> None:

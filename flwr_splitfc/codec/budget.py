@@ -47,57 +47,73 @@ def bits_for(size_bytes: int, rows: int, columns: int) -> float:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What the payloads of a selector and a quantiser cost, whatever the features."""
+    """What payloads of a selector and a quantiser cost, whatever the features hold.
+
+    Parameters
+    ----------
+    selector, quantiser
+        The parts of the codec.
+    rows, columns : int
+        The features' shape, (B, D).
+    """
 
     selector: Selector
     quantiser: Quantiser
+    rows: int
+    columns: int
 
     @property
     def budgeted(self) -> bool:
         """Whether budgets bind: all do as soon as one part spends one."""
-        parts = (self.selector, self.quantiser, self.quantiser.for_gradient())
+        parts = (
+            self.selector,
+            self.quantiser,
+            self.quantiser.for_gradient(),
+        )
         return any(part.budgeted for part in parts)
 
-    def features_bits(self, rows: int, columns: int, *, training: bool = True) -> float:
+    def features_bits(self, *, training: bool) -> float:
         """Return the smallest budget that works for all features of this shape.
 
         It is 0 for codecs that ignore the budget.
         """
         if not self.budgeted:
             return 0.0
-        kept = self.selector.most_columns(columns, training=training)
-        size_bytes = self.features_bytes(rows, kept, columns)
-        return bits_for(size_bytes, rows, columns)
+        kept = self.selector.most_columns(self.columns, training=training)
+        most_bytes = self.features_bytes(kept)
+        return bits_for(most_bytes, self.rows, self.columns)
 
-    def gradient_bits(self, rows: int, columns: int) -> float:
+    def gradient_bits(self) -> float:
         """Return the smallest budget that works for the gradients of all features.
 
         It is 0 for codecs that ignore the budget.
         """
         if not self.budgeted:
             return 0.0
-        kept = self.selector.most_columns(columns)
-        size_bytes = self.gradient_bytes(rows, kept)
-        return bits_for(size_bytes, rows, columns)
+        kept = self.selector.most_columns(self.columns)
+        most_bytes = self.gradient_bytes(kept)
+        return bits_for(most_bytes, self.rows, self.columns)
 
-    def features_bytes(self, rows: int, kept: int, columns: int) -> int:
-        """Return bytes that are enough for features with `kept` columns sent."""
-        selection_bytes = self.selector.most_bytes(rows, kept, columns)
-        return selection_bytes + self.quantiser.smallest_bytes(rows, kept)
+    def features_bytes(self, kept: int) -> int:
+        """Return bytes that are enough for features with up to `kept` columns sent."""
+        selection_bytes = self.selector.most_bytes(self.rows, kept, self.columns)
+        matrix_bytes = self.quantiser.smallest_bytes(self.rows, kept)
+        return selection_bytes + matrix_bytes
 
-    def gradient_bytes(self, rows: int, kept: int) -> int:
+    def gradient_bytes(self, kept: int) -> int:
         """Return bytes that are enough for the gradient of `kept` columns."""
-        return self.quantiser.for_gradient().smallest_bytes(rows, kept)
+        quantiser = self.quantiser.for_gradient()
+        return quantiser.smallest_bytes(self.rows, kept)
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The budgets of a codec.
+    """The budgets of a codec for features of one shape.
 
     Parameters
     ----------
     worst_case : WorstCase
-        What the codec's payloads cost.
+        What the codec's payloads of this shape cost.
     uplink_bits, downlink_bits : float
         Budgets in bits per entry.
     evaluation_bits : float or None
@@ -113,83 +129,95 @@ class Budgets:
     evaluation_bits: float | None
     mirrored: bool
 
-    def features_bytes(self, rows: int, columns: int, *, training: bool) -> int:
-        """Return the bytes that (B, D) features may take."""
-        return self._bytes(self._features_setting(training), rows, columns)
+    def features_bytes(self, *, training: bool) -> int:
+        """Return the bytes that the features may take."""
+        return self._bytes(self._features_setting(training))
 
-    def gradient_bytes(self, rows: int, columns: int) -> int:
-        """Return the bytes that a (B, D) gradient may take."""
-        return self._bytes(self._gradient_setting, rows, columns)
+    def gradient_bytes(self) -> int:
+        """Return the bytes that the gradient may take."""
+        return self._bytes(self._gradient_setting)
 
-    def affordable(self, rows: int, columns: int, *, training: bool) -> int:
+    def affordable(self, *, training: bool) -> int:
         """Return the largest ``K`` that is sure to meet the budgets.
 
         In training, the gradient must meet its budget, too. It is ``D`` for a selector
         that does not go by the budgets.
         """
-        if not self.worst_case.selector.budgeted:
-            return columns
-        features_bytes = self.features_bytes(rows, columns, training=training)
-        gradient_bytes = self.gradient_bytes(rows, columns)
+        case = self.worst_case
+        if not case.selector.budgeted:
+            return case.columns
+        features_bytes = self.features_bytes(training=training)
+        gradient_bytes = self.gradient_bytes()
 
         def too_many(kept: int) -> bool:
-            if self.worst_case.features_bytes(rows, kept, columns) > features_bytes:
+            if case.features_bytes(kept) > features_bytes:
                 return True
-            if not training:
-                return False
-            return self.worst_case.gradient_bytes(rows, kept) > gradient_bytes
+            return training and case.gradient_bytes(kept) > gradient_bytes
 
-        return bisect_left(range(1, columns + 1), True, key=too_many)
+        # Payloads grow with K: the first of 1 ... D that is too many follows the
+        # largest that is not, which is its place in the range.
+        candidates = range(1, case.columns + 1)
+        return bisect_left(candidates, True, key=too_many)
 
-    def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
+    def smallest_bits(self) -> tuple[float, float]:
         """Return the smallest uplink and downlink budgets that work for all batches."""
-        features_bits = self.worst_case.features_bits(rows, columns)
-        gradient_bits = self.worst_case.gradient_bits(rows, columns)
+        features_bits = self.worst_case.features_bits(training=True)
+        gradient_bits = self.worst_case.gradient_bits()
         if self.mirrored:
             return gradient_bits, features_bits
         return features_bits, gradient_bits
 
-    def check(self, rows: int, columns: int) -> None:
+    def check(self) -> None:
         """Raise a `BudgetError` that names all budgets that are impossible."""
-        self._check(["uplink_bits", "downlink_bits", "evaluation_bits"], rows, columns)
+        self._check("uplink_bits", "downlink_bits", "evaluation_bits")
 
-    def check_features(self, rows: int, columns: int, *, training: bool) -> None:
+    def check_features(self, *, training: bool) -> None:
         """Raise a `BudgetError` if the features' budget is impossible."""
-        self._check([self._features_setting(training)], rows, columns)
+        self._check(self._features_setting(training))
 
-    def check_gradient(self, rows: int, columns: int) -> None:
+    def check_gradient(self) -> None:
         """Raise a `BudgetError` if the gradient's budget is impossible."""
-        self._check([self._gradient_setting], rows, columns)
+        self._check(self._gradient_setting)
 
-    def _check(self, settings: list[Setting], rows: int, columns: int) -> None:
-        problems = []
-        for setting in settings:
-            bits = self._bits(setting)
-            if bits is None:
-                continue
-            least = self._least_bits(setting, rows, columns)
-            if bits < least:
-                problems.append(
-                    f"{setting}={bits} is too small for {rows} x {columns}; "
-                    f"the smallest that works is {least}"
-                )
+    def _check(self, *settings: Setting) -> None:
+        found = [self._problem(setting) for setting in settings]
+        problems = [problem for problem in found if problem is not None]
         if problems:
             raise BudgetError("; ".join(problems))
 
-    def _least_bits(self, setting: Setting, rows: int, columns: int) -> float:
-        if setting == "evaluation_bits":
-            return self.worst_case.features_bits(rows, columns, training=False)
-        uplink_bits, downlink_bits = self.smallest_bits(rows, columns)
-        return uplink_bits if setting == "uplink_bits" else downlink_bits
-
-    def _bytes(self, setting: Setting, rows: int, columns: int) -> int:
+    def _problem(self, setting: Setting) -> str | None:
+        """Return the message about a budget that is impossible, None for others."""
         bits = self._bits(setting)
-        assert bits is not None  # nobody asks for evaluation's without having set it
-        return budget_bytes(rows, columns, bits)
+        if bits is None:
+            return None
+        least = self._least_bits(setting)
+        if bits >= least:
+            return None
+        case = self.worst_case
+        return (
+            f"{setting}={bits} is too small for {case.rows} x {case.columns}; "
+            f"the smallest that works is {least}"
+        )
+
+    def _least_bits(self, setting: Setting) -> float:
+        if setting == "evaluation_bits":
+            return self.worst_case.features_bits(training=False)
+        uplink_bits, downlink_bits = self.smallest_bits()
+        if setting == "uplink_bits":
+            return uplink_bits
+        return downlink_bits
+
+    def _bytes(self, setting: Setting) -> int:
+        bits = self._bits(setting)
+        # Evaluation's is only asked for where the codec itself sends its features.
+        assert bits is not None
+        case = self.worst_case
+        return budget_bytes(case.rows, case.columns, bits)
 
     def _bits(self, setting: Setting) -> float | None:
-        value: float | None = getattr(self, setting)
-        return None if value is None else float(value)
+        bits: float | None = getattr(self, setting)
+        # An integer would be printed without its decimal point.
+        return None if bits is None else float(bits)
 
     def _features_setting(self, training: bool) -> Setting:
         if not training:

@@ -7,6 +7,7 @@ of the two, its description the first lines of their docstrings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
@@ -80,7 +81,9 @@ class CodecEntry:
     @property
     def summary(self) -> str:
         """The first lines of both docstrings: what is sent, and how precisely."""
-        return f"{_first_line(self.selector)} {_first_line(self.quantiser)}"
+        what = _first_line(self.selector)
+        how_precisely = _first_line(self.quantiser)
+        return f"{what} {how_precisely}"
 
     @property
     def own_settings(self) -> dict[str, Scalar | None]:
@@ -181,13 +184,13 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
         name = settings.pop("name")
     entry = _entry(name)
     values = _checked_settings(entry, settings)
-    shared_keys = shared_settings()
-    shared = {key: value for key, value in values.items() if key in shared_keys}
+    selector_values = _picked(values, _field_defaults(entry.selector))
+    quantiser_values = _picked(values, _field_defaults(entry.quantiser))
     return CutCodec(
         entry.name,
-        cast(Selector, _made(entry.selector, values)),
-        cast(Quantiser, _made(entry.quantiser, values)),
-        **shared,
+        entry.selector(**selector_values),
+        entry.quantiser(**quantiser_values),
+        **_picked(values, shared_settings()),
     )
 
 
@@ -207,15 +210,17 @@ def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[st
             raise ValueError(
                 f"codec {entry.name!r} has no setting {key!r}; it has {names}"
             )
-        checked[key] = check_scalar(key, value, hints[key], complaint=_COMPLAINT)
+        checked[key] = check_scalar(
+            key,
+            value,
+            hints[key],
+            complaint=_COMPLAINT,
+        )
     return checked
 
 
-def _made(part: type[Selector] | type[Quantiser], values: Mapping[str, Any]) -> Any:
-    """Make a selector or a quantiser from those of the settings that are its fields."""
-    own_keys = _field_defaults(part)
-    own = {key: value for key, value in values.items() if key in own_keys}
-    return part(**own)
+def _picked(values: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
 
 
 def _entry(name: object) -> CodecEntry:
@@ -245,13 +250,15 @@ def _check_pair(name: str, pair: Any) -> None:
         )
     if not (is_dataclass(selector) and is_dataclass(quantiser)):
         raise ValueError(f"codec {name!r} must be two dataclasses, got {pair}")
-    keys = [
-        "name",
-        *shared_settings(),
-        *_field_defaults(selector),
-        *_field_defaults(quantiser),
-    ]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
+    counts = Counter(
+        [
+            "name",
+            *shared_settings(),
+            *_field_defaults(selector),
+            *_field_defaults(quantiser),
+        ]
+    )
+    twice = sorted(key for key, count in counts.items() if count > 1)
     if twice:
         raise ValueError(f"codec {name!r} has two settings called {', '.join(twice)}")
 

@@ -23,8 +23,9 @@ def _channel_position(shape: Sequence[int], dim: int | None) -> int | None:
         if len(shape) <= 2:
             return None
         dim = 2 if len(shape) == 3 else 1
-    position = dim + len(shape) if dim < 0 else dim
-    if not 1 <= position < len(shape):
+    dimensions = len(shape)
+    position = dim if dim >= 0 else dim + dimensions
+    if not 1 <= position < dimensions:
         raise ValueError(
             f"channel_dim {dim} is not a feature dimension of shape {tuple(shape)}"
         )
@@ -152,12 +153,13 @@ class Layout:
 
         Parameters and errors are those of `Channels.of`.
         """
+        found = Channels.of(shape, channels=channels, dim=dim)
         position = _channel_position(shape, dim)
         if position is None:
-            axes: tuple[int, ...] = ()
-        else:
-            axes = (*shape[1:position], *shape[position + 1 :])
-        return cls(Channels.of(shape, channels=channels, dim=dim), axes)
+            return cls(found, ())
+        before = shape[1:position]
+        after = shape[position + 1 :]
+        return cls(found, (*before, *after))
 
     @property
     def places(self) -> int:
@@ -167,11 +169,23 @@ class Layout:
     def split(self, matrix: Tensor) -> Tensor:
         """Reorder (B, D) to (B, C, f): a map of ``f`` places for each channel."""
         channels = self.channels
-        parts = matrix.view(-1, channels.outer, channels.count, channels.inner)
-        return parts.transpose(1, 2).reshape(-1, channels.count, self.places)
+        parts = matrix.view(
+            -1,
+            channels.outer,
+            channels.count,
+            channels.inner,
+        )
+        by_channel = parts.transpose(1, 2)
+        return by_channel.reshape(-1, channels.count, self.places)
 
     def join(self, maps: Tensor) -> Tensor:
         """Reorder (B, C, f) to (B, D), undoing `split`."""
         channels = self.channels
-        parts = maps.view(-1, channels.count, channels.outer, channels.inner)
-        return parts.transpose(1, 2).reshape(-1, channels.columns)
+        by_channel = maps.view(
+            -1,
+            channels.count,
+            channels.outer,
+            channels.inner,
+        )
+        parts = by_channel.transpose(1, 2)
+        return parts.reshape(-1, channels.columns)

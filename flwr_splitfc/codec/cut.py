@@ -30,7 +30,10 @@ from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.settings import Scalar
 
-_PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
+_PRECISIONS: Final[dict[str, Quantiser]] = {
+    "float16": Float16(),
+    "float32": Float32(),
+}
 """How features go up without training, unless this codec sends them itself."""
 
 
@@ -92,23 +95,25 @@ class CutCodec:
 
     def __post_init__(self) -> None:
         for setting in ("uplink_bits", "downlink_bits", "evaluation_bits"):
-            value = getattr(self, setting)
-            if value is not None and not (isfinite(value) and value > 0):
+            bits = getattr(self, setting)
+            if bits is not None and not (isfinite(bits) and bits > 0):
                 raise ValueError(
-                    f"{setting} must be a finite number above 0, got {value}"
+                    f"{setting} must be a finite number above 0, got {bits}"
                 )
         choices = [*_PRECISIONS, "codec"]
         if self.evaluation not in choices:
+            known = ", ".join(choices)
             raise ValueError(
-                f"evaluation must be one of {', '.join(choices)}, "
-                f"got {self.evaluation!r}"
+                f"evaluation must be one of {known}, got {self.evaluation!r}"
             )
         if self.channel_dim == 0:
             raise ValueError("channel_dim must not be 0, the samples' dimension")
 
     def __repr__(self) -> str:
-        settings = [f", {key}={value!r}" for key, value in self._settings().items()]
-        return f"cut_codec({self.name!r}{''.join(settings)})"
+        arguments = [repr(self.name)]
+        for key, value in self._settings().items():
+            arguments.append(f"{key}={value!r}")
+        return f"cut_codec({', '.join(arguments)})"
 
     def mirror(self) -> CutCodec:
         """Return this codec for a cut at which the server has the features.
@@ -126,7 +131,8 @@ class CutCodec:
     @property
     def stype(self) -> str:
         """Name and version of the byte format, as in ``Array.stype``."""
-        return f"{self.name}/{_version(self.selector, self.quantiser)}"
+        version = _version(self.selector, self.quantiser)
+        return f"{self.name}/{version}"
 
     @property
     def evaluation_stype(self) -> str:
@@ -152,10 +158,12 @@ class CutCodec:
     def _settings(self) -> dict[str, Scalar]:
         """Return all settings that have a value, those of every codec first."""
         values = {key: getattr(self, key) for key in shared_settings()}
+        # Contracts are no dataclasses, but all parts are.
         parts: list[Any] = [self.selector, self.quantiser]
         for part in parts:
             for field in fields(part):
                 values[field.name] = getattr(part, field.name)
+        # None stands for a default, and no config record holds it.
         return {key: value for key, value in values.items() if value is not None}
 
     def encode_features(
@@ -192,15 +200,14 @@ class CutCodec:
         array : Array
             ``dtype="float32"``, the shape of the features, `data` the payload.
         link : Link
-            Stays on the device, for `decode_gradient`.
+            For `decode_gradient`, on the device.
 
         Raises
         ------
         BudgetError
             If the budget is impossible for this shape, whatever is drawn.
         ValueError
-            If the features are empty, hold NaN or inf, or exceed 1e38 in magnitude
-            after scaling.
+            If features are missing, not finite, or scaled to magnitudes above 1e38.
         """
         matrix = as_matrix(features)
         shape = features.shape
@@ -208,12 +215,13 @@ class CutCodec:
         if not training and self.evaluation != "codec":
             return self._encode_at_precision(matrix, shape)
         rows, columns = matrix.shape
+        budgets = self._budgets(rows, columns)
         if _is_full(rows, full_rows):
-            self._budgets.check_features(rows, columns, training=training)
+            budgets.check_features(training=training)
         selection = Selection(
             groups,
-            self._budgets.affordable(rows, columns, training=training),
-            self._budgets.features_bytes(rows, columns, training=training),
+            budgets.affordable(training=training),
+            budgets.features_bytes(training=training),
             training=training,
             all_rows=all_rows or self.mirrored,
             generator=generator,
@@ -226,11 +234,15 @@ class CutCodec:
         """Encode features as `evaluation` says, where that is not this codec."""
         rows, columns = matrix.shape
         payload = _PRECISIONS[self.evaluation].encode(matrix, 0)
+        array = payload_array(self.evaluation_stype, shape, payload)
         link = Link(rows, columns, device=matrix.device)
-        return payload_array(self.evaluation_stype, shape, payload), link
+        return array, link
 
     def _encode_selected(
-        self, matrix: Tensor, shape: Sequence[int], selection: Selection
+        self,
+        matrix: Tensor,
+        shape: Sequence[int],
+        selection: Selection,
     ) -> tuple[Array, Link]:
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
@@ -242,10 +254,13 @@ class CutCodec:
         quantised = quantiser.encode(kept, useful_bytes)
         strength = self.quantiser.gradient_correction
         if strength and selection.training:
-            seen = quantiser.decode(memoryview(quantised), link.sent, link.kept)
+            # What the server will see: the device decodes its own payload.
+            payload = memoryview(quantised)
+            seen = quantiser.decode(payload, link.sent, link.kept)
             lost = kept - seen.to(kept.device)
             link = replace(link, correction=strength * lost)
-        return payload_array(self.stype, shape, selected + quantised), link
+        array = payload_array(self.stype, shape, selected + quantised)
+        return array, link
 
     def decode_features(
         self, array: Array, *, expect: tuple[int, int]
@@ -302,7 +317,11 @@ class CutCodec:
         )
 
     def encode_gradient(
-        self, gradient: Tensor, link: Link, *, full_rows: int | None = None
+        self,
+        gradient: Tensor,
+        link: Link,
+        *,
+        full_rows: int | None = None,
     ) -> Array:
         """Encode the gradient by the features on the server, the kept columns alone.
 
@@ -329,12 +348,13 @@ class CutCodec:
                 f"gradient is {rows} x {columns}; "
                 f"the features were {link.rows} x {link.width}"
             )
+        budgets = self._budgets(rows, columns)
         if _is_full(rows, full_rows):
-            self._budgets.check_gradient(rows, columns)
-        budget_bytes = self._budgets.gradient_bytes(rows, columns)
-        useful_bytes = self.selector.useful_bytes(link, budget_bytes)
+            budgets.check_gradient()
+        useful_bytes = self.selector.useful_bytes(link, budgets.gradient_bytes())
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        payload = quantiser.encode(link.restrict(matrix), useful_bytes)
+        kept = link.restrict(matrix)
+        payload = quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 
     def decode_gradient(self, array: Array, link: Link) -> Tensor:
@@ -365,8 +385,9 @@ class CutCodec:
             )
         if array.stype != self.stype:
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
+        payload = view(array.data)
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        decoded = quantiser.decode(view(array.data), link.sent, link.kept)
+        decoded = quantiser.decode(payload, link.sent, link.kept)
         kept = decoded.to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
@@ -375,7 +396,11 @@ class CutCodec:
 
     def _with_layout(self, link: Link, shape: Sequence[int]) -> Link:
         """Add the layout of features of `shape` to a link."""
-        layout = Layout.of(shape, channels=link.groups, dim=self.channel_dim)
+        layout = Layout.of(
+            shape,
+            channels=link.groups,
+            dim=self.channel_dim,
+        )
         return replace(link, layout=layout)
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
@@ -394,7 +419,7 @@ class CutCodec:
         >>> cut_codec("splitfc").smallest_bits(256, 1152)
         (0.0034, 0.0011)
         """
-        return self._budgets.smallest_bits(rows, columns)
+        return self._budgets(rows, columns).smallest_bits()
 
     def check_budget(self, rows: int, columns: int) -> None:
         """Check once that every batch of (B, D) features can be sent.
@@ -404,22 +429,25 @@ class CutCodec:
         BudgetError
             If either budget is impossible; the message names the smallest that works.
         """
-        self._budgets.check(rows, columns)
+        self._budgets(rows, columns).check()
 
-    @property
-    def _budgets(self) -> Budgets:
-        evaluation_bits = None
-        if self.evaluation == "codec":
-            features_bits = self.downlink_bits if self.mirrored else self.uplink_bits
-            given = self.evaluation_bits
-            evaluation_bits = features_bits if given is None else given
+    def _budgets(self, rows: int, columns: int) -> Budgets:
         return Budgets(
-            WorstCase(self.selector, self.quantiser),
+            WorstCase(self.selector, self.quantiser, rows, columns),
             self.uplink_bits,
             self.downlink_bits,
-            evaluation_bits,
+            self._evaluation_bits,
             self.mirrored,
         )
+
+    @property
+    def _evaluation_bits(self) -> float | None:
+        """The budget of features without training, if this codec sends them."""
+        if self.evaluation != "codec":
+            return None
+        if self.evaluation_bits is not None:
+            return self.evaluation_bits
+        return self.downlink_bits if self.mirrored else self.uplink_bits
 
 
 def shared_settings() -> dict[str, Scalar | None]:

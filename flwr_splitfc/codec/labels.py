@@ -8,6 +8,7 @@ sign, which wraps around: ``m + (label - m)`` is the label whatever the span.
 from __future__ import annotations
 
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from flwr_splitfc.codec.format.label_header import (
     unpack_label_header,
 )
 from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
+
+Entries: TypeAlias = NDArray[np.generic]
+"""Labels, flat, of any type."""
 
 _MOST_RANGE_LEVELS = 2**16
 
@@ -49,11 +53,11 @@ def pack_labels(labels: Tensor) -> bytes:
     """
     dtype = str(labels.dtype).removeprefix("torch.")
     if dtype not in LABEL_DTYPES:
-        raise ValueError(
-            f"labels must be one of {', '.join(LABEL_DTYPES)}, got {dtype}"
-        )
+        known = ", ".join(LABEL_DTYPES)
+        raise ValueError(f"labels must be one of {known}, got {dtype}")
     shape = tuple(labels.shape)
-    entries = _to_numpy(labels.detach().cpu().contiguous().flatten())
+    flat = labels.detach().cpu().contiguous().flatten()
+    entries = _to_numpy(flat)
     if labels.is_floating_point() or entries.size == 0:
         header = pack_label_header(LabelHeader(dtype, shape))
         return header + pack_floats(entries, _raw_dtype(dtype))
@@ -61,20 +65,26 @@ def pack_labels(labels: Tensor) -> bytes:
 
 
 def _pack_integers(
-    dtype: str, shape: tuple[int, ...], entries: NDArray[np.generic]
+    dtype: str,
+    shape: tuple[int, ...],
+    entries: Entries,
 ) -> bytes:
     offset = int(entries.min())
-    levels = int(entries.max()) - offset + 1
-    above = entries.astype(np.int64).view(np.uint64) - _wrapped(offset)
+    greatest = int(entries.max())
+    levels = greatest - offset + 1
+    signed = entries.astype(np.int64)
+    above = signed.view(np.uint64) - _wrapped(offset)
     if levels > _MOST_RANGE_LEVELS:
         coding = "<u4" if levels <= 2**32 else "<u8"
         header = LabelHeader(dtype, shape, coding, offset)
-        return pack_label_header(header) + above.astype(coding).tobytes()
+        data = above.astype(coding)
+        return pack_label_header(header) + data.tobytes()
     header = LabelHeader(dtype, shape, "range", offset, levels)
-    data = pack_label_header(header)
-    if levels > 1:
-        data += pack_symbols([(above.astype(np.int32), levels)])
-    return data
+    # A symbol of one level says nothing, and the range coder takes none.
+    if levels == 1:
+        return pack_label_header(header)
+    symbols = above.astype(np.int32)
+    return pack_label_header(header) + pack_symbols([(symbols, levels)])
 
 
 def unpack_labels(data: bytes, max_entries: int) -> Tensor:
@@ -94,18 +104,28 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
     """
     header, rest = unpack_label_header(view(data))
     _check_header(header, max_entries)
+    entries = _unpack_entries(rest, header)
+    labels = _to_torch(entries, header.dtype)
+    return labels.reshape(header.shape)
+
+
+def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
     count = prod(header.shape)
     if header.coding == "raw":
-        entries = _read_entries(rest, count, _raw_dtype(header.dtype)).copy()
-    elif header.coding == "range":
-        entries = _from_offset(_read_range(rest, count, header.levels), header)
+        entries = _read_entries(data, count, _raw_dtype(header.dtype))
+        # The payload's own bytes cannot be written to, as a tensor can.
+        return entries.copy()
+    if header.coding == "range":
+        above = _read_range(data, count, header.levels)
     else:
-        entries = _from_offset(_read_entries(rest, count, header.coding), header)
-    return _to_torch(entries, header.dtype).reshape(header.shape)
+        above = _read_entries(data, count, header.coding)
+    return _from_offset(above, header)
 
 
 def _check_header(header: LabelHeader, max_entries: int) -> None:
-    if prod(size or 1 for size in header.shape) > max_entries:
+    # Sizes of 0 would make any other size free.
+    allocated = prod(size or 1 for size in header.shape)
+    if allocated > max_entries:
         raise PayloadError(
             f"labels have shape {header.shape}; "
             f"at most {max_entries} entries were wanted"
@@ -118,7 +138,7 @@ def _check_header(header: LabelHeader, max_entries: int) -> None:
         )
 
 
-def _read_entries(data: memoryview, count: int, dtype: str) -> NDArray[np.generic]:
+def _read_entries(data: memoryview, count: int, dtype: str) -> Entries:
     size = count * np.dtype(dtype).itemsize
     if len(data) != size:
         raise PayloadError(
@@ -127,20 +147,21 @@ def _read_entries(data: memoryview, count: int, dtype: str) -> NDArray[np.generi
     return np.frombuffer(data, dtype)
 
 
-def _read_range(data: memoryview, count: int, levels: int) -> NDArray[np.generic]:
+def _read_range(data: memoryview, count: int, levels: int) -> Entries:
     if not 1 <= levels <= _MOST_RANGE_LEVELS:
         raise PayloadError(
             f"labels have {levels} levels; 1 to {_MOST_RANGE_LEVELS} were wanted"
         )
     reader = SymbolReader(data)
-    entries = reader.read(count, levels) if levels > 1 else np.zeros(count, np.int32)
+    if levels == 1:
+        reader.close()
+        return np.zeros(count, np.int32)
+    symbols = reader.read(count, levels)
     reader.close()
-    return entries
+    return symbols
 
 
-def _from_offset(
-    above: NDArray[np.generic], header: LabelHeader
-) -> NDArray[np.generic]:
+def _from_offset(above: Entries, header: LabelHeader) -> Entries:
     """Add the header's offset to entries, and check that the type holds the sums."""
     least, greatest = _integer_limits(header.dtype)
     largest = header.offset + int(above.max())
@@ -150,7 +171,8 @@ def _from_offset(
         )
     values = above.astype(np.uint64)
     values += _wrapped(header.offset)
-    return values.view(np.int64).astype(header.dtype, copy=False)
+    signed = values.view(np.int64)
+    return signed.astype(header.dtype, copy=False)
 
 
 def _integer_limits(dtype: str) -> tuple[int, int]:
@@ -175,12 +197,14 @@ def _raw_dtype(dtype: str) -> str:
     return np.dtype(dtype).newbyteorder("<").str
 
 
-def _to_numpy(labels: Tensor) -> NDArray[np.generic]:
+def _to_numpy(labels: Tensor) -> Entries:
     if labels.dtype == torch.bfloat16:
         labels = labels.view(torch.int16)
     return labels.numpy()
 
 
-def _to_torch(entries: NDArray[np.generic], dtype: str) -> Tensor:
+def _to_torch(entries: Entries, dtype: str) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(entries))
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+    if dtype == "bfloat16":
+        return tensor.view(torch.bfloat16)
+    return tensor

@@ -66,12 +66,16 @@ class Link:
     @property
     def sent(self) -> int:
         """``b``, the rows that are sent."""
-        return self.rows if self.samples is None else len(self.samples)
+        if self.samples is None:
+            return self.rows
+        return len(self.samples)
 
     @property
     def kept(self) -> int:
         """``K``, the columns that are sent."""
-        return self.width if self.columns is None else self.columns.shape[-1]
+        if self.columns is None:
+            return self.width
+        return self.columns.shape[-1]
 
     def sent_rows(self, batch: Tensor) -> Tensor:
         """Take the sent rows of B features, labels or anything with a row a sample.
@@ -82,21 +86,25 @@ class Link:
         """
         if self.samples is None:
             return batch
-        return batch.index_select(0, self.samples.to(batch.device))
+        samples = self.samples.to(batch.device)
+        return batch.index_select(0, samples)
 
     def all_rows(self, sent: Tensor) -> Tensor:
         """Put the sent rows in their places among all B, the others zero."""
         if self.samples is None:
             return sent
-        zeros = sent.new_zeros(self.rows, *sent.shape[1:])
-        return zeros.index_copy_(0, self.samples.to(sent.device), sent)
+        row_shape = sent.shape[1:]
+        zeros = sent.new_zeros(self.rows, *row_shape)
+        samples = self.samples.to(sent.device)
+        return zeros.index_copy_(0, samples, sent)
 
     def restrict(self, matrix: Tensor) -> Tensor:
         """Take the sent rows and kept columns, (b, K), of a (B, D) matrix."""
         rows = self.sent_rows(matrix)
         if self.columns is None:
             return rows
-        return rows.gather(1, self._columns_of_rows(self.columns, rows.device))
+        columns = self._columns_of_rows(self.columns, rows.device)
+        return rows.gather(1, columns)
 
     def expand(self, kept: Tensor) -> Tensor:
         """Put (b, K) back into (B, D), scaled where the link has a scale.
@@ -104,13 +112,16 @@ class Link:
         What was not sent is zero.
         """
         if self.scale is not None:
-            kept = kept * self.scale.to(kept.device)
+            scale = self.scale.to(kept.device)
+            kept = kept * scale
         if self.columns is None:
             return self.all_rows(kept)
-        places = self._columns_of_rows(self.columns, kept.device)
+        columns = self._columns_of_rows(self.columns, kept.device)
         zeros = kept.new_zeros(self.sent, self.width)
-        return self.all_rows(zeros.scatter_(1, places, kept))
+        sent = zeros.scatter_(1, columns, kept)
+        return self.all_rows(sent)
 
     def _columns_of_rows(self, columns: Tensor, device: torch.device) -> Tensor:
         """Return the kept columns of each sent row, (b, K)."""
-        return columns.to(device).expand(self.sent, -1)
+        there = columns.to(device)
+        return there.expand(self.sent, -1)

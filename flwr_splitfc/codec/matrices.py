@@ -24,18 +24,26 @@ def as_matrix(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"a floating point tensor was wanted, got {tensor.dtype}")
     if tensor.ndim == 0 or tensor.numel() == 0:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"a batch with rows and columns was wanted, got shape {shape}")
+        raise ValueError(
+            f"a batch with rows and columns was wanted, got shape {tuple(tensor.shape)}"
+        )
     if tensor.ndim > MOST_DIMENSIONS:
         raise ValueError(
             f"at most {MOST_DIMENSIONS} dimensions can be sent, got {tensor.ndim}"
         )
-    return tensor.detach().reshape(tensor.shape[0], -1).to(torch.float32)
+    rows = tensor.shape[0]
+    matrix = tensor.detach().reshape(rows, -1)
+    return matrix.to(torch.float32)
 
 
 def payload_array(stype: str, shape: Sequence[int], payload: bytes) -> Array:
     """Return the array that carries a matrix, which was of this shape, encoded."""
-    return Array(dtype="float32", shape=tuple(shape), stype=stype, data=payload)
+    return Array(
+        dtype="float32",
+        shape=tuple(shape),
+        stype=stype,
+        data=payload,
+    )
 
 
 def claimed_shape(array: Array) -> tuple[int, int]:
@@ -51,8 +59,13 @@ def claimed_shape(array: Array) -> tuple[int, int]:
     shape = array.shape
     if not isinstance(shape, tuple) or len(shape) > MOST_DIMENSIONS:
         raise PayloadError(f"shape is not a tuple of at most {MOST_DIMENSIONS} sizes")
-    # A bool is an int to `isinstance`.
-    positive = all(type(size) is int and size > 0 for size in shape)
-    if not shape or not positive:
+    if not shape or not all(_is_size(size) for size in shape):
         raise PayloadError(f"shape {shape} is not one of positive sizes")
-    return shape[0], prod(shape[1:])
+    rows = shape[0]
+    columns = prod(shape[1:])
+    return rows, columns
+
+
+def _is_size(size: object) -> bool:
+    # A bool is an int to `isinstance`.
+    return type(size) is int and size > 0

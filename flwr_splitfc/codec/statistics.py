@@ -60,7 +60,9 @@ def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
 
 def _check_magnitude(low: Tensor, high: Tensor) -> None:
     """Check a matrix by its columns' minima and maxima, or by its own."""
-    largest = max(-float(low.min()), float(high.max()))
+    least = float(low.min())
+    greatest = float(high.max())
+    largest = max(-least, greatest)
     if not isfinite(largest):
         raise ValueError("the matrix holds NaN or inf; all values must be finite")
     if largest > MAGNITUDE_LIMIT:
@@ -84,15 +86,19 @@ def half_scale(matrix: Tensor) -> float:
     if largest == 0:
         return 1.0
     _, exponent = frexp(largest)
-    return float(2.0 ** max(exponent - _HALF_EXPONENT, _LEAST_EXPONENT))
+    scale_exponent = max(exponent - _HALF_EXPONENT, _LEAST_EXPONENT)
+    return float(2.0**scale_exponent)
 
 
 def to_half(scaled: Tensor, scale: float) -> Tensor:
     """Round to float16, but not beyond a magnitude of 1e38 in units of `scale`."""
-    largest = np.float16(min(MAGNITUDE_LIMIT / scale, _HALF_LIMIT))
-    # The point below: the largest may have been rounded up, beyond the limit.
-    limit = float(np.nextafter(largest, np.float16(0)))
-    return scaled.half().clamp_(-limit, limit)
+    limit_in_units = min(MAGNITUDE_LIMIT / scale, _HALF_LIMIT)
+    rounded = np.float16(limit_in_units)
+    # Rounding may have taken it beyond the limit; the float16 below is within it.
+    below = np.nextafter(rounded, np.float16(0))
+    limit = float(below)
+    halves = scaled.half()
+    return halves.clamp_(-limit, limit)
 
 
 def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,10 +133,11 @@ def column_means(matrix: Tensor) -> Tensor:
     >>> column_means(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [2.0, 5.0]
     """
-    offset = torch.zeros_like(matrix[0])
+    first = matrix[0]
+    mean_shift = torch.zeros_like(first)
     for shifted, weights in _blocks(matrix):
-        offset.addmv_(shifted.T, weights)
-    return matrix[0].double().cpu() + offset.cpu()
+        mean_shift.addmv_(shifted.T, weights)
+    return first.double().cpu() + mean_shift.cpu()
 
 
 def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
@@ -155,16 +162,20 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
     >>> column_deviations(matrix, torch.tensor([4.0, 0.0])).tolist()
     [0.25, 0.0]
     """
-    scale = spans.reciprocal().clamp_(max=_LARGEST_SCALE).float().to(matrix.device)
+    # A column of one value has no span; its deviation is 0 in any unit.
+    scale = spans.reciprocal().clamp_(max=_LARGEST_SCALE)
+    scale = scale.float().to(matrix.device)
     mean = torch.zeros_like(scale)
     mean_square = torch.zeros_like(scale)
     for shifted, weights in _blocks(matrix):
         scaled = shifted.mul_(scale)
         mean.addmv_(scaled.T, weights)
         mean_square.addmv_(scaled.square_().T, weights)
-    variance = mean_square.double() - mean.double().square()
+    squared_mean = mean.double().square()
+    variance = mean_square.double() - squared_mean
     # Rounding may leave a little less than 0.
-    return variance.clamp_(min=0.0).sqrt_().cpu()
+    deviations = variance.clamp_(min=0.0).sqrt_()
+    return deviations.cpu()
 
 
 def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -173,8 +184,12 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     Blocks stay in the cache; a GPU takes all rows at once.
     """
     rows, columns = matrix.shape
-    block_rows = rows if matrix.is_cuda else max(1, _BLOCK_ENTRIES // columns)
+    block_rows = rows
+    if not matrix.is_cuda:
+        block_rows = max(1, _BLOCK_ENTRIES // columns)
     weights = matrix.new_full((rows,), 1 / rows)
     blocks = matrix.split(block_rows)
-    for block, block_weights in zip(blocks, weights.split(block_rows), strict=True):
-        yield block - matrix[0], block_weights
+    weights_of_blocks = weights.split(block_rows)
+    first = matrix[0]
+    for block, block_weights in zip(blocks, weights_of_blocks, strict=True):
+        yield block - first, block_weights

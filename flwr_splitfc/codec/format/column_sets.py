@@ -16,9 +16,8 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, Octets
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 
@@ -36,14 +35,15 @@ class _Bitmap:
     def bits(self) -> int:
         return self.total
 
-    def encode(self, columns: Ints) -> NDArray[np.uint8]:
+    def encode(self, columns: Ints) -> Octets:
         bits = np.zeros(self.bits, np.uint8)
         bits[columns] = 1
         return bits
 
-    def decode(self, bits: NDArray[np.uint8]) -> Ints:
+    def decode(self, bits: Octets) -> Ints:
         """Return the columns whose bits are set, padding included."""
-        return np.flatnonzero(bits).astype(np.int64)
+        columns = np.flatnonzero(bits)
+        return columns.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class _EliasFano:
     @property
     def low_width(self) -> int:
         """Low bits of each column, ``l``."""
-        return (self.total // self.count).bit_length() - 1
+        columns_apart = self.total // self.count
+        return columns_apart.bit_length() - 1
 
     @property
     def low_bits(self) -> int:
@@ -65,18 +66,22 @@ class _EliasFano:
 
     @property
     def bits(self) -> int:
+        # A one for each column, and a zero for each step of the high part.
         largest_high_part = (self.total - 1) >> self.low_width
-        return self.low_bits + self.count + largest_high_part
+        high_bits = self.count + largest_high_part
+        return self.low_bits + high_bits
 
-    def encode(self, columns: Ints) -> NDArray[np.uint8]:
+    def encode(self, columns: Ints) -> Octets:
         bits = np.zeros(self.bits, np.uint8)
-        low_parts = columns[:, None] >> np.arange(self.low_width) & 1
+        shifts = np.arange(self.low_width)
+        low_parts = columns[:, None] >> shifts & 1
         bits[: self.low_bits] = low_parts.ravel()
         high_parts = columns >> self.low_width
-        bits[self.low_bits + high_parts + np.arange(self.count)] = 1
+        places = high_parts + np.arange(self.count)
+        bits[self.low_bits + places] = 1
         return bits
 
-    def decode(self, bits: NDArray[np.uint8]) -> Ints:
+    def decode(self, bits: Octets) -> Ints:
         """Return `count` columns; they may be out of order or too large."""
         if bits[self.bits :].any():
             raise PayloadError("column set is padded with ones; zeros were wanted")
@@ -86,16 +91,21 @@ class _EliasFano:
                 f"column set has {len(places)} columns; {self.count} were wanted"
             )
         high_parts = places - np.arange(self.count)
-        digits = bits[: self.low_bits].reshape(self.count, self.low_width)
-        low_parts = digits @ (1 << np.arange(self.low_width))
-        return (high_parts << self.low_width | low_parts).astype(np.int64)
+        low_bits = bits[: self.low_bits]
+        digits = low_bits.reshape(self.count, self.low_width)
+        place_values = 1 << np.arange(self.low_width)
+        low_parts = digits @ place_values
+        columns = high_parts << self.low_width | low_parts
+        return columns.astype(np.int64)
 
 
 def _code(count: int, total: int) -> _Bitmap | _EliasFano:
     """Choose the shorter code of some, not all, of `total` columns."""
-    elias_fano = _EliasFano(count, total)
     bitmap = _Bitmap(count, total)
-    return bitmap if bitmap.bits <= elias_fano.bits else elias_fano
+    elias_fano = _EliasFano(count, total)
+    if bitmap.bits <= elias_fano.bits:
+        return bitmap
+    return elias_fano
 
 
 def column_set_bytes(count: int, total: int) -> int:
@@ -108,7 +118,8 @@ def column_set_bytes(count: int, total: int) -> int:
     """
     if count in (0, total):
         return 0
-    return (_code(count, total).bits + 7) // 8
+    bits = _code(count, total).bits
+    return (bits + 7) // 8
 
 
 def pack_columns(columns: Ints, total: int) -> bytes:
@@ -120,7 +131,8 @@ def pack_columns(columns: Ints, total: int) -> bytes:
     if count in (0, total):
         return b""
     bits = _code(count, total).encode(columns)
-    return np.packbits(bits, bitorder="little").tobytes()
+    octets = np.packbits(bits, bitorder="little")
+    return octets.tobytes()
 
 
 def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memoryview]:
@@ -132,21 +144,28 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
         raise PayloadError(
             f"column set ends early: {len(data)} bytes left where {size} were wanted"
         )
-    bits = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little")
+    octets = np.frombuffer(data[:size], np.uint8)
+    bits = np.unpackbits(octets, bitorder="little")
     columns = _code(count, total).decode(bits)
-    increasing = bool((np.diff(columns) > 0).all())
+    _check_columns(columns, count, total)
+    return columns, data[size:]
+
+
+def _check_columns(columns: Ints, count: int, total: int) -> None:
+    steps = np.diff(columns)
+    increasing = bool((steps > 0).all())
     if len(columns) != count or columns[-1] >= total or not increasing:
         raise PayloadError(
             f"column set is not {count} increasing columns below {total}"
         )
-    return columns, data[size:]
 
 
 def pack_selection(columns: Ints | None, width: int) -> bytes:
     """Write which of `width` columns are kept; None is all of them."""
     if columns is None:
         return struct.pack("<I", width)
-    return struct.pack("<I", len(columns)) + pack_columns(columns, width)
+    count = struct.pack("<I", len(columns))
+    return count + pack_columns(columns, width)
 
 
 def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryview]:
@@ -154,18 +173,22 @@ def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryv
     (kept,), rest = take(data, "I")
     if kept > width:
         raise PayloadError(f"selection keeps {kept} columns of {width}")
-    columns, rest = unpack_columns(rest, kept, width)
-    return (None if kept == width else columns), rest
+    if kept == width:
+        return None, rest
+    return unpack_columns(rest, kept, width)
 
 
 def selection_bytes(fewest: int, most: int, width: int) -> int:
-    """Return the bytes of the longest selection of `fewest` to `most` columns.
-
-    A set grows with its count but where its low parts get a bit shorter, past ``width
-    >> bits`` columns. So the longest one has the greatest count, one of these, or all
-    columns but one.
-    """
-    peaks = {width >> bits for bits in range(width.bit_length())}
-    candidates = {most, width - 1} | peaks
-    counts = [count for count in candidates if fewest <= count <= most]
-    return _COUNT_BYTES + max(column_set_bytes(count, width) for count in counts)
+    """Return the bytes of the longest selection of `fewest` to `most` columns."""
+    # A set grows with its count but where its low parts get a bit shorter, past
+    # `width >> bits` columns. So the longest has the greatest count, one of these, or
+    # all columns but one.
+    candidates = {most, width - 1}
+    for bits in range(width.bit_length()):
+        candidates.add(width >> bits)
+    sizes = [
+        column_set_bytes(count, width)
+        for count in candidates
+        if fewest <= count <= most
+    ]
+    return _COUNT_BYTES + max(sizes)

@@ -29,9 +29,11 @@ def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
     >>> fields, bytes(rest)
     ((7,), b'\\xff')
     """
-    size = struct.calcsize("<" + layout)
+    little_endian = "<" + layout
+    size = struct.calcsize(little_endian)
     if len(data) < size:
         raise PayloadError(
             f"payload ends early: {len(data)} bytes left where {size} were wanted"
         )
-    return struct.unpack_from("<" + layout, data), data[size:]
+    fields = struct.unpack_from(little_endian, data)
+    return fields, data[size:]

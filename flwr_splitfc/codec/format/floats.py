@@ -24,9 +24,15 @@ def pack_floats(matrix: NDArray[Any], dtype: str) -> bytes:
     return matrix.astype(dtype, copy=False).tobytes()
 
 
-def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tensor:
+def unpack_floats(
+    data: memoryview,
+    rows: int,
+    columns: int,
+    dtype: str,
+) -> Tensor:
     """Read a finite (rows, columns) matrix of ``<f4`` or ``<f2`` as float32."""
-    size = rows * columns * np.dtype(dtype).itemsize
+    entry_bytes = np.dtype(dtype).itemsize
+    size = rows * columns * entry_bytes
     if len(data) != size:
         raise PayloadError(
             f"matrix has {len(data)} bytes; {rows} x {columns} {dtype} take {size}"
@@ -34,13 +40,17 @@ def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tens
     native_dtype = np.dtype(dtype).newbyteorder("=")
     native = np.frombuffer(data, dtype).astype(native_dtype)
     # From float16, torch converts ten times as fast as numpy.
-    matrix = torch.from_numpy(native).view(rows, columns).float()
+    entries = torch.from_numpy(native).float()
+    matrix = entries.view(rows, columns)
     check_decoded(matrix)
     return matrix
 
 
 def unpack_scaled(
-    data: memoryview, rows: int, columns: int, scale: float
+    data: memoryview,
+    rows: int,
+    columns: int,
+    scale: float,
 ) -> tuple[Tensor, memoryview]:
     """Read a (rows, columns) matrix of ``<f2`` in units of `scale`; return the rest.
 
@@ -53,7 +63,9 @@ def unpack_scaled(
         raise PayloadError(
             f"entries end early: {len(data)} bytes left where {size} were wanted"
         )
-    matrix = unpack_floats(data[:size], rows, columns, "<f2").mul_(scale)
+    in_units_of_scale = unpack_floats(data[:size], rows, columns, "<f2")
+    matrix = in_units_of_scale.mul_(scale)
+    # The product may exceed what its factors do not.
     check_decoded(matrix)
     return matrix, data[size:]
 
@@ -62,7 +74,9 @@ def check_decoded(matrix: Tensor) -> None:
     """Refuse a decoded matrix with NaN, infinities or magnitudes above 1e38."""
     if matrix.numel() == 0:
         return
-    largest = max(-float(matrix.amin()), float(matrix.amax()))
+    least = float(matrix.amin())
+    greatest = float(matrix.amax())
+    largest = max(-least, greatest)
     # Written so that NaN, which is in no order, is refused.
     if not largest <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")

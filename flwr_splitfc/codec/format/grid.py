@@ -18,18 +18,28 @@ from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 
 
 def grid_values(
-    index: NDArray[np.integer], low: float, high: float, levels: int
+    index: NDArray[np.integer],
+    low: float,
+    high: float,
+    levels: int,
 ) -> Floats:
     """Return the values at points of an even grid of `levels` points.
 
     >>> grid_values(np.array([0, 1, 4]), 0.0, 1.0, levels=5).tolist()
     [0.0, 0.25, 1.0]
     """
+    # A numpy scalar makes float64 of narrow integers, too.
     step = np.float64(_step(low, high, levels))
-    return (low + index * step).astype(np.float32)
+    values = low + index * step
+    return values.astype(np.float32)
 
 
-def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints:
+def nearest_point(
+    values: Doubles,
+    low: float,
+    high: float,
+    levels: int,
+) -> Ints:
     """Return the points of an even grid that are nearest to the values.
 
     >>> nearest_point(np.array([-1.0, 0.3, 0.9]), 0.0, 1.0, levels=5).tolist()
@@ -38,10 +48,13 @@ def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints
     step = _step(low, high, levels)
     if step > 0:
         points = np.rint((values - low) / step)
-        return np.clip(points, 0, levels - 1).astype(np.int64)
+        inside = np.clip(points, 0, levels - 1)
+        return inside.astype(np.int64)
     return np.zeros(values.shape, np.int64)
 
 
 def _step(low: float, high: float, levels: int) -> float:
-    """Return the distance of two points; a grid of one point has none."""
-    return (high - low) / max(levels - 1, 1)
+    """Return the distance of two points."""
+    # A grid of one point, whose ends are equal, has no step.
+    steps = max(levels - 1, 1)
+    return (high - low) / steps

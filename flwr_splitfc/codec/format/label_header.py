@@ -86,4 +86,11 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
         (offset,), rest = take(rest, "q")
     if coding == "range":
         (levels,), rest = take(rest, "I")
-    return LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels), rest
+    header = LabelHeader(
+        LABEL_DTYPES[dtype],
+        shape,
+        coding,
+        offset,
+        levels,
+    )
+    return header, rest

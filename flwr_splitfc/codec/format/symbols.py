@@ -46,7 +46,8 @@ def sized_model(sizes: Ints) -> stream.model.Model:
 
     Each size is at least 1, which constriction adds itself.
     """
-    return stream.model.Categorical((sizes - 1).astype(np.float64), perfect=False)
+    weights = (sizes - 1).astype(np.float64)
+    return stream.model.Categorical(weights, perfect=False)
 
 
 def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
@@ -56,10 +57,11 @@ def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
     """
     if symbols == 0:
         return 0
-    bits = ceil(symbols * bits_each) + symbols // _SYMBOLS_PER_CODER_BIT
-    words = bits // _WORD_BITS + 1
-    count_words = 1
-    return _WORD_BYTES * (count_words + words)
+    symbol_bits = ceil(symbols * bits_each)
+    coder_bits = symbols // _SYMBOLS_PER_CODER_BIT
+    words = (symbol_bits + coder_bits) // _WORD_BITS + 1
+    # The first word of the stream is the number of the others.
+    return _WORD_BYTES * (1 + words)
 
 
 def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
@@ -74,12 +76,15 @@ def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
     if len(words) == 0:
         return b""
     count = struct.pack("<I", len(words))
-    return count + words.astype("<u4", copy=False).tobytes()
+    little_endian = words.astype("<u4", copy=False)
+    return count + little_endian.tobytes()
 
 
 def _common_model(model: int | stream.model.Model) -> stream.model.Model:
     """Return the coder's model where all symbols of a run have the same."""
-    return stream.model.Uniform(model) if isinstance(model, int) else model
+    if isinstance(model, int):
+        return stream.model.Uniform(model)
+    return model
 
 
 class SymbolReader:
@@ -100,8 +105,9 @@ class SymbolReader:
                     f"symbol stream has {len(words)} bytes; "
                     f"{count} words were announced"
                 )
-        native_words = np.frombuffer(words, "<u4").astype(np.uint32)
-        self._decoder = stream.queue.RangeDecoder(native_words)
+        little_endian = np.frombuffer(words, "<u4")
+        native = little_endian.astype(np.uint32)
+        self._decoder = stream.queue.RangeDecoder(native)
         self._stream_bits = 8 * len(words)
         self._symbols_read = 0
         self._least_bits_read = 0
@@ -135,8 +141,12 @@ class SymbolReader:
 
     def close(self) -> None:
         """Check that the stream may end here."""
-        unread = self._symbols_read == 0 and self._stream_bits > 0
-        if unread or not self._decoder.maybe_exhausted():
+        # The decoder cannot tell before it has read a symbol.
+        if self._symbols_read == 0:
+            exhausted = self._stream_bits == 0
+        else:
+            exhausted = self._decoder.maybe_exhausted()
+        if not exhausted:
             raise PayloadError("symbol stream goes on after the last symbol")
 
 
@@ -168,5 +178,6 @@ def most_levels(budget_bytes: int, symbols: int) -> int:
     8
     """
     bits_each = usable_bits(budget_bytes, symbols) / symbols
-    affordable = int(np.searchsorted(level_bits(), bits_each, side="right")) - 1
+    above = np.searchsorted(level_bits(), bits_each, side="right")
+    affordable = int(above) - 1
     return max(2, affordable)

@@ -15,21 +15,20 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Floats
+from flwr_splitfc.codec.arrays import Floats, Octets
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT, pack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import column_extremes
 
 _LAST_LEVEL = 255
-_FEWEST_ROWS = 64
-"""From which on columns have intervals of their own.
+_INTERVAL_BYTES = 8
 
-The two ends cost a bit an entry there, and less with more rows.
-"""
+# From so many rows on, columns have intervals of their own. The two ends cost a bit an
+# entry there, and less with more rows.
+_FEWEST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,29 @@ class Int8(Quantiser):
             low = low.amin(0, keepdim=True)
             high = high.amax(0, keepdim=True)
         entries = _nearest_levels(matrix, low, high)
-        return _pack_octets(low.numpy(), high.numpy(), entries.cpu().numpy())
+        return _pack_octets(
+            low.numpy(),
+            high.numpy(),
+            entries.cpu().numpy(),
+        )
 
-    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+    def decode(
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
+    ) -> Tensor:
         groups = _groups(rows, columns)
         low, high, entries = _unpack_octets(data, groups, rows, columns)
+        step = (high - low) / np.float32(_LAST_LEVEL)
         values = entries.astype(np.float32)
-        values *= (high - low) / np.float32(_LAST_LEVEL)
+        values *= step
         values += low
         return torch.from_numpy(values)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
-        return _payload_bytes(_groups(rows, columns), rows, columns)
+        intervals_bytes = _INTERVAL_BYTES * _groups(rows, columns)
+        return intervals_bytes + rows * columns
 
 
 def _groups(rows: int, columns: int) -> int:
@@ -82,43 +92,49 @@ def _groups(rows: int, columns: int) -> int:
 
 def _nearest_levels(matrix: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return the levels nearest to the entries, uint8 (B, K) on the matrix's device."""
-    span = (high - low).to(matrix.device)
+    low = low.to(matrix.device)
+    high = high.to(matrix.device)
+    span = high - low
     # Where all entries are equal, any span makes them level 0.
     divisor = span.where(span > 0, 1.0)
-    shares = matrix.sub(low.to(matrix.device)).div_(divisor)
-    return shares.mul_(_LAST_LEVEL).round_().byte()
+    shares = matrix.sub(low).div_(divisor)
+    levels = shares.mul_(_LAST_LEVEL).round_()
+    return levels.byte()
 
 
-def _payload_bytes(groups: int, rows: int, columns: int) -> int:
-    interval_bytes = 8
-    return interval_bytes * groups + rows * columns
-
-
-def _pack_octets(low: Floats, high: Floats, entries: NDArray[np.uint8]) -> bytes:
+def _pack_octets(low: Floats, high: Floats, entries: Octets) -> bytes:
     """Write intervals and one byte for each entry."""
-    return pack_floats(low, "<f4") + pack_floats(high, "<f4") + entries.tobytes()
+    ends = pack_floats(low, "<f4") + pack_floats(high, "<f4")
+    return ends + entries.tobytes()
 
 
 def _unpack_octets(
-    data: memoryview, groups: int, rows: int, columns: int
-) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    data: memoryview,
+    groups: int,
+    rows: int,
+    columns: int,
+) -> tuple[Floats, Floats, Octets]:
     """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
-    size = _payload_bytes(groups, rows, columns)
+    intervals_bytes = _INTERVAL_BYTES * groups
+    size = intervals_bytes + rows * columns
     if len(data) != size:
         raise PayloadError(
             f"matrix has {len(data)} bytes; "
             f"{rows} x {columns} of 8 bits in {groups} groups take {size}"
         )
-    entries_start = size - rows * columns
-    ends = np.frombuffer(data[:entries_start], "<f4").astype(np.float32)
-    low, high = ends.reshape(2, groups)
+    ends = np.frombuffer(data[:intervals_bytes], "<f4")
+    native = ends.astype(np.float32)
+    low, high = native.reshape(2, groups)
     _check_intervals(low, high)
-    entries = np.frombuffer(data[entries_start:], np.uint8)
+    entries = np.frombuffer(data[intervals_bytes:], np.uint8)
     return low, high, entries.reshape(rows, columns)
 
 
 def _check_intervals(low: Floats, high: Floats) -> None:
     ordered = low <= high
-    bounded = (low >= -MAGNITUDE_LIMIT) & (high <= MAGNITUDE_LIMIT)
-    if not bool((ordered & bounded).all()):
+    not_too_low = low >= -MAGNITUDE_LIMIT
+    not_too_high = high <= MAGNITUDE_LIMIT
+    # NaN is in no order.
+    legal = ordered & not_too_low & not_too_high
+    if not bool(legal.all()):
         raise PayloadError("an interval is not finite, ordered and at most 1e38")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, from_ints, to_ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import (
     pack_columns,
@@ -79,21 +79,29 @@ class EntrySelector(Selector):
         return link.restrict(matrix), link
 
     def pack(self, link: Link) -> bytes:
-        columns = None if link.columns is None else link.columns.cpu().numpy()
+        columns = to_ints(link.columns)
         return pack_entries(columns, link.width)
 
     def unpack(
-        self, data: memoryview, rows: int, columns: int
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_entries(data, rows, columns)
-        kept_columns = None if kept is None else torch.from_numpy(kept)
-        return Link(rows, columns, kept_columns), rest
+        link = Link(rows, columns, from_ints(kept))
+        return link, rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         """Return 1: whatever the budgets, no fewer are sent."""
         return 1
 
-    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
+    def most_bytes(
+        self,
+        rows: int,
+        kept: int,
+        columns: int,
+    ) -> int:
         return selection_bytes(0, rows * kept, rows * columns)
 
 
@@ -118,7 +126,9 @@ def pack_entries(columns: Ints | None, width: int) -> bytes:
         return struct.pack("<I", width)
     rows, kept = columns.shape
     places = columns + _first_places(rows, width)
-    return struct.pack("<I", kept) + pack_columns(places.ravel(), rows * width)
+    total = rows * width
+    count = struct.pack("<I", kept)
+    return count + pack_columns(places.ravel(), total)
 
 
 def unpack_entries(
@@ -133,7 +143,9 @@ def unpack_entries(
         raise PayloadError(f"selection keeps {kept} entries of {width} in each row")
     if kept == width:
         return None, rest
-    places, rest = unpack_columns(rest, rows * kept, rows * width)
+    count = rows * kept
+    total = rows * width
+    places, rest = unpack_columns(rest, count, total)
     columns = places.reshape(rows, kept)
     columns -= _first_places(rows, width)
     # Places increase, so each row's first and last column tell whether all are its own.
@@ -144,4 +156,5 @@ def unpack_entries(
 
 def _first_places(rows: int, width: int) -> Ints:
     """Return the place of each row's first entry, (B, 1)."""
-    return width * np.arange(rows)[:, None]
+    first_places = width * np.arange(rows)
+    return first_places[:, None]

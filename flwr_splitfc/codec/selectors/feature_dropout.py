@@ -22,6 +22,7 @@ from math import ceil, isfinite, sqrt
 import torch
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import from_ints, to_ints
 from flwr_splitfc.codec.format.column_sets import (
     pack_selection,
     selection_bytes,
@@ -57,13 +58,16 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
         return torch.full_like(dispersion, 1.0 / reduction)
     columns = len(dispersion)
     kept = columns / reduction
-    # in units of the largest deviation nothing overflows or vanishes
+    # In units of the largest deviation nothing overflows or vanishes.
     relative = dispersion / largest
     total = float(relative.sum())
     # (3), where the largest is 1
-    bias = max(0.0, (kept - total) / (columns - kept))
+    least_bias = (kept - total) / (columns - kept)
+    bias = max(0.0, least_bias)
     # (2)
-    probabilities = kept * (relative + bias) / (total + columns * bias)
+    biased_total = total + columns * bias
+    probabilities = kept * (relative + bias) / biased_total
+    # Rounding may leave a little more than 1.
     return probabilities.clamp_(max=1.0)
 
 
@@ -91,28 +95,49 @@ class FeatureDropout(Selector):
         rows, width = matrix.shape
         if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
-        low, high = column_extremes(matrix)
-        # (1)
-        dispersion = column_deviations(matrix, selection.channels.spans(low, high))
-        keep = keep_probabilities(dispersion, self.reduction)
-        uniform = torch.rand(width, generator=selection.generator, dtype=torch.float64)
+        keep = self._keep_probabilities(matrix, selection)
+        uniform = torch.rand(
+            width,
+            generator=selection.generator,
+            dtype=torch.float64,
+        )
         drawn = (uniform < keep).nonzero().flatten()
         # (4)
-        scale = keep[drawn].reciprocal().float().to(matrix.device)
-        columns = None if len(drawn) == width else drawn.to(matrix.device)
-        link = Link(rows, width, columns, scale, matrix.device)
+        scale = keep[drawn].reciprocal().float()
+        scale = scale.to(matrix.device)
+        columns = None
+        # A link has no columns where all are kept.
+        if len(drawn) < width:
+            columns = drawn.to(matrix.device)
+        link = Link(
+            rows,
+            width,
+            columns=columns,
+            scale=scale,
+            device=matrix.device,
+        )
         return link.restrict(matrix) * scale, link
 
+    def _keep_probabilities(self, matrix: Tensor, selection: Selection) -> Tensor:
+        low, high = column_extremes(matrix)
+        spans = selection.channels.spans(low, high)
+        # (1)
+        dispersion = column_deviations(matrix, spans)
+        return keep_probabilities(dispersion, self.reduction)
+
     def pack(self, link: Link) -> bytes:
-        columns = None if link.columns is None else link.columns.cpu().numpy()
+        columns = to_ints(link.columns)
         return pack_selection(columns, link.width)
 
     def unpack(
-        self, data: memoryview, rows: int, columns: int
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_selection(data, columns)
-        kept_columns = None if kept is None else torch.from_numpy(kept)
-        return Link(rows, columns, kept_columns), rest
+        link = Link(rows, columns, from_ints(kept))
+        return link, rest
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         """Return ``D/R`` and six standard deviations.
@@ -123,9 +148,15 @@ class FeatureDropout(Selector):
             return columns
         mean = columns / self.reduction
         # The variance, sum p (1 - p), is below the mean; a few more for small means.
-        likely = ceil(mean + 6 * sqrt(mean)) + 6
+        deviation = sqrt(mean)
+        likely = ceil(mean + 6 * deviation) + 6
         return min(columns, likely)
 
-    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
+    def most_bytes(
+        self,
+        rows: int,
+        kept: int,
+        columns: int,
+    ) -> int:
         fewest = columns if self.reduction == 1.0 else 0
         return selection_bytes(fewest, kept, columns)

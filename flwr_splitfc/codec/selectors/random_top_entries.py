@@ -51,11 +51,17 @@ class RandomTopEntries(EntrySelector):
         if not training:
             return largest
         rows, width = magnitude.shape
-        uniform = torch.rand(rows, width, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(
+            rows,
+            width,
+            generator=generator,
+            dtype=torch.float64,
+        )
         # In the unit of time in which the others' rate is 1. The times of the largest
         # are shorter by the ratio of the rates.
         minus_times = uniform.log_()
-        relative_rate = self.alpha * kept / ((1 - self.alpha) * (width - kept))
+        share_of_largest = (1 - self.alpha) * (width - kept)
+        relative_rate = self.alpha * kept / share_of_largest
         columns = largest.cpu()
         of_largest = relative_rate * minus_times.gather(1, columns)
         minus_times.scatter_(1, columns, of_largest)

@@ -12,7 +12,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, from_ints, to_ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import (
     pack_selection,
@@ -38,7 +38,12 @@ _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
 
 
-def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
+def rows_to_send(
+    rows: int,
+    columns: int,
+    channels: int,
+    budget_bytes: int,
+) -> int:
     """Return how many samples a budget is best spent on, and there is time for.
 
     Twice the square root of its bytes, or as many as leave each entry a bit if these
@@ -55,9 +60,11 @@ def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> i
     rows_at_a_bit = 8 * budget_bytes // columns
     wanted = max(2 * isqrt(budget_bytes), rows_at_a_bit)
     klt_channels = min(max(channels, _FEWEST_CHANNELS), LARGEST_KLT)
-    quick = _MOST_PRODUCTS // (columns * klt_channels)
+    products_of_a_row = columns * klt_channels
+    quick = _MOST_PRODUCTS // products_of_a_row
     in_time = max(rows // 8, quick)
-    return max(1, min(rows, wanted, in_time))
+    affordable = min(rows, wanted, in_time)
+    return max(1, affordable)
 
 
 @dataclass(frozen=True)
@@ -83,15 +90,23 @@ class RowSample(Selector):
 
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
-        samples = None if link.samples is None else link.samples.numpy()
+        samples = to_ints(link.samples)
         return pack_rows(samples, link.rows, link.groups)
 
     def unpack(
-        self, data: memoryview, rows: int, columns: int
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
     ) -> tuple[Link, memoryview]:
-        sent, groups, rest = unpack_rows(data, rows)
-        samples = None if sent is None else torch.from_numpy(sent)
-        return Link(rows, columns, samples=samples, groups=groups), rest
+        samples, groups, rest = unpack_rows(data, rows)
+        link = Link(
+            rows,
+            columns,
+            samples=from_ints(samples),
+            groups=groups,
+        )
+        return link, rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
         """Return 5/8 bit for each entry of a part of the batch, or the budget if less.
@@ -107,14 +122,20 @@ class RowSample(Selector):
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
 
-    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
+    def most_bytes(
+        self,
+        rows: int,
+        kept: int,
+        columns: int,
+    ) -> int:
         channels_bytes = 4
         return channels_bytes + selection_bytes(1, rows, rows)
 
 
 def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
     """Write which rows are sent, None for all, and how many channels each has."""
-    return struct.pack("<I", groups) + pack_selection(samples, rows)
+    channels = struct.pack("<I", groups)
+    return channels + pack_selection(samples, rows)
 
 
 def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
