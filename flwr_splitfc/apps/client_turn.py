@@ -17,7 +17,7 @@ LabelledBatches = Iterable[tuple[Tensor, Tensor]]
 
 
 class ClientTurn:
-    """What one message asks of a device, with the server half at the other end.
+    """The work that one message asks of a device, the server half at the other end.
 
     Enter it, go through `batches` with `server`, set `metrics`, and `reply`.
 

@@ -7,7 +7,7 @@ CONFIG_KEY = "config"
 
 
 class MessageConfig:
-    """What a message's config says about a device's turn.
+    """The settings of a device's turn in a message's config.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from flwr_splitfc.exchange.protocol.frames import frame_of
 
 
 class NotAnswered(Exception):
-    """The signal that a frame's answer is a message away: no error, and not for users.
+    """The signal that a frame's answer is a message away. It is not for users.
 
     Attributes
     ----------

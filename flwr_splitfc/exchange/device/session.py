@@ -15,7 +15,7 @@ from flwr_splitfc.exchange.device.optimizer_state import (
 )
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
-from flwr_splitfc.exchange.device.transport import Line, Transport
+from flwr_splitfc.exchange.device.transport import Line, SessionTransport
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -107,7 +107,7 @@ class Session:
     def __init__(
         self,
         ticket: Ticket,
-        transport: Transport,
+        transport: SessionTransport,
         *,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:

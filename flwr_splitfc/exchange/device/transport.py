@@ -7,8 +7,8 @@ from flwr_splitfc.exchange.protocol.errors import ProtocolError
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 
 
-class Transport(Protocol):
-    """What carries a session's frames: `Stream` or `Mailbox`."""
+class SessionTransport(Protocol):
+    """The carrier of a session's frames: a `Stream` or a `Mailbox`."""
 
     uplink_bytes: int
     downlink_bytes: int
@@ -32,7 +32,7 @@ class Line:
 
     Parameters
     ----------
-    transport : Transport
+    transport : SessionTransport
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Line:
         Runs while an answer is waited for.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: SessionTransport) -> None:
         self.transport = transport
         self.waiting = Stopwatch()
         self._is_open = False

@@ -8,7 +8,7 @@ from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 
 @dataclass
 class TurnCounts:
-    """What a session counts in a turn, and its next step depends on.
+    """The counts of a session in one turn, on which its next step depends.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
 
 @dataclass(frozen=True, eq=False)
 class BegunStep:
-    """What a step's second exchange needs of its first.
+    """The part of a step's first exchange that its second one needs.
 
     Parameters
     ----------
