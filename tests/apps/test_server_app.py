@@ -1,70 +1,27 @@
-"""A ServerApp from two halves and a run-config: what it trains, what it writes, which keys it refuses."""
+"""A ServerApp from two halves and a run-config.
 
-import json
-import re
-from dataclasses import fields
+What it trains, what it writes, and which keys it refuses.
+"""
+
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from torch import nn
 
 from flwr_splitfc import HeadAndTail, JoinedModel, SplitClientApp, SplitServerApp
-from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
-from flwr_splitfc.apps.run_settings import RunSettings
-from tests.halves import DeviceHalf, ServerHalf, batches, same
-from tests.local_grid import LocalGrid
-
-CROSS_ENTROPY = nn.CrossEntropyLoss()
-TEST_SET = batches(1, rows=200, seed=99)[0]
-
-
-def load_data(context: Context) -> Any:
-    data = batches(5, rows=64, seed=context.node_config["partition-id"])
-    return data, data
-
-
-def accuracy(model: nn.Module, context: Context) -> dict[str, float]:
-    x, y = TEST_SET
-    with torch.no_grad():
-        return {"accuracy": (model.eval()(x).argmax(1) == y).float().mean().item()}
-
-
-def run(
-    folder: Path,
-    *,
-    optimizer: Any = torch.optim.Adam,
-    node_config: dict[str, Any] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """The results.json of a run over three devices; `options` are the run-config's, in snake case, or the app's."""
-    app_options = {
-        key: options.pop(key) for key in ("evaluate", "max_grad_norm") if key in options
-    }
-    config = {"num-devices": 3, "results-dir": str(folder)}
-    config |= {key.replace("_", "-"): value for key, value in options.items()}
-    server = SplitServerApp(
-        DeviceHalf,
-        lambda context: ServerHalf(),
-        CROSS_ENTROPY,
-        optimizer,
-        **{"evaluate": accuracy, **app_options},
-    )
-    client = SplitClientApp(
-        DeviceHalf, load_data, optimizer, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
-    )
-    grid = LocalGrid(client, 3, workers=1)
-    for context in grid.contexts.values():
-        context.node_config.update(node_config or {})
-    server(grid, Context(1, 1, {}, RecordDict(), config))
-    return json.loads((folder / "results.json").read_text())
-
-
-def joined(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "joined.pt", weights_only=True)
+from tests.apps.server_runs import (
+    CROSS_ENTROPY,
+    accuracy,
+    joined,
+    load_data,
+    results_of,
+    run,
+)
+from tests.halves import DeviceHalf, ServerHalf, same
 
 
 def test_a_run_config_without_a_key_trains_splitfc_on_devices_in_turn(
@@ -78,13 +35,18 @@ def test_a_run_config_without_a_key_trains_splitfc_on_devices_in_turn(
     )
     assert all(row["accuracy"] is not None for row in results["rounds"])
     assert results["codec"] == {
-        **{"name": "splitfc", "uplink-bits": 2.0, "downlink-bits": 2.0},
-        **{"evaluation": "float16", "reduction": 16.0},
+        "name": "splitfc",
+        "uplink-bits": 2.0,
+        "downlink-bits": 2.0,
+        "evaluation": "float16",
+        "reduction": 16.0,
     }
     assert results["seed"] == 0
     assert results["run_config"] == {
-        **{"num-devices": 3, "results-dir": str(tmp_path)},
-        **{"uplink-bits": 2.0, "downlink-bits": 2.0},
+        "num-devices": 3,
+        "results-dir": str(tmp_path),
+        "uplink-bits": 2.0,
+        "downlink-bits": 2.0,
     }
     assert {"versions", "payload_digest", "torch_threads"} <= results.keys()
     JoinedModel(DeviceHalf(), ServerHalf()).load_state_dict(joined(tmp_path))
@@ -131,9 +93,8 @@ def test_a_rounds_row_has_what_crossed_each_devices_link(
     tmp_path: Path, strategy: str, devices: list[str], round_trips: int
 ) -> None:
     """Five steps, Open, Close and Flower's message; without a cut the message alone."""
-    (row,) = run(tmp_path, strategy=strategy, num_rounds=1, evaluate_on_devices=True)[
-        "rounds"
-    ]
+    results = run(tmp_path, strategy=strategy, num_rounds=1, evaluate_on_devices=True)
+    (row,) = results["rounds"]
     links = row["links"]
     assert sorted(links["train"]) == devices
     assert {moved[2] for moved in links["train"].values()} == {round_trips}
@@ -185,25 +146,21 @@ def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
     def middle() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
 
-    adam, tail = torch.optim.Adam, partial(nn.Linear, 16, 4)
-    output = {
-        "output-codec": "splitfc",
-        "output-downlink-bits": 5.0,
-        "output-uplink-bits": 4.0,
-        "output-reduction": 2,
-    }
-    cut = {"uplink-bits": 2.0, "downlink-bits": 2.0}
+    adam = torch.optim.Adam
+    tail = partial(nn.Linear, 16, 4)
     config = {
         "strategy": strategy,
         "num-devices": 3,
         "num-rounds": 5,
-        "learning-rate": 1e-2,
-        **cut,
-        **output,
-    }
-    config |= {
-        "evaluate-on-devices": True,
         "steps-per-turn": 20,
+        "learning-rate": 1e-2,
+        "uplink-bits": 2.0,
+        "downlink-bits": 2.0,
+        "output-codec": "splitfc",
+        "output-downlink-bits": 5.0,
+        "output-uplink-bits": 4.0,
+        "output-reduction": 2,
+        "evaluate-on-devices": True,
         "results-dir": str(tmp_path),
     }
     server = SplitServerApp(
@@ -217,31 +174,21 @@ def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
         server_model=middle,
         loss_fn=CROSS_ENTROPY,
     )
-    server(LocalGrid(client, 3, workers=1), Context(1, 1, {}, RecordDict(), config))
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = results_of(server, client, config)
     assert results["rounds"][4]["loss"] < 0.8 * results["rounds"][0]["loss"]
     assert all(row["accuracy"] is not None for row in results["rounds"])
     if strategy == "fedavg":
         return
-    traffic, settings = results["traffic"]["train"], results["output_codec"]
-    assert (settings["name"], settings["downlink-bits"], settings["uplink-bits"]) == (
-        "splitfc",
-        5.0,
-        4.0,
-    )
-    assert (
-        2 * traffic["output_entries"]
-        < 8 * traffic["downlink_bytes"]["output"]
-        <= 5 * traffic["output_entries"]
-    )
-    assert (
-        0
-        < 8 * traffic["uplink_bytes"]["output_gradient"]
-        <= 4 * traffic["output_entries"]
-    )
-    JoinedModel(HeadAndTail(DeviceHalf(), tail()), middle()).load_state_dict(
-        joined(tmp_path)
-    )
+    settings = results["output_codec"]
+    assert settings["name"] == "splitfc"
+    assert settings["downlink-bits"] == 5.0
+    assert settings["uplink-bits"] == 4.0
+    traffic = results["traffic"]["train"]
+    entries = traffic["output_entries"]
+    assert 2 * entries < 8 * traffic["downlink_bytes"]["output"] <= 5 * entries
+    assert 0 < 8 * traffic["uplink_bytes"]["output_gradient"] <= 4 * entries
+    whole = JoinedModel(HeadAndTail(DeviceHalf(), tail()), middle())
+    whole.load_state_dict(joined(tmp_path))
     assert not (tmp_path / "unsplit.pt").exists()
 
 
@@ -258,7 +205,10 @@ class RecordingHalf(ServerHalf):
 
 
 def u_shaped(folder: Path, *, tail: Any = None, **config: Any) -> dict[str, Any]:
-    """The results.json of an app whose server half keeps its last layer unless the run-config is u-shaped."""
+    """The results.json of an app whose last layers are where the run-config says.
+
+    ``server half`` in them is the first server half that was made.
+    """
     made = []
 
     def server_half(context: Context) -> nn.Module:
@@ -272,9 +222,10 @@ def u_shaped(folder: Path, *, tail: Any = None, **config: Any) -> dict[str, Any]
         "num-rounds": 5,
         "steps-per-turn": 20,
         "learning-rate": 1e-2,
+        "evaluate-on-devices": True,
+        "results-dir": str(folder),
         **config,
     }
-    config |= {"results-dir": str(folder), "evaluate-on-devices": True}
     server = SplitServerApp(
         DeviceHalf, server_half, CROSS_ENTROPY, adam, tail=tail, evaluate=accuracy
     )
@@ -286,11 +237,7 @@ def u_shaped(folder: Path, *, tail: Any = None, **config: Any) -> dict[str, Any]
         server_model=server_half,
         loss_fn=CROSS_ENTROPY,
     )
-    grid = LocalGrid(client, 3, workers=1)
-    for context in grid.contexts.values():
-        context.run_config = config
-    server(grid, Context(1, 1, {}, RecordDict(), config))
-    return {**json.loads((folder / "results.json").read_text()), "server half": made[0]}
+    return {**results_of(server, client, config), "server half": made[0]}
 
 
 @pytest.mark.parametrize("strategy", ["split-learning", "splitfed-v1", "fedavg"])
@@ -320,18 +267,19 @@ def test_an_app_without_last_layers_cannot_be_u_shaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
 def test_devices_in_bfloat16(strategy: str, tmp_path: Path) -> None:
     """The layers compute in it; weights, and what goes to the server, are float32."""
-    head, outputs = DeviceHalf(), set()
-    head.layers[0].register_forward_hook(
-        lambda module, inputs, output: outputs.add(output.dtype)
-    )
+    outputs = set()
+
+    def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        outputs.add(output.dtype)
+
+    head = DeviceHalf()
+    head.layers[0].register_forward_hook(record)
     server_half = RecordingHalf()
     config = {
         "strategy": strategy,
         "num-devices": 3,
         "num-rounds": 6,
         "learning-rate": 1e-2,
-    }
-    config |= {
         "device-precision": "bfloat16",
         "evaluate-on-devices": True,
         "results-dir": str(tmp_path),
@@ -341,24 +289,24 @@ def test_devices_in_bfloat16(strategy: str, tmp_path: Path) -> None:
     client = SplitClientApp(
         lambda: head, load_data, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
     )
-    server(LocalGrid(client, 3, workers=0), Context(1, 1, {}, RecordDict(), config))
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = results_of(server, client, config, workers=0)
     assert results["rounds"][5]["loss"] < 0.8 * results["rounds"][0]["loss"]
     assert outputs == {torch.bfloat16}
     assert {weight.dtype for weight in head.parameters()} == {torch.float32}
-    assert server_half.seen == (set() if strategy == "fedavg" else {torch.float32})
+    if strategy == "fedavg":
+        assert not server_half.seen, "the whole model is on devices"
+    else:
+        assert server_half.seen == {torch.float32}
 
 
 def test_float32_on_devices_is_what_no_key_is(tmp_path: Path) -> None:
-    first, same_run, other = (
-        run(tmp_path / str(number), uplink_bits=4.0, downlink_bits=4.0, **precision)
-        for number, precision in enumerate(
-            ({}, {"device_precision": "float32"}, {"device_precision": "bfloat16"}),
-        )
-    )
-    assert (
-        first["payload_digest"] == same_run["payload_digest"] != other["payload_digest"]
-    )
+    def digest(folder: str, **precision: str) -> str:
+        bits = {"uplink_bits": 4.0, "downlink_bits": 4.0}
+        return run(tmp_path / folder, **bits, **precision)["payload_digest"]
+
+    without = digest("without")
+    assert digest("float32", device_precision="float32") == without
+    assert digest("bfloat16", device_precision="bfloat16") != without
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
@@ -368,12 +316,8 @@ def test_unsplit_strategies_train_the_whole_model(
     config = {"strategy": strategy, "learning_rate": 1e-2, "num_rounds": 4}
     results = run(tmp_path, **config, evaluate_on_devices=True, evaluate_every=2)
     rounds = results["rounds"]
-    assert [row["device_accuracy"] is None for row in rounds] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    evaluated = [row["device_accuracy"] is not None for row in rounds]
+    assert evaluated == [False, True, False, True]
     assert [len(row["links"]["evaluate"]) for row in rounds] == [0, 3, 0, 3]
     assert rounds[3]["loss"] < rounds[0]["loss"]
     assert "codec" not in results
@@ -426,24 +370,15 @@ def test_schedules_are_keys_and_device_sums_are_in_the_results(tmp_path: Path) -
         uplink_schedule="linear 3x 1-3",
         downlink_schedule="warmup 2x 1",
     )
+    # devices train in turn
     wanted = [(1.5, 1.0), (1.0, 0.5), (0.5, 0.5)]
-    # in turn
-    for row, device, (up, down) in zip(
-        results["rounds"], ("0", "1", "2"), wanted, strict=True
-    ):
-        trained = results["devices"][device]
-        assert (
-            0.9 * up
-            < row["uplink_bits_per_entry"]
-            == trained["uplink_bits_per_entry"]
-            <= up
-        )
-        assert (
-            0.9 * down
-            < row["downlink_bits_per_entry"]
-            == trained["downlink_bits_per_entry"]
-            <= down
-        )
+    for number, (up, down) in enumerate(wanted):
+        row = results["rounds"][number]
+        trained = results["devices"][str(number)]
+        assert 0.9 * up < row["uplink_bits_per_entry"] <= up
+        assert row["uplink_bits_per_entry"] == trained["uplink_bits_per_entry"]
+        assert 0.9 * down < row["downlink_bits_per_entry"] <= down
+        assert row["downlink_bits_per_entry"] == trained["downlink_bits_per_entry"]
         assert (trained["sessions"], trained["steps"]) == (1, 5)
 
 
@@ -462,22 +397,23 @@ def test_where_device_budgets_come_from_is_a_key(
         "reduction": 2,
         "num_rounds": 2,
     }
-    rounds = run(
+    results = run(
         tmp_path, **config, device_budgets=budgets, node_config={"uplink-bits": 0.4}
-    )["rounds"]
-    assert 0.9 * bits < rounds[1]["uplink_bits_per_entry"] <= bits
+    )
+    second = results["rounds"][1]
+    assert 0.9 * bits < second["uplink_bits_per_entry"] <= bits
 
 
 def test_the_optimizer_states_source_is_a_key(tmp_path: Path) -> None:
-    losses = {
-        state: run(
+    losses = {}
+    for state in ("", "relay", "per-device", "fresh"):
+        results = run(
             tmp_path / (state or "own"),
             strategy="split-learning",
             learning_rate=1e-2,
             optimizer_state=state,
-        )["rounds"][2]["loss"]
-        for state in ("", "relay", "per-device", "fresh")
-    }
+        )
+        losses[state] = results["rounds"][2]["loss"]
     assert losses[""] == losses["relay"]
     assert losses["relay"] != losses["fresh"]
 
@@ -576,92 +512,3 @@ def test_keys_that_are_wrong_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=error):
         run(tmp_path, **{key: value})
-
-
-def test_a_codec_takes_its_own_settings_and_no_others() -> None:
-    config = {
-        "strategy": "split-learning",
-        "uplink-bits": 0.5,
-        "reduction": 4,
-        "evaluation": "float32",
-        "batch-size": 9,
-    }
-    assert codec_of(config).config()["name"] == "float32"
-    assert "reduction" not in codec_of(config).config()
-    cut = codec_of({**config, "codec": "dropout-only", "channel-dim": 2})
-    assert cut.config() == {
-        **{"name": "dropout-only", "uplink-bits": 0.5, "downlink-bits": 0.4},
-        **{"evaluation": "float32", "channel-dim": 2, "reduction": 4.0},
-    }
-    assert (
-        codec_of({**config, "strategy": "splitfc", "codec": "float16"}).config()["name"]
-        == "splitfc"
-    )
-    with pytest.raises(ValueError, match="unknown codec 'gzip'; known are"):
-        codec_of({**config, "codec": "gzip"})
-
-
-def test_a_codecs_settings_in_one_string() -> None:
-    config = {"strategy": "split-learning", "codec": "fedlite", "uplink-bits": 0.5}
-    text = "groups=2 correction=0.1 downlink-bits=0.25"
-    assert codec_of({**config, "codec-settings": text}) == codec_of(
-        {**config, "groups": 2, "correction": 0.1, "downlink-bits": 0.25}
-    )
-    assert codec_of({**config, "codec-settings": ""}) == codec_of(config)
-    output = {"output-codec": "dropout-only", "output-codec-settings": "reduction=4"}
-    assert output_codec_of({**config, **output}).config()["reduction"] == 4.0
-
-
-def test_a_run_is_the_same_however_its_codecs_settings_are_given(
-    tmp_path: Path,
-) -> None:
-    cut = {"uplink_bits": 2.0, "downlink_bits": 2.0}
-    by_keys = run(tmp_path / "keys", num_rounds=1, reduction=4, **cut)
-    in_a_string = run(
-        tmp_path / "string", num_rounds=1, codec_settings="reduction=4", **cut
-    )
-    assert by_keys["codec"] == in_a_string["codec"]
-    assert by_keys["payload_digest"] == in_a_string["payload_digest"]
-
-
-@pytest.mark.parametrize("prefix", ["", "output-"])
-@pytest.mark.parametrize("word", ["reduction", "uplink-bits", "uplink_bits"])
-def test_a_setting_that_is_given_twice_is_named_with_both_places(
-    prefix: str, word: str
-) -> None:
-    key = prefix + word.replace("_", "-")
-    text = f"channel-dim=2 {word}=4"
-    config = {
-        "strategy": "split-learning",
-        f"{prefix}codec": "dropout-only",
-        f"{prefix}codec-settings": text,
-        key: 2.0,
-    }
-    said = f"{word} is given twice: by {key} = 2.0 and by {prefix}codec-settings = "
-    with pytest.raises(ValueError, match=re.escape(said + repr(text))):
-        output_codec_of(config) if prefix else codec_of(config)
-    twice = {**config, f"{prefix}codec-settings": "channel-dim=2 channel_dim=2"}
-    with pytest.raises(ValueError, match="channel_dim is given twice"):
-        output_codec_of(twice) if prefix else codec_of(twice)
-
-
-def documented_defaults() -> dict[str, str]:
-    """The table of keys in the docstring: by key, its default as it is written there."""
-    assert SplitServerApp.__doc__ is not None
-    _, _, table = SplitServerApp.__doc__.partition("key  ")
-    return dict(re.findall(r"^ *``([a-z-]+)``  *(\S+)", table, re.M))
-
-
-@pytest.mark.parametrize("field", fields(RunSettings), ids=lambda field: field.name)
-def test_every_key_is_in_the_apps_table_with_its_default(field: Any) -> None:
-    written = documented_defaults()[field.name.replace("_", "-")]
-    if field.default is None:
-        assert written == "`optimizer`'s"
-    else:
-        assert json.loads(written) == field.default
-
-
-def test_every_key_in_the_apps_table_is_understood() -> None:
-    known = {field.name.replace("_", "-") for field in fields(RunSettings)}
-    codecs = {"codec", "codec-settings", "output-codec", "output-codec-settings"}
-    assert documented_defaults().keys() == known | codecs

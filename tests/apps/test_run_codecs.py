@@ -1,0 +1,79 @@
+"""The codecs of a run-config: which settings they take, and where those may stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
+from tests.apps.server_runs import run
+
+
+def test_a_codec_takes_its_own_settings_and_no_others() -> None:
+    config = {
+        "strategy": "split-learning",
+        "uplink-bits": 0.5,
+        "reduction": 4,
+        "evaluation": "float32",
+        "batch-size": 9,
+    }
+    assert codec_of(config).config()["name"] == "float32"
+    assert "reduction" not in codec_of(config).config()
+    cut = codec_of({**config, "codec": "dropout-only", "channel-dim": 2})
+    assert cut.config() == {
+        "name": "dropout-only",
+        "uplink-bits": 0.5,
+        "downlink-bits": 0.4,
+        "evaluation": "float32",
+        "channel-dim": 2,
+        "reduction": 4.0,
+    }
+    its_own = codec_of({**config, "strategy": "splitfc", "codec": "float16"})
+    assert its_own.config()["name"] == "splitfc"
+    with pytest.raises(ValueError, match="unknown codec 'gzip'; known are"):
+        codec_of({**config, "codec": "gzip"})
+
+
+def test_a_codecs_settings_in_one_string() -> None:
+    config = {"strategy": "split-learning", "codec": "fedlite", "uplink-bits": 0.5}
+    text = "groups=2 correction=0.1 downlink-bits=0.25"
+    assert codec_of({**config, "codec-settings": text}) == codec_of(
+        {**config, "groups": 2, "correction": 0.1, "downlink-bits": 0.25}
+    )
+    assert codec_of({**config, "codec-settings": ""}) == codec_of(config)
+    output = {"output-codec": "dropout-only", "output-codec-settings": "reduction=4"}
+    assert output_codec_of({**config, **output}).config()["reduction"] == 4.0
+
+
+def test_a_run_is_the_same_however_its_codecs_settings_are_given(
+    tmp_path: Path,
+) -> None:
+    cut = {"uplink_bits": 2.0, "downlink_bits": 2.0}
+    by_keys = run(tmp_path / "keys", num_rounds=1, reduction=4, **cut)
+    in_a_string = run(
+        tmp_path / "string", num_rounds=1, codec_settings="reduction=4", **cut
+    )
+    assert by_keys["codec"] == in_a_string["codec"]
+    assert by_keys["payload_digest"] == in_a_string["payload_digest"]
+
+
+@pytest.mark.parametrize("prefix", ["", "output-"])
+@pytest.mark.parametrize("word", ["reduction", "uplink-bits", "uplink_bits"])
+def test_a_setting_that_is_given_twice_is_named_with_both_places(
+    prefix: str, word: str
+) -> None:
+    make = output_codec_of if prefix else codec_of
+    key = prefix + word.replace("_", "-")
+    text = f"channel-dim=2 {word}=4"
+    config = {
+        "strategy": "split-learning",
+        f"{prefix}codec": "dropout-only",
+        f"{prefix}codec-settings": text,
+        key: 2.0,
+    }
+    said = f"{word} is given twice: by {key} = 2.0 and by {prefix}codec-settings = "
+    with pytest.raises(ValueError, match=re.escape(said + repr(text))):
+        make(config)
+    twice = {**config, f"{prefix}codec-settings": "channel-dim=2 channel_dim=2"}
+    with pytest.raises(ValueError, match="channel_dim is given twice"):
+        make(twice)
