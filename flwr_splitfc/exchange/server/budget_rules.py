@@ -156,7 +156,10 @@ def _ask(rule: BudgetRule, device: DeviceRound) -> Any:
         return rule(device)
     # Rules read what devices tell, and one device must not end the run.
     except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        # other errors than a rule's own need their type beside their text
+        reason = repr(error)
+        if isinstance(error, ValueError):
+            reason = str(error)
         raise ValueError(f"{_name(rule)}: {reason}") from error
 
 

@@ -65,9 +65,10 @@ class Devices:
     def _note_answer(self, reply: Message) -> None:
         node_id = reply.metadata.src_node_id
         records = reply.content.config_records
-        name = records.get(NAME_KEY, ConfigRecord()).get(NAME_KEY, node_id)
-        self._names[node_id] = str(name)
-        self._configs[node_id] = _scalars(records.get(NODE_CONFIG_KEY, {}))
+        name_record = records.get(NAME_KEY, ConfigRecord())
+        self._names[node_id] = str(name_record.get(NAME_KEY, node_id))
+        config_record = records.get(NODE_CONFIG_KEY, ConfigRecord())
+        self._configs[node_id] = _scalars(config_record)
 
     def _note_error(self, reply: Message) -> None:
         node_id = reply.metadata.src_node_id

@@ -86,7 +86,7 @@ class SplitEndpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # first, so that every device is told why its session is over
+        # first, or open streams would hold up `stop` for its grace period
         self.revoke([session.token for session in self._registry.sessions()])
         self._server.stop()
 
@@ -178,7 +178,7 @@ class SplitEndpoint:
 
     def end_round(self, tokens: list[str]) -> None:
         """End a round: revoke its tickets, and settle its server halves."""
-        # in this order: a session still open could train a half that is settled
+        # first: no session may give its half back into the next round
         self.revoke(tokens)
         self.halves.end_round()
 

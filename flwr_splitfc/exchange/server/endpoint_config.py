@@ -160,10 +160,10 @@ def _given_settings(config: RunConfig) -> dict[str, Scalar]:
 
 
 def _certificate(given: Mapping[str, Scalar]) -> Certificate | None:
-    paths = [str(given[key]) if key in given else None for key in _CERTIFICATE_FILES]
+    paths = [str(given.get(key, "")) for key in _CERTIFICATE_FILES]
     chain, private_key, authority = paths
     if chain and private_key:
-        return Certificate.from_files(chain, private_key, authority)
+        return Certificate.from_files(chain, private_key, authority or None)
     if any(paths):
         raise ValueError(
             f"{_PREFIX}certificate and {_PREFIX}private-key belong together"

@@ -16,8 +16,9 @@ _UNKNOWN_ERROR = 0  # among Flower's error codes
 
 def purpose_of(message: Message) -> Purpose | None:
     """Return what a message asks of a device at the cut; None for queries."""
-    # Flower's message types are such as "train" and "train.action"
-    return _PURPOSES.get(message.metadata.message_type.split(".")[0])
+    # a message type may name an action, too: "train.action"
+    category, _, _ = message.metadata.message_type.partition(".")
+    return _PURPOSES.get(category)
 
 
 def round_told_in(message: Message) -> int | None:
@@ -37,7 +38,8 @@ def model_bytes(message: Message) -> Counter[str]:
         for record in message.content.array_records.values()
         for array in record.values()
     )
-    return Counter(model=sum(len(array.data) for array in arrays))
+    total = sum(len(array.data) for array in arrays)
+    return Counter(model=total)
 
 
 def reported_steps(reply: Message) -> Traffic:
@@ -68,7 +70,9 @@ def error_reply(message: Message, why: str) -> Message:
 def failure_of(reply: Message) -> str:
     """Return why a device failed; of a traceback, the line with the error."""
     lines = (reply.error.reason or "").strip().splitlines()
-    return lines[-1][-_MOST_REASON_CHARACTERS:] if lines else "no reason given"
+    if not lines:
+        return "no reason given"
+    return lines[-1][-_MOST_REASON_CHARACTERS:]
 
 
 def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
@@ -76,5 +80,7 @@ def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
 
 
 def _number(value: object) -> Any:
-    # what a device reports may be anything that a MetricRecord takes
-    return value if isinstance(value, int | float) else 0
+    # a device may report a list of numbers, or nothing
+    if isinstance(value, int | float):
+        return value
+    return 0

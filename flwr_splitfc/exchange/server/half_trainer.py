@@ -132,6 +132,7 @@ class HalfTrainer:
         """
         with self._lock:
             model = deepcopy(self.model)
+        # gradients that the original has accumulated are its own
         model.zero_grad()
         copy = HalfTrainer(
             model,
@@ -170,10 +171,11 @@ class HalfTrainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
-            for parameter, gradient in zip(
-                self._parameters, state["gradients"], strict=True
-            ):
-                parameter.grad = None if gradient is None else gradient.to(self.device)
+            gradients = state["gradients"]
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                if gradient is not None:
+                    gradient = gradient.to(self.device)
+                parameter.grad = gradient
             self.steps = state["steps"]
             self.feature_shape = state["feature_shape"]
             self.updates = [Update(*update) for update in state["updates"]]
@@ -222,7 +224,8 @@ class HalfTrainer:
             The half does not take the features, or its output cannot go to a device.
         """
         with self._lock, self._rng(self.steps):
-            passed = self._pass(features.to(self.device).requires_grad_(), self.steps)
+            x = features.to(self.device).requires_grad_()
+            passed = self._pass(x, self.steps)
             check_output(passed.output, len(features))
         return passed
 
@@ -260,6 +263,7 @@ class HalfTrainer:
             x_grad = self._train(
                 passed.output, gradient.to(passed.output), passed.features, origin
             )
+            # only now: a refused step must leave them as they were
             self._take_buffers(passed.buffers)
         return x_grad
 
@@ -301,7 +305,8 @@ class HalfTrainer:
         # Not the model's own buffers: to put them back would invalidate the graph of
         # another session's pass.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        output = self._run(partial(functional_call, self.model, buffers), x)
+        model = partial(functional_call, self.model, buffers)
+        output = self._run(model, x)
         return ForwardPass(x, output, buffers, step)
 
     @torch.no_grad()
@@ -346,6 +351,7 @@ class HalfTrainer:
         if self.record_updates and origin is not None:
             self.updates.append(origin)
         self.feature_shape = tuple(x.shape[1:])
+        # a server half may ignore its input
         if x_grad is None:
             return torch.zeros_like(x, device="cpu")
         return x_grad.cpu()
@@ -379,8 +385,10 @@ class HalfTrainer:
 
         Sessions at the same time leave each other's draws alone.
         """
-        cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
+        cuda_devices = []
+        if self.device.type == "cuda":
+            cuda_devices.append(self.device.index or 0)
+        with torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(derive_seed(self.seed, "server-half", step))
             yield
 

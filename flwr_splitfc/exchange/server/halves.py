@@ -85,6 +85,7 @@ class CopiedHalves(Halves):
     @torch.no_grad()
     def end_round(self) -> None:
         with self._lock:
+            # where no device has replied, the half stays as it is
             if self._rows:
                 self._take_mean()
             self._rows = 0

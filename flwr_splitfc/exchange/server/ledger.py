@@ -42,14 +42,17 @@ class Ledger:
         """Enter what one session, or one Flower message, moved."""
         round_key = (server_round, purpose)
         with self._lock:
-            self._rounds.setdefault(round_key, Traffic()).add(traffic)
+            of_round = self._rounds.setdefault(round_key, Traffic())
+            of_round.add(traffic)
             if device is not None:
-                self._devices.setdefault((device, purpose), Traffic()).add(traffic)
+                of_device = self._devices.setdefault((device, purpose), Traffic())
+                of_device.add(traffic)
                 self._add_to_link(round_key, device, traffic)
 
     def _add_to_link(self, round_key: _RoundKey, device: str, traffic: Traffic) -> None:
         links = self._links.setdefault(round_key, {})
-        uplink_bytes, downlink_bytes, round_trips = links.get(device, [0, 0, 0])
+        before = links.get(device, [0, 0, 0])
+        uplink_bytes, downlink_bytes, round_trips = before
         links[device] = [
             uplink_bytes + traffic.uplink_bytes.total(),
             downlink_bytes + traffic.downlink_bytes.total(),
@@ -79,11 +82,11 @@ class Ledger:
 
     def devices_to_json(self) -> list[tuple[str, Purpose, dict[str, Any]]]:
         """Return each device's sums, for `restore_devices` of another ledger."""
+        sums = []
         with self._lock:
-            return [
-                (device, purpose, traffic_to_json(traffic))
-                for (device, purpose), traffic in self._devices.items()
-            ]
+            for (device, purpose), traffic in self._devices.items():
+                sums.append((device, purpose, traffic_to_json(traffic)))
+        return sums
 
     def restore_devices(
         self, sums: Iterable[tuple[str, Purpose, Mapping[str, Any]]]
@@ -93,10 +96,9 @@ class Ledger:
         The rounds of that ledger are entered in this one without devices.
         """
         with self._lock:
-            self._devices = {
-                (device, purpose): traffic_from_json(counts)
-                for device, purpose, counts in sums
-            }
+            self._devices.clear()
+            for device, purpose, counts in sums:
+                self._devices[device, purpose] = traffic_from_json(counts)
 
     def links(self, server_round: int, purpose: Purpose) -> dict[str, LinkCounts]:
         """Return by device what crossed its link in a round.

@@ -1,6 +1,5 @@
-"""The messages of a round that wait for their replies, and when to look for them."""
+"""The messages of a round that wait for their replies."""
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +17,6 @@ from flwr_splitfc.exchange.protocol.frames import (
 )
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import error_reply
-
-_FIRST_PAUSE_S = 0.01
-_LONGEST_PAUSE_S = 1.0
-_PAUSE_GROWTH = 1.2
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,9 @@ class MessagesInFlight:
         return len(self._waiting)
 
     def push(self, outgoing: Sequence[Outgoing]) -> None:
-        """Send messages; those whose node is gone are not waited for."""
-        pushed = self._grid.push_messages([each.message for each in outgoing])
+        """Send messages, and wait for the replies of nodes that are still there."""
+        messages = [each.message for each in outgoing]
+        pushed = self._grid.push_messages(messages)
         by_id = {each.message.metadata.message_id: each for each in outgoing}
         # Flower gives no id, or None, for a message whose node is gone.
         self._waiting |= {
@@ -110,8 +106,9 @@ class MessagesInFlight:
         replies = []
         for message_id, asked in list(self._waiting.items()):
             if asked.token is not None and asked.token in reasons:
+                why = reasons[asked.token]
+                replies.append(error_reply(asked.message, why))
                 del self._waiting[message_id]
-                replies.append(error_reply(asked.message, reasons[asked.token]))
         return replies
 
 
@@ -132,35 +129,9 @@ def _next_message(asked: Outgoing, answer: pb.ServerFrame) -> Outgoing:
     content = RecordDict(
         {**first.content.config_records, FRAME_KEY: frame_record(answer)}
     )
-    message = Message(content, first.metadata.dst_node_id, first.metadata.message_type)
+    message = Message(
+        content,
+        dst_node_id=first.metadata.dst_node_id,
+        message_type=first.metadata.message_type,
+    )
     return Outgoing(message, asked.token)
-
-
-class PollingPace:
-    """The pauses between two looks for replies: they grow while none comes.
-
-    Parameters
-    ----------
-    timeout_s : float or None
-        Seconds from now until the wait is over; None is for ever.
-    """
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._pause_s = _FIRST_PAUSE_S
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the timeout has passed."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    def pause(self, *, some_came: bool) -> None:
-        """Sleep until the next look, given whether the last one found replies."""
-        pause_s = self._pause_s
-        if self._deadline is not None:
-            pause_s = min(pause_s, self._deadline - time.monotonic())
-        time.sleep(max(pause_s, 0.0))
-        if some_came:
-            self._pause_s = _FIRST_PAUSE_S
-        else:
-            self._pause_s = min(self._pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)

@@ -58,6 +58,8 @@ class ServerSession:
         self.ended: SplitError | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
+        # Held while a frame is answered, so that frames, reconnections and the settling
+        # of the session come one after another.
         self._lock = Lock()
         self._nonce = b""
         self._last_answer = pb.ServerFrame()
@@ -107,7 +109,8 @@ class ServerSession:
         There is one at most, so that a token holds no more than one thread.
         """
         with self._lock:
-            earlier, self._unopened = self._unopened, connection
+            earlier = self._unopened
+            self._unopened = connection
         if earlier is not None:
             earlier.cancel()
 
@@ -132,7 +135,8 @@ class ServerSession:
             self.hang_up()
             self._unopened = None
             first = not self.opened
-            self._nonce, self._connection = nonce, connection
+            self._nonce = nonce
+            self._connection = connection
             if first:
                 self.opened_at = time.monotonic()
                 self._last_answer = self.turn.open()
@@ -213,7 +217,6 @@ class ServerSession:
     def settle(self) -> None:
         """Hand back what the device trained, which has replied; accept nothing more."""
         with self._lock:
-            # first, or a frame could still come in and train a half that is handed back
             self.end(TicketExpired("its device has replied"))
             self.turn.settle()
 
@@ -238,7 +241,8 @@ class ServerSession:
     def take_traffic(self) -> Traffic:
         """Return what was counted since the last time."""
         with self._lock:
-            traffic, self.turn.traffic = self.turn.traffic, Traffic()
+            traffic = self.turn.traffic
+            self.turn.traffic = Traffic()
         return traffic
 
     def _count(self, frame: pb.DeviceFrame, answer: pb.ServerFrame) -> pb.ServerFrame:

@@ -27,9 +27,9 @@ def log_session(
     **details
         What else there is to say.
     """
-    pairs = {**_identity(session), **details}
-    text = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
-    logger.log(level, "split session %s: %s", event, text)
+    about = {**_identity(session), **details}
+    pairs = [f"{key}={_quoted(value)}" for key, value in about.items()]
+    logger.log(level, "split session %s: %s", event, " ".join(pairs))
 
 
 def _identity(session: ServerSession | None) -> dict[str, object]:
@@ -47,5 +47,6 @@ def _identity(session: ServerSession | None) -> dict[str, object]:
 def _quoted(value: object) -> str:
     """Quote what would break a line of pairs, which a peer could forge otherwise."""
     text = str(value)
-    plain = text.isascii() and text.isprintable() and " " not in text
-    return text if plain else repr(text[:_MOST_CHARACTERS])
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text
+    return repr(text[:_MOST_CHARACTERS])

@@ -88,6 +88,8 @@ class SessionRegistry:
             for token in tokens:
                 session = self._sessions.pop(_session_id(token), None)
                 if session is not None:
+                    # under one lock: a device that comes in between must find its
+                    # session, or why it is over
                     why = session.ended or _end_of_round(session)
                     self._over[session.id] = why
                     revoked.append((session, why))

@@ -113,7 +113,7 @@ class SessionService:
         try:
             reply = session.answer(frame, connection)
         except SplitError as refusal:
-            # before the session ends and its traffic is entered: the refusal goes down
+            # before the traffic is entered: the refusal goes down, too
             count_downlink(session.turn.traffic, _refused(refusal))
             session.end(refusal)
             self._accounts.enter(session)
@@ -159,5 +159,8 @@ def _token_of(context: grpc.ServicerContext) -> str:
 
 
 def _refused(refusal: SplitError) -> pb.ServerFrame:
-    refused = pb.Refused(reason=refusal.reason, detail=str(refusal))  # type: ignore[arg-type]
+    refused = pb.Refused(
+        reason=refusal.reason,  # type: ignore[arg-type]
+        detail=str(refusal),
+    )
     return pb.ServerFrame(refused=refused)

@@ -25,12 +25,9 @@ from flwr_splitfc.exchange.server.flower_messages import (
     purpose_of,
     reported_loss,
 )
-from flwr_splitfc.exchange.server.messages_in_flight import (
-    MessagesInFlight,
-    Outgoing,
-    PollingPace,
-)
+from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.polling_pace import PollingPace
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 _NONCE_BYTES = 16
@@ -169,7 +166,8 @@ class SplitGrid(MeteredGrid):
             nonce=bytes(_NONCE_BYTES),
             software="in messages",
         )
-        return self.endpoint.deliver(ticket.token, pb.DeviceFrame(open=hello))
+        frame = pb.DeviceFrame(open=hello)
+        return self.endpoint.deliver(ticket.token, frame)
 
     def _replies(
         self, outgoing: Sequence[Outgoing], timeout: float | None

@@ -46,13 +46,15 @@ def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
 
 
 def _takes_class_indices(loss_fn: LossFn) -> bool:
-    return isinstance(loss_fn, _CLASS_INDEX_LOSSES) or loss_fn in _CLASS_INDEX_FUNCTIONS
+    if isinstance(loss_fn, _CLASS_INDEX_LOSSES):
+        return True
+    return loss_fn in _CLASS_INDEX_FUNCTIONS
 
 
 def _broadcasts(loss_fn: LossFn) -> bool:
-    return (
-        isinstance(loss_fn, _BROADCASTING_LOSSES) or loss_fn in _BROADCASTING_FUNCTIONS
-    )
+    if isinstance(loss_fn, _BROADCASTING_LOSSES):
+        return True
+    return loss_fn in _BROADCASTING_FUNCTIONS
 
 
 def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
@@ -91,18 +93,15 @@ def check_output(output: object, rows: int) -> None:
     ------
     StepRefused
     """
+    wanted = f"wanted ({rows}, ...) with a gradient"
     if not isinstance(output, Tensor):
-        _refuse_output(f"type {type(output).__name__}", rows)
-    elif output.ndim < 2 or len(output) != rows or not output.requires_grad:
-        _refuse_output(f"shape {tuple(output.shape)}", rows)
-    else:
-        check_finite("the server half's output", output, [output.detach()])
-
-
-def _refuse_output(found: str, rows: int) -> None:
-    raise StepRefused(
-        f"the server half's output has {found}, wanted ({rows}, ...) with a gradient"
-    )
+        kind = type(output).__name__
+        raise StepRefused(f"the server half's output has type {kind}, {wanted}")
+    has_rows = output.ndim >= 2 and len(output) == rows
+    if not has_rows or not output.requires_grad:
+        shape = tuple(output.shape)
+        raise StepRefused(f"the server half's output has shape {shape}, {wanted}")
+    check_finite("the server half's output", output, [output.detach()])
 
 
 def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> None:
@@ -122,6 +121,9 @@ def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> N
     ------
     StepRefused
     """
-    norm = nn.utils.get_total_norm([part for part in parts if part is not None])
-    if not (torch.isfinite(result).all() and norm <= _MOST_NORM):
+    there = [part for part in parts if part is not None]
+    norm = nn.utils.get_total_norm(there)
+    # a norm that is NaN is not <= anything
+    is_sound = torch.isfinite(result).all() and norm <= _MOST_NORM
+    if not is_sound:
         raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")

@@ -9,9 +9,12 @@ def silence_of(session: ServerSession, limits: Limits) -> SessionCancelled | Non
     """Return the error that ends a session whose device is silent or gone too long."""
     if not session.running:
         return None
-    state, limit_s = "silent", limits.idle_timeout_s
-    if not session.connected:
-        state, limit_s = "disconnected", limits.reconnect_timeout_s
+    if session.connected:
+        state = "silent"
+        limit_s = limits.idle_timeout_s
+    else:
+        state = "disconnected"
+        limit_s = limits.reconnect_timeout_s
     if session.silent_s <= limit_s:
         return None
     return SessionCancelled(f"{state} for {limit_s:g} s")
@@ -29,6 +32,7 @@ def reason_to_give_up(session: ServerSession, limits: Limits, now: float) -> str
     """
     if isinstance(session.ended, SessionCancelled):
         return str(session.ended)
-    if session.ended_at and now - session.ended_at > limits.reply_timeout_s:
-        return f"no reply within {limits.reply_timeout_s:g} s after its session"
+    limit_s = limits.reply_timeout_s
+    if session.ended_at and now - session.ended_at > limit_s:
+        return f"no reply within {limit_s:g} s after its session"
     return None

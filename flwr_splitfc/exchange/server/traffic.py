@@ -50,19 +50,19 @@ class Traffic:
     steps : int
         Mini-batches, of training and of prediction.
     rows : int
-        The samples of these.
+        Samples in these mini-batches.
     loss_sum : float
-        Of the training loss, over `loss_rows` samples. Where devices have the last
-        layers, it comes with their replies.
+        The sum of the training loss over `loss_rows` samples. Where devices have the
+        last layers, it comes with their replies.
     loss_rows : int
     entries : int
-        Of the features' B x D matrices.
+        Entries of the features' B x D matrices.
     output_entries : int
-        Of the matrices of the output, where that is a second cut.
+        Entries of the output's matrices, where the output is a second cut.
     device_codec_seconds : float
         How long the device encoded and decoded, as it says.
     server_codec_seconds : float
-        The same of the server, as it measured.
+        How long the server decoded and encoded.
     link_seconds : float
         How long frames of steps and predictions were on their way, up or down, round
         trips included: what the device waited for their answers less what the server
@@ -95,7 +95,8 @@ class Traffic:
     def add(self, other: "Traffic") -> None:
         """Add the counts of `other` to these."""
         for name in _FIELDS:
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine = getattr(self, name)
+            theirs = getattr(other, name)
             if isinstance(mine, Counter):
                 mine.update(theirs)
             else:
@@ -127,7 +128,9 @@ class Traffic:
     @property
     def loss(self) -> float:
         """The mean training loss over the samples; NaN before the first."""
-        return self.loss_sum / self.loss_rows if self.loss_rows else float("nan")
+        if self.loss_rows == 0:
+            return float("nan")
+        return self.loss_sum / self.loss_rows
 
     def metrics(self) -> dict[str, int | float]:
         """Return the counts under the names that Flower's `Result` shows.
@@ -148,18 +151,21 @@ class Traffic:
         }
 
     def _metrics_of(self, group: MetricGroup) -> dict[str, int | float]:
-        return {
-            declared.metadata["metric"] or declared.name: getattr(self, declared.name)
-            for declared in fields(self)
-            if declared.metadata.get("group") == group
-        }
+        metrics = {}
+        for declared in fields(self):
+            if declared.metadata.get("group") == group:
+                metric = declared.metadata["metric"] or declared.name
+                metrics[metric] = getattr(self, declared.name)
+        return metrics
 
 
 _FIELDS = [declared.name for declared in fields(Traffic)]
 
 
 def _bits_per_entry(payload_bytes: int, entries: int) -> float:
-    return 8 * payload_bytes / entries if entries else 0.0
+    if entries == 0:
+        return 0.0
+    return 8 * payload_bytes / entries
 
 
 def _bytes_by_kind(

@@ -151,7 +151,9 @@ class Turn:
 
     def settle(self) -> None:
         """Hand the trained half back, once: the device has replied to the strategy."""
-        half, self.half = self.half, self.halves.half
+        half = self.half
+        # once: a second settlement finds the run's own half, and no rows
+        self.half = self.halves.half
         if self.done and self.purpose == "train":
             self.halves.give_back(half, self._trained_rows)
         self._trained_rows = 0

@@ -1,6 +1,7 @@
 """The accounts of turns: what each moved, for the ledger and for the budget rules."""
 
 from logging import DEBUG
+from typing import TypeAlias
 
 from flwr_splitfc.exchange.server.budget_rules import Cut, LastTurn
 from flwr_splitfc.exchange.server.ledger import Ledger
@@ -8,6 +9,8 @@ from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.traffic import Traffic
 from flwr_splitfc.exchange.server.turn import Turn
+
+_LastTurnByCut: TypeAlias = dict[Cut, LastTurn]
 
 
 class TurnAccounts:
@@ -20,7 +23,7 @@ class TurnAccounts:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._last_turns: dict[str, dict[Cut, LastTurn]] = {}
+        self._last_turns: dict[str, _LastTurnByCut] = {}
 
     def enter(self, session: ServerSession) -> None:
         """Enter what a session moved since the last time."""
@@ -38,8 +41,9 @@ class TurnAccounts:
         return self._last_turns.get(device, {}).get(cut)
 
 
-def _last_turn_at_cuts(turn: Turn, traffic: Traffic) -> dict[Cut, LastTurn]:
-    last_turn: dict[Cut, LastTurn] = {"features": LastTurn.of(turn.codec, traffic)}
+def _last_turn_at_cuts(turn: Turn, traffic: Traffic) -> _LastTurnByCut:
+    last_turn: _LastTurnByCut = {}
+    last_turn["features"] = LastTurn.of(turn.codec, traffic)
     if turn.output_codec is not None:
         last_turn["output"] = LastTurn.of(turn.output_codec, traffic)
     return last_turn
