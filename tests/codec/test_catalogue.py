@@ -9,11 +9,14 @@ import pytest
 
 from flwr_splitfc.codec import (
     AllColumns,
+    CodecEntry,
     FeatureDropout,
     FeatureQuant,
     Float32,
     catalogue,
     codec_names,
+    codec_settings,
+    codec_table,
     cut_codec,
     register_codec,
 )
@@ -83,9 +86,34 @@ def test_wrong_settings_are_named(config: dict[str, object], message: str) -> No
         cut_codec(config)
 
 
+def test_the_table_describes_every_codec() -> None:
+    assert [entry.name for entry in codec_table()] == codec_names()
+    for entry in codec_table():
+        cut = cut_codec(entry.name)
+        assert type(cut.selector) is entry.selector
+        assert type(cut.quantiser) is entry.quantiser
+        assert sorted(entry.settings) == codec_settings(entry.name)
+        given = {k: v for k, v in entry.settings.items() if v is not None}
+        assert cut_codec(entry.name, **given) == cut
+
+
+@pytest.mark.parametrize("entry", codec_table(), ids=lambda entry: entry.name)
+def test_every_part_says_what_it_does_in_a_line(entry: CodecEntry) -> None:
+    for part in (entry.selector, entry.quantiser):
+        assert part.__doc__ is not None
+        line = part.__doc__.partition("\n")[0]
+        assert line.endswith(".")
+        assert len(line) <= 84
+        assert not line.startswith(part.__name__)  # as dataclasses write themselves
+        assert line in entry.summary
+
+
 @dataclass(frozen=True)
 class Halved(Float32):
-    """A third party's quantiser."""
+    """Sends halves.
+
+    A third party's quantiser.
+    """
 
     strength: int = 2
 
@@ -95,6 +123,9 @@ def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:
     register_codec("halved", FeatureDropout, Halved)
     assert "halved" in codec_names()
     assert cut_codec("halved", strength=3).quantiser == Halved(3)
+    (entry,) = (entry for entry in codec_table() if entry.name == "halved")
+    assert entry.own_settings == {"reduction": 16.0, "strength": 2}
+    assert entry.summary.endswith(" Sends halves.")
     with pytest.raises(ValueError, match="'halved' is already"):
         register_codec("halved", AllColumns, Halved)
     with pytest.raises(ValueError, match="must be a Selector class"):
@@ -113,4 +144,5 @@ def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         catalogue, "entry_points", lambda group: [Entry] if "codecs" in group else []
     )
     assert "from-afar" in codec_names()
+    assert "from-afar" in [entry.name for entry in codec_table()]
     assert cut_codec("from-afar", strength=5).quantiser == Halved(5)

@@ -25,12 +25,10 @@ EXACT_ENCODERS = ("float32/1", "float16/1")
 
 @pytest.mark.parametrize("name", codec_names())
 def test_every_codec_has_vectors_of_its_format(name: str) -> None:
-    """A new version of a format needs new vectors: ``python -m tests.fixture.make``."""
+    """A new codec or format needs new vectors: ``python -m tests.fixture.make``."""
     stype = cut_codec(name).stype
-    assert {v.direction for v in MATRICES if v.stype == stype} == {
-        "features",
-        "gradient",
-    }, f"none for {stype}"
+    directions = {vector.direction for vector in MATRICES if vector.stype == stype}
+    assert directions == {"features", "gradient"}, f"none for {stype}"
 
 
 @pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
@@ -137,6 +135,18 @@ def test_vectors_are_never_written_again(
     assert kept.read_text() == "the format"
     made = json.loads((kept.parent / "one-row-gradient.json").read_text())
     assert made["direction"] == "gradient"
+
+
+def test_a_codec_without_cases_gets_vectors_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    monkeypatch.setattr(make, "CASES", [])
+    make.main()
+    for name in codec_names():
+        for direction in ("features", "gradient"):
+            path = tmp_path / cut_codec(name).stype / f"default-{direction}.json"
+            assert json.loads(path.read_text())["direction"] == direction
 
 
 def test_vectors_are_small() -> None:

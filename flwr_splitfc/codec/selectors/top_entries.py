@@ -12,7 +12,7 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 
 @dataclass(frozen=True)
 class TopEntries(EntrySelector):
-    """Every row keeps its ``S`` entries of largest magnitude.
+    """Keeps the ``S`` entries of largest magnitude of every row.
 
     Top-S; the paper, 2305.18469, calls it top-k.
     """
