@@ -1,4 +1,4 @@
-"""Quantisers of single entries: the same levels for all of them, as many as the budget pays for."""
+"""Quantisers that round entry by entry, on as many levels as the budget pays for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Doubles, Floats
-from flwr_splitfc.codec.format.grid import grid_values
+from flwr_splitfc.codec.arrays import Symbols
 from flwr_splitfc.codec.format.symbols import (
     SymbolReader,
     most_levels,
     pack_symbols,
     stream_bytes,
+)
+from flwr_splitfc.codec.quantisers.entry.even_levels import (
+    even_levels,
+    look_up,
+    nearest_level,
 )
 from flwr_splitfc.codec.quantisers.entry.header import (
     LevelHeader,
@@ -27,16 +31,21 @@ from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import matrix_extremes
 
 SEARCH_LEVELS = 2**10
-"""No search looks at more levels: with so many, all that it could find is as good."""
+"""Most levels that a method searches: on more, all that it could find is as good."""
 
-_HISTOGRAM_POINTS = 2**12 + 1
+_FEWEST_LEVELS = 2
+"""Of a matrix with more than one value."""
+
+_WORD_BYTES = 4
+"""The range coder writes words; a smaller budget than that changes nothing."""
 
 
 class EntryQuant(Quantiser):
-    """Rounds every entry to one of ``Q`` levels and range-codes which; the baselines of SplitFC, Sec. VI.
+    """Round every entry to one of the same ``Q`` levels; send which by range coder.
 
-    A method chooses the header, given ``Q``; the levels are even from the header's
-    `low` to its `high` unless the method has others.
+    These are the baselines of SplitFC, Sec. VI. A method chooses the header, given
+    ``Q``; the levels are even from the header's `low` to its `high` unless the method
+    has others.
     """
 
     has_parameter: ClassVar[bool] = False
@@ -44,38 +53,48 @@ class EntryQuant(Quantiser):
 
     @abstractmethod
     def fit(self, matrix: Tensor, low: float, high: float, levels: int) -> LevelHeader:
-        """The method's header for a (B, K) matrix with these extremes; `levels` is 1 if they are equal."""
+        """Choose the header for a (B, K) matrix.
+
+        Parameters
+        ----------
+        low, high : float
+            Least and greatest entry of the matrix.
+        levels : int
+            ``Q``, 1 if all entries are equal.
+        """
 
     def symbols(self, matrix: Tensor, header: LevelHeader) -> Tensor:
-        """The level of each entry, integers (B, K)."""
+        """Return the level of each entry, integers (B, K)."""
         return nearest_level(matrix, header.low, header.high, header.levels)
 
     def values(self, symbols: Tensor, header: LevelHeader) -> Tensor:
-        """What each entry decodes to, float32 (B, K)."""
+        """Return what each entry decodes to, float32 (B, K)."""
         return look_up(even_levels(header), symbols)
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         low, high = matrix_extremes(matrix)
+        if low == high:
+            return pack_level_header(self.fit(matrix, low, high, levels=1))
         target_bytes = budget_bytes - self._header_bytes()
         while True:
-            levels = most_levels(target_bytes, matrix.numel()) if low < high else 1
+            levels = most_levels(target_bytes, matrix.numel())
             header = self.fit(matrix, low, high, levels)
-            data = pack_level_header(header)
-            if levels > 1:
-                data += pack_symbols(
-                    [(self.symbols(matrix, header).int().cpu().numpy().ravel(), levels)]
-                )
-            if len(data) <= budget_bytes or levels <= 2:
+            data = pack_level_header(header) + self._pack_entries(matrix, header)
+            excess_bytes = len(data) - budget_bytes
+            if excess_bytes <= 0 or levels <= _FEWEST_LEVELS:
                 return data
-            target_bytes -= max(4, len(data) - budget_bytes)
+            # the estimate of the symbols' size was short by this much
+            target_bytes -= max(_WORD_BYTES, excess_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, stream = unpack_level_header(data, parameter=self.has_parameter)
-        reader, symbols = SymbolReader(stream), np.zeros(rows * columns, np.int32)
+        reader = SymbolReader(stream)
+        symbols: Symbols = np.zeros(rows * columns, np.int32)
         if header.levels > 1:
-            symbols = reader.read(rows * columns, header.levels)
+            symbols = reader.read(len(symbols), header.levels)
         reader.close()
-        return self.values(torch.from_numpy(symbols).view(rows, columns), header)
+        matrix = torch.from_numpy(symbols).view(rows, columns)
+        return self.values(matrix, header)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Two levels."""
@@ -84,70 +103,6 @@ class EntryQuant(Quantiser):
     def _header_bytes(self) -> int:
         return level_header_bytes(parameter=self.has_parameter)
 
-
-def even_levels(header: LevelHeader) -> Floats:
-    """``Q`` values from `low` to `high`."""
-    return grid_values(np.arange(header.levels), header.low, header.high, header.levels)
-
-
-def nearest_level(matrix: Tensor, low: float, high: float, levels: int) -> Tensor:
-    """The nearest of even levels for each entry, float32; entries beyond the ends go to the last ones."""
-    return steps_above(matrix, low, high, levels).round_().clamp_(0, levels - 1)
-
-
-def steps_above(matrix: Tensor, low: float, high: float, levels: int) -> Tensor:
-    """How far entries are above `low`, in steps between even levels; divided first, nothing overflows or vanishes."""
-    return matrix.sub(low).div_(matrix.new_tensor(high - low)).mul_(levels - 1)
-
-
-def look_up(values: Floats, symbols: Tensor) -> Tensor:
-    """The value of each symbol."""
-    return (
-        torch.from_numpy(values)
-        .index_select(0, symbols.reshape(-1))
-        .view(symbols.shape)
-    )
-
-
-class Histogram:
-    """Entries by value, as a search sees them: it tries many levels in the time of one pass over the matrix.
-
-    Parameters
-    ----------
-    matrix : Tensor
-        (B, K).
-    low, high : float
-        Its extremes, not the same.
-    """
-
-    def __init__(self, matrix: Tensor, low: float, high: float) -> None:
-        points = nearest_level(matrix, low, high, _HISTOGRAM_POINTS).int().ravel()
-        counts = torch.bincount(points, minlength=_HISTOGRAM_POINTS).cpu().numpy()
-        self._low, self._step = low, (high - low) / (_HISTOGRAM_POINTS - 1)
-        values = low + self._step * np.arange(_HISTOGRAM_POINTS)
-        self._counts = np.append(0.0, np.cumsum(counts))
-        self._sums = np.append(0.0, np.cumsum(counts * values))
-        self.square = float(np.sum(counts * values * values))
-
-    def products(self, levels: Doubles) -> tuple[Doubles, Doubles]:
-        """Inner products of what the matrix is rounded to, with the matrix and with itself.
-
-        Parameters
-        ----------
-        levels : ndarray
-            One set of increasing levels a row, (sets, Q).
-        """
-        middles = (levels[:, 1:] + levels[:, :-1]) / 2
-        inner = (
-            np.ceil((middles - self._low) / self._step)
-            .clip(0, _HISTOGRAM_POINTS)
-            .astype(np.int64)
-        )
-        ends = (
-            np.pad(inner, ((0, 0), (1, 0))),
-            np.pad(inner, ((0, 0), (0, 1)), constant_values=_HISTOGRAM_POINTS),
-        )
-        counts, sums = (
-            prefix[ends[1]] - prefix[ends[0]] for prefix in (self._counts, self._sums)
-        )
-        return (levels * sums).sum(1), (levels * levels * counts).sum(1)
+    def _pack_entries(self, matrix: Tensor, header: LevelHeader) -> bytes:
+        symbols = self.symbols(matrix, header).int().cpu().numpy()
+        return pack_symbols([(symbols.ravel(), header.levels)])

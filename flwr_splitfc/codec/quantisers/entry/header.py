@@ -1,4 +1,7 @@
-"""What precedes the symbols of a matrix whose entries have the same levels."""
+"""The bytes that precede the symbols of a matrix whose entries have the same levels.
+
+docs/wire-format.md, section 4, has them in tables ("Even levels" and those after it).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from flwr_splitfc.codec.format.floats import check_interval
 
 
 class LevelHeader(NamedTuple):
-    """What the reader of a matrix whose entries have the same levels knows before the symbols.
+    """The settings that the reader of such a matrix gets before the symbols.
 
     Parameters
     ----------
@@ -20,7 +23,7 @@ class LevelHeader(NamedTuple):
     low, high : float
         Ends of an even grid.
     parameter : int or None
-        0 to 255; what it means, and whether there is one, depends on the quantiser.
+        0 to 255; its meaning, and whether there is one, depends on the quantiser.
     """
 
     levels: int
@@ -28,31 +31,44 @@ class LevelHeader(NamedTuple):
     high: float
     parameter: int | None = None
 
+    @property
+    def step(self) -> float:
+        """Between two even levels; 0 if there is one level."""
+        return (self.high - self.low) / max(self.levels - 1, 1)
 
-_LEVELS, _PARAMETER = "Hff", "B"
+
+_LEVELS = "Hff"
+"""``Q - 1`` and the ends."""
+
+_PARAMETER = "B"
+
+
+def _layout(*, parameter: bool) -> str:
+    return _LEVELS + _PARAMETER if parameter else _LEVELS
 
 
 def level_header_bytes(*, parameter: bool) -> int:
-    """Bytes before the symbols."""
-    return struct.calcsize("<" + _LEVELS + _PARAMETER * parameter)
+    """Return the header's size."""
+    return struct.calcsize("<" + _layout(parameter=parameter))
 
 
 def pack_level_header(header: LevelHeader) -> bytes:
     """Write everything that precedes the symbols."""
-    data = struct.pack("<" + _LEVELS, header.levels - 1, header.low, header.high)
-    return (
-        data
-        if header.parameter is None
-        else data + struct.pack("<" + _PARAMETER, header.parameter)
-    )
+    last_level = header.levels - 1
+    data = struct.pack("<" + _LEVELS, last_level, header.low, header.high)
+    if header.parameter is not None:
+        data += struct.pack("<" + _PARAMETER, header.parameter)
+    return data
 
 
 def unpack_level_header(
     data: memoryview, *, parameter: bool
 ) -> tuple[LevelHeader, memoryview]:
     """Read what `pack_level_header` wrote and return the symbols' bytes with it."""
-    (last, low, high, *more), rest = take(data, _LEVELS + _PARAMETER * parameter)
+    fields, rest = take(data, _layout(parameter=parameter))
+    last_level, low, high, *more = fields
     check_interval(low, high, "level")
-    if (last == 0) != (low == high):
-        raise PayloadError(f"{last + 1} levels from {low} to {high}")
-    return LevelHeader(last + 1, low, high, *more), rest
+    levels = last_level + 1
+    if (levels == 1) != (low == high):
+        raise PayloadError(f"{levels} levels from {low} to {high}")
+    return LevelHeader(levels, low, high, *more), rest

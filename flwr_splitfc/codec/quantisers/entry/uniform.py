@@ -12,16 +12,17 @@ from flwr_splitfc.codec.quantisers.entry.header import LevelHeader
 
 @dataclass(frozen=True)
 class Uniform(EntryQuant):
-    """Even levels between the least and the greatest entry of the matrix (SplitFC, 2307.10805, Sec. VI).
+    """Even levels from the matrix's least entry to its greatest (2307.10805, Sec. VI).
 
-    Reconstructed: the paper compares with a uniform quantiser and does not say more;
-    here each batch's matrix has an interval of its own, and the number of levels is as
-    large as the budget allows and no power of two.
+    Reconstructed: the SplitFC paper compares with a uniform quantiser and does not say
+    more. Here each batch's matrix has an interval of its own, and the number of levels
+    is as large as the budget allows and no power of two.
 
     Examples
     --------
     >>> import torch
-    >>> payload = Uniform().encode(torch.tensor([[0.0, 1.2, 1.9, 3.0]]).repeat(25, 1), budget_bytes=42)
+    >>> matrix = torch.tensor([[0.0, 1.2, 1.9, 3.0]]).repeat(25, 1)
+    >>> payload = Uniform().encode(matrix, budget_bytes=42)
     >>> Uniform().decode(memoryview(payload), 25, 4)[0]
     tensor([0., 1., 2., 3.])
     """

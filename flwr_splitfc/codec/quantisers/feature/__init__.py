@@ -1,1 +1,1 @@
-"""SplitFC's quantiser: columns get levels by how much they vary (2307.10805, Sec. V)."""
+"""SplitFC's quantiser: more levels for columns that vary more (2307.10805, Sec. V)."""

@@ -1,20 +1,31 @@
-"""Adaptive feature-wise quantisation (SplitFC, Sec. V)."""
+"""Adaptive feature-wise quantisation (SplitFC, 2307.10805, Sec. V).
+
+A column is decoded in one of three ways:
+
+    two-stage column        x + k s        k = round((entry - x) / s), 0 ... Q - 1   (7)
+    column of one point     x              a two-stage column whose interval is empty
+    mean-value column       mean           on a grid of Q_0 points                   (8)
+
+where ``x`` and ``x + (Q - 1) s`` are the ends of the column's interval on the endpoint
+grid. The numbers are those of the equations in docs/splitfc.md; `endpoints`, `levels`,
+`upgrades` and `allocation` have the others. docs/wire-format.md has the bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, Symbols
+from flwr_splitfc.codec.arrays import Doubles, Floats, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.grid import grid_values, nearest_point
 from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols, stream_bytes
 from flwr_splitfc.codec.quantisers.feature.allocation.plan import Plan, plan_budget
+from flwr_splitfc.codec.quantisers.feature.endpoints import Intervals
 from flwr_splitfc.codec.quantisers.feature.header import (
     ENDPOINT_LEVELS,
     QuantHeader,
@@ -22,45 +33,67 @@ from flwr_splitfc.codec.quantisers.feature.header import (
     quant_header_bytes,
     unpack_quant_header,
 )
-from flwr_splitfc.codec.quantisers.feature.levels import column_levels
+from flwr_splitfc.codec.quantisers.feature.upgrades import column_levels
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import column_extremes, column_means
+
+_WORD_BYTES = 4
+"""The range coder writes words; a smaller budget than that changes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class _EntryGrid:
-    """Where the entries of two-stage columns of positive span may lie, arrays (A,)."""
+    """Where the entries of two-stage columns of positive span may lie.
+
+    Parameters
+    ----------
+    columns : Tensor
+        Which they are of the K columns, int64 (A,).
+    base, step : ndarray
+        ``x`` and ``s`` of each, float32 (A,).
+    levels : ndarray
+        ``Q`` of each, (A,).
+    """
 
     columns: Tensor
-    base: NDArray[np.float32]
-    step: NDArray[np.float32]
+    base: Floats
+    step: Floats
     levels: Symbols
 
     @classmethod
-    def of(cls, header: QuantHeader, endpoints: Ints) -> _EntryGrid:
-        steps = endpoints[:, 1] - endpoints[:, 0]
-        levels = column_levels(steps, header.multiplier, header.upgrades)
-        active = steps > 0
-        ends = grid_values(endpoints[active], header.low, header.high, ENDPOINT_LEVELS)
-        sizes: Symbols = levels[active].astype(np.int32)
-        step: Floats = np.divide(ends[:, 1] - ends[:, 0], sizes - 1, dtype=np.float32)
-        return cls(torch.from_numpy(header.two_stage[active]), ends[:, 0], step, sizes)
+    def of(cls, header: QuantHeader, intervals: Intervals) -> _EntryGrid:
+        all_levels = column_levels(intervals.spans, header.multiplier, header.upgrades)
+        active = intervals.spans > 0
+        levels: Symbols = all_levels[active].astype(np.int32)
+        base = header.endpoint_values(intervals.first[active])
+        top = header.endpoint_values(intervals.last[active])
+        return cls(
+            columns=torch.from_numpy(header.two_stage[active]),
+            base=base,
+            step=np.divide(top - base, levels - 1, dtype=np.float32),
+            levels=levels,
+        )
 
     def symbols(self, matrix: Tensor) -> Symbols:
         """The nearest level of each entry, row by row."""
         device = matrix.device
-        base, step = (
-            torch.from_numpy(part).to(device) for part in (self.base, self.step)
-        )
-        top = torch.from_numpy(self.levels - 1).to(device).float()
-        entries = matrix.index_select(1, self.columns.to(device))
-        entries = (
-            entries.sub_(base)
-            .div_(step.where(step > 0, 1.0))
-            .round_()
-            .clamp_(top.new_zeros(()), top)
-        )
-        return entries.to(torch.int32).cpu().numpy().ravel()
+        base = torch.from_numpy(self.base).to(device)
+        step = torch.from_numpy(self.step).to(device)
+        last = torch.from_numpy(self.levels - 1).to(device)
+        columns = self.columns.to(device)
+        # (7), where an interval can vanish in float32
+        entries = matrix.index_select(1, columns)
+        entries.sub_(base)
+        entries.div_(step.where(step > 0, 1.0))
+        entries.round_()
+        entries.clamp_(step.new_zeros(()), last.float())
+        symbols: Symbols = entries.int().cpu().numpy()
+        return symbols.ravel()
+
+    @property
+    def count(self) -> int:
+        """``A``."""
+        return len(self.levels)
 
     def sizes(self, rows: int) -> Symbols:
         """Levels of each entry, row by row."""
@@ -68,7 +101,7 @@ class _EntryGrid:
 
     def values(self, symbols: Symbols, rows: int) -> Tensor:
         """Entries from their levels, float32 (B, A)."""
-        values = symbols.reshape(rows, len(self.levels)).astype(np.float32)
+        values = symbols.reshape(rows, self.count).astype(np.float32)
         values *= self.step
         values += self.base
         return torch.from_numpy(values)
@@ -93,77 +126,98 @@ class FeatureQuant(Quantiser):
         rows, columns = matrix.shape
         if columns == 0:
             return pack_quant_header(QuantHeader(np.arange(0)), 0)
-        low, high = (extreme.numpy() for extreme in column_extremes(matrix))
-        mean = column_means(matrix).float().double().numpy().clip(low, high)
+        statistics = _statistics(matrix)
         target_bytes = budget_bytes
         while True:
-            plan = plan_budget(low, high, mean, rows, target_bytes)
-            data = _pack(matrix, plan, mean)
-            if len(data) <= budget_bytes or plan.is_smallest:
+            plan = plan_budget(*statistics, rows, target_bytes)
+            data = _pack(matrix, plan, statistics.mean)
+            excess_bytes = len(data) - budget_bytes
+            if excess_bytes <= 0 or plan.is_smallest:
                 return data
-            target_bytes -= max(4, len(data) - budget_bytes)
+            # the plan's estimate was short by this much
+            target_bytes -= max(_WORD_BYTES, excess_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, stream = unpack_quant_header(data, columns)
         reader = SymbolReader(stream)
-        endpoints = _read_endpoints(reader, len(header.two_stage))
-        means = _mean_columns(header, columns)
-        mean_points = np.zeros(len(means), np.int32)
-        if header.mean_levels > 1:
-            mean_points = reader.read(len(means), header.mean_levels)
-        try:
-            grid = _EntryGrid.of(header, endpoints)
-        except ValueError as error:
-            raise PayloadError(f"payload makes {error}") from error
-        symbols = reader.read(rows * len(grid.levels), grid.sizes(rows))
+        intervals = _read_intervals(reader, header)
+        constants = _read_constants(reader, header, intervals, columns)
+        grid = _entry_grid(header, intervals)
+        symbols = reader.read(grid.count * rows, grid.sizes(rows))
         reader.close()
-        constants = np.empty(columns, np.float32)
-        constants[header.two_stage] = grid_values(
-            endpoints[:, 0], header.low, header.high, ENDPOINT_LEVELS
-        )
-        constants[means] = grid_values(
-            mean_points, header.mean_low, header.mean_high, header.mean_levels
-        )
         matrix = torch.from_numpy(constants).repeat(rows, 1)
-        return matrix.scatter_(
-            1, grid.columns.expand(rows, -1), grid.values(symbols, rows)
-        )
+        entry_columns = grid.columns.expand(rows, -1)
+        return matrix.scatter_(1, entry_columns, grid.values(symbols, rows))
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Means alone, with two levels."""
         return quant_header_bytes(0, columns) + stream_bytes(columns)
 
 
-def _mean_columns(header: QuantHeader, columns: int) -> Ints:
-    return np.delete(np.arange(columns), header.two_stage)
+class _Statistics(NamedTuple):
+    """What the plan must know of each column, float64 (K,)."""
+
+    low: Doubles
+    high: Doubles
+    mean: Doubles
+
+
+def _statistics(matrix: Tensor) -> _Statistics:
+    low, high = column_extremes(matrix)
+    # to float32 like the ends of their grid, and not beyond the column's own
+    mean = column_means(matrix).float().double().clamp(low, high)
+    return _Statistics(low.numpy(), high.numpy(), mean.numpy())
 
 
 def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:
-    rows, columns = matrix.shape
-    return pack_quant_header(plan.header, columns) + pack_symbols(
-        _runs(matrix, plan, mean, rows)
-    )
+    columns = matrix.shape[1]
+    header = pack_quant_header(plan.header, columns)
+    return header + pack_symbols(_runs(matrix, plan, mean))
 
 
 def _runs(
-    matrix: Tensor, plan: Plan, mean: Doubles, rows: int
+    matrix: Tensor, plan: Plan, mean: Doubles
 ) -> Iterator[tuple[Symbols, int | Symbols]]:
+    """Endpoints, means and entries as symbols, with their numbers of levels."""
+    rows, columns = matrix.shape
     header = plan.header
-    yield plan.endpoints.ravel().astype(np.int32), ENDPOINT_LEVELS
+    yield plan.intervals.symbols(), ENDPOINT_LEVELS
+    # equal means stand in the header
     if header.mean_levels > 1:
-        means = mean[_mean_columns(header, len(mean))]
-        points = nearest_point(
-            means, header.mean_low, header.mean_high, header.mean_levels
-        )
+        means = mean[header.mean_columns(columns)]
+        # (8)
+        points = header.mean_points(means)
         yield points.astype(np.int32), header.mean_levels
-    grid = _EntryGrid.of(header, plan.endpoints)
+    grid = _EntryGrid.of(header, plan.intervals)
     yield grid.symbols(matrix), grid.sizes(rows)
 
 
-def _read_endpoints(reader: SymbolReader, count: int) -> Ints:
-    endpoints = (
-        reader.read(2 * count, ENDPOINT_LEVELS).reshape(count, 2).astype(np.int64)
-    )
-    if bool((endpoints[:, 1] < endpoints[:, 0]).any()):
+def _read_intervals(reader: SymbolReader, header: QuantHeader) -> Intervals:
+    """The intervals of the two-stage columns."""
+    symbols = reader.read(2 * len(header.two_stage), ENDPOINT_LEVELS)
+    intervals = Intervals.from_symbols(symbols)
+    if (intervals.spans < 0).any():
         raise PayloadError("a column's endpoints are out of order")
-    return endpoints
+    return intervals
+
+
+def _read_constants(
+    reader: SymbolReader, header: QuantHeader, intervals: Intervals, columns: int
+) -> Floats:
+    """The value of a column without entries, its mean or point, float32 (K,)."""
+    means = header.mean_columns(columns)
+    points = np.zeros(len(means), np.int32)
+    if header.mean_levels > 1:
+        points = reader.read(len(means), header.mean_levels)
+    constants = np.empty(columns, np.float32)
+    constants[means] = header.mean_values(points)
+    constants[header.two_stage] = header.endpoint_values(intervals.first)
+    return constants
+
+
+def _entry_grid(header: QuantHeader, intervals: Intervals) -> _EntryGrid:
+    """The entry grid of a header from the wire, which may ask for too many upgrades."""
+    try:
+        return _EntryGrid.of(header, intervals)
+    except ValueError as error:
+        raise PayloadError(f"payload makes {error}") from error

@@ -1,15 +1,19 @@
-"""What precedes the symbols of a feature-quantised matrix."""
+"""The bytes that precede the symbols of a feature-quantised matrix.
+
+docs/wire-format.md, section 4, has them in a table.
+"""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import (
     column_set_bytes,
@@ -18,13 +22,17 @@ from flwr_splitfc.codec.format.column_sets import (
 )
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.floats import check_interval
+from flwr_splitfc.codec.format.grid import grid_values, nearest_point
 
 ENDPOINT_LEVELS = 200
 """Points of the grid for column endpoints, ``Q_ep`` (SplitFC, Sec. V)."""
 
 
 class Upgrades(NamedTuple):
-    """Which columns get a level more, in `levels.upgrade_order`: the `first`, and `more` after `skipped` others."""
+    """Which columns get a level more, in the order of `upgrades.upgrade_order`.
+
+    The `first` of them do, and `more` of those that follow after `skipped` others.
+    """
 
     first: int = 0
     skipped: int = 0
@@ -36,7 +44,7 @@ NO_UPGRADES = Upgrades()
 
 @dataclass(frozen=True, eq=False)
 class QuantHeader:
-    """What the reader of a feature-quantised (B, K) matrix knows before the symbols.
+    """The settings that the reader of a (B, K) matrix gets before the symbols.
 
     Parameters
     ----------
@@ -63,13 +71,37 @@ class QuantHeader:
     mean_high: float = 0.0
     mean_levels: int = 1
 
+    def mean_columns(self, columns: int) -> Ints:
+        """Return those of K `columns` that are not two-stage."""
+        return np.delete(np.arange(columns), self.two_stage)
 
-_COUNT, _ENTRIES, _MEANS = "I", "fffIBB", "ffH"
+    def endpoint_values(self, points: Ints) -> Floats:
+        """Return the values of points of the endpoint grid."""
+        return grid_values(points, self.low, self.high, ENDPOINT_LEVELS)
+
+    def mean_points(self, means: Doubles) -> Ints:
+        """Return the points nearest to `means` on the grid for means."""
+        return nearest_point(means, self.mean_low, self.mean_high, self.mean_levels)
+
+    def mean_values(self, points: NDArray[np.integer]) -> Floats:
+        """Return the values of points of the grid for means."""
+        return grid_values(points, self.mean_low, self.mean_high, self.mean_levels)
+
+
+_COUNT = "I"
+"""``M``."""
+
+_ENTRIES = "fffIBB"
+"""Endpoint grid, multiplier and upgrades; only if there are two-stage columns."""
+
+_MEANS = "ffH"
+"""Grid for means and ``Q_0 - 1``; only if there are mean-value columns."""
 
 
 def quant_header_bytes(two_stage: int, columns: int) -> int:
-    """Bytes before the symbols with `two_stage` out of `columns` columns in two stages."""
-    size = struct.calcsize("<" + _COUNT) + column_set_bytes(two_stage, columns)
+    """Return the header's size with `two_stage` of K `columns` in two stages."""
+    size = struct.calcsize("<" + _COUNT)
+    size += column_set_bytes(two_stage, columns)
     if two_stage > 0:
         size += struct.calcsize("<" + _ENTRIES)
     if two_stage < columns:
@@ -78,22 +110,30 @@ def quant_header_bytes(two_stage: int, columns: int) -> int:
 
 
 def pack_quant_header(header: QuantHeader, columns: int) -> bytes:
-    """Write everything of a feature-quantised matrix of K `columns` that precedes the symbols."""
+    """Write the header of a matrix of K `columns`."""
     count = len(header.two_stage)
-    parts = [struct.pack("<" + _COUNT, count)]
+    data = struct.pack("<" + _COUNT, count)
     if count > 0:
-        fields = header.low, header.high, header.multiplier, *header.upgrades
-        parts += [
-            struct.pack("<" + _ENTRIES, *fields),
-            pack_columns(header.two_stage, columns),
-        ]
+        data += _pack_entries(header)
+        data += pack_columns(header.two_stage, columns)
     if count < columns:
-        parts.append(
-            struct.pack(
-                "<" + _MEANS, header.mean_low, header.mean_high, header.mean_levels - 1
-            )
-        )
-    return b"".join(parts)
+        data += _pack_means(header)
+    return data
+
+
+def _pack_entries(header: QuantHeader) -> bytes:
+    return struct.pack(
+        "<" + _ENTRIES,
+        header.low,
+        header.high,
+        header.multiplier,
+        *header.upgrades,
+    )
+
+
+def _pack_means(header: QuantHeader) -> bytes:
+    last_point = header.mean_levels - 1
+    return struct.pack("<" + _MEANS, header.mean_low, header.mean_high, last_point)
 
 
 def unpack_quant_header(
@@ -103,35 +143,63 @@ def unpack_quant_header(
     (count,), rest = take(data, _COUNT)
     if count > columns:
         raise PayloadError(f"{count} two-stage columns of {columns}")
-    low = high = mean_low = mean_high = 0.0
-    multiplier, upgrades, mean_levels = 1.0, NO_UPGRADES, 1
-    two_stage = np.arange(0)
+    header = QuantHeader(two_stage=np.arange(0))
     if count > 0:
-        (low, high, multiplier, *more), rest = take(rest, _ENTRIES)
-        upgrades = _checked_upgrades(Upgrades(*more))
-        check_interval(low, high, "endpoint")
-        if not (isfinite(multiplier) and multiplier > 0):
-            raise PayloadError(
-                f"multiplier is {multiplier}; a finite positive number was wanted"
-            )
+        header, rest = _with_entries(header, rest)
         two_stage, rest = unpack_columns(rest, count, columns)
+        header = replace(header, two_stage=two_stage)
     if count < columns:
-        (mean_low, mean_high, last), rest = take(rest, _MEANS)
-        check_interval(mean_low, mean_high, "mean")
-        mean_levels = last + 1
-        if (mean_levels == 1) != (mean_low == mean_high):
-            raise PayloadError(
-                f"{mean_levels} mean levels from {mean_low} to {mean_high}"
-            )
-    header = QuantHeader(
-        two_stage, low, high, multiplier, upgrades, mean_low, mean_high, mean_levels
+        header, rest = _with_means(header, rest)
+    return header, rest
+
+
+def _with_entries(
+    header: QuantHeader, data: memoryview
+) -> tuple[QuantHeader, memoryview]:
+    """Add what `_pack_entries` wrote."""
+    fields, rest = take(data, _ENTRIES)
+    low, high, multiplier, *more = fields
+    upgrades = Upgrades(*more)
+    _check_upgrades(upgrades)
+    check_interval(low, high, "endpoint")
+    _check_multiplier(multiplier)
+    header = replace(
+        header,
+        low=low,
+        high=high,
+        multiplier=multiplier,
+        upgrades=upgrades,
     )
     return header, rest
 
 
-def _checked_upgrades(upgrades: Upgrades) -> Upgrades:
-    if (upgrades.skipped == 0) != (upgrades.more == 0):
-        raise PayloadError(
-            f"{upgrades.more} upgrades after {upgrades.skipped} skipped; both or neither must be 0"
-        )
-    return upgrades
+def _with_means(
+    header: QuantHeader, data: memoryview
+) -> tuple[QuantHeader, memoryview]:
+    """Add what `_pack_means` wrote."""
+    fields, rest = take(data, _MEANS)
+    low, high, last_point = fields
+    check_interval(low, high, "mean")
+    levels = last_point + 1
+    if (levels == 1) != (low == high):
+        raise PayloadError(f"{levels} mean levels from {low} to {high}")
+    header = replace(header, mean_low=low, mean_high=high, mean_levels=levels)
+    return header, rest
+
+
+def _check_multiplier(multiplier: float) -> None:
+    if isfinite(multiplier) and multiplier > 0:
+        return
+    raise PayloadError(
+        f"multiplier is {multiplier}; a finite positive number was wanted"
+    )
+
+
+def _check_upgrades(upgrades: Upgrades) -> None:
+    """One selection has one form: nothing is skipped for nothing."""
+    if (upgrades.skipped == 0) == (upgrades.more == 0):
+        return
+    raise PayloadError(
+        f"{upgrades.more} upgrades after {upgrades.skipped} skipped;"
+        " both or neither must be 0"
+    )

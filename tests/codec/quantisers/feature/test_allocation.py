@@ -13,6 +13,7 @@ from flwr_splitfc.codec.quantisers.feature.header import (
     quant_header_bytes,
 )
 from flwr_splitfc.codec.quantisers.feature.levels import best_level
+from flwr_splitfc.codec.quantisers.feature.upgrades import column_levels
 
 ROWS = 256
 
@@ -36,13 +37,13 @@ def budget_for(bits_per_entry: float, count: int) -> int:
     return int(ROWS * count * bits_per_entry / 8) + 100
 
 
-def spans(plan: Plan) -> NDArray[np.int64]:
-    steps: NDArray[np.int64] = plan.endpoints[:, 1] - plan.endpoints[:, 0]
-    return steps
+def levels_of(plan: Plan) -> NDArray[np.int64]:
+    header = plan.header
+    return column_levels(plan.intervals.spans, header.multiplier, header.upgrades)
 
 
 def entry_bits(plan: Plan) -> float:
-    return ROWS * float(level_bits()[plan.levels].sum())
+    return ROWS * float(level_bits()[levels_of(plan)].sum())
 
 
 def error(steps: NDArray[np.int64], levels: NDArray[np.int64]) -> float:
@@ -51,7 +52,7 @@ def error(steps: NDArray[np.int64], levels: NDArray[np.int64]) -> float:
 
 
 def lagrangian_bound(steps: NDArray[np.int64], bits: float, multiplier: float) -> float:
-    """No integer levels that cost at most `bits` have less error; the dual is best near `multiplier`."""
+    """No levels that cost at most `bits` have less error; the dual is best nearby."""
     best = 0.0
     active = steps[steps > 0]
     for near in multiplier * np.exp(np.linspace(-0.3, 0.3, 4001)):
@@ -70,7 +71,8 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(
     low, high, mean = columns_like(kind, count, seed=3)
     budget_bytes = budget_for(bits_per_entry, count)
     plan = plan_budget(low, high, mean, ROWS, budget_bytes)
-    steps, levels, two_stage = spans(plan), plan.levels, len(plan.header.two_stage)
+    steps, levels = plan.intervals.spans, levels_of(plan)
+    two_stage = len(plan.header.two_stage)
     stream_bits = 8 * (budget_bytes - quant_header_bytes(two_stage, count))
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     side_bits = (
@@ -91,7 +93,7 @@ def test_levels_are_the_integer_optimum_up_to_one_upgrade(
 
 
 def integer_optimum(steps: NDArray[np.int64], bits: float) -> float:
-    """The least error of integer levels within `bits` a row, by dynamic programming over the columns."""
+    """The least error of integer levels within `bits` a row, by dynamic programming."""
     units_per_bit = 1000
     room = int(bits * units_per_bit)
     best = np.full(room + 1, np.inf)
@@ -130,15 +132,15 @@ def test_levels_are_within_one_percent_of_the_integer_optimum(
     )
     coder_bits = 68 + 2e-4 * (ROWS + 2) * count
     optimum = integer_optimum(
-        spans(plan), (stream_bits - side_bits - coder_bits) / ROWS
+        plan.intervals.spans, (stream_bits - side_bits - coder_bits) / ROWS
     )
-    assert error(spans(plan), plan.levels) <= 1.01 * optimum
+    assert error(plan.intervals.spans, levels_of(plan)) <= 1.01 * optimum
 
 
 def test_equal_ranges_leave_no_bits_over() -> None:
     low, high = np.zeros(100), np.ones(100)
     plan = plan_budget(low, high, np.full(100, 0.5), ROWS, budget_for(1.9, 100))
-    assert set(plan.levels) == {3, 4}
+    assert set(levels_of(plan)) == {3, 4}
     assert entry_bits(plan) / (ROWS * 100) > 1.83
 
 
@@ -156,7 +158,7 @@ def test_means_far_off_the_grid_do_not_starve_the_entries() -> None:
     low = np.concatenate([np.zeros(20), np.full(20, 1e6), np.full(20, -1e6)])
     high = low + np.concatenate([np.ones(20), np.zeros(40)])
     plan = plan_budget(low, high, (low + high) / 2, ROWS, budget_for(2, 20))
-    assert (spans(plan) >= 0).all()
+    assert (plan.intervals.spans >= 0).all()
     assert plan.header.mean_levels >= 2
 
 
@@ -164,7 +166,7 @@ def test_equal_constant_columns_cost_no_symbol() -> None:
     same = np.full(10, 2.5)
     plan = plan_budget(same, same, same, ROWS, 1000)
     assert plan.header.mean_levels == 1
-    assert spans(plan).sum() == 0
+    assert plan.intervals.spans.sum() == 0
 
 
 def test_impossible_budget_gives_the_smallest_plan() -> None:

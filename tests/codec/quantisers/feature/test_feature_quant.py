@@ -11,7 +11,7 @@ import torch
 from flwr_splitfc.codec import FeatureQuant
 from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.feature.header import unpack_quant_header
-from flwr_splitfc.codec.quantisers.feature.levels import column_levels
+from flwr_splitfc.codec.quantisers.feature.upgrades import column_levels
 
 MATRICES: dict[str, Callable[[int, int], torch.Tensor]] = {
     "normal": lambda rows, columns: torch.randn(rows, columns),

@@ -1,0 +1,99 @@
+"""The levels of all columns, as sender and receiver find them (SplitFC, Sec. V).
+
+Both know the multiplier ``m`` and each column's span ``n`` in steps of the endpoint
+grid. A column has
+
+    q = floor_level(m n^2)
+
+levels, or one more if it is upgraded. The multiplier at which an upgrade is worth its
+bits is
+
+    w = S[q] / n^2                                                              (16)
+
+Columns are upgraded in the order of (w, column): the `first` of them and, because the
+next one may cost more bits than are left, `more` of those that follow after `skipped`
+others. Without upgrades bits would be left over, as columns of equal span change their
+levels together. S and the number (16) are those of docs/splitfc.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.format.symbols import MOST_LEVELS
+from flwr_splitfc.codec.quantisers.feature.header import NO_UPGRADES, Upgrades
+from flwr_splitfc.codec.quantisers.feature.levels import (
+    FEWEST_LEVELS,
+    floor_level,
+    span_squares,
+    upgrade_thresholds,
+)
+
+
+def upgrade_multipliers(multiplier: float) -> Doubles:
+    """Return (16) for the spans n = 0 ... 199, infinite where there is no upgrade.
+
+    A column of span 0 has no entries to code, one of 2^16 levels has no level more.
+    """
+    levels = floor_level(multiplier * span_squares())
+    thresholds = upgrade_thresholds().take(levels - FEWEST_LEVELS, mode="clip")
+    with np.errstate(divide="ignore"):
+        worth = thresholds / span_squares()
+    return np.where(levels < MOST_LEVELS, worth, np.inf)
+
+
+def upgrade_order(spans: Ints, multiplier: float) -> Ints:
+    """Return the columns that can be upgraded, in the order in which they are.
+
+    Parameters
+    ----------
+    spans : ndarray
+        Span of each column in grid steps, 0 ... 199.
+    multiplier : float
+        ``m``.
+    """
+    worth = upgrade_multipliers(multiplier)
+    order = np.argsort(_ranks(worth)[spans], kind="stable")
+    upgradable = np.isfinite(worth)[spans]
+    # infinite ones come last
+    return order[: np.count_nonzero(upgradable)]
+
+
+def _ranks(worth: Doubles) -> NDArray[np.uint8]:
+    """How many spans are worth less; numpy sorts integers of 8 bits in linear time."""
+    ranks = np.searchsorted(np.sort(worth), worth)
+    return ranks.astype(np.uint8)
+
+
+def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
+    """Return the levels of each column: 1 for columns of zero span, else 2 ... 2^16.
+
+    Raises
+    ------
+    ValueError
+        If there are more upgrades than columns to upgrade.
+
+    Examples
+    --------
+    >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
+    [8, 1, 5, 4]
+    """
+    levels_by_span = floor_level(multiplier * span_squares())
+    levels_by_span[0] = 1
+    levels = levels_by_span[spans]
+    if upgrades != NO_UPGRADES:
+        order = upgrade_order(spans, multiplier)
+        levels[_upgraded(order, upgrades)] += 1
+    return levels
+
+
+def _upgraded(order: Ints, upgrades: Upgrades) -> Ints:
+    """The columns that `upgrades` picks from those in `order`."""
+    end = sum(upgrades)
+    if end > len(order):
+        raise ValueError(f"{end} upgrades of {len(order)} columns")
+    first = order[: upgrades.first]
+    more = order[upgrades.first + upgrades.skipped : end]
+    return np.concatenate([first, more])
