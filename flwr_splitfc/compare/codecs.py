@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from flwr_splitfc.codec import CodecEntry, codec_table
-from flwr_splitfc.run.columns import ANY_WIDTH, Column, terminal_table
+from flwr_splitfc.run.columns import Column, table_text, terminal_table
 from flwr_splitfc.settings import Scalar
 
 
@@ -32,12 +32,16 @@ def settings_text(settings: Mapping[str, Scalar | None]) -> str:
     return " ".join(texts)
 
 
+def _plain(docstring: str) -> str:
+    return docstring.replace("``", "")
+
+
 CODEC_COLUMNS: list[Column[CodecEntry]] = [
     Column("name", "codec", justify="left"),
     Column("selector", "selector", of=_selector, justify="left"),
     Column("quantiser", "quantiser", of=_quantiser, justify="left"),
     Column("own_settings", "settings", settings_text, justify="left", wraps=True),
-    Column("summary", "what it does", justify="left", wraps=True),
+    Column("summary", "what it does", _plain, justify="left", wraps=True),
 ]
 
 
@@ -53,12 +57,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def main(options: argparse.Namespace) -> int:
     """Print the table of codecs, and return the exit status."""
-    # A pipe or a file gets whole lines.
-    console = Console(width=None if sys.stdout.isatty() else ANY_WIDTH, highlight=False)
     entries = codec_table()
     table = terminal_table(CODEC_COLUMNS, entries, padding=(0, 2, 0, 0), pad_edge=False)
-    console.print(table)
-    console.print(f"\nAll have also: {_shared_settings(entries)}", markup=False)
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        sys.stdout.write(f"{table_text(table)}\n")  # whole lines for a pipe or a file
+    sys.stdout.write(f"\nAll have also: {_shared_settings(entries)}\n")
     return 0
 
 

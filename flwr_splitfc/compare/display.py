@@ -16,7 +16,13 @@ from flwr_splitfc.compare.workers.pool import (
     RunEnded,
     RunStarted,
 )
-from flwr_splitfc.run.columns import NO_VALUE, Column, megabytes, terminal_table
+from flwr_splitfc.run.columns import (
+    NO_VALUE,
+    Column,
+    last_known,
+    megabytes,
+    terminal_table,
+)
 from flwr_splitfc.run.rounds import Round
 
 
@@ -145,8 +151,7 @@ class _RunInHand:
 
     @property
     def accuracy(self) -> float | None:
-        known = [done.accuracy for done in self.rounds if done.accuracy is not None]
-        return known[-1] if known else None
+        return last_known(done.accuracy for done in self.rounds)
 
     @property
     def moved_bytes(self) -> int:

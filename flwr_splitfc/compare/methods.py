@@ -33,12 +33,12 @@ class Method:
 
     @classmethod
     def from_codec(cls, name: str) -> "Method":
-        """Make split learning with a codec of the catalogue, with the app's settings."""
+        """Make split learning with a codec; other settings stay the app's."""
         settings = {"strategy": _STRATEGY_OF_CODECS, "codec": name}
         return cls(name, Layer(f"codec {name}", settings))
 
     @property
-    def codec_names(self) -> set[object]:
+    def codec_candidates(self) -> set[object]:
         """All names among which that of its codec is, if it has one."""
         settings = self.layer.settings
         return {self.name, settings.get("codec"), settings.get("strategy")}
@@ -78,7 +78,7 @@ def methods_on_shelf(shelf: Path, named: Sequence[Method] = ()) -> list[Method]:
     methods = [Method.from_file(path) for path in paths]
     there: set[object] = set()
     for method in [*named, *methods]:
-        there |= method.codec_names
+        there |= method.codec_candidates
     missing = [name for name in codec_names() if name not in there]
     return methods + [Method.from_codec(name) for name in missing]
 

@@ -1,6 +1,6 @@
 """Columns of tables, and tables for terminals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Generic, Literal, TypeVar
@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 NO_VALUE = "-"
 # Of rich's eight lines the third is the rule below the headings.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-ANY_WIDTH = 10_000
-"""A width in characters in which every table fits."""
+_ANY_WIDTH = 10_000
 
 
 def _always(rows: Sequence[Any]) -> bool:
@@ -76,6 +76,25 @@ def shown_columns(columns: Sequence[AnyColumn], rows: Sequence[Any]) -> list[Any
     return [column for column in columns if column.shown(rows)]
 
 
+def known(values: Iterable[Value | None]) -> list[Value]:
+    """Return the values that are not None.
+
+    >>> known([None, 0.5, None, 0.7])
+    [0.5, 0.7]
+    """
+    return [value for value in values if value is not None]
+
+
+def last_known(values: Iterable[Value | None]) -> Value | None:
+    """Return the last value that is not None, if there is one.
+
+    >>> last_known([0.5, 0.7, None])
+    0.7
+    """
+    there = known(values)
+    return there[-1] if there else None
+
+
 def megabytes(size_bytes: float) -> str:
     """Write bytes in MB of 1e6 bytes.
 
@@ -99,15 +118,15 @@ def terminal_table(
         between the columns.
     """
     table = Table(**{"box": _RULE, "show_edge": False, "padding": 0, **options})
+    # As Text, because rich reads plain strings as its markup.
     for column in columns:
         table.add_column(
-            column.heading,
+            Text(column.heading),
             justify=column.justify,
             min_width=column.width,
             no_wrap=not column.wraps,
         )
     for row in rows:
-        # As Text, because rich reads plain strings as its markup.
         table.add_row(*(Text(column.text(row)) for column in columns))
     return table
 
@@ -115,5 +134,9 @@ def terminal_table(
 def table_text(table: Table) -> str:
     """Return a table as lines of plain text, whatever the terminal's width."""
     written = StringIO()
-    Console(file=written, width=ANY_WIDTH, color_system=None).print(table)
-    return written.getvalue().rstrip("\n")
+    console = Console(
+        file=written, width=_ANY_WIDTH, color_system=None, force_jupyter=False
+    )
+    console.print(table)
+    lines = written.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines)

@@ -159,7 +159,8 @@ class Progress:
         Where there are many, it has some of them, evenly spaced.
         """
         rows = standings(self.rounds)
-        rows = [row for row in rows if row.last.accuracy is not None] or rows
+        evaluated = [row for row in rows if row.last.accuracy is not None]
+        rows = evaluated or rows
         columns = shown_columns(ROUND_COLUMNS, rows)
         return table_text(terminal_table(columns, _thinned(rows)))
 

@@ -10,16 +10,19 @@ def results_text(results: Mapping[str, Any]) -> str:
     """Write a run's results as JSON, with a line for each of its ``rounds``."""
     members = []
     for key, value in results.items():
-        text = _rows_text(value) if key == "rounds" else json.dumps(value, indent=1)
-        members.append(f"{json.dumps(key)}: {text}")
+        name = json.dumps(key)
+        text = _value_text(key, value)
+        members.append(f"{name}: {text}")
     body = ",\n".join(members)
     return f"{{\n{body}\n}}\n"
 
 
-def _rows_text(rows: list[Mapping[str, Any]]) -> str:
-    lines = [json.dumps(row) for row in rows]
-    body = ",\n".join(lines)
-    return f"[\n{body}\n]"
+def _value_text(key: str, value: Any) -> str:
+    if key != "rounds":
+        return json.dumps(value, indent=1)
+    rows = [json.dumps(row) for row in value]
+    lines = ",\n".join(rows)
+    return f"[\n{lines}\n]"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import flwr_splitfc
+from flwr_splitfc.codec import codec_names
 from flwr_splitfc.command import main
 from flwr_splitfc.compare import compare, lock
 from flwr_splitfc.compare.report import figures, output
@@ -84,6 +85,32 @@ def test_what_is_finished_is_not_run_again(
     assert (tmp_path / "table.md").read_text() == table
     assert main(["compare", FEDAVG, *command[1:], "--seeds", "0,1"]) == 0
     assert pool.made[1:] == ["fedavg seed 0", "fedavg seed 1", "splitfc seed 1"]
+
+
+def test_codecs_are_methods_by_their_names(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "splitfc-rd", SPLITFC, "float32", *APP]
+    assert main([*command, "--out", str(tmp_path), "--budgets", "0.1,0.2"]) == 0
+    assert pool.made == [
+        *("splitfc-rd seed 0", "splitfc-rd seed 0"),
+        *("splitfc seed 0", "splitfc seed 0"),
+        "float32 seed 0",
+    ]
+    assert "| splitfc-rd | 0.2/0.4 | 75.0 | 1 |" in capsys.readouterr().out
+
+
+def test_all_has_codecs_that_no_file_has(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text('codec = "top-s"\n')
+    command = ["compare", "--all", "--shelf", str(tmp_path), *APP, "--list"]
+    assert main(command) == 0
+    listed = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    others = [name for name in codec_names() if name != "top-s"]
+    assert len(listed) == 1 + len(others)
+    for name, run_id in zip(["mine", *others], listed, strict=True):
+        assert run_id.startswith(f"{name}-")
 
 
 def test_another_setting_is_another_run_and_the_old_one_is_kept(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flwr_splitfc.codec import BudgetError, cut_codec
-from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
+from flwr_splitfc.compare.runs import Outcome, Run, RunFolder, sources_digest
 
 
 def test_an_id_is_of_all_settings_and_of_the_app() -> None:
@@ -68,3 +68,22 @@ def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
     )
     assert Outcome("failed", "out of\nmemory").summary == "out of memory"
     assert len(Outcome("failed", 1000 * "x").summary) < 250
+
+
+def test_the_sources_are_all_that_can_change_a_run(tmp_path: Path) -> None:
+    """What writes results.json is among them, also in a folder called as ours is."""
+    for name in ("run/progress.py", "report/rows.py", "compare/plan.py", "command.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+    before = sources_digest(tmp_path)
+    for name in ("compare/plan.py", "command.py", "compare/workers/new.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x = 2\n")
+        assert sources_digest(tmp_path) == before
+    for name in ("run/progress.py", "report/rows.py", "run/columns.py"):
+        (tmp_path / name).write_text("x = 2\n")
+        after = sources_digest(tmp_path)
+        assert after != before
+        before = after

@@ -10,6 +10,7 @@ from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import method_and_budget
 from flwr_splitfc.compare.runs import Budget, Outcomes
+from flwr_splitfc.run.columns import known
 
 _Evaluations: TypeAlias = dict[int, Point]
 """The rounds of one run that were evaluated."""
@@ -49,14 +50,12 @@ def curves_of(outcomes: Outcomes, link: RadioLink) -> list[Curve]:
     """Return a curve per method and budget, of the runs that are finished."""
     curves = []
     for (method, budget), group in groupby(outcomes, key=method_and_budget):
-        runs = [
-            _evaluations_of(outcome.results, link)
-            for _, outcome in group
-            if outcome.results is not None
-        ]
-        if runs:
-            curves.append(_curve_of(method, budget, runs))
-    return [curve for curve in curves if curve.rounds]
+        finished = known(outcome.results for _, outcome in group)
+        runs = [_evaluations_of(results, link) for results in finished]
+        rounds = _common_rounds(runs)
+        if rounds:
+            curves.append(_curve_of(method, budget, rounds, runs))
+    return curves
 
 
 def _evaluations_of(results: Mapping[str, Any], link: RadioLink) -> _Evaluations:
@@ -64,20 +63,51 @@ def _evaluations_of(results: Mapping[str, Any], link: RadioLink) -> _Evaluations
     return {point.round: point for point in points if point.accuracy is not None}
 
 
+def _common_rounds(runs: Sequence[_Evaluations]) -> list[int]:
+    if not runs:
+        return []
+    first, *others = runs
+    return sorted(set(first).intersection(*others))
+
+
 def _curve_of(
-    method: str, budget: Budget | None, runs: Sequence[_Evaluations]
+    method: str,
+    budget: Budget | None,
+    rounds: list[int],
+    runs: Sequence[_Evaluations],
 ) -> Curve:
     """Make a curve of the runs with different seeds."""
-    common = set(runs[0]).intersection(*runs[1:])
-    curve = Curve(method, budget, sorted(common), [], [], [], [])
-    for number in curve.rounds:
-        points = [evaluations[number] for evaluations in runs]
-        percents = [100 * (point.accuracy or 0.0) for point in points]
-        curve.accuracy.append(mean(percents))
-        curve.spread.append(stdev(percents) if len(percents) > 1 else 0.0)
-        curve.megabytes.append(mean(point.moved_bytes for point in points) / 1e6)
-        times_s = [point.link_s for point in points if point.link_s is not None]
+    marks = [_mark([evaluations[number] for evaluations in runs]) for number in rounds]
+    link_s = known(mark.link_s for mark in marks)
+    return Curve(
+        method=method,
+        budget=budget,
+        rounds=rounds,
+        megabytes=[mark.megabytes for mark in marks],
         # A run knows its times in all rounds or in none.
-        if len(times_s) == len(points):
-            curve.link_s.append(mean(times_s))
-    return curve
+        link_s=link_s if len(link_s) == len(marks) else [],
+        accuracy=[mark.accuracy for mark in marks],
+        spread=[mark.spread for mark in marks],
+    )
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A curve at one of its rounds; the values are those of `Curve`."""
+
+    megabytes: float
+    link_s: float | None
+    accuracy: float
+    spread: float
+
+
+def _mark(points: Sequence[Point]) -> _Mark:
+    """Take the means of one round over the seeds."""
+    percents = [100 * (point.accuracy or 0.0) for point in points]
+    times_s = known(point.link_s for point in points)
+    return _Mark(
+        megabytes=mean(point.moved_bytes for point in points) / 1e6,
+        link_s=mean(times_s) if len(times_s) == len(points) else None,
+        accuracy=mean(percents),
+        spread=stdev(percents) if len(percents) > 1 else 0.0,
+    )

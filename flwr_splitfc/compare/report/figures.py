@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import ceil
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr_splitfc.compare.report.curves import Curve
-from flwr_splitfc.compare.report.looks import Picture, looks_of, picture_of
+from flwr_splitfc.compare.report.looks import Look, Looks, Picture, looks_of, picture_of
 from flwr_splitfc.compare.runs import budget_text
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
 _MEGABYTES = "MB moved, both directions"
+_ENDS = "final-accuracy-vs-bytes"
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,22 @@ def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
     """
     drawn = {}
     for against in _AGAINST:
-        if any(against.x_of(curve) for curve in curves):
-            draw = partial(_draw_curves, curves, against)
+        own = [curve for curve in curves if against.x_of(curve)]
+        if own:
+            # A method looks the same in all figures, also where curves are missing.
+            draw = partial(_draw_curves, own, against, _looks(curves))
             drawn[against.name] = picture_of(against.name, against.heading, draw)
     if curves:
-        name = "final-accuracy-vs-bytes"
-        draw = partial(_draw_ends, curves)
-        drawn[name] = picture_of(name, "Final accuracy against bytes", draw)
+        draw = partial(_draw_ends, curves, _looks(curves))
+        drawn[_ENDS] = picture_of(_ENDS, "Final accuracy against bytes", draw)
     return drawn
 
 
-def _draw_curves(curves: Sequence[Curve], against: Against) -> "Figure":
-    # A method looks the same in all figures, also where some curves are missing.
-    looks = looks_of(curve.method for curve in curves)
-    curves = [curve for curve in curves if against.x_of(curve)]
+def _looks(curves: Sequence[Curve]) -> Looks:
+    return looks_of(curve.method for curve in curves)
+
+
+def _draw_curves(curves: Sequence[Curve], against: Against, looks: Looks) -> "Figure":
     curves_by_title = _by_panel(curves)
     figure, panels = _panels(len(curves_by_title))
     for panel, title in zip(panels, curves_by_title, strict=True):
@@ -98,7 +102,8 @@ def _draw_curves(curves: Sequence[Curve], against: Against) -> "Figure":
         for curve in curves_by_title[title]:
             _draw_curve(panel, curve, against.x_of(curve), looks[curve.method])
     if against.logarithmic:
-        _scale(panels, [x for curve in curves for x in against.x_of(curve)])
+        values = chain.from_iterable(against.x_of(curve) for curve in curves)
+        _scale(panels, list(values))
     _label(figure, against.x_label, "accuracy, %")
     _add_legend(figure, curves, looks)
     return figure
@@ -124,9 +129,7 @@ def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
     }
 
 
-def _draw_curve(
-    panel: "Axes", curve: Curve, x: Sequence[float], look: dict[str, Any]
-) -> None:
+def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: Look) -> None:
     step = max(1, len(x) // _MOST_MARKERS)
     marked = list(range(len(x)))[::-step]  # the last round has a marker
     panel.plot(x, curve.accuracy, markevery=marked, **look)
@@ -137,10 +140,9 @@ def _draw_curve(
         panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _draw_ends(curves: Sequence[Curve]) -> "Figure":
+def _draw_ends(curves: Sequence[Curve], looks: Looks) -> "Figure":
     """Draw where each run ended: a line per method through its budgets."""
     figure, [panel] = _panels(1)
-    looks = looks_of(curve.method for curve in curves)
     for method, look in looks.items():
         own = [curve for curve in curves if curve.method == method]
         _draw_ends_of(panel, own, look)
@@ -150,19 +152,21 @@ def _draw_ends(curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
-def _draw_ends_of(panel: "Axes", curves: Sequence[Curve], look: dict[str, Any]) -> None:
-    ends = sorted(
-        (curve.megabytes[-1], curve.accuracy[-1], curve.spread[-1]) for curve in curves
-    )
-    spread = [end_spread for _, _, end_spread in ends]
+def _draw_ends_of(panel: "Axes", curves: Sequence[Curve], look: Look) -> None:
+    ordered = sorted(curves, key=_end)
+    spread = [curve.spread[-1] for curve in ordered]
     panel.errorbar(
-        [megabytes for megabytes, _, _ in ends],
-        [accuracy for _, accuracy, _ in ends],
+        [curve.megabytes[-1] for curve in ordered],
+        [curve.accuracy[-1] for curve in ordered],
         yerr=spread if any(spread) else None,
         capsize=2,
         elinewidth=0.8,
         **look,
     )
+
+
+def _end(curve: Curve) -> tuple[float, float]:
+    return curve.megabytes[-1], curve.accuracy[-1]
 
 
 def _panels(count: int) -> tuple["Figure", list["Axes"]]:
@@ -203,15 +207,14 @@ def _label(figure: "Figure", x_label: str, y_label: str) -> None:
     figure.supylabel(y_label, fontsize=9)
 
 
-def _add_legend(
-    figure: "Figure", curves: Sequence[Curve], looks: dict[str, dict[str, Any]]
-) -> None:
+def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None:
     """Name the methods beside the panels, the best one first."""
     from matplotlib.lines import Line2D
 
     best: dict[str, float] = {}
     for curve in curves:
-        best[curve.method] = max(best.get(curve.method, 0.0), curve.accuracy[-1])
+        so_far = best.get(curve.method, 0.0)
+        best[curve.method] = max(so_far, curve.accuracy[-1])
     order = sorted(best, key=lambda method: -best[method])
     handles = [Line2D([], [], label=method, **looks[method]) for method in order]
     figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)

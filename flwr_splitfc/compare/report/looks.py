@@ -3,10 +3,16 @@
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Look: TypeAlias = dict[str, Any]
+"""How a method is drawn, as arguments of matplotlib's ``plot``."""
+
+Looks: TypeAlias = dict[str, Look]
+"""The look of each method."""
 
 # Okabe and Ito's colours for all kinds of colour vision, without yellow and black,
 # which vanish on a white or a dark page; a grey takes black's place.
@@ -94,12 +100,12 @@ def _themed(svg: str) -> str:
     return svg.replace("</style>", f" {_THEMES}</style>", 1)
 
 
-def looks_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return a colour, marker and line for each method, as arguments of ``plot``.
+def looks_of(methods: Iterable[str]) -> Looks:
+    """Return a colour, marker and line for each method.
 
     Any two methods differ in at least two of them.
     """
-    looks: dict[str, dict[str, Any]] = {}
+    looks: Looks = {}
     for number, method in enumerate(dict.fromkeys(methods)):
         looks[method] = {
             "color": _COLOURS[number % len(_COLOURS)],

@@ -12,6 +12,7 @@ from flwr_splitfc.compare.report.points import common_accuracy, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import rows_of
 from flwr_splitfc.compare.runs import Outcomes
+from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.results import write_whole
 
 
@@ -56,13 +57,13 @@ def write(
 
 
 def _common_accuracy(outcomes: Outcomes) -> float | None:
-    results = [outcome.results for _, outcome in outcomes]
-    return common_accuracy(rounds_of(each) for each in results if each is not None)
+    finished = known(outcome.results for _, outcome in outcomes)
+    return common_accuracy(rounds_of(results) for results in finished)
 
 
 def _about(app: str, outcomes: Outcomes) -> str:
-    finished = [pair for pair in outcomes if pair[1].state == "finished"]
-    return f"{len(finished)} of {len(outcomes)} runs of {app} are finished."
+    finished = sum(outcome.state == "finished" for _, outcome in outcomes)
+    return f"{finished} of {len(outcomes)} runs of {app} are finished."
 
 
 def _all_runs(

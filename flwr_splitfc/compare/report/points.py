@@ -7,6 +7,7 @@ from math import floor
 from typing import Any
 
 from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.rounds import Round, standings
 
 
@@ -39,21 +40,24 @@ def rounds_of(results: Mapping[str, Any]) -> list[Round]:
 
 def points_of(rounds: Sequence[Round], link: RadioLink) -> list[Point]:
     """Return a point for each round of a run."""
-    return [
-        Point(after.last.round, after.moved_bytes, link_s, after.last.accuracy)
-        for after, link_s in zip(
-            standings(rounds), _seconds_so_far(rounds, link), strict=True
+    times_s = _times_so_far(rounds, link)
+    points = []
+    for after, link_s in zip(standings(rounds), times_s, strict=True):
+        point = Point(
+            round=after.last.round,
+            moved_bytes=after.moved_bytes,
+            link_s=link_s,
+            accuracy=after.last.accuracy,
         )
-    ]
+        points.append(point)
+    return points
 
 
-def _seconds_so_far(rounds: Sequence[Round], link: RadioLink) -> Sequence[float | None]:
-    seconds = []
-    for done in rounds:
-        if done.links is None:
-            return [None] * len(rounds)
-        seconds.append(link.round_s(done.links))
-    return list(accumulate(seconds))
+def _times_so_far(rounds: Sequence[Round], link: RadioLink) -> Sequence[float | None]:
+    links = known(done.links for done in rounds)
+    if len(links) < len(rounds):
+        return [None] * len(rounds)
+    return list(accumulate(link.round_s(each) for each in links))
 
 
 def common_accuracy(runs: Iterable[Sequence[Round]]) -> float | None:
@@ -63,7 +67,9 @@ def common_accuracy(runs: Iterable[Sequence[Round]]) -> float | None:
     """
     best = []
     for rounds in runs:
-        accuracies = [done.accuracy for done in rounds if done.accuracy is not None]
+        accuracies = known(done.accuracy for done in rounds)
         if accuracies:
             best.append(max(accuracies))
-    return floor(1000 * min(best)) / 1000 if best else None
+    if not best:
+        return None
+    return floor(1000 * min(best)) / 1000

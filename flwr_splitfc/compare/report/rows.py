@@ -20,7 +20,7 @@ from flwr_splitfc.compare.runs import (
     budget_text,
     method_label,
 )
-from flwr_splitfc.run.columns import Column
+from flwr_splitfc.run.columns import Column, known
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,26 @@ class MethodRow:
 
     def mean(self, number: NumberColumn) -> float | None:
         """Return the mean over the seeds, None where not all have the number."""
-        known = self._known(number)
-        return mean(known) if known and len(known) == self.seeds else None
+        values = self._values(number)
+        return mean(values) if values and len(values) == self.seeds else None
 
     def spread(self, number: NumberColumn) -> float | None:
         """Return the sample standard deviation, None for fewer than two numbers."""
-        known = self._known(number)
-        return stdev(known) if len(known) > 1 else None
+        values = self._values(number)
+        return stdev(values) if len(values) > 1 else None
 
-    def _known(self, number: NumberColumn) -> list[float]:
-        values = [number.value(totals) for totals in self.totals]
-        return [value for value in values if value is not None]
+    def _values(self, number: NumberColumn) -> list[float]:
+        return known(number.value(totals) for totals in self.totals)
 
 
 def rows_of(
     outcomes: Outcomes, link: RadioLink, target: float | None = None
 ) -> list[MethodRow]:
     """Return a row per method and budget, in the runs' order."""
-    return [
-        _row_of(list(group), link, target)
-        for _, group in groupby(outcomes, key=method_and_budget)
-    ]
+    rows = []
+    for _, group in groupby(outcomes, key=method_and_budget):
+        rows.append(_row_of(list(group), link, target))
+    return rows
 
 
 def method_and_budget(pair: tuple[Run, Outcome]) -> tuple[str, Budget | None]:
@@ -85,12 +84,10 @@ def method_and_budget(pair: tuple[Run, Outcome]) -> tuple[str, Budget | None]:
 
 def _row_of(group: Outcomes, link: RadioLink, target: float | None) -> MethodRow:
     method, budget = method_and_budget(group[0])
-    totals = tuple(
-        RunTotals(outcome.results, link, target)
-        for _, outcome in group
-        if outcome.results is not None
-    )
-    return MethodRow(method, budget, totals, _note([outcome for _, outcome in group]))
+    outcomes = [outcome for _, outcome in group]
+    finished = known(outcome.results for outcome in outcomes)
+    totals = tuple(RunTotals(results, link, target) for results in finished)
+    return MethodRow(method, budget, totals, _note(outcomes))
 
 
 def _note(outcomes: Sequence[Outcome]) -> str:
@@ -133,8 +130,8 @@ class MeanColumn(Column[MethodRow]):
             return row.mean(number)
 
         def shown(rows: Sequence[MethodRow]) -> bool:
-            known = [row for row in rows if row.mean(number) is not None]
-            return bool(known) or not number.only_if_known
+            means = known(row.mean(number) for row in rows)
+            return bool(means) or not number.only_if_known
 
         return cls(
             number.key,

@@ -28,7 +28,7 @@ from flwr_splitfc.exchange.server.traffic import (
     UPLINK_KINDS,
     Traffic,
 )
-from flwr_splitfc.run.columns import Column, megabytes
+from flwr_splitfc.run.columns import Column, last_known, megabytes
 from flwr_splitfc.run.rounds import Round
 
 _FLOAT32_BYTES = 4
@@ -73,15 +73,12 @@ class RunTotals:
     @property
     def accuracy(self) -> float | None:
         """The last one that was measured."""
-        known = [done.accuracy for done in self._rounds if done.accuracy is not None]
-        return known[-1] if known else None
+        return last_known(done.accuracy for done in self._rounds)
 
     @property
     def device_accuracy(self) -> float | None:
         """The last one that devices measured beside the server."""
-        measured = [done.device_accuracy for done in self._rounds]
-        known = [accuracy for accuracy in measured if accuracy is not None]
-        return known[-1] if known else None
+        return last_known(done.device_accuracy for done in self._rounds)
 
     # -- counts
 

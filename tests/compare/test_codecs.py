@@ -1,0 +1,28 @@
+"""The list of codecs that a person reads."""
+
+import pytest
+
+from flwr_splitfc.codec import codec_names
+from flwr_splitfc.command import main
+
+
+def test_every_codec_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["codecs"]) == 0
+    heading, rule, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["codec", "selector", "quantiser", "settings"]
+    assert set(rule) == {"-"}
+    assert [line.split()[0] for line in lines[: len(codec_names())]] == codec_names()
+    (rand_top_s,) = [line for line in lines if line.startswith("rand-top-s")]
+    assert rand_top_s.split()[1:4] == ["RandomTopEntries", "Float16", "alpha=0.1"]
+    assert "at random" in rand_top_s
+    assert lines[-1].startswith("All have also: uplink-bits=")
+
+
+def test_the_help_of_compare_names_every_codec(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--help"])
+    assert ended.value.code == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(codec_names()) <= set(words)

@@ -1,0 +1,79 @@
+"""A round, its row in results.json, and the columns that show it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from flwr_splitfc.run import Round, rounds
+from flwr_splitfc.run.columns import Column, shown_columns, table_text, terminal_table
+from flwr_splitfc.run.rounds import (
+    ROUND_COLUMNS,
+    RoundColumn,
+    Standing,
+    line_of,
+    standings,
+)
+
+ROW = {
+    "round": 2,
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "device_accuracy": None,
+    "steps": 5,
+    "uplink_bytes": 1_500_000,
+    "downlink_bytes": 500_000,
+    "uplink_bits_per_entry": 0.2,
+    "downlink_bits_per_entry": 0.4,
+    "seconds": 1.25,
+    "failures": {"3": "gone"},
+    "links": {"train": {"0": [1_500_000, 500_000, 7]}, "evaluate": {}},
+}
+
+
+def table(*rows: dict[str, Any]) -> list[str]:
+    after = standings(Round.from_json(row) for row in rows)
+    columns = shown_columns(ROUND_COLUMNS, after)
+    return table_text(terminal_table(columns, after)).splitlines()
+
+
+def test_a_row_is_read_and_written_with_its_keys_in_order() -> None:
+    assert json.dumps(Round.from_json(ROW).to_json()) == json.dumps(ROW)
+
+
+def test_rows_of_other_versions_are_read() -> None:
+    first = {key: ROW[key] for key in ROW if key not in ("device_accuracy", "links")}
+    del first["failures"]
+    done = Round.from_json({**first, "of_a_later_version": 1})
+    assert (done.device_accuracy, done.failures, done.links) == (None, {}, None)
+    assert "links" not in done.to_json()
+
+
+def test_the_table_has_what_the_rounds_have() -> None:
+    assert table(ROW, {**ROW, "round": 3, "loss": None}) == [
+        "  round      loss  accuracy  up b/entry  down b/entry  MB so far",
+        "----------------------------------------------------------------",
+        "      2    0.5000     75.0%       0.200         0.400       2.00",
+        "      3         -     75.0%       0.200         0.400       4.00",
+    ]
+    heading, _, first, second = table(ROW, {**ROW, "device_accuracy": 0.7})
+    assert heading.startswith("  round      loss  accuracy on devices  up b/entry")
+    assert first.startswith("      2    0.5000     75.0%          -       0.200")
+    assert second.startswith("      2    0.5000     75.0%      70.0%       0.200")
+
+
+def test_a_line_in_the_list_is_a_column_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = RoundColumn("steps", "steps", width=7, in_line=" | {} steps")
+    monkeypatch.setattr(rounds, "ROUND_COLUMNS", [*ROUND_COLUMNS, steps])
+    done = Round.from_json(ROW)
+    assert line_of(Standing(done, 2_000_000)).endswith(" | 2.00 MB | 5 steps")
+    shown = terminal_table(rounds.ROUND_COLUMNS, standings([done]))
+    assert table_text(shown).splitlines()[0].endswith("MB so far   steps")
+
+
+def test_cells_are_no_markup() -> None:
+    column: Column[str] = Column("", "[bold]name", of=str)
+    text = table_text(terminal_table([column], ["[red]a"]))
+    assert text.splitlines()[2] == "    [red]a"
