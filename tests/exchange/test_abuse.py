@@ -28,6 +28,8 @@ from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
 STEPS = 60
+CONNECTIONS_A_STEP = 4
+STREAMS_AT_ONCE = 200
 
 
 def make_endpoint(tls: bool = False, **limits) -> SplitEndpoint:
@@ -45,7 +47,10 @@ def make_endpoint(tls: bool = False, **limits) -> SplitEndpoint:
 
 
 def turn(endpoint: SplitEndpoint, meanwhile=lambda message: None) -> dict:
-    """One session of `STEPS` steps; `meanwhile` is called with its message after every step."""
+    """Train for one session of `STEPS` steps, and return the server half's weights.
+
+    After every step `meanwhile` is called with the session's message.
+    """
     message = ticket_message(endpoint)
     with connect(message) as session:
         for x, y in batches(STEPS):
@@ -58,6 +63,7 @@ def turn(endpoint: SplitEndpoint, meanwhile=lambda message: None) -> dict:
 def raw(
     endpoint: SplitEndpoint, token: str, *frames: pb.DeviceFrame
 ) -> list[pb.ServerFrame]:
+    """Send frames in a stream of their own, and return all answers."""
     ticket = endpoint.issue("train", "stranger", 1)
     options = [
         ("grpc.max_send_message_length", -1),
@@ -69,38 +75,33 @@ def raw(
         call = channel.stream_stream(
             SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
         )
-        return list(call(iter(frames), metadata=((TOKEN_KEY, token),) if token else ()))
+        metadata = ((TOKEN_KEY, token),) if token else ()
+        return list(call(iter(frames), metadata=metadata))
 
 
 def open_frame(nonce: bytes = b"stranger" * 2) -> pb.DeviceFrame:
     return pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=nonce))
 
 
-def scan(endpoint: SplitEndpoint, message) -> None:
-    """One round of what a stranger may try."""
-    stolen = Ticket.from_message(message).token
-    for token in (
-        "",
-        "guess",
-        stolen[:-1],
-        stolen.partition(".")[0],
-        "." + stolen,
-        "x" * 4000,
-    ):
-        assert raw(endpoint, token, open_frame())[-1].refused.reason == pb.TOKEN
-    # another nonce
-    assert raw(endpoint, stolen, open_frame())[-1].refused.reason == pb.TOKEN
+def connection(endpoint: SplitEndpoint) -> socket.socket:
     host, _, port = endpoint.address.rpartition(":")
-    for hello in (
-        b"",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(200),
-        b"\x16\x03\x01",
-    ):
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((host, int(port)), timeout=5) as stranger,
-        ):
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+def scan(endpoint: SplitEndpoint, message) -> None:
+    """Do once what a stranger may try."""
+    stolen = Ticket.from_message(message).token
+    session_id = stolen.partition(".")[0]
+    guesses = ("", "guess", stolen[:-1], session_id, "." + stolen, "x" * 4000)
+    # the stolen token is the right one, but comes with another nonce
+    for token in (*guesses, stolen):
+        assert raw(endpoint, token, open_frame())[-1].refused.reason == pb.TOKEN
+    nothing = b""
+    http_1 = b"GET / HTTP/1.1\r\n\r\n"
+    http_2_and_noise = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(200)
+    tls_record = b"\x16\x03\x01"
+    for hello in (nothing, http_1, http_2_and_noise, tls_record):
+        with contextlib.suppress(OSError), connection(endpoint) as stranger:
             stranger.sendall(hello)
 
 
@@ -117,13 +118,10 @@ def test_two_hundred_connections_that_say_nothing():
     with make_endpoint() as endpoint:
         quiet = turn(endpoint)
     with make_endpoint() as endpoint, contextlib.ExitStack() as open_sockets:
-        host, _, port = endpoint.address.rpartition(":")
 
         def slow_loris(message) -> None:
-            for _ in range(4):
-                stranger = open_sockets.enter_context(
-                    socket.create_connection((host, int(port)), timeout=5)
-                )
+            for _ in range(CONNECTIONS_A_STEP):
+                stranger = open_sockets.enter_context(connection(endpoint))
                 stranger.sendall(b"PRI * HT")
 
         assert same(turn(endpoint, slow_loris), quiet)
@@ -137,10 +135,9 @@ def test_two_hundred_streams_at_once_with_wrong_tokens():
 
         def crowd(message) -> None:
             if not attempts:
-                attempts.extend(
-                    strangers.submit(raw, endpoint, "guess", open_frame())
-                    for _ in range(200)
-                )
+                for _ in range(STREAMS_AT_ONCE):
+                    attempt = strangers.submit(raw, endpoint, "guess", open_frame())
+                    attempts.append(attempt)
 
         assert same(turn(endpoint, crowd), quiet)
         for attempt in attempts:

@@ -8,6 +8,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flwr_splitfc.exchange.protocol.tls import PINNED_NAME
@@ -18,7 +19,7 @@ _CLOCK_SKEW = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the endpoint proves itself with, all in PEM.
+    """A certificate and its private key, all in PEM.
 
     Parameters
     ----------
@@ -51,72 +52,75 @@ class Certificate:
             If a file cannot be read.
         """
         certificate = cls(
-            Path(chain).read_bytes(),
-            Path(private_key).read_bytes(),
-            Path(authority).read_bytes() if authority else b"",
+            chain=Path(chain).read_bytes(),
+            private_key=Path(private_key).read_bytes(),
+            authority=Path(authority).read_bytes() if authority else b"",
         )
-        certificate._check(chain, private_key, authority)
-        return certificate
-
-    def _check(
-        self, chain: str | Path, private_key: str | Path, authority: str | Path | None
-    ) -> None:
-        try:
-            leaf = x509.load_pem_x509_certificates(self.chain)[0]
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{chain} holds no PEM certificate: {error}") from error
-        try:
-            key = serialization.load_pem_private_key(self.private_key, None)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{private_key} holds no PEM private key without a password: {error}"
-            ) from error
+        leaf = _load_certificate(certificate.chain, chain)
+        key = _load_private_key(certificate.private_key, private_key)
         if key.public_key() != leaf.public_key():
             raise ValueError(
                 f"{private_key} is not the key of the certificate in {chain}"
             )
         if authority:
-            try:
-                x509.load_pem_x509_certificates(self.authority)
-            except ValueError as error:
-                raise ValueError(
-                    f"{authority} holds no PEM certificate: {error}"
-                ) from error
+            _load_certificate(certificate.authority, authority)
+        return certificate
 
     @classmethod
     def for_run(cls) -> "Certificate":
-        """A self-signed one, made anew: devices get it with their tickets and accept no other."""
+        """Make a self-signed certificate.
+
+        Devices get it with their tickets, and accept no other.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, PINNED_NAME)])
-        now = datetime.now(UTC)
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _CLOCK_SKEW)
-            .not_valid_after(now + _LIFETIME)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.DNSName(PINNED_NAME)]), critical=False
-            )
-            .add_extension(
-                x509.BasicConstraints(ca=False, path_length=None), critical=True
-            )
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-            )
-            .sign(key, hashes.SHA256())
-        )
-        chain = made.public_bytes(serialization.Encoding.PEM)
+        chain = _self_signed(key).public_bytes(serialization.Encoding.PEM)
         private_key = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        return cls(chain, private_key, chain)
+        return cls(chain, private_key, authority=chain)
+
+
+def _load_certificate(pem: bytes, path: str | Path) -> x509.Certificate:
+    """Return the first certificate of a file, the server's own in a chain."""
+    try:
+        return x509.load_pem_x509_certificates(pem)[0]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} holds no PEM certificate: {error}") from error
+
+
+def _load_private_key(pem: bytes, path: str | Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no PEM private key without a password: {error}"
+        ) from error
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, PINNED_NAME)])
+    host_names = x509.SubjectAlternativeName([x509.DNSName(PINNED_NAME)])
+    no_authority = x509.BasicConstraints(ca=False, path_length=None)
+    for_servers = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # a device's clock may be slow
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(host_names, critical=False)
+        .add_extension(no_authority, critical=True)
+        .add_extension(for_servers, critical=False)
+        .sign(key, hashes.SHA256())
+    )
 
 
 def server_credentials(certificate: Certificate) -> grpc.ServerCredentials:
-    """What the endpoint listens with."""
+    """Return the credentials with which the endpoint listens."""
     return grpc.ssl_server_credentials([(certificate.private_key, certificate.chain)])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from logging import getLogger
 from threading import Lock
+from typing import TypeAlias
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,6 +14,8 @@ from flwr_splitfc.exchange.protocol.device_query import (
     QUERY_TYPE,
 )
 from flwr_splitfc.settings import Scalar
+
+_NodeConfig: TypeAlias = dict[str, Scalar]
 
 _QUERY_TIMEOUT_S = 120.0
 _MOST_CONFIG_KEYS = 64
@@ -33,7 +36,7 @@ class Devices:
         self.grid = grid
         self._lock = Lock()
         self._names: dict[int, str] = {}
-        self._configs: dict[int, dict[str, Scalar]] = {}
+        self._configs: dict[int, _NodeConfig] = {}
         self._warned = False
 
     def names(self, node_ids: Iterable[int]) -> dict[int, str]:
@@ -43,6 +46,7 @@ class Devices:
             unknown = [node_id for node_id in wanted if node_id not in self._names]
             if unknown:
                 self._ask(unknown)
+            # a node that did not answer in time is asked again the next time
             return {
                 node_id: self._names.get(node_id, str(node_id)) for node_id in wanted
             }
@@ -85,9 +89,9 @@ class Devices:
             self._warned = True
 
 
-def _scalars(config: Mapping[str, object]) -> dict[str, Scalar]:
+def _scalars(config: Mapping[str, object]) -> _NodeConfig:
     """Return what a node config may hold, as far as it is few and short."""
-    scalars: dict[str, Scalar] = {}
+    scalars: _NodeConfig = {}
     for key in list(config)[:_MOST_CONFIG_KEYS]:
         value = config[key]
         if isinstance(value, str):

@@ -87,7 +87,8 @@ class SplitEndpoint:
         trace: TracebackType | None,
     ) -> None:
         # first, or open streams would hold up `stop` for its grace period
-        self.revoke([session.token for session in self._registry.sessions()])
+        tokens = [session.token for session in self._registry.sessions()]
+        self.revoke(tokens)
         self._server.stop()
 
     @property

@@ -153,9 +153,10 @@ def _given_settings(config: RunConfig) -> dict[str, Scalar]:
         for key, value in config.items()
         if key.startswith(_PREFIX) and value != ""
     }
-    unknown = sorted(_PREFIX + key for key in given if key not in _KEYS)
+    unknown = given.keys() - _KEYS
     if unknown:
-        raise ValueError(f"unknown run-config keys {unknown}")
+        keys = sorted(_PREFIX + key for key in unknown)
+        raise ValueError(f"unknown run-config keys {keys}")
     return given
 
 

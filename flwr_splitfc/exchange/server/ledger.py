@@ -15,8 +15,13 @@ from flwr_splitfc.exchange.server.traffic import (
 LinkCounts: TypeAlias = list[int]
 """The counts of a device's link: bytes up, bytes down, round trips."""
 
+DeviceSum: TypeAlias = tuple[str, Purpose, Mapping[str, Any]]
+"""A device, a purpose, and the sum of their traffic as JSON."""
+
 _RoundKey: TypeAlias = tuple[int, Purpose]
 _DeviceKey: TypeAlias = tuple[str, Purpose]
+_FailuresByDevice: TypeAlias = dict[str, str]
+_LinksByDevice: TypeAlias = dict[str, LinkCounts]
 
 
 class Ledger:
@@ -29,8 +34,8 @@ class Ledger:
         self._lock = Lock()
         self._rounds: dict[_RoundKey, Traffic] = {}
         self._devices: dict[_DeviceKey, Traffic] = {}
-        self._links: dict[_RoundKey, dict[str, LinkCounts]] = {}
-        self._failures: dict[int, dict[str, str]] = {}
+        self._links: dict[_RoundKey, _LinksByDevice] = {}
+        self._failures: dict[int, _FailuresByDevice] = {}
 
     def add(
         self,
@@ -80,17 +85,15 @@ class Ledger:
         in_order = sorted(totals, key=name_order)
         return {device: totals[device] for device in in_order}
 
-    def devices_to_json(self) -> list[tuple[str, Purpose, dict[str, Any]]]:
+    def devices_to_json(self) -> list[DeviceSum]:
         """Return each device's sums, for `restore_devices` of another ledger."""
-        sums = []
+        sums: list[DeviceSum] = []
         with self._lock:
             for (device, purpose), traffic in self._devices.items():
                 sums.append((device, purpose, traffic_to_json(traffic)))
         return sums
 
-    def restore_devices(
-        self, sums: Iterable[tuple[str, Purpose, Mapping[str, Any]]]
-    ) -> None:
+    def restore_devices(self, sums: Iterable[DeviceSum]) -> None:
         """Take each device's sums from another ledger.
 
         The rounds of that ledger are entered in this one without devices.
@@ -98,7 +101,8 @@ class Ledger:
         with self._lock:
             self._devices.clear()
             for device, purpose, counts in sums:
-                self._devices[device, purpose] = traffic_from_json(counts)
+                traffic = traffic_from_json(counts)
+                self._devices[device, purpose] = traffic
 
     def links(self, server_round: int, purpose: Purpose) -> dict[str, LinkCounts]:
         """Return by device what crossed its link in a round.
@@ -112,20 +116,22 @@ class Ledger:
     def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
         """Enter which devices failed in a round, and why."""
         with self._lock:
-            self._failures.setdefault(server_round, {}).update(failures)
+            of_round = self._failures.setdefault(server_round, {})
+            of_round.update(failures)
 
     def failures(self, server_round: int) -> dict[str, str]:
         """Return by device why it failed in a round."""
         with self._lock:
-            return dict(self._failures.get(server_round, {}))
+            failures = self._failures.get(server_round, {})
+            return dict(failures)
 
     def of(self, server_round: int, purpose: Purpose) -> Traffic:
         """Return the sum over one round's sessions, a copy."""
         total = Traffic()
         with self._lock:
-            entered = self._rounds.get((server_round, purpose))
-            if entered is not None:
-                total.add(entered)
+            of_round = self._rounds.get((server_round, purpose))
+            if of_round is not None:
+                total.add(of_round)
         return total
 
     def total(self, purpose: Purpose) -> Traffic:

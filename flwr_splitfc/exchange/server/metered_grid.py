@@ -54,9 +54,10 @@ class MeteredGrid(DelegatingGrid):
         for reply in replies:
             purpose = purpose_of(reply)
             if purpose is not None and reply.has_content():
+                server_round = self.round_of(sent[0])
                 device = names.get(reply.metadata.src_node_id)
                 traffic = self._traffic_of(reply)
-                self.ledger.add(self.round_of(sent[0]), purpose, traffic, device)
+                self.ledger.add(server_round, purpose, traffic, device)
         return replies
 
     def round_of(self, message: Message) -> int:
@@ -74,9 +75,11 @@ class MeteredGrid(DelegatingGrid):
     def _count_sent(self, message: Message, names: dict[int, str]) -> None:
         purpose = purpose_of(message)
         if purpose is not None:
-            traffic = Traffic(round_trips=1, downlink_bytes=model_bytes(message))
+            server_round = self.round_of(message)
             device = names[message.metadata.dst_node_id]
-            self.ledger.add(self.round_of(message), purpose, traffic, device)
+            # a message and its reply are one round trip
+            traffic = Traffic(round_trips=1, downlink_bytes=model_bytes(message))
+            self.ledger.add(server_round, purpose, traffic, device)
 
     def _traffic_of(self, reply: Message) -> Traffic:
         # The device trains by itself: what it reports is all that is known of that.

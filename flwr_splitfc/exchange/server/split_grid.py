@@ -92,8 +92,8 @@ class SplitGrid(MeteredGrid):
         finally:
             tokens = [each.token for each in outgoing if each.token is not None]
             self.endpoint.end_round(tokens)
-        split = [message for message in messages if purpose_of(message) is not None]
-        self._report(split, names, replies, timeout)
+        asked = [message for message in messages if purpose_of(message) is not None]
+        self._report(asked, names, replies, timeout)
         # Float sums depend on their order: let it be the devices', not that of sampling
         # or of arrival.
         return sorted(
@@ -220,12 +220,13 @@ class SplitGrid(MeteredGrid):
         missing = {}
         for message in messages:
             node_id = message.metadata.dst_node_id
-            if names[node_id] in replied:
+            device = names[node_id]
+            if device in replied:
                 continue
             if node_id in present:
-                missing[names[node_id]] = f"no reply within {timeout} s"
+                missing[device] = f"no reply within {timeout} s"
             else:
-                missing[names[node_id]] = "its node is gone"
+                missing[device] = "its node is gone"
         return missing
 
 

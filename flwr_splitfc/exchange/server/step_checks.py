@@ -11,7 +11,12 @@ from flwr_splitfc.model import LossFn
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
-_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BROADCASTING_LOSSES = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+)
 _BROADCASTING_FUNCTIONS = (
     nn.functional.mse_loss,
     nn.functional.l1_loss,
@@ -37,12 +42,8 @@ def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
     """
     if _takes_class_indices(loss_fn) and not labels.is_floating_point():
         _check_class_indices(loss_fn, outputs, labels)
-    if _broadcasts(loss_fn) and labels.shape != outputs.shape:
-        # labels (B,) with outputs (B, 1) would give B x B differences, and no error
-        raise LabelsRefused(
-            f"labels have shape {tuple(labels.shape)}, "
-            f"the outputs {tuple(outputs.shape)}"
-        )
+    if _broadcasts(loss_fn):
+        _check_same_shape(outputs, labels)
 
 
 def _takes_class_indices(loss_fn: LossFn) -> bool:
@@ -69,6 +70,15 @@ def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> No
         raise LabelsRefused(
             f"label {int(wrong[0])} is out of range: "
             f"the server half has {classes} classes"
+        )
+
+
+def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
+    # Labels (B,) with outputs (B, 1) would give B x B differences, and no error.
+    if labels.shape != outputs.shape:
+        raise LabelsRefused(
+            f"labels have shape {tuple(labels.shape)}, "
+            f"the outputs {tuple(outputs.shape)}"
         )
 
 
@@ -123,7 +133,7 @@ def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> N
     """
     there = [part for part in parts if part is not None]
     norm = nn.utils.get_total_norm(there)
-    # a norm that is NaN is not <= anything
-    is_sound = torch.isfinite(result).all() and norm <= _MOST_NORM
-    if not is_sound:
+    is_finite = torch.isfinite(result).all()
+    # a norm of NaN is not at most anything
+    if not (is_finite and norm <= _MOST_NORM):
         raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")

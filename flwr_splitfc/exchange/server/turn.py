@@ -104,8 +104,9 @@ class Turn:
         # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
         self._begun: _Begun | None = None
-        self._digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
+        # how long frames were answered so far
         self._busy = Stopwatch()
+        self._digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
 
     def open(self) -> pb.ServerFrame:
         """Answer the admission with what earlier turns left."""
@@ -241,7 +242,8 @@ class Turn:
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         self._count_step()
-        features, _ = self._features(predict.features, self.codec.evaluation_stype)
+        stype = self.codec.evaluation_stype
+        features, _ = self._features(predict.features, stype)
         output = self.half.predict(features)
         self._count_rows(features)
         logits = pack_tensor("logits", output)
@@ -303,7 +305,8 @@ class Turn:
 
     def _check_budget(self, codec: CutCodec, batch: torch.Tensor) -> None:
         if len(batch) >= self._full_rows:
-            check_budget(codec, len(batch), batch[0].numel())
+            columns = batch[0].numel()
+            check_budget(codec, len(batch), columns)
 
     def _update(self) -> Update:
         return Update(self.server_round, self.device, self._steps)
