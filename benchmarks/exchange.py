@@ -1,7 +1,10 @@
-"""How many mini-batch steps a second a session takes, beside the same loop in one process.
+"""The mini-batch steps a second of a session, beside the same loop in one process.
 
-    python benchmarks/exchange.py                 # device and server in two processes, half a minute
-    python benchmarks/exchange.py --deployment    # and on a SuperLink and a SuperNode, a minute and a half more
+    python benchmarks/exchange.py
+    python benchmarks/exchange.py --deployment
+
+The first has device and server in two processes and takes half a minute. The second also
+has them on a SuperLink and a SuperNode, which takes a minute and a half more.
 
 `benchmarks/README.md` says what the columns mean.
 """
@@ -20,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,13 +38,30 @@ from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist"
-CODECS, ADAM = ("float32", "splitfc"), partial(torch.optim.Adam, lr=1e-3)
-WARM_UP = 10
+CODECS = ("float32", "splitfc")
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+WARM_UP_STEPS = 10
+
+SESSION_TIMEOUT_S = 300
+PORT_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train the digits model; bytes are of a step, both ways, all included."""
+    """One way to train the digits model.
+
+    Parameters
+    ----------
+    where : str
+    codec : str
+    tls : bool
+    steps_per_second : float
+    ratio : float
+        To the steps a second in one process.
+    step_bytes : float
+        Of a step, both ways, everything counted.
+    """
 
     where: str
     codec: str
@@ -51,8 +71,11 @@ class Row:
     step_bytes: float
 
 
+# One training loop for all
+
+
 def halves() -> tuple[nn.Module, nn.Module]:
-    """The digits model of the example, cut at 32 x 6 x 6."""
+    """Return the digits model of the example, cut at 32 x 6 x 6."""
     sys.path.insert(0, str(EXAMPLE))
     from splitmnist.task import DeviceHalf, ServerHalf
 
@@ -61,15 +84,16 @@ def halves() -> tuple[nn.Module, nn.Module]:
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor]:
+    """Return images and labels."""
     draw = torch.Generator().manual_seed(0)
-    return torch.rand(rows, 1, 8, 8, generator=draw), torch.randint(
-        10, (rows,), generator=draw
-    )
+    images = torch.rand(rows, 1, 8, 8, generator=draw)
+    labels = torch.randint(10, (rows,), generator=draw)
+    return images, labels
 
 
-def timed(steps: int, step: Callable[[], None]) -> float:
-    """Steps a second, after a warm-up."""
-    for _ in range(WARM_UP):
+def steps_per_second(steps: int, step: Callable[[], None]) -> float:
+    """Take so many steps, after a warm-up that is not counted."""
+    for _ in range(WARM_UP_STEPS):
         step()
     started = time.perf_counter()
     for _ in range(steps):
@@ -80,20 +104,23 @@ def timed(steps: int, step: Callable[[], None]) -> float:
 def train(
     model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], rows: int, steps: int
 ) -> float:
-    (x, y), optimizer = batch(rows), ADAM(model.parameters())
+    """Train on one mini-batch again and again, and return the steps a second."""
+    images, labels = batch(rows)
+    optimizer = ADAM(model.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_fn(model(x), y).backward()
+        loss_fn(model(images), labels).backward()
         optimizer.step()
 
-    return timed(steps, step)
+    return steps_per_second(steps, step)
 
 
 def in_one_process(rows: int, steps: int) -> float:
-    """Both halves and both optimizers here, and nothing at the cut."""
+    """Train both halves with both optimizers here, and nothing at the cut."""
     device_half, server_half = halves()
-    optimizer, loss_fn = ADAM(server_half.parameters()), nn.CrossEntropyLoss()
+    optimizer = ADAM(server_half.parameters())
+    loss_fn = nn.CrossEntropyLoss()
 
     def loss(features: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -101,178 +128,225 @@ def in_one_process(rows: int, steps: int) -> float:
         value = loss_fn(server_half(cut), labels)
         value.backward()
         optimizer.step()
-        # its gradient by the features is the one that came back
+        assert cut.grad is not None  # `backward` has set it
+        # the gradient of this by the features is the one that came back
         return (features * cut.grad).sum()
 
     return train(device_half, loss, rows, steps)
 
 
-def device(
+# Two processes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The steps a second of a session, and the bytes of a step."""
+
+    steps_per_second: float
+    step_bytes: float
+
+
+def run_device(
     ticket: Ticket,
     rows: int,
     steps: int,
-    answers: multiprocessing.Queue[tuple[float, float]],
+    answers: multiprocessing.Queue[Speed],
 ) -> None:
-    """The other process: one session."""
+    """Train in one session; this is the other process."""
     torch.set_num_threads(1)
+    device_half, _ = halves()
     with Session(ticket, Stream(ticket)) as session:
-        speed = train(halves()[0], session.loss, rows, steps)
+        speed = train(device_half, session.loss, rows, steps)
         metrics = session.metrics()
-    answers.put(
-        (
-            speed,
-            (metrics["uplink_bytes"] + metrics["downlink_bytes"]) / (steps + WARM_UP),
-        )
-    )
+    session_bytes = metrics["uplink_bytes"] + metrics["downlink_bytes"]
+    answers.put(Speed(speed, session_bytes / (steps + WARM_UP_STEPS)))
 
 
-def in_two_processes(
-    codec: str, tls: bool, rows: int, steps: int
-) -> tuple[float, float]:
-    """A session over loopback; steps a second, and bytes of a step."""
-    half = HalfTrainer(halves()[1], nn.CrossEntropyLoss(), ADAM, device="cpu")
+def in_two_processes(codec: str, tls: bool, rows: int, steps: int) -> Speed:
+    """Train in a session over loopback; the server is in this process."""
+    _, server_half = halves()
+    trainer = HalfTrainer(server_half, nn.CrossEntropyLoss(), ADAM, device="cpu")
+    config = EndpointConfig(tls=tls)
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     with SplitEndpoint(
-        SharedHalf(half), cut_codec(codec), config=EndpointConfig(tls=tls)
+        SharedHalf(trainer), cut_codec(codec), config=config
     ) as endpoint:
-        process = spawn.Process(
-            target=device, args=(endpoint.issue("train", "0", 1), rows, steps, answers)
-        )
+        ticket = endpoint.issue("train", "0", 1)
+        process = spawn.Process(target=run_device, args=(ticket, rows, steps, answers))
         process.start()
-        measured = answers.get(timeout=300)
+        speed: Speed = answers.get(timeout=SESSION_TIMEOUT_S)
         process.join()
-    return measured
+    return speed
 
 
 def two_processes(rows: int, steps: int, rounds: int) -> Iterator[Row]:
-    """All variants take turns, so that a noisy machine slows all of them; medians."""
+    """Measure one process and two, with and without codec and TLS.
+
+    All variants take turns, so that a noisy machine slows all of them. Results are
+    medians.
+    """
     variants = [(codec, tls) for codec in CODECS for tls in (False, True)]
-    alone, measured = [], {variant: [] for variant in variants}
+    alone: list[float] = []
+    measured: dict[tuple[str, bool], list[Speed]] = {key: [] for key in variants}
     for _ in range(rounds):
         alone.append(in_one_process(rows, steps))
-        for variant in variants:
-            measured[variant].append(in_two_processes(*variant, rows, steps))
-    yield Row("one process", "-", False, median(alone), 1.0, 0.0)
-    for (codec, tls), results in measured.items():
-        speed = median(speed for speed, _ in results)
+        for codec, tls in variants:
+            speed = in_two_processes(codec, tls, rows, steps)
+            measured[codec, tls].append(speed)
+    alone_speed = median(alone)
+    yield Row(
+        where="one process",
+        codec="-",
+        tls=False,
+        steps_per_second=alone_speed,
+        ratio=1.0,
+        step_bytes=0.0,
+    )
+    for (codec, tls), speeds in measured.items():
+        median_speed = median(own.steps_per_second for own in speeds)
         yield Row(
-            "two processes", codec, tls, speed, speed / median(alone), results[0][1]
+            where="two processes",
+            codec=codec,
+            tls=tls,
+            steps_per_second=median_speed,
+            ratio=median_speed / alone_speed,
+            step_bytes=speeds[0].step_bytes,
         )
 
 
-# -- SuperLink and SuperNode -----------------------------------------------------------
-# --------------------------------
+# SuperLink and SuperNode
 
 
 def deployed(rows: int, steps: int, alone: float) -> Iterator[Row]:
-    """The example's second turn on a SuperNode, by the server's own log: from session opened to closed."""
+    """Measure the example's second turn on a SuperNode, by the server's own log.
+
+    Parameters
+    ----------
+    rows, steps : int
+        Of a mini-batch, and of a turn.
+    alone : float
+        The steps a second in one process.
+    """
     with (
-        tempfile.TemporaryDirectory() as folder,
-        started_flower(Path(folder)) as environment,
+        tempfile.TemporaryDirectory() as name,
+        started_flower(Path(name)) as environment,
     ):
+        folder = Path(name)
         for codec in CODECS:
-            for tls in ("off", "on"):
-                config = Path(folder) / "run.toml"
-                settings = {
-                    "strategy": "split-learning",
-                    "codec": codec,
-                    "split-tls": tls,
-                    "num-rounds": 2,
-                }
-                settings |= {
-                    "num-devices": 1,
-                    "steps-per-turn": steps,
-                    "batch-size": rows,
-                    "results-dir": folder,
-                }
-                config.write_text(
-                    "".join(
-                        f"{key} = {json.dumps(value)}\n"
-                        for key, value in settings.items()
-                    )
-                )
-                command = [
-                    "flwr",
-                    "run",
-                    str(EXAMPLE),
-                    "benchmark",
-                    "--stream",
-                    "--run-config",
-                    str(config),
-                ]
-                ran = subprocess.run(
-                    command,
-                    env=environment,
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                log = ran.stdout + ran.stderr
-                closed = re.findall(
-                    r"closed: .*steps=(\d+) seconds=([\d.]+) up_bytes=(\d+) down_bytes=(\d+)",
-                    log,
-                )
-                if not closed:
-                    raise SystemExit(f"the run failed:\n{log[-3000:]}")
-                taken, seconds, up, down = (float(number) for number in closed[-1])
-                speed = taken / seconds
+            for tls in (False, True):
+                config = write_run_config(folder, codec, tls, rows, steps)
+                log = run_example(config, environment)
+                speed = session_speed(log)
                 yield Row(
-                    "SuperLink",
-                    codec,
-                    tls == "on",
-                    speed,
-                    speed / alone,
-                    (up + down) / taken,
+                    where="SuperLink",
+                    codec=codec,
+                    tls=tls,
+                    steps_per_second=speed.steps_per_second,
+                    ratio=speed.steps_per_second / alone,
+                    step_bytes=speed.step_bytes,
                 )
+
+
+def write_run_config(
+    folder: Path, codec: str, tls: bool, rows: int, steps: int
+) -> Path:
+    """Write the run-config of two turns of one device."""
+    settings = {
+        "strategy": "split-learning",
+        "codec": codec,
+        "split-tls": "on" if tls else "off",
+        "num-rounds": 2,
+        "num-devices": 1,
+        "steps-per-turn": steps,
+        "batch-size": rows,
+        "results-dir": str(folder),
+    }
+    # TOML writes strings and whole numbers as JSON does
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+    config = folder / "run.toml"
+    config.write_text("".join(lines))
+    return config
+
+
+def run_example(config: Path, environment: dict[str, str]) -> str:
+    """Run the example, and return what was logged."""
+    command = ["flwr", "run", str(EXAMPLE), "benchmark"]
+    ran = subprocess.run(
+        [*command, "--stream", "--run-config", str(config)],
+        env=environment,
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.stdout + ran.stderr
+
+
+def session_speed(log: str) -> Speed:
+    """Read the last session of a log, from opened to closed."""
+    pattern = r"closed: .*steps=(\d+) seconds=([\d.]+) up_bytes=(\d+) down_bytes=(\d+)"
+    sessions = re.findall(pattern, log)
+    if not sessions:
+        raise SystemExit(f"the run failed:\n{log[-3000:]}")
+    steps, seconds, up_bytes, down_bytes = map(float, sessions[-1])
+    return Speed(steps / seconds, (up_bytes + down_bytes) / steps)
 
 
 @contextlib.contextmanager
 def started_flower(folder: Path) -> Iterator[dict[str, str]]:
-    """A SuperLink and a SuperNode of our own, ended afterwards."""
-    ports = [free_port() for _ in range(2)]
-    link = f'[superlink]\ndefault = "benchmark"\n\n[superlink.benchmark]\naddress = "127.0.0.1:{ports[0]}"\n'
-    (folder / "config.toml").write_text(link + "insecure = true\n")
-    environment = os.environ | {"FLWR_HOME": str(folder), "FLWR_LOG_LEVEL": "DEBUG"}
-    environment |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
-    server = [
-        "flower-superlink",
-        "--insecure",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(ports[0]),
-    ]
-    node = [
-        "flower-supernode",
-        "--insecure",
-        "--superlink",
-        f"127.0.0.1:{ports[0]}",
-        "--port",
-        str(ports[1]),
-    ]
-    with (folder / "flower.log").open("w") as log:
-        started = []
+    """Start a SuperLink and a SuperNode of our own, and end them afterwards.
+
+    Yields the environment in which ``flwr`` finds them.
+    """
+    link_port = free_port()
+    node_port = free_port()
+    write_flower_config(folder, link_port)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(folder),
+        "FLWR_LOG_LEVEL": "DEBUG",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1"]
+    link += ["--port", str(link_port)]
+    node = ["flower-supernode", "--insecure", "--port", str(node_port)]
+    node += ["--superlink", f"127.0.0.1:{link_port}"]
+    node += ["--node-config", "partition-id=0 num-partitions=1"]
+    started: list[subprocess.Popen[bytes]] = []
+    with (folder / "flower.log").open("wb") as log:
         try:
-            for command in (
-                server,
-                [*node, "--node-config", "partition-id=0 num-partitions=1"],
-            ):
-                options = {
-                    "env": environment,
-                    "cwd": folder,
-                    "stdout": log,
-                    "stderr": log,
-                    "start_new_session": True,
-                }
-                started.append(subprocess.Popen(command, **options))
-                wait_for(ports[0])
+            for command in (link, node):
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                started.append(process)
+                wait_for(link_port)
             yield environment
         finally:
             for process in started:
+                # and what it has started itself
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def write_flower_config(folder: Path, link_port: int) -> None:
+    """Write where ``flwr run`` finds the SuperLink."""
+    lines = [
+        "[superlink]",
+        'default = "benchmark"',
+        "",
+        "[superlink.benchmark]",
+        f'address = "127.0.0.1:{link_port}"',
+        "insecure = true",
+        "",
+    ]
+    (folder / "config.toml").write_text("\n".join(lines))
 
 
 def free_port() -> int:
@@ -281,8 +355,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_for(port: int) -> None:
+    """Wait until somebody listens on a port."""
+    deadline = time.monotonic() + PORT_TIMEOUT_S
     while time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
@@ -293,7 +368,10 @@ def wait_for(port: int, timeout_s: float = 60.0) -> None:
     raise SystemExit(f"nothing listens on port {port}")
 
 
-def main() -> None:
+# The command
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -304,22 +382,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of a session")
     parser.add_argument("--rounds", type=int, default=3, help="sessions of each kind")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows below their headings."""
+    lines = [f"{'where':<14} {'codec':<8} TLS   steps/s  ratio  kB/step"]
+    for row in rows:
+        names = f"{row.where:<14} {row.codec:<8} {'on' if row.tls else 'off':<4}"
+        speed = f"{row.steps_per_second:>8.1f} {row.ratio:>6.2f}"
+        lines.append(f"{names} {speed} {row.step_bytes / 1e3:>8.1f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = arguments()
     torch.set_num_threads(1)
     rows = list(two_processes(options.rows, options.steps, options.rounds))
     if options.deployment:
-        rows += deployed(options.rows, options.steps, rows[0].steps_per_second)
-    print(
-        f"{'where':<14} {'codec':<8} {'TLS':<4} {'steps/s':>8} {'ratio':>6} {'kB/step':>8}"
-    )
-    for row in rows:
-        tls = "on" if row.tls else "off"
-        line = f"{row.where:<14} {row.codec:<8} {tls:<4} {row.steps_per_second:>8.1f} {row.ratio:>6.2f}"
-        print(f"{line} {row.step_bytes / 1e3:>8.1f}")
+        alone = rows[0].steps_per_second
+        rows += deployed(options.rows, options.steps, alone)
+    print(table(rows))
     if options.json:
-        options.json.write_text(
-            json.dumps({"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        )
+        results = {"rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
