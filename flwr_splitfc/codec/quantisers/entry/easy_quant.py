@@ -53,6 +53,7 @@ class EasyQuant(EntryQuant):
     def fit(self, matrix: Tensor, low: float, high: float, levels: int) -> LevelHeader:
         if not 1 < levels <= SEARCH_LEVELS:
             return LevelHeader(levels, low, high)
+        # zero, or the end next to it where entries have one sign
         centre = min(max(0.0, low), high)
         lows = _scaled(low, centre)
         highs = _scaled(high, centre)

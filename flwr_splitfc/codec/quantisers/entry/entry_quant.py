@@ -73,6 +73,7 @@ class EntryQuant(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         low, high = matrix_extremes(matrix)
+        # one value needs no symbols
         if low == high:
             return pack_level_header(self.fit(matrix, low, high, levels=1))
         target_bytes = budget_bytes - self._header_bytes()
@@ -90,6 +91,7 @@ class EntryQuant(Quantiser):
         header, stream = unpack_level_header(data, parameter=self.has_parameter)
         reader = SymbolReader(stream)
         symbols: Symbols = np.zeros(rows * columns, np.int32)
+        # one level has no stream
         if header.levels > 1:
             symbols = reader.read(len(symbols), header.levels)
         reader.close()

@@ -68,6 +68,7 @@ def unpack_level_header(
     fields, rest = take(data, _layout(parameter=parameter))
     last_level, low, high, *more = fields
     check_interval(low, high, "level")
+    # 2^16 levels have to fit into 16 bits
     levels = last_level + 1
     if (levels == 1) != (low == high):
         raise PayloadError(f"{levels} levels from {low} to {high}")

@@ -58,6 +58,7 @@ class Histogram:
         levels : ndarray
             One set of increasing levels a row, (sets, Q).
         """
+        # counts and sums of the entries that go to each level
         bounds = self._bounds(levels)
         counts = np.diff(self._counts_below[bounds])
         sums = np.diff(self._sums_below[bounds])
@@ -70,7 +71,10 @@ class Histogram:
 
     def _bounds(self, levels: Doubles) -> Ints:
         """First point of each level's part, and the end of the last, (sets, Q + 1)."""
-        middles = (levels[:, 1:] + levels[:, :-1]) / 2
+        lower = levels[:, :-1]
+        upper = levels[:, 1:]
+        middles = (upper + lower) / 2
+        # an entry in the middle goes up
         points = np.ceil((middles - self._low) / self._step)
         inner = points.clip(0, _POINTS).astype(np.int64)
         return np.pad(
@@ -83,8 +87,8 @@ class Histogram:
 def _counts(matrix: Tensor, low: float, high: float) -> Ints:
     """How many entries are nearest to each point."""
     points = nearest_level(matrix, low, high, _POINTS).int()
-    counts: Ints = bincount(points.ravel(), minlength=_POINTS).cpu().numpy()
-    return counts
+    counts = bincount(points.ravel(), minlength=_POINTS)
+    return np.asarray(counts.cpu())
 
 
 def _prefix_sums(values: Ints | Doubles) -> Doubles:

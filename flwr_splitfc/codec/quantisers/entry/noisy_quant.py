@@ -66,6 +66,7 @@ class NoisyQuant(EntryQuant):
     def fit(self, matrix: Tensor, low: float, high: float, levels: int) -> LevelHeader:
         if levels == 1:
             return LevelHeader(levels, low, high, parameter=0)
+        # rows at equal distances
         every = ceil(matrix.numel() / _SAMPLE_ENTRIES)
         entries = steps_above(matrix[::every], low, high, levels)
         errors = _errors(entries, top=levels - 1)
@@ -97,7 +98,8 @@ def _errors(entries: Tensor, top: int) -> Tensor:
     """The squared error at each amplitude, of entries in steps between levels."""
     columns = entries.shape[1]
     amplitudes = _AMPLITUDES[:, None, None] / _FULL_AMPLITUDE
-    shifts = torch.from_numpy(amplitudes * noise(columns)).to(entries)
+    noise_steps = amplitudes * noise(columns)
+    shifts = torch.from_numpy(noise_steps).to(entries)
     moved = entries + shifts
     rounded = moved.round_().clamp_(0, top)
     decoded = rounded.sub_(shifts).clamp_(0, top)
@@ -113,9 +115,11 @@ def noise(columns: int) -> Doubles:
     >>> noise(3).round(4).tolist()
     [0.118, -0.2639, 0.3541]
     """
+    # modulo 1 the multiples of an irrational number are uniform
     position = np.arange(1, columns + 1, dtype=np.uint64)
     weyl = position * np.uint64(_GOLDEN_RATIO) % np.uint64(2**32)
-    noise: Doubles = (weyl + 0.5) / 2**32 - 0.5
+    fraction = (weyl + 0.5) / 2**32
+    noise: Doubles = fraction - 0.5
     return noise
 
 

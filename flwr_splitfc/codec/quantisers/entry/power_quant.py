@@ -77,6 +77,7 @@ class PowerQuant(EntryQuant):
     def symbols(self, matrix: Tensor, header: LevelHeader) -> Tensor:
         values = power_levels(header).astype(np.float64)
         middles = (values[1:] + values[:-1]) / 2
+        # as the entries are: a level is nearest between two middles
         boundaries = torch.from_numpy(middles).float()
         return torch.bucketize(
             matrix,
@@ -118,12 +119,14 @@ def power_levels(header: LevelHeader) -> Floats:
     [-1.0, 1.0, 9.0]
     """
     roots = header.low + np.arange(header.levels) * np.float64(header.step)
+    # three times, for the power 1/8
     square_roots = np.sqrt(np.abs(roots))
     eighth_roots = np.sqrt(np.sqrt(square_roots))
     magnitudes = eighth_roots.copy()
     # products from left to right, as docs/wire-format.md says
     for _ in range((header.parameter or 0) - 1):
         magnitudes *= eighth_roots
+    # from the wire; `PowerQuant.values` refuses what is infinite
     with np.errstate(over="ignore"):
         return np.copysign(magnitudes, roots).astype(np.float32)
 

@@ -63,6 +63,7 @@ class _EntryGrid:
     @classmethod
     def of(cls, header: QuantHeader, intervals: Intervals) -> _EntryGrid:
         all_levels = column_levels(intervals.spans, header.multiplier, header.upgrades)
+        # a column of one point has no symbols
         active = intervals.spans > 0
         levels: Symbols = all_levels[active].astype(np.int32)
         base = header.endpoint_values(intervals.first[active])
@@ -81,9 +82,10 @@ class _EntryGrid:
         step = torch.from_numpy(self.step).to(device)
         last = torch.from_numpy(self.levels - 1).to(device)
         columns = self.columns.to(device)
-        # (7), where an interval can vanish in float32
+        # (7), step by step in one copy of the columns
         entries = matrix.index_select(1, columns)
         entries.sub_(base)
+        # an interval can vanish in float32
         entries.div_(step.where(step > 0, 1.0))
         entries.round_()
         entries.clamp_(step.new_zeros(()), last.float())
@@ -102,6 +104,7 @@ class _EntryGrid:
     def values(self, symbols: Symbols, rows: int) -> Tensor:
         """Entries from their levels, float32 (B, A)."""
         values = symbols.reshape(rows, self.count).astype(np.float32)
+        # float32, first the product and then the sum: docs/wire-format.md, section 4
         values *= self.step
         values += self.base
         return torch.from_numpy(values)
@@ -145,6 +148,7 @@ class FeatureQuant(Quantiser):
         grid = _entry_grid(header, intervals)
         symbols = reader.read(grid.count * rows, grid.sizes(rows))
         reader.close()
+        # two-stage columns are overwritten but for those of one point
         matrix = torch.from_numpy(constants).repeat(rows, 1)
         entry_columns = grid.columns.expand(rows, -1)
         return matrix.scatter_(1, entry_columns, grid.values(symbols, rows))

@@ -143,6 +143,7 @@ def unpack_quant_header(
     (count,), rest = take(data, _COUNT)
     if count > columns:
         raise PayloadError(f"{count} two-stage columns of {columns}")
+    # a part that is not there keeps its defaults
     header = QuantHeader(two_stage=np.arange(0))
     if count > 0:
         header, rest = _with_entries(header, rest)
@@ -180,6 +181,7 @@ def _with_means(
     fields, rest = take(data, _MEANS)
     low, high, last_point = fields
     check_interval(low, high, "mean")
+    # 2^16 levels have to fit into 16 bits
     levels = last_point + 1
     if (levels == 1) != (low == high):
         raise PayloadError(f"{levels} mean levels from {low} to {high}")

@@ -72,6 +72,7 @@ def optimal_level(u: ArrayLike) -> Doubles:
 
 def _cardano_root(u: Doubles) -> Doubles:
     """The only real root, by Cardano's formula (12)."""
+    # not below 0 by rounding at u = 27/4
     discriminant_root = np.sqrt(np.maximum(81 - 12 * u, 0))
     v = np.cbrt(9 * u + u * discriminant_root)
     first_cube_root = np.cbrt(2 / 3) * u / v
@@ -92,6 +93,7 @@ def _cosine_root(u: Doubles) -> Doubles:
 @cache
 def closed_form_thresholds() -> Doubles:
     """Return (14), where the closed form reaches q, for q = 2 ... 2^16 at q - 2."""
+    # (14)
     q = _levels_up_to(MOST_LEVELS)
     below = q - 1
     cube = below * below * below
@@ -105,6 +107,7 @@ def upgrade_thresholds() -> Doubles:
     It is the ``u`` at which the error that one level more removes is worth its bits.
     """
     q = _levels_up_to(MOST_LEVELS - 1)
+    # (15)
     log = _log_next_over(q)
     product = (q - 1) * q
     numerator = 2 * log * (product * product)

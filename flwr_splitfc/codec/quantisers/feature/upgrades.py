@@ -39,6 +39,7 @@ def upgrade_multipliers(multiplier: float) -> Doubles:
     """
     levels = floor_level(multiplier * span_squares())
     thresholds = upgrade_thresholds().take(levels - FEWEST_LEVELS, mode="clip")
+    # (16); a span of 0 divides by zero and so is never upgraded
     with np.errstate(divide="ignore"):
         worth = thresholds / span_squares()
     return np.where(levels < MOST_LEVELS, worth, np.inf)
@@ -55,6 +56,7 @@ def upgrade_order(spans: Ints, multiplier: float) -> Ints:
         ``m``.
     """
     worth = upgrade_multipliers(multiplier)
+    # stable: columns of equal worth keep their order
     order = np.argsort(_ranks(worth)[spans], kind="stable")
     upgradable = np.isfinite(worth)[spans]
     # infinite ones come last
@@ -81,6 +83,7 @@ def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     [8, 1, 5, 4]
     """
     levels_by_span = floor_level(multiplier * span_squares())
+    # a column of one point
     levels_by_span[0] = 1
     levels = levels_by_span[spans]
     if upgrades != NO_UPGRADES:

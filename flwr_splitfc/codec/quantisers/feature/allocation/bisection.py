@@ -83,6 +83,7 @@ class _Rivals:
 
     def at(self, multiplier: float) -> _Point:
         """Share the bits out at a multiplier."""
+        # (11), rounded by (15)
         levels = best_level(self.squares * multiplier)
         return _Point(multiplier, np.minimum(levels, self.most_levels))
 
@@ -107,6 +108,7 @@ def allot_bits(splits: Splits, choice: SplitChoice) -> Allotment:
         affordable=rivals.at(_coarse_multiplier(choice.multiplier_index)),
         too_high=rivals.at(_coarse_multiplier(choice.multiplier_index + 1)),
     )
+    # the means are the last rival
     means = float(splits.mean_counts[way])
     mean_levels = int(point.levels[-1]) if means else 1
     mean_bits = means * float(level_bits()[mean_levels])
@@ -127,6 +129,7 @@ def _bisect(
     rivals: _Rivals, bits_available: float, affordable: _Point, too_high: _Point
 ) -> _Point:
     """Narrow down to the last multiplier within the budget."""
+    # a multiplier in between would give the same levels as one of the two
     while (too_high.levels - affordable.levels).sum() > 1:
         middle = rivals.at(_middle(affordable.multiplier, too_high.multiplier))
         # float32 has no number in between

@@ -62,12 +62,14 @@ def plan_budget(
         smallest.
     """
     order = _by_falling_range(high - low)
+    # from here to the split all is in sorted order
     columns = SortedColumns(low[order], high[order], mean[order], rows)
     splits = split_ways(columns, budget_bytes)
     choice = best_split(splits)
     allotment = allot_bits(splits, choice)
 
     way = choice.way
+    # back to the matrix's order, in which columns are sent
     two_stage = np.sort(order[: splits.counts[way]])
     grid_low = float(splits.grid_low[way])
     grid_high = float(splits.grid_high[way])

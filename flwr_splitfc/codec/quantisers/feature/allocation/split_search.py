@@ -37,6 +37,7 @@ def coarse_multipliers() -> Doubles:
     At its low end every span has 2 levels, at its high end 2^16.
     """
     exponents = np.arange(_LEAST_EXPONENT, _EXPONENTS_END, 1 / _PER_OCTAVE)
+    # rounded once, here, so that it is the sent one that is tried
     multipliers = np.asarray(2.0**exponents, np.float32)
     return multipliers.astype(np.float64)
 
@@ -65,6 +66,7 @@ def _span_table() -> _SpanTable:
     bits = level_bits()[levels]
     # columns of one point have no entries to code
     bits[:, 0] = 0.0
+    # first term of (10) for one entry
     errors = span_squares() / (4.0 * (levels - 1) ** 2)
     return _SpanTable(bits, errors)
 
@@ -96,6 +98,7 @@ class _Trial(NamedTuple):
     @property
     def mean_levels(self) -> Ints:
         """Levels of the means, ``Q_0``."""
+        # (11) for u_0 = m n_0^2
         multipliers = coarse_multipliers()[self.at]
         levels = best_level(self.splits.mean_squares * multipliers)
         return np.minimum(levels, self.splits.most_mean_levels)
@@ -103,6 +106,7 @@ class _Trial(NamedTuple):
     @property
     def bits(self) -> Doubles:
         """Bits of all entries and means."""
+        # left side of (9) without side information
         row_bits = self._sum_over_columns(_span_table().bits)
         entry_bits = self.splits.rows * row_bits
         mean_bits = self.splits.mean_counts * level_bits()[self.mean_levels]
@@ -132,9 +136,11 @@ def best_split(splits: Splits) -> SplitChoice:
     affordable = _last_affordable(splits)
     following = _Trial(splits, following_index(affordable.at))
     share = _share_of_next(affordable, following)
+    # ways differ in their grid steps
     squared_units = splits.unit**2
     error = (1 - share) * (affordable.error * squared_units)
     error += share * (following.error * squared_units)
+    # second term of (10)
     error += splits.mean_error
     way = int(np.argmin(error))
     return SplitChoice(way, multiplier_index=int(affordable.at[way]))
@@ -144,6 +150,7 @@ def _last_affordable(splits: Splits) -> _Trial:
     """The largest multiplier of each way whose bits the budget has, by bisection."""
     last = len(coarse_multipliers()) - 1
     index = np.zeros_like(splits.counts)
+    # all ways at once: each goes up by a step if it can afford it
     for step in _SEARCH_STEPS:
         higher = _Trial(splits, np.minimum(index + step, last))
         fits = higher.bits <= splits.symbol_bits
@@ -156,6 +163,7 @@ def _share_of_next(affordable: _Trial, following: _Trial) -> Doubles:
     spent = affordable.bits
     left = affordable.splits.symbol_bits - spent
     extra = following.bits - spent
+    # no share where one more multiplier changes nothing, as at the end of the scale
     share = np.zeros_like(left)
     np.divide(left, extra, out=share, where=extra > 0)
     return np.clip(share, 0, 1)

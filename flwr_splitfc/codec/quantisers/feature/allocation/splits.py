@@ -121,13 +121,16 @@ class Splits:
 
         The span of the means serves where all two-stage columns are one point.
         """
+        # (6)
         step = (self.grid_high - self.grid_low) / (ENDPOINT_LEVELS - 1)
+        # any unit does where nothing has a span
         substitute = np.where(self.mean_spans > 0, self.mean_spans, 1.0)
         return np.where(step > 0, step, substitute)
 
     @cached_property
     def mean_squares(self) -> Doubles:
         """``n_0^2 = 2 B (a_0 / unit)^2``, with which (11) has ``u_0 = m n_0^2``."""
+        # u_0 = B a_0^2 ln2 / nu, twice B times the u of a column with interval a_0
         relative_spans = self.mean_spans / self.unit
         return 2.0 * self.rows * relative_spans**2
 
@@ -140,6 +143,7 @@ class Splits:
     @cached_property
     def most_mean_levels(self) -> Ints:
         """The most levels for means that leave two levels for every entry."""
+        # columns of one point have no entries to code; the others need a bit for each
         active_columns = self.span_counts[:, 1:].sum(1)
         bits_left = self.symbol_bits - self.rows * active_columns
         bits_each = np.zeros_like(bits_left)
@@ -149,6 +153,7 @@ class Splits:
             out=bits_each,
             where=self.mean_counts > 0,
         )
+        # the largest Q_0 whose bits are affordable; the table starts at 0 levels
         affordable = level_bits().searchsorted(bits_each, side="right") - 1
         levels: Ints = np.maximum(affordable, FEWEST_LEVELS)
         return levels
@@ -157,6 +162,7 @@ class Splits:
 def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
     """Set up the ways to split columns that are to be coded in `budget_bytes`."""
     counts = _two_stage_counts(columns, budget_bytes)
+    # columns are sorted, so that all sums and extremes are over a first or last part
     squared_ranges = _over_others(np.add, columns.ranges**2, counts)
     grid_low = _over_first(np.minimum, columns.low, counts)
     grid_high = _over_first(np.maximum, columns.high, counts)
@@ -168,7 +174,9 @@ def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
         mean_low=_over_others(np.minimum, columns.mean, counts),
         mean_high=_over_others(np.maximum, columns.mean, counts),
         span_counts=_span_counts(columns, counts, grid_low, grid_high),
+        # second term of (10)
         mean_error=columns.rows / 2 * squared_ranges,
+        # right side of (9), less its side information
         symbol_bits=_symbol_bits(columns, counts, budget_bytes),
     )
 
@@ -178,6 +186,7 @@ def _two_stage_counts(columns: SortedColumns, budget_bytes: int) -> Ints:
     room = _bits_beside_means(columns.count, budget_bytes)
     most = int(room // _fewest_column_bits(columns.rows))
     most = min(max(most, 0), columns.count)
+    # equal numbers are one way; 0 is always among them
     counts = {most * part // _PARTS for part in range(_PARTS + 1)}
     return np.array(sorted(counts))
 
@@ -186,6 +195,7 @@ def _bits_beside_means(columns: int, budget_bytes: int) -> float:
     """The numerator of (17): bits left if each column had a mean of two levels."""
     entries_header_bytes = quant_header_bytes(columns, columns)
     means_header_bytes = quant_header_bytes(0, columns)
+    # the most that the set of two-stage columns can take
     bitmap_bytes = columns // 8
     side_bytes = entries_header_bytes + means_header_bytes + bitmap_bytes
     return usable_bits(budget_bytes - side_bytes, columns) - columns
@@ -210,7 +220,8 @@ def _symbol_bits(columns: SortedColumns, counts: Ints, budget_bytes: int) -> Dou
 
 
 def _stream_bits(columns: SortedColumns, two_stage: int, budget_bytes: int) -> float:
-    """What the header leaves for all symbols."""
+    """What the header leaves for all symbols, less the range coder's own bits."""
+    # floats of both grids, multiplier, upgrades and the set of two-stage columns
     header_bytes = quant_header_bytes(two_stage, columns.count)
     endpoints = 2 * two_stage
     means = columns.count - two_stage
@@ -226,6 +237,7 @@ def _span_counts(
     span_counts = np.zeros(ways * ENDPOINT_LEVELS)
     # one bincount serves all ways: each has 200 bins of its own
     bins_before = ENDPOINT_LEVELS * np.arange(ways)
+    # columns beyond the largest M are never two-stage
     for block in _blocks(int(counts[-1])):
         intervals = covering_intervals(
             columns.low[block],
@@ -247,6 +259,7 @@ def _blocks(columns: int) -> Iterator[slice]:
 def _over_first(operation: np.ufunc, values: Doubles, counts: Ints) -> Doubles:
     """Reduce the first M values by `operation`, for each M; 0 for none."""
     reduced = np.zeros(len(values) + 1)
+    # element M is over M values
     operation.accumulate(values, out=reduced[1:])
     return reduced[counts]
 

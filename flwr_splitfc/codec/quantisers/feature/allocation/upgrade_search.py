@@ -48,8 +48,10 @@ class _Queue:
     @classmethod
     def of(cls, spans: Ints, levels: Ints, rows: int) -> _Queue:
         """Queue the upgrades of columns that are in order, by span and levels."""
+        # left side of (9)
         bits_before = level_bits()[levels]
         bits_after = level_bits()[levels + 1]
+        # first term of (10)
         gains = span_squares()[spans] * _error_removed(levels)
         return cls(
             bits=_sums_of_first(rows * (bits_after - bits_before)),
@@ -97,6 +99,7 @@ def best_upgrades(
     """
     squares = span_squares()[spans]
     levels = floor_level(multiplier * squares)
+    # columns of one point have no entries to code
     active = spans > 0
     row_bits = level_bits()[levels[active]].sum()
     bits_left = bits_available - rows * float(row_bits)
@@ -139,6 +142,11 @@ class _Exchanges:
             end=np.clip(end, resume, resume + _MOST_MORE),
         )
 
+    @property
+    def more(self) -> Ints:
+        """Upgrades after the skipped ones."""
+        return self.end - self.resume
+
     def gains(self, queue: _Queue) -> Doubles:
         """The error that each selection removes."""
         gains = queue.gains[self.first] + queue.gains[self.end]
@@ -149,13 +157,15 @@ class _Exchanges:
 def _best_exchange(queue: _Queue, bits_left: float) -> Upgrades:
     exchanges = _Exchanges.within(queue, bits_left)
     gains = exchanges.gains(queue)
-    row, skipped = divmod(int(np.argmax(gains)), gains.shape[1])
-    more = exchanges.end[row, skipped] - exchanges.resume[row, skipped]
+    # at a tie, the one that gives back and skips the least
+    best = int(np.argmax(gains))
+    row, skipped = divmod(best, gains.shape[1])
+    more = int(exchanges.more[row, skipped])
     if skipped == 0 or more == 0:
         # row 0 gives nothing back
         return Upgrades(first=int(exchanges.first[0, 0]))
     return Upgrades(
         first=int(exchanges.first[row, 0]),
         skipped=skipped,
-        more=int(more),
+        more=more,
     )
