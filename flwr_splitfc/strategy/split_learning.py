@@ -185,12 +185,9 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
-        # in turn the device half is handed on, and its optimizer's state with it;
-        # in parallel no device comes before another
-        in_turn = isinstance(self.devices, RoundRobin)
-        self.optimizer_state: OptimizerState = optimizer_state or (
-            "relay" if in_turn else "per-device"
-        )
+        if not optimizer_state:
+            optimizer_state = _default_optimizer_state(self.devices)
+        self.optimizer_state = optimizer_state
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
         # now, not after hours of training
@@ -453,3 +450,9 @@ def _as_rules(
     if callable(budgets):
         return (budgets,)
     return tuple(budgets)
+
+
+def _default_optimizer_state(devices: Strategy) -> OptimizerState:
+    # in turn the device half is handed on, and its optimizer's state with it;
+    # in parallel no device comes before another
+    return "relay" if isinstance(devices, RoundRobin) else "per-device"
