@@ -11,7 +11,10 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
+import random
+
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -19,3 +22,10 @@ torch.set_num_threads(1)
 # A deadline per example fails on a busy machine, for no fault of the code.
 hypothesis.settings.register_profile("flwr-splitfc", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flwr-splitfc")
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers() -> None:
+    """What a test draws does not depend on the tests that ran before it."""
+    random.seed(0)
+    torch.manual_seed(0)

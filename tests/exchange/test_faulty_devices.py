@@ -82,33 +82,31 @@ def assert_finite(strategy: SplitLearning) -> None:
 
 
 def test_one_that_stops_answering():
-    awake = threading.Event()
+    the_run_is_over = threading.Event()
 
     def stall(message, context):
         with connect(message, context) as session:
             x, y = batches(1)[0]
             session.loss(seeded(DeviceHalf)(x), y)
-            awake.wait(30)
+            the_run_is_over.wait()
 
-    started = time.monotonic()
-    strategy = run(stall, idle_timeout_s=0.3)
-    awake.set()
-    assert time.monotonic() - started < 20
-    only_device_one_failed(strategy, "silent for 0.3 s")
+    strategy = run(stall, idle_timeout_s=2.0)
+    the_run_is_over.set()
+    only_device_one_failed(strategy, "silent for 2 s")
     assert strategy.ledger.of(2, "train").steps == 7
 
 
 def test_one_that_never_replies_after_its_session():
-    awake = threading.Event()
+    the_run_is_over = threading.Event()
 
     def silent(message, context):
         with connect(message, context):
             pass
-        awake.wait(30)
+        the_run_is_over.wait()
 
-    strategy = run(silent, reply_timeout_s=0.3)
-    awake.set()
-    only_device_one_failed(strategy, "no reply within 0.3 s after its session")
+    strategy = run(silent, reply_timeout_s=2.0)
+    the_run_is_over.set()
+    only_device_one_failed(strategy, "no reply within 2 s after its session")
 
 
 def test_one_that_goes_on_for_ever():
