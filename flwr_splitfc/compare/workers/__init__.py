@@ -1,10 +1,12 @@
 """The processes that make a comparison's runs.
 
-A comparison has many short runs of one app. With one ``flwr run`` for each, every run
-would start a simulation of its own: 20 to 40 s for a SuperLink, Ray and one import of
-torch and of the app's data in each of Ray's processes. Sixteen strategies on the digits
-train for eight minutes in all, and would wait as long again for these starts. So a
-worker process here holds one simulation open and makes run after run in it.
+A comparison has many short runs of one app. With a ``flwr run`` for each job, each
+would start a simulation of its own, which takes 20 to 40 s: Ray starts, and each of its
+processes imports torch and the app. Sixteen strategies on the digits take 8.6 minutes
+here; as many ``flwr run`` would take 5 to 10 minutes more (`docs/compare.md`). So a
+worker process holds one simulation open and makes run after run in it. Its parent can
+be killed at any time: the worker then ends with all that it started, which a SuperLink
+that ``flwr run`` leaves behind does not.
 
 - `pool` hands runs out to workers side by side; `process` is a worker as its parent
   sees it, and `messages` what the two tell each other.
