@@ -1,5 +1,6 @@
 """The documentation site: builds without a warning and without network, and has every public name."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -16,6 +17,18 @@ PACKAGES = [
     f"flwr_splitfc.{name}"
     for name in ("codec", "exchange", "run", "strategy", "vision")
 ]
+
+
+def pages() -> list[Path]:
+    """The repository's Markdown files."""
+    folders = [
+        ROOT,
+        ROOT / "docs",
+        ROOT / "docs" / "results",
+        ROOT / "strategies",
+        *(ROOT / "examples").iterdir(),
+    ]
+    return [page for folder in folders for page in sorted(folder.glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +83,20 @@ def test_links_between_files_are_links_between_pages(site: Path) -> None:
 
 
 def test_every_page_of_the_repository_is_in_the_site(site: Path) -> None:
-    folders = (
-        ROOT,
-        ROOT / "docs",
-        ROOT / "docs" / "results",
-        ROOT / "strategies",
-        *(ROOT / "examples").iterdir(),
-    )
-    pages = [
-        path.relative_to(ROOT).with_suffix(".html")
-        for folder in folders
-        for path in folder.glob("*.md")
-    ]
-    assert len(pages) > 10
-    assert [page for page in pages if not (site / page).exists()] == []
+    built = [page.relative_to(ROOT).with_suffix(".html") for page in pages()]
+    assert len(built) > 10
+    assert [page for page in built if not (site / page).exists()] == []
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    files = list((ROOT / "tests").rglob("*.py"))
+    made = {file.stem for file in files}
+    for file in files:
+        made.update(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
+    for page in pages():
+        for name in re.findall(r"\btest_\w+", page.read_text()):
+            # pages shorten long names, to `test_the_beginning_...`
+            found = [one for one in made if one.startswith(name)]
+            assert name in found or (found and name.endswith("_")), (
+                f"{page.name} names {name}"
+            )
