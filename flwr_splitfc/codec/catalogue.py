@@ -194,8 +194,12 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
     )
 
 
-def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_settings(
+    entry: CodecEntry,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return settings under their fields' names and in their fields' types."""
+    # No name stands twice among these: `_check_pair` has seen to it.
     hints = {
         **get_type_hints(CutCodec),
         **get_type_hints(entry.selector),
@@ -219,13 +223,17 @@ def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[st
     return checked
 
 
-def _picked(values: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+def _picked(
+    values: Mapping[str, Any],
+    keys: Mapping[str, Any],
+) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in keys}
 
 
 def _entry(name: object) -> CodecEntry:
     """Find a codec here or among the entry points."""
     if isinstance(name, str):
+        # What is listed here is not to be replaced from outside.
         pair = CATALOGUE.get(name) or _entry_point(name)
         if pair is not None:
             return CodecEntry(name, *pair)

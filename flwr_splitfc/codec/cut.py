@@ -214,9 +214,8 @@ class CutCodec:
         groups = Channels.of(shape, channels=channels, dim=self.channel_dim)
         if not training and self.evaluation != "codec":
             return self._encode_at_precision(matrix, shape)
-        rows, columns = matrix.shape
-        budgets = self._budgets(rows, columns)
-        if _is_full(rows, full_rows):
+        budgets = self._budgets(*matrix.shape)
+        if _is_full(len(matrix), full_rows):
             budgets.check_features(training=training)
         selection = Selection(
             groups,
@@ -248,6 +247,7 @@ class CutCodec:
         kept, link = self.selector.select(matrix, selection)
         link = self._with_layout(link, shape)
         selected = self.selector.pack(link)
+        # The quantiser spends what the selection leaves of the budget.
         left_bytes = selection.budget_bytes - len(selected)
         useful_bytes = self.selector.useful_bytes(link, left_bytes)
         quantiser = _for_layout(self.quantiser, link)
@@ -297,6 +297,7 @@ class CutCodec:
         payload = view(array.data)
         selector, quantiser = self._parts_of(array)
         link, quantised = selector.unpack(payload, rows, columns)
+        # Channels may come from the payload and contradict the shape.
         try:
             link = self._with_layout(link, array.shape)
         except ValueError as error:
@@ -379,6 +380,7 @@ class CutCodec:
             If the array is no gradient of this codec and shape.
         """
         rows, columns = claimed_shape(array)
+        # Checked before anything of that size is allocated.
         if (rows, columns) != (link.rows, link.width):
             raise PayloadError(
                 f"gradient is {rows} x {columns}; {link.rows} x {link.width} was wanted"

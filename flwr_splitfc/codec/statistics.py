@@ -24,12 +24,17 @@ from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 _BLOCK_ENTRIES = 2**17
 _BLOCK_COLUMNS = 2**12
 
+# Below float32's greatest: what is scaled by it stays finite.
 _LARGEST_SCALE = 1e38
+
+# The greatest float16.
 _HALF_LIMIT = 65504
+
+# Half precision is best where magnitudes reach 2^14 to 2^15.
 _HALF_EXPONENT = 15
-"""Half precision is best where magnitudes reach 2^14 to 2^15."""
+
+# The least power of two that float32 holds in full precision.
 _LEAST_EXPONENT = -126
-"""The least power of two that float32 holds in full precision."""
 
 
 def check_entries(matrix: Tensor) -> None:
@@ -135,6 +140,7 @@ def column_means(matrix: Tensor) -> Tensor:
     """
     first = matrix[0]
     mean_shift = torch.zeros_like(first)
+    # sum (x_b - x_1) / B, block by block
     for shifted, weights in _blocks(matrix):
         mean_shift.addmv_(shifted.T, weights)
     return first.double().cpu() + mean_shift.cpu()
@@ -167,6 +173,7 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
     scale = scale.float().to(matrix.device)
     mean = torch.zeros_like(scale)
     mean_square = torch.zeros_like(scale)
+    # sum y_b / B and sum y_b^2 / B, block by block
     for shifted, weights in _blocks(matrix):
         scaled = shifted.mul_(scale)
         mean.addmv_(scaled.T, weights)

@@ -77,6 +77,7 @@ class _EliasFano:
         low_parts = columns[:, None] >> shifts & 1
         bits[: self.low_bits] = low_parts.ravel()
         high_parts = columns >> self.low_width
+        # In unary: before the i-th one stand as many zeros as its high part is.
         places = high_parts + np.arange(self.count)
         bits[self.low_bits + places] = 1
         return bits
@@ -135,7 +136,11 @@ def pack_columns(columns: Ints, total: int) -> bytes:
     return octets.tobytes()
 
 
-def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memoryview]:
+def unpack_columns(
+    data: memoryview,
+    count: int,
+    total: int,
+) -> tuple[Ints, memoryview]:
     """Read `count` columns below `total` and return the rest."""
     if count in (0, total):
         return np.arange(count), data
@@ -147,6 +152,7 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
     octets = np.frombuffer(data[:size], np.uint8)
     bits = np.unpackbits(octets, bitorder="little")
     columns = _code(count, total).decode(bits)
+    # One set has one form: what decodes is what `pack_columns` writes.
     _check_columns(columns, count, total)
     return columns, data[size:]
 
@@ -168,7 +174,10 @@ def pack_selection(columns: Ints | None, width: int) -> bytes:
     return count + pack_columns(columns, width)
 
 
-def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryview]:
+def unpack_selection(
+    data: memoryview,
+    width: int,
+) -> tuple[Ints | None, memoryview]:
     """Read which of `width` columns are kept, None for all, and return the rest."""
     (kept,), rest = take(data, "I")
     if kept > width:

@@ -26,7 +26,7 @@ SYMBOL_PRECISION_BITS = 24
 """The range coder's probabilities are multiples of ``2**-24``."""
 
 SYMBOL_OVERHEAD_BITS = 2e-4
-"""What the coder adds to the bits of each symbol, on average."""
+"""Kept free for each symbol, as the coder takes a little more than its level's bits."""
 
 MOST_LEVELS = 2**16
 """Most levels of a symbol, but for those of sized models."""
@@ -36,9 +36,12 @@ Model: TypeAlias = int | Symbols | stream.model.Model
 
 _WORD_BITS = 32
 _WORD_BYTES = 4
+
+# Kept free for the end of a stream.
 _STREAM_SLACK_BITS = 4.0
+
+# For so many symbols, one bit is added to what their levels alone would take.
 _SYMBOLS_PER_CODER_BIT = 4096
-"""So many symbols add a bit to what their levels alone would take, or less."""
 
 
 def sized_model(sizes: Ints) -> stream.model.Model:
@@ -117,6 +120,7 @@ class SymbolReader:
         if count == 0:
             return np.zeros(0, np.int32)
         self._account(count, model)
+        # These are what constriction raises on words that no encoder writes.
         try:
             symbols = self._decode(count, model)
         except (AssertionError, RuntimeError, ValueError) as error:

@@ -138,10 +138,14 @@ def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
     return channels + pack_selection(samples, rows)
 
 
-def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
+def unpack_rows(
+    data: memoryview,
+    rows: int,
+) -> tuple[Ints | None, int, memoryview]:
     """Read what `pack_rows` wrote and return the rest."""
     (groups,), rest = take(data, "I")
     samples, rest = unpack_selection(rest, rows)
+    # A loss of no row is not defined.
     if samples is not None and not len(samples):
         raise PayloadError("no row was sent")
     return samples, groups, rest
