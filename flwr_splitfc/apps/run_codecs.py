@@ -5,7 +5,7 @@ codec takes those that it has; or all in one string, ``codec-settings``, all of 
 must have. So an app that lists its keys needs no new one for a new codec.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
@@ -38,41 +38,23 @@ def output_codec_of(config: RunConfig) -> CutCodec:
 def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, Any]:
     """Return the settings of codec `name` in a run-config, in snake case.
 
-    `prefix` stands before each of the keys.
+    `prefix` stands before each of the keys. ``codec-settings`` wins over a key of the
+    same setting, because apps list such keys with a default.
 
     Raises
     ------
     ValueError
-        If a setting is given twice, or the string of them is no such string.
+        If ``codec-settings`` is no string of settings.
     """
-    given: dict[str, _Given] = {}
+    settings: dict[str, Any] = {}
     for setting in codec_settings(name):
         key = prefix + setting.replace("_", "-")
         if key in config:
-            value = config[key]
-            given[setting] = _Given(value, key, value)
-
+            settings[setting] = config[key]
     key = f"{prefix}codec-settings"
-    text = config.get(key, "")
-    for word, value in _parsed(key, text).items():
-        setting = word.replace("-", "_")
-        also = _Given(value, key, text)
-        if setting in given:
-            first = given[setting]
-            raise ValueError(f"{word} is given twice: by {first} and by {also}")
-        given[setting] = also
-    return {setting: one.value for setting, one in given.items()}
-
-
-class _Given(NamedTuple):
-    """A setting's value, and the line of the run-config that gives it."""
-
-    value: Scalar
-    key: str
-    written: Scalar
-
-    def __str__(self) -> str:
-        return f"{self.key} = {self.written!r}"
+    for word, value in _parsed(key, config.get(key, "")).items():
+        settings[word.replace("-", "_")] = value
+    return settings
 
 
 def _parsed(key: str, text: Scalar) -> dict[str, Scalar]:

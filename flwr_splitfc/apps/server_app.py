@@ -96,7 +96,8 @@ class SplitServerApp(ServerApp):
     ``codec-settings``        ""            the codec's settings in one string, such as
                                             "reduction=8 correction=0.1"
     ``uplink-bits``, ...      the codec's   or any of `codec_settings` under a key of
-                                            its own, in kebab case; not both
+                                            its own, in kebab case; the
+                                            string wins
     ``output-codec``          "float32"     of the server half's output where the app
                                             has a `tail`
     ``output-codec-settings`` ""            the settings of that codec in one string
