@@ -78,7 +78,9 @@ class Histogram:
         """Magnitudes that occur, ascending: not 0, unless there is nothing else."""
         present = np.flatnonzero(self.counts)
         largest = present[-1]
-        return present[present > 0] if largest > 0 else present
+        if largest == 0:
+            return present
+        return present[present > 0]
 
     @cached_property
     def least_bytes(self) -> Doubles:
@@ -88,16 +90,16 @@ class Histogram:
 
     def payload_bytes(self, thresholds: Ints, ties: Ints) -> Doubles:
         """Return bytes that are enough for the payloads, but for rare cases."""
+        entries = self.entries
         counts = self.symbol_counts(thresholds, ties)
         # a symbol that does not occur takes no bits
         at_least_one = np.maximum(counts, 1)
-        bits_each = np.log2(self.entries / at_least_one)
+        bits_each = np.log2(entries / at_least_one)
         bits = (counts * bits_each).sum(0).tolist()
         sent = counts[-1].tolist()
         sizes = []
         for own_sent, own_bits in zip(sent, bits, strict=True):
-            bits_on_average = own_bits / self.entries
-            stream = stream_bytes(self.entries, bits_on_average)
+            stream = stream_bytes(entries, own_bits / entries)
             sizes.append(mask_bytes(own_sent) + stream)
         return np.array(sizes)
 
@@ -109,12 +111,14 @@ class Histogram:
         positive_there = positive[beyond] - positive[thresholds]
         positive_ties = np.minimum(ties, positive_there)
         negative_ties = ties - positive_ties
+        zeros = self.below[:, ones].sum(0)
         positive_twos = positive[beyond] - positive[twos]
         negative_twos = negative[beyond] - negative[twos]
-        larger = self.entries - self.below[:, beyond].sum(0)
+        not_larger = self.below[:, beyond].sum(0)
+        larger = self.entries - not_larger
         return np.stack(
             [
-                self.below[:, ones].sum(0),
+                zeros,
                 positive[twos] - positive[ones],
                 positive_twos - positive_ties,
                 negative[twos] - negative[ones],
@@ -133,7 +137,8 @@ def third_bounds(thresholds: Ints) -> tuple[Ints, Ints]:
         Bits of float16, the largest magnitude plus 1 for none.
     """
     bits = np.arange(MAGNITUDES, dtype=np.uint16)
-    values = bits.view(np.float16).astype(np.float64)
+    halves = bits.view(np.float16)
+    values = halves.astype(np.float64)
     own = values[thresholds]
     twos = np.searchsorted(values, own / 2)
     ones = np.searchsorted(values, own / 6, side="right")

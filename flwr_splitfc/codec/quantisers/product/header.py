@@ -19,7 +19,11 @@ _FIELDS = "IIHf"
 _HALF_BYTES = 2
 
 
-def codebook_bytes(length: int, groups: int, centroids: int) -> int:
+def codebook_bytes(
+    length: int,
+    groups: int,
+    centroids: int,
+) -> int:
     """Return the bytes before the symbols."""
     entries = groups * centroids * length
     return struct.calcsize("<" + _FIELDS) + _HALF_BYTES * entries

@@ -38,11 +38,13 @@ def nearest_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
     >>> nearest_centroids(torch.tensor([[0.0], [9.0], [4.0]]), centroids).tolist()
     [1, 0, 1]
     """
-    half_squares = centroids.square().sum(1).div_(2)
+    squares = centroids.square().sum(1)
+    half_squares = squares.div_(2)
+    transposed = centroids.T
     block_vectors = max(1, _BLOCK_DISTANCES // len(centroids))
     labels = []
     for block in vectors.split(block_vectors):
-        distances = torch.addmm(half_squares, block, centroids.T, alpha=-1)
+        distances = torch.addmm(half_squares, block, transposed, alpha=-1)
         labels.append(distances.argmin(1))
     return torch.cat(labels)
 
@@ -56,6 +58,7 @@ def moved_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
     counts = torch.bincount(labels, minlength=len(centroids))
     sums = torch.zeros_like(centroids)
     sums.index_add_(0, labels, vectors)
+    # those without any vector are set below
     divisors = counts.clamp(min=1)
     means = sums.div_(divisors[:, None])
     unused = (counts == 0).nonzero().flatten()

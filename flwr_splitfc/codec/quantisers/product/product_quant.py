@@ -97,13 +97,19 @@ class ProductQuant(Quantiser):
         divisions = divisions_to_try(rows, columns, self.groups, budget_bytes)
         trained = train_best(scaled, divisions)
         groups = trained.division.vectors(scaled)
+        # the centroids are of a sample: one more step, over all vectors
         codebook = []
         for vectors, sampled in zip(groups, trained.centroids, strict=True):
             centroids = moved_centroids(vectors, sampled)
             codebook.append(to_half(centroids, scale))
         return _pack_within(budget_bytes, groups, codebook, scale, rows)
 
-    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+    def decode(
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
+    ) -> Tensor:
         if columns == 0:
             if len(data):
                 raise PayloadError(f"payload of no column has {len(data)} bytes")
@@ -113,6 +119,7 @@ class ProductQuant(Quantiser):
         division = Division(length, groups, count)
         positions = division.positions(columns)
         indices = _read_indices(stream, rows, positions, count)
+        # from a centroid's index in its group to its index among all
         group_of = np.arange(positions) * groups // positions
         first_centroids = group_of * count
         indices += first_centroids.astype(np.int32)

@@ -41,7 +41,11 @@ _MOST_CENTROID = 9
 _CENTROIDS = _MOST_CENTROID - _LEAST_CENTROID + 1
 
 
-def fit_centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
+def fit_centroids(
+    values: Tensor,
+    magnitudes: Tensor,
+    step: float,
+) -> Ints:
     """Measure the centroids of (B, C, f) values on some of the rows.
 
     Parameters
@@ -60,6 +64,7 @@ def fit_centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     some_values = spread_rows(values).numpy().ravel()
     nonzero = np.flatnonzero(some_magnitudes)
     steps = some_magnitudes[nonzero]
+    # |x| / step - m
     exact_steps = np.abs(some_values[nonzero]) / step
     means = _group_means(exact_steps - steps, _group(steps.astype(np.int64)))
     centroids = np.round(_CENTROIDS_PER_STEP * means)
@@ -97,6 +102,7 @@ def reconstructed(values: Ints, centroids: Ints) -> Ints:
     # none for magnitudes of 0
     by_group = np.append(0, centroids)
     beyond = by_group[_group(magnitudes)]
+    # 256 m + 16 c
     units = UNITS_PER_STEP * magnitudes + _CENTROID_UNITS * beyond
     with_signs: Ints = np.sign(values) * units
     return with_signs

@@ -50,11 +50,15 @@ def _coefficient_bits(contexts: Tensor, magnitudes: Tensor) -> float:
     sizes = histogram.sum(1)
     zeros = histogram[:, 0]
     nonzeros = sizes - zeros
+    # e counts m - 1 for each magnitude m; larger ones than 15 are in escape codes
     excess_of_level = np.arange(MAGNITUDES)
     excesses = histogram[:, 1:] @ excess_of_level
 
+    # H(n, size - n)
     places = _entropy_bits(nonzeros, zeros)
+    # H(n, e)
     values = _entropy_bits(nonzeros, excesses)
+    # a bit each
     signs = nonzeros
     headers = _header_bits(sizes, nonzeros)
     by_context = places + values + signs + headers
@@ -88,6 +92,7 @@ def _entropy_bits(counts: Ints, others: Ints) -> Doubles:
     # at least 1, where 0 log2 0 = 0 is wanted
     wholes = np.maximum(counts + others, 1)
     some = np.maximum(counts, 1)
+    # log2((a + b) / a)
     bits_of_one = np.log2(wholes / some)
     some_others = np.maximum(others, 1)
     bits_of_other = np.log2(wholes / some_others)

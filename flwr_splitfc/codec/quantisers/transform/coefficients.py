@@ -134,6 +134,7 @@ class _Nonzeros:
     def gaps(self, positions: Ints) -> Ints:
         """Return the zeros before each nonzero, given the positions in the order."""
         gaps = np.diff(positions, prepend=-1) - 1
+        # the first of a context counts from the start of the context
         starts = self._order.starts[self.live]
         gaps[self.heads] = positions[self.heads] - starts
         return gaps
@@ -207,16 +208,19 @@ def coefficient_runs(
         uint8.
     """
     order = _Order(contexts)
+    # counts
     ordered = magnitudes.numpy()[order.places]
     positions = np.flatnonzero(ordered > 0)
     counts = order.counts(positions)
     nonzeros = _Nonzeros(counts, order)
     yield from count_runs(counts, order.sizes)
 
+    # ratios
     sizes = ordered[positions].astype(np.int64)
     ratios = nonzeros.ratios(sizes)
     yield from symbol_runs(ratios, RATIOS)
 
+    # pairs
     gaps = nonzeros.gaps(positions)
     shifts = nonzeros.shifts
     far = gaps >> shifts
@@ -224,6 +228,7 @@ def coefficient_runs(
     for own, model in nonzeros.models(ratios):
         yield from symbol_runs(pairs[own], model)
 
+    # tails
     low_masks = (1 << shifts) - 1
     low_bits = gaps & low_masks
     places = order.places[positions]
@@ -231,6 +236,7 @@ def coefficient_runs(
     tails = low_bits << 1 | is_negative
     yield from bit_runs(tails, shifts + 1)
 
+    # far gaps, large magnitudes
     yield from _escaped(far, _LAST_GAP)
     yield from _escaped(sizes, MAGNITUDES)
 
@@ -294,7 +300,11 @@ def read_coefficients(
     return order.places[positions], sizes * signs
 
 
-def _add_escapes(reader: SymbolReader, values: Ints, last: int) -> None:
+def _add_escapes(
+    reader: SymbolReader,
+    values: Ints,
+    last: int,
+) -> None:
     """Read what `_escaped` wrote, and add it to the values."""
     escaped = values == last
     count = int(escaped.sum())

@@ -47,6 +47,7 @@ def dct_matrix(length: int) -> Tensor:
         factor = _norm(frequency, length) * 2**DCT_BITS
         wave = []
         for place in range(length):
+            # W[k][i]
             odd = 2 * place + 1
             angle = pi * odd * frequency / (2 * length)
             entry = factor * cos(angle)
@@ -120,7 +121,11 @@ def _block_axes(
             yield length, stride
 
 
-def _multiply_blocks(matrix: Tensor, parts: Tensor, stride: int) -> Tensor:
+def _multiply_blocks(
+    matrix: Tensor,
+    parts: Tensor,
+    stride: int,
+) -> Tensor:
     """Multiply each block along an axis by a matrix; its entries are a stride apart."""
     length = len(matrix)
     blocks = parts.reshape(-1, length, stride)

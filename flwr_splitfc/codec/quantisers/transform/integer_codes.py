@@ -56,7 +56,11 @@ def symbol_runs(values: NDArray[Any], levels: Model) -> Iterator[Run]:
         yield values.astype(np.int32), levels
 
 
-def read_integers(reader: SymbolReader, count: int, levels: Model) -> Ints:
+def read_integers(
+    reader: SymbolReader,
+    count: int,
+    levels: Model,
+) -> Ints:
     """Read symbols as integers that are wide enough to compute with."""
     return reader.read(count, levels).astype(np.int64)
 
@@ -155,11 +159,16 @@ def signed_runs(values: Ints, most: int) -> Iterator[Run]:
     yield from symbol_runs(parameters, _SIGNED_PARAMETERS)
     model = signed_model(share, ratio, most + 1)
     yield from symbol_runs(magnitudes, model)
+    # a zero has no sign
     is_negative = values[is_nonzero] < 0
     yield from symbol_runs(is_negative, 2)
 
 
-def read_signed(reader: SymbolReader, count: int, most: int) -> Ints:
+def read_signed(
+    reader: SymbolReader,
+    count: int,
+    most: int,
+) -> Ints:
     """Read what `signed_runs` wrote, at least one value."""
     share, ratio = reader.read(2, _SIGNED_PARAMETERS).tolist()
     model = signed_model(share, ratio, most + 1)

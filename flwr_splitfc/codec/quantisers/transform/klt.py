@@ -72,8 +72,10 @@ def _unit_columns(size: int, directions: Ints) -> Doubles:
 
 def _reflect(rows: Doubles, w: Doubles) -> None:
     """Apply the reflection of w to rows of U, in place."""
+    # n = w^T w and t = w^T U
     square = w @ w
     projection = w @ rows
+    # 4 w t + n, where the n rounds halves up
     numerator = np.outer(4 * w, projection)
     numerator += square
     # numbers stay below 2^37, so a quotient in float64 falls on the right side of every
@@ -90,16 +92,23 @@ def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
     if vectors.size == 0:
         return parts
     # LAPACK's form of a reflection is I - tau w w^T, with a first entry of 1
-    scaled = vectors / vectors.diagonal()
+    first_entries = vectors.diagonal()
+    scaled = vectors / first_entries
     w = torch.from_numpy(scaled).float()
-    tau = 2 / w.square().sum(0)
+    squares = w.square().sum(0)
+    tau = 2 / squares
+    # U^T times the identity: one product with it then serves all samples
     identity = torch.eye(len(w))
     transposed = torch.ormqr(w, tau, identity, transpose=True)
     matrix: Tensor = transposed.to(parts)
     return matrix @ parts
 
 
-def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
+def from_directions(
+    parts: Tensor,
+    vectors: Ints,
+    directions: Ints,
+) -> Tensor:
     """Multiply integers in float64 by U, and round to integers.
 
     Parameters
@@ -120,7 +129,11 @@ def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
     return divide_rounded(matrix @ parts, KLT_BITS)
 
 
-def _with_zero_directions(parts: Tensor, directions: Ints, size: int) -> Tensor:
+def _with_zero_directions(
+    parts: Tensor,
+    directions: Ints,
+    size: int,
+) -> Tensor:
     """Put (..., L, f) in their places among (..., n, f) zeros."""
     *before, _, places = parts.shape
     whole = parts.new_zeros(*before, size, places)

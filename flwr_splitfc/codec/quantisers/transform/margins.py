@@ -98,6 +98,7 @@ class Margins:
     @classmethod
     def of(cls, magnitudes: Tensor) -> Margins:
         """Measure quantised magnitudes, float32 (B, C, f) on the CPU, not all zero."""
+        # r
         by_row = magnitudes.mean((1, 2))
         rows = _half_octaves(by_row / by_row.mean())
         columns = magnitudes.mean(0)
@@ -107,6 +108,7 @@ class Margins:
         for band in bands(len(columns)):
             means = columns[band]
             mean = means.mean().clamp_min(_LEAST_MEAN)
+            # b, d and f of the band
             base = _half_octaves(mean)
             bases.append(int(base.clip(-MOST_BASE, MOST_BASE)))
             by_direction = means.mean(1)

@@ -87,6 +87,7 @@ def gap_shift(count: int, size: int) -> int:
 
 def gap_index(count: int, size: int) -> int:
     """Return g, where `count` of `size` coefficients are not zero."""
+    # p = (size - count) / size
     zeros = size - count
     goes_on = zeros * _WHOLE // size
     for _ in range(gap_shift(count, size)):
@@ -113,6 +114,7 @@ def signed_model(
     symbols : int
         The largest magnitude, plus 1.
     """
+    # not zero with probability (z + 1) / 65
     part = nonzero_share + 1
     nonzero = _WHOLE * part // (NONZERO_SHARES + 1)
     zero = _WHOLE - nonzero
@@ -125,11 +127,13 @@ def signed_model(
 @lru_cache(4096)
 def pair_model(gap: int, ratio: int) -> stream.model.Model:
     """Return the model of ``15 gap + magnitude - 1``, by the indices g and q."""
+    # a gap goes on with probability (2 g + 1) / 128
     parts = 2 * GAP_RATIOS
     goes_on = 2 * gap + 1
     ends = parts - goes_on
     gaps = _geometric_pieces(_WHOLE, ends, parts, GAPS)
     magnitudes = _magnitude_pieces(_WHOLE, ratio, MAGNITUDES)
+    # gaps and magnitudes are independent: probabilities multiply
     products = np.outer(gaps, magnitudes).ravel()
     probabilities = products >> SYMBOL_PRECISION_BITS
     sizes = np.maximum(probabilities, 1)
@@ -138,7 +142,11 @@ def pair_model(gap: int, ratio: int) -> stream.model.Model:
     return sized_model(sizes)
 
 
-def _nearest_index(part: int, whole: int, indices: int) -> int:
+def _nearest_index(
+    part: int,
+    whole: int,
+    indices: int,
+) -> int:
     """Return i with ``(i + 1) / (indices + 1)`` nearest to ``part / whole``."""
     steps = indices + 1
     nearest = round(steps * part / whole) - 1
@@ -146,8 +154,13 @@ def _nearest_index(part: int, whole: int, indices: int) -> int:
     return min(max(nearest, 0), last)
 
 
-def _magnitude_pieces(whole: int, ratio: int, symbols: int) -> list[int]:
+def _magnitude_pieces(
+    whole: int,
+    ratio: int,
+    symbols: int,
+) -> list[int]:
     """Share a probability out among magnitudes from 1, by the index q."""
+    # a magnitude goes on with probability (q + 1) / 33
     parts = RATIOS + 1
     goes_on = ratio + 1
     ends = parts - goes_on
@@ -173,6 +186,7 @@ def _geometric_pieces(
     left = whole
     for symbols_after in reversed(range(1, symbols)):
         wanted = left * part // parts
+        # a unit for each symbol that comes later
         most = left - symbols_after
         piece = min(max(wanted, 1), most)
         pieces.append(piece)

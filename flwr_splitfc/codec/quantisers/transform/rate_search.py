@@ -87,7 +87,9 @@ class StepSearch:
 
     def correct(self, ratio: float) -> None:
         """Move on from a step that takes `ratio` times the bits that are wanted."""
-        excess = log(_clip(ratio, 1 / _MOST_RATIO, _MOST_RATIO))
+        clipped = _clip(ratio, 1 / _MOST_RATIO, _MOST_RATIO)
+        excess = log(clipped)
+        # p from this step and the one before
         if abs(self._moved) > _LEAST_MOVE:
             power = (self._excess - excess) / self._moved
             self._power = _clip(power, _LEAST_POWER, _MOST_POWER)
@@ -96,7 +98,11 @@ class StepSearch:
         self.step *= exp(self._moved)
 
 
-def estimated_search(values: Tensor, largest: float, budget_bits: float) -> StepSearch:
+def estimated_search(
+    values: Tensor,
+    largest: float,
+    budget_bits: float,
+) -> StepSearch:
     """Start a search at the step for which the estimate of the bits is right.
 
     Parameters
@@ -108,6 +114,7 @@ def estimated_search(values: Tensor, largest: float, budget_bits: float) -> Step
         For margins and coefficients; may be negative.
     """
     goal_bits = _FILL * budget_bits
+    # a step with which about as many coefficients are not zero as are affordable
     some = spread_rows(values)
     share = len(some) / len(values)
     affordable = int(share * goal_bits / _NONZERO_BITS)
@@ -116,12 +123,15 @@ def estimated_search(values: Tensor, largest: float, budget_bits: float) -> Step
     guess = coarsest_step(exceeded_magnitude(some, affordable))
     search = StepSearch(guess or largest)
     for _ in range(_MOST_ESTIMATES):
-        ratio = estimated_bits(some, search.step) / share / goal_bits
+        some_bits = estimated_bits(some, search.step)
+        ratio = some_bits / share / goal_bits
         search.correct(ratio)
         if abs(ratio - 1) < _TOLERANCE:
             break
     if share < 1:
-        search.correct(estimated_bits(values, search.step) / goal_bits)
+        # some rows have not quite their share of the bits
+        all_bits = estimated_bits(values, search.step)
+        search.correct(all_bits / goal_bits)
     return search
 
 
@@ -158,15 +168,21 @@ def largest_payload(
         else:
             too_coarse = step
             best = max(best, data, key=len)
+            # a finer step, with a larger payload, is not allowed
             is_finest = step > search.step
             if is_finest or len(data) >= _ENOUGH * budget_bytes:
                 break
-        search.correct(len(data) / max(_FILL * budget_bytes, 1))
+        goal_bytes = max(_FILL * budget_bytes, 1)
+        search.correct(len(data) / goal_bytes)
         if not too_fine < search.step < too_coarse:
             # the power law failed: halve the interval, in logarithms
             search.step = sqrt(too_fine * too_coarse)
     return best
 
 
-def _clip(value: float, least: float, most: float) -> float:
+def _clip(
+    value: float,
+    least: float,
+    most: float,
+) -> float:
     return min(max(value, least), most)

@@ -26,7 +26,8 @@ def channel_samples(parts: Tensor) -> Tensor:
 
 def row_samples(matrix: Tensor) -> Tensor:
     """Return (B, samples) of (B, D): whole columns, evenly spread."""
-    every = _odd(_stride(matrix, _KLT_ENTRIES))
+    stride = _stride(matrix, _KLT_ENTRIES)
+    every = _odd(stride)
     return matrix[:, ::every]
 
 
@@ -37,7 +38,8 @@ def spread_rows(values: Tensor) -> Tensor:
     """
     rows = len(values)
     # one row at least
-    every = min(_stride(values, _SEARCH_ENTRIES), rows)
+    wanted = _stride(values, _SEARCH_ENTRIES)
+    every = min(wanted, rows)
     first = every // 2
     return values[first::every]
 
@@ -46,12 +48,12 @@ def exceeded_magnitude(values: Tensor, count: int) -> float:
     """Return the magnitude that about `count` of the values exceed."""
     every = _odd(_stride(values, _QUANTILE_ENTRIES))
     some = values.flatten()[::every]
+    magnitudes = some.abs()
     seen = len(some)
     exceeding = round(count * seen / values.numel())
     # kthvalue counts from the smallest, which is 1
-    at_least_one = max(seen - exceeding, 1)
-    rank = min(at_least_one, seen)
-    quantile = some.abs().kthvalue(rank)
+    rank = max(seen - exceeding, 1)
+    quantile = magnitudes.kthvalue(rank)
     return float(quantile.values)
 
 

@@ -110,7 +110,12 @@ class TransformQuant(Quantiser):
         layout = Layout.of(matrix.shape)
         return _LayoutQuant(layout).encode(matrix, budget_bytes)
 
-    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+    def decode(
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
+    ) -> Tensor:
         layout = Layout.of((rows, columns))
         return _LayoutQuant(layout).decode(data, rows, columns)
 
@@ -140,20 +145,32 @@ class _LayoutQuant(TransformQuant):
         return batch.payload_within(budget_bytes)
 
     def _transformed(
-        self, parts: Tensor, budget_bytes: int, unit: float, clamped: bool
+        self,
+        parts: Tensor,
+        budget_bytes: int,
+        unit: float,
+        clamped: bool,
     ) -> _TransformedBatch:
         """Write (B, C, f) entries in directions and frequencies."""
         rows, channels, _ = parts.shape
+        # over the channels, ...
         count = reflectors_worthwhile(channels, budget_bytes, MOST_CHANNEL_REFLECTORS)
         by_channel = fit_reflectors(channel_samples(parts), count)
         matrix = to_directions(parts, by_channel).reshape(rows, -1)
+        # ... over the rows, for which a whole row is one place ...
         count = reflectors_worthwhile(rows, budget_bytes, MOST_ROW_REFLECTORS)
         by_row = fit_reflectors(row_samples(matrix), count)
         directions = to_directions(matrix, by_row).view(parts.shape)
+        # ... and along the maps' axes; the range coder needs the CPU
         values = to_frequencies(directions, self.layout.axes).cpu()
         return _TransformedBatch(values, unit, by_channel, by_row, clamped)
 
-    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
+    def decode(
+        self,
+        data: memoryview,
+        rows: int,
+        columns: int,
+    ) -> Tensor:
         header, reader = unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
@@ -166,6 +183,7 @@ class _LayoutQuant(TransformQuant):
         at, steps = read_coefficients(reader, margins.contexts())
         reader.close()
 
+        # most coefficients are zero
         units = torch.zeros(rows * channels * places, dtype=torch.float64)
         coefficients = torch.from_numpy(reconstructed(steps, centroids)).double()
         units[torch.from_numpy(at)] = coefficients
@@ -178,7 +196,11 @@ class _LayoutQuant(TransformQuant):
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
     def _inverted(
-        self, parts: Tensor, live: Ints, by_channel: Ints, by_row: Ints
+        self,
+        parts: Tensor,
+        live: Ints,
+        by_channel: Ints,
+        by_row: Ints,
     ) -> Tensor:
         """Return (B, C, f) entries of coefficients; only `live` directions have any."""
         rows, _, places = parts.shape
@@ -230,6 +252,7 @@ class _TransformedBatch:
 
     def payload(self, step: float) -> bytes:
         """Return the payload with a step in the values' unit."""
+        # the decoder knows the step as a float32
         sent_step = float(np.float32(step * self.unit))
         rounded_step = sent_step / self.unit
         magnitudes = magnitudes_in_steps(self.values, rounded_step)
