@@ -1,6 +1,7 @@
-"""The documentation site, made of this repository's Markdown files and of the package's docstrings.
+"""The documentation site: the repository's Markdown files and the package's docstrings.
 
-The folder to build is the repository, so that a link between files leads to the same place here as on a code host.
+Sphinx builds the whole repository, so that links between files lead to the same places
+as on a code host.
 """
 
 from importlib.metadata import version as version_of

@@ -1,6 +1,6 @@
 """The command that compares strategies: it makes runs, then writes tables and figures.
 
-`options` is its command line, `plan` says which runs it has, `workers` makes them, and
+`options` is its command line, `run_plan` says which runs it has, `workers` makes them, and
 `report` writes what they came to.
 """
 
@@ -18,9 +18,9 @@ from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.lock import held
 from flwr_splitfc.compare.methods import Method, method_of, methods_on_shelf
 from flwr_splitfc.compare.options import DESCRIPTION, add_options, epilog
-from flwr_splitfc.compare.plan import expand
 from flwr_splitfc.compare.report.output import write
 from flwr_splitfc.compare.report.points import rounds_of
+from flwr_splitfc.compare.run_plan import expand
 from flwr_splitfc.compare.runs import (
     Outcome,
     Outcomes,

@@ -9,8 +9,8 @@ from typing import Any
 
 from flwr_splitfc.codec import codec_names
 from flwr_splitfc.compare.flower_app import SettingsError, parse_setting
-from flwr_splitfc.compare.plan import parse_budget
 from flwr_splitfc.compare.report.radio_link import RadioLink
+from flwr_splitfc.compare.run_plan import parse_budget
 from flwr_splitfc.compare.runs import Budget
 
 _USUAL_JOBS = 2  # device and server of a run wait for each other

@@ -34,12 +34,12 @@ from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.history import RoundMetrics
+from flwr_splitfc.strategy.measured import log_devices, with_totals
 from flwr_splitfc.strategy.resumable import check_resumable
 from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
-from flwr_splitfc.strategy.totals import log_devices, with_totals
 
 logger = getLogger("flwr")
 

@@ -10,7 +10,7 @@ import pytest
 from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import KIND_COLUMNS, SUMMARY_COLUMNS, MethodRow
-from flwr_splitfc.compare.report.totals import RUN_COLUMNS, RunTotals
+from flwr_splitfc.compare.report.run_totals import RUN_COLUMNS, RunTotals
 from flwr_splitfc.compare.runs import Budget, Outcome, Run
 
 TOY = Path(__file__).parent / "toy"

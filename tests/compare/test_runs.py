@@ -72,12 +72,17 @@ def test_the_smallest_budget_is_read_from_the_codecs_own_message() -> None:
 
 def test_the_sources_are_all_that_can_change_a_run(tmp_path: Path) -> None:
     """What writes results.json is among them, also in a folder called as ours is."""
-    for name in ("run/progress.py", "report/rows.py", "compare/plan.py", "command.py"):
+    for name in (
+        "run/progress.py",
+        "report/rows.py",
+        "compare/run_plan.py",
+        "command.py",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x = 1\n")
     before = sources_digest(tmp_path)
-    for name in ("compare/plan.py", "command.py", "compare/workers/new.py"):
+    for name in ("compare/run_plan.py", "command.py", "compare/workers/new.py"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x = 2\n")

@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.compare.report.totals import RUN_COLUMNS, NumberColumn, RunTotals
+from flwr_splitfc.compare.report.run_totals import RUN_COLUMNS, NumberColumn, RunTotals
 from flwr_splitfc.compare.runs import Outcome, Outcomes, Run
 from flwr_splitfc.run.columns import Column, shown_columns
 

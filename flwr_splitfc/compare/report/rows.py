@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import mean, stdev
 
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.compare.report.totals import (
+from flwr_splitfc.compare.report.run_totals import (
     RUN_COLUMNS,
     NumberColumn,
     Part,

@@ -10,7 +10,7 @@ from flwr_splitfc.compare.report.lines import csv_text
 from flwr_splitfc.compare.report.markdown import legend, markdown
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import KIND_COLUMNS, SUMMARY_COLUMNS, rows_of
-from flwr_splitfc.compare.report.totals import RUN_COLUMNS
+from flwr_splitfc.compare.report.run_totals import RUN_COLUMNS
 from flwr_splitfc.compare.runs import Outcome, Run
 from flwr_splitfc.run.columns import shown_columns
 from tests.compare.conftest import cell, finished, numbers_of, traffic

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_splitfc.codec.quantisers.mask.header import MASK_TOP
-from flwr_splitfc.codec.quantisers.mask.histogram import (
+from flwr_splitfc.codec.quantisers.mask.magnitude_counts import (
     SIGN,
-    Histogram,
+    MagnitudeCounts,
     third_bounds,
 )
 
@@ -57,22 +57,22 @@ class Choice(NamedTuple):
         return by_sign.ravel()
 
 
-def choose(histogram: Histogram, budget_bytes: int) -> Choice:
+def choose(counts: MagnitudeCounts, budget_bytes: int) -> Choice:
     """Choose as many entries as the budget pays for, or the smallest payload."""
-    is_affordable = histogram.least_bytes <= budget_bytes
+    is_affordable = counts.least_bytes <= budget_bytes
     if not is_affordable.any():
-        smallest = np.argmin(histogram.least_bytes)
-        threshold = int(histogram.thresholds[smallest])
+        smallest = np.argmin(counts.least_bytes)
+        threshold = int(counts.thresholds[smallest])
         return Choice(threshold, ties=1, is_smallest=True)
     # the least threshold sends the most
     first_affordable = np.argmax(is_affordable)
-    threshold = int(histogram.thresholds[first_affordable])
-    ties = _affordable_ties(histogram, threshold, budget_bytes)
+    threshold = int(counts.thresholds[first_affordable])
+    ties = _affordable_ties(counts, threshold, budget_bytes)
     return Choice(threshold, ties, is_smallest=False)
 
 
 def _affordable_ties(
-    histogram: Histogram,
+    counts: MagnitudeCounts,
     threshold: int,
     budget_bytes: int,
 ) -> int:
@@ -80,9 +80,9 @@ def _affordable_ties(
     only = np.array([threshold])
 
     def is_too_long(ties: int) -> bool:
-        (size,) = histogram.payload_bytes(only, np.array([ties]))
+        (size,) = counts.payload_bytes(only, np.array([ties]))
         return bool(size > budget_bytes)
 
     # payloads grow with the ties: so many come before the first that is too long
-    most = int(histogram.counts[threshold])
+    most = int(counts.counts[threshold])
     return bisect_left(range(1, most + 1), True, key=is_too_long)

@@ -1,8 +1,8 @@
 """Mask-encoded sparsification (Zhou et al., ECAI 2024, 2408.13787).
 
 With t the least magnitude that is sent, every other entry is decoded to the nearest of
-``-2t/3, -t/3, 0, t/3, 2t/3``. `histogram` has what a threshold costs, `choice` how one
-is chosen. See docs/wire-format.md, section 13.
+``-2t/3, -t/3, 0, t/3, 2t/3``. `magnitude_counts` computes what a threshold costs,
+`choice` chooses one. See docs/wire-format.md, section 13.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flwr_splitfc.codec.quantisers.mask.header import (
     pack_mask,
     unpack_mask,
 )
-from flwr_splitfc.codec.quantisers.mask.histogram import Histogram
+from flwr_splitfc.codec.quantisers.mask.magnitude_counts import MagnitudeCounts
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import check_entries, half_scale, to_half
 
@@ -69,7 +69,7 @@ class MaskEncoded(Quantiser):
         # + 0 makes -0, whose bits are the largest, 0
         scaled = to_half(matrix / scale, scale).add_(0.0)
         halves = scaled.cpu().numpy().ravel()
-        histogram = Histogram.of(halves)
+        histogram = MagnitudeCounts.of(halves)
         target_bytes = budget_bytes
         while True:
             choice = choose(histogram, target_bytes)

@@ -7,7 +7,7 @@ import pytest
 
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method
-from flwr_splitfc.compare.plan import expand, parse_budget
+from flwr_splitfc.compare.run_plan import expand, parse_budget
 
 ROOT = Path(__file__).parents[2]
 BUDGETS = [(0.1, 0.2), (0.2, 0.4)]

@@ -32,7 +32,7 @@ from flwr_splitfc.codec.arrays import Doubles, Ints
 from flwr_splitfc.codec.format.symbols import stream_bytes
 from flwr_splitfc.codec.quantisers.mask.header import mask_bytes
 
-MAGNITUDES = 0x7C00
+FINITE_MAGNITUDES = 0x7C00
 """Finite float16 magnitudes: their bits are 0 to this less 1."""
 
 SIGN = 0x8000
@@ -40,7 +40,7 @@ SIGN = 0x8000
 
 
 @dataclass(frozen=True, eq=False)
-class Histogram:
+class MagnitudeCounts:
     """How many entries are below each float16 magnitude, by sign.
 
     Parameters
@@ -52,13 +52,13 @@ class Histogram:
     below: Ints
 
     @classmethod
-    def of(cls, halves: NDArray[np.float16]) -> Histogram:
+    def of(cls, halves: NDArray[np.float16]) -> MagnitudeCounts:
         """Count finite entries, of which none is -0."""
         bits = halves.view(np.uint16)
         by_bits = np.bincount(bits, minlength=2 * SIGN)
         by_sign = by_bits.reshape(2, SIGN)
-        finite = by_sign[:, :MAGNITUDES]
-        below = np.zeros((2, MAGNITUDES + 1), np.int64)
+        finite = by_sign[:, :FINITE_MAGNITUDES]
+        below = np.zeros((2, FINITE_MAGNITUDES + 1), np.int64)
         np.cumsum(finite, axis=1, out=below[:, 1:])
         return cls(below)
 
@@ -136,7 +136,7 @@ def third_bounds(thresholds: Ints) -> tuple[Ints, Ints]:
     ones, twos : ndarrays
         Bits of float16, the largest magnitude plus 1 for none.
     """
-    bits = np.arange(MAGNITUDES, dtype=np.uint16)
+    bits = np.arange(FINITE_MAGNITUDES, dtype=np.uint16)
     halves = bits.view(np.float16)
     values = halves.astype(np.float64)
     own = values[thresholds]

@@ -39,8 +39,9 @@ def expand(
     runs: dict[str, Run] = {}
     for method in methods:
         settings = [*base, method.layer]
-        has_budgets = bool(budgets) and budgeted(app.run_config([*settings, last]))
-        for chosen in _layers(settings, budgets if has_budgets else None, seeds):
+        settled = app.run_config([*settings, last])
+        own_budgets = budgets if budgets and has_cut_budget(settled) else None
+        for chosen in _layers(settings, own_budgets, seeds):
             config = app.run_config([*chosen, last])
             run = Run(method.name, config, _budget_of(config), origin)
             runs[run.id] = run
@@ -65,13 +66,13 @@ def _layers(
             yield chosen
 
 
-def budgeted(config: RunConfig) -> bool:
+def has_cut_budget(config: RunConfig) -> bool:
     """Return whether the run has a cut whose codec keeps to a budget.
 
     >>> bits = {"uplink-bits": 0.2, "downlink-bits": 0.4}
-    >>> budgeted({"strategy": "splitfc", **bits})
+    >>> has_cut_budget({"strategy": "splitfc", **bits})
     True
-    >>> budgeted({"strategy": "splitfed-v2", "codec": "float32", **bits})
+    >>> has_cut_budget({"strategy": "splitfed-v2", "codec": "float32", **bits})
     False
     """
     if _UPLINK_BITS not in config or _DOWNLINK_BITS not in config:
@@ -115,6 +116,6 @@ def parse_budget(text: str) -> Budget:
 
 
 def _budget_of(config: RunConfig) -> Budget | None:
-    if not budgeted(config):
+    if not has_cut_budget(config):
         return None
     return float(config[_UPLINK_BITS]), float(config[_DOWNLINK_BITS])
