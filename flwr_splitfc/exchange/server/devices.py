@@ -111,7 +111,8 @@ def turn_order(names: dict[int, str]) -> list[int]:
     [17, 901, 55]
     """
     nodes = {name: node_id for node_id, name in names.items()}
-    return [nodes[name] for name in sorted(nodes, key=name_order)]
+    in_order = sorted(nodes, key=name_order)
+    return [nodes[name] for name in in_order]
 
 
 def name_order(name: str) -> tuple[bool, int, str]:

@@ -70,7 +70,9 @@ class CopiedHalves(Halves):
         self._sums: dict[str, Tensor] = {}
 
     def take(self, device: str, server_round: int) -> HalfTrainer:
-        return self.half.copy(derive_seed(self.half.seed, device, server_round))
+        # a seed of its own, or all copies would drop out the same units
+        seed = derive_seed(self.half.seed, device, server_round)
+        return self.half.copy(seed)
 
     def give_back(self, half: HalfTrainer, rows: int) -> None:
         with self._lock:

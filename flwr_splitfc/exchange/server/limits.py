@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """What one device may ask of the server, and how long it is waited for.
+    """The limits of what one device may ask of the server, and how long it may take.
 
     Parameters
     ----------

@@ -84,7 +84,8 @@ class MessagesInFlight:
         """Return the reply for the strategy; None after a frame with more to come."""
         if asked.token is None or not has_frame(reply):
             return reply
-        answer = self._endpoint.deliver(asked.token, _take_frame(reply))
+        frame = _take_frame(reply)
+        answer = self._endpoint.deliver(asked.token, frame)
         match answer.WhichOneof("kind"):
             case "closed":
                 return reply

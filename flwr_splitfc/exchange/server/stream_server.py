@@ -120,7 +120,8 @@ class StreamServer:
         )
         if self.address != self._listening_address:
             logger.info("Devices are told to connect to %s", self.address)
-        if self.tls == "off" and not is_loopback(self._config.host):
+        off_this_machine = not is_loopback(self._config.host)
+        if self.tls == "off" and off_this_machine:
             logger.warning(
                 "Features, gradients and tokens cross the network in plaintext, "
                 "as tls=False asks for"
