@@ -1,7 +1,7 @@
 """The command that compares strategies: it makes runs, then writes tables and figures.
 
-`options` is its command line, `run_plan` says which runs it has, `workers` makes them, and
-`report` writes what they came to.
+`options` is its command line, `run_plan` says which runs it has, `workers` makes them,
+and `report` writes what they came to.
 """
 
 import argparse
