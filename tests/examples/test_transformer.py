@@ -108,7 +108,9 @@ def test_it_learns_that_most_characters_are_not_random(tmp_path: Path) -> None:
         node.run_config = config
     server_app.app(grid, Context(1, 1, {}, RecordDict(), config))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["rounds"][3]["accuracy"] > 0.2  # always a space: 0.17
+    # 0.24 to 0.28 over ten seeds and two thread counts; always a space: 0.17
+    assert results["rounds"][3]["accuracy"] > 0.2
+    # 2.8 to 2.9, after 3.5 to 3.7
     assert results["rounds"][3]["loss"] < 3.2 < results["rounds"][0]["loss"]
 
 

@@ -85,6 +85,7 @@ def test_a_class_for_each_place_is_learned_through_every_kind_of_codec(codec):
         with connect(ticket_message(endpoint)) as server:
             losses = [server.loss(x, y).item() for _ in range(40)]
         assert endpoint.ledger.of(1, "train").rows == 40 * 16
+    # 0.59 to 0.89 over ten seeds and two thread counts
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 

@@ -105,6 +105,7 @@ def test_any_flower_strategy_combines_the_device_halves(devices):
     )
     result = strategy.start(LocalGrid(app(), 4), arrays(), 6)
     first, last = result.train_metrics_clientapp[1], result.train_metrics_clientapp[6]
+    # 0.27 to 0.73 over ten seeds and two thread counts
     assert last["train_loss"] < first["train_loss"]
     assert last["sessions"] == 4
     assert last["steps"] == 20
@@ -176,6 +177,7 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
     assert calls == [0, 4, 8, 12, 16, 18]
     assert list(result.evaluate_metrics_serverapp) == calls
     assert list(result.evaluate_metrics_clientapp) == calls[1:]
+    # 1, from at most 0.40, over ten seeds and two thread counts; so have the devices
     assert (
         result.evaluate_metrics_serverapp[18]["accuracy"]
         > 0.8
@@ -191,6 +193,7 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
 def test_without_a_ticket_the_same_app_trains_the_joined_model():
     joined = JoinedModel(seeded(DeviceHalf), seeded(ServerHalf))
     result = FedAvg().start(LocalGrid(app(), 2), ArrayRecord(joined.state_dict()), 3)
+    # 0.44 to 0.79 over ten seeds and two thread counts
     assert (
         result.train_metrics_clientapp[3]["train_loss"]
         < result.train_metrics_clientapp[1]["train_loss"]
@@ -303,6 +306,7 @@ def test_losses_over_other_labels(out, loss_fn, labels):
     result = strategy.start(
         LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10
     )
+    # at most 0.26 over ten seeds and two thread counts
     assert (
         result.train_metrics_clientapp[10]["train_loss"]
         < 0.8 * result.train_metrics_clientapp[1]["train_loss"]
@@ -331,6 +335,7 @@ def test_a_dense_map():
     result = strategy.start(
         LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10
     )
+    # 0.58 to 0.82 over ten seeds and two thread counts
     assert (
         result.train_metrics_clientapp[10]["train_loss"]
         < result.train_metrics_clientapp[1]["train_loss"]
