@@ -5,7 +5,7 @@ It has tickets, sessions, the endpoint, and the ledger of bytes.
 
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.session import Session, connect
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.split_errors import (
     EndpointUnreachable,
     FeaturesRefused,
     GradientRefused,

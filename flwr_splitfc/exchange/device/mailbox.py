@@ -14,8 +14,8 @@ from flwr.app import Message
 
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import error_from
 from flwr_splitfc.exchange.protocol.frames import frame_of
+from flwr_splitfc.exchange.protocol.split_errors import error_from
 
 
 class NotAnswered(Exception):

@@ -19,8 +19,8 @@ from flwr_splitfc.exchange.device.transport import Line, SessionTransport
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import TicketError
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.settings import Scalar

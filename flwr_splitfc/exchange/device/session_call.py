@@ -7,8 +7,8 @@ import grpc
 
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import ProtocolError
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [

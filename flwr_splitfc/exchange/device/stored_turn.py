@@ -22,8 +22,8 @@ from flwr_splitfc.exchange.device.optimizer_state import (
     restore_optimizer,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import TicketExpired
 from flwr_splitfc.exchange.protocol.frames import frame_of, raw_array
+from flwr_splitfc.exchange.protocol.split_errors import TicketExpired
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 

@@ -18,7 +18,8 @@ from flwr_splitfc.exchange.protocol.address import (
     join_address,
     split_address,
 )
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.rpc import NONCE_BYTES
+from flwr_splitfc.exchange.protocol.split_errors import (
     EndpointUnreachable,
     LimitExceeded,
     ProtocolError,
@@ -30,8 +31,6 @@ from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0
-
-_NONCE_BYTES = 16
 
 
 class Stream:
@@ -57,7 +56,7 @@ class Stream:
         self.uplink_bytes = 0
         self.downlink_bytes = 0
         self.reconnects = -1
-        self._nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._number = 0
         self._call: SessionCall | None = None
 

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import ProtocolError
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 
 

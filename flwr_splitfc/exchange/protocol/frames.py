@@ -7,7 +7,7 @@ serialized protobuf message.
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import ProtocolError
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 FRAME_KEY = "split-frame"
 """Key of the frame's record in a message."""

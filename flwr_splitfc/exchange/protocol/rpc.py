@@ -7,3 +7,6 @@ TOKEN_KEY = "split-token"
 
 KEEPALIVE_MS = 60_000
 """How often a quiet peer is asked whether the connection still stands."""
+
+NONCE_BYTES = 16
+"""Random bytes by which a session knows the process that opened it first."""

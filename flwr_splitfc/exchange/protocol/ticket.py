@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from flwr.app import ConfigRecord, Message
 
-from flwr_splitfc.exchange.protocol.errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.records import record_without_empty
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.settings import Scalar
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_splitfc.exchange.protocol.errors import FeaturesRefused, LabelsRefused
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.exchange.protocol.split_errors import FeaturesRefused, LabelsRefused
 from flwr_splitfc.exchange.server.step_checks import (
     check_finite,
     check_labels,

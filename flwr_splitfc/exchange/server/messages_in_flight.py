@@ -62,11 +62,13 @@ class MessagesInFlight:
 
     def pull(self) -> list[tuple[Message, Outgoing]]:
         """Return the replies that are in, each with what it replies to."""
-        replies = self._grid.pull_messages(list(self._waiting))
-        return [
-            (reply, self._waiting.pop(reply.metadata.reply_to_message_id))
-            for reply in replies
-        ]
+        pulled = []
+        for reply in self._grid.pull_messages(list(self._waiting)):
+            asked = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+            # A reply that nothing waits for must not end the run for all.
+            if asked is not None:
+                pulled.append((reply, asked))
+        return pulled
 
     def answer(self, pulled: Sequence[tuple[Message, Outgoing]]) -> list[Message]:
         """Answer the frames in replies, and return the replies for the strategy."""

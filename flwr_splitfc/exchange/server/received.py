@@ -7,7 +7,7 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
     GradientRefused,
     LabelsRefused,

@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Protocol
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
     SplitError,
     TicketExpired,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from threading import Lock
 
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.split_errors import (
     LimitExceeded,
     SessionCancelled,
     SplitError,

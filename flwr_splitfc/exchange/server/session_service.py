@@ -6,8 +6,8 @@ from logging import DEBUG, INFO, WARNING
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import SplitError
 from flwr_splitfc.exchange.protocol.rpc import TOKEN_KEY
+from flwr_splitfc.exchange.protocol.split_errors import SplitError
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import Connection, ServerSession

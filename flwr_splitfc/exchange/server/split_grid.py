@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
+from flwr_splitfc.exchange.protocol.rpc import NONCE_BYTES
 from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY, Ticket
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,
@@ -29,8 +30,6 @@ from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Ou
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
 from flwr_splitfc.exchange.server.traffic import Traffic
-
-_NONCE_BYTES = 16
 
 logger = getLogger("flwr")
 
@@ -163,7 +162,7 @@ class SplitGrid(MeteredGrid):
         """Open a session in its device's place, which saves a message each way."""
         hello = pb.Open(
             protocol=ticket.protocol,
-            nonce=bytes(_NONCE_BYTES),
+            nonce=bytes(NONCE_BYTES),
             software="in messages",
         )
         frame = pb.DeviceFrame(open=hello)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.protocol.errors import LabelsRefused, StepRefused
+from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefused
 from flwr_splitfc.model import LossFn
 
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38

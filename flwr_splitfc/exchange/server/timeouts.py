@@ -1,6 +1,6 @@
 """How long the server waits for a device, within its session and after it."""
 
-from flwr_splitfc.exchange.protocol.errors import SessionCancelled
+from flwr_splitfc.exchange.protocol.split_errors import SessionCancelled
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import ServerSession
 

@@ -6,12 +6,12 @@ import torch
 
 from flwr_splitfc.codec import CutCodec, Link
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.errors import (
+from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
+from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
     LimitExceeded,
     ProtocolError,
 )
-from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
