@@ -38,7 +38,8 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(
     # Flower may not know yet, and send it its message
     assert third["failures"] in ({}, {"1": "its node is gone"})
     assert (third["steps"], third["round"]) == (400, 3)
-    assert third["accuracy"] > 0.8  # the others have all classes
+    # the others have all classes; 0.96 to 0.99 over four seeds in one process
+    assert third["accuracy"] > 0.8
 
 
 @pytest.fixture(scope="module")
