@@ -509,10 +509,7 @@ def arguments() -> argparse.Namespace:
         help="by comma (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="of torch (default: %(default)s)",
+        "--threads", type=int, default=1, help="of torch (default: %(default)s)"
     )
     parser.add_argument(
         "--seconds",
@@ -521,15 +518,10 @@ def arguments() -> argparse.Namespace:
         help="for each codec and shape (default: %(default)s)",
     )
     parser.add_argument(
-        "--page-faults",
-        action="store_true",
-        help="leave malloc as it is",
+        "--page-faults", action="store_true", help="leave malloc as it is"
     )
     parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write all numbers there, too",
+        "--json", type=Path, metavar="FILE", help="write all numbers there, too"
     )
     parser.add_argument(
         "--plot",

@@ -147,10 +147,7 @@ class Speed:
 
 
 def run_device(
-    ticket: Ticket,
-    rows: int,
-    steps: int,
-    answers: multiprocessing.Queue[Speed],
+    ticket: Ticket, rows: int, steps: int, answers: multiprocessing.Queue[Speed]
 ) -> None:
     """Train in one session; this is the other process."""
     torch.set_num_threads(1)

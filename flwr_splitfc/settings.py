@@ -100,11 +100,7 @@ def parse_toml_value(text: str) -> Any:
 
 
 def check_scalar(
-    key: str,
-    value: object,
-    hint: Any,
-    *,
-    complaint: str = _COMPLAINT,
+    key: str, value: object, hint: Any, *, complaint: str = _COMPLAINT
 ) -> Any:
     """Return `value` as the scalar that its type hint asks for.
 
@@ -145,11 +141,7 @@ def check_scalar(
 
 
 def check_choice(
-    key: str,
-    value: object,
-    choices: Iterable[str],
-    *,
-    complaint: str = _COMPLAINT,
+    key: str, value: object, choices: Iterable[str], *, complaint: str = _COMPLAINT
 ) -> None:
     """Raise a `ValueError` that names the key if `value` is none of `choices`.
 

@@ -6,12 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from flwr_splitfc.codec import cut_codec
-from flwr_splitfc.settings import (
-    Scalar,
-    check_scalar,
-    parse_settings,
-    read_settings,
-)
+from flwr_splitfc.settings import Scalar, check_scalar, parse_settings, read_settings
 
 
 @dataclass(frozen=True)

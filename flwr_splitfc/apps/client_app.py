@@ -9,10 +9,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.client_turn import ClientTurn, LabelledBatches
-from flwr_splitfc.apps.client_turn_by_messages import (
-    ClientTurnByMessages,
-    first_arrays,
-)
+from flwr_splitfc.apps.client_turn_by_messages import ClientTurnByMessages, first_arrays
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig

@@ -65,11 +65,7 @@ class WorstCase:
     @property
     def budgeted(self) -> bool:
         """Whether budgets bind: all do as soon as one part spends one."""
-        parts = (
-            self.selector,
-            self.quantiser,
-            self.quantiser.for_gradient(),
-        )
+        parts = (self.selector, self.quantiser, self.quantiser.for_gradient())
         return any(part.budgeted for part in parts)
 
     def features_bits(self, *, training: bool) -> float:

@@ -194,10 +194,7 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
     )
 
 
-def _checked_settings(
-    entry: CodecEntry,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings under their fields' names and in their fields' types."""
     # No name stands twice among these: `_check_pair` has seen to it.
     hints = {
@@ -214,19 +211,11 @@ def _checked_settings(
             raise ValueError(
                 f"codec {entry.name!r} has no setting {key!r}; it has {names}"
             )
-        checked[key] = check_scalar(
-            key,
-            value,
-            hints[key],
-            complaint=_COMPLAINT,
-        )
+        checked[key] = check_scalar(key, value, hints[key], complaint=_COMPLAINT)
     return checked
 
 
-def _picked(
-    values: Mapping[str, Any],
-    keys: Mapping[str, Any],
-) -> dict[str, Any]:
+def _picked(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in keys}
 
 

@@ -169,23 +169,13 @@ class Layout:
     def split(self, matrix: Tensor) -> Tensor:
         """Reorder (B, D) to (B, C, f): a map of ``f`` places for each channel."""
         channels = self.channels
-        parts = matrix.view(
-            -1,
-            channels.outer,
-            channels.count,
-            channels.inner,
-        )
+        parts = matrix.view(-1, channels.outer, channels.count, channels.inner)
         by_channel = parts.transpose(1, 2)
         return by_channel.reshape(-1, channels.count, self.places)
 
     def join(self, maps: Tensor) -> Tensor:
         """Reorder (B, C, f) to (B, D), undoing `split`."""
         channels = self.channels
-        by_channel = maps.view(
-            -1,
-            channels.count,
-            channels.outer,
-            channels.inner,
-        )
+        by_channel = maps.view(-1, channels.count, channels.outer, channels.inner)
         parts = by_channel.transpose(1, 2)
         return parts.reshape(-1, channels.columns)

@@ -30,10 +30,7 @@ from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.settings import Scalar
 
-_PRECISIONS: Final[dict[str, Quantiser]] = {
-    "float16": Float16(),
-    "float32": Float32(),
-}
+_PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
 """How features go up without training, unless this codec sends them itself."""
 
 
@@ -238,10 +235,7 @@ class CutCodec:
         return array, link
 
     def _encode_selected(
-        self,
-        matrix: Tensor,
-        shape: Sequence[int],
-        selection: Selection,
+        self, matrix: Tensor, shape: Sequence[int], selection: Selection
     ) -> tuple[Array, Link]:
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
@@ -318,11 +312,7 @@ class CutCodec:
         )
 
     def encode_gradient(
-        self,
-        gradient: Tensor,
-        link: Link,
-        *,
-        full_rows: int | None = None,
+        self, gradient: Tensor, link: Link, *, full_rows: int | None = None
     ) -> Array:
         """Encode the gradient by the features on the server, the kept columns alone.
 
@@ -398,11 +388,7 @@ class CutCodec:
 
     def _with_layout(self, link: Link, shape: Sequence[int]) -> Link:
         """Add the layout of features of `shape` to a link."""
-        layout = Layout.of(
-            shape,
-            channels=link.groups,
-            dim=self.channel_dim,
-        )
+        layout = Layout.of(shape, channels=link.groups, dim=self.channel_dim)
         return replace(link, layout=layout)
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:

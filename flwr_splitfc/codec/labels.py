@@ -64,11 +64,7 @@ def pack_labels(labels: Tensor) -> bytes:
     return _pack_integers(dtype, shape, entries)
 
 
-def _pack_integers(
-    dtype: str,
-    shape: tuple[int, ...],
-    entries: Entries,
-) -> bytes:
+def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> bytes:
     offset = int(entries.min())
     greatest = int(entries.max())
     levels = greatest - offset + 1

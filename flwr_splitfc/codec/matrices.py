@@ -38,12 +38,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 def payload_array(stype: str, shape: Sequence[int], payload: bytes) -> Array:
     """Return the array that carries a matrix, which was of this shape, encoded."""
-    return Array(
-        dtype="float32",
-        shape=tuple(shape),
-        stype=stype,
-        data=payload,
-    )
+    return Array(dtype="float32", shape=tuple(shape), stype=stype, data=payload)
 
 
 def claimed_shape(array: Array) -> tuple[int, int]:

@@ -21,13 +21,7 @@ from flwr_splitfc.compare.options import DESCRIPTION, add_options, epilog
 from flwr_splitfc.compare.report.output import write
 from flwr_splitfc.compare.report.points import rounds_of
 from flwr_splitfc.compare.run_plan import expand
-from flwr_splitfc.compare.runs import (
-    Outcome,
-    Outcomes,
-    Run,
-    RunFolder,
-    package_digest,
-)
+from flwr_splitfc.compare.runs import Outcome, Outcomes, Run, RunFolder, package_digest
 from flwr_splitfc.compare.workers.federation import Federation
 from flwr_splitfc.compare.workers.pool import Pool
 from flwr_splitfc.settings import Scalar

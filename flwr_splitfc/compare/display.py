@@ -10,12 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from flwr_splitfc.compare.runs import Outcome, Run
-from flwr_splitfc.compare.workers.pool import (
-    Event,
-    RoundFinished,
-    RunEnded,
-    RunStarted,
-)
+from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run.columns import (
     NO_VALUE,
     Column,

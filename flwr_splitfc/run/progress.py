@@ -15,13 +15,7 @@ from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.traffic import traffic_to_json
 from flwr_splitfc.run.columns import shown_columns, table_text, terminal_table
 from flwr_splitfc.run.results import results_text, write_whole
-from flwr_splitfc.run.rounds import (
-    ROUND_COLUMNS,
-    Round,
-    Standing,
-    line_of,
-    standings,
-)
+from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, standings
 
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 

@@ -194,11 +194,7 @@ ROUND_COLUMNS = [
         in_line=" | bits/entry up {}",
     ),
     RoundColumn(
-        "downlink_bits_per_entry",
-        "down b/entry",
-        _BITS,
-        width=13,
-        in_line=" down {}",
+        "downlink_bits_per_entry", "down b/entry", _BITS, width=13, in_line=" down {}"
     ),
     RoundColumn(
         "moved_bytes",

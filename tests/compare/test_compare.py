@@ -15,12 +15,7 @@ from flwr_splitfc.command import main
 from flwr_splitfc.compare import compare, lock
 from flwr_splitfc.compare.report import figures, output
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
-from flwr_splitfc.compare.workers.pool import (
-    Event,
-    RoundFinished,
-    RunEnded,
-    RunStarted,
-)
+from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run import Round
 from tests.compare.conftest import row, traffic
 

@@ -103,10 +103,7 @@ def test_celebrities_with_few_pictures_are_left_out() -> None:
     assert [
         share.tolist()
         for share in sorted(share_identities(identities, 2, 1, 3, seed=0), key=min)
-    ] == [
-        [0, 1, 3],
-        [4, 6, 7],
-    ]
+    ] == [[0, 1, 3], [4, 6, 7]]
     (share,) = share_identities(identities, 1, 3, 2, seed=0)
     assert share.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     with pytest.raises(

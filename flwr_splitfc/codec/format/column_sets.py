@@ -136,11 +136,7 @@ def pack_columns(columns: Ints, total: int) -> bytes:
     return octets.tobytes()
 
 
-def unpack_columns(
-    data: memoryview,
-    count: int,
-    total: int,
-) -> tuple[Ints, memoryview]:
+def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memoryview]:
     """Read `count` columns below `total` and return the rest."""
     if count in (0, total):
         return np.arange(count), data
@@ -174,10 +170,7 @@ def pack_selection(columns: Ints | None, width: int) -> bytes:
     return count + pack_columns(columns, width)
 
 
-def unpack_selection(
-    data: memoryview,
-    width: int,
-) -> tuple[Ints | None, memoryview]:
+def unpack_selection(data: memoryview, width: int) -> tuple[Ints | None, memoryview]:
     """Read which of `width` columns are kept, None for all, and return the rest."""
     (kept,), rest = take(data, "I")
     if kept > width:

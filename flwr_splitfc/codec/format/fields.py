@@ -22,10 +22,7 @@ def view(data: object) -> memoryview:
     return memoryview(data)
 
 
-def take(
-    data: memoryview,
-    layout: str,
-) -> tuple[tuple[Any, ...], memoryview]:
+def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
     """Read the fields of a `struct` layout and return them with the bytes that follow.
 
     >>> fields, rest = take(memoryview(bytes([7, 0, 0, 0, 255])), "I")

@@ -24,12 +24,7 @@ def pack_floats(matrix: NDArray[Any], dtype: str) -> bytes:
     return matrix.astype(dtype, copy=False).tobytes()
 
 
-def unpack_floats(
-    data: memoryview,
-    rows: int,
-    columns: int,
-    dtype: str,
-) -> Tensor:
+def unpack_floats(data: memoryview, rows: int, columns: int, dtype: str) -> Tensor:
     """Read a finite (rows, columns) matrix of ``<f4`` or ``<f2`` as float32."""
     entry_bytes = np.dtype(dtype).itemsize
     size = rows * columns * entry_bytes
@@ -47,10 +42,7 @@ def unpack_floats(
 
 
 def unpack_scaled(
-    data: memoryview,
-    rows: int,
-    columns: int,
-    scale: float,
+    data: memoryview, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, memoryview]:
     """Read a (rows, columns) matrix of ``<f2`` in units of `scale`; return the rest.
 

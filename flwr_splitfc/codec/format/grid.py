@@ -18,10 +18,7 @@ from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 
 
 def grid_values(
-    index: NDArray[np.integer],
-    low: float,
-    high: float,
-    levels: int,
+    index: NDArray[np.integer], low: float, high: float, levels: int
 ) -> Floats:
     """Return the values at points of an even grid of `levels` points.
 
@@ -34,12 +31,7 @@ def grid_values(
     return values.astype(np.float32)
 
 
-def nearest_point(
-    values: Doubles,
-    low: float,
-    high: float,
-    levels: int,
-) -> Ints:
+def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints:
     """Return the points of an even grid that are nearest to the values.
 
     >>> nearest_point(np.array([-1.0, 0.3, 0.9]), 0.0, 1.0, levels=5).tolist()

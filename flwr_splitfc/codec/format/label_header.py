@@ -86,11 +86,5 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
         (offset,), rest = take(rest, "q")
     if coding == "range":
         (levels,), rest = take(rest, "I")
-    header = LabelHeader(
-        LABEL_DTYPES[dtype],
-        shape,
-        coding,
-        offset,
-        levels,
-    )
+    header = LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels)
     return header, rest

@@ -33,12 +33,7 @@ class Float16(Quantiser):
         entries = matrix.half().clamp_(-_FLOAT16_LIMIT, _FLOAT16_LIMIT)
         return pack_floats(entries.cpu().numpy(), "<f2")
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         return unpack_floats(data, rows, columns, "<f2")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:

@@ -30,12 +30,7 @@ class Float32(Quantiser):
         check_entries(matrix)
         return pack_floats(matrix.cpu().numpy(), "<f4")
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         return unpack_floats(data, rows, columns, "<f4")
 
     def smallest_bytes(self, rows: int, columns: int) -> int:

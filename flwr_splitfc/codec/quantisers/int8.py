@@ -60,18 +60,9 @@ class Int8(Quantiser):
             low = low.amin(0, keepdim=True)
             high = high.amax(0, keepdim=True)
         entries = _nearest_levels(matrix, low, high)
-        return _pack_octets(
-            low.numpy(),
-            high.numpy(),
-            entries.cpu().numpy(),
-        )
+        return _pack_octets(low.numpy(), high.numpy(), entries.cpu().numpy())
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         groups = _groups(rows, columns)
         low, high, entries = _unpack_octets(data, groups, rows, columns)
         step = (high - low) / np.float32(_LAST_LEVEL)
@@ -109,10 +100,7 @@ def _pack_octets(low: Floats, high: Floats, entries: Octets) -> bytes:
 
 
 def _unpack_octets(
-    data: memoryview,
-    groups: int,
-    rows: int,
-    columns: int,
+    data: memoryview, groups: int, rows: int, columns: int
 ) -> tuple[Floats, Floats, Octets]:
     """Read so many intervals, ends apart, and a (rows, columns) matrix of bytes."""
     intervals_bytes = _INTERVAL_BYTES * groups

@@ -59,12 +59,7 @@ class Quantiser(ABC):
         """
 
     @abstractmethod
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         """Decode to a finite float32 (B, K) matrix on the CPU.
 
         Raises

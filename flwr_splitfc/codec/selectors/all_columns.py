@@ -24,20 +24,12 @@ class AllColumns(Selector):
         return b""
 
     def unpack(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
+        self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         return Link(rows, columns), data
 
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
 
-    def most_bytes(
-        self,
-        rows: int,
-        kept: int,
-        columns: int,
-    ) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         return 0

@@ -83,10 +83,7 @@ class EntrySelector(Selector):
         return pack_entries(columns, link.width)
 
     def unpack(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
+        self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_entries(data, rows, columns)
         link = Link(rows, columns, from_ints(kept))
@@ -96,12 +93,7 @@ class EntrySelector(Selector):
         """Return 1: whatever the budgets, no fewer are sent."""
         return 1
 
-    def most_bytes(
-        self,
-        rows: int,
-        kept: int,
-        columns: int,
-    ) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         return selection_bytes(0, rows * kept, rows * columns)
 
 

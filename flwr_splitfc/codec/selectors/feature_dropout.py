@@ -96,11 +96,7 @@ class FeatureDropout(Selector):
         if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
         keep = self._keep_probabilities(matrix, selection)
-        uniform = torch.rand(
-            width,
-            generator=selection.generator,
-            dtype=torch.float64,
-        )
+        uniform = torch.rand(width, generator=selection.generator, dtype=torch.float64)
         drawn = (uniform < keep).nonzero().flatten()
         # (4)
         scale = keep[drawn].reciprocal().float()
@@ -109,13 +105,7 @@ class FeatureDropout(Selector):
         # A link has no columns where all are kept.
         if len(drawn) < width:
             columns = drawn.to(matrix.device)
-        link = Link(
-            rows,
-            width,
-            columns=columns,
-            scale=scale,
-            device=matrix.device,
-        )
+        link = Link(rows, width, columns=columns, scale=scale, device=matrix.device)
         return link.restrict(matrix) * scale, link
 
     def _keep_probabilities(self, matrix: Tensor, selection: Selection) -> Tensor:
@@ -130,10 +120,7 @@ class FeatureDropout(Selector):
         return pack_selection(columns, link.width)
 
     def unpack(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
+        self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         kept, rest = unpack_selection(data, columns)
         link = Link(rows, columns, from_ints(kept))
@@ -152,11 +139,6 @@ class FeatureDropout(Selector):
         likely = ceil(mean + 6 * deviation) + 6
         return min(columns, likely)
 
-    def most_bytes(
-        self,
-        rows: int,
-        kept: int,
-        columns: int,
-    ) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         fewest = columns if self.reduction == 1.0 else 0
         return selection_bytes(fewest, kept, columns)

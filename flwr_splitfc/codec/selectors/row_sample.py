@@ -38,12 +38,7 @@ _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
 
 
-def rows_to_send(
-    rows: int,
-    columns: int,
-    channels: int,
-    budget_bytes: int,
-) -> int:
+def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
     """Return how many samples a budget is best spent on, and there is time for.
 
     Twice the square root of its bytes, or as many as leave each entry a bit if these
@@ -94,18 +89,10 @@ class RowSample(Selector):
         return pack_rows(samples, link.rows, link.groups)
 
     def unpack(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
+        self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         samples, groups, rest = unpack_rows(data, rows)
-        link = Link(
-            rows,
-            columns,
-            samples=from_ints(samples),
-            groups=groups,
-        )
+        link = Link(rows, columns, samples=from_ints(samples), groups=groups)
         return link, rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
@@ -122,12 +109,7 @@ class RowSample(Selector):
     def most_columns(self, columns: int, *, training: bool = True) -> int:
         return columns
 
-    def most_bytes(
-        self,
-        rows: int,
-        kept: int,
-        columns: int,
-    ) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         channels_bytes = 4
         return channels_bytes + selection_bytes(1, rows, rows)
 
@@ -138,10 +120,7 @@ def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
     return channels + pack_selection(samples, rows)
 
 
-def unpack_rows(
-    data: memoryview,
-    rows: int,
-) -> tuple[Ints | None, int, memoryview]:
+def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
     """Read what `pack_rows` wrote and return the rest."""
     (groups,), rest = take(data, "I")
     samples, rest = unpack_selection(rest, rows)

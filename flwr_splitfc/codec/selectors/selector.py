@@ -44,10 +44,7 @@ class Selector(ABC):
 
     @abstractmethod
     def unpack(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
+        self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         """Read the server's link for (B, D) features; return the bytes that follow.
 
@@ -72,12 +69,7 @@ class Selector(ABC):
         """
 
     @abstractmethod
-    def most_bytes(
-        self,
-        rows: int,
-        kept: int,
-        columns: int,
-    ) -> int:
+    def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         """Return the length of `pack` in the worst case, with up to `kept` columns.
 
         It grows with `kept`.

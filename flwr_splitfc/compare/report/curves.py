@@ -71,10 +71,7 @@ def _common_rounds(runs: Sequence[_Evaluations]) -> list[int]:
 
 
 def _curve_of(
-    method: str,
-    budget: Budget | None,
-    rounds: list[int],
-    runs: Sequence[_Evaluations],
+    method: str, budget: Budget | None, rounds: list[int], runs: Sequence[_Evaluations]
 ) -> Curve:
     """Make a curve of the runs with different seeds."""
     marks = [_mark([evaluations[number] for evaluations in runs]) for number in rounds]

@@ -85,11 +85,7 @@ def picture_of(name: str, heading: str, draw: Callable[[], "Figure"]) -> Picture
         )
         svg = io.StringIO()
         figure.savefig(
-            svg,
-            format="svg",
-            transparent=True,
-            bbox_inches="tight",
-            metadata=_NAMELESS,
+            svg, format="svg", transparent=True, bbox_inches="tight", metadata=_NAMELESS
         )
     return Picture(heading, png.getvalue(), _themed(svg.getvalue()))
 

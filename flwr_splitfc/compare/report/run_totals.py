@@ -23,11 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.exchange.server.traffic import (
-    DOWNLINK_KINDS,
-    UPLINK_KINDS,
-    Traffic,
-)
+from flwr_splitfc.exchange.server.traffic import DOWNLINK_KINDS, UPLINK_KINDS, Traffic
 from flwr_splitfc.run.columns import Column, last_known, megabytes
 from flwr_splitfc.run.rounds import Round
 

@@ -80,7 +80,4 @@ def _default_backend(jobs: int) -> dict[str, dict[str, Scalar]]:
     if jobs > 1:
         cores = os.cpu_count() or 1
         init_args["num_cpus"] = max(1, cores // jobs)
-    return {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0},
-        "init_args": init_args,
-    }
+    return {"client_resources": {"num_cpus": 1, "num_gpus": 0}, "init_args": init_args}

@@ -6,10 +6,7 @@ from flwr_splitfc.exchange.protocol.tls import PINNED_NAME, Tls
 
 
 def open_channel(
-    address: str,
-    tls: Tls,
-    authority: bytes,
-    options: list[tuple[str, int | str]],
+    address: str, tls: Tls, authority: bytes, options: list[tuple[str, int | str]]
 ) -> grpc.Channel:
     """Return a channel to the endpoint at `address`, checked as the ticket says.
 

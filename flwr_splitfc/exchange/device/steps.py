@@ -11,11 +11,7 @@ from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
-from flwr_splitfc.exchange.protocol.tensors import (
-    from_matrix,
-    to_matrix,
-    unpack_tensor,
-)
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix, unpack_tensor
 
 
 @contextmanager

@@ -52,9 +52,4 @@ def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:
 
 def raw_array(data: bytes) -> Array:
     """Return bytes as Flower carries them: an array of uint8."""
-    return Array(
-        dtype="uint8",
-        shape=(len(data),),
-        stype="raw",
-        data=data,
-    )
+    return Array(dtype="uint8", shape=(len(data),), stype="raw", data=data)

@@ -37,10 +37,7 @@ def to_matrix(array: Array) -> pb.Matrix:
 def from_matrix(matrix: pb.Matrix) -> Array:
     """Return the encoded matrix in `matrix`, unchecked: the codec checks it."""
     return Array(
-        dtype="float32",
-        shape=tuple(matrix.shape),
-        stype=matrix.stype,
-        data=matrix.data,
+        dtype="float32", shape=tuple(matrix.shape), stype=matrix.stype, data=matrix.data
     )
 
 

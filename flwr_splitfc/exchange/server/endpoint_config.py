@@ -16,11 +16,7 @@ from flwr_splitfc.settings import RunConfig, Scalar
 Transport = Literal["stream", "messages"]
 
 _PREFIX = "split-"
-_TLS: Final[Mapping[Scalar, bool | None]] = {
-    "auto": None,
-    "on": True,
-    "off": False,
-}
+_TLS: Final[Mapping[Scalar, bool | None]] = {"auto": None, "on": True, "off": False}
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,7 @@ class SplitGrid(MeteredGrid):
     def _open(self, ticket: Ticket) -> pb.ServerFrame:
         """Open a session in its device's place, which saves a message each way."""
         hello = pb.Open(
-            protocol=ticket.protocol,
-            nonce=bytes(NONCE_BYTES),
-            software="in messages",
+            protocol=ticket.protocol, nonce=bytes(NONCE_BYTES), software="in messages"
         )
         frame = pb.DeviceFrame(open=hello)
         return self.endpoint.deliver(ticket.token, frame)

@@ -11,12 +11,7 @@ from flwr_splitfc.model import LossFn
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
-_BROADCASTING_LOSSES = (
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-)
+_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 _BROADCASTING_FUNCTIONS = (
     nn.functional.mse_loss,
     nn.functional.l1_loss,

@@ -258,10 +258,7 @@ class Turn:
         if busy_seconds <= close.waited_seconds < _MOST_SECONDS:
             self.traffic.link_seconds = close.waited_seconds - busy_seconds
         if self.purpose == "train":
-            kept = Kept(
-                optimizer=tuple(close.optimizer),
-                state=tuple(close.state),
-            )
+            kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
             self.states.keep(self.device, kept)
         self.forget()
         self.traffic.digest = self._digest.value

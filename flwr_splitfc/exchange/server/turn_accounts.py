@@ -29,12 +29,7 @@ class TurnAccounts:
         """Enter what a session moved since the last time."""
         turn = session.turn
         traffic = session.take_traffic()
-        self.ledger.add(
-            turn.server_round,
-            turn.purpose,
-            traffic,
-            device=turn.device,
-        )
+        self.ledger.add(turn.server_round, turn.purpose, traffic, device=turn.device)
         # the first traffic of a session counts the session, and so comes once
         if turn.done and traffic.sessions:
             if turn.purpose == "train":

@@ -134,11 +134,7 @@ def test_a_run_whose_worker_died_is_tried_once_more(
 ) -> None:
     assert Workers(tmp_path).states(
         run_of("a", "dies once"), run_of("b", "dies"), run_of("c")
-    ) == {
-        "a": "finished",
-        "b": "failed",
-        "c": "finished",
-    }
+    ) == {"a": "finished", "b": "failed", "c": "finished"}
     assert [worker.made for worker in processes.started] == [
         ["a"],
         ["a", "b"],

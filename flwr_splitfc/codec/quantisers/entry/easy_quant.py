@@ -64,9 +64,7 @@ class EasyQuant(EntryQuant):
         # the first of those that are as good is the widest
         best = int(np.argmax(cosines.round(_COSINE_DECIMALS)))
         return LevelHeader(
-            levels=levels,
-            low=float(lows[best]),
-            high=float(highs[best]),
+            levels=levels, low=float(lows[best]), high=float(highs[best])
         )
 
 

@@ -64,10 +64,7 @@ class Histogram:
         sums = np.diff(self._sums_below[bounds])
         products = levels * sums
         squares = levels * levels * counts
-        return Products(
-            product=products.sum(1),
-            square=squares.sum(1),
-        )
+        return Products(product=products.sum(1), square=squares.sum(1))
 
     def _bounds(self, levels: Doubles) -> Ints:
         """First point of each level's part, and the end of the last, (sets, Q + 1)."""
@@ -79,11 +76,7 @@ class Histogram:
         inner = points.clip(0, _POINTS).astype(np.int64)
         # np.pad keeps the memory layout. Another one would change the order of the sums
         # above, and with it which of two nearly equal powers PowerQuant sends.
-        return np.pad(
-            inner,
-            ((0, 0), (1, 1)),
-            constant_values=(0, _POINTS),
-        )
+        return np.pad(inner, ((0, 0), (1, 1)), constant_values=(0, _POINTS))
 
 
 def _counts(matrix: Tensor, low: float, high: float) -> Ints:

@@ -72,10 +72,7 @@ class NoisyQuant(EntryQuant):
         errors = _errors(entries, top=levels - 1)
         best = int(errors.argmin())
         return LevelHeader(
-            levels=levels,
-            low=low,
-            high=high,
-            parameter=int(_AMPLITUDES[best]),
+            levels=levels, low=low, high=high, parameter=int(_AMPLITUDES[best])
         )
 
     def symbols(self, matrix: Tensor, header: LevelHeader) -> Tensor:

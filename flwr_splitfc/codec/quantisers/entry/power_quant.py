@@ -79,11 +79,7 @@ class PowerQuant(EntryQuant):
         middles = (values[1:] + values[:-1]) / 2
         # as the entries are: a level is nearest between two middles
         boundaries = torch.from_numpy(middles).float()
-        return torch.bucketize(
-            matrix,
-            boundaries.to(matrix.device),
-            out_int32=True,
-        )
+        return torch.bucketize(matrix, boundaries.to(matrix.device), out_int32=True)
 
     def values(self, symbols: Tensor, header: LevelHeader) -> Tensor:
         _check_power(header)

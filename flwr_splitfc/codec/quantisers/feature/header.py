@@ -123,11 +123,7 @@ def pack_quant_header(header: QuantHeader, columns: int) -> bytes:
 
 def _pack_entries(header: QuantHeader) -> bytes:
     return struct.pack(
-        "<" + _ENTRIES,
-        header.low,
-        header.high,
-        header.multiplier,
-        *header.upgrades,
+        "<" + _ENTRIES, header.low, header.high, header.multiplier, *header.upgrades
     )
 
 
@@ -165,11 +161,7 @@ def _with_entries(
     check_interval(low, high, "endpoint")
     _check_multiplier(multiplier)
     header = replace(
-        header,
-        low=low,
-        high=high,
-        multiplier=multiplier,
-        upgrades=upgrades,
+        header, low=low, high=high, multiplier=multiplier, upgrades=upgrades
     )
     return header, rest
 

@@ -63,9 +63,7 @@ def optimal_level(u: ArrayLike) -> Doubles:
     small = np.minimum(u, _CARDANO_LIMIT)
     large = np.maximum(u, _CARDANO_LIMIT)
     root: Doubles = np.where(
-        u <= _CARDANO_LIMIT,
-        _cardano_root(small),
-        _cosine_root(large),
+        u <= _CARDANO_LIMIT, _cardano_root(small), _cosine_root(large)
     )
     return root
 

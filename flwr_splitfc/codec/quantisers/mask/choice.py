@@ -71,11 +71,7 @@ def choose(counts: MagnitudeCounts, budget_bytes: int) -> Choice:
     return Choice(threshold, ties, is_smallest=False)
 
 
-def _affordable_ties(
-    counts: MagnitudeCounts,
-    threshold: int,
-    budget_bytes: int,
-) -> int:
+def _affordable_ties(counts: MagnitudeCounts, threshold: int, budget_bytes: int) -> int:
     """Return how many entries at the threshold the budget pays for, at least one."""
     only = np.array([threshold])
 

@@ -46,9 +46,7 @@ def mask_bytes(sent: int) -> int:
 
 
 def pack_mask(
-    symbols: NDArray[np.uint8],
-    sent: NDArray[np.float16],
-    scale: float,
+    symbols: NDArray[np.uint8], sent: NDArray[np.float16], scale: float
 ) -> bytes:
     """Write at least one symbol, and the entries that are sent in units of `scale`."""
     sizes = _sizes(symbols)

@@ -81,12 +81,7 @@ class MaskEncoded(Quantiser):
             # the estimate of the bytes was too low, which is rare
             target_bytes -= max(_WORD_BYTES, excess_bytes)
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         entries = rows * columns
         if entries == 0:
             if len(data):

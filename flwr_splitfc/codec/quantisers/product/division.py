@@ -84,10 +84,7 @@ def smallest_division(columns: int, groups: int) -> Division:
 
 
 def divisions_to_try(
-    rows: int,
-    columns: int,
-    groups: int,
-    budget_bytes: int,
+    rows: int, columns: int, groups: int, budget_bytes: int
 ) -> list[Division]:
     """Return the divisions that are worth a try, by length, at least one.
 
@@ -117,11 +114,7 @@ def _lengths(columns: int) -> list[int]:
 
 
 def _largest_division(
-    length: int,
-    rows: int,
-    columns: int,
-    groups: int,
-    budget_bytes: int,
+    length: int, rows: int, columns: int, groups: int, budget_bytes: int
 ) -> Division:
     """Return the division with the most centroids that the budget pays for, or 0."""
     positions = ceil(columns / length)

@@ -19,11 +19,7 @@ _FIELDS = "IIHf"
 _HALF_BYTES = 2
 
 
-def codebook_bytes(
-    length: int,
-    groups: int,
-    centroids: int,
-) -> int:
+def codebook_bytes(length: int, groups: int, centroids: int) -> int:
     """Return the bytes before the symbols."""
     entries = groups * centroids * length
     return struct.calcsize("<" + _FIELDS) + _HALF_BYTES * entries
@@ -37,9 +33,7 @@ def pack_codebook(centroids: NDArray[np.float16], scale: float) -> bytes:
 
 
 def unpack_codebook(
-    data: memoryview,
-    rows: int,
-    columns: int,
+    data: memoryview, rows: int, columns: int
 ) -> tuple[Tensor, memoryview]:
     """Read the (R, L, d) centroids of a (B, K) matrix, float32 and finite.
 

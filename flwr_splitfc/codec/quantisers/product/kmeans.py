@@ -71,10 +71,7 @@ def moved_centroids(vectors: Tensor, centroids: Tensor) -> Tensor:
 
 
 def trained_centroids(
-    vectors: Tensor,
-    count: int,
-    steps: int,
-    generator: torch.Generator,
+    vectors: Tensor, count: int, steps: int, generator: torch.Generator
 ) -> Tensor:
     """Find (L, d) centroids in a few steps from L vectors drawn without replacement.
 

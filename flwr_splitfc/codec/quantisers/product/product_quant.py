@@ -25,10 +25,7 @@ from flwr_splitfc.codec.quantisers.product.division import (
     divisions_to_try,
     smallest_division,
 )
-from flwr_splitfc.codec.quantisers.product.header import (
-    pack_codebook,
-    unpack_codebook,
-)
+from flwr_splitfc.codec.quantisers.product.header import pack_codebook, unpack_codebook
 from flwr_splitfc.codec.quantisers.product.kmeans import (
     moved_centroids,
     nearest_centroids,
@@ -104,12 +101,7 @@ class ProductQuant(Quantiser):
             codebook.append(to_half(centroids, scale))
         return _pack_within(budget_bytes, groups, codebook, scale, rows)
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         if columns == 0:
             if len(data):
                 raise PayloadError(f"payload of no column has {len(data)} bytes")
@@ -136,12 +128,7 @@ class ProductQuant(Quantiser):
         return smallest.payload_bytes(rows, columns)
 
 
-def _read_indices(
-    stream: memoryview,
-    rows: int,
-    positions: int,
-    count: int,
-) -> Symbols:
+def _read_indices(stream: memoryview, rows: int, positions: int, count: int) -> Symbols:
     """Read the (B, q) indices within their groups; a single centroid has none."""
     reader = SymbolReader(stream)
     if count == 1:
@@ -177,10 +164,7 @@ def _pack_within(
 
 
 def _pack(
-    groups: list[Tensor],
-    codebook: list[Tensor],
-    scale: float,
-    rows: int,
+    groups: list[Tensor], codebook: list[Tensor], scale: float, rows: int
 ) -> bytes:
     """Return the payload with these centroids."""
     stacked = torch.stack(codebook)

@@ -60,15 +60,10 @@ def train_best(matrix: Tensor, divisions: Iterable[Division]) -> Trained:
     return best
 
 
-def _train(
-    matrix: Tensor,
-    division: Division,
-    generator: torch.Generator,
-) -> Trained:
+def _train(matrix: Tensor, division: Division, generator: torch.Generator) -> Trained:
     """Train the centroids of each group on a sample of its vectors."""
     wanted = max(
-        _VECTORS_PER_CENTROID * division.centroids,
-        _SAMPLE_ENTRIES // division.length,
+        _VECTORS_PER_CENTROID * division.centroids, _SAMPLE_ENTRIES // division.length
     )
     by_group = []
     for vectors in division.vectors(matrix):
@@ -88,11 +83,7 @@ def _trial_error(trial: Tensor, trained: Trained) -> float:
     return sum(map(squared_error, groups, trained.centroids))
 
 
-def _sample(
-    vectors: Tensor,
-    wanted: int,
-    generator: torch.Generator,
-) -> Tensor:
+def _sample(vectors: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     """Draw so many vectors, with replacement, or take all if there are no more."""
     if len(vectors) <= wanted:
         return vectors

@@ -41,11 +41,7 @@ _MOST_CENTROID = 9
 _CENTROIDS = _MOST_CENTROID - _LEAST_CENTROID + 1
 
 
-def fit_centroids(
-    values: Tensor,
-    magnitudes: Tensor,
-    step: float,
-) -> Ints:
+def fit_centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     """Measure the centroids of (B, C, f) values on some of the rows.
 
     Parameters

@@ -192,9 +192,7 @@ class _Nonzeros:
 
 
 def coefficient_runs(
-    magnitudes: Tensor,
-    negative: Tensor,
-    contexts: Tensor,
+    magnitudes: Tensor, negative: Tensor, contexts: Tensor
 ) -> Iterator[Run]:
     """Yield coefficients as runs of symbols.
 
@@ -255,10 +253,7 @@ def _escaped(values: Ints, last: int) -> Iterator[Run]:
     yield from escape_runs(values[escaped] - last)
 
 
-def read_coefficients(
-    reader: SymbolReader,
-    contexts: Tensor,
-) -> tuple[Ints, Ints]:
+def read_coefficients(reader: SymbolReader, contexts: Tensor) -> tuple[Ints, Ints]:
     """Read the places and values of the coefficients that are not zero.
 
     Parameters
@@ -300,11 +295,7 @@ def read_coefficients(
     return order.places[positions], sizes * signs
 
 
-def _add_escapes(
-    reader: SymbolReader,
-    values: Ints,
-    last: int,
-) -> None:
+def _add_escapes(reader: SymbolReader, values: Ints, last: int) -> None:
     """Read what `_escaped` wrote, and add it to the values."""
     escaped = values == last
     count = int(escaped.sum())

@@ -105,10 +105,7 @@ def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     return moved.reshape(parts.shape).contiguous()
 
 
-def _block_axes(
-    places: int,
-    axes: Sequence[int],
-) -> Iterator[tuple[int, int]]:
+def _block_axes(places: int, axes: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield the block length of each axis, and the places from one of its entries on.
 
     An axis in blocks of one place is left out: its transform changes nothing.
@@ -121,11 +118,7 @@ def _block_axes(
             yield length, stride
 
 
-def _multiply_blocks(
-    matrix: Tensor,
-    parts: Tensor,
-    stride: int,
-) -> Tensor:
+def _multiply_blocks(matrix: Tensor, parts: Tensor, stride: int) -> Tensor:
     """Multiply each block along an axis by a matrix; its entries are a stride apart."""
     length = len(matrix)
     blocks = parts.reshape(-1, length, stride)

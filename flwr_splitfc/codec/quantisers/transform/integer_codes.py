@@ -43,10 +43,7 @@ _LOW_MASK = 2**_LOW_BITS - 1
 _ESCAPE_WIDTHS = 32
 """Symbols for the width of an escaped value, which is below ``2^32 - 1``."""
 
-_SIGNED_PARAMETERS = np.array(
-    [NONZERO_SHARES, RATIOS],
-    dtype=np.int32,
-)
+_SIGNED_PARAMETERS = np.array([NONZERO_SHARES, RATIOS], dtype=np.int32)
 """Levels of the two parameters that precede signed integers."""
 
 
@@ -56,11 +53,7 @@ def symbol_runs(values: NDArray[Any], levels: Model) -> Iterator[Run]:
         yield values.astype(np.int32), levels
 
 
-def read_integers(
-    reader: SymbolReader,
-    count: int,
-    levels: Model,
-) -> Ints:
+def read_integers(reader: SymbolReader, count: int, levels: Model) -> Ints:
     """Read symbols as integers that are wide enough to compute with."""
     return reader.read(count, levels).astype(np.int64)
 
@@ -164,11 +157,7 @@ def signed_runs(values: Ints, most: int) -> Iterator[Run]:
     yield from symbol_runs(is_negative, 2)
 
 
-def read_signed(
-    reader: SymbolReader,
-    count: int,
-    most: int,
-) -> Ints:
+def read_signed(reader: SymbolReader, count: int, most: int) -> Ints:
     """Read what `signed_runs` wrote, at least one value."""
     share, ratio = reader.read(2, _SIGNED_PARAMETERS).tolist()
     model = signed_model(share, ratio, most + 1)

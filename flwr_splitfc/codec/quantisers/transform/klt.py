@@ -104,11 +104,7 @@ def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
     return matrix @ parts
 
 
-def from_directions(
-    parts: Tensor,
-    vectors: Ints,
-    directions: Ints,
-) -> Tensor:
+def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
     """Multiply integers in float64 by U, and round to integers.
 
     Parameters
@@ -129,11 +125,7 @@ def from_directions(
     return divide_rounded(matrix @ parts, KLT_BITS)
 
 
-def _with_zero_directions(
-    parts: Tensor,
-    directions: Ints,
-    size: int,
-) -> Tensor:
+def _with_zero_directions(parts: Tensor, directions: Ints, size: int) -> Tensor:
     """Put (..., L, f) in their places among (..., n, f) zeros."""
     *before, _, places = parts.shape
     whole = parts.new_zeros(*before, size, places)

@@ -161,10 +161,7 @@ def margin_runs(margins: Margins) -> Iterator[Run]:
 
 
 def read_margins(
-    reader: SymbolReader,
-    rows: int,
-    directions: int,
-    places: int,
+    reader: SymbolReader, rows: int, directions: int, places: int
 ) -> Margins:
     """Read what `margin_runs` wrote of a (B, C, f) batch.
 

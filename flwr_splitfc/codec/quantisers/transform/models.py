@@ -100,11 +100,7 @@ def gap_index(count: int, size: int) -> int:
 
 
 @lru_cache
-def signed_model(
-    nonzero_share: int,
-    ratio: int,
-    symbols: int,
-) -> stream.model.Model:
+def signed_model(nonzero_share: int, ratio: int, symbols: int) -> stream.model.Model:
     """Return the model of magnitudes of signed integers.
 
     Parameters
@@ -142,11 +138,7 @@ def pair_model(gap: int, ratio: int) -> stream.model.Model:
     return sized_model(sizes)
 
 
-def _nearest_index(
-    part: int,
-    whole: int,
-    indices: int,
-) -> int:
+def _nearest_index(part: int, whole: int, indices: int) -> int:
     """Return i with ``(i + 1) / (indices + 1)`` nearest to ``part / whole``."""
     steps = indices + 1
     nearest = round(steps * part / whole) - 1
@@ -154,11 +146,7 @@ def _nearest_index(
     return min(max(nearest, 0), last)
 
 
-def _magnitude_pieces(
-    whole: int,
-    ratio: int,
-    symbols: int,
-) -> list[int]:
+def _magnitude_pieces(whole: int, ratio: int, symbols: int) -> list[int]:
     """Share a probability out among magnitudes from 1, by the index q."""
     # a magnitude goes on with probability (q + 1) / 33
     parts = RATIOS + 1
@@ -167,12 +155,7 @@ def _magnitude_pieces(
     return _geometric_pieces(whole, ends, parts, symbols)
 
 
-def _geometric_pieces(
-    whole: int,
-    part: int,
-    parts: int,
-    symbols: int,
-) -> list[int]:
+def _geometric_pieces(whole: int, part: int, parts: int, symbols: int) -> list[int]:
     """Share `whole` out: to each symbol ``part / parts`` of what is left.
 
     The last symbol gets all that is left, and none gets nothing.

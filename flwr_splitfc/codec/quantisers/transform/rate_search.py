@@ -98,11 +98,7 @@ class StepSearch:
         self.step *= exp(self._moved)
 
 
-def estimated_search(
-    values: Tensor,
-    largest: float,
-    budget_bits: float,
-) -> StepSearch:
+def estimated_search(values: Tensor, largest: float, budget_bits: float) -> StepSearch:
     """Start a search at the step for which the estimate of the bits is right.
 
     Parameters
@@ -180,9 +176,5 @@ def largest_payload(
     return best
 
 
-def _clip(
-    value: float,
-    least: float,
-    most: float,
-) -> float:
+def _clip(value: float, least: float, most: float) -> float:
     return min(max(value, least), most)

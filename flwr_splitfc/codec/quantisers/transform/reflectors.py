@@ -48,11 +48,7 @@ _ENTRY_BITS = 3.3
 """About what an entry of a vector takes."""
 
 
-def reflectors_worthwhile(
-    size: int,
-    budget_bytes: int,
-    most: int,
-) -> int:
+def reflectors_worthwhile(size: int, budget_bytes: int, most: int) -> int:
     """Return how many reflections of so many channels or rows to send.
 
     >>> reflectors_worthwhile(64, budget_bytes=13107, most=MOST_CHANNEL_REFLECTORS)
@@ -115,11 +111,7 @@ def reflector_runs(vectors: Ints) -> Iterator[Run]:
     yield from signed_runs(np.concatenate(below), REFLECTOR_STEPS)
 
 
-def read_reflectors(
-    reader: SymbolReader,
-    size: int,
-    count: int,
-) -> Ints:
+def read_reflectors(reader: SymbolReader, size: int, count: int) -> Ints:
     """Read the (n, r) vectors that `reflector_runs` wrote.
 
     Raises

@@ -39,10 +39,7 @@ from flwr_splitfc.codec.quantisers.transform.coefficients import (
     coefficient_runs,
     read_coefficients,
 )
-from flwr_splitfc.codec.quantisers.transform.dct import (
-    from_frequencies,
-    to_frequencies,
-)
+from flwr_splitfc.codec.quantisers.transform.dct import from_frequencies, to_frequencies
 from flwr_splitfc.codec.quantisers.transform.dead_zone import magnitudes_in_steps
 from flwr_splitfc.codec.quantisers.transform.header import (
     ZERO_MATRIX,
@@ -110,12 +107,7 @@ class TransformQuant(Quantiser):
         layout = Layout.of(matrix.shape)
         return _LayoutQuant(layout).encode(matrix, budget_bytes)
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         layout = Layout.of((rows, columns))
         return _LayoutQuant(layout).decode(data, rows, columns)
 
@@ -145,11 +137,7 @@ class _LayoutQuant(TransformQuant):
         return batch.payload_within(budget_bytes)
 
     def _transformed(
-        self,
-        parts: Tensor,
-        budget_bytes: int,
-        unit: float,
-        clamped: bool,
+        self, parts: Tensor, budget_bytes: int, unit: float, clamped: bool
     ) -> _TransformedBatch:
         """Write (B, C, f) entries in directions and frequencies."""
         rows, channels, _ = parts.shape
@@ -165,12 +153,7 @@ class _LayoutQuant(TransformQuant):
         values = to_frequencies(directions, self.layout.axes).cpu()
         return _TransformedBatch(values, unit, by_channel, by_row, clamped)
 
-    def decode(
-        self,
-        data: memoryview,
-        rows: int,
-        columns: int,
-    ) -> Tensor:
+    def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, reader = unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
@@ -196,11 +179,7 @@ class _LayoutQuant(TransformQuant):
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
     def _inverted(
-        self,
-        parts: Tensor,
-        live: Ints,
-        by_channel: Ints,
-        by_row: Ints,
+        self, parts: Tensor, live: Ints, by_channel: Ints, by_row: Ints
     ) -> Tensor:
         """Return (B, C, f) entries of coefficients; only `live` directions have any."""
         rows, _, places = parts.shape

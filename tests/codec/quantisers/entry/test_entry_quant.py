@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flwr_splitfc.codec import (
-    BudgetError,
-    codec_names,
-    cut_codec,
-)
+from flwr_splitfc.codec import BudgetError, codec_names, cut_codec
 from flwr_splitfc.codec.format.symbols import MOST_LEVELS, most_levels, pack_symbols
 from flwr_splitfc.codec.quantisers.entry.entry_quant import EntryQuant
 from flwr_splitfc.codec.quantisers.entry.header import (

@@ -73,17 +73,9 @@ def plan_budget(
     two_stage = np.sort(order[: splits.counts[way]])
     grid_low = float(splits.grid_low[way])
     grid_high = float(splits.grid_high[way])
-    intervals = covering_intervals(
-        low[two_stage],
-        high[two_stage],
-        grid_low,
-        grid_high,
-    )
+    intervals = covering_intervals(low[two_stage], high[two_stage], grid_low, grid_high)
     upgrades = best_upgrades(
-        intervals.spans,
-        allotment.multiplier,
-        rows,
-        allotment.entry_bits,
+        intervals.spans, allotment.multiplier, rows, allotment.entry_bits
     )
     header = QuantHeader(
         two_stage=two_stage,

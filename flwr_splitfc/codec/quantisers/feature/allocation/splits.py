@@ -148,10 +148,7 @@ class Splits:
         bits_left = self.symbol_bits - self.rows * active_columns
         bits_each = np.zeros_like(bits_left)
         np.divide(
-            bits_left,
-            self.mean_counts,
-            out=bits_each,
-            where=self.mean_counts > 0,
+            bits_left, self.mean_counts, out=bits_each, where=self.mean_counts > 0
         )
         # the largest Q_0 whose bits are affordable; the table starts at 0 levels
         affordable = level_bits().searchsorted(bits_each, side="right") - 1

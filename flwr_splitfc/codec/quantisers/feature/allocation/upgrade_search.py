@@ -137,9 +137,7 @@ class _Exchanges:
         bits_reached -= queue.bits[first]
         end = queue.affordable(bits_reached)
         return cls(
-            first=first,
-            resume=resume,
-            end=np.clip(end, resume, resume + _MOST_MORE),
+            first=first, resume=resume, end=np.clip(end, resume, resume + _MOST_MORE)
         )
 
     @property
@@ -164,8 +162,4 @@ def _best_exchange(queue: _Queue, bits_left: float) -> Upgrades:
     if skipped == 0 or more == 0:
         # row 0 gives nothing back
         return Upgrades(first=int(exchanges.first[0, 0]))
-    return Upgrades(
-        first=int(exchanges.first[row, 0]),
-        skipped=skipped,
-        more=more,
-    )
+    return Upgrades(first=int(exchanges.first[row, 0]), skipped=skipped, more=more)
