@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flwr_splitfc.exchange.server.traffic import MEASURED
+
 ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from flwr_splitfc.command import main; sys.exit(main())"
 
@@ -66,6 +68,6 @@ class Comparison:
         for row in results["rounds"]:
             del row["seconds"]
         for counts in results["traffic"].values():
-            for key in ("device_codec_seconds", "server_codec_seconds", "link_seconds"):
+            for key in MEASURED:
                 del counts[key]
         return {key: results[key] for key in ("rounds", "traffic", "payload_digest")}

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC
+from flwr_splitfc.exchange.server.traffic import MEASURED
 from tests.halves import DeviceHalf, batches, seeded
 from tests.local_grid import LocalGrid
 
@@ -61,7 +62,7 @@ def main(checkpoint: Path, out: Path) -> None:
         ),
     )
     train = {
-        number: {key: value for key, value in metrics.items() if "seconds" not in key}
+        number: {key: value for key, value in metrics.items() if key not in MEASURED}
         for number, metrics in result.train_metrics_clientapp.items()
     }
     summary = {

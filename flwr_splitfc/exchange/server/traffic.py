@@ -18,7 +18,7 @@ UPLINK_KINDS = (
 )
 DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "output")
 
-MetricGroup = Literal["counts", "seconds"]
+MetricGroup = Literal["counts", "measured"]
 
 
 def _count(metric: str | None = None) -> int:
@@ -27,9 +27,9 @@ def _count(metric: str | None = None) -> int:
     return declared
 
 
-def _seconds() -> float:
-    """Declare a time that is a metric, by the field's name."""
-    declared: float = field(default=0.0, metadata={"group": "seconds", "metric": None})
+def _measured() -> float:
+    """Declare what the machine decides, such as a time; a metric by the field's name."""
+    declared: float = field(default=0.0, metadata={"group": "measured", "metric": None})
     return declared
 
 
@@ -85,9 +85,9 @@ class Traffic:
     loss_rows: int = 0
     entries: int = 0
     output_entries: int = 0
-    device_codec_seconds: float = _seconds()
-    server_codec_seconds: float = _seconds()
-    link_seconds: float = _seconds()
+    device_codec_seconds: float = _measured()
+    server_codec_seconds: float = _measured()
+    link_seconds: float = _measured()
     uplink_bytes: Counter[str] = field(default_factory=Counter)
     downlink_bytes: Counter[str] = field(default_factory=Counter)
     digest: int = 0
@@ -145,7 +145,7 @@ class Traffic:
             "downlink_bits_per_entry": self.downlink_bits_per_entry,
             "uplink_output_bits_per_entry": self.uplink_output_bits_per_entry,
             "downlink_output_bits_per_entry": self.downlink_output_bits_per_entry,
-            **self._metrics_of("seconds"),
+            **self._metrics_of("measured"),
             **_bytes_by_kind("uplink", UPLINK_KINDS, self.uplink_bytes),
             **_bytes_by_kind("downlink", DOWNLINK_KINDS, self.downlink_bytes),
         }
@@ -160,6 +160,13 @@ class Traffic:
 
 
 _FIELDS = [declared.name for declared in fields(Traffic)]
+
+MEASURED = tuple(
+    declared.name
+    for declared in fields(Traffic)
+    if declared.metadata.get("group") == "measured"
+)
+"""The counts that differ when a run is repeated, because they depend on the machine."""
 
 
 def _bits_per_entry(payload_bytes: int, entries: int) -> float:
