@@ -28,7 +28,7 @@ def _count(metric: str | None = None) -> int:
 
 
 def _measured() -> float:
-    """Declare what the machine decides, such as a time; a metric by the field's name."""
+    """Declare a metric that the machine decides, such as a time."""
     declared: float = field(default=0.0, metadata={"group": "measured", "metric": None})
     return declared
 
