@@ -199,6 +199,7 @@ def test_halves_fit_and_normalise_without_the_batch(
     assert torch.allclose(features[:1], device(pictures[:1]), atol=1e-5)
 
 
+@pytest.mark.extended
 def test_smiles_can_be_learnt_and_told_on_celebrities_never_seen(
     config: dict[str, Any],
 ) -> None:

@@ -18,6 +18,7 @@ from tests.processes.processes import end_processes_of, processes_of, wait_until
 ROOT = Path(__file__).parents[2]
 NODES = 2
 SETTINGS = {"num-rounds": 4, "evaluate-every": 2, "num_devices": NODES}
+SHORT = {**SETTINGS, "num-rounds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,10 @@ def weights_of(results: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.simulation
 @pytest.mark.parametrize("deployed_run", [NODES], indirect=True)
 def test_simulation_and_deployment_send_the_same_payloads(
-    simulated: dict[str, Any], deployed_run: Deployment
+    flwr_run: FlwrRun, deployed_run: Deployment
 ) -> None:
-    deployed = deployed_run(ROOT / "strategies" / "splitfc.toml", **SETTINGS)
+    simulated = flwr_run(ROOT / "strategies" / "splitfc.toml", **SHORT)
+    deployed = deployed_run(ROOT / "strategies" / "splitfc.toml", **SHORT)
     assert deployed["payload_digest"] == simulated["payload_digest"]
     assert same(weights_of(deployed), weights_of(simulated))
     same_bytes = ("loss", "accuracy", "steps", "uplink_bytes", "downlink_bytes")
