@@ -71,7 +71,8 @@ def test_the_ledger_counts_the_whole_batch(endpoint):
     traffic = endpoint.ledger.of(1, "train")
     assert traffic.rows == 48
     assert traffic.entries == 48 * 64
-    assert 0.3 < traffic.uplink_bits_per_entry <= 0.5
+    # of the budget of 0.48; 0.23 or more over ten seeds
+    assert 0.15 < traffic.uplink_bits_per_entry <= 0.5
     _, y = batches(1)[0]
     assert traffic.uplink_bytes["labels"] < 3 * len(pack_labels(y))
 

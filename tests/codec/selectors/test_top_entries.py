@@ -137,7 +137,7 @@ def test_gradient_reaches_the_kept_entries_alone() -> None:
     (at_server,) = torch.autograd.grad(loss(seen), seen)
     back = cut.decode_gradient(cut.encode_gradient(at_server, server_link), link)
     (expected,) = torch.autograd.grad(loss(features * mask), features)
-    torch.testing.assert_close(back, expected, rtol=5e-3, atol=1e-4)
+    torch.testing.assert_close(back, expected, rtol=5e-3, atol=1e-3)
     assert bool((back[mask == 0] == 0).all())
 
 

