@@ -134,8 +134,8 @@ def test_devices_evaluate_with_features_coded_as_for_inference(
     assert [row["accuracy"] for row in coded] == [row["accuracy"] for row in exact], (
         "training is the same"
     )
-    # 0.90 to 1 over ten seeds and two thread counts; one class of four: 0.25
-    assert exact[-1]["device_accuracy"] > 0.7
+    # 0.74 to 1 over ten seeds and two thread counts; one class of four: 0.25
+    assert exact[-1]["device_accuracy"] > 0.6
     sent = [
         each["traffic"]["evaluate"]["uplink_bytes"]["features"]
         for each in (in_codec, in_float32)
@@ -183,7 +183,7 @@ def test_with_last_layers_on_devices(strategy: str, tmp_path: Path) -> None:
         loss_fn=CROSS_ENTROPY,
     )
     results = results_of(server, client, config)
-    # at most 0.12, and splitfc 0.78 to 0.86, over ten seeds and two thread counts
+    # at most 0.14, and splitfc 0.74 to 0.87, over ten seeds and two thread counts
     assert results["rounds"][4]["loss"] < 0.95 * results["rounds"][0]["loss"]
     assert all(row["accuracy"] is not None for row in results["rounds"])
     if strategy == "fedavg":
@@ -332,6 +332,7 @@ def test_unsplit_strategies_train_the_whole_model(
     sent = [row["round"] for row in rounds if row["links"]["evaluate"]]
     assert sent == [6, 12]
     assert len(rounds[11]["links"]["evaluate"]) == 3
+    # fedadam 0.07 to 0.66, the others less, over ten seeds and two thread counts
     assert rounds[11]["loss"] < rounds[0]["loss"]
     assert "codec" not in results
     assert "payload_digest" not in results
