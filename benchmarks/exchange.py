@@ -386,9 +386,11 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows below their headings."""
     lines = [f"{'where':<14} {'codec':<8} TLS   steps/s  ratio  kB/step"]
     for row in rows:
-        names = f"{row.where:<14} {row.codec:<8} {'on' if row.tls else 'off':<4}"
+        tls = "on" if row.tls else "off"
+        names = f"{row.where:<14} {row.codec:<8} {tls:<4}"
         speed = f"{row.steps_per_second:>8.1f} {row.ratio:>6.2f}"
-        lines.append(f"{names} {speed} {row.step_bytes / 1e3:>8.1f}")
+        step_kb = row.step_bytes / 1e3
+        lines.append(f"{names} {speed} {step_kb:>8.1f}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import flwr.serverapp.strategy
 
 import flwr_splitfc
-from flwr_splitfc.codec import codec_names, codec_settings, cut_codec
+from flwr_splitfc.apps.run_codecs import settings_of
+from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
@@ -80,17 +81,19 @@ def has_cut_budget(config: RunConfig) -> bool:
     strategy = str(config.get("strategy", ""))
     if strategy.replace("-", "") in _FLOWERS_STRATEGIES:
         return False
-    known_codecs = codec_names()
-    codec = strategy if strategy in known_codecs else config.get("codec")
-    if codec not in known_codecs:
-        return True  # the app's own: it may have one
-    return _has_smallest_budget(str(codec), config)
+    cut = _known_cut(config)
+    # A codec of the app's own may keep to a budget.
+    return cut is None or any(cut.smallest_bits(*_ANY_SHAPE))
 
 
-def _has_smallest_budget(codec: str, config: RunConfig) -> bool:
-    values = {key.replace("-", "_"): value for key, value in config.items()}
-    known = {key: values[key] for key in codec_settings(codec) if key in values}
-    return any(cut_codec(codec, **known).smallest_bits(*_ANY_SHAPE))
+def _known_cut(config: RunConfig) -> CutCodec | None:
+    """Make the codec at the run's cut; None for one that only the app knows."""
+    known = codec_names()
+    strategy = str(config.get("strategy", ""))
+    codec = strategy if strategy in known else str(config.get("codec", ""))
+    if codec not in known:
+        return None
+    return cut_codec(codec, **settings_of(codec, config))
 
 
 def parse_budget(text: str) -> Budget:
@@ -116,6 +119,10 @@ def parse_budget(text: str) -> Budget:
 
 
 def _budget_of(config: RunConfig) -> Budget | None:
+    """Return the budget that the run keeps to, whichever setting names it."""
     if not has_cut_budget(config):
         return None
-    return float(config[_UPLINK_BITS]), float(config[_DOWNLINK_BITS])
+    cut = _known_cut(config)
+    if cut is None:
+        return float(config[_UPLINK_BITS]), float(config[_DOWNLINK_BITS])
+    return cut.uplink_bits, cut.downlink_bits

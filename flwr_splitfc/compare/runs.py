@@ -56,8 +56,10 @@ class Run:
         """A readable name, which is another for any other setting, app or version."""
         whole = json.dumps([self.config, self.origin], sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:_HASH_DIGITS]
-        budget = "" if self.budget is None else "-{:g}-{:g}".format(*self.budget)
-        return f"{self.method}{budget}-seed{self.seed}-{digest}"
+        parts = [self.method]
+        if self.budget is not None:
+            parts += [f"{bits:g}" for bits in self.budget]
+        return "-".join([*parts, f"seed{self.seed}", digest])
 
     @property
     def seed(self) -> int:

@@ -67,6 +67,12 @@ def test_methods_that_keep_to_a_budget(
     assert [run.budget for run in runs] == (BUDGETS if has_budget else [None])
 
 
+def test_the_budget_of_a_run_may_stand_in_codec_settings(app: FlowerApp) -> None:
+    bits = "uplink-bits=0.3 downlink-bits=0.5"
+    (run,) = expand(app, shelf("splitfc"), over={"codec-settings": bits})
+    assert run.budget == (0.3, 0.5)
+
+
 def test_settings_in_order_of_precedence(app: FlowerApp, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("num-rounds = 3\nbatch-size = 3\nseed = 3\n")

@@ -130,14 +130,22 @@ def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
 
 
 def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: Look) -> None:
+    # Counted from the end, so that the last round has a marker.
+    last = len(x) - 1
     step = max(1, len(x) // _MOST_MARKERS)
-    marked = list(range(len(x)))[::-step]  # the last round has a marker
+    marked = list(range(last, -1, -step))
     panel.plot(x, curve.accuracy, markevery=marked, **look)
     if any(curve.spread):
-        around = list(zip(curve.accuracy, curve.spread, strict=True))
-        low = [accuracy - spread for accuracy, spread in around]
-        high = [accuracy + spread for accuracy, spread in around]
-        panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        _shade_spread(panel, curve, x, look["color"])
+
+
+def _shade_spread(panel: "Axes", curve: Curve, x: Sequence[float], color: str) -> None:
+    low: list[float] = []
+    high: list[float] = []
+    for accuracy, spread in zip(curve.accuracy, curve.spread, strict=True):
+        low.append(accuracy - spread)
+        high.append(accuracy + spread)
+    panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _draw_ends(curves: Sequence[Curve], looks: Looks) -> "Figure":

@@ -72,7 +72,9 @@ def _cell(row: MethodRow, column: Column[MethodRow]) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    width, height = (float(size) for size in _SIZES.findall(picture.svg)[:2])
+    sizes = _SIZES.findall(picture.svg)
+    width = float(sizes[0])
+    height = float(sizes[1])
     wide = " class='wide'" if width > _WIDE * height else ""
     heading = escape(picture.heading)
     element = _svg_element(picture.svg, heading)

@@ -173,9 +173,12 @@ class RadioLink:
         6.0
         """
         line = _line_of(self, device)
-        up_s = 8 * uplink_bytes / (line.up * _BITS_PER_MBIT)
-        down_s = 8 * downlink_bytes / (line.down * _BITS_PER_MBIT)
-        return up_s + down_s + round_trips * line.rtt / _MS_PER_S
+        up_bits_per_s = line.up * _BITS_PER_MBIT
+        down_bits_per_s = line.down * _BITS_PER_MBIT
+        up_s = 8 * uplink_bytes / up_bits_per_s
+        down_s = 8 * downlink_bytes / down_bits_per_s
+        waiting_s = round_trips * line.rtt / _MS_PER_S
+        return up_s + down_s + waiting_s
 
     def round_s(self, links: RoundLinks) -> float:
         """Return how long a round takes, of which `Round.links` are given.
