@@ -1,0 +1,119 @@
+"""Quality in decibels: how precise decoded features and gradients are.
+
+A batch at quality q is quantised with the step
+
+    step = s sqrt(12) 10^(-q / 20)
+
+where s is the root mean square of what may be lost: of the features' deviations from
+their columns' means, of the gradient's entries. Entries that are far above a step are
+then off by ``step^2 / 12`` on average, so that their relative squared error is
+``10^(-q / 10)``. Entries below a step cost next to nothing, and what is lost with them
+is of the same size.
+
+So one number buys the same at every cut: a bit that removes more error than this price
+is spent, and others are not. How many bits that takes follows from the batch. See
+docs/quality.md.
+"""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec.statistics import column_means
+
+DEFAULT_QUALITY = 23.0
+"""In decibels, of features: enough for every network that was tried."""
+
+GRADIENT_OFFSET = 6.0
+"""By so many decibels gradients are coarser: their errors do less harm."""
+
+LEAST_QUALITY, MOST_QUALITY = 0.0, 60.0
+"""From where the means alone would do as well, to where float32 does not tell more."""
+
+NO_CEILING = 32.0
+"""Bits per entry that no payload reaches: float32."""
+
+
+def check_quality(quality: float) -> None:
+    """Refuse what is no quality.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not (isfinite(quality) and LEAST_QUALITY <= quality <= MOST_QUALITY):
+        raise ValueError(
+            f"quality must be {LEAST_QUALITY:g} to {MOST_QUALITY:g} dB, got {quality}"
+        )
+
+
+def quality_step(scale: float, quality: float) -> float:
+    """Return the step for entries of a root mean square.
+
+    >>> round(quality_step(1.0, quality=20), 3)
+    0.346
+    """
+    return scale * sqrt(12) * 10 ** (-quality / 20)
+
+
+def feature_scale(matrix: Tensor) -> float:
+    """Return the root mean square of (B, D) features about their columns' means.
+
+    Where no column varies, as in a batch of one sample, about zero.
+    """
+    means = column_means(matrix).float()
+    deviations = matrix - means.to(matrix.device)
+    return _root_mean_square(deviations) or gradient_scale(matrix)
+
+
+def gradient_scale(matrix: Tensor) -> float:
+    """Return the root mean square of a (B, D) gradient."""
+    return _root_mean_square(matrix)
+
+
+def feature_error(exact: Tensor, seen: Tensor) -> float:
+    """Return the squared error of decoded features relative to how features vary.
+
+    With 1.0 the receiver might as well know nothing but each column's mean.
+
+    Parameters
+    ----------
+    exact, seen : Tensor of shape (B, D)
+        Before encoding and after decoding.
+
+    Examples
+    --------
+    >>> exact = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    >>> feature_error(exact, torch.tensor([[2.0, 5.0], [2.0, 5.0]]))
+    1.0
+    """
+    return _relative(exact, seen, feature_scale(exact))
+
+
+def gradient_error(exact: Tensor, seen: Tensor) -> float:
+    """Return the squared error of a decoded gradient relative to its size.
+
+    >>> error = gradient_error(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
+    >>> round(error, 4)
+    0.64
+    """
+    return _relative(exact, seen, gradient_scale(exact))
+
+
+def _relative(exact: Tensor, seen: Tensor, scale: float) -> float:
+    error = _root_mean_square(seen - exact)
+    if error == 0:
+        return 0.0
+    # nothing was there to be sent, and something came
+    return (error / scale) ** 2 if scale else float("inf")
+
+
+def _root_mean_square(entries: Tensor) -> float:
+    """Return it in float64: squares of float32 overflow and vanish."""
+    if entries.numel() == 0:
+        return 0.0
+    norm = torch.linalg.vector_norm(entries, dtype=torch.float64)
+    return float(norm) / sqrt(entries.numel())
