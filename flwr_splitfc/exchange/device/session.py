@@ -116,7 +116,9 @@ class Session:
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
         self._line = Line(transport)
-        self._steps = Steps(self._line, _codec_of(ticket.codec), self.seed)
+        self._steps = Steps(
+            self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
+        )
         self._u_shaped_steps: UShapedSteps | None = None
         if ticket.output_codec:
             # the server encodes outputs, as a device encodes features
@@ -261,11 +263,14 @@ class Session:
         optimizer_state = {}
         if self._optimizer is not None:
             optimizer_state = optimizer_tensors(self._optimizer)
+        counts = self._steps.counts
         close = pb.Close(
             optimizer=pack_tensors(optimizer_state),
             state=pack_tensors(self.state),
-            codec_seconds=self._steps.counts.coding.seconds,
+            codec_seconds=counts.coding.seconds,
             waited_seconds=self._line.waiting.seconds,
+            feature_error_sum=counts.feature_error_sum,
+            feature_error_steps=counts.feature_error_steps,
         )
         self._line.ask(pb.DeviceFrame(close=close), "closed")
         self._line.transport.finish()

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, pack_labels
+from flwr_splitfc.codec.quality import feature_error
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix, unpack_tensor
 
@@ -32,16 +34,20 @@ class Steps:
         At the cut between the device half and the server half.
     seed : int
         The turn's. Each step derives what is random in it from (seed, its number).
+    server_round : int
 
     Attributes
     ----------
     counts : TurnCounts
     """
 
-    def __init__(self, line: Line, codec: CutCodec, seed: int) -> None:
+    def __init__(
+        self, line: Line, codec: CutCodec, seed: int, server_round: int
+    ) -> None:
         self.line = line
         self.codec = codec
         self.seed = seed
+        self.server_round = server_round
         self.counts = TurnCounts()
 
     @full_precision()
@@ -69,6 +75,7 @@ class Steps:
 
         with counts.coding:
             gradient = self.codec.decode_gradient(from_matrix(stepped.gradient), link)
+        self.measure(features, matrix, link)
         counts.rows += len(features)
         counts.loss_sum += stepped.loss * len(features)
         return stepped.loss, gradient
@@ -111,3 +118,25 @@ class Steps:
             all_rows=all_rows,
         )
         return to_matrix(array), link
+
+    def measure(self, features: Tensor, matrix: pb.Matrix, link: Link) -> None:
+        """Enter the features' error as the server sees them, if the step measures it.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+        matrix : pb.Matrix
+            The features as they were sent.
+        link : Link
+        """
+        counts = self.counts
+        if not is_measured(self.server_round, counts.steps):
+            return
+        exact = features.detach().flatten(1).float()
+        decoded, _ = self.codec.decode_features(
+            from_matrix(matrix), expect=(link.rows, link.width)
+        )
+        seen = decoded.to(exact.device)
+        error = feature_error(link.sent_rows(exact), link.sent_rows(seen))
+        counts.feature_error_sum += min(error, MOST_ERROR)
+        counts.feature_error_steps += 1

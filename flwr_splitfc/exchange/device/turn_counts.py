@@ -20,6 +20,10 @@ class TurnCounts:
         Samples of all steps that are over.
     loss_sum : float
         Of all these samples.
+    feature_error_sum : float
+        Of the features as the server decodes them, in the measured steps.
+    feature_error_steps : int
+        How many steps were measured.
     coding : Stopwatch
         Seconds spent on encoding and decoding.
     """
@@ -28,6 +32,8 @@ class TurnCounts:
     full_rows: int = 0
     rows: int = 0
     loss_sum: float = 0.0
+    feature_error_sum: float = 0.0
+    feature_error_steps: int = 0
     coding: Stopwatch = field(default_factory=Stopwatch)
 
     def saved(self) -> dict[str, float]:
@@ -37,6 +43,8 @@ class TurnCounts:
             "full_rows": self.full_rows,
             "rows": self.rows,
             "loss_sum": self.loss_sum,
+            "feature_error_sum": self.feature_error_sum,
+            "feature_error_steps": self.feature_error_steps,
             "codec_seconds": self.coding.seconds,
         }
 
@@ -48,5 +56,7 @@ class TurnCounts:
             full_rows=int(saved["full_rows"]),
             rows=int(saved["rows"]),
             loss_sum=saved["loss_sum"],
+            feature_error_sum=saved["feature_error_sum"],
+            feature_error_steps=int(saved["feature_error_steps"]),
             coding=Stopwatch(saved["codec_seconds"]),
         )

@@ -63,6 +63,7 @@ class UShapedSteps:
 
         with counts.coding:
             output, output_link = self._decode_output(answer.output, len(features))
+        self._steps.measure(features, matrix, link)
         step = self._begun = BegunStep(link, output_link)
         return output.to(features.device), step
 

@@ -55,6 +55,14 @@ class Traffic:
         The sum of the training loss over `loss_rows` samples. Where devices have the
         last layers, it comes with their replies.
     loss_rows : int
+    feature_error_sum : float
+        The sum over `feature_error_steps` steps of the features' error as the server
+        decoded them, as devices say.
+    feature_error_steps : int
+    gradient_error_sum : float
+        The sum over `gradient_error_steps` steps of the error of the features' gradient
+        as devices decode it.
+    gradient_error_steps : int
     entries : int
         Entries of the features' B x D matrices.
     output_entries : int
@@ -83,6 +91,10 @@ class Traffic:
     rows: int = _count("num-examples")
     loss_sum: float = 0.0
     loss_rows: int = 0
+    feature_error_sum: float = 0.0
+    feature_error_steps: int = 0
+    gradient_error_sum: float = 0.0
+    gradient_error_steps: int = 0
     entries: int = 0
     output_entries: int = 0
     device_codec_seconds: float = _measured()
@@ -128,14 +140,29 @@ class Traffic:
     @property
     def loss(self) -> float:
         """The mean training loss over the samples; NaN before the first."""
-        if self.loss_rows == 0:
-            return float("nan")
-        return self.loss_sum / self.loss_rows
+        return _mean(self.loss_sum, self.loss_rows)
+
+    @property
+    def feature_error(self) -> float:
+        """The mean squared error of the features that were measured; NaN for none.
+
+        It is relative to how features vary: with 1.0 the server might as well know
+        their means alone.
+        """
+        return _mean(self.feature_error_sum, self.feature_error_steps)
+
+    @property
+    def gradient_error(self) -> float:
+        """The mean squared error of the gradients that were measured; NaN for none.
+
+        It is relative to the gradient's own square, of the columns that were sent.
+        """
+        return _mean(self.gradient_error_sum, self.gradient_error_steps)
 
     def metrics(self) -> dict[str, int | float]:
         """Return the counts under the names that Flower's `Result` shows.
 
-        Sizes are in bytes, times in seconds.
+        Sizes are in bytes, times in seconds. Errors are there where some were measured.
         """
         return {
             **self._metrics_of("counts"),
@@ -145,10 +172,19 @@ class Traffic:
             "downlink_bits_per_entry": self.downlink_bits_per_entry,
             "uplink_output_bits_per_entry": self.uplink_output_bits_per_entry,
             "downlink_output_bits_per_entry": self.downlink_output_bits_per_entry,
+            **self._errors(),
             **self._metrics_of("measured"),
             **_bytes_by_kind("uplink", UPLINK_KINDS, self.uplink_bytes),
             **_bytes_by_kind("downlink", DOWNLINK_KINDS, self.downlink_bytes),
         }
+
+    def _errors(self) -> dict[str, float]:
+        errors = {}
+        if self.feature_error_steps:
+            errors["feature_error"] = self.feature_error
+        if self.gradient_error_steps:
+            errors["gradient_error"] = self.gradient_error
+        return errors
 
     def _metrics_of(self, group: MetricGroup) -> dict[str, int | float]:
         metrics = {}
@@ -167,6 +203,10 @@ MEASURED = tuple(
     if declared.metadata.get("group") == "measured"
 )
 """The counts that differ when a run is repeated, because they depend on the machine."""
+
+
+def _mean(total: float, count: int) -> float:
+    return total / count if count else float("nan")
 
 
 def _bits_per_entry(payload_bytes: int, entries: int) -> float:
@@ -192,7 +232,10 @@ def traffic_to_json(traffic: Traffic) -> dict[str, Any]:
 
 
 def traffic_from_json(counts: Mapping[str, Any]) -> Traffic:
-    """Return the very counts that `traffic_to_json` was given."""
+    """Return the very counts that `traffic_to_json` was given.
+
+    Counts that an older version did not write are zero.
+    """
     traffic = Traffic(**counts)
     traffic.uplink_bytes = Counter(counts["uplink_bytes"])
     traffic.downlink_bytes = Counter(counts["downlink_bytes"])

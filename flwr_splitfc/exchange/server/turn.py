@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 
 from flwr_splitfc.codec import CutCodec, Link
+from flwr_splitfc.codec.quality import gradient_error
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
@@ -13,7 +15,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
-from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
@@ -186,6 +188,7 @@ class Turn:
         with coding:
             encoded = self._encode_gradient(gradient, link)
         self.traffic.server_codec_seconds += coding.seconds
+        self._measure_gradient(gradient, encoded, link)
         self._digest.update(step.features.data, step.labels, encoded.data)
         return pb.Stepped(loss=loss, gradient=encoded)
 
@@ -237,6 +240,7 @@ class Turn:
         with coding:
             encoded = self._encode_gradient(gradient, begun.link)
         self.traffic.server_codec_seconds += coding.seconds
+        self._measure_gradient(gradient, encoded, begun.link)
         self._digest.update(backward.gradient.data, encoded.data)
         return pb.Gradients(gradient=encoded)
 
@@ -258,6 +262,7 @@ class Turn:
         if busy_seconds <= close.waited_seconds < _MOST_SECONDS:
             self.traffic.link_seconds = close.waited_seconds - busy_seconds
         if self.purpose == "train":
+            self._take_feature_errors(close)
             kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
             self.states.keep(self.device, kept)
         self.forget()
@@ -310,6 +315,28 @@ class Turn:
 
     def _update(self) -> Update:
         return Update(self.server_round, self.device, self._steps)
+
+    def _measure_gradient(
+        self, gradient: torch.Tensor, encoded: pb.Matrix, link: Link
+    ) -> None:
+        """Enter the gradient's error as the device sees it, if the step measures it."""
+        if not is_measured(self.server_round, self._steps):
+            return
+        decoded = self.codec.decode_gradient(from_matrix(encoded), link)
+        exact = link.restrict(gradient.flatten(1))
+        error = gradient_error(exact, link.restrict(decoded))
+        self.traffic.gradient_error_sum += min(error, MOST_ERROR)
+        self.traffic.gradient_error_steps += 1
+
+    def _take_feature_errors(self, close: pb.Close) -> None:
+        """Enter what a device says of the features' errors, unless it cannot be."""
+        measured = close.feature_error_steps
+        if measured > self._steps:
+            return
+        # NaN is in no order, and so not believed
+        if 0 <= close.feature_error_sum <= measured * MOST_ERROR:
+            self.traffic.feature_error_sum = close.feature_error_sum
+            self.traffic.feature_error_steps = measured
 
     # -- counts ------------------------------------------------------------------------
 
