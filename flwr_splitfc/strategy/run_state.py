@@ -33,6 +33,8 @@ class RunState:
         What two runs must share for one to go on where the other stopped.
 
     Attributes
+    arrays : ArrayRecord, optional
+        The device half, which what devices leave has to fit.
     ----------
     ledger : Ledger
     progress : Progress
@@ -57,6 +59,7 @@ class RunState:
     ) -> None:
         self.ledger = Ledger()
         self.progress = Progress(num_rounds, self.ledger, evaluate_every=evaluate_every)
+        arrays: ArrayRecord | None = None,
         self.device_states = DeviceStates(optimizer_state)
         self.history = History()
         self.rounds_done = 0
@@ -98,3 +101,9 @@ class RunState:
         # last, as nothing may draw from the generators after it
         restore_random_state(state["random"])
         return ArrayRecord(state["arrays"])
+
+
+def _shapes_of(arrays: ArrayRecord | None) -> list[tuple[int, ...]] | None:
+    if arrays is None:
+        return None
+    return [array.shape for array in arrays.values()]

@@ -239,7 +239,7 @@ class SplitLearning(Strategy):
             If the checkpoint is damaged, foreign, or of a run with other settings; it
             is left as it is.
         """
-        self._run = self._new_run(num_rounds)
+        self._run = self._new_run(num_rounds, initial_arrays)
         endpoint = self._endpoint()
         # before the endpoint is opened: a checkpoint of another run ends it here
         arrays = self._resume(initial_arrays)
@@ -279,7 +279,9 @@ class SplitLearning(Strategy):
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
 
-    def _new_run(self, num_rounds: int) -> RunState:
+    def _new_run(
+        self, num_rounds: int, arrays: ArrayRecord | None = None
+    ) -> RunState:
         return RunState(
             self.half,
             self.devices,
@@ -288,6 +290,7 @@ class SplitLearning(Strategy):
             optimizer_state=self.optimizer_state,
             settings=self._settings(),
         )
+            arrays=arrays,
 
     def _settings(self) -> dict[str, str]:
         """Return what two runs must share for one to go on where the other stopped."""

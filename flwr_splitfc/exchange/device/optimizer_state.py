@@ -1,12 +1,16 @@
 """The device half's optimizer state as tensors that travel."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
+
+logger = getLogger("flwr")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -29,6 +33,53 @@ def _as_tensor(value: Any) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give `optimizer` the state that a turn before left, perhaps on another device.
+
+    State that does not work is left aside: the optimizer starts afresh, and the log
+    says why.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    tensors : mapping of str to Tensor
+        As `optimizer_tensors` returns them.
+    """
+    trial = deepcopy(optimizer)
+    # the trial steps in place
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        restore_optimizer(trial, copies)
+        if _takes_steps(deepcopy(optimizer)):
+            _step_without_gradient(trial)
+    except Exception as error:
+        logger.warning(
+            "The optimizer starts afresh: the state that came does not work: %r", error
+        )
+        return
+    restore_optimizer(optimizer, tensors)
+
+
+def _takes_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer without state takes a step; not all do without a closure."""
+    try:
+        _step_without_gradient(optimizer)
+    except Exception:
+        return False
+    return True
+
+
+def _step_without_gradient(optimizer: torch.optim.Optimizer) -> None:
+    """Make a step with gradients of zero, after which parameters have to be finite."""
+    parameters = _parameters(optimizer)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        if not parameter.isfinite().all():
+            raise PayloadError("a step makes parameters that are not finite")
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
@@ -45,11 +96,7 @@ def restore_optimizer(
     PayloadError
         If the tensors are not the state of such an optimizer.
     """
-    shapes = [
-        parameter.shape
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    ]
+    shapes = [parameter.shape for parameter in _parameters(optimizer)]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
@@ -61,6 +108,13 @@ def restore_optimizer(
         state.setdefault(int(index), {})[key] = tensor
     settings = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": settings})
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return an optimizer's parameters in the order of their numbers."""
+    return [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
 
 
 def _fits(index: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
-from flwr_splitfc.exchange.device.optimizer_state import (
-    optimizer_tensors,
-    restore_optimizer,
-)
+from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.device.transport import Line, SessionTransport
@@ -238,7 +235,7 @@ class Session:
         try:
             self.state = unpack_tensors(opened.state)
             if self._optimizer is not None and opened.optimizer:
-                restore_optimizer(self._optimizer, unpack_tensors(opened.optimizer))
+                start_from(self._optimizer, unpack_tensors(opened.optimizer))
         except BaseException:
             # Python calls __exit__ only after __enter__ has returned
             self._line.hang_up()

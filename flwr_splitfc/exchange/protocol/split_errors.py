@@ -56,6 +56,12 @@ class GradientRefused(SplitError):
     reason = pb.GRADIENT
 
 
+class StateRefused(SplitError):
+    """Optimizer state that the next device could not start from."""
+
+    reason = pb.STATE
+
+
 class StepRefused(SplitError):
     """The server half could not apply the step.
 
@@ -93,6 +99,7 @@ _BY_REASON: dict[int, type[SplitError]] = {
         FeaturesRefused,
         LabelsRefused,
         GradientRefused,
+        StateRefused,
         StepRefused,
         LimitExceeded,
         SessionCancelled,

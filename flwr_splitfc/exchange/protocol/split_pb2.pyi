@@ -18,6 +18,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LIMIT: _ClassVar[Reason]
     CANCELLED: _ClassVar[Reason]
     GRADIENT: _ClassVar[Reason]
+    STATE: _ClassVar[Reason]
 UNSPECIFIED: Reason
 PROTOCOL: Reason
 TOKEN: Reason
@@ -28,6 +29,7 @@ STEP: Reason
 LIMIT: Reason
 CANCELLED: Reason
 GRADIENT: Reason
+STATE: Reason
 
 class Matrix(_message.Message):
     __slots__ = ("stype", "shape", "data")

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Literal, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.server.relayed_state import Shape, check_relayed
 
 OptimizerState = Literal["relay", "per-device", "fresh"]
 
@@ -33,15 +34,21 @@ class DeviceStates:
         Whose optimizer state a turn starts from: that of the turn before, on whichever
         device (one optimizer follows the device half from device to device); the
         device's own last one; none. The rest of a device's state is always its own.
+    half : sequence of tuple of int, optional
+        The shapes of the device half's arrays, which optimizer state that is relayed
+        has to fit; by default it is relayed as it comes.
     """
 
-    def __init__(self, optimizer_state: OptimizerState) -> None:
+    def __init__(
+        self, optimizer_state: OptimizerState, half: Sequence[Shape] | None = None
+    ) -> None:
         choices = get_args(OptimizerState)
         if optimizer_state not in choices:
             raise ValueError(
                 f"optimizer_state is {optimizer_state!r}, wanted one of {choices}"
             )
         self.optimizer_state = optimizer_state
+        self._half = half
         self._lock = Lock()
         self._optimizer: _TensorsByOwner = {}
         self._state: _TensorsByOwner = {}
@@ -56,7 +63,15 @@ class DeviceStates:
             return Kept(optimizer, self._state.get(device, ()))
 
     def keep(self, device: str, kept: Kept) -> None:
-        """Take what `device` left at the end of a turn."""
+        """Take what `device` left at the end of a turn.
+
+        Raises
+        ------
+        StateRefused
+            If it is to be relayed, and the next device could not start from it.
+        """
+        if self.optimizer_state == "relay" and self._half is not None:
+            check_relayed(kept.optimizer, self._half)
         with self._lock:
             if self.optimizer_state != "fresh":
                 self._optimizer[self._optimizer_owner(device)] = kept.optimizer

@@ -1,0 +1,137 @@
+"""Optimizer state that a device leaves is checked before the next device gets it."""
+
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from torch import Tensor, nn
+
+from flwr_splitfc import RoundRobin, SplitClientApp, SplitLearning, connect
+from flwr_splitfc.exchange import has_ticket
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
+from tests.local_grid import LocalGrid
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+WEIGHT = seeded(DeviceHalf).layers[0].weight  # the device half's first parameter
+HONEST = SplitClientApp(DeviceHalf, lambda context: (batches(3), batches(1)), ADAM)
+
+
+def liar(state: dict[Any, dict[str, Tensor]]) -> type[torch.optim.SGD]:
+    """An optimizer that says what it is told to say of its state."""
+
+    class Liar(torch.optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "state": state}
+
+    return Liar
+
+
+def lying_in_round_two(state: dict[Any, dict[str, Tensor]]) -> Any:
+    """An app whose device 1 trains in the second round, and leaves `state`."""
+
+    def app(message: Message, context: Context) -> Message:
+        is_liar = context.node_config["partition-id"] == 1
+        if not (is_liar and has_ticket(message)):
+            return HONEST(message, context)
+        half = seeded(DeviceHalf)
+        half.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        optimizer = liar(state)(half.parameters())
+        with connect(message, context, optimizer=optimizer) as session:
+            x, y = batches(1)[0]
+            session.loss(half(x), y).backward()
+            metrics = session.metrics()
+        content = {
+            "arrays": ArrayRecord(half.state_dict()),
+            "metrics": MetricRecord(metrics),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def run(app: Any, rounds: int = 4, **options: Any) -> SplitLearning:
+    strategy = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        device="cpu",
+        devices=RoundRobin(min_available_nodes=3, fraction_evaluate=0.0),
+        **options,
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    strategy.start(LocalGrid(app, 3), arrays, rounds)
+    return strategy
+
+
+def like_weight(value: float) -> Tensor:
+    return torch.full_like(WEIGHT.detach(), value)
+
+
+LIES = [
+    ({0: {"exp_avg": like_weight(float("nan"))}}, "'0.exp_avg' is not finite"),
+    ({0: {"exp_avg": like_weight(1e30).double() * 1e30}}, "is not finite"),
+    ({0: {"step": torch.tensor(float("inf"))}}, "'0.step' is not finite"),
+    ({99: {"exp_avg": like_weight(0.0)}}, "the device half has 2 arrays"),
+    ({"-1": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
+    ({"nobody": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
+    ({"9" * 5000: {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
+    ({0: {"\x1b[2J\n": like_weight(0.0)}}, "no name of optimizer state"),
+    ({0: {"exp_avg": torch.zeros(7)}}, r"has shape \(7,\)"),
+    ({0: {"a": like_weight(0), "b": torch.zeros(4)}}, "two shapes"),
+    (
+        {0: {"exp_avg": like_weight(0)}, 1: {"exp_avg": like_weight(0)}},
+        "2 parameters of shape",
+    ),
+    ({0: {f"k{i}": like_weight(0) for i in range(1000)}}, "1000 tensors"),
+]
+
+
+@pytest.mark.parametrize(("state", "why"), LIES)
+def test_state_that_no_optimizer_leaves_fails_its_device_alone(
+    state: dict[Any, dict[str, Tensor]], why: str
+) -> None:
+    strategy = run(lying_in_round_two(state))
+    failures = [strategy.ledger.failures(number) for number in (1, 2, 3, 4)]
+    assert failures[1].keys() == {"1"}
+    assert failures[0] == failures[2] == failures[3] == {}
+    assert re.search(why, failures[1]["1"])
+    for weight in weights(strategy.server_model).values():
+        assert weight.isfinite().all()
+
+
+def adam_state(step: float, moments: float) -> dict[str, Tensor]:
+    return {
+        "step": torch.tensor(step),
+        "exp_avg": like_weight(moments),
+        "exp_avg_sq": like_weight(moments),
+    }
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {0: {"exp_avgg": like_weight(0.0)}},
+        {0: adam_state(step=-1.0, moments=1.0)},
+        {0: adam_state(step=9.0, moments=-1.0)},
+        {0: {"exp_avg": torch.zeros(4)}, 1: {"exp_avg": like_weight(0.0)}},
+    ],
+    ids=["unknown-key", "negative-step", "negative-square", "swapped"],
+)
+def test_state_that_does_not_work_is_left_aside(
+    state: dict[Any, dict[str, Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server does not know the optimizer; the next device does, and starts afresh."""
+    strategy = run(lying_in_round_two(state))
+    assert [strategy.ledger.failures(number) for number in (1, 2, 3, 4)] == 4 * [{}]
+    assert caplog.text.count("starts afresh") == 1
+
+
+def test_a_resumed_run_has_nothing_of_it(tmp_path: Any) -> None:
+    app = lying_in_round_two(LIES[0][0])
+    run(app, rounds=2, checkpoint=tmp_path)
+    resumed = run(app, rounds=4, checkpoint=tmp_path)
+    assert [resumed.ledger.failures(number) for number in (3, 4)] == [{}, {}]
+    assert resumed.ledger.of(4, "train").steps == 3
