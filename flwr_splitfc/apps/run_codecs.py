@@ -3,12 +3,16 @@
 A codec's settings stand under keys of their own, such as ``uplink-bits``, of which a
 codec takes those that it has; or all in one string, ``codec-settings``, all of which it
 must have. So an app that lists its keys needs no new one for a new codec.
+
+Flower overrides only keys that an app lists, with values of the listed type. So a
+number of 0 is the value of a key that is listed and not set.
 """
 
 from typing import Any
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
 from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
+from flwr_splitfc.strategy.splitfc import splitfc_codec
 
 
 def codec_of(config: RunConfig) -> CutCodec:
@@ -18,9 +22,9 @@ def codec_of(config: RunConfig) -> CutCodec:
     >>> codec_of({**config, "codec-settings": "downlink-bits=0.2", "seed": 7})
     cut_codec('top-s', uplink_bits=0.1, downlink_bits=0.2, evaluation='float16')
     """
-    name = "splitfc"
-    if config.get("strategy", "splitfc") != "splitfc":
-        name = str(config.get("codec", "float32"))
+    if config.get("strategy", "splitfc") == "splitfc":
+        return splitfc_codec(**settings_of("splitfc", config))
+    name = str(config.get("codec", "float32"))
     return cut_codec(name, **settings_of(name, config))
 
 
@@ -49,7 +53,7 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     settings: dict[str, Any] = {}
     for setting in codec_settings(name):
         key = prefix + setting.replace("_", "-")
-        if key in config:
+        if config.get(key, 0) != 0:
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
     for word, value in _parsed(key, config.get(key, "")).items():

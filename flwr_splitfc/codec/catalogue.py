@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final, TypeAlias, cast, get_type_hints
 
 from flwr_splitfc.codec.cut import CutCodec, shared_settings
+from flwr_splitfc.codec.quality import NO_CEILING
 from flwr_splitfc.codec.quantisers.entry.easy_quant import EasyQuant
 from flwr_splitfc.codec.quantisers.entry.noisy_quant import NoisyQuant
 from flwr_splitfc.codec.quantisers.entry.power_quant import PowerQuant
@@ -93,7 +94,15 @@ class CodecEntry:
     @property
     def settings(self) -> dict[str, Scalar | None]:
         """All settings with their defaults: its own, then those of every codec."""
-        return {**self.own_settings, **shared_settings()}
+        shared = shared_settings()
+        if not self.quantiser.has_quality:
+            del shared["quality"]
+        return {**self.own_settings, **shared, **self._without_budgets()}
+
+    def _without_budgets(self) -> dict[str, Scalar | None]:
+        """Return the defaults of a codec that needs no budget."""
+        quality = self.quantiser.default_quality
+        return {} if quality is None else _qualities(quality)
 
 
 def codec_table() -> list[CodecEntry]:
@@ -121,7 +130,7 @@ def codec_settings(name: str) -> list[str]:
     >>> codec_settings("splitfc")[:4]
     ['channel_dim', 'downlink_bits', 'evaluation', 'evaluation_bits']
     >>> codec_settings("splitfc")[4:]
-    ['reduction', 'uplink_bits']
+    ['quality', 'reduction', 'uplink_bits']
     """
     return sorted(_entry(name).settings)
 
@@ -161,7 +170,9 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
         kebab or snake case.
     **settings : scalar
         Fields of the codec's selector and quantiser, ``uplink_bits``,
-        ``downlink_bits``, ``evaluation`` and ``channel_dim``; see `CutCodec`.
+        ``downlink_bits``, ``quality``, ``evaluation`` and ``channel_dim``; see
+        `CutCodec`. With a quality, budgets have no default. A codec whose default is a
+        quality has none where a budget is given.
 
     Raises
     ------
@@ -183,7 +194,7 @@ def cut_codec(name: str | Mapping[str, Any], **settings: Any) -> CutCodec:
             raise ValueError(f"the codec's mapping has no 'name', only {keys}")
         name = settings.pop("name")
     entry = _entry(name)
-    values = _checked_settings(entry, settings)
+    values = _with_quality(entry, _checked_settings(entry, settings))
     selector_values = _picked(values, _field_defaults(entry.selector))
     quantiser_values = _picked(values, _field_defaults(entry.quantiser))
     return CutCodec(
@@ -213,6 +224,21 @@ def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[st
             )
         checked[key] = check_scalar(key, value, hints[key], complaint=_COMPLAINT)
     return checked
+
+
+def _with_quality(entry: CodecEntry, values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which a quality, if there is one, has budgets as ceilings."""
+    given = {key: value for key, value in values.items() if value is not None}
+    quality = given.get("quality")
+    if quality is None and not given.keys() & {"uplink_bits", "downlink_bits"}:
+        quality = entry.quantiser.default_quality
+    return given if quality is None else {**_qualities(quality), **given}
+
+
+def _qualities(quality: float) -> dict[str, Scalar | None]:
+    """Return the settings that a quality brings with it."""
+    ceilings = {"uplink_bits": NO_CEILING, "downlink_bits": NO_CEILING}
+    return {"quality": quality, **ceilings}
 
 
 def _picked(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

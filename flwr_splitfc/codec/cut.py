@@ -22,6 +22,15 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.matrices import as_matrix, claimed_shape, payload_array
+from flwr_splitfc.codec.quality import (
+    AUTOMATIC,
+    GRADIENT_OFFSET,
+    automatic_quality,
+    check_quality,
+    feature_scale,
+    gradient_scale,
+    quality_step,
+)
 from flwr_splitfc.codec.quantisers.float16 import Float16
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
@@ -53,6 +62,10 @@ class CutCodec:
     uplink_bits, downlink_bits : float
         Budgets in bits per entry of the original (B, D) matrix; a payload, all
         included, has at most ``floor(B D bits / 8)`` bytes.
+    quality : float, optional
+        In decibels, see `flwr_splitfc.codec.quality`: a payload takes what this
+        precision takes, and the budgets are its ceilings. 0 is the automatic one. None
+        spends the budgets.
     evaluation : {"float16", "float32", "codec"}
         How features go up when nothing trains: all columns at that precision, or as
         this codec sends them without anything random (no dropout).
@@ -85,6 +98,7 @@ class CutCodec:
     quantiser: Quantiser
     uplink_bits: float = 0.2
     downlink_bits: float = 0.4
+    quality: float | None = None
     evaluation: Literal["float16", "float32", "codec"] = "float16"
     evaluation_bits: float | None = None
     channel_dim: int | None = None
@@ -97,6 +111,10 @@ class CutCodec:
                 raise ValueError(
                     f"{setting} must be a finite number above 0, got {bits}"
                 )
+        if self.quality is not None:
+            if not self.quantiser.has_quality:
+                raise ValueError(f"codec {self.name!r} has no quality")
+            check_quality(self.quality)
         choices = [*_PRECISIONS, "codec"]
         if self.evaluation not in choices:
             known = ", ".join(choices)
@@ -172,6 +190,7 @@ class CutCodec:
         training: bool = True,
         full_rows: int | None = None,
         all_rows: bool = False,
+        labels_per_row: float | None = None,
     ) -> tuple[Array, Link]:
         """Encode features on the device.
 
@@ -191,6 +210,9 @@ class CutCodec:
             is sent in the smallest payload there is.
         all_rows : bool
             Whether every sample must arrive, as where the loss is not the receiver's.
+        labels_per_row : float, optional
+            How many labels the features of a sample decide, for the automatic quality;
+            by default one, or one for each position of a sequence.
 
         Returns
         -------
@@ -220,9 +242,10 @@ class CutCodec:
             budgets.features_bytes(training=training),
             training=training,
             all_rows=all_rows or self.mirrored,
+            in_haste=self.quality is None,
             generator=generator,
         )
-        return self._encode_selected(matrix, shape, selection)
+        return self._encode_selected(matrix, shape, selection, labels_per_row)
 
     def _encode_at_precision(
         self, matrix: Tensor, shape: Sequence[int]
@@ -235,7 +258,11 @@ class CutCodec:
         return array, link
 
     def _encode_selected(
-        self, matrix: Tensor, shape: Sequence[int], selection: Selection
+        self,
+        matrix: Tensor,
+        shape: Sequence[int],
+        selection: Selection,
+        labels_per_row: float | None,
     ) -> tuple[Array, Link]:
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
@@ -245,6 +272,9 @@ class CutCodec:
         left_bytes = selection.budget_bytes - len(selected)
         useful_bytes = self.selector.useful_bytes(link, left_bytes)
         quantiser = _for_layout(self.quantiser, link)
+        if self.quality is not None:
+            quality = self._decibels(link, labels_per_row)
+            quantiser = _at_quality(quantiser, feature_scale(kept), quality)
         quantised = quantiser.encode(kept, useful_bytes)
         strength = self.quantiser.gradient_correction
         if strength and selection.training:
@@ -312,7 +342,12 @@ class CutCodec:
         )
 
     def encode_gradient(
-        self, gradient: Tensor, link: Link, *, full_rows: int | None = None
+        self,
+        gradient: Tensor,
+        link: Link,
+        *,
+        full_rows: int | None = None,
+        labels_per_row: float | None = None,
     ) -> Array:
         """Encode the gradient by the features on the server, the kept columns alone.
 
@@ -322,7 +357,7 @@ class CutCodec:
             (B, D) or (B, ...) on any device; coded as float32.
         link : Link
             From `decode_features`.
-        full_rows : int, optional
+        full_rows, labels_per_row
             As in `encode_features`.
 
         Raises
@@ -345,6 +380,9 @@ class CutCodec:
         useful_bytes = self.selector.useful_bytes(link, budgets.gradient_bytes())
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
         kept = link.restrict(matrix)
+        if self.quality is not None:
+            quality = self._decibels(link, labels_per_row) - GRADIENT_OFFSET
+            quantiser = _at_quality(quantiser, gradient_scale(kept), quality)
         payload = quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 
@@ -385,6 +423,15 @@ class CutCodec:
             kept = kept + link.correction
         _check_scaled(kept, link)
         return link.expand(kept)
+
+    def _decibels(self, link: Link, labels_per_row: float | None) -> float:
+        """Return the quality of the features that a link is of."""
+        assert self.quality is not None
+        if self.quality != AUTOMATIC:
+            return self.quality
+        if labels_per_row is None:
+            labels_per_row = _likely_labels(link.layout)
+        return automatic_quality(link.width / labels_per_row)
 
     def _with_layout(self, link: Link, shape: Sequence[int]) -> Link:
         """Add the layout of features of `shape` to a link."""
@@ -457,6 +504,20 @@ def _for_layout(quantiser: Quantiser, link: Link) -> Quantiser:
     if link.layout is None or link.columns is not None:
         return quantiser
     return quantiser.for_layout(link.layout)
+
+
+def _likely_labels(layout: Layout | None) -> int:
+    """Return how many labels a sample may have: a sequence's positions, or one."""
+    if layout is not None and len(layout.axes) == 1:
+        return layout.axes[0]
+    return 1
+
+
+def _at_quality(quantiser: Quantiser, scale: float, quality: float) -> Quantiser:
+    """Return the quantiser with the step of a quality; zeros need none."""
+    if scale == 0:
+        return quantiser
+    return quantiser.at_step(quality_step(scale, quality))
 
 
 def _version(selector: Selector, quantiser: Quantiser) -> int:

@@ -11,27 +11,37 @@ then off by ``step^2 / 12`` on average, so that their relative squared error is
 is of the same size.
 
 So one number buys the same at every cut: a bit that removes more error than this price
-is spent, and others are not. How many bits that takes follows from the batch. See
-docs/quality.md.
+is spent, and others are not. How many bits that takes follows from the batch.
+
+How much is needed follows from the cut: errors of the entries that decide one label
+average out, so that the more there are of them, the coarser they may be. The automatic
+quality has
+
+    step = s n^(1/3) / 20
+
+for n entries of features to a label. See docs/quality.md, where both come from.
 """
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
+from math import isfinite, log10, sqrt
 
 import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.statistics import column_means
 
-DEFAULT_QUALITY = 23.0
-"""In decibels, of features: enough for every network that was tried."""
+AUTOMATIC = 0.0
+"""The quality that stands for `automatic_quality`."""
 
 GRADIENT_OFFSET = 6.0
 """By so many decibels gradients are coarser: their errors do less harm."""
 
-LEAST_QUALITY, MOST_QUALITY = 0.0, 60.0
-"""From where the means alone would do as well, to where float32 does not tell more."""
+LEAST_QUALITY, MOST_QUALITY = 1.0, 60.0
+"""From where the means alone do as well, to where float32 does not tell more."""
+
+_LEAST_AUTOMATIC, _MOST_AUTOMATIC = 11.0, 31.0
+"""What was tried: 64 to 4,096 entries a label, and a little beyond."""
 
 NO_CEILING = 32.0
 """Bits per entry that no payload reaches: float32."""
@@ -44,10 +54,33 @@ def check_quality(quality: float) -> None:
     ------
     ValueError
     """
+    if quality == AUTOMATIC:
+        return
     if not (isfinite(quality) and LEAST_QUALITY <= quality <= MOST_QUALITY):
         raise ValueError(
-            f"quality must be {LEAST_QUALITY:g} to {MOST_QUALITY:g} dB, got {quality}"
+            f"quality must be 0 for the automatic one or "
+            f"{LEAST_QUALITY:g} to {MOST_QUALITY:g} dB, got {quality}"
         )
+
+
+def labels_per_row(labels: Tensor) -> float:
+    """Return how many entries the labels of a sample have, at least one.
+
+    >>> labels_per_row(torch.zeros(32, dtype=torch.int64))
+    1.0
+    """
+    return max(1.0, labels.numel() / max(1, len(labels)))
+
+
+def automatic_quality(entries_per_label: float) -> float:
+    """Return the quality of features for a number of entries that decide a label.
+
+    >>> [round(automatic_quality(n), 1) for n in (64, 1152, 8192)]
+    [24.8, 16.4, 11.0]
+    """
+    relative_step = entries_per_label ** (1 / 3) / 20
+    quality = 20 * log10(sqrt(12) / relative_step)
+    return min(max(quality, _LEAST_AUTOMATIC), _MOST_AUTOMATIC)
 
 
 def quality_step(scale: float, quality: float) -> float:

@@ -1,29 +1,63 @@
-"""SplitFC, the paper's strategy."""
+"""SplitFC, the strategy that compresses what crosses the cut."""
 
 from typing import Any
 
 from torch import nn
 
-from flwr_splitfc.codec import cut_codec
+from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.model import LossFn, OptimizerFn
 from flwr_splitfc.strategy.split_learning import SplitLearning
 
 
-class SplitFC(SplitLearning):
-    """Split learning with adaptive feature-wise compression.
+def splitfc_codec(
+    *,
+    uplink_bits: float | None = None,
+    downlink_bits: float | None = None,
+    reduction: float | None = None,
+    **settings: Any,
+) -> CutCodec:
+    """Return the codec of `SplitFC`.
 
-    Implementation based on https://arxiv.org/abs/2307.10805
+    >>> splitfc_codec()
+    cut_codec('splitfc-rd', uplink_bits=32.0, downlink_bits=32.0, quality=0.0, \
+evaluation='float16')
+    >>> splitfc_codec(uplink_bits=0.1)
+    cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', \
+reduction=16.0)
+    """
+    of_the_paper = {
+        "uplink_bits": uplink_bits,
+        "downlink_bits": downlink_bits,
+        "reduction": reduction,
+    }
+    given = {key: value for key, value in of_the_paper.items() if value is not None}
+    name = "splitfc" if given else "splitfc-rd"
+    return cut_codec(name, **given, **settings)
+
+
+class SplitFC(SplitLearning):
+    """Split learning with features and gradients compressed.
+
+    Without `uplink_bits`, `downlink_bits` and `reduction`, the codec is ``splitfc-rd``:
+    a transform code of all samples that is precise enough for training as if nothing
+    was coded (docs/quality.md). With any of these, it is ``splitfc``, the adaptive
+    feature-wise compression of https://arxiv.org/abs/2307.10805, which spends a budget.
 
     Parameters
     ----------
     server_model, loss_fn, optimizer
         As in `SplitLearning`.
-    uplink_bits : float (default: 0.2)
+    quality : float, optional
+        In decibels, the precision at the cut (`flwr_splitfc.codec.quality`); by default
+        the automatic one of ``splitfc-rd``, and none with budgets.
+    uplink_bits : float, optional
         Bits per entry of the B x D feature matrix, everything counted; float32 is 32.
-    downlink_bits : float (default: 0.4)
-        Bits per entry of the gradient matrix.
-    reduction : float (default: 16)
-        The paper's R: one column in R is kept, in expectation.
+        The paper's is 0.2, the default beside the two that follow.
+    downlink_bits : float, optional
+        Bits per entry of the gradient matrix; the paper's is 0.4.
+    reduction : float, optional
+        The paper's R: one column in R is kept, in expectation; the default is 16, and 1
+        keeps all.
     evaluation, evaluation_bits, channel_dim
         Settings of the codec, as in `CutCodec`.
     **split_options
@@ -36,16 +70,17 @@ class SplitFC(SplitLearning):
         loss_fn: LossFn | None,
         optimizer: OptimizerFn,
         *,
-        uplink_bits: float = 0.2,
-        downlink_bits: float = 0.4,
-        reduction: float = 16,
+        quality: float | None = None,
+        uplink_bits: float | None = None,
+        downlink_bits: float | None = None,
+        reduction: float | None = None,
         evaluation: str = "float16",
         evaluation_bits: float | None = None,
         channel_dim: int | None = None,
         **split_options: Any,
     ) -> None:
-        codec = cut_codec(
-            "splitfc",
+        codec = splitfc_codec(
+            quality=quality,
             uplink_bits=uplink_bits,
             downlink_bits=downlink_bits,
             reduction=reduction,

@@ -24,6 +24,12 @@ class Quantiser(ABC):
     budgeted: ClassVar[bool] = True
     """Whether the budget bounds the payload; fixed precisions ignore it."""
 
+    has_quality: ClassVar[bool] = False
+    """Whether `at_step` works, and so a quality may take the budgets' place."""
+
+    default_quality: ClassVar[float | None] = None
+    """In decibels, where neither a quality nor a budget is set; None for budgets."""
+
     @property
     def gradient_correction(self) -> float:
         """``lambda``, by which the device corrects the gradient for lost features.
@@ -45,6 +51,18 @@ class Quantiser(ABC):
         For a method that sees more than columns.
         """
         return self
+
+    def at_step(self, step: float) -> Quantiser:
+        """Return the quantiser that tells entries apart that differ by about `step`.
+
+        It spends what that takes of a budget, and no more.
+
+        Parameters
+        ----------
+        step : float
+            Above 0, in the matrix' unit; see `flwr_splitfc.codec.quality`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no quality")
 
     @abstractmethod
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:

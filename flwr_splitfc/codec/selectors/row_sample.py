@@ -38,28 +38,32 @@ _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
 
 
-def rows_to_send(rows: int, columns: int, channels: int, budget_bytes: int) -> int:
-    """Return how many samples a budget is best spent on, and there is time for.
+def rows_worthwhile(rows: int, columns: int, budget_bytes: int) -> int:
+    """Return how many samples a budget is best spent on.
 
     Twice the square root of its bytes, or as many as leave each entry a bit if these
-    are more. Time is for an eighth of the batch, or for more while the KLT of the
-    channels is small.
+    are more.
 
-    >>> rows_to_send(256, 1152, 32, budget_bytes=1843)
+    >>> rows_worthwhile(256, 1152, budget_bytes=1843)
     84
-    >>> rows_to_send(32, 1152, 32, budget_bytes=1843)
-    32
-    >>> rows_to_send(256, 8192, 128, budget_bytes=52428)
-    32
     """
     rows_at_a_bit = 8 * budget_bytes // columns
     wanted = max(2 * isqrt(budget_bytes), rows_at_a_bit)
+    return max(1, min(rows, wanted))
+
+
+def rows_in_time(rows: int, columns: int, channels: int) -> int:
+    """Return how many samples there is time for.
+
+    An eighth of the batch, or more while the KLT of the channels is small.
+
+    >>> rows_in_time(256, 8192, channels=128)
+    32
+    """
     klt_channels = min(max(channels, _FEWEST_CHANNELS), LARGEST_KLT)
     products_of_a_row = columns * klt_channels
     quick = _MOST_PRODUCTS // products_of_a_row
-    in_time = max(rows // 8, quick)
-    affordable = min(rows, wanted, in_time)
-    return max(1, affordable)
+    return max(1, rows // 8, quick)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class RowSample(Selector):
         rows, width = matrix.shape
         groups = selection.channels.count
         link = Link(rows, width, device=matrix.device, groups=groups)
-        sent = rows_to_send(rows, width, groups, selection.budget_bytes)
+        sent = rows_worthwhile(rows, width, selection.budget_bytes)
+        if selection.in_haste:
+            sent = min(sent, rows_in_time(rows, width, groups))
         if sent == rows or not selection.training or selection.all_rows:
             return matrix, link
         order = torch.randperm(rows, generator=selection.generator)

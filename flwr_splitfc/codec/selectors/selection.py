@@ -26,6 +26,9 @@ class Selection:
         False asks for a selection without anything random.
     all_rows : bool
         True forbids to leave rows out.
+    in_haste : bool
+        False forbids to leave rows out for the sake of time; what the budget pays for
+        still counts.
     generator : torch.Generator, optional
         A CPU generator, the source of all randomness; default torch's own.
     """
@@ -35,4 +38,5 @@ class Selection:
     budget_bytes: int
     training: bool = True
     all_rows: bool = False
+    in_haste: bool = True
     generator: torch.Generator | None = None

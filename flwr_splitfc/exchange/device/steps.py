@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, pack_labels
-from flwr_splitfc.codec.quality import feature_error
+from flwr_splitfc.codec.quality import feature_error, labels_per_row
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -66,7 +66,9 @@ class Steps:
         """
         counts = self.counts
         with counts.coding:
-            matrix, link = self.encode_features(features)
+            matrix, link = self.encode_features(
+                features, labels_per_row=labels_per_row(labels)
+            )
             packed = pack_labels(link.sent_rows(labels))
             frame = pb.DeviceFrame(step=pb.Step(features=matrix, labels=packed))
         counts.steps += 1
@@ -96,7 +98,11 @@ class Steps:
         return unpack_tensor(predicted.logits).to(features.device)
 
     def encode_features(
-        self, features: Tensor, *, all_rows: bool = False
+        self,
+        features: Tensor,
+        *,
+        all_rows: bool = False,
+        labels_per_row: float | None = None,
     ) -> tuple[pb.Matrix, Link]:
         """Return the features as the next step sends them, and the way back.
 
@@ -116,6 +122,7 @@ class Steps:
             generator=seeded_generator(self.seed, counts.steps + 1),
             full_rows=counts.full_rows,
             all_rows=all_rows,
+            labels_per_row=labels_per_row,
         )
         return to_matrix(array), link
 

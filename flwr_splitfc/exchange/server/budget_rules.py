@@ -23,7 +23,8 @@ class LastTurn:
     Parameters
     ----------
     uplink_bits, downlink_bits : float
-        The budgets that it had, at the cut in question.
+        The budgets that it had, at the cut in question; what it took of them where they
+        are the ceilings of a quality.
     steps : int
     uplink_bytes, downlink_bytes : int
         Of all its frames but for what is kept between turns.
@@ -42,9 +43,14 @@ class LastTurn:
     def of(cls, codec: CutCodec, traffic: Traffic) -> "LastTurn":
         """Make it from what was agreed at a cut, and what the session moved."""
         uplink, downlink = traffic.uplink_bytes, traffic.downlink_bytes
+        uplink_bits, downlink_bits = codec.uplink_bits, codec.downlink_bits
+        if codec.quality is not None:
+            # budgets are only ceilings
+            uplink_bits = min(uplink_bits, traffic.uplink_bits_per_entry)
+            downlink_bits = min(downlink_bits, traffic.downlink_bits_per_entry)
         return cls(
-            uplink_bits=codec.uplink_bits,
-            downlink_bits=codec.downlink_bits,
+            uplink_bits=uplink_bits,
+            downlink_bits=downlink_bits,
             steps=traffic.steps,
             uplink_bytes=uplink.total() - uplink["state"],
             downlink_bytes=downlink.total() - downlink["state"],

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from flwr_splitfc.codec import CutCodec, Link
-from flwr_splitfc.codec.quality import gradient_error
+from flwr_splitfc.codec.quality import gradient_error, labels_per_row
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
@@ -186,7 +186,7 @@ class Turn:
         self.traffic.loss_sum += loss * len(gradient)
         self.traffic.loss_rows += len(gradient)
         with coding:
-            encoded = self._encode_gradient(gradient, link)
+            encoded = self._encode_gradient(gradient, link, labels_per_row(labels))
         self.traffic.server_codec_seconds += coding.seconds
         self._measure_gradient(gradient, encoded, link)
         self._digest.update(step.features.data, step.labels, encoded.data)
@@ -291,9 +291,14 @@ class Turn:
             max_bytes=self.limits.max_matrix_bytes,
         )
 
-    def _encode_gradient(self, gradient: torch.Tensor, link: Link) -> pb.Matrix:
+    def _encode_gradient(
+        self, gradient: torch.Tensor, link: Link, labels_per_row: float | None = None
+    ) -> pb.Matrix:
         encoded = self.codec.encode_gradient(
-            gradient.flatten(1), link, full_rows=self._full_rows
+            gradient.flatten(1),
+            link,
+            full_rows=self._full_rows,
+            labels_per_row=labels_per_row,
         )
         return to_matrix(encoded)
 

@@ -8,7 +8,7 @@ import torch
 from flwr_splitfc.codec import cut_codec
 from flwr_splitfc.codec.quantisers.transform import klt
 from flwr_splitfc.codec.selectors import row_sample
-from flwr_splitfc.codec.selectors.row_sample import rows_to_send
+from flwr_splitfc.codec.selectors.row_sample import rows_in_time, rows_worthwhile
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,20 @@ from flwr_splitfc.codec.selectors.row_sample import rows_to_send
         ((4, 2**20), 32, 10**6, 1),
     ],
 )
-def test_rows_to_send(
+def test_rows_that_a_budget_is_spent_on(
     shape: tuple[int, int], channels: int, budget: int, sent: int
 ) -> None:
-    assert rows_to_send(*shape, channels, budget) == sent
+    wanted = rows_worthwhile(*shape, budget)
+    assert min(wanted, rows_in_time(*shape, channels)) == sent
+
+
+def test_with_a_quality_time_leaves_no_row_out_and_a_low_ceiling_does() -> None:
+    features = torch.randn(256, 1152, generator=torch.Generator().manual_seed(5))
+    _, of_quality = cut_codec("splitfc-rd").encode_features(features)
+    assert of_quality.samples is None
+    low = cut_codec("splitfc-rd", quality=20, uplink_bits=0.05, downlink_bits=0.1)
+    _, of_ceiling = low.encode_features(features)
+    assert of_ceiling.sent == 84
 
 
 def test_of_a_part_of_the_batch_an_entry_takes_at_most_five_eighths_of_a_bit() -> None:

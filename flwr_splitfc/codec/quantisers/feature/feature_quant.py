@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import ceil
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,12 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Floats, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols, stream_bytes
+from flwr_splitfc.codec.format.symbols import (
+    MOST_LEVELS,
+    SymbolReader,
+    pack_symbols,
+    stream_bytes,
+)
 from flwr_splitfc.codec.quantisers.feature.allocation.plan import Plan, plan_budget
 from flwr_splitfc.codec.quantisers.feature.endpoints import Intervals
 from flwr_splitfc.codec.quantisers.feature.header import (
@@ -125,20 +131,15 @@ class FeatureQuant(Quantiser):
     [[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]
     """
 
+    has_quality: ClassVar[bool] = True
+
+    def at_step(self, step: float) -> Quantiser:
+        return _SteppedQuant(step)
+
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
-        rows, columns = matrix.shape
-        if columns == 0:
+        if matrix.shape[1] == 0:
             return pack_quant_header(QuantHeader(np.arange(0)), 0)
-        statistics = _statistics(matrix)
-        target_bytes = budget_bytes
-        while True:
-            plan = plan_budget(*statistics, rows, target_bytes)
-            data = _pack(matrix, plan, statistics.mean)
-            excess_bytes = len(data) - budget_bytes
-            if excess_bytes <= 0 or plan.is_smallest:
-                return data
-            # the plan's estimate was short by this much
-            target_bytes -= max(_WORD_BYTES, excess_bytes)
+        return _encode(matrix, _statistics(matrix), budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, stream = unpack_quant_header(data, columns)
@@ -158,6 +159,30 @@ class FeatureQuant(Quantiser):
         return quant_header_bytes(0, columns) + stream_bytes(columns)
 
 
+@dataclass(frozen=True)
+class _SteppedQuant(FeatureQuant):
+    """Spends what steps of one size take.
+
+    Parameters
+    ----------
+    step : float
+        In the matrix' unit.
+    """
+
+    step: float = 0.0
+
+    def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
+        rows, columns = matrix.shape
+        if columns == 0:
+            return super().encode(matrix, budget_bytes)
+        statistics = _statistics(matrix)
+        ranges = statistics.high - statistics.low
+        levels = np.minimum(ranges / self.step + 1, MOST_LEVELS)
+        entries_bytes = rows * float(np.log2(levels).sum()) / 8
+        worthwhile_bytes = ceil(entries_bytes) + quant_header_bytes(columns, columns)
+        return _encode(matrix, statistics, min(worthwhile_bytes, budget_bytes))
+
+
 class _Statistics(NamedTuple):
     """What the plan must know of each column, float64 (K,)."""
 
@@ -171,6 +196,19 @@ def _statistics(matrix: Tensor) -> _Statistics:
     # to float32 like the ends of their grid, and not beyond the column's own
     mean = column_means(matrix).float().double().clamp(low, high)
     return _Statistics(low.numpy(), high.numpy(), mean.numpy())
+
+
+def _encode(matrix: Tensor, statistics: _Statistics, budget_bytes: int) -> bytes:
+    """Encode in at most the budget, with the least error bound."""
+    target_bytes = budget_bytes
+    while True:
+        plan = plan_budget(*statistics, len(matrix), target_bytes)
+        data = _pack(matrix, plan, statistics.mean)
+        excess_bytes = len(data) - budget_bytes
+        if excess_bytes <= 0 or plan.is_smallest:
+            return data
+        # the plan's estimate was short by this much
+        target_bytes -= max(_WORD_BYTES, excess_bytes)
 
 
 def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:

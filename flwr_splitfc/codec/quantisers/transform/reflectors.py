@@ -16,6 +16,7 @@ See docs/splitfc-rd.md, "The method", 2, and docs/wire-format.md, section 14.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +36,25 @@ from flwr_splitfc.codec.quantisers.transform.klt import LARGEST_KLT
 REFLECTOR_STEPS = 32
 """The length of a vector, and so the largest magnitude of its integer entries."""
 
-MOST_CHANNEL_REFLECTORS = 32
-MOST_ROW_REFLECTORS = 8
 
-_DIRECTIONS_PER_REFLECTOR = 4
-"""Only a quarter of the directions are found; the others complete the basis."""
+class Worth(NamedTuple):
+    """How many directions of a transform are worth their reflections.
+
+    Parameters
+    ----------
+    every : int
+        One direction in so many is found; the others complete the basis.
+    most : int
+        What there is time for.
+    """
+
+    every: int
+    most: int
+
+
+FEW_CHANNELS = Worth(every=4, most=32)
+FEW_ROWS = Worth(every=4, most=8)
+MANY_CHANNELS = Worth(every=1, most=64)
 
 _BUDGET_SHARE = 8
 """The channels' reflections take at most an eighth of a budget, the rows' another."""
@@ -48,20 +63,21 @@ _ENTRY_BITS = 3.3
 """About what an entry of a vector takes."""
 
 
-def reflectors_worthwhile(size: int, budget_bytes: int, most: int) -> int:
+def reflectors_worthwhile(size: int, budget_bytes: int, worth: Worth) -> int:
     """Return how many reflections of so many channels or rows to send.
 
-    >>> reflectors_worthwhile(64, budget_bytes=13107, most=MOST_CHANNEL_REFLECTORS)
+    >>> reflectors_worthwhile(64, budget_bytes=13107, worth=FEW_CHANNELS)
     16
-    >>> reflectors_worthwhile(64, budget_bytes=800, most=MOST_CHANNEL_REFLECTORS)
+    >>> reflectors_worthwhile(64, budget_bytes=800, worth=FEW_CHANNELS)
     3
     """
     if size > LARGEST_KLT:
         return 0
     reflector_bits = _ENTRY_BITS * size
     affordable = int(8 * budget_bytes / (_BUDGET_SHARE * reflector_bits))
-    useful = size // _DIRECTIONS_PER_REFLECTOR
-    return max(0, min(useful, most, affordable))
+    # the last direction is what the others leave
+    useful = min(size // worth.every, size - 1)
+    return max(0, min(useful, worth.most, affordable))
 
 
 def fit_reflectors(samples: Tensor, count: int) -> Ints:
@@ -95,11 +111,30 @@ def fit_reflectors(samples: Tensor, count: int) -> Ints:
 
 def _leading_directions(samples: Tensor, count: int) -> Tensor:
     """Return the (n, r) eigenvectors of the second moment's largest eigenvalues."""
-    second_moment = samples @ samples.T
-    eigenvectors = torch.linalg.eigh(second_moment.cpu()).eigenvectors
+    second_moment = (samples @ samples.T).cpu()
+    try:
+        eigenvectors = torch.linalg.eigh(second_moment).eigenvectors
+    except RuntimeError:  # torch.linalg.LinAlgError, which has no type stub
+        # on some machines LAPACK does not converge for a matrix of very low rank
+        eigenvectors = _robust_eigenvectors(second_moment)
     # the largest eigenvalue is the last
     largest_first: Tensor = eigenvectors.flip(1)
     return largest_first[:, :count]
+
+
+def _robust_eigenvectors(second_moment: Tensor) -> Tensor:
+    """Return the (n, n) eigenvectors, those of the largest eigenvalues last."""
+    # a little white noise: no eigenvalue is zero, the directions stay what they are
+    size = len(second_moment)
+    scaled = second_moment.double() / second_moment.trace().double()
+    noise = 1e-9 * torch.eye(size, dtype=torch.float64)
+    try:
+        eigenvectors: Tensor = torch.linalg.eigh(scaled + noise).eigenvectors
+    except RuntimeError:  # torch.linalg.LinAlgError, which has no type stub
+        # any orthonormal basis will do, only worse: the channels or rows themselves
+        order = scaled.diagonal().argsort()
+        eigenvectors = torch.eye(size, dtype=torch.float64)[:, order]
+    return eigenvectors.float()
 
 
 def reflector_runs(vectors: Ints) -> Iterator[Run]:

@@ -15,10 +15,11 @@ See docs/splitfc-rd.md, "The method", and docs/wire-format.md, section 14.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import frexp, isqrt
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.quality import AUTOMATIC
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.quantisers.transform.centroids import (
     UNITS_PER_STEP,
@@ -59,8 +61,9 @@ from flwr_splitfc.codec.quantisers.transform.rate_search import (
     largest_payload,
 )
 from flwr_splitfc.codec.quantisers.transform.reflectors import (
-    MOST_CHANNEL_REFLECTORS,
-    MOST_ROW_REFLECTORS,
+    FEW_CHANNELS,
+    FEW_ROWS,
+    MANY_CHANNELS,
     fit_reflectors,
     read_reflectors,
     reflector_runs,
@@ -81,6 +84,9 @@ _LEAST_STEP = 1e-35
 _LEAST_EXPONENT = -126
 """Of the unit in which the encoder computes, a power of two that float32 holds."""
 
+_LIKELY_BITS = 2
+"""About what an entry takes with a step; what reflections may take goes by it."""
+
 _LEAST_BYTES = 32
 """For coefficients, where the smallest budget that is accepted is set."""
 
@@ -100,16 +106,20 @@ class TransformQuant(Quantiser):
     tensor(True)
     """
 
+    has_quality: ClassVar[bool] = True
+    default_quality: ClassVar[float | None] = AUTOMATIC
+
     def for_layout(self, layout: Layout) -> Quantiser:
-        return _LayoutQuant(layout)
+        return _ToldQuant(layout)
+
+    def at_step(self, step: float) -> Quantiser:
+        return _ToldQuant(step=step)
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
-        layout = Layout.of(matrix.shape)
-        return _LayoutQuant(layout).encode(matrix, budget_bytes)
+        return _ToldQuant().encode(matrix, budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
-        layout = Layout.of((rows, columns))
-        return _LayoutQuant(layout).decode(data, rows, columns)
+        return _ToldQuant().decode(data, rows, columns)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Return bytes that leave something for coefficients beside the margins.
@@ -122,43 +132,70 @@ class TransformQuant(Quantiser):
 
 
 @dataclass(frozen=True)
-class _LayoutQuant(TransformQuant):
-    """The quantiser of (B, D) matrices of one layout."""
+class _ToldQuant(TransformQuant):
+    """The quantiser that was told more than a budget.
 
-    layout: Layout
+    Parameters
+    ----------
+    layout : Layout, optional
+        Of the matrices; by default each column is a channel.
+    step : float, optional
+        In the matrices' unit; by default the one that takes the budget.
+    """
+
+    layout: Layout | None = None
+    step: float | None = None
+
+    def for_layout(self, layout: Layout) -> Quantiser:
+        return replace(self, layout=layout)
+
+    def at_step(self, step: float) -> Quantiser:
+        return replace(self, step=step)
+
+    def _layout(self, shape: Sequence[int]) -> Layout:
+        return self.layout or Layout.of(shape)
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         least, most = matrix_extremes(matrix)
         if least == most == 0:
             return ZERO_MATRIX
         unit = _power_of_two_above(max(most, -least))
-        parts = self.layout.split(matrix / unit)
-        batch = self._transformed(parts, budget_bytes, unit, clamped=least >= 0)
-        return batch.payload_within(budget_bytes)
-
-    def _transformed(
-        self, parts: Tensor, budget_bytes: int, unit: float, clamped: bool
-    ) -> _TransformedBatch:
-        """Write (B, C, f) entries in directions and frequencies."""
-        rows, channels, _ = parts.shape
-        # over the channels, ...
-        count = reflectors_worthwhile(channels, budget_bytes, MOST_CHANNEL_REFLECTORS)
-        by_channel = fit_reflectors(channel_samples(parts), count)
-        matrix = to_directions(parts, by_channel).reshape(rows, -1)
-        # ... over the rows, for which a whole row is one place ...
-        count = reflectors_worthwhile(rows, budget_bytes, MOST_ROW_REFLECTORS)
-        by_row = fit_reflectors(row_samples(matrix), count)
+        layout = self._layout(matrix.shape)
+        parts = layout.split(matrix / unit)
+        count_by_channel, count_by_row = self._reflectors(parts.shape, budget_bytes)
+        by_channel = fit_reflectors(channel_samples(parts), count_by_channel)
+        directions = to_directions(parts, by_channel)
+        # for the rows' transform a whole row is one place
+        matrix = directions.reshape(len(matrix), -1)
+        by_row = fit_reflectors(row_samples(matrix), count_by_row)
         directions = to_directions(matrix, by_row).view(parts.shape)
-        # ... and along the maps' axes; the range coder needs the CPU
-        values = to_frequencies(directions, self.layout.axes).cpu()
-        return _TransformedBatch(values, unit, by_channel, by_row, clamped)
+        # the range coder needs the CPU
+        values = to_frequencies(directions, layout.axes).cpu()
+        batch = _TransformedBatch(values, unit, by_channel, by_row, least >= 0)
+        if self.step is None:
+            return batch.payload_within(budget_bytes)
+        return batch.payload_at(self.step / unit, budget_bytes)
+
+    def _reflectors(self, shape: Sequence[int], budget_bytes: int) -> tuple[int, int]:
+        """Return how many reflections to send for the channels and for the rows."""
+        rows, channels, places = shape
+        most_by_channel = FEW_CHANNELS
+        if self.step is not None:
+            # fine steps are worth more directions, and the budget is only a ceiling
+            most_by_channel = MANY_CHANNELS
+            likely_bytes = rows * channels * places * _LIKELY_BITS // 8
+            budget_bytes = min(budget_bytes, likely_bytes)
+        by_channel = reflectors_worthwhile(channels, budget_bytes, most_by_channel)
+        by_row = reflectors_worthwhile(rows, budget_bytes, FEW_ROWS)
+        return by_channel, by_row
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, reader = unpack_transform(data)
         if header.step == 0:
             return torch.zeros(rows, columns)
-        channels = self.layout.channels.count
-        places = self.layout.places
+        layout = self._layout((rows, columns))
+        channels = layout.channels.count
+        places = layout.places
         by_channel = read_reflectors(reader, channels, header.channel_reflectors)
         by_row = read_reflectors(reader, rows, header.row_reflectors)
         margins = read_margins(reader, rows, channels, places)
@@ -172,24 +209,25 @@ class _LayoutQuant(TransformQuant):
         units[torch.from_numpy(at)] = coefficients
         parts = units.view(rows, channels, places)
         live = np.flatnonzero(np.bincount(at // places % channels))
-        entries = self._inverted(parts, live, by_channel, by_row)
+        entries = _inverted(parts, layout, live, by_channel, by_row)
         step = header.step / UNITS_PER_STEP
-        matrix = self.layout.join(entries * step).float()
+        matrix = layout.join(entries * step).float()
         least = 0.0 if header.clamped else -MAGNITUDE_LIMIT
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
-    def _inverted(
-        self, parts: Tensor, live: Ints, by_channel: Ints, by_row: Ints
-    ) -> Tensor:
-        """Return (B, C, f) entries of coefficients; only `live` directions have any."""
-        rows, _, places = parts.shape
-        # the others are zero until the channels' transform mixes them: less to do
-        parts = parts.index_select(1, torch.from_numpy(live))
-        parts = from_frequencies(parts, self.layout.axes)
-        if by_row.size:
-            every_row = np.arange(rows)
-            parts = from_directions(parts.view(rows, -1), by_row, every_row)
-        return from_directions(parts.view(rows, -1, places), by_channel, live)
+
+def _inverted(
+    parts: Tensor, layout: Layout, live: Ints, by_channel: Ints, by_row: Ints
+) -> Tensor:
+    """Return (B, C, f) entries of coefficients; only `live` directions have any."""
+    rows, _, places = parts.shape
+    # the others are zero until the channels' transform mixes them: less to do
+    parts = parts.index_select(1, torch.from_numpy(live))
+    parts = from_frequencies(parts, layout.axes)
+    if by_row.size:
+        every_row = np.arange(rows)
+        parts = from_directions(parts.view(rows, -1), by_row, every_row)
+    return from_directions(parts.view(rows, -1, places), by_channel, live)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,9 +263,22 @@ class _TransformedBatch:
         side_bytes = len(pack_transform(self._header(any_step), self.reflections))
         largest = float(self.values.abs().max())
         search = estimated_search(self.values, largest, 8 * (budget_bytes - side_bytes))
-        finest_step = max(largest / _MOST_STEPS, _LEAST_STEP / self.unit)
-        payload = largest_payload(search, self.payload, finest_step, budget_bytes)
+        payload = largest_payload(
+            search, self.payload, self._finest_step(largest), budget_bytes
+        )
         return payload or ZERO_MATRIX
+
+    def payload_at(self, step: float, budget_bytes: int) -> bytes:
+        """Return the payload with a step, or with the one that takes the budget."""
+        largest = float(self.values.abs().max())
+        payload = self.payload(max(step, self._finest_step(largest)))
+        if len(payload) > budget_bytes:
+            return self.payload_within(budget_bytes)
+        return payload
+
+    def _finest_step(self, largest: float) -> float:
+        """Return the least step that a decoder accepts, for the largest magnitude."""
+        return max(largest / _MOST_STEPS, _LEAST_STEP / self.unit)
 
     def payload(self, step: float) -> bytes:
         """Return the payload with a step in the values' unit."""
