@@ -13,14 +13,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-from flwr_splitfc.exchange.protocol.split_errors import FeaturesRefused, LabelsRefused
+from flwr_splitfc.exchange.protocol.split_errors import (
+    FeaturesRefused,
+    LabelsRefused,
+    SplitError,
+    StepRefused,
+)
 from flwr_splitfc.exchange.server.step_checks import (
+    check_buffers,
     check_finite,
     check_labels,
     check_loss,
+    check_next_step,
     check_output,
+    finite_buffers,
 )
+from flwr_splitfc.exchange.server.step_undo import StepUndo
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
+
+_GROWTH = 2.0
+"""How often the weights' norm may grow before the half is tried out."""
 
 
 class Update(NamedTuple):
@@ -47,12 +59,15 @@ class ForwardPass:
         The half's, as the pass leaves them.
     step : int
         The steps that were behind the half, which its randomness is drawn from.
+    changes : int
+        How often the half's tensors were written before: by steps, and by undoing them.
     """
 
     features: Tensor
     output: Tensor
     buffers: dict[str, Tensor]
     step: int
+    changes: int
 
 
 class HalfTrainer:
@@ -123,6 +138,9 @@ class HalfTrainer:
         self.updates: list[Update] = []
         self.feature_shape: tuple[int, ...] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._undo = StepUndo(self.model, self.optimizer, self.scheduler)
+        self._changes = 0
+        self._note_weights()
         self._lock = Lock()
 
     def copy(self, seed: int) -> "HalfTrainer":
@@ -179,6 +197,7 @@ class HalfTrainer:
             self.steps = state["steps"]
             self.feature_shape = state["feature_shape"]
             self.updates = [Update(*update) for update in state["updates"]]
+            self._note_weights()
 
     def step(
         self, features: Tensor, labels: Tensor, origin: Update | None = None
@@ -202,7 +221,7 @@ class HalfTrainer:
         FeaturesRefused, LabelsRefused, StepRefused
             Nothing has changed then: neither weights nor buffers nor optimizer.
         """
-        with self._lock, self._rng(self.steps), self._unchanged_on_error():
+        with self._lock, self._rng(self.steps), self._as_a_whole():
             x = features.to(self.device).requires_grad_()
             loss = self._loss(x, labels.to(self.device))
             loss_value = loss.item()
@@ -256,16 +275,15 @@ class HalfTrainer:
         StepRefused
             Nothing has changed then.
         """
-        with self._lock, self._rng(passed.step):
-            if passed.step != self.steps:
+        with self._lock, self._rng(passed.step), self._as_a_whole():
+            # torch refuses a graph whose tensors were written since
+            if passed.changes != self._changes:
                 features = passed.features.detach().requires_grad_()
                 passed = self._pass(features, passed.step)
-            x_grad = self._train(
+            self._take_buffers(passed.buffers)
+            return self._train(
                 passed.output, gradient.to(passed.output), passed.features, origin
             )
-            # only now: a refused step must leave them as they were
-            self._take_buffers(passed.buffers)
-        return x_grad
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
@@ -307,7 +325,7 @@ class HalfTrainer:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         model = partial(functional_call, self.model, buffers)
         output = self._run(model, x)
-        return ForwardPass(x, output, buffers, step)
+        return ForwardPass(x, output, buffers, step, self._changes)
 
     @torch.no_grad()
     def _take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
@@ -344,9 +362,11 @@ class HalfTrainer:
             out, [x, *self._parameters], out_grad, allow_unused=True
         )
         what = "the output" if out.ndim else f"loss {out.item()}"
-        # the last check: from here on the step is applied
         check_finite(f"{what} with a gradient", out, [x_grad, *grads])
+        check_buffers(self.model, self._finite_buffers)
         self._apply(grads)
+        self._check_weights(x)
+        # the last check: from here on the step is applied
         self.steps += 1
         if self.record_updates and origin is not None:
             self.updates.append(origin)
@@ -358,10 +378,13 @@ class HalfTrainer:
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
+            # never in place: `StepUndo` holds the gradients of before
             if parameter.grad is None:
                 parameter.grad = grad
             elif grad is not None:
                 parameter.grad = parameter.grad + grad
+            else:
+                parameter.grad = parameter.grad.clone()
         if (self.steps + 1) % self.accumulate_steps == 0:
             self._step_optimizer()
 
@@ -393,19 +416,48 @@ class HalfTrainer:
             yield
 
     @contextmanager
-    def _unchanged_on_error(self) -> Iterator[None]:
-        """Put the buffers back if a step fails.
-
-        They hold the running statistics of normalisation layers, which the forward pass
-        changes before anything is checked.
-        """
-        saved = [buffer.clone() for buffer in self.model.buffers()]
+    def _as_a_whole(self) -> Iterator[None]:
+        """Undo a step that fails, and refuse it, whatever it fails of."""
+        self._undo.save()
         try:
             yield
-        except Exception:
-            for buffer, before in zip(self.model.buffers(), saved, strict=True):
-                buffer.copy_(before)
-            raise
+            self._changes += 1
+        except Exception as error:
+            self._changes += 1
+            self._undo.restore()
+            if isinstance(error, SplitError):
+                raise
+            raise StepRefused(
+                "the server half cannot apply the step: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    # -- weights that run away ---------------------------------------------------------
+
+    def _note_weights(self) -> None:
+        """Take the weights and buffers as good: what is checked starts from them."""
+        self._finite_buffers = finite_buffers(self.model)
+        self._checked_norm = max(self._weights_norm(), 1.0)
+
+    def _weights_norm(self) -> float:
+        weights = [parameter.detach() for parameter in self._parameters]
+        return nn.utils.get_total_norm(weights).item()
+
+    def _check_weights(self, x: Tensor) -> None:
+        """Refuse a step after which the half could not be trained any more.
+
+        To try that costs as much as a step, so it is done when the weights have grown
+        twofold since the last time, which is seldom.
+        """
+        norm = self._weights_norm()
+        # NaN is not at most anything
+        if norm <= _GROWTH * self._checked_norm:
+            return
+        largest = x.detach().abs().max().clamp(min=1.0)
+        probe = (x.detach() / largest).requires_grad_()
+        passed = self._pass(probe, self.steps)
+        check_next_step(passed.output, [probe, *self._parameters])
+        self._checked_norm = norm
 
 
 def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:

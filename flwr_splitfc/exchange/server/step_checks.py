@@ -9,6 +9,8 @@ from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefus
 from flwr_splitfc.model import LossFn
 
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
+# the same with room for features of up to 1,000, which may come into it twice
+_MOST_PROBE_NORM = 1e12
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
 _BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -132,3 +134,65 @@ def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> N
     # a norm of NaN is not at most anything
     if not (is_finite and norm <= _MOST_NORM):
         raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")
+
+
+def finite_buffers(model: nn.Module) -> list[str]:
+    """Return the names of the buffers that are finite; a mask need not be."""
+    return [
+        name
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and bool(buffer.isfinite().all())
+    ]
+
+
+def check_buffers(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a step that leaves infinity or NaN in buffers, such as running means.
+
+    Parameters
+    ----------
+    model : nn.Module
+        After its forward pass.
+    names : sequence of str
+        The buffers that were finite before.
+
+    Raises
+    ------
+    StepRefused
+    """
+    if not names:
+        return
+    buffers = dict(model.named_buffers())
+    # NaN counts as the largest
+    largest = nn.utils.get_total_norm([buffers[name] for name in names], torch.inf)
+    if not largest.isfinite():
+        raise StepRefused("the server half's buffers would not be finite any more")
+
+
+def check_next_step(output: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Refuse a step after which the next would be refused for its norm.
+
+    It is tried with the loss (o^2 + o) / 2, summed over the entries o of the output:
+    its gradient by the output grows with the output, as that of a squared error does,
+    and is not zero where the output is, as that of a saturated softmax.
+
+    Parameters
+    ----------
+    output : Tensor of shape (B, ...)
+        Of the half with its new weights, for features of at most 1.
+    leaves : sequence of Tensor
+        The features and the weights that it depends on.
+
+    Raises
+    ------
+    StepRefused
+    """
+    loss = ((output.square() + output) / 2).sum()
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    there = [gradient for gradient in gradients if gradient is not None]
+    norm = nn.utils.get_total_norm(there)
+    if not norm <= _MOST_PROBE_NORM:
+        raise StepRefused(
+            "the step would leave weights that cannot be trained any more: "
+            f"a gradient of norm {norm.item():.3g}, and at most "
+            f"{_MOST_PROBE_NORM:g} is wanted"
+        )

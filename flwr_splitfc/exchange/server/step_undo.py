@@ -1,0 +1,107 @@
+"""A copy of all that a training step changes, to go back to if the step fails."""
+
+from copy import deepcopy
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+_StateByKey: TypeAlias = dict[str, Any]
+
+
+class StepUndo:
+    """Goes back to the weights, buffers, optimizer, scheduler and gradients of `save`.
+
+    It takes as much memory as they do. The memory is used again in each step, and going
+    back allocates none for weights and buffers, or it could fail where a step failed
+    for want of memory.
+
+    Parameters
+    ----------
+    model : nn.Module
+    optimizer : torch.optim.Optimizer
+        Over parameters of the model.
+    scheduler : LRScheduler, optional
+        The optimizer's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | None,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._weights: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
+        self._gradients: list[Tensor | None] = []
+        self._state: dict[Tensor, _StateByKey] = {}
+        self._settings: list[_StateByKey] = []
+        self._schedule: _StateByKey = {}
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Copy them as they are now."""
+        weights = dict(self._model.named_parameters())
+        self._weights = _copied(weights, self._weights)
+        self._buffers = _copied(dict(self._model.named_buffers()), self._buffers)
+        # by reference: a step replaces gradients, and does not change them
+        self._gradients = [weight.grad for weight in weights.values()]
+        self._state = {
+            weight: _copied(state, self._state.get(weight, {}))
+            for weight, state in self._optimizer.state.items()
+        }
+        self._settings = [_settings_of(group) for group in self._optimizer.param_groups]
+        if self._scheduler is not None:
+            self._schedule = deepcopy(self._scheduler.state_dict())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make them what they were at the last `save`."""
+        weights = dict(self._model.named_parameters())
+        for name, weight in weights.items():
+            weight.copy_(self._weights[name])
+        for weight, gradient in zip(weights.values(), self._gradients, strict=True):
+            weight.grad = gradient
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(self._buffers[name])
+        # the copies themselves: the next `save` makes new ones
+        self._optimizer.state.clear()
+        self._optimizer.state.update(self._state)
+        self._state = {}
+        for group, settings in zip(
+            self._optimizer.param_groups, self._settings, strict=True
+        ):
+            group.update(settings)
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(self._schedule)
+
+
+def _copied(values: _StateByKey, earlier: _StateByKey) -> _StateByKey:
+    """Copy values, into the tensors of an earlier copy where they fit."""
+    return {key: _copy(value, earlier.get(key)) for key, value in values.items()}
+
+
+def _copy(value: Any, earlier: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return deepcopy(value)
+    if isinstance(earlier, Tensor) and _alike(value, earlier):
+        return earlier.copy_(value)
+    return value.detach().clone()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (
+        other.shape,
+        other.dtype,
+        other.device,
+    )
+
+
+def _settings_of(group: _StateByKey) -> _StateByKey:
+    """Copy the settings of a parameter group, such as its learning rate."""
+    settings = {key: value for key, value in group.items() if key != "params"}
+    return deepcopy(settings)
