@@ -6,7 +6,7 @@ import grpc
 
 from flwr_splitfc.exchange import SplitEndpoint
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
+from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
 
 NONCE = bytes(16)
@@ -21,7 +21,19 @@ def session_call(channel: grpc.Channel, token: str, frames):
     call = channel.stream_stream(
         SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
     )
-    return call(frames, metadata=((TOKEN_KEY, token),))
+    metadata = ((TOKEN_KEY, token),) if token else ()
+    return with_refusal(call(frames, metadata=metadata))
+
+
+def with_refusal(replies):
+    """The frames of a call, and the refusal that ends it as one more."""
+    try:
+        yield from replies
+    except grpc.RpcError as error:
+        metadata = dict(error.trailing_metadata() or ())
+        if REFUSED_KEY not in metadata:
+            raise
+        yield pb.ServerFrame(refused=pb.Refused.FromString(metadata[REFUSED_KEY]))
 
 
 class RawDevice:

@@ -22,8 +22,8 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
+from tests.exchange.raw_device import session_call
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
@@ -72,11 +72,7 @@ def raw(
     with open_channel(
         endpoint.address, ticket.tls, ticket.authority.encode(), options
     ) as channel:
-        call = channel.stream_stream(
-            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
-        )
-        metadata = ((TOKEN_KEY, token),) if token else ()
-        return list(call(iter(frames), metadata=metadata))
+        return list(session_call(channel, token, iter(frames)))
 
 
 def open_frame(nonce: bytes = b"stranger" * 2) -> pb.DeviceFrame:
@@ -162,7 +158,8 @@ def test_a_frame_over_the_limit_ends_its_stream_alone():
 
 
 def test_no_more_sessions_at_once_than_the_limit():
-    with make_endpoint(max_sessions=1) as endpoint:
+    # a device waits that long for room
+    with make_endpoint(max_sessions=1, reconnect_timeout_s=1.0) as endpoint:
         x, y = batches(1)[0]
         with connect(ticket_message(endpoint)) as session:
             with (

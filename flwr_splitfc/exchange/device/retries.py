@@ -13,12 +13,12 @@ _JITTER = (0.5, 1.5)
 # a server that cancelled is asked why, if it is still there
 _PATIENCE_AFTER_CANCEL_S = 1.0
 
-_FINAL = (
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.INVALID_ARGUMENT,
-)
+_FINAL = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT)
 """Codes after which another try would end in the same way."""
+
+_FINAL_IN_SESSION = (*_FINAL, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""Those on a connection that stands: there a frame is too large; before, the server is
+full, and may have room soon."""
 
 
 class Retries:
@@ -43,12 +43,14 @@ class Retries:
     def __init__(self, patience_s: float) -> None:
         self.cancelled = False
         self.given_up = False
+        self._connected = False
         self._patience_s = patience_s
         self._deadline: float | None = None
         self._pause_s = _FIRST_PAUSE_S
 
     def connected(self) -> None:
-        """Take note of a connection."""
+        """Take note of a connection: the session is open on it."""
+        self._connected = True
         self._pause_s = _FIRST_PAUSE_S
 
     def failed(self, code: grpc.StatusCode) -> None:
@@ -59,7 +61,9 @@ class Retries:
             self._patience_s = min(self._patience_s, _PATIENCE_AFTER_CANCEL_S)
         if self._deadline is None:
             self._deadline = now + self._patience_s
-        self.given_up = code in _FINAL or now > self._deadline
+        final = _FINAL_IN_SESSION if self._connected else _FINAL
+        self.given_up = code in final or now > self._deadline
+        self._connected = False
 
     def pause(self) -> None:
         """Wait before the next try, not beyond the time to give up."""

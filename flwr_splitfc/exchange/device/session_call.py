@@ -4,11 +4,21 @@ import queue
 from contextlib import suppress
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD, TOKEN_KEY
-from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
+from flwr_splitfc.exchange.protocol.rpc import (
+    KEEPALIVE_MS,
+    REFUSED_KEY,
+    SESSION_METHOD,
+    TOKEN_KEY,
+)
+from flwr_splitfc.exchange.protocol.split_errors import (
+    ProtocolError,
+    SplitError,
+    error_from,
+)
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
@@ -73,3 +83,15 @@ class SessionCall:
         self._frames.put(None)
         self._replies.cancel()
         self._channel.close()
+
+
+def refusal_in(error: grpc.RpcError) -> SplitError | None:
+    """Return the refusal with which the server ended a call, if it was one."""
+    for key, value in error.trailing_metadata() or ():
+        if key == REFUSED_KEY:
+            # what cannot be read is a refusal without a reason
+            refused = pb.Refused()
+            with suppress(DecodeError):
+                refused.ParseFromString(value)
+            return error_from(refused)
+    return None

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import grpc
 
 from flwr_splitfc.exchange.device.retries import Retries
-from flwr_splitfc.exchange.device.session_call import SessionCall
+from flwr_splitfc.exchange.device.session_call import SessionCall, refusal_in
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -31,6 +31,8 @@ from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0
+
+_FULL = grpc.StatusCode.UNAVAILABLE
 
 
 class Stream:
@@ -101,9 +103,14 @@ class Stream:
                 return self._try(frame, retries)
             except grpc.RpcError as error:
                 self.close()
+                refusal = refusal_in(error)
+                # a server that is full now may have room soon
+                if refusal is not None and error.code() is not _FULL:
+                    raise refusal from None
                 retries.failed(error.code())
                 if retries.given_up:
-                    raise self._named(error, retries.cancelled) from error
+                    named = self._named(error, retries.cancelled)
+                    raise refusal or named from error
                 retries.pause()
             except SplitError:
                 self.close()
@@ -113,10 +120,10 @@ class Stream:
         if self._call is None:
             self._call = SessionCall(self.address, self.ticket)
             opened = self._say_hello(self._call)
-            retries.connected()
             if frame is None:
                 return opened
         assert frame is not None
+        retries.connected()
         return self._exchange(self._call, frame)
 
     def _say_hello(self, call: SessionCall) -> pb.ServerFrame:

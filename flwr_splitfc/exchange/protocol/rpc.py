@@ -5,6 +5,9 @@ SESSION_METHOD = "/flwr_splitfc.v1.SplitExchange/Session"
 TOKEN_KEY = "split-token"
 """Key of the session's token in the stream's metadata."""
 
+REFUSED_KEY = "split-refused-bin"
+"""Key of a serialized `Refused` in the trailing metadata of a stream that it ends."""
+
 KEEPALIVE_MS = 60_000
 """How often a quiet peer is asked whether the connection still stands."""
 

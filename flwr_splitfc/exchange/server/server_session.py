@@ -3,12 +3,16 @@
 import hmac
 import secrets
 import time
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from threading import Condition
 from typing import Protocol
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
+    SessionCancelled,
     SplitError,
     TicketExpired,
     TokenRefused,
@@ -24,6 +28,8 @@ from flwr_splitfc.exchange.server.turn import Turn
 
 _LEAST_NONCE_BYTES = 16
 _MOST_NONCE_BYTES = 64
+
+logger = getLogger("flwr")
 
 
 class Connection(Protocol):
@@ -58,9 +64,10 @@ class ServerSession:
         self.ended: SplitError | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
-        # Held while a frame is answered, so that frames, reconnections and the settling
-        # of the session come one after another.
-        self._lock = Lock()
+        # Guards what follows. It is never held while a frame is answered, or whoever
+        # opens more connections meanwhile would hold a thread with each. `_busy` makes
+        # frames, reconnections and the settling of the session come one after another.
+        self._changed = Condition()
         self._nonce = b""
         self._last_answer = pb.ServerFrame()
         self._connection: Connection | None = None
@@ -108,9 +115,10 @@ class ServerSession:
 
         There is one at most, so that a token holds no more than one thread.
         """
-        with self._lock:
+        with self._changed:
             earlier = self._unopened
             self._unopened = connection
+            self._changed.notify_all()
         if earlier is not None:
             earlier.cancel()
 
@@ -123,11 +131,11 @@ class ServerSession:
             For another protocol, another process, or a session that is over.
         """
         _check_open(frame)
-        with self._lock:
-            nonce = frame.open.nonce
-            # before `ended`: who is not the session's process is told nothing of it
-            if self.opened and not hmac.compare_digest(self._nonce, nonce):
-                raise TokenRefused("this token was used before, by another process")
+        nonce = frame.open.nonce
+        self._check_nonce(nonce)
+        with self._working(connection):
+            # again: another process may have come first meanwhile
+            self._check_nonce(nonce)
             if self.ended:
                 raise self.ended
             # The old connection may look alive long after it broke. Its thread finds
@@ -139,10 +147,23 @@ class ServerSession:
             self._connection = connection
             if first:
                 self.opened_at = time.monotonic()
-                self._last_answer = self.turn.open()
+                self._last_answer = self._open_turn()
             else:
                 self.turn.traffic.reconnects += 1
             return self._count(frame, self._opened())
+
+    def _check_nonce(self, nonce: bytes) -> None:
+        # before `ended`: who is not the session's process is told nothing of it
+        if self.opened and not hmac.compare_digest(self._nonce, nonce):
+            raise TokenRefused("this token was used before, by another process")
+
+    def _open_turn(self) -> pb.ServerFrame:
+        try:
+            return self.turn.open()
+        except Exception as error:
+            failure = _failure(error, "Open")
+            self.end(failure)
+            raise failure from error
 
     def _opened(self) -> pb.ServerFrame:
         """Return the answer to Open."""
@@ -166,7 +187,7 @@ class ServerSession:
         SplitError
             The frame is refused, and with it the session.
         """
-        with self._lock:
+        with self._working():
             if self._connection is not connection:
                 return None
             if self.ended:
@@ -187,11 +208,14 @@ class ServerSession:
             return self._count(frame, answer)
 
     def _apply(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        self._busy = True
         try:
             return self.turn.answer(frame)
+        except SplitError:
+            raise
+        except Exception as error:
+            # The frame may have been applied. It must not be applied again.
+            raise _failure(error, f"frame {frame.number}") from error
         finally:
-            self._busy = False
             # `end` takes no lock: it may have come while the turn answered, and what
             # the turn has begun since would be held for nobody.
             if self.ended:
@@ -205,7 +229,7 @@ class ServerSession:
         bool
             Whether it still carried the session, which is not over.
         """
-        with self._lock:
+        with self._changed:
             if self._unopened is connection:
                 self._unopened = None
             if self._connection is not connection:
@@ -214,9 +238,39 @@ class ServerSession:
             self._last_seen = time.monotonic()
             return self.running
 
+    @contextmanager
+    def _working(self, unopened: Connection | None = None) -> Iterator[None]:
+        """Wait until nothing else works on the turn, and keep others waiting.
+
+        Parameters
+        ----------
+        unopened : Connection, optional
+            A connection to open, which gives up when another one comes in its place.
+
+        Raises
+        ------
+        SessionCancelled
+            If one has.
+        """
+        with self._changed:
+            while self._busy and not self._is_replaced(unopened):
+                self._changed.wait()
+            if self._is_replaced(unopened):
+                raise SessionCancelled("a later connection came for the session")
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _is_replaced(self, unopened: Connection | None) -> bool:
+        return unopened is not None and self._unopened is not unopened
+
     def settle(self) -> None:
         """Hand back what the device trained, which has replied; accept nothing more."""
-        with self._lock:
+        with self._working():
             self.end(TicketExpired("its device has replied"))
             self.turn.settle()
 
@@ -240,7 +294,7 @@ class ServerSession:
 
     def take_traffic(self) -> Traffic:
         """Return what was counted since the last time."""
-        with self._lock:
+        with self._working():
             traffic = self.turn.traffic
             self.turn.traffic = Traffic()
         return traffic
@@ -273,3 +327,11 @@ def _check_open(frame: pb.DeviceFrame) -> None:
         )
     if not _LEAST_NONCE_BYTES <= len(hello.nonce) <= _MOST_NONCE_BYTES:
         raise ProtocolError(f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64")
+
+
+def _failure(error: Exception, what: str) -> SplitError:
+    """Return the error that ends a session for a fault of the server's own."""
+    logger.error("The server failed in answering %s of a session", what, exc_info=error)
+    return SplitError(
+        f"the server failed in answering {what}: {type(error).__name__}; see its log"
+    )

@@ -2,18 +2,26 @@
 
 from collections.abc import Iterator
 from logging import DEBUG, INFO, WARNING
+from typing import NoReturn
 
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.rpc import TOKEN_KEY
-from flwr_splitfc.exchange.protocol.split_errors import SplitError
+from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, TOKEN_KEY
+from flwr_splitfc.exchange.protocol.split_errors import (
+    LimitExceeded,
+    SplitError,
+    TokenRefused,
+)
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import Connection, ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
+
+# of a refusal; clients take 8 KiB of metadata
+_MOST_DETAIL_CHARACTERS = 1000
 
 
 class SessionService:
@@ -56,7 +64,7 @@ class SessionService:
                 log_session(
                     WARNING, "refused", session, peer=context.peer(), why=refusal
                 )
-            yield _refused(refusal)
+            _abort(context, refusal, admitted=session is not None)
         except grpc.RpcError:
             pass  # the connection broke; the session may come back on another
         finally:
@@ -96,6 +104,7 @@ class SessionService:
         try:
             if frame.WhichOneof("kind") == "open":
                 log_session(DEBUG, "opened", session)
+                session.await_open(_IN_MESSAGES)
                 return session.open(frame, _IN_MESSAGES)
             reply = self._answer(session, frame, _IN_MESSAGES)
             # there is no other connection that the session could have moved on to
@@ -161,6 +170,27 @@ def _token_of(context: grpc.ServicerContext) -> str:
 def _refused(refusal: SplitError) -> pb.ServerFrame:
     refused = pb.Refused(
         reason=refusal.reason,  # type: ignore[arg-type]
-        detail=str(refusal),
+        detail=str(refusal)[:_MOST_DETAIL_CHARACTERS],
     )
     return pb.ServerFrame(refused=refused)
+
+
+def _abort(
+    context: grpc.ServicerContext, refusal: SplitError, *, admitted: bool
+) -> NoReturn:
+    """End a stream by a status with the refusal beside it.
+
+    A frame would wait for the peer to take it, and hold this thread as long. A status
+    is out of HTTP/2's flow control.
+    """
+    if isinstance(refusal, TokenRefused):
+        code = grpc.StatusCode.UNAUTHENTICATED
+    elif isinstance(refusal, LimitExceeded) and not admitted:
+        # too many sessions: there may be room soon
+        code = grpc.StatusCode.UNAVAILABLE
+    else:
+        code = grpc.StatusCode.FAILED_PRECONDITION
+    refused = _refused(refusal).refused.SerializeToString()
+    context.set_trailing_metadata(((REFUSED_KEY, refused),))
+    context.abort(code, type(refusal).__name__)
+    raise AssertionError("abort raises")
