@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import flwr.serverapp.strategy
 
 import flwr_splitfc
-from flwr_splitfc.apps.run_codecs import settings_of
+from flwr_splitfc.apps.run_codecs import codec_of, settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
+from flwr_splitfc.codec.quality import NO_CEILING
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
@@ -90,6 +91,8 @@ def _known_cut(config: RunConfig) -> CutCodec | None:
     """Make the codec at the run's cut; None for one that only the app knows."""
     known = codec_names()
     strategy = str(config.get("strategy", ""))
+    if strategy == "splitfc":
+        return codec_of(config)
     codec = strategy if strategy in known else str(config.get("codec", ""))
     if codec not in known:
         return None
@@ -119,10 +122,16 @@ def parse_budget(text: str) -> Budget:
 
 
 def _budget_of(config: RunConfig) -> Budget | None:
-    """Return the budget that the run keeps to, whichever setting names it."""
+    """Return the budget that the run keeps to, whichever setting names it.
+
+    A quality without ceilings keeps to none.
+    """
     if not has_cut_budget(config):
         return None
     cut = _known_cut(config)
     if cut is None:
         return float(config[_UPLINK_BITS]), float(config[_DOWNLINK_BITS])
-    return cut.uplink_bits, cut.downlink_bits
+    budget = cut.uplink_bits, cut.downlink_bits
+    if cut.quality is not None and budget == (NO_CEILING, NO_CEILING):
+        return None
+    return budget

@@ -663,7 +663,7 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
     large = iter(escaped(stream, sizes.count(15)))
     sizes = [m + next(large) if m == 15 else m for m in sizes]
     stream.end()
-    refuse_if(max(sizes, default=0) > 4096, "magnitude")
+    refuse_if(max(sizes, default=0) > 32768, "magnitude")
 
     x = [0] * (b * D)
     nonzero = zip(gaps, shifts, tails, sizes, strict=True)

@@ -91,6 +91,10 @@ class FeatureDropout(Selector):
                 f"reduction must be a finite number of at least 1, got {self.reduction}"
             )
 
+    @property
+    def rescales(self) -> bool:
+        return self.reduction > 1
+
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
         if self.reduction == 1.0 or not selection.training:

@@ -26,6 +26,14 @@ class Selector(ABC):
     budgeted: ClassVar[bool] = False
     """Whether ``K`` follows from the budgets; otherwise the selection is what it is."""
 
+    @property
+    def rescales(self) -> bool:
+        """Whether kept features are scaled, to make up for dropped ones.
+
+        They are right on average then, and each of them is far off.
+        """
+        return False
+
     @abstractmethod
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         """Select from features, float32 (B, D), on the terms of `selection`.

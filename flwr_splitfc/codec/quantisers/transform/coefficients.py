@@ -47,7 +47,7 @@ from flwr_splitfc.codec.quantisers.transform.models import (
     ratio_index,
 )
 
-MOST_MAGNITUDE = 4096
+MOST_MAGNITUDE = 2**15
 """Steps; with more, sums of the inverse transform would not be exact."""
 
 _LAST_GAP = GAPS - 1
@@ -265,7 +265,7 @@ def read_coefficients(reader: SymbolReader, contexts: Tensor) -> tuple[Ints, Int
     Raises
     ------
     PayloadError
-        If a magnitude is above 4096, or a coefficient lies outside its context.
+        If a magnitude is above 2^15, or a coefficient lies outside its context.
     """
     order = _Order(contexts)
     counts = read_counts(reader, order.sizes)

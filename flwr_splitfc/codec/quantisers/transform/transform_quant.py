@@ -76,7 +76,10 @@ from flwr_splitfc.codec.quantisers.transform.sampling import (
 from flwr_splitfc.codec.statistics import matrix_extremes
 
 _MOST_STEPS = 4000
-"""Steps of a coefficient; a decoder refuses more than 4096."""
+"""Steps of a coefficient with which a budget is spent."""
+
+_MOST_STEPS_OF_QUALITY = 32000
+"""Steps of a coefficient; a decoder refuses more than 2^15."""
 
 _LEAST_STEP = 1e-35
 """In the matrix' own unit: a step that float32 holds with full precision."""
@@ -263,27 +266,27 @@ class _TransformedBatch:
         side_bytes = len(pack_transform(self._header(any_step), self.reflections))
         largest = float(self.values.abs().max())
         search = estimated_search(self.values, largest, 8 * (budget_bytes - side_bytes))
-        payload = largest_payload(
-            search, self.payload, self._finest_step(largest), budget_bytes
-        )
+        finest_step = self._finest_step(largest, _MOST_STEPS)
+        payload = largest_payload(search, self.payload, finest_step, budget_bytes)
         return payload or ZERO_MATRIX
 
     def payload_at(self, step: float, budget_bytes: int) -> bytes:
         """Return the payload with a step, or with the one that takes the budget."""
         largest = float(self.values.abs().max())
-        payload = self.payload(max(step, self._finest_step(largest)))
+        finest_step = self._finest_step(largest, _MOST_STEPS_OF_QUALITY)
+        payload = self.payload(max(step, finest_step))
         if len(payload) > budget_bytes:
             return self.payload_within(budget_bytes)
         return payload
 
-    def _finest_step(self, largest: float) -> float:
-        """Return the least step that a decoder accepts, for the largest magnitude."""
-        return max(largest / _MOST_STEPS, _LEAST_STEP / self.unit)
+    def _finest_step(self, largest: float, most_steps: int) -> float:
+        """Return the least step with which the largest magnitude has so many."""
+        return max(largest / most_steps, _LEAST_STEP / self.unit)
 
     def payload(self, step: float) -> bytes:
         """Return the payload with a step in the values' unit."""
-        # the decoder knows the step as a float32
-        sent_step = float(np.float32(step * self.unit))
+        # the decoder knows the step as a float32, and takes none above its limit
+        sent_step = float(np.float32(min(step * self.unit, MAGNITUDE_LIMIT)))
         rounded_step = sent_step / self.unit
         magnitudes = magnitudes_in_steps(self.values, rounded_step)
         if not magnitudes.any():

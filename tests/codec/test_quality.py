@@ -1,0 +1,231 @@
+"""A quality in place of budgets: what it costs, what it gives, and its ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.codec.quality import (
+    automatic_quality,
+    feature_error,
+    gradient_error,
+    labels_per_row,
+)
+
+WITH_QUALITY = ["splitfc-rd", "quant-only"]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coded(cut: CutCodec, features: Tensor, gradient: Tensor) -> tuple[float, ...]:
+    """Return bits and relative error of the features, and of the gradient."""
+    rows, columns = features.flatten(1).shape
+    up, link = cut.encode_features(features)
+    seen, server_link = cut.decode_features(up, expect=(rows, columns))
+    down = cut.encode_gradient(gradient, server_link)
+    came = cut.decode_gradient(down, link)
+    bits = [8 * len(array.data) / features.numel() for array in (up, down)]
+    return (
+        bits[0],
+        feature_error(features.flatten(1), seen),
+        bits[1],
+        gradient_error(gradient.flatten(1), came),
+    )
+
+
+@pytest.mark.parametrize("name", WITH_QUALITY)
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_the_error_of_noise_is_what_the_quality_says(name: str, scale: float) -> None:
+    """Of what no code can predict, all entries are far above a step."""
+    features, gradient = scale * noise(64, 8, 6, 6), scale * noise(64, 8, 6, 6, seed=1)
+    for quality in (15.0, 23.0, 35.0):
+        cut = cut_codec(name, quality=quality)
+        _, error, _, error_down = coded(cut, features, gradient)
+        wanted = 10 ** (-quality / 10)
+        assert wanted / 2 < error < 2 * wanted
+        # 6 dB are a factor of four
+        assert 2 * wanted < error_down < 8 * wanted
+
+
+def test_rate_follows_content() -> None:
+    """A batch of one direction takes fewer bits, for no larger error."""
+    cut = cut_codec("splitfc-rd", quality=23)
+    one_direction = noise(64, 1) * noise(1, 288, seed=1)
+    easy = coded(cut, one_direction, one_direction)
+    hard = coded(cut, noise(64, 288), noise(64, 288))
+    assert easy[0] < hard[0] / 3
+    assert easy[1] < hard[1]
+    assert easy[2] < hard[2] / 3
+    assert easy[3] < hard[3]
+
+
+def test_offsets_of_columns_cost_no_precision() -> None:
+    """The error is relative to how features vary, not to where they are."""
+    cut = cut_codec("splitfc-rd", quality=20)
+    features = noise(64, 288)
+    offsets = 50 * noise(1, 288, seed=1)
+    plain = coded(cut, features, features)
+    moved = coded(cut, features + offsets, features)
+    assert plain[1] / 2 < moved[1] < 2 * plain[1]
+
+
+@pytest.mark.parametrize("name", WITH_QUALITY)
+def test_a_budget_is_the_ceiling_of_a_quality(name: str) -> None:
+    features, gradient = noise(64, 8, 6, 6), noise(64, 8, 6, 6, seed=1)
+    free = coded(cut_codec(name, quality=20), features, gradient)
+    cut = cut_codec(name, quality=20, uplink_bits=1.0, downlink_bits=0.5)
+    bound = coded(cut, features, gradient)
+    assert bound[0] <= 1.0 < free[0]
+    assert bound[2] <= 0.5 < free[2]
+    # a ceiling that is not reached changes nothing
+    high = cut_codec(name, quality=20, uplink_bits=8.0, downlink_bits=8.0)
+    assert coded(high, features, gradient) == free
+
+
+def test_the_automatic_quality_goes_by_the_entries_of_a_label() -> None:
+    """Whether the session tells the labels or the shape does."""
+    features = noise(16, 64, 32)  # 64 positions of 32 channels
+    cut = cut_codec("splitfc-rd")
+    by_shape, _ = cut.encode_features(features)
+    told, _ = cut.encode_features(features, labels_per_row=64)
+    one_label, _ = cut.encode_features(features, labels_per_row=1)
+    same, _ = cut_codec("splitfc-rd", quality=automatic_quality(32)).encode_features(
+        features
+    )
+    assert by_shape.data == told.data == same.data
+    assert len(one_label.data) < 0.7 * len(told.data)
+
+
+def test_labels_of_a_sample() -> None:
+    assert labels_per_row(torch.zeros(8)) == 1
+    assert labels_per_row(torch.zeros(8, 64)) == 64
+    assert labels_per_row(torch.zeros(8, 0)) == 1
+
+
+def test_which_settings_mean_a_quality() -> None:
+    """A budget alone is spent; nothing at all is the automatic quality."""
+    nothing = cut_codec("splitfc-rd")
+    assert (nothing.quality, nothing.uplink_bits) == (0.0, 32.0)
+    budget = cut_codec("splitfc-rd", uplink_bits=0.2)
+    assert (budget.quality, budget.downlink_bits) == (None, 0.4)
+    both = cut_codec("splitfc-rd", uplink_bits=0.2, quality=20)
+    assert (both.quality, both.downlink_bits) == (20, 32.0)
+    # the paper's codec spends its budgets unless it is told a quality
+    paper = cut_codec("splitfc")
+    assert (paper.quality, paper.uplink_bits, paper.downlink_bits) == (None, 0.2, 0.4)
+    assert cut_codec("splitfc", quality=20, reduction=1).uplink_bits == 32.0
+    for cut in (nothing, budget, both, paper):
+        assert cut_codec(cut.config()) == cut
+        assert eval(repr(cut)) == cut
+
+
+@pytest.mark.parametrize("quality", [-1.0, 0.5, 61.0, float("nan"), float("inf")])
+def test_what_is_no_quality(quality: float) -> None:
+    with pytest.raises(ValueError, match=r"quality must be 0 .* or 1 to 60 dB, got"):
+        cut_codec("splitfc-rd", quality=quality)
+
+
+def test_a_codec_without_quality_says_so() -> None:
+    with pytest.raises(ValueError, match="codec 'top-s' has no setting 'quality'"):
+        cut_codec("top-s", quality=20)
+
+
+def flat_in_a_row(rows: int, columns: int) -> Tensor:
+    return torch.ones(rows, columns)
+
+
+def one_entry(rows: int, columns: int) -> Tensor:
+    matrix = torch.zeros(rows, columns)
+    matrix[rows // 2, columns // 3] = -3e-5
+    return matrix
+
+
+def low_rank(rows: int, columns: int) -> Tensor:
+    """Rank 3 and mostly zero, as the gradient of a network whose channels die."""
+    matrix = noise(rows, 3) @ noise(3, columns, seed=1)
+    return matrix * (noise(1, columns, seed=2) > 1.1)
+
+
+def repeated_rows(rows: int, columns: int) -> Tensor:
+    return noise(1, columns).repeat(rows, 1)
+
+
+def subnormal(rows: int, columns: int) -> Tensor:
+    return 1e-41 * noise(rows, columns)
+
+
+def mixed_with_subnormal(rows: int, columns: int) -> Tensor:
+    return noise(rows, columns) * torch.where(noise(1, columns) > 0, 1.0, 1e-42)
+
+
+def huge_spans(rows: int, columns: int) -> Tensor:
+    exponents = torch.linspace(-40, 37, columns)
+    return noise(rows, columns).clamp(-9, 9) * 10**exponents
+
+
+def largest(rows: int, columns: int) -> Tensor:
+    return 1e38 * noise(rows, columns).sign()
+
+
+def outlier(rows: int, columns: int) -> Tensor:
+    matrix = noise(rows, columns)
+    matrix[0, 0] = 1e30
+    return matrix
+
+
+@pytest.mark.parametrize("quality", [None, 0.0, 1.0, 60.0])
+@pytest.mark.parametrize("name", WITH_QUALITY)
+@pytest.mark.parametrize(
+    "make",
+    [
+        flat_in_a_row,
+        one_entry,
+        low_rank,
+        repeated_rows,
+        subnormal,
+        mixed_with_subnormal,
+        huge_spans,
+        largest,
+        outlier,
+    ],
+)
+def test_every_finite_matrix_is_coded(
+    name: str, quality: float | None, make: Callable[[int, int], Tensor]
+) -> None:
+    """And comes back finite, whatever it is, in both directions."""
+    bits = {"uplink_bits": 9.0, "downlink_bits": 9.0} if quality is None else {}
+    cut = cut_codec(name, quality=quality, **bits)
+    for shape in ((32, 16, 5, 5), (1, 64), (2, 3, 8), (40, 7)):
+        rows, columns = shape[0], torch.Size(shape[1:]).numel()
+        matrix = make(rows, columns).view(shape)
+        *_, error = coded(cut, matrix, matrix)
+        assert error >= 0
+
+
+def test_an_eigen_decomposition_that_fails_costs_bits_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On some machines LAPACK does not converge; which matrices do it differs."""
+    features = noise(32, 3) @ noise(3, 400, seed=1)
+    cut = cut_codec("splitfc-rd", quality=25)
+    plain = coded(cut, features, features)
+    whole = torch.linalg.eigh
+    calls = []
+
+    def failing(matrix: Tensor) -> object:
+        calls.append(matrix.dtype)
+        if len(calls) % 3:
+            raise torch.linalg.LinAlgError("did not converge")
+        return whole(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    failed = coded(cut, features, features)
+    assert set(calls) == {torch.float32, torch.float64}
+    assert failed[1] < 2 * plain[1]
+    assert failed[3] < 2 * plain[3]
