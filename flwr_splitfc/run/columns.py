@@ -104,6 +104,18 @@ def megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:.2f}"
 
 
+def percent(share: float) -> str:
+    """Write a share in percent, with two digits.
+
+    >>> [percent(share) for share in (0.0, 1e-6, 0.00512, 0.213, 15.52)]
+    ['0', '<0.01', '0.51', '21', '1600']
+    """
+    if 0 < share < 1e-4:
+        return "<0.01"
+    two_digits = float(f"{100 * share:.2g}")
+    return f"{two_digits:g}"
+
+
 def terminal_table(
     columns: Sequence[Column[Row]], rows: Sequence[Row], **options: Any
 ) -> Table:

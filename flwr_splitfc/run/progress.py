@@ -10,10 +10,12 @@ from typing import Any, TypeAlias, get_args
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.traffic import traffic_to_json
 from flwr_splitfc.run.columns import shown_columns, table_text, terminal_table
+from flwr_splitfc.run.error_warnings import ErrorWarnings
 from flwr_splitfc.run.results import results_text, write_whole
 from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, standings
 
@@ -39,6 +41,8 @@ class Progress:
         Where the run's traffic is entered.
     evaluate_every : int (default: 1)
         Evaluate every so many rounds, and after the last.
+    codec : CutCodec, optional
+        Of the cut, for warnings where its error is too large to learn.
 
     Attributes
     ----------
@@ -47,7 +51,12 @@ class Progress:
     """
 
     def __init__(
-        self, num_rounds: int, ledger: Ledger, *, evaluate_every: int = 1
+        self,
+        num_rounds: int,
+        ledger: Ledger,
+        *,
+        evaluate_every: int = 1,
+        codec: CutCodec | None = None,
     ) -> None:
         if evaluate_every < 1:
             raise ValueError(f"evaluate_every is {evaluate_every}, wanted 1 or more")
@@ -55,6 +64,7 @@ class Progress:
         self.ledger = ledger
         self.evaluate_every = evaluate_every
         self.rounds: list[Round] = []
+        self._warnings = ErrorWarnings(codec) if codec else None
         self._resumed_rounds = 0
         self._start_clock()
 
@@ -134,6 +144,8 @@ class Progress:
         self.rounds.append(done)
         about = {"progress_row": done.to_json(), "num_rounds": self.num_rounds}
         logger.info("%s", self._line(), extra=about)
+        if self._warnings is not None:
+            self._warnings.check(done)
 
     def _line(self) -> str:
         standing = standings(self.rounds)[-1]
@@ -173,7 +185,7 @@ class Progress:
         ``traffic`` has the totals of training and of evaluation: sessions, steps,
         entries at the cut, and the bytes of each direction by kind. ``devices`` has, by
         name, what the sessions came to in which each trained at the cut: bits per
-        entry, bytes by kind. ``rounds`` has a row for each `Round`.
+        entry, errors, bytes by kind. ``rounds`` has a row for each `Round`.
         """
         traffic = {
             purpose: traffic_to_json(self.ledger.total(purpose))
@@ -200,7 +212,8 @@ def _accuracies(
 
 def _accuracy(metrics: Mapping[str, Any]) -> float | None:
     for key in _ACCURACY_KEYS:
-        if key in metrics:
+        # devices may report a list
+        if isinstance(metrics.get(key), int | float):
             return float(metrics[key])
     return None
 

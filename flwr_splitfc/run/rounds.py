@@ -7,11 +7,18 @@ A column is added in this file alone: a field of `Round`, which is its key in
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isnan
+from operator import attrgetter
 from typing import Any, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.ledger import Ledger, LinkCounts
-from flwr_splitfc.run.columns import Column, megabytes, shown_columns
+from flwr_splitfc.run.columns import (
+    Column,
+    last_known,
+    megabytes,
+    percent,
+    shown_columns,
+)
 
 RoundLinks: TypeAlias = Mapping[str, Mapping[str, LinkCounts]]
 """What crossed the devices' links in a round, by purpose and by device."""
@@ -41,6 +48,10 @@ class Round:
     uplink_bytes, downlink_bytes : int
     uplink_bits_per_entry, downlink_bits_per_entry : float
         Of the features and of their gradient in training, per entry of the features.
+    feature_error, gradient_error : float or None
+        The squared error with which they arrived, relative to how features vary about
+        their means and to the gradient's own square; the mean over the steps that
+        measured it, None where none did. See `Traffic`.
     seconds : float
         How long the round took.
     failures : mapping of str to str
@@ -59,6 +70,8 @@ class Round:
     downlink_bytes: int
     uplink_bits_per_entry: float
     downlink_bits_per_entry: float
+    feature_error: float | None = None
+    gradient_error: float | None = None
     seconds: float
     failures: Mapping[str, str] = field(default_factory=dict)
     links: RoundLinks | None = None
@@ -80,7 +93,7 @@ class Round:
         downlink = train.downlink_bytes + evaluate.downlink_bytes
         return cls(
             round=server_round,
-            loss=None if isnan(train.loss) else train.loss,
+            loss=_unless_nan(train.loss),
             accuracy=accuracy,
             device_accuracy=device_accuracy,
             steps=train.steps,
@@ -88,6 +101,8 @@ class Round:
             downlink_bytes=downlink.total(),
             uplink_bits_per_entry=train.uplink_bits_per_entry,
             downlink_bits_per_entry=train.downlink_bits_per_entry,
+            feature_error=_unless_nan(train.feature_error),
+            gradient_error=_unless_nan(train.gradient_error),
             seconds=seconds,
             failures=ledger.failures(server_round),
             links={
@@ -117,6 +132,10 @@ class Round:
 _KEYS = [declared.name for declared in fields(Round)]
 
 
+def _unless_nan(mean: float) -> float | None:
+    return None if isnan(mean) else mean
+
+
 @dataclass(frozen=True)
 class Standing:
     """A run as it stands after a round.
@@ -127,19 +146,27 @@ class Standing:
         The round.
     moved_bytes : int
         All bytes that the run has moved, up and down, this round's included.
+    feature_error, gradient_error : float, optional
+        Of the last round that measured them.
     """
 
     last: Round
     moved_bytes: int
+    feature_error: float | None = None
+    gradient_error: float | None = None
 
 
 def standings(rounds: Iterable[Round]) -> list[Standing]:
     """Return how a run stood after each of its rounds."""
     moved_bytes = 0
+    feature_error = gradient_error = None
     after_each = []
     for last in rounds:
         moved_bytes += last.moved_bytes
-        after_each.append(Standing(last, moved_bytes))
+        feature_error = last_known([feature_error, last.feature_error])
+        gradient_error = last_known([gradient_error, last.gradient_error])
+        standing = Standing(last, moved_bytes, feature_error, gradient_error)
+        after_each.append(standing)
     return after_each
 
 
@@ -162,12 +189,16 @@ class RoundColumn(Column[Standing]):
         return getattr(row.last, self.key) if self.of is None else self.of(row)
 
 
-def _moved_bytes(standing: Standing) -> int:
-    return standing.moved_bytes
-
-
 def _on_devices(rows: Sequence[Standing]) -> bool:
     return any(row.last.device_accuracy is not None for row in rows)
+
+
+def _measured(rows: Sequence[Standing]) -> bool:
+    return any((row.feature_error, row.gradient_error) != (None, None) for row in rows)
+
+
+def _error(share: float) -> str:
+    return f"{percent(share)}%"
 
 
 _PERCENT = "{:.1%}".format
@@ -197,10 +228,28 @@ ROUND_COLUMNS = [
         "downlink_bits_per_entry", "down b/entry", _BITS, width=13, in_line=" down {}"
     ),
     RoundColumn(
+        "feature_error",
+        "up error",
+        _error,
+        of=attrgetter("feature_error"),
+        shown=_measured,
+        width=9,
+        in_line=" | error {}",
+    ),
+    RoundColumn(
+        "gradient_error",
+        "down error",
+        _error,
+        of=attrgetter("gradient_error"),
+        shown=_measured,
+        width=11,
+        in_line=" / {}",
+    ),
+    RoundColumn(
         "moved_bytes",
         "MB so far",
         megabytes,
-        of=_moved_bytes,
+        of=attrgetter("moved_bytes"),
         width=10,
         in_line=" | {} MB",
     ),

@@ -6,6 +6,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
+from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.run.progress import Progress
@@ -26,15 +27,16 @@ class RunState:
     num_rounds : int
         Rounds that the run will take.
     evaluate_every : int
+    codec : CutCodec
         As in `Progress`.
     optimizer_state : "relay", "per-device" or "fresh"
         As in `DeviceStates`.
     settings : mapping of str to str
         What two runs must share for one to go on where the other stopped.
-
-    Attributes
     arrays : ArrayRecord, optional
         The device half, which what devices leave has to fit.
+
+    Attributes
     ----------
     ledger : Ledger
     progress : Progress
@@ -54,13 +56,16 @@ class RunState:
         num_rounds: int,
         *,
         evaluate_every: int,
+        codec: CutCodec,
         optimizer_state: OptimizerState,
         settings: Mapping[str, str],
+        arrays: ArrayRecord | None = None,
     ) -> None:
         self.ledger = Ledger()
-        self.progress = Progress(num_rounds, self.ledger, evaluate_every=evaluate_every)
-        arrays: ArrayRecord | None = None,
-        self.device_states = DeviceStates(optimizer_state)
+        self.progress = Progress(
+            num_rounds, self.ledger, evaluate_every=evaluate_every, codec=codec
+        )
+        self.device_states = DeviceStates(optimizer_state, _shapes_of(arrays))
         self.history = History()
         self.rounds_done = 0
         self.metrics = RoundMetrics()

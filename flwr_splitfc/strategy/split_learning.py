@@ -287,10 +287,11 @@ class SplitLearning(Strategy):
             self.devices,
             num_rounds,
             evaluate_every=self.evaluate_every,
+            codec=self.codec,
             optimizer_state=self.optimizer_state,
             settings=self._settings(),
-        )
             arrays=arrays,
+        )
 
     def _settings(self) -> dict[str, str]:
         """Return what two runs must share for one to go on where the other stopped."""

@@ -89,6 +89,13 @@ def assert_same_run(one, other) -> None:
     assert same(device, other_result.arrays.to_torch_state_dict())
 
 
+def errors(strategy) -> tuple[float, float]:
+    """Of features and of gradients, in the first step of three turns of five."""
+    traffic = strategy.ledger.total("train")
+    assert traffic.feature_error_steps == traffic.gradient_error_steps == 1
+    return traffic.feature_error, traffic.gradient_error
+
+
 @pytest.mark.parametrize("codec", ["float32", "splitfc"])
 def test_messages_give_the_run_that_streams_give(codec):
     options = {
@@ -100,7 +107,8 @@ def test_messages_give_the_run_that_streams_give(codec):
     assert_same_run(by_message, by_stream)
     strategy, result, grid = by_message
     assert strategy.ledger.total("train").steps == 15
-    _, streamed, _ = by_stream
+    streamed_strategy, streamed, _ = by_stream
+    assert errors(strategy) == errors(streamed_strategy)
     ours = result.evaluate_metrics_clientapp[3]
     theirs = streamed.evaluate_metrics_clientapp[3]
     for key in ("accuracy", "eval_loss", "eval_acc"):
@@ -142,6 +150,7 @@ def test_a_u_shaped_step_is_two_messages(codec):
     theirs = streamed_strategy.ledger.total("train")
     assert ours.steps == strategy.half.steps == 15
     assert ours.loss == theirs.loss
+    assert errors(strategy) == errors(streamed_strategy)
     found = result.evaluate_metrics_clientapp[3]
     for key in ("eval_loss", "eval_acc"):
         assert found[key] == streamed.evaluate_metrics_clientapp[3][key]

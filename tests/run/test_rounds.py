@@ -25,6 +25,8 @@ ROW = {
     "downlink_bytes": 500_000,
     "uplink_bits_per_entry": 0.2,
     "downlink_bits_per_entry": 0.4,
+    "feature_error": 0.0512,
+    "gradient_error": None,
     "seconds": 1.25,
     "failures": {"3": "gone"},
     "links": {"train": {"0": [1_500_000, 500_000, 7]}, "evaluate": {}},
@@ -42,24 +44,38 @@ def test_a_row_is_read_and_written_with_its_keys_in_order() -> None:
 
 
 def test_rows_of_other_versions_are_read() -> None:
-    first = {key: ROW[key] for key in ROW if key not in ("device_accuracy", "links")}
-    del first["failures"]
+    later = ("device_accuracy", "links", "failures", "feature_error", "gradient_error")
+    first = {key: ROW[key] for key in ROW if key not in later}
     done = Round.from_json({**first, "of_a_later_version": 1})
     assert (done.device_accuracy, done.failures, done.links) == (None, {}, None)
+    assert (done.feature_error, done.gradient_error) == (None, None)
     assert "links" not in done.to_json()
 
 
 def test_the_table_has_what_the_rounds_have() -> None:
-    assert table(ROW, {**ROW, "round": 3, "loss": None}) == [
+    unsplit = {**ROW, "feature_error": None}
+    assert table(unsplit, {**unsplit, "round": 3, "loss": None}) == [
         "  round      loss  accuracy  up b/entry  down b/entry  MB so far",
         "----------------------------------------------------------------",
         "      2    0.5000     75.0%       0.200         0.400       2.00",
         "      3         -     75.0%       0.200         0.400       4.00",
     ]
-    heading, _, first, second = table(ROW, {**ROW, "device_accuracy": 0.7})
+    heading, _, first, second = table(unsplit, {**unsplit, "device_accuracy": 0.7})
     assert heading.startswith("  round      loss  accuracy on devices  up b/entry")
     assert first.startswith("      2    0.5000     75.0%          -       0.200")
     assert second.startswith("      2    0.5000     75.0%      70.0%       0.200")
+
+
+def test_errors_are_those_of_the_last_round_that_measured_them() -> None:
+    unmeasured = {**ROW, "feature_error": None}
+    both = {**ROW, "gradient_error": 3e-6}
+    heading, _, *lines = table(unmeasured, ROW, unmeasured, both)
+    assert "  down b/entry  up error  down error  MB so far" in heading
+    errors = [line.split()[5:7] for line in lines]
+    assert errors == [["-", "-"], ["5.1%", "-"], ["5.1%", "-"], ["5.1%", "<0.01%"]]
+    standing = standings(map(Round.from_json, [both, unmeasured]))[-1]
+    assert " down 0.400 | error 5.1% / <0.01% | 4.00 MB" in line_of(standing)
+    assert "error" not in line_of(Standing(Round.from_json(unmeasured), 0))
 
 
 def test_a_line_in_the_list_is_a_column_everywhere(

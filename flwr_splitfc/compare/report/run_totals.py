@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.exchange.server.traffic import DOWNLINK_KINDS, UPLINK_KINDS, Traffic
-from flwr_splitfc.run.columns import Column, last_known, megabytes
+from flwr_splitfc.run.columns import Column, last_known, megabytes, percent
 from flwr_splitfc.run.rounds import Round
 
 _FLOAT32_BYTES = 4
@@ -108,6 +108,24 @@ class RunTotals:
         """Bits of the features' gradients; None where nothing is split."""
         gradient = self._train.downlink_bytes["gradient"]
         return _ratio(8 * gradient, self._train.entries)
+
+    @property
+    def feature_error(self) -> float | None:
+        """The squared error of the features as the server saw them.
+
+        It is relative to how they vary about their means; None where not measured.
+        """
+        train = self._train
+        return _ratio(train.feature_error_sum, train.feature_error_steps)
+
+    @property
+    def gradient_error(self) -> float | None:
+        """The squared error of the gradients as devices saw them, relative to theirs.
+
+        None where not measured.
+        """
+        train = self._train
+        return _ratio(train.gradient_error_sum, train.gradient_error_steps)
 
     @property
     def _cut_bytes(self) -> int:
@@ -202,13 +220,17 @@ class RunTotals:
 def _counts_of(counts: Mapping[str, Any]) -> Traffic:
     """Read those counts of a ``results.json`` that are used here.
 
-    Older versions wrote no ``output_entries``.
+    Older versions wrote no ``output_entries`` and no errors.
     """
     return Traffic(
         sessions=counts["sessions"],
         steps=counts["steps"],
         entries=counts["entries"],
         output_entries=counts.get("output_entries", 0),
+        feature_error_sum=counts.get("feature_error_sum", 0.0),
+        feature_error_steps=counts.get("feature_error_steps", 0),
+        gradient_error_sum=counts.get("gradient_error_sum", 0.0),
+        gradient_error_steps=counts.get("gradient_error_steps", 0),
         uplink_bytes=Counter(counts["uplink_bytes"]),
         downlink_bytes=Counter(counts["downlink_bytes"]),
     )
@@ -291,6 +313,22 @@ RUN_COLUMNS = [
     NumberColumn("turns", "turns"),
     NumberColumn("uplink_bits_per_entry", "bits/entry up", _BITS, part="costs"),
     NumberColumn("downlink_bits_per_entry", "bits/entry down", _BITS, part="costs"),
+    NumberColumn(
+        "feature_error",
+        "error up, %",
+        percent,
+        part="costs",
+        only_if_known=True,
+        about=(
+            "`error up` is the squared error of the features as the server saw them, "
+            "relative to how they vary about their means, `error down` that of the "
+            "gradients as devices saw them, relative to their size, "
+            "both in one step in ten"
+        ),
+    ),
+    NumberColumn(
+        "gradient_error", "error down, %", percent, part="costs", only_if_known=True
+    ),
     NumberColumn("cut_ratio", "cut, times fewer", _TIMES, part="costs"),
     NumberColumn("total_ratio", "total, times fewer", _TIMES, part="costs"),
     NumberColumn("uplink_bytes", "MB up", megabytes, part="costs"),

@@ -15,8 +15,10 @@ _ONE_IN = 10
 def is_measured(server_round: int, step: int) -> bool:
     """Return whether a step of training measures its error.
 
-    One in ten does, the first of a run among them. Which of the ten is drawn, so that
-    each device is measured also where devices take turns of a single step.
+    In a turn every tenth step does, and in ten rounds each step does once, so that one
+    in ten is measured also where a turn has a single step. Which round it is in each
+    ten is drawn: devices that take turns must not share their rounds out so that some
+    are never measured. The first step of a run is.
 
     Parameters
     ----------
@@ -25,9 +27,11 @@ def is_measured(server_round: int, step: int) -> bool:
 
     Examples
     --------
-    >>> [step for step in range(1, 51) if is_measured(1, step)]
+    >>> [step for step in range(1, 31) if is_measured(1, step)]
+    [1, 11, 21]
+    >>> [server_round for server_round in range(1, 51) if is_measured(server_round, 1)]
     [1, 20, 27, 36, 43]
     """
-    ten, place = divmod(server_round + step - 2, _ONE_IN)
+    ten, place = divmod(server_round - 1, _ONE_IN)
     drawn = derive_seed("error", ten) % _ONE_IN if ten else 0
-    return place == drawn
+    return (place + step - 1 - drawn) % _ONE_IN == 0

@@ -155,6 +155,30 @@ def test_what_devices_found_has_a_column_of_its_own() -> None:
     assert "on devices" not in markdown(rows[1:], legend(rows[1:], LINK, None))
 
 
+def test_errors_have_columns_where_they_were_measured() -> None:
+    counts = {
+        "feature_error_sum": 0.3,
+        "feature_error_steps": 4,
+        "gradient_error_sum": 5.0,
+        "gradient_error_steps": 2,
+    }
+    moved = {**SPLIT, "train": {**SPLIT["train"], **counts}}
+    measured = finished("splitfc", (0.2, 0.4), 0, [0.9], moved)
+    older = finished("older", (0.2, 0.4), 0, [0.9], SPLIT)
+    unsplit = finished("fedavg", None, 0, [0.8], UNSPLIT)
+    rows = rows_of([measured, older, unsplit], LINK)
+    assert [cell(row, "feature_error") for row in rows] == ["7.5", "-", "-"]
+    assert [cell(row, "gradient_error") for row in rows] == ["250", "-", "-"]
+    text = markdown(rows, legend(rows, LINK, None))
+    assert (
+        "| bits/entry down | error up, % | error down, % | cut, times fewer |" in text
+    )
+    assert "`error up` is the squared error of the features" in text
+    assert "error" not in markdown(rows[1:], legend(rows[1:], LINK, None))
+    lines = csv.DictReader(io.StringIO(csv_text([measured, unsplit], LINK)))
+    assert [line["feature_error"] for line in lines] == ["0.075", ""]
+
+
 def test_runs_without_results_show_why() -> None:
     too_small = (
         "uplink_bits=0.1 is too small for 8 x 8; the smallest that works is 0.25"

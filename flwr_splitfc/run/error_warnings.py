@@ -1,0 +1,100 @@
+"""Warnings of a cut at which so much is lost that little can be learned."""
+
+from dataclasses import dataclass
+from logging import getLogger
+
+from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.run.columns import percent
+from flwr_splitfc.run.rounds import Round
+
+# From measurements: runs with larger errors learned little or nothing.
+_MOST_FEATURE_ERROR = 0.5
+_MOST_RESCALED_FEATURE_ERROR = 20.0
+_MOST_GRADIENT_ERROR = 0.7
+
+# In the first rounds errors can be far larger than later, in runs that learn well.
+_ROUNDS = 10
+
+logger = getLogger("flwr")
+
+
+@dataclass
+class _Watch:
+    """The largest error with which a run learns, and for how long it was larger.
+
+    Parameters
+    ----------
+    key : str
+        The attribute of a round that is watched.
+    most : float
+    what : str
+        What has the error, and what it is relative to.
+    advice : str
+        What to change.
+    rounds_above : int
+        Measured rounds above `most`, one after another.
+    warned : bool
+    """
+
+    key: str
+    most: float
+    what: str
+    advice: str
+    rounds_above: int = 0
+    warned: bool = False
+
+    def check(self, done: Round) -> None:
+        """Log the warning if this round makes it due, once."""
+        error: float | None = getattr(done, self.key)
+        if error is None or self.warned:
+            return
+        self.rounds_above = self.rounds_above + 1 if error > self.most else 0
+        if self.rounds_above == _ROUNDS:
+            self.warned = True
+            self._warn(done.round, error)
+
+    def _warn(self, server_round: int, error: float) -> None:
+        logger.warning(
+            "Little can be learned: for %d rounds the squared error of %s "
+            "has been above %s%% (round %d: %s%%). %s",
+            _ROUNDS,
+            self.what,
+            percent(self.most),
+            server_round,
+            percent(error),
+            self.advice,
+        )
+
+
+class ErrorWarnings:
+    """Warns of features, and of gradients, that arrive too coarse to learn from.
+
+    Parameters
+    ----------
+    codec : CutCodec
+        Of the cut.
+    """
+
+    def __init__(self, codec: CutCodec) -> None:
+        most_feature_error = _MOST_FEATURE_ERROR
+        if codec.selector.rescales:
+            most_feature_error = _MOST_RESCALED_FEATURE_ERROR
+        self._watches = [
+            _Watch(
+                "feature_error",
+                most_feature_error,
+                "the features, relative to how they vary,",
+                "Raise uplink_bits or quality, or lower reduction.",
+            ),
+            _Watch(
+                "gradient_error",
+                _MOST_GRADIENT_ERROR,
+                "the gradients, relative to their size,",
+                "Raise downlink_bits or quality.",
+            ),
+        ]
+
+    def check(self, done: Round) -> None:
+        """Log a warning where an error stays too large."""
+        for watch in self._watches:
+            watch.check(done)

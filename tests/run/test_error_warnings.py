@@ -1,0 +1,78 @@
+"""Warnings of errors at the cut with which runs do not learn."""
+
+import logging
+
+import pytest
+
+from flwr_splitfc import cut_codec
+from flwr_splitfc.exchange import Ledger, Traffic
+from flwr_splitfc.run import Progress
+
+Errors = list[tuple[float | None, float | None]]
+
+
+def warnings_of(
+    caplog: pytest.LogCaptureFixture, codec: str, errors: Errors, **settings: float
+) -> list[str]:
+    """The warnings in a run whose rounds have these errors of features and gradients."""
+    ledger = Ledger()
+    made = cut_codec(codec, **settings)
+    progress = Progress(len(errors), ledger, codec=made)
+    with caplog.at_level(logging.INFO, "flwr"):
+        for number, (of_features, of_gradients) in enumerate(errors, 1):
+            traffic = Traffic(
+                feature_error_sum=of_features or 0.0,
+                feature_error_steps=int(of_features is not None),
+                gradient_error_sum=of_gradients or 0.0,
+                gradient_error_steps=int(of_gradients is not None),
+            )
+            ledger.add(number, "train", traffic, "0")
+            progress.end_round(number, {}, {})
+    levels = [record.levelno for record in caplog.records]
+    assert levels.count(logging.INFO) == len(errors)
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    ]
+
+
+def test_it_warns_once_of_features_and_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (warning,) = warnings_of(caplog, "top-s", 30 * [(1.6, 0.01)])
+    assert warning == (
+        "Little can be learned: for 10 rounds the squared error of the features, "
+        "relative to how they vary, has been above 50% (round 10: 160%). "
+        "Raise uplink_bits or quality, or lower reduction."
+    )
+
+
+def test_it_warns_of_gradients(caplog: pytest.LogCaptureFixture) -> None:
+    (warning,) = warnings_of(caplog, "quant-only", 10 * [(0.1, 0.8)])
+    assert "of the gradients, relative to their size, has been above 70%" in warning
+    assert "Raise downlink_bits or quality." in warning
+
+
+def test_rounds_that_measured_nothing_do_not_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = [(1.6, 0.01), (None, None)]
+    assert warnings_of(caplog, "top-s", 9 * measured) == []
+    caplog.clear()
+    (warning,) = warnings_of(caplog, "top-s", 10 * measured)
+    assert "(round 19: 160%)" in warning
+
+
+def test_the_first_rounds_may_be_coarse(caplog: pytest.LogCaptureFixture) -> None:
+    errors: Errors = [*(9 * [(0.9, 0.9)]), (0.1, 0.1), *(9 * [(0.9, 0.9)])]
+    assert warnings_of(caplog, "quant-only", errors) == []
+
+
+def test_features_that_are_scaled_for_dropped_ones_may_be_far_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: Errors = 10 * [(9.0, 0.01)]
+    assert warnings_of(caplog, "splitfc", errors, reduction=16) == []
+    caplog.clear()
+    assert len(warnings_of(caplog, "splitfc", errors, reduction=1)) == 1
