@@ -517,7 +517,7 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("reduction", 0.5, "reduction"),
         ("codec_settings", 8, "codec-settings is 8, wanted str"),
         ("codec_settings", "reduction", "codec-settings: a setting is key=value"),
-        ("codec_settings", "seed=3", "codec 'splitfc' has no setting 'seed'"),
+        ("codec_settings", "seed=3", "codec 'splitfc-rd' has no setting 'seed'"),
         ("codec_settings", "reduction=0.5", "reduction"),
     ],
 )
