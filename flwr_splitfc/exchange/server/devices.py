@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from logging import getLogger
 from threading import Lock
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,6 +13,7 @@ from flwr_splitfc.exchange.protocol.device_query import (
     NODE_CONFIG_KEY,
     QUERY_TYPE,
 )
+from flwr_splitfc.exchange.server.flower_messages import failure_of
 from flwr_splitfc.settings import Scalar
 
 _NodeConfig: TypeAlias = dict[str, Scalar]
@@ -20,7 +21,7 @@ _NodeConfig: TypeAlias = dict[str, Scalar]
 _QUERY_TIMEOUT_S = 120.0
 _MOST_CONFIG_KEYS = 64
 _MOST_CONFIG_CHARACTERS = 1000  # of a key, and of a text
-_MOST_REASON_CHARACTERS = 200
+_MOST_NAME_CHARACTERS = 100
 
 logger = getLogger("flwr")
 
@@ -28,14 +29,17 @@ logger = getLogger("flwr")
 class Devices:
     """The names and node configs of a grid's nodes, each asked for once.
 
-    A node whose app does not answer goes by its node id, which changes when it is
-    started again.
+    A name is the first node's that says it, and with it the device's turns and what is
+    kept for the device. Another node that says it goes by its node id, as a node does
+    whose app does not answer, or says what is no name. A node that is started again has
+    another id, unless it authenticates itself to the SuperLink.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._lock = Lock()
         self._names: dict[int, str] = {}
+        self._owners: dict[str, int] = {}
         self._configs: dict[int, _NodeConfig] = {}
         self._warned = False
 
@@ -59,34 +63,74 @@ class Devices:
         return self._configs.get(node_id, {})
 
     def _ask(self, node_ids: list[int]) -> None:
+        for node_id in node_ids:
+            # or another node could say it before
+            self._owners.setdefault(str(node_id), node_id)
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
-        for reply in self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S):
-            if reply.has_error():
-                self._note_error(reply)
+        replies = list(self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S))
+        # by what was asked, not by what a reply says of its origin
+        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        for query in sorted(queries, key=_node_asked):
+            reply = answers.get(query.metadata.message_id)
+            if reply is None:
+                continue
+            if reply.has_content():
+                self._note_answer(_node_asked(query), reply)
             else:
-                self._note_answer(reply)
+                self._note_error(_node_asked(query), reply)
 
-    def _note_answer(self, reply: Message) -> None:
-        node_id = reply.metadata.src_node_id
+    def _note_answer(self, node_id: int, reply: Message) -> None:
         records = reply.content.config_records
         name_record = records.get(NAME_KEY, ConfigRecord())
-        self._names[node_id] = str(name_record.get(NAME_KEY, node_id))
+        said = name_record.get(NAME_KEY, str(node_id))
+        self._names[node_id] = self._name_for(node_id, said)
         config_record = records.get(NODE_CONFIG_KEY, ConfigRecord())
         self._configs[node_id] = _scalars(config_record)
 
-    def _note_error(self, reply: Message) -> None:
-        node_id = reply.metadata.src_node_id
+    def _name_for(self, node_id: int, said: object) -> str:
+        """Return the name that a node says, if it is one, and no other node's."""
+        if not _is_name(said):
+            logger.warning(
+                "node %d goes by its id: its name is %.100r, "
+                "wanted 1 to %d printable characters",
+                node_id,
+                said,
+                _MOST_NAME_CHARACTERS,
+            )
+            return str(node_id)
+        owner = self._owners.setdefault(said, node_id)
+        if owner != node_id:
+            logger.warning(
+                "node %d goes by its id: its name is %r, as that of node %d, "
+                "which said it first",
+                node_id,
+                said,
+                owner,
+            )
+            return str(node_id)
+        return said
+
+    def _note_error(self, node_id: int, reply: Message) -> None:
         self._names[node_id] = str(node_id)
         # once: all nodes of an app answer alike
         if not self._warned:
-            reason = (reply.error.reason or "").strip()
             logger.warning(
                 "node %d does not say who it is: %s: devices go by node id; "
                 "see flwr_splitfc.answer_device_query",
                 node_id,
-                reason[-_MOST_REASON_CHARACTERS:],
+                failure_of(reply),
             )
             self._warned = True
+
+
+def _node_asked(query: Message) -> int:
+    return query.metadata.dst_node_id
+
+
+def _is_name(said: object) -> TypeGuard[str]:
+    if not isinstance(said, str):
+        return False
+    return said.isprintable() and 0 < len(said) <= _MOST_NAME_CHARACTERS
 
 
 def _scalars(config: Mapping[str, object]) -> _NodeConfig:
@@ -102,17 +146,12 @@ def _scalars(config: Mapping[str, object]) -> _NodeConfig:
 
 
 def turn_order(names: dict[int, str]) -> list[int]:
-    """Return one node for each device name, in the order of `name_order`.
-
-    Of two nodes with one name it is the one named last, as of a device that was started
-    again.
+    """Return the nodes in the order of their names, as `name_order` has it.
 
     >>> turn_order({901: "10", 17: "9", 55: "kitchen"})
     [17, 901, 55]
     """
-    nodes = {name: node_id for node_id, name in names.items()}
-    in_order = sorted(nodes, key=name_order)
-    return [nodes[name] for name in in_order]
+    return sorted(names, key=lambda node_id: name_order(names[node_id]))
 
 
 def name_order(name: str) -> tuple[bool, int, str]:

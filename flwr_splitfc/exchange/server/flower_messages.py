@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import Error, Message, MetricRecord
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.told_text import indented, one_line
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
@@ -67,12 +68,18 @@ def error_reply(message: Message, why: str) -> Message:
     return Message(Error(_UNKNOWN_ERROR, why), reply_to=message)
 
 
+def readable_error(message: Message, error: Error) -> Message:
+    """Make the error reply of a device whose reason may stand in a log."""
+    reason = indented(error.reason or "", _MOST_REASON_CHARACTERS)
+    return Message(Error(error.code, reason), reply_to=message)
+
+
 def failure_of(reply: Message) -> str:
     """Return why a device failed; of a traceback, the line with the error."""
     lines = (reply.error.reason or "").strip().splitlines()
     if not lines:
         return "no reason given"
-    return lines[-1][-_MOST_REASON_CHARACTERS:]
+    return one_line(lines[-1].strip(), _MOST_REASON_CHARACTERS)
 
 
 def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
