@@ -21,6 +21,7 @@ from flwr_splitfc.apps.strategies import (
 )
 from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
+from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.run import Progress, run_record
 from flwr_splitfc.run.progress import EvaluateFn
@@ -287,7 +288,7 @@ class SplitServerApp(ServerApp):
         )
         strategy = WholeModelStrategy(sampling, progress)
         strategy.start(
-            MeteredGrid(grid, ledger),
+            MeteredGrid(grid, ledger, ReplyChecks(initial, "num-examples")),
             initial,
             settings.num_rounds,
             train_config=settings.train_config(),

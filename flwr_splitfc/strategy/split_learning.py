@@ -23,6 +23,7 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.exchange.server.half_trainer import Update
+from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import (
     JoinedModel,
     LossFn,
@@ -245,7 +246,7 @@ class SplitLearning(Strategy):
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
-                SplitGrid(grid, endpoint, self.budgets),
+                SplitGrid(grid, endpoint, self.budgets, self._checks(initial_arrays)),
                 arrays,
                 max(num_rounds - self._run.rounds_done, 0),
                 timeout,
@@ -317,6 +318,11 @@ class SplitLearning(Strategy):
             seed=self._seed,
             config=self._endpoint_config,
         )
+
+    def _checks(self, arrays: ArrayRecord) -> ReplyChecks:
+        # not of the base class: a strategy may weight replies by nothing
+        weight = getattr(self.devices, "weighted_by_key", "")
+        return ReplyChecks(arrays, weight)
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Go on from the checkpoint, if there is one; return the device half."""

@@ -32,10 +32,10 @@ def frame_of(message: Message) -> bytes:
     """
     if not has_frame(message):
         raise ProtocolError("the message carries no frame of the exchange")
-    record = message.content.array_records[FRAME_KEY]
     # under whatever key: only the record's is agreed on
-    first_array = next(iter(record.values()))
-    return bytes(first_array.data)
+    for array in message.content.array_records[FRAME_KEY].values():
+        return bytes(array.data)
+    raise ProtocolError("the message's record of a frame is empty")
 
 
 def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:

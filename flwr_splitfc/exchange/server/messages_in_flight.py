@@ -15,16 +15,32 @@ from flwr_splitfc.exchange.protocol.frames import (
     frame_record,
     has_frame,
 )
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import error_reply
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message to send, and the token of the session that it admits to, if any."""
+    """A message to send.
+
+    Parameters
+    ----------
+    message : Message
+    token : str, optional
+        Of the session that it admits to, if any.
+    asked : Message, optional
+        The strategy's message, of which this one is the next after a frame.
+    """
 
     message: Message
     token: str | None = None
+    asked: Message | None = None
+
+    @property
+    def strategy_message(self) -> Message:
+        """The strategy's message, which the device's last reply is for."""
+        return self.asked or self.message
 
 
 class MessagesInFlight:
@@ -70,22 +86,26 @@ class MessagesInFlight:
                 pulled.append((reply, asked))
         return pulled
 
-    def answer(self, pulled: Sequence[tuple[Message, Outgoing]]) -> list[Message]:
+    def answer(
+        self, pulled: Sequence[tuple[Message, Outgoing]]
+    ) -> list[tuple[Message, Outgoing]]:
         """Answer the frames in replies, and return the replies for the strategy."""
         last_replies = []
         for reply, asked in pulled:
             last_reply = self._answer(reply, asked)
             if last_reply is not None:
-                last_replies.append((last_reply, asked.token))
-        for last_reply, token in last_replies:
-            if token is not None and last_reply.has_content():
-                self._endpoint.replied(token)
-        return [last_reply for last_reply, _ in last_replies]
+                last_replies.append((last_reply, asked))
+        return last_replies
 
     def _answer(self, reply: Message, asked: Outgoing) -> Message | None:
         """Return the reply for the strategy; None after a frame with more to come."""
         if asked.token is None or not has_frame(reply):
             return reply
+        frames_travel_in_streams = bool(self._endpoint.address)
+        if frames_travel_in_streams:
+            return error_reply(
+                asked.message, "the reply brings a frame, but frames travel in streams"
+            )
         frame = _take_frame(reply)
         answer = self._endpoint.deliver(asked.token, frame)
         match answer.WhichOneof("kind"):
@@ -97,12 +117,12 @@ class MessagesInFlight:
                 self.push([_next_message(asked, answer)])
                 return None
 
-    def give_up(self) -> list[Message]:
+    def give_up(self) -> list[tuple[Message, Outgoing]]:
         """Stop waiting for devices that are silent for too long.
 
         Returns
         -------
-        list of Message
+        list of tuple of Message and Outgoing
             An error reply for each.
         """
         reasons = self._endpoint.sweep()
@@ -110,7 +130,7 @@ class MessagesInFlight:
         for message_id, asked in list(self._waiting.items()):
             if asked.token is not None and asked.token in reasons:
                 why = reasons[asked.token]
-                replies.append(error_reply(asked.message, why))
+                replies.append((error_reply(asked.message, why), asked))
                 del self._waiting[message_id]
         return replies
 
@@ -119,7 +139,7 @@ def _take_frame(reply: Message) -> pb.DeviceFrame:
     """Take the frame out of a reply: the strategy knows nothing of frames."""
     frame = pb.DeviceFrame()
     # what cannot be read stays an empty frame, which the session refuses
-    with suppress(DecodeError):
+    with suppress(DecodeError, ProtocolError):
         frame.ParseFromString(frame_of(reply))
     del reply.content[FRAME_KEY]
     return frame
@@ -137,4 +157,4 @@ def _next_message(asked: Outgoing, answer: pb.ServerFrame) -> Outgoing:
         dst_node_id=first.metadata.dst_node_id,
         message_type=first.metadata.message_type,
     )
-    return Outgoing(message, asked.token)
+    return Outgoing(message, asked.token, asked.strategy_message)

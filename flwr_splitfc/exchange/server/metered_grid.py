@@ -15,6 +15,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
     round_told_in,
 )
 from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 
@@ -26,6 +27,8 @@ class MeteredGrid(DelegatingGrid):
     grid : Grid
         The grid that does the work.
     ledger : Ledger
+    checks : ReplyChecks, optional
+        What replies of devices have to be.
 
     Attributes
     ----------
@@ -36,9 +39,12 @@ class MeteredGrid(DelegatingGrid):
         for its own once.
     """
 
-    def __init__(self, grid: Grid, ledger: Ledger) -> None:
+    def __init__(
+        self, grid: Grid, ledger: Ledger, checks: ReplyChecks | None = None
+    ) -> None:
         super().__init__(grid)
         self.ledger = ledger
+        self.checks = checks or ReplyChecks()
         self.server_round = 0
         self.devices = Devices(grid)
 
@@ -70,7 +76,15 @@ class MeteredGrid(DelegatingGrid):
     ) -> list[Message]:
         for message in messages:
             self._count_sent(message, names)
-        return list(self.inner.send_and_receive(messages, timeout=timeout))
+        replies = self.inner.send_and_receive(messages, timeout=timeout)
+        asked = {message.metadata.message_id: message for message in messages}
+        answered = []
+        for reply in replies:
+            message_id = reply.metadata.reply_to_message_id
+            # a reply that nothing waits for must not end the run for all
+            if message_id in asked:
+                answered.append(Reply(reply, asked[message_id]))
+        return self.checks.checked(answered)
 
     def _count_sent(self, message: Message, names: dict[int, str]) -> None:
         purpose = purpose_of(message)

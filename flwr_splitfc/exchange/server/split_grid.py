@@ -29,6 +29,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
 from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
+from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 logger = getLogger("flwr")
@@ -52,12 +53,19 @@ class SplitGrid(MeteredGrid):
     budgets : sequence of BudgetRule, optional
         What makes a device's budgets other than the endpoint's. A device for which a
         rule has none gets no message, and an error reply says why.
+    checks : ReplyChecks, optional
+        What replies of devices have to be; those that are not become error replies, and
+        what the device trained of a server half of its own is dropped.
     """
 
     def __init__(
-        self, grid: Grid, endpoint: SplitEndpoint, budgets: Sequence[BudgetRule] = ()
+        self,
+        grid: Grid,
+        endpoint: SplitEndpoint,
+        budgets: Sequence[BudgetRule] = (),
+        checks: ReplyChecks | None = None,
     ) -> None:
-        super().__init__(grid, endpoint.ledger)
+        super().__init__(grid, endpoint.ledger, checks)
         self.endpoint = endpoint
         self.budgets = budgets
 
@@ -87,7 +95,8 @@ class SplitGrid(MeteredGrid):
                     self._count_sent(message, names)
                     token = self._admit(message, device, *codecs)
                     outgoing.append(Outgoing(message, token))
-            replies = self._replies(outgoing, timeout) + refusals
+            answered = self._replies(outgoing, timeout)
+            replies = self._checked(answered, names) + refusals
         finally:
             tokens = [each.token for each in outgoing if each.token is not None]
             self.endpoint.end_round(tokens)
@@ -168,12 +177,12 @@ class SplitGrid(MeteredGrid):
 
     def _replies(
         self, outgoing: Sequence[Outgoing], timeout: float | None
-    ) -> list[Message]:
+    ) -> list[tuple[Message, Outgoing]]:
         """Send messages, and wait for the replies until the timeout has passed."""
         in_flight = MessagesInFlight(self.inner, self.endpoint)
         pace = PollingPace(timeout)
         in_flight.push(outgoing)
-        replies: list[Message] = []
+        replies: list[tuple[Message, Outgoing]] = []
         while in_flight:
             pulled = in_flight.pull()
             replies += in_flight.answer(pulled)
@@ -181,6 +190,25 @@ class SplitGrid(MeteredGrid):
             if not in_flight or pace.is_over:
                 break
             pace.pause(some_came=bool(pulled))
+        return replies
+
+    def _checked(
+        self, answered: Sequence[tuple[Message, Outgoing]], names: dict[int, str]
+    ) -> list[Message]:
+        """Return the replies as the strategy gets them, and settle the good ones."""
+
+        def order(pair: tuple[Message, Outgoing]) -> tuple[bool, int, str]:
+            node_id = pair[1].message.metadata.dst_node_id
+            return name_order(names.get(node_id, ""))
+
+        # the order of arrival decides nothing
+        in_order = sorted(answered, key=order)
+        replies = self.checks.checked(
+            [Reply(reply, asked.strategy_message) for reply, asked in in_order]
+        )
+        for reply, (_, asked) in zip(replies, in_order, strict=True):
+            if asked.token is not None and reply.has_content():
+                self.endpoint.replied(asked.token)
         return replies
 
     def _report(

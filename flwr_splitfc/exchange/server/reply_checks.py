@@ -1,0 +1,231 @@
+"""Checks of devices' replies before a strategy gets them.
+
+Flower's strategies take it that replies are alike and whole: one that is not raises an
+error for the round, and numbers that are not finite end in the average. A reply that is
+refused here becomes an error reply, which fails its device alone.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from flwr_splitfc.exchange.server.flower_messages import (
+    error_reply,
+    purpose_of,
+    readable_error,
+)
+
+_MOST_HEADER_BYTES = 4096  # of an array, beside its entries
+_MOST_WEIGHT = 2**53  # whole numbers up to it are exact as floats
+_MOST_NUMBERS = 1000  # of one reply's metrics
+_MOST_NAME_CHARACTERS = 100
+
+# the records' keys, and the metrics with how many numbers each has; 0 is no list
+_Form: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
+
+
+class ReplyRefused(ValueError):
+    """A reply that a strategy cannot take."""
+
+
+class Reply(NamedTuple):
+    """A reply, and the strategy's message that asked for it."""
+
+    message: Message
+    asked: Message
+
+
+class ReplyChecks:
+    """What the reply of a device that trained or evaluated has to be.
+
+    It has one `MetricRecord` of finite numbers. After training it has as many
+    `ArrayRecord` as the message that asked for it, each with the names, shapes and
+    dtypes of the half's arrays, and finite. The metrics are those of most replies of
+    the round.
+
+    Parameters
+    ----------
+    half : ArrayRecord, optional
+        The arrays that devices train. By default arrays are not checked.
+    weight : str (default: "")
+        The metric by which the strategy weights replies; it is a number above 0. By
+        default there is none.
+    """
+
+    def __init__(self, half: ArrayRecord | None = None, weight: str = "") -> None:
+        self._half = half
+        self._weight = weight
+
+    def checked(self, replies: Sequence[Reply]) -> list[Message]:
+        """Return the replies to one strategy's messages, with errors for wrong ones."""
+        checked = [self._refused_or_same(reply) for reply in replies]
+        usual = _usual_form(message for message in checked if _has_form(message))
+        return [
+            _alike(message, reply.asked, usual)
+            for message, reply in zip(checked, replies, strict=True)
+        ]
+
+    def _refused_or_same(self, reply: Reply) -> Message:
+        if purpose_of(reply.asked) is None:
+            return reply.message
+        if reply.message.has_error():
+            return readable_error(reply.asked, reply.message.error)
+        try:
+            _check_origin(reply)
+            self._check_content(reply)
+        except ReplyRefused as error:
+            return error_reply(reply.asked, str(error))
+        return reply.message
+
+    def _check_content(self, reply: Reply) -> None:
+        content = reply.message.content
+        metrics = list(content.metric_records.values())
+        _check_count("MetricRecords", len(metrics), 1)
+        self._check_metrics(metrics[0])
+        if purpose_of(reply.asked) == "train" and self._half is not None:
+            sent = reply.asked.content.array_records.keys() - {FRAME_KEY}
+            _check_count("ArrayRecords", len(content.array_records), len(sent))
+            for arrays in content.array_records.values():
+                _check_arrays(arrays, self._half)
+
+    def _check_metrics(self, metrics: MetricRecord) -> None:
+        numbers = 0
+        for name, value in metrics.items():
+            _check_name(name)
+            values = value if isinstance(value, list) else [value]
+            numbers += len(values)
+            _check_finite_metric(name, values)
+        if numbers > _MOST_NUMBERS:
+            raise ReplyRefused(
+                f"the metrics hold {numbers} numbers, at most {_MOST_NUMBERS} may be"
+            )
+        if self._weight:
+            _check_weight(self._weight, metrics)
+
+
+def _check_origin(reply: Reply) -> None:
+    metadata = reply.message.metadata
+    asked = reply.asked.metadata
+    if metadata.src_node_id != asked.dst_node_id:
+        raise ReplyRefused(f"the reply says that it is of node {metadata.src_node_id}")
+    if metadata.message_type != asked.message_type:
+        raise ReplyRefused(
+            f"the reply has type {metadata.message_type!r:.100}, "
+            f"wanted {asked.message_type!r}"
+        )
+    if not reply.message.has_content():
+        raise ReplyRefused("the reply is empty")
+
+
+def _has_form(message: Message) -> bool:
+    return message.has_content() and purpose_of(message) is not None
+
+
+def _check_count(what: str, count: int, wanted: int) -> None:
+    if count != wanted:
+        raise ReplyRefused(f"the reply has {count} {what}, wanted {wanted}")
+
+
+# -- metrics ---------------------------------------------------------------------------
+
+
+def _check_name(name: str) -> None:
+    if not name.isprintable() or len(name) > _MOST_NAME_CHARACTERS:
+        raise ReplyRefused(
+            f"a metric has the name {name!r:.100}, "
+            f"wanted at most {_MOST_NAME_CHARACTERS} printable characters"
+        )
+
+
+def _check_finite_metric(name: str, values: Sequence[int | float]) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ReplyRefused(f"metric {name!r} is {value}, wanted a finite number")
+
+
+def _check_weight(name: str, metrics: MetricRecord) -> None:
+    if name not in metrics:
+        raise ReplyRefused(f"the reply has no metric {name!r}")
+    value = metrics[name]
+    if isinstance(value, list) or not 0 < value <= _MOST_WEIGHT:
+        raise ReplyRefused(
+            f"metric {name!r} is {value!r:.100}, "
+            f"wanted more than 0 and at most {_MOST_WEIGHT}"
+        )
+
+
+# -- arrays ----------------------------------------------------------------------------
+
+
+def _check_arrays(arrays: ArrayRecord, half: ArrayRecord) -> None:
+    for name in half:
+        if name not in arrays:
+            raise ReplyRefused(f"the reply comes without {name!r} of the device half")
+    for name, array in arrays.items():
+        if name not in half:
+            raise ReplyRefused(f"{name!r:.100} is no array of the device half")
+        _check_array(name, array, half[name])
+
+
+def _check_array(name: str, array: Array, wanted: Array) -> None:
+    most_bytes = len(wanted.data) + _MOST_HEADER_BYTES
+    if len(array.data) > most_bytes:
+        raise ReplyRefused(
+            f"array {name!r} has {len(array.data)} bytes, at most {most_bytes} may be"
+        )
+    values = _values_of(name, array)
+    shape, dtype = values.shape, str(values.dtype)
+    if (shape, dtype) != (wanted.shape, wanted.dtype):
+        raise ReplyRefused(
+            f"array {name!r} is {dtype} of shape {shape}, "
+            f"wanted {wanted.dtype} of shape {wanted.shape}"
+        )
+    if not np.isfinite(values).all():
+        raise ReplyRefused(f"array {name!r} is not finite")
+
+
+def _values_of(name: str, array: Array) -> np.ndarray:
+    try:
+        values = array.numpy()
+    # NumPy raises a dozen kinds for bytes that are no array
+    except Exception as error:
+        raise ReplyRefused(f"array {name!r} cannot be read: {error!r:.200}") from error
+    # of an archive it makes something else
+    if not isinstance(values, np.ndarray):
+        raise ReplyRefused(f"array {name!r} cannot be read: it is an archive")
+    return values
+
+
+# -- forms -----------------------------------------------------------------------------
+
+
+def _usual_form(messages: Iterable[Message]) -> _Form | None:
+    """Return the form that most messages have; of two as frequent ones the first's."""
+    forms = Counter(_form(message) for message in messages)
+    return max(forms, key=forms.__getitem__, default=None)
+
+
+def _form(message: Message) -> _Form:
+    content = message.content
+    metrics: dict[str, int] = {}
+    for record in content.metric_records.values():
+        for name, value in record.items():
+            metrics[name] = len(value) if isinstance(value, list) else 0
+    keys = (*content.metric_records, *content.array_records)
+    return keys, tuple(sorted(metrics.items()))
+
+
+def _alike(message: Message, asked: Message, usual: _Form | None) -> Message:
+    """Return a message that has the usual form; for another one, an error reply."""
+    if not _has_form(message) or _form(message) == usual:
+        return message
+    return error_reply(
+        asked,
+        "records and metrics of the reply are unlike those of most devices: "
+        f"{_form(message)!r:.300}",
+    )

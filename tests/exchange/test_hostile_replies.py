@@ -1,0 +1,334 @@
+"""What a device puts into a Flower message fails that device alone.
+
+Device 1 of three replies as it likes, each time it is asked to train.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import nn
+
+from flwr_splitfc import EndpointConfig, RoundRobin, SplitClientApp, SplitLearning
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
+from tests.local_grid import LocalGrid
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+HONEST = SplitClientApp(DeviceHalf, lambda context: (batches(3), batches(1)), ADAM)
+NAN = float("nan")
+
+Change = Callable[[Message], Message | None]
+
+
+def hostile(change: Change, kind: str = "train") -> Any:
+    """An app whose device 1 changes its replies, or gives others."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = HONEST(message, context)
+        is_device_one = context.node_config["partition-id"] == 1
+        if is_device_one and message.metadata.message_type == kind:
+            return change(reply) or reply
+        return reply
+
+    return app
+
+
+def run(app: Any, devices: Strategy, **options: Any) -> tuple[SplitLearning, Any]:
+    strategy = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        device="cpu",
+        devices=devices,
+        **options,
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model = strategy.joined_model(DeviceHalf(), arrays)
+        x, _ = batches(1)[0]
+        assert model(x).isfinite().all()
+        return MetricRecord({"accuracy": 0.5})
+
+    result = strategy.start(Forging(app, 3), arrays, 3, evaluate_fn=evaluate)
+    return strategy, result
+
+
+def in_turn() -> Strategy:
+    return RoundRobin(min_available_nodes=3, fraction_evaluate=0.0)
+
+
+def together() -> Strategy:
+    return FedAvg(min_available_nodes=3, fraction_evaluate=0.0)
+
+
+def with_arrays(changed: dict[str, Any]) -> Change:
+    def change(reply: Message) -> None:
+        arrays = reply.content.array_records["arrays"]
+        for name, value in changed.items():
+            if value is None:
+                del arrays[name]
+            else:
+                arrays[name] = value
+
+    return change
+
+
+def with_metrics(**changed: Any) -> Change:
+    def change(reply: Message) -> None:
+        metrics = reply.content.metric_records["metrics"]
+        for name, value in changed.items():
+            name = name.replace("_", "-")
+            if value is None:
+                del metrics[name]
+            else:
+                metrics[name] = value
+
+    return change
+
+
+def with_record(key: str, record: Any) -> Change:
+    def change(reply: Message) -> None:
+        reply.content[key] = record
+
+    return change
+
+
+def without(key: str) -> Change:
+    def change(reply: Message) -> None:
+        del reply.content[key]
+
+    return change
+
+
+WEIGHT = "layers.0.weight"
+SHAPE = (4, 1, 3, 3)
+GOOD = np.zeros(SHAPE, np.float32)
+
+
+def raw(
+    data: bytes, shape: tuple[int, ...] = SHAPE, stype: str = "numpy.ndarray"
+) -> Array:
+    return Array(dtype="float32", shape=shape, stype=stype, data=data)
+
+
+ARRAYS = [
+    (with_arrays({WEIGHT: Array(GOOD * NAN)}), f"'{WEIGHT}' is not finite"),
+    (with_arrays({WEIGHT: Array(GOOD + np.inf)}), "is not finite"),
+    (with_arrays({WEIGHT: Array(GOOD[0])}), r"wanted float32 of shape \(4, 1, 3, 3\)"),
+    (with_arrays({WEIGHT: Array(GOOD.astype(np.float64))}), "wanted float32"),
+    (with_arrays({WEIGHT: Array(GOOD.astype("U1"))}), "wanted float32"),
+    (with_arrays({WEIGHT: raw(b"")}), "cannot be read"),
+    (with_arrays({WEIGHT: raw(b"\x93NUMPY\x01\x00v\x00garbage")}), "cannot be read"),
+    (with_arrays({WEIGHT: raw(Array(GOOD[0]).data)}), "wanted float32 of shape"),
+    (with_arrays({WEIGHT: raw(b"PK\x05\x06" + bytes(18))}), "cannot be read"),
+    (with_arrays({WEIGHT: raw(Array(GOOD).data + bytes(9000))}), "has 9"),
+    (with_arrays({WEIGHT: raw(Array(GOOD).data, stype="pickle")}), "cannot be read"),
+    (with_arrays({WEIGHT: None}), "without 'layers.0.weight'"),
+    (with_arrays({"\x1b[2J\n" * 1000: Array(GOOD)}), "no array of the device half"),
+    (without("arrays"), "has 0 ArrayRecords, wanted 1"),
+    (with_record("more", ArrayRecord([GOOD])), "has 2 ArrayRecords, wanted 1"),
+]
+METRICS = [
+    (with_metrics(num_examples=NAN), "'num-examples' is nan"),
+    (with_metrics(num_examples=0), "'num-examples' is 0, wanted more than 0"),
+    (with_metrics(num_examples=-48), "'num-examples' is -48, wanted more than 0"),
+    (with_metrics(num_examples=1e300), r"'num-examples' is 1e\+300"),
+    (with_metrics(num_examples=[48]), r"'num-examples' is \[48\]"),
+    (with_metrics(num_examples=None), "no metric 'num-examples'"),
+    (with_metrics(loss=float("inf")), "metric 'loss' is inf"),
+    (with_metrics(loss=[1.0, NAN]), "metric 'loss' is nan"),
+    (with_metrics(loss=[1.0] * 1001), "numbers, at most 1000 may be"),
+    (with_record("metrics", MetricRecord({"a\x1b\n": 1.0, "num-examples": 1})), "name"),
+    (
+        with_record("metrics", MetricRecord({"a" * 5000: 1.0, "num-examples": 1})),
+        "name",
+    ),
+    (without("metrics"), "has 0 MetricRecords, wanted 1"),
+    (with_record("more", MetricRecord({"num-examples": 1})), "has 2 MetricRecords"),
+]
+FRAMES = [
+    (
+        with_record(FRAME_KEY, ArrayRecord([GOOD])),
+        "a frame, but frames travel in stream",
+    ),
+    (with_record(FRAME_KEY, ArrayRecord()), "a frame, but frames travel in stream"),
+]
+OTHERS = [
+    (lambda reply: _error(reply, "it\n\x1b[31mbroke"), r"\\x1b\[31mbroke"),
+    (lambda reply: _set(reply, _message_type="query"), "has type 'query'"),
+    (lambda reply: _set(reply, forged_node=1000), "of node 1000"),
+]
+
+
+def _error(reply: Message, reason: str) -> Message:
+    message = Message(Error(2, reason), reply_to=reply)
+    message.metadata.__dict__.update(reply.metadata.__dict__)
+    return message
+
+
+def _set(reply: Message, **metadata: Any) -> None:
+    reply.metadata.__dict__.update(metadata)
+
+
+class Forging(LocalGrid):
+    """Lets a reply say that it is of another node."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            metadata = reply.metadata.__dict__
+            if "forged_node" in metadata:
+                metadata["_src_node_id"] = metadata["forged_node"]
+        return replies
+
+
+def only_device_one_failed(
+    strategy: SplitLearning, why: str, rounds: list[int]
+) -> None:
+    for number in (1, 2, 3):
+        failures = strategy.ledger.failures(number)
+        assert failures.keys() == ({"1"} if number in rounds else set())
+        for failure in failures.values():
+            assert re.search(why, failure)
+            assert failure.isprintable()
+            assert len(failure) <= 500
+    for weight in weights(strategy.server_model).values():
+        assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(("change", "why"), ARRAYS + METRICS[:2] + FRAMES + OTHERS)
+def test_a_reply_that_is_wrong_loses_its_turn(change: Change, why: str) -> None:
+    strategy, result = run(hostile(change), in_turn())
+    only_device_one_failed(strategy, why, [2])
+    for array in result.arrays.to_torch_state_dict().values():
+        assert array.isfinite().all()
+
+
+@pytest.mark.parametrize(("change", "why"), ARRAYS + METRICS + FRAMES)
+def test_a_reply_that_is_wrong_is_left_out_of_the_average(
+    change: Change, why: str
+) -> None:
+    strategy, result = run(hostile(change), together(), shared_server_half=False)
+    only_device_one_failed(strategy, why, [1, 2, 3])
+    assert result.arrays.keys() == seeded(DeviceHalf).state_dict().keys()
+
+
+class TurnsByFedAvg(FedAvg):
+    """One device a round, in turn: no other reply shows what is usual."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any
+    ) -> Iterable[Message]:
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        by_node = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        return [by_node[server_round - 1]]
+
+
+@pytest.mark.parametrize(("change", "why"), ARRAYS[-2:] + METRICS + FRAMES)
+def test_a_reply_that_is_wrong_and_the_only_one(change: Change, why: str) -> None:
+    devices = TurnsByFedAvg(min_available_nodes=3, fraction_evaluate=0.0)
+    strategy, _ = run(hostile(change), devices)
+    only_device_one_failed(strategy, why, [2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_metrics(more=1.0),
+        with_metrics(train_loss=[1.0, 2.0]),
+        with_metrics(steps=None),
+    ],
+    ids=["more", "list", "less"],
+)
+def test_metrics_unlike_those_of_most_devices(change: Change) -> None:
+    for kind in ("train", "evaluate"):
+        devices = FedAvg(min_available_nodes=3)
+        strategy, result = run(hostile(change, kind), devices)
+        only_device_one_failed(strategy, "unlike those of most devices", [1, 2, 3])
+        assert len(result.train_metrics_clientapp) == 3
+        assert len(result.evaluate_metrics_clientapp) == 3
+
+
+@pytest.mark.parametrize(("change", "why"), METRICS)
+def test_wrong_metrics_of_an_evaluation(change: Change, why: str) -> None:
+    devices = RoundRobin(min_available_nodes=3, min_evaluate_nodes=3)
+    strategy, result = run(hostile(change, "evaluate"), devices)
+    only_device_one_failed(strategy, why, [1, 2, 3])
+    assert len(result.evaluate_metrics_clientapp) == 3
+
+
+def test_an_accuracy_that_is_no_number() -> None:
+    app = SplitClientApp(
+        DeviceHalf,
+        lambda context: (batches(3), batches(1)),
+        ADAM,
+        metrics_fn=lambda outputs, labels: {"eval_acc": 1.0},
+    )
+
+    def lists(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        if message.metadata.message_type == "evaluate":
+            reply.content.metric_records["metrics"]["eval_acc"] = [1.0, 2.0]
+        return reply
+
+    strategy, _ = run(lists, FedAvg(min_available_nodes=3))
+    assert [row["device_accuracy"] for row in strategy.progress.rows] == [None] * 3
+
+
+def test_frames_that_are_none_in_messages() -> None:
+    empty = with_record(FRAME_KEY, ArrayRecord())
+    endpoint = EndpointConfig(transport="messages")
+    strategy, _ = run(hostile(empty), in_turn(), endpoint=endpoint)
+    only_device_one_failed(strategy, "frame 0 came after frame 0", [2])
+
+
+@pytest.mark.parametrize(
+    "name", ["9" * 5000, "\x1b[2J\n", "", "x" * 101, 7, ["0"], b"0"]
+)
+def test_a_name_that_is_none_leaves_the_node_to_its_id(
+    name: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rename(reply: Message) -> None:
+        reply.content["device-name"] = ConfigRecord({"device-name": name})
+
+    strategy, _ = run(hostile(rename, "query.split_device"), together())
+    assert strategy.ledger.devices().keys() == {"0", "2", "1001"}
+    assert "node 1001 goes by its id" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda reply: _set_content(reply, RecordDict()),
+        lambda reply: _error(reply, "\x1b[2Jno\x1b[2J"),
+    ],
+    ids=["nothing", "error"],
+)
+def test_a_query_without_an_answer(
+    change: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy, _ = run(hostile(change, "query.split_device"), together())
+    assert strategy.ledger.devices().keys() == {"0", "2", "1001"}
+    assert "\x1b" not in caplog.text
+
+
+def _set_content(reply: Message, content: RecordDict) -> None:
+    reply.content = content
