@@ -1,17 +1,21 @@
 """The file ``results.json`` of a run."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """Write a run's results as JSON, with a line for each of its ``rounds``."""
+    """Write a run's results as JSON, with a line for each of its ``rounds``.
+
+    A number that is infinite or NaN becomes ``null``: JSON has no word for it.
+    """
     members = []
     for key, value in results.items():
         name = json.dumps(key)
-        text = _value_text(key, value)
+        text = _value_text(key, _with_nulls(value))
         members.append(f"{name}: {text}")
     body = ",\n".join(members)
     return f"{{\n{body}\n}}\n"
@@ -23,6 +27,16 @@ def _value_text(key: str, value: Any) -> str:
     rows = [json.dumps(row) for row in value]
     lines = ",\n".join(rows)
     return f"[\n{lines}\n]"
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -78,3 +78,21 @@ def test_the_file_has_a_line_for_each_round(tmp_path: Path) -> None:
     assert list(json.loads(text)) == ["seed", "traffic", "devices", "rounds"]
     rows = text[text.index('"rounds": [\n') :].splitlines()[1:-2]
     assert [json.loads(row.rstrip(",")) for row in rows] == progress.rows
+
+
+def test_the_file_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
+    """JSON has no word for what is infinite or no number."""
+    ledger = Ledger()
+    progress = Progress(1, ledger)
+    ledger.add(1, "train", Traffic(loss_sum=float("inf"), loss_rows=1), "0")
+    progress.end_round(1, {"accuracy": float("nan")}, {})
+    path = tmp_path / "results.json"
+    progress.write(path, found=[1.5, float("-inf"), {"deep": float("nan")}])
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    results = json.loads(path.read_text(), parse_constant=refuse)
+    assert results["found"] == [1.5, None, {"deep": None}]
+    assert results["rounds"][0]["loss"] is None
+    assert results["rounds"][0]["accuracy"] is None
