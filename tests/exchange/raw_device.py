@@ -50,8 +50,11 @@ class RawDevice:
         self._replies = session_call(self.channel, ticket.token, to_send)
         self.opened = self.ask(open_frame(nonce))
 
-    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+    def send(self, frame: pb.DeviceFrame) -> None:
         self._frames.put(frame)
+
+    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        self.send(frame)
         return next(self._replies)
 
     def drop(self) -> None:

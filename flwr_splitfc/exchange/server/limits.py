@@ -27,6 +27,8 @@ class Limits:
     reply_timeout_s : float (default: 600)
         Seconds that a device has for its Flower reply after its session is over. A
         device that exceeds them is not waited for any longer in the round.
+    connection_idle_timeout_s : float (default: 10)
+        Seconds that a connection may stay without a session.
 
     Raises
     ------
@@ -42,6 +44,7 @@ class Limits:
     idle_timeout_s: float = 600.0
     reconnect_timeout_s: float = 60.0
     reply_timeout_s: float = 600.0
+    connection_idle_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

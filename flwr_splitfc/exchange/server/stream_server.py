@@ -16,11 +16,18 @@ from flwr_splitfc.exchange.protocol.address import (
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
+from flwr_splitfc.exchange.server.descriptors import most_connections
 from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
+from flwr_splitfc.exchange.server.limits import Limits
 
 _HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
 # beyond the sessions: for connections that are being refused or replaced
 _SPARE_STREAMS = 32
+# a device opens one; a proxy may carry those of a few devices
+_STREAMS_OF_A_CONNECTION = 16
+# each takes some ten kB; far more than sessions, or those of a stranger would fill it
+_MOST_CONNECTIONS = 2048
+_ONLY_UNCOMPRESSED = 1  # a bit for each of gRPC's algorithms, none being the first
 _STOP_GRACE_S = 1.0
 
 _TLS_TEXTS: dict[Tls, str] = {
@@ -133,7 +140,7 @@ def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
     server = grpc.server(
         # each stream holds a thread for as long as it is open
         ThreadPoolExecutor(streams, thread_name_prefix="split-session"),
-        options=_options(config.limits.max_frame_bytes),
+        options=_options(config.limits),
         maximum_concurrent_rpcs=streams,
     )
     method_handler = grpc.stream_stream_rpc_method_handler(
@@ -147,10 +154,18 @@ def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
     return server
 
 
-def _options(max_frame_bytes: int) -> list[tuple[str, int]]:
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    connections = most_connections(_MOST_CONNECTIONS, limits.max_sessions)
+    idle_ms = max(round(1000 * limits.connection_idle_timeout_s), 1)
     return [
-        ("grpc.max_send_message_length", max_frame_bytes),
-        ("grpc.max_receive_message_length", max_frame_bytes),
+        ("grpc.max_send_message_length", limits.max_frame_bytes),
+        ("grpc.max_receive_message_length", limits.max_frame_bytes),
+        # frames are dense already, and what inflates gets past limits of size
+        ("grpc.compression_enabled_algorithms_bitset", _ONLY_UNCOMPRESSED),
+        ("grpc.per_message_decompression", 0),
+        ("grpc.max_concurrent_streams", _STREAMS_OF_A_CONNECTION),
+        ("grpc.max_connection_idle_ms", idle_ms),
+        ("grpc.max_allowed_incoming_connections", connections),
         # a taken port must be an error, not a port that two servers share
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
