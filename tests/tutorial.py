@@ -19,6 +19,8 @@ _LEARNED = re.compile(r"(loss|accuracy|'eval_acc':) ([\d.]+)")
 _TOLERANCES = {"loss": 0.4, "accuracy": 30.0, "'eval_acc':": 0.2}
 # differs with the devices that are drawn
 _SENT = re.compile(r"(?<=up )[\d.]+|(?<=down )[\d.]+|[\d.]+(?= MB)")
+# of a coarse codec: differs by several times from batch to batch
+_ERROR = re.compile(r"error \S+% / \S+%")
 _ETA = re.compile(r"ETA.*")
 
 
@@ -53,7 +55,9 @@ class Commands:
 
 
 def _mask(line: str) -> str:
-    return _ETA.sub("", _SENT.sub("#", _LEARNED.sub("#", line)))
+    for varies in (_LEARNED, _ERROR, _SENT):
+        line = varies.sub("#", line)
+    return _ETA.sub("", line)
 
 
 def _numbers(line: str) -> list[float]:

@@ -22,6 +22,7 @@ from flwr_splitfc import (
     SplitLearning,
     answer_device_query,
     connect,
+    cut_codec,
     split_at,
 )
 from flwr_splitfc.codec import codec_settings
@@ -458,6 +459,40 @@ def test_progress_has_a_row_and_a_line_per_round(tmp_path, caplog):
     assert written["seed"] == 0
     assert written["rounds"] == rows
     assert len(strategy.progress.table().splitlines()) == 2 + 2
+
+
+def test_errors_at_the_cut_are_in_metrics_rows_lines_and_the_file(tmp_path, caplog):
+    codec = cut_codec("int8")
+    strategy = split(devices=RoundRobin(fraction_evaluate=0.0), codec=codec)
+    config = ConfigRecord({"steps-per-turn": 10})
+    with caplog.at_level("INFO", "flwr"):
+        result = strategy.start(LocalGrid(app(), 2), arrays(), 2, train_config=config)
+    rows = strategy.progress.rows
+    for server_round, metrics in result.train_metrics_clientapp.items():
+        row = rows[server_round - 1]
+        for error in ("feature_error", "gradient_error"):
+            assert 0 < metrics[error] == row[error] < 0.01
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("| error <0.01% / " in line for line in lines) == 2
+    strategy.progress.write(tmp_path / "results.json")
+    written = json.loads((tmp_path / "results.json").read_text())
+    # one device a round
+    for device, row in zip(("0", "1"), rows, strict=True):
+        assert written["devices"][device]["feature_error"] == row["feature_error"]
+        assert written["devices"][device]["gradient_error"] == row["gradient_error"]
+    assert written["traffic"]["train"]["feature_error_steps"] == 2
+
+
+@pytest.mark.parametrize(("codec", "warned"), [("top-s", 1), ("float32", 0)])
+def test_a_run_whose_features_arrive_too_coarse_is_warned_of(codec, warned, caplog):
+    """Of the 64 features of each sample, three arrive."""
+    coarse = cut_codec(codec, uplink_bits=1.4, downlink_bits=2)
+    strategy = split(devices=RoundRobin(fraction_evaluate=0.0), codec=coarse)
+    config = ConfigRecord({"steps-per-turn": 10})
+    strategy.start(LocalGrid(app(), 2), arrays(), 11, train_config=config)
+    warnings = [line for line in caplog.messages if "Little can be learned" in line]
+    assert len(warnings) == warned
+    assert all("of the features" in warning for warning in warnings)
 
 
 def test_settings_out_of_range():
