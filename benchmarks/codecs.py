@@ -42,6 +42,9 @@ Shape = tuple[int, int]
 Runs = list[tuple[Symbols, Model]]
 """Symbols in the order in which a payload has them, with their models."""
 
+# bits per entry, or more where a codec needs more
+UPLINK_BITS, DOWNLINK_BITS = 0.2, 0.4
+
 FEWEST_ROUNDS = 5
 MOST_ROUNDS = 200
 
@@ -352,13 +355,13 @@ def sender(name: str, batch: Batch) -> Callable[[], Outcome]:
 
 
 def affordable_cut(name: str, rows: int, columns: int) -> CutCodec:
-    """Return the codec with its default budgets, or the smallest ones that work."""
-    cut = cut_codec(name)
-    up, down = cut.smallest_bits(rows, columns)
+    """Return the codec at its quality, or with budgets that work."""
+    codec, _, quality = name.partition("@")
+    if quality:
+        return cut_codec(codec, quality=float(quality))
+    up, down = cut_codec(codec).smallest_bits(rows, columns)
     return cut_codec(
-        name,
-        uplink_bits=max(cut.uplink_bits, up),
-        downlink_bits=max(cut.downlink_bits, down),
+        codec, uplink_bits=max(UPLINK_BITS, up), downlink_bits=max(DOWNLINK_BITS, down)
     )
 
 
@@ -506,7 +509,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--codecs",
         default=",".join([*codec_names(), *PLAIN]),
-        help="by comma (default: %(default)s)",
+        help="by comma; splitfc-rd@20 is at a quality of 20 dB, and splitfc-rd@0 at "
+        "the automatic one (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch (default: %(default)s)"
