@@ -3,6 +3,7 @@
 It is optimizer state, and whatever else devices name.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -14,6 +15,8 @@ from flwr_splitfc.exchange.server.relayed_state import Shape, check_relayed
 OptimizerState = Literal["relay", "per-device", "fresh"]
 
 _TensorsByOwner: TypeAlias = dict[str, Sequence[pb.Tensor]]
+_STATE_BYTES_PER_ENTRY = 64  # of the device half; Adam's two float32 take eight
+_SPARE_STATE_BYTES = 2**20  # for its scalars
 _RELAYED = ""  # owns the optimizer state that goes round; no device has this name
 
 
@@ -55,6 +58,19 @@ class DeviceStates:
 
     def _optimizer_owner(self, device: str) -> str:
         return _RELAYED if self.optimizer_state == "relay" else device
+
+    def most_optimizer_bytes(self, default: int) -> int:
+        """Return how many bytes of optimizer state a device may leave.
+
+        Parameters
+        ----------
+        default : int
+            What to return where the device half is not known.
+        """
+        if self._half is None:
+            return default
+        entries = sum(math.prod(shape) for shape in self._half)
+        return _SPARE_STATE_BYTES + _STATE_BYTES_PER_ENTRY * entries
 
     def of(self, device: str) -> Kept:
         """Return what `device` gets at the start of its next turn."""

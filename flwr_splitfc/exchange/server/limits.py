@@ -19,6 +19,14 @@ class Limits:
         Entries of one mini-batch's labels.
     max_frame_bytes : int (default: 1 GiB - 1)
         Size of one frame.
+    open_timeout_s : float (default: 600)
+        Seconds that a device may leave its session unopened while no other device is in
+        one: where few processes serve many devices, it may have to wait for its turn.
+    turn_timeout_s : float (default: 1800)
+        Seconds from the opening of a session to its end.
+    max_state_bytes : int (default: 64 MiB)
+        Size of what a device may leave for its next turn. Optimizer state may have 64
+        bytes for each entry of the device half, and 1 MiB, where the strategy knows it.
     idle_timeout_s : float (default: 600)
         Seconds that a connected session may stay silent.
     reconnect_timeout_s : float (default: 60)
@@ -41,6 +49,9 @@ class Limits:
     max_matrix_bytes: int = 512 * 2**20
     max_label_entries: int = 2**24
     max_frame_bytes: int = 2**30 - 1
+    open_timeout_s: float = 600.0
+    turn_timeout_s: float = 1800.0
+    max_state_bytes: int = 64 * 2**20
     idle_timeout_s: float = 600.0
     reconnect_timeout_s: float = 60.0
     reply_timeout_s: float = 600.0

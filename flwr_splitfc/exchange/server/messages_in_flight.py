@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import (
@@ -18,6 +17,7 @@ from flwr_splitfc.exchange.protocol.frames import (
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import error_reply
+from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def _take_frame(reply: Message) -> pb.DeviceFrame:
     """Take the frame out of a reply: the strategy knows nothing of frames."""
     frame = pb.DeviceFrame()
     # what cannot be read stays an empty frame, which the session refuses
-    with suppress(DecodeError, ProtocolError):
-        frame.ParseFromString(frame_of(reply))
+    with suppress(ProtocolError):
+        frame = parse_frame(frame_of(reply))
     del reply.content[FRAME_KEY]
     return frame
 

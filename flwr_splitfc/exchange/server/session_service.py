@@ -10,9 +10,11 @@ from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.split_errors import (
     LimitExceeded,
+    ProtocolError,
     SplitError,
     TokenRefused,
 )
+from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import Connection, ServerSession
@@ -20,6 +22,7 @@ from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
+_MOST_OPEN_BYTES = 1024
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
 
@@ -46,9 +49,9 @@ class SessionService:
     # -- streams -----------------------------------------------------------------------
 
     def serve(
-        self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
+        self, frames: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[pb.ServerFrame]:
-        """Answer the frames of one stream."""
+        """Answer the frames of one stream, which come as bytes."""
         session: ServerSession | None = None
         try:
             # nothing of the stream is read before its token is known
@@ -74,12 +77,13 @@ class SessionService:
     def _replies(
         self,
         session: ServerSession,
-        frames: Iterator[pb.DeviceFrame],
+        frames: Iterator[bytes],
         context: grpc.ServicerContext,
     ) -> Iterator[pb.ServerFrame]:
-        first = next(frames, None)
-        if first is None:
+        first_bytes = next(frames, None)
+        if first_bytes is None:
             return
+        first = _parse_open(first_bytes)
         resumed = session.opened
         yield session.open(first, context)
         log_session(
@@ -89,13 +93,21 @@ class SessionService:
             peer=context.peer(),
             by=first.open.software,
         )
-        for frame in frames:
+        for frame_bytes in frames:
+            frame = self._parsed(session, frame_bytes)
             reply = self._answer(session, frame, context)
             if reply is None:
                 return
             yield reply
             if reply.WhichOneof("kind") == "closed":
                 return
+
+    def _parsed(self, session: ServerSession, frame_bytes: bytes) -> pb.DeviceFrame:
+        try:
+            return parse_frame(frame_bytes)
+        except SplitError as refusal:
+            self._end(session, refusal)
+            raise
 
     # -- messages ----------------------------------------------------------------------
 
@@ -122,16 +134,19 @@ class SessionService:
         try:
             reply = session.answer(frame, connection)
         except SplitError as refusal:
-            # before the traffic is entered: the refusal goes down, too
-            count_downlink(session.turn.traffic, _refused(refusal))
-            session.end(refusal)
-            self._accounts.enter(session)
+            self._end(session, refusal)
             raise
         if session.turn.done:
             # before the device knows, so that the round's sums are complete when it
             # replies
             self._accounts.enter(session)
         return reply
+
+    def _end(self, session: ServerSession, refusal: SplitError) -> None:
+        # before the traffic is entered: the refusal goes down, too
+        count_downlink(session.turn.traffic, _refused(refusal))
+        session.end(refusal)
+        self._accounts.enter(session)
 
     def cancel(self, session: ServerSession, why: SplitError) -> None:
         """End a session, and the connection that carries it."""
@@ -165,6 +180,16 @@ def _token_of(context: grpc.ServicerContext) -> str:
         if key == TOKEN_KEY:
             return str(value)
     return ""
+
+
+def _parse_open(frame_bytes: bytes) -> pb.DeviceFrame:
+    """Return the first frame of a stream, which is small, whoever sent it."""
+    if len(frame_bytes) > _MOST_OPEN_BYTES:
+        raise ProtocolError(
+            f"the first frame has {len(frame_bytes)} bytes, "
+            f"at most {_MOST_OPEN_BYTES} may be"
+        )
+    return parse_frame(frame_bytes)
 
 
 def _refused(refusal: SplitError) -> pb.ServerFrame:

@@ -37,7 +37,7 @@ _TLS_TEXTS: dict[Tls, str] = {
 }
 
 StreamHandler: TypeAlias = Callable[
-    [Iterator[pb.DeviceFrame], grpc.ServicerContext], Iterator[pb.ServerFrame]
+    [Iterator[bytes], grpc.ServicerContext], Iterator[pb.ServerFrame]
 ]
 
 logger = getLogger("flwr")
@@ -143,8 +143,9 @@ def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
         options=_options(config.limits),
         maximum_concurrent_rpcs=streams,
     )
+    # frames come as bytes: the handler looks at them before it parses them
     method_handler = grpc.stream_stream_rpc_method_handler(
-        handler, pb.DeviceFrame.FromString, pb.ServerFrame.SerializeToString
+        handler, None, pb.ServerFrame.SerializeToString
     )
     service, method = SESSION_METHOD.strip("/").split("/")
     service_handler = grpc.method_handlers_generic_handler(

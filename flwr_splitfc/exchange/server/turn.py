@@ -20,6 +20,7 @@ from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
+from flwr_splitfc.exchange.server.kept_tensors import check_kept
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
 from flwr_splitfc.exchange.server.received import (
@@ -263,6 +264,9 @@ class Turn:
             self.traffic.link_seconds = close.waited_seconds - busy_seconds
         if self.purpose == "train":
             self._take_feature_errors(close)
+            most_bytes = self.limits.max_state_bytes
+            check_kept(close.state, most_bytes)
+            check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))
             kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
             self.states.keep(self.device, kept)
         self.forget()
