@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
 
@@ -77,7 +77,8 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         message_ids = self.push_messages(messages)
-        return [self._futures.pop(one).result(timeout) for one in message_ids]
+        wait([self._futures[one] for one in message_ids], timeout)
+        return self.pull_messages(message_ids)
 
     def set_run(self, run: Any) -> None:
         raise AssertionError("not used")

@@ -1,4 +1,4 @@
-"""Every run-config on the shelf fits every example, and so do the examples' own."""
+"""Every run-config on the shelf fits every example with a `SplitServerApp`, and so do the examples' own."""
 
 import tomllib
 from dataclasses import fields
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flwr_splitfc import EndpointConfig
 from flwr_splitfc.apps.run_codecs import codec_of
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.strategies import UNSPLIT
@@ -14,7 +15,12 @@ from flwr_splitfc.codec import CodecEntry, codec_table, cut_codec
 from flwr_splitfc.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
-APPS = sorted(ROOT.glob("examples/*/pyproject.toml"))
+APPS = [
+    app
+    for app in sorted(ROOT.glob("examples/*/pyproject.toml"))
+    if app.parent.name != "quickstart"  # it has a ServerApp of its own
+]
+TIMEOUTS = ("open", "turn", "idle", "reconnect", "reply")
 SHELF = sorted(ROOT.glob("strategies/*.toml"))
 OWN = [
     (app, config)
@@ -51,7 +57,14 @@ def test_every_key_is_one_of_the_apps(app: Path, run_config: Path) -> None:
 def test_every_key_of_a_split_server_app_is_one_of_the_apps(app: Path) -> None:
     wanted = {field.name.replace("_", "-") for field in fields(RunSettings)}
     wanted |= {"codec", "codec-settings", "output-codec", "output-codec-settings"}
+    wanted |= {f"split-{what}-timeout-s" for what in TIMEOUTS}
     assert not wanted - keys_of(app).keys()
+
+
+@pytest.mark.parametrize("app", APPS, ids=lambda path: path.parent.name)
+def test_the_apps_keys_are_what_no_key_is(app: Path) -> None:
+    config = {**keys_of(app), "split-address": ""}
+    assert EndpointConfig.from_run_config(config) == EndpointConfig()
 
 
 @pytest.mark.parametrize("entry", codec_table(), ids=lambda entry: entry.name)

@@ -35,6 +35,7 @@ class RunSettings:
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
     num_devices: int = 2
+    round_timeout_s: float = 3600.0
     seed: int = 0
     torch_threads: int = 1
     device_precision: str = "float32"
@@ -63,6 +64,10 @@ class RunSettings:
             raise ValueError(
                 f"fraction-train is {self.fraction_train}, "
                 "wanted more than 0 and at most 1"
+            )
+        if not self.round_timeout_s > 0:
+            raise ValueError(
+                f"round-timeout-s is {self.round_timeout_s}, wanted more than 0"
             )
         self.budgets()  # raises for texts that are no rule and no schedule
 

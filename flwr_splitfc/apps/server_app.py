@@ -118,6 +118,8 @@ class SplitServerApp(ServerApp):
                                             coded as `evaluation` says;
                                             ``device_accuracy`` of the results
     ``num-devices``           2             how many to wait for before the first round
+    ``round-timeout-s``       3600          seconds after which a round ends without the
+                                            devices that are missing
     ``seed``                  0             everything random in the run follows from it
     ``torch-threads``         1             of the server and of each device
     ``device-precision``      "float32"     of the devices' layers: float32, or bfloat16
@@ -212,6 +214,7 @@ class SplitServerApp(ServerApp):
             grid,
             ArrayRecord(device.state_dict()),
             settings.num_rounds,
+            settings.round_timeout_s,
             train_config=settings.train_config(),
             evaluate_config=settings.evaluate_config(),
             evaluate_fn=self._evaluate_fn(
@@ -291,6 +294,7 @@ class SplitServerApp(ServerApp):
             MeteredGrid(grid, ledger, ReplyChecks(initial, "num-examples")),
             initial,
             settings.num_rounds,
+            settings.round_timeout_s,
             train_config=settings.train_config(),
             evaluate_config=settings.evaluate_config(),
             evaluate_fn=progress.watch(

@@ -5,6 +5,7 @@ What it trains, what it writes, and which keys it refuses.
 
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -444,6 +445,34 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert same(joined(tmp_path / "resumed"), joined(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+def test_a_rounds_timeout_is_a_key(strategy: str, tmp_path: Path) -> None:
+    """The round ends without the device that never replies."""
+    the_run_is_over = Event()
+
+    def load(context: Context) -> Any:
+        if context.node_config["partition-id"] == 1:
+            the_run_is_over.wait()
+        return load_data(context)
+
+    config = {
+        "strategy": strategy,
+        "devices": "fedavg",
+        "num-devices": 3,
+        "num-rounds": 1,
+        "round-timeout-s": 5,
+        "results-dir": str(tmp_path),
+    }
+    adam = torch.optim.Adam
+    server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
+    client = SplitClientApp(
+        DeviceHalf, load, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
+    )
+    results = results_of(server, client, config, workers=3)
+    the_run_is_over.set()
+    assert results["rounds"][0]["steps"] == 10
+
+
 def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
     for name, options in (("free", {}), ("clipped", {"max_grad_norm": 1e-9})):
@@ -499,6 +528,7 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ),
         ("fraction_train", 1.5, "fraction-train is 1.5"),
         ("evaluate_on_devices", 1, "evaluate-on-devices is 1, wanted bool"),
+        ("round_timeout_s", 0, "round-timeout-s is 0.0, wanted more than 0"),
         ("seed", "0", "seed is '0', wanted int"),
         ("results_dir", 3, "results-dir is 3, wanted str"),
         (

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
@@ -47,6 +47,13 @@ def run(
                 return bad_turn(message, context)
         return GOOD(message, context)
 
+    return run_app(app, grid_type, rounds, **limits)
+
+
+def run_app(
+    app, grid_type: type[LocalGrid] = LocalGrid, rounds: int = 3, **limits
+) -> SplitLearning:
+    """Train three devices in each round."""
     strategy = SplitLearning(
         seeded(ServerHalf),
         nn.CrossEntropyLoss(),
@@ -107,6 +114,62 @@ def test_one_that_never_replies_after_its_session():
     strategy = run(silent, reply_timeout_s=2.0)
     the_run_is_over.set()
     only_device_one_failed(strategy, "no reply within 2 s after its session")
+
+
+def test_one_that_never_opens_its_ticket():
+    the_run_is_over = threading.Event()
+
+    def never(message, context):
+        the_run_is_over.wait()
+
+    strategy = run(never, open_timeout_s=2.0)
+    the_run_is_over.set()
+    only_device_one_failed(strategy, "no session opened within 2 s")
+    assert strategy.ledger.of(2, "train").steps == 6
+
+
+def test_one_that_waits_while_others_train_is_in_time():
+    """In a simulation few processes serve all devices, one after another."""
+    one_begins = threading.Event()
+
+    def app(message, context):
+        is_train = message.metadata.message_type == "train"
+        if not is_train or Ticket.from_message(message).server_round != 2:
+            return GOOD(message, context)
+        if context.node_config["partition-id"] == 1:
+            time.sleep(4.0)
+            one_begins.set()
+            return GOOD(message, context)
+        return slowly(message, context)
+
+    def slowly(message, context):
+        half = seeded(DeviceHalf)
+        with connect(message, context) as session:
+            x, y = batches(1)[0]
+            session.loss(half(x), y)
+            while not one_begins.wait(0.05):
+                session.loss(half(x), y)
+            metrics = MetricRecord(session.metrics())
+        arrays = ArrayRecord(half.state_dict())
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    strategy = run_app(app, open_timeout_s=2.0)
+    assert [strategy.ledger.failures(number) for number in (1, 2, 3)] == [{}, {}, {}]
+
+
+def test_one_that_asks_now_and_then_for_ever():
+    the_run_is_over = threading.Event()
+
+    def dawdle(message, context):
+        x, _ = batches(1)[0]
+        with connect(message, context) as session:
+            while not the_run_is_over.wait(0.05):
+                session.predict(seeded(DeviceHalf)(x))
+
+    strategy = run(dawdle, turn_timeout_s=2.0)
+    the_run_is_over.set()
+    only_device_one_failed(strategy, "its turn took more than 2 s")
 
 
 def test_one_that_goes_on_for_ever():

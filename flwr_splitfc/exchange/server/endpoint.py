@@ -1,5 +1,6 @@
 """The split endpoint: where devices' sessions meet the server half."""
 
+import math
 import time
 from logging import getLogger
 from types import TracebackType
@@ -16,7 +17,7 @@ from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.session_service import SessionService
 from flwr_splitfc.exchange.server.stream_server import StreamServer
-from flwr_splitfc.exchange.server.timeouts import reason_to_give_up, silence_of
+from flwr_splitfc.exchange.server.timeouts import overdue, reason_to_give_up
 from flwr_splitfc.exchange.server.turn import Turn
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
@@ -195,7 +196,7 @@ class SplitEndpoint:
             self._service.cancel(session, why)
 
     def sweep(self) -> dict[str, str]:
-        """End the sessions whose devices are silent or gone for too long.
+        """End the sessions whose devices take too long.
 
         Returns
         -------
@@ -203,12 +204,15 @@ class SplitEndpoint:
             By token, why a device's reply need not be awaited any longer.
         """
         now = time.monotonic()
+        sessions = self._registry.sessions()
+        heard_s = [session.silent_s for session in sessions if session.opened]
+        quiet_s = min(heard_s, default=math.inf)
         given_up = {}
-        for session in self._registry.sessions():
+        for session in sessions:
             # where frames travel in messages, Flower watches over the devices
-            silence = silence_of(session, self.limits) if self._streams else None
-            if silence is not None:
-                self._service.cancel(session, silence)
+            late = overdue(session, self.limits, quiet_s) if self._streams else None
+            if late is not None:
+                self._service.cancel(session, late)
             why = reason_to_give_up(session, self.limits, now)
             if why is not None:
                 given_up[session.token] = why

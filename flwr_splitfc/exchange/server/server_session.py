@@ -100,6 +100,11 @@ class ServerSession:
         """Seconds since the device was heard of, or lost; 0 while it is answered."""
         return 0.0 if self._busy else time.monotonic() - self._last_seen
 
+    @property
+    def turn_s(self) -> float:
+        """Seconds since it was opened, which it was."""
+        return time.monotonic() - self.opened_at
+
     # -- from opening to ending --------------------------------------------------------
 
     def check(self, token: str) -> None:

@@ -5,19 +5,37 @@ from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import ServerSession
 
 
-def silence_of(session: ServerSession, limits: Limits) -> SessionCancelled | None:
-    """Return the error that ends a session whose device is silent or gone too long."""
-    if not session.running:
+def overdue(
+    session: ServerSession, limits: Limits, quiet_s: float
+) -> SessionCancelled | None:
+    """Return the error that ends a session whose device takes too long, if it does.
+
+    Parameters
+    ----------
+    session : ServerSession
+    limits : Limits
+    quiet_s : float
+        Seconds since any device in a session was heard of.
+    """
+    if session.ended_at:
         return None
-    if session.connected:
-        state = "silent"
+    if not session.opened_at:
+        limit_s = limits.open_timeout_s
+        what = "no session opened within"
+        waited_s = min(session.silent_s, quiet_s)
+    elif session.turn_s > limits.turn_timeout_s:
+        limit_s = limits.turn_timeout_s
+        what = "its turn took more than"
+        waited_s = session.turn_s
+    elif session.connected:
         limit_s = limits.idle_timeout_s
+        what = "silent for"
+        waited_s = session.silent_s
     else:
-        state = "disconnected"
         limit_s = limits.reconnect_timeout_s
-    if session.silent_s <= limit_s:
-        return None
-    return SessionCancelled(f"{state} for {limit_s:g} s")
+        what = "disconnected for"
+        waited_s = session.silent_s
+    return SessionCancelled(f"{what} {limit_s:g} s") if waited_s > limit_s else None
 
 
 def reason_to_give_up(session: ServerSession, limits: Limits, now: float) -> str | None:
