@@ -204,6 +204,11 @@ def test_configs_that_cannot_work():
         ({"split-certificate": "/x.pem"}, "belong together"),
         ({"split-transport": "pigeon"}, "transport is 'pigeon'"),
         ({"split-idle-timeout-s": 0}, "idle_timeout_s is 0"),
+        ({"split-idle-timeout-s": "60"}, "split-idle-timeout-s is '60', wanted float"),
+        ({"split-idle-timeout-s": True}, "split-idle-timeout-s is True, wanted float"),
+        ({"split-max-sessions": 2.5}, "split-max-sessions is 2.5, wanted int"),
+        ({"split-port": "9099x"}, "split-port is '9099x', wanted int"),
+        ({"split-host": 7}, "split-host is 7, wanted str"),
         ({"split-hosts": "::"}, r"unknown run-config keys \['split-hosts'\]"),
     ],
 )
@@ -232,6 +237,22 @@ def test_a_run_config_gives_the_endpoint(tmp_path):
     assert made.limits == Limits(max_steps=7)
     assert made.certificate == Certificate.from_files(pki.chain, pki.key, pki.ca)
     assert EndpointConfig.from_run_config({"seed": 3}) == EndpointConfig()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(reconnect_timeout_s=60),
+        EndpointConfig.from_run_config({"split-reconnect-timeout-s": 60}).limits,
+    ],
+    ids=["limits", "run-config"],
+)
+def test_seconds_may_be_whole(limits):
+    config = EndpointConfig(limits=limits)
+    with SplitEndpoint(
+        make_endpoint().halves, cut_codec("float32"), config=config
+    ) as endpoint:
+        assert trains(ticket_message(endpoint))
 
 
 def test_a_port_that_is_taken_is_named():

@@ -90,7 +90,8 @@ class Ticket:
             "seed": self.seed,
             "tls": self.tls,
             "authority": self.authority,
-            "reconnect-timeout-s": self.reconnect_timeout_s,
+            # devices want a float, which whole seconds may not be
+            "reconnect-timeout-s": float(self.reconnect_timeout_s),
         }
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value

@@ -1,8 +1,8 @@
 """Where the split endpoint listens, how devices reach it, and what it grants them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -11,7 +11,7 @@ from flwr_splitfc.exchange.protocol.address import (
 )
 from flwr_splitfc.exchange.server.certificate import Certificate
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.settings import RunConfig, Scalar
+from flwr_splitfc.settings import RunConfig, Scalar, check_scalar
 
 Transport = Literal["stream", "messages"]
 
@@ -107,13 +107,12 @@ class EndpointConfig:
         Limits(max_sessions=8, ...)
         """
         given = _given_settings(config)
-        settings: dict[str, Any] = {
-            key: read(given[key]) for key, read in _READERS.items() if key in given
-        }
-        limits: dict[str, Any] = {
-            name: given[key] for key, name in _LIMIT_NAMES.items() if key in given
-        }
-        return cls(**settings, certificate=_certificate(given), limits=Limits(**limits))
+        settings = _typed(given, _TYPES)
+        if "tls" in given:
+            settings["tls"] = _read_tls(given["tls"])
+        limits = _typed(given, _LIMIT_TYPES)
+        named = {key.replace("-", "_"): limit for key, limit in limits.items()}
+        return cls(**settings, certificate=_certificate(given), limits=Limits(**named))
 
     @property
     def encrypted(self) -> bool:
@@ -130,16 +129,26 @@ def _read_tls(value: Scalar) -> bool | None:
 
 
 # Keys without their prefix. Those of single fields are the fields' names.
-_READERS: Final[Mapping[str, Callable[[Scalar], Any]]] = {
+_TYPES: Final[Mapping[str, type]] = {
     "host": str,
     "port": int,
     "address": str,
-    "tls": _read_tls,
     "transport": str,
 }
 _CERTIFICATE_FILES = ("certificate", "private-key", "ca-certificate")
-_LIMIT_NAMES = {field.name.replace("_", "-"): field.name for field in fields(Limits)}
-_KEYS = {*_READERS, *_CERTIFICATE_FILES, *_LIMIT_NAMES}
+_LIMIT_TYPES: Final[Mapping[str, type]] = {
+    name.replace("_", "-"): kind for name, kind in get_type_hints(Limits).items()
+}
+_KEYS = {*_TYPES, "tls", *_CERTIFICATE_FILES, *_LIMIT_TYPES}
+
+
+def _typed(given: Mapping[str, Scalar], types: Mapping[str, type]) -> dict[str, Any]:
+    """Return the settings among `types`, each of its type; a float may be whole."""
+    return {
+        key: check_scalar(_PREFIX + key, given[key], kind)
+        for key, kind in types.items()
+        if key in given
+    }
 
 
 def _given_settings(config: RunConfig) -> dict[str, Scalar]:
