@@ -94,6 +94,9 @@ class SplitLearning(Strategy):
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
     seed : int (default: 0)
         Everything random at the cut and in the server half follows from it.
+    feature_shape : sequence of int, optional
+        The shape of a sample's features at the cut, such as (32, 6, 6). Others are
+        refused. By default each turn goes by the first shape that its device sends.
     endpoint : EndpointConfig, optional
         Where sessions are served, how devices reach it, TLS and limits; the default is
         for devices on this machine, as in the simulation engine.
@@ -156,6 +159,7 @@ class SplitLearning(Strategy):
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        feature_shape: Sequence[int] | None = None,
         endpoint: EndpointConfig | None = None,
         record_updates: bool = False,
         checkpoint: str | Path | None = None,
@@ -175,6 +179,7 @@ class SplitLearning(Strategy):
             max_grad_norm=max_grad_norm,
             device=device,
             seed=seed,
+            feature_shape=feature_shape,
         )
         self.half.record_updates = record_updates
         self.server_model = self.half.model
@@ -280,9 +285,7 @@ class SplitLearning(Strategy):
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
 
-    def _new_run(
-        self, num_rounds: int, arrays: ArrayRecord | None = None
-    ) -> RunState:
+    def _new_run(self, num_rounds: int, arrays: ArrayRecord | None = None) -> RunState:
         return RunState(
             self.half,
             self.devices,

@@ -6,7 +6,9 @@ any of them. Protobuf's wire format: a field is a tag, which is its number times
 and its wire type, and its value; https://protobuf.dev/programming-guides/encoding
 """
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -43,8 +45,8 @@ class _Walk:
         self._fields = 0
         self._framing_bytes = 0
 
-    def over(self, message: Descriptor, begin: int, end: int) -> None:
-        """Walk over the bytes of a message, and those in it."""
+    def over(self, message: Any, begin: int, end: int) -> None:
+        """Walk over the bytes of a message, by its descriptor, and those in it."""
         at = begin
         while at < end:
             tag, at = self._varint(at, end)

@@ -99,6 +99,8 @@ class HalfTrainer:
     seed : int (default: 0)
         Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's
         own generators alone.
+    feature_shape : sequence of int, optional
+        The shape of a sample's features. Default: each turn goes by its first.
 
     Attributes
     ----------
@@ -120,6 +122,7 @@ class HalfTrainer:
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        feature_shape: Sequence[int] | None = None,
     ) -> None:
         _check_settings(accumulate_steps, max_grad_norm)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,7 +139,7 @@ class HalfTrainer:
         self.steps = 0
         self.record_updates = False
         self.updates: list[Update] = []
-        self.feature_shape: tuple[int, ...] | None = None
+        self.feature_shape = None if feature_shape is None else tuple(feature_shape)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._undo = StepUndo(self.model, self.optimizer, self.scheduler)
         self._changes = 0
@@ -152,7 +155,7 @@ class HalfTrainer:
             model = deepcopy(self.model)
         # gradients that the original has accumulated are its own
         model.zero_grad()
-        copy = HalfTrainer(
+        return HalfTrainer(
             model,
             self.loss_fn,
             self._make_optimizer,
@@ -161,9 +164,8 @@ class HalfTrainer:
             max_grad_norm=self.max_grad_norm,
             device=self.device,
             seed=seed,
+            feature_shape=self.feature_shape,
         )
-        copy.feature_shape = self.feature_shape
-        return copy
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that training goes on from.
@@ -178,7 +180,6 @@ class HalfTrainer:
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "gradients": [parameter.grad for parameter in self._parameters],
                 "steps": self.steps,
-                "feature_shape": self.feature_shape,
                 "updates": [tuple(update) for update in self.updates],
             }
 
@@ -195,7 +196,6 @@ class HalfTrainer:
                     gradient = gradient.to(self.device)
                 parameter.grad = gradient
             self.steps = state["steps"]
-            self.feature_shape = state["feature_shape"]
             self.updates = [Update(*update) for update in state["updates"]]
             self._note_weights()
 
@@ -370,7 +370,6 @@ class HalfTrainer:
         self.steps += 1
         if self.record_updates and origin is not None:
             self.updates.append(origin)
-        self.feature_shape = tuple(x.shape[1:])
         # a server half may ignore its input
         if x_grad is None:
             return torch.zeros_like(x, device="cpu")

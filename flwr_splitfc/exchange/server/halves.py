@@ -76,7 +76,6 @@ class CopiedHalves(Halves):
 
     def give_back(self, half: HalfTrainer, rows: int) -> None:
         with self._lock:
-            self.half.feature_shape = half.feature_shape
             self._rows += rows
             for name, value in half.model.state_dict().items():
                 weighted = value.double() * rows

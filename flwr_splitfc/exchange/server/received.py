@@ -85,7 +85,7 @@ def _check_sample_shape(
     if sample_shape is not None and shape[1:] != sample_shape:
         raise FeaturesRefused(
             f"features of a sample have shape {shape[1:]}, "
-            f"the server half takes {sample_shape}"
+            f"the turn takes {sample_shape}"
         )
 
 

@@ -106,6 +106,7 @@ class Turn:
         # The largest batch so far. A smaller one, the last of an epoch, may go over the
         # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
+        self._sample_shape: tuple[int, ...] | None = None
         self._begun: _Begun | None = None
         # how long frames were answered so far
         self._busy = Stopwatch()
@@ -287,13 +288,16 @@ class Turn:
         return features, link
 
     def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
-        return decode_features(
+        features, link = decode_features(
             matrix,
             self.codec,
             stype=stype,
-            sample_shape=self.half.feature_shape,
+            sample_shape=self._sample_shape or self.half.feature_shape,
             max_bytes=self.limits.max_matrix_bytes,
         )
+        # of this turn alone: what one device sends must not keep others out
+        self._sample_shape = tuple(features.shape[1:])
+        return features, link
 
     def _encode_gradient(
         self, gradient: torch.Tensor, link: Link, labels_per_row: float | None = None
