@@ -1,11 +1,13 @@
 """TLS: the run's own certificate, pinned by the ticket, or given ones; plaintext only where it was asked for."""
 
 import socket
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from cryptography import x509
 from flwr.app import Context, RecordDict
 from torch import nn
 
@@ -23,6 +25,7 @@ from flwr_splitfc.exchange import (
     SharedHalf,
     SplitEndpoint,
 )
+from flwr_splitfc.exchange.server import certificate
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import ticket_message
 from tests.processes.pki import make_pki
@@ -152,6 +155,49 @@ def test_plaintext_off_loopback_only_in_so_many_words(caplog):
     with make_endpoint(host="0.0.0.0", address="127.0.0.1", tls=False) as endpoint:
         assert trains(ticket_message(endpoint))
     assert "plaintext" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["ml.example.org", "10.0.0.7", "2001:db8::7"])
+def test_an_address_off_loopback_gets_tls_wherever_the_server_listens(address):
+    """Behind a proxy or a tunnel, the server itself listens on loopback."""
+    with make_endpoint(address=address) as endpoint:
+        assert endpoint.issue("train", "0", 1).tls == "pinned"
+        assert trains(ticket_message(endpoint), node(**{"split-address": "127.0.0.1"}))
+
+
+def test_plaintext_to_an_address_off_loopback_is_warned_of(caplog):
+    with make_endpoint(address="ml.example.org:443", tls=False) as endpoint:
+        assert endpoint.issue("train", "0", 1).tls == "off"
+    assert "cross the network in plaintext" in caplog.text
+
+
+def test_a_node_that_leaves_loopback_in_plaintext_is_warned(caplog):
+    """Its own config has it connect elsewhere than the ticket says."""
+    caplog.set_level("WARNING", "flwr")
+    with make_endpoint() as endpoint:
+        assert trains(ticket_message(endpoint))
+        assert not caplog.text
+        elsewhere = node(**{"split-address": "unreachable.invalid"})
+        with pytest.raises(EndpointUnreachable):
+            trains(ticket_message(endpoint), elsewhere)
+    assert "go to unreachable.invalid" in caplog.text
+    assert "in plaintext" in caplog.text
+
+
+@pytest.mark.parametrize("ahead", [timedelta(days=2), timedelta(days=-20_000)])
+def test_a_servers_clock_does_not_matter_to_a_pinned_certificate(ahead, monkeypatch):
+    class WrongClock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + ahead
+
+    monkeypatch.setattr(certificate, "datetime", WrongClock)
+    with make_endpoint(tls=True) as endpoint:
+        assert trains(ticket_message(endpoint))
+        authority = endpoint.issue("train", "0", 1).authority.encode()
+    made = x509.load_pem_x509_certificate(authority)
+    assert made.not_valid_before_utc == datetime(1970, 1, 1, tzinfo=UTC)
+    assert made.not_valid_after_utc.year == 9999
 
 
 def ipv6_here() -> bool:

@@ -7,6 +7,7 @@ frame by its number: each is applied once.
 
 import secrets
 from importlib.metadata import version
+from logging import getLogger
 
 import grpc
 
@@ -31,6 +32,8 @@ from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0
+
+logger = getLogger("flwr")
 
 _FULL = grpc.StatusCode.UNAVAILABLE
 
@@ -64,6 +67,12 @@ class Stream:
 
     def open(self) -> pb.Opened:
         """Open the session, and return what earlier turns left."""
+        host, _ = split_address(self.address)
+        if self.ticket.tls == "off" and not is_loopback(host):
+            logger.warning(
+                "Features and gradients go to %s in plaintext, as the ticket says",
+                self.address,
+            )
         patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
         reply = self._until_answered(None, patience_s)
         return reply.opened

@@ -34,8 +34,8 @@ class EndpointConfig:
         containers, NAT and proxies; default `host` and the port listened on. A node's
         own config may override it by ``split-address``.
     tls : bool, optional
-        Default: off where only this machine can connect, on elsewhere. False is
-        plaintext everywhere.
+        Default: off where `host` and `address` are this machine's own, on elsewhere.
+        False is plaintext everywhere.
     certificate : Certificate, optional
         For TLS; default a self-signed one for the run, which devices get with their
         tickets.
@@ -118,8 +118,16 @@ class EndpointConfig:
     def encrypted(self) -> bool:
         """Whether sessions are encrypted."""
         if self.tls is None:
-            return self.certificate is not None or not is_loopback(self.host)
+            return self.certificate is not None or self.leaves_this_machine
         return self.tls
+
+    @property
+    def leaves_this_machine(self) -> bool:
+        """Whether sessions cross a network, by `host` or by a proxy at `address`."""
+        hosts = [self.host]
+        if self.address:
+            hosts.append(split_address(self.address)[0])
+        return not all(is_loopback(host) for host in hosts)
 
 
 def _read_tls(value: Scalar) -> bool | None:

@@ -8,11 +8,7 @@ from typing import TypeAlias
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.address import (
-    is_loopback,
-    join_address,
-    split_address,
-)
+from flwr_splitfc.exchange.protocol.address import join_address, split_address
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
@@ -127,8 +123,7 @@ class StreamServer:
         )
         if self.address != self._listening_address:
             logger.info("Devices are told to connect to %s", self.address)
-        off_this_machine = not is_loopback(self._config.host)
-        if self.tls == "off" and off_this_machine:
+        if self.tls == "off" and self._config.leaves_this_machine:
             logger.warning(
                 "Features, gradients and tokens cross the network in plaintext, "
                 "as tls=False asks for"
