@@ -70,7 +70,8 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        done = [one for one in message_ids if self._futures[one].done()]
+        waiting = [one for one in message_ids if one in self._futures]
+        done = [one for one in waiting if self._futures[one].done()]
         return [self._futures.pop(one).result() for one in done]
 
     def send_and_receive(

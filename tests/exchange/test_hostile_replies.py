@@ -22,9 +22,17 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from torch import nn
 
-from flwr_splitfc import EndpointConfig, RoundRobin, SplitClientApp, SplitLearning
+from flwr_splitfc import (
+    EndpointConfig,
+    Limits,
+    RoundRobin,
+    SplitClientApp,
+    SplitLearning,
+)
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
@@ -49,8 +57,8 @@ def hostile(change: Change, kind: str = "train") -> Any:
     return app
 
 
-def run(app: Any, devices: Strategy, **options: Any) -> tuple[SplitLearning, Any]:
-    strategy = SplitLearning(
+def make(devices: Strategy, **options: Any) -> SplitLearning:
+    return SplitLearning(
         seeded(ServerHalf),
         nn.CrossEntropyLoss(),
         ADAM,
@@ -58,6 +66,10 @@ def run(app: Any, devices: Strategy, **options: Any) -> tuple[SplitLearning, Any
         devices=devices,
         **options,
     )
+
+
+def run(app: Any, devices: Strategy, **options: Any) -> tuple[SplitLearning, Any]:
+    strategy = make(devices, **options)
     arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -332,3 +344,45 @@ def test_a_query_without_an_answer(
 
 def _set_content(reply: Message, content: RecordDict) -> None:
     reply.content = content
+
+
+class Wire(LocalGrid):
+    """Replies come as Flower's bytes, those of device 1 with a broken array."""
+
+    broken_type = "train"
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [
+            self._off_the_wire(reply) for reply in super().pull_messages(message_ids)
+        ]
+
+    def _off_the_wire(self, reply: Message) -> Message:
+        objects = get_all_nested_objects(reply)
+        contents = {key: each.deflate() for key, each in objects.items()}
+        is_device_one = reply.metadata.src_node_id == 1001
+        if is_device_one and reply.metadata.message_type == self.broken_type:
+            for key, each in objects.items():
+                if not isinstance(each, Message):
+                    contents[key] = contents[key].replace(b"{", b"[")
+        read = inflate_object_from_contents(reply.object_id, contents)
+        assert isinstance(read, Message)
+        read.metadata.__dict__["_message_id"] = reply.metadata.message_id
+        return read
+
+
+@pytest.mark.parametrize("broken_type", ["train", "query.split_device"])
+def test_messages_that_flower_cannot_read(
+    broken_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = Wire(HONEST, 3)
+    grid.broken_type = broken_type
+    strategy = make(
+        in_turn(), endpoint=EndpointConfig(limits=Limits(reply_timeout_s=2))
+    )
+    strategy.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
+    assert "cannot be read" in caplog.text
+    if broken_type == "train":
+        only_device_one_failed(strategy, "no reply within 2 s", [2])
+    else:
+        assert strategy.ledger.devices().keys() == {"0", "1001", "2"}
+        assert strategy.ledger.total("train").steps == 9

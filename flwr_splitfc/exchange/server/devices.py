@@ -13,7 +13,7 @@ from flwr_splitfc.exchange.protocol.device_query import (
     NODE_CONFIG_KEY,
     QUERY_TYPE,
 )
-from flwr_splitfc.exchange.server.flower_messages import failure_of
+from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, failure_of
 from flwr_splitfc.settings import Scalar
 
 _NodeConfig: TypeAlias = dict[str, Scalar]
@@ -67,7 +67,13 @@ class Devices:
             # or another node could say it before
             self._owners.setdefault(str(node_id), node_id)
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
-        replies = list(self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S))
+        try:
+            replies = list(
+                self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S)
+            )
+        except UNREADABLE:
+            self._ask_one_by_one(node_ids)
+            return
         # by what was asked, not by what a reply says of its origin
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
         for query in sorted(queries, key=_node_asked):
@@ -78,6 +84,16 @@ class Devices:
                 self._note_answer(_node_asked(query), reply)
             else:
                 self._note_error(_node_asked(query), reply)
+
+    def _ask_one_by_one(self, node_ids: list[int]) -> None:
+        """Ask nodes of which one gives an answer that Flower cannot read."""
+        if len(node_ids) == 1:
+            (node_id,) = node_ids
+            logger.warning("node %d goes by its id: its answer cannot be read", node_id)
+            self._names[node_id] = str(node_id)
+            return
+        for node_id in node_ids:
+            self._ask([node_id])
 
     def _note_answer(self, node_id: int, reply: Message) -> None:
         records = reply.content.config_records

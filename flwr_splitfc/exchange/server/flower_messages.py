@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flwr.app import Error, Message, MetricRecord
+from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.told_text import indented, one_line
@@ -13,6 +14,9 @@ from flwr_splitfc.exchange.server.traffic import Traffic
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
 _MOST_REASON_CHARACTERS = 500
 _UNKNOWN_ERROR = 0  # among Flower's error codes
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, DecodeError)
+"""What Flower raises for a message whose bytes are none, whoever sent them."""
 
 
 def purpose_of(message: Message) -> Purpose | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from logging import getLogger
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,8 +17,11 @@ from flwr_splitfc.exchange.protocol.frames import (
 )
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
-from flwr_splitfc.exchange.server.flower_messages import error_reply
+from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, error_reply
 from flwr_splitfc.exchange.server.frame_bytes import parse_frame
+from flwr_splitfc.exchange.server.told_text import one_line
+
+logger = getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,14 @@ class MessagesInFlight:
     def pull(self) -> list[tuple[Message, Outgoing]]:
         """Return the replies that are in, each with what it replies to."""
         pulled = []
-        for reply in self._grid.pull_messages(list(self._waiting)):
+        try:
+            replies = list(self._grid.pull_messages(list(self._waiting)))
+        except UNREADABLE as error:
+            # Flower does not say whose it was, and what was pulled with it is lost:
+            # their devices' time to reply runs out
+            logger.warning("A reply cannot be read: %s", one_line(repr(error), 200))
+            return []
+        for reply in replies:
             asked = self._waiting.pop(reply.metadata.reply_to_message_id, None)
             # A reply that nothing waits for must not end the run for all.
             if asked is not None:
