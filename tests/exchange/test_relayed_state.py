@@ -77,7 +77,7 @@ LIES = [
     ({99: {"exp_avg": like_weight(0.0)}}, "the device half has 2 arrays"),
     ({"-1": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
     ({"nobody": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
-    ({"9" * 5000: {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
+    ({"9" * 5000: {"exp_avg": like_weight(0.0)}}, "of 5008 characters"),
     ({0: {"\x1b[2J\n": like_weight(0.0)}}, "no name of optimizer state"),
     ({0: {"exp_avg": torch.zeros(7)}}, r"has shape \(7,\)"),
     ({0: {"a": like_weight(0), "b": torch.zeros(4)}}, "two shapes"),

@@ -20,6 +20,7 @@ from flwr_splitfc.exchange.server.stream_server import StreamServer
 from flwr_splitfc.exchange.server.timeouts import overdue, reason_to_give_up
 from flwr_splitfc.exchange.server.turn import Turn
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
+from flwr_splitfc.exchange.server.work_budget import WorkBudget
 
 logger = getLogger("flwr")
 
@@ -64,6 +65,7 @@ class SplitEndpoint:
         self.seed = seed
         self.config = config or EndpointConfig()
         self.limits = self.config.limits
+        self._budget = WorkBudget(self.limits.max_work_bytes)
         self._registry = SessionRegistry()
         self._accounts = TurnAccounts(self.ledger)
         self._service = SessionService(self._registry, self._accounts, self.limits)
@@ -135,6 +137,7 @@ class SplitEndpoint:
             self.limits,
             output_codec=output_codec,
             seed=self.seed,
+            budget=self._budget,
         )
         session = ServerSession(turn)
         self._registry.add(session)

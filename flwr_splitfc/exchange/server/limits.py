@@ -13,8 +13,17 @@ class Limits:
         Sessions at once; each holds a thread.
     max_steps : int (default: 1,000,000)
         Steps and predictions of one session.
+    max_train_rows : int (default: 4096)
+        Samples of one mini-batch of training. `EndpointConfig.from_run_config` takes
+        the run-config's ``batch-size`` where it has one.
+    max_predict_rows : int (default: 4096)
+        Samples of one mini-batch of predictions.
     max_matrix_bytes : int (default: 512 MiB)
         Size of one feature matrix as float32.
+    max_work_bytes : int (default: 1 GiB)
+        Size of the feature matrices, as float32, that all sessions together have in
+        work at once; others wait. What a step takes in all is a multiple of it that the
+        server half decides.
     max_label_entries : int (default: 2^24)
         Entries of one mini-batch's labels.
     max_frame_bytes : int (default: 1 GiB - 1)
@@ -46,7 +55,10 @@ class Limits:
 
     max_sessions: int = 256
     max_steps: int = 1_000_000
+    max_train_rows: int = 4096
+    max_predict_rows: int = 4096
     max_matrix_bytes: int = 512 * 2**20
+    max_work_bytes: int = 2**30
     max_label_entries: int = 2**24
     max_frame_bytes: int = 2**30 - 1
     open_timeout_s: float = 600.0

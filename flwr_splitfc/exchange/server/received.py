@@ -24,6 +24,7 @@ def decode_features(
     *,
     stype: str,
     sample_shape: tuple[int, ...] | None,
+    max_rows: int,
     max_bytes: int,
 ) -> tuple[Tensor, Link]:
     """Decode features.
@@ -37,6 +38,8 @@ def decode_features(
         The byte format that is agreed for what the device does, of those of `codec`.
     sample_shape : tuple of int or None
         The shape of a sample's features that the server half takes; None is any.
+    max_rows : int
+        The most samples.
     max_bytes : int
         The largest size as float32.
 
@@ -48,7 +51,7 @@ def decode_features(
 
     Raises
     ------
-    FeaturesRefused
+    FeaturesRefused, LimitExceeded
     """
     # before anything takes the shape apart: it may have a million dimensions
     if len(matrix.shape) > MOST_DIMENSIONS:
@@ -62,10 +65,13 @@ def decode_features(
         )
     shape = tuple(matrix.shape)
     _check_sample_shape(shape, sample_shape)
-    columns = prod(shape[1:])
-    max_rows = max_bytes // (_FLOAT32_BYTES * columns)
-    if shape[0] > max_rows:
+    if matrix_bytes(matrix) > max_bytes:
         raise FeaturesRefused(f"features of shape {shape} are over {max_bytes} bytes")
+    if shape[0] > max_rows:
+        raise LimitExceeded(
+            f"a mini-batch has {shape[0]} samples, at most {max_rows} may be"
+        )
+    columns = prod(shape[1:])
     try:
         features, link = codec.decode_features(
             from_matrix(matrix), expect=(max_rows, columns)
@@ -73,6 +79,14 @@ def decode_features(
     except PayloadError as error:
         raise FeaturesRefused(str(error)) from error
     return features.reshape(shape), link
+
+
+def matrix_bytes(matrix: pb.Matrix) -> int:
+    """Return the size as float32 that a matrix has, as it says itself."""
+    # more dimensions are refused, and their product might be a number of a megabyte
+    if not 0 < len(matrix.shape) <= MOST_DIMENSIONS:
+        return 0
+    return _FLOAT32_BYTES * prod(matrix.shape)
 
 
 def _check_sample_shape(

@@ -28,8 +28,10 @@ from flwr_splitfc.exchange.server.received import (
     decode_features,
     decode_labels,
     decode_output_gradient,
+    matrix_bytes,
 )
 from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.work_budget import WorkBudget
 
 _MOST_SECONDS = 1e6  # a device that says it took longer, or NaN, is not believed
 
@@ -67,6 +69,8 @@ class Turn:
         layers.
     seed : int (default: 0)
         The run's seed, for what is random in the coding of the output.
+    budget : WorkBudget, optional
+        Of memory, which all turns share.
 
     Attributes
     ----------
@@ -88,6 +92,7 @@ class Turn:
         *,
         output_codec: CutCodec | None = None,
         seed: int = 0,
+        budget: WorkBudget | None = None,
     ) -> None:
         self.purpose = purpose
         self.device = device
@@ -99,6 +104,7 @@ class Turn:
         self.seed = derive_seed(seed, device, server_round)
         self.states = states
         self.limits = limits
+        self.budget = budget or WorkBudget(limits.max_work_bytes)
         self.traffic = Traffic(sessions=1)
         self.done = False
         self._steps = 0
@@ -130,8 +136,25 @@ class Turn:
         SplitError
             The device is to be refused, and the half is as it was.
         """
-        with self._busy:
+        with self._busy, self.budget.work(self._work_bytes(frame)):
             return self._answer(frame)
+
+    def _work_bytes(self, frame: pb.DeviceFrame) -> int:
+        """The size of the feature matrix, as float32, that a frame is about."""
+        match frame.WhichOneof("kind"):
+            case "step":
+                features = frame.step.features
+            case "forward":
+                features = frame.forward.features
+            case "predict":
+                features = frame.predict.features
+            case "backward" if self._begun is not None:
+                return self._begun.passed.features.nbytes
+            case _:
+                return 0
+        size_bytes = matrix_bytes(features)
+        # a larger one is refused at once
+        return size_bytes if size_bytes <= self.limits.max_matrix_bytes else 0
 
     def _answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         if self.done:
@@ -249,7 +272,8 @@ class Turn:
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         self._count_step()
         stype = self.codec.evaluation_stype
-        features, _ = self._features(predict.features, stype)
+        most = self.limits.max_predict_rows
+        features, _ = self._features(predict.features, stype, most)
         output = self.half.predict(features)
         self._count_rows(features)
         logits = pack_tensor("logits", output)
@@ -282,17 +306,21 @@ class Turn:
             raise ProtocolError("an evaluation's session cannot train")
 
     def _features_to_train_on(self, matrix: pb.Matrix) -> tuple[torch.Tensor, Link]:
-        features, link = self._features(matrix, self.codec.stype)
+        most = self.limits.max_train_rows
+        features, link = self._features(matrix, self.codec.stype, most)
         self._check_budget(self.codec, features)
         self._full_rows = max(self._full_rows, len(features))
         return features, link
 
-    def _features(self, matrix: pb.Matrix, stype: str) -> tuple[torch.Tensor, Link]:
+    def _features(
+        self, matrix: pb.Matrix, stype: str, max_rows: int
+    ) -> tuple[torch.Tensor, Link]:
         features, link = decode_features(
             matrix,
             self.codec,
             stype=stype,
             sample_shape=self._sample_shape or self.half.feature_shape,
+            max_rows=max_rows,
             max_bytes=self.limits.max_matrix_bytes,
         )
         # of this turn alone: what one device sends must not keep others out
