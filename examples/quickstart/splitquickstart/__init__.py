@@ -1,0 +1,1 @@
+"""Flower's quickstart with a split model, as a Flower app."""
