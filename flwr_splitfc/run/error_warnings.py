@@ -9,7 +9,7 @@ from flwr_splitfc.run.rounds import Round
 
 # From measurements: runs with larger errors learned little or nothing.
 _MOST_FEATURE_ERROR = 0.5
-_MOST_RESCALED_FEATURE_ERROR = 20.0
+_MOST_RESCALED_FEATURE_ERROR = 10.0
 _MOST_GRADIENT_ERROR = 0.7
 
 # In the first rounds errors can be far larger than later, in runs that learn well.
