@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flwr_splitfc.run.whole_file import whole_file
+
 
 def results_text(results: Mapping[str, Any]) -> str:
     """Write a run's results as JSON, with a line for each of its ``rounds``.
@@ -40,11 +42,6 @@ def _with_nulls(value: Any) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file, and make its folder if that is missing.
-
-    A process that is killed meanwhile leaves the old file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
+    """Replace a file by a text, as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(text.encode())

@@ -6,12 +6,14 @@ state.
 """
 
 import io
-import os
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from flwr_splitfc.run.whole_file import whole_file
 
 SCHEMA = 1
 _MAGIC = b"flwr-splitfc checkpoint\n"
@@ -34,7 +36,7 @@ def checkpoint_path(folder: Path) -> Path:
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint in `folder` by `state`.
 
-    A process that is killed meanwhile leaves the one before.
+    A process that is killed meanwhile leaves the one before, and so does a full disk.
 
     Parameters
     ----------
@@ -42,20 +44,19 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         Made if it is missing.
     state : dict
         Numbers, strings, bytes, None, tensors, and lists, tuples and dicts of them.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, buffer)
     body = buffer.getbuffer()
-    folder.mkdir(parents=True, exist_ok=True)
-    # renamed once it is on the disk: the old file stays whole until then
-    new = folder / f"{_FILE}.new"
-    with new.open("wb") as file:
+    with whole_file(checkpoint_path(folder)) as file:
         file.write(_MAGIC)
         file.write(_checksum(body))
         file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(checkpoint_path(folder))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -72,6 +73,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     body = _checked_body(path)
+    _check_uncompressed(path, body)
     try:
         state = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
     except Exception as error:
@@ -98,6 +100,20 @@ def _checked_body(path: Path) -> bytes:
             f"{path} is damaged: its {len(data)} bytes are not those that were written"
         )
     return body
+
+
+def _check_uncompressed(path: Path, body: bytes) -> None:
+    """Refuse an archive that would take more memory than its file has bytes."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            entries = archive.infolist()
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    # as torch.save writes them
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path} is compressed, as no checkpoint is")
+    if sum(entry.file_size for entry in entries) > len(body):
+        raise CheckpointError(f"{path} holds parts that overlap")
 
 
 def _checksum(body: bytes | memoryview) -> bytes:

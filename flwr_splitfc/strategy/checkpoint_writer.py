@@ -1,12 +1,15 @@
-"""Writing checkpoints beside the run."""
+"""Writing checkpoints beside the run, which a full disk does not end."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.strategy.checkpoint import save_checkpoint
+
+logger = getLogger("flwr")
 
 
 class CheckpointWriter:
@@ -23,6 +26,7 @@ class CheckpointWriter:
         # one thread: files are written in the order of their rounds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._round = 0
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -37,17 +41,27 @@ class CheckpointWriter:
     def save(self, make_state: Callable[[], dict[str, Any]]) -> None:
         """Take a copy of the state now, and write it soon.
 
-        An error of the checkpoint before is raised here.
+        Where the checkpoint before could not be written, the log says so.
         """
         if self._folder is None:
             return
         self._wait()
         # a copy: the next round trains the same tensors while they are written
         state = deepcopy(make_state())
+        self._round = state["round"]
         self._writing = self._pool.submit(save_checkpoint, self._folder, state)
 
     def _wait(self) -> None:
         writing = self._writing
         self._writing = None
-        if writing is not None:
+        if writing is None:
+            return
+        try:
             writing.result()
+        except (OSError, MemoryError) as error:
+            logger.warning(
+                "The checkpoint of round %d could not be written: %s. The one before "
+                "stays, and the run goes on",
+                self._round,
+                error,
+            )

@@ -12,7 +12,9 @@ from flwr_splitfc.strategy.run_state import RunState
 logger = getLogger("flwr")
 
 
-def resume(run: RunState, folder: Path) -> ArrayRecord | None:
+def resume(
+    run: RunState, folder: Path, initial_arrays: ArrayRecord
+) -> ArrayRecord | None:
     """Bring `run` to where the checkpoint in `folder` was.
 
     Parameters
@@ -21,6 +23,8 @@ def resume(run: RunState, folder: Path) -> ArrayRecord | None:
         A run that has not begun.
     folder : Path
         As in `load_checkpoint`.
+    initial_arrays : ArrayRecord
+        The device half that the run would begin with.
 
     Returns
     -------
@@ -35,26 +39,28 @@ def resume(run: RunState, folder: Path) -> ArrayRecord | None:
     state = load_checkpoint(folder)
     if state is None:
         return None
-    _check_same(state["settings"], run.settings, folder)
     try:
+        _check_same(state["settings"], run.settings)
+        run.check_state(state, initial_arrays)
         arrays = run.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    # Whatever stands in the file: one that is not ours has no list of errors.
+    except Exception as error:
+        # other errors than our own need their type beside their text
+        reason = repr(error)
+        if isinstance(error, CheckpointError):
+            reason = str(error)
         raise CheckpointError(
-            f"the checkpoint in {folder} does not fit this run: {error}"
+            f"the checkpoint in {folder} does not fit this run: {reason:.1000}"
         ) from error
     logger.info("Goes on after round %d, from %s", run.rounds_done, folder)
     return arrays
 
 
-def _check_same(
-    before: Mapping[str, str], now: Mapping[str, str], folder: Path
-) -> None:
+def _check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     changed = [
         f"{key} {before.get(key)!r}, now {value!r}"
         for key, value in now.items()
         if before.get(key) != value
     ]
     if changed:
-        raise CheckpointError(
-            f"the checkpoint in {folder} is of another run: {', '.join(changed)}"
-        )
+        raise CheckpointError(f"it is of another run: {', '.join(changed)}")

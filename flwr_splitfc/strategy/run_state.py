@@ -1,6 +1,7 @@
 """A run as it goes on, and what a checkpoint keeps of it."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -10,6 +11,13 @@ from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.run.progress import Progress
+from flwr_splitfc.strategy.checkpoint import CheckpointError
+from flwr_splitfc.strategy.checkpoint_checks import (
+    check_finite_state,
+    check_half,
+    check_rounds,
+    check_sizes,
+)
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
 from flwr_splitfc.strategy.resumable import devices_state, restore_devices
@@ -87,14 +95,41 @@ class RunState:
             "device_traffic": self.ledger.devices_to_json(),
         }
 
+    def check_state(self, state: dict[str, Any], arrays: ArrayRecord) -> None:
+        """Refuse a state that no run over the device half `arrays` leaves.
+
+        Raises
+        ------
+        CheckpointError
+            Or another error, where the state has another form.
+        """
+        check_sizes(state)
+        check_rounds(state)
+        check_half("device half", state["arrays"], arrays.to_torch_state_dict())
+        half = state["half"]
+        check_half("server half", half["model"], self._half.model.state_dict())
+        check_finite_state("server half's optimizer", half["optimizer"])
+        check_finite_state("server half's gradient", half["gradients"])
+        if type(half["steps"]) is not int or half["steps"] < 0:
+            raise CheckpointError(f"the server half made {half['steps']!r:.20} steps")
+
     def load_state_dict(self, state: dict[str, Any]) -> ArrayRecord:
         """Go on from what `state_dict` gave; return the device half.
 
         Raises
         ------
-        KeyError, ValueError, RuntimeError
-            If it does not fit this run's halves and strategy.
+        Exception
+            If it does not fit this run's halves and strategy. The server half is as
+            before then.
         """
+        before = deepcopy(self._half.state_dict())
+        try:
+            return self._load(state)
+        except Exception:
+            self._half.load_state_dict(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> ArrayRecord:
         self._half.load_state_dict(state["half"])
         self.device_states.load_state_dict(state["device_states"])
         restore_devices(self._devices, state["devices"])

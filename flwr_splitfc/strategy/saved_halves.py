@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.model import joined_state_dict
+from flwr_splitfc.run.whole_file import whole_file
 
 logger = getLogger("flwr")
 
@@ -30,6 +31,11 @@ def save_halves(
     has_tail : bool
         Whether the device half is a `HeadAndTail`, whose entries have names of their
         own.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written; what was there under its name stays.
     """
     device_entries = _on_cpu(device)
     server_entries = _on_cpu(server)
@@ -42,9 +48,9 @@ def save_halves(
     if not has_tail and device_entries.keys().isdisjoint(server_entries):
         files["unsplit.pt"] = {**device_entries, **server_entries}
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name, entries in files.items():
-        torch.save(entries, folder / name)
+        with whole_file(folder / name) as file:
+            torch.save(entries, file)
     logger.info("Saved %s in %s", ", ".join(files), folder)
 
 

@@ -34,6 +34,7 @@ from flwr_splitfc.model import (
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
+from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
 from flwr_splitfc.strategy.measured import log_devices, with_totals
 from flwr_splitfc.strategy.resumable import check_resumable
@@ -242,9 +243,33 @@ class SplitLearning(Strategy):
         Raises
         ------
         CheckpointError
-            If the checkpoint is damaged, foreign, or of a run with other settings; it
-            is left as it is.
+            If the checkpoint is damaged, foreign, or of a run with other settings, or
+            another run writes into its folder; it is left as it is.
         """
+        with locked(self.checkpoint):
+            result = self._start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        if self.save_to is not None:
+            self._save_result(self.save_to, result)
+        return result
+
+    def _start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Result:
         self._run = self._new_run(num_rounds, initial_arrays)
         endpoint = self._endpoint()
         # before the endpoint is opened: a checkpoint of another run ends it here
@@ -263,9 +288,14 @@ class SplitLearning(Strategy):
         self._run.history.fill(result)
         # Flower's result has none where no round was left, or no turn succeeded
         result.arrays = result.arrays or arrays
-        if self.save_to is not None:
-            self.save(self.save_to, result.arrays)
         return result
+
+    def _save_result(self, folder: Path, result: Result) -> None:
+        try:
+            self.save(folder, result.arrays)
+        except OSError as error:
+            # the caller has the result yet
+            logger.error("The halves could not be saved in %s: %s", folder, error)
 
     def summary(self) -> None:
         """Log the settings."""
@@ -331,7 +361,7 @@ class SplitLearning(Strategy):
         """Go on from the checkpoint, if there is one; return the device half."""
         if self.checkpoint is None:
             return initial_arrays
-        arrays = resume(self._run, self.checkpoint)
+        arrays = resume(self._run, self.checkpoint, initial_arrays)
         return initial_arrays if arrays is None else arrays
 
     # -- a round; Flower counts those of this process, we those of the whole run

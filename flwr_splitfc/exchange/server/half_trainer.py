@@ -178,7 +178,7 @@ class HalfTrainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-                "gradients": [parameter.grad for parameter in self._parameters],
+                "gradients": [_stored(p.grad) for p in self._parameters],
                 "steps": self.steps,
                 "updates": [tuple(update) for update in self.updates],
             }
@@ -457,6 +457,11 @@ class HalfTrainer:
         passed = self._pass(probe, self.steps)
         check_next_step(passed.output, [probe, *self._parameters])
         self._checked_norm = norm
+
+
+def _stored(gradient: Tensor | None) -> Tensor | None:
+    # that of a sum has one entry in memory, and looks like many
+    return None if gradient is None else gradient.contiguous()
 
 
 def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:

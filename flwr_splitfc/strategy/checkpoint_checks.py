@@ -1,0 +1,101 @@
+"""Checks of what a checkpoint holds, before a run takes it over."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.strategy.checkpoint import CheckpointError
+
+
+def check_sizes(state: Any) -> None:
+    """Refuse tensors with more entries than the file has.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    for tensor in _tensors(state):
+        stored_bytes = tensor.untyped_storage().nbytes()
+        if tensor.nbytes > stored_bytes:
+            raise CheckpointError(
+                f"a tensor of {tensor.nbytes} bytes has {stored_bytes} in the file"
+            )
+
+
+def check_rounds(state: Mapping[str, Any]) -> None:
+    """Refuse a round that is not the last one of the history.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    last = json.loads(state["history"][-1])["round"]
+    done = state["round"]
+    if type(done) is not int or done < 0 or done != last:
+        raise CheckpointError(f"it is of round {done}, its history ends with {last}")
+
+
+def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse entries that are not those of a half in training.
+
+    Parameters
+    ----------
+    name : str
+        The half's, for the message.
+    got, wanted : mapping of str to Tensor
+        The checkpoint's entries, and those that the half has now: names and shapes are
+        the same, and what is finite stays so.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if got.keys() != wanted.keys():
+        both = f"{sorted(map(str, got))}, wanted {sorted(wanted)}"
+        raise CheckpointError(f"the {name} has {both:.1000}")
+    for key, tensor in wanted.items():
+        entry = got[key]
+        if not isinstance(entry, Tensor) or _form(entry) != _form(tensor):
+            raise CheckpointError(
+                f"{key!r} of the {name} has not the shape {tuple(tensor.shape)}"
+            )
+        finite = tensor.detach().cpu().isfinite()
+        if not entry.isfinite()[finite].all():
+            raise CheckpointError(f"{key!r} of the {name} is not finite")
+
+
+def check_finite_state(what: str, state: Any) -> None:
+    """Refuse NaN in tensors.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    for tensor in _tensors(state):
+        if tensor.isnan().any():
+            raise CheckpointError(f"the {what} is not finite")
+
+
+def _form(tensor: Tensor) -> tuple[bool, torch.Size]:
+    # not the dtype: some strategies average in float64
+    return tensor.is_floating_point(), tensor.shape
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors in lists, tuples and dicts, each part of them once."""
+    seen: set[int] = set()
+    waiting = [state]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
