@@ -9,7 +9,10 @@ from flwr_splitfc.run.rounds import Round
 
 # From measurements: runs with larger errors learned little or nothing.
 _MOST_FEATURE_ERROR = 0.5
-_MOST_RESCALED_FEATURE_ERROR = 10.0
+
+# Dropout's error is unbiased, and no bound separates: the digits learn with 32, the
+# quickstart learns next to nothing with 17. So the warning only says "perhaps".
+_MOST_RESCALED_FEATURE_ERROR = 15.0
 _MOST_GRADIENT_ERROR = 0.7
 
 # In the first rounds errors can be far larger than later, in runs that learn well.
@@ -31,6 +34,7 @@ class _Watch:
         What has the error, and what it is relative to.
     advice : str
         What to change.
+    verdict : str
     rounds_above : int
         Measured rounds above `most`, one after another.
     warned : bool
@@ -40,6 +44,7 @@ class _Watch:
     most: float
     what: str
     advice: str
+    verdict: str = "Little can be learned"
     rounds_above: int = 0
     warned: bool = False
 
@@ -55,8 +60,9 @@ class _Watch:
 
     def _warn(self, server_round: int, error: float) -> None:
         logger.warning(
-            "Little can be learned: for %d rounds the squared error of %s "
+            "%s: for %d rounds the squared error of %s "
             "has been above %s%% (round %d: %s%%). %s",
+            self.verdict,
             _ROUNDS,
             self.what,
             percent(self.most),
@@ -76,16 +82,18 @@ class ErrorWarnings:
     """
 
     def __init__(self, codec: CutCodec) -> None:
-        most_feature_error = _MOST_FEATURE_ERROR
+        of_features = _Watch(
+            "feature_error",
+            _MOST_FEATURE_ERROR,
+            "the features, relative to how they vary,",
+            "Raise uplink_bits or quality.",
+        )
         if codec.selector.rescales:
-            most_feature_error = _MOST_RESCALED_FEATURE_ERROR
+            of_features.most = _MOST_RESCALED_FEATURE_ERROR
+            of_features.advice = "Lower reduction, or leave it and the budgets out."
+            of_features.verdict = "Perhaps little can be learned"
         self._watches = [
-            _Watch(
-                "feature_error",
-                most_feature_error,
-                "the features, relative to how they vary,",
-                "Raise uplink_bits or quality, or lower reduction.",
-            ),
+            of_features,
             _Watch(
                 "gradient_error",
                 _MOST_GRADIENT_ERROR,

@@ -44,7 +44,7 @@ def test_it_warns_once_of_features_and_says_what_to_do(
     assert warning == (
         "Little can be learned: for 10 rounds the squared error of the features, "
         "relative to how they vary, has been above 50% (round 10: 160%). "
-        "Raise uplink_bits or quality, or lower reduction."
+        "Raise uplink_bits or quality."
     )
 
 
@@ -72,7 +72,11 @@ def test_the_first_rounds_may_be_coarse(caplog: pytest.LogCaptureFixture) -> Non
 def test_features_that_are_scaled_for_dropped_ones_may_be_far_off(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    errors: Errors = 10 * [(9.0, 0.01)]
+    errors: Errors = 10 * [(14.0, 0.01)]
     assert warnings_of(caplog, "splitfc", errors, reduction=16) == []
     caplog.clear()
     assert len(warnings_of(caplog, "splitfc", errors, reduction=1)) == 1
+    caplog.clear()
+    (warning,) = warnings_of(caplog, "splitfc", 10 * [(17.0, 0.01)], reduction=16)
+    assert warning.startswith("Perhaps little can be learned")
+    assert "Lower reduction" in warning
