@@ -233,7 +233,7 @@ class SplitServerApp(ServerApp):
         name = settings.strategy
         options: dict[str, Any] = {
             "budgets": settings.budgets(),
-            "endpoint": EndpointConfig.from_run_config(config),
+            "endpoint": _endpoint_config(config),
             "devices": sampling_strategy(
                 settings.devices or DEFAULT_DEVICES[name],
                 fraction_train=settings.fraction_train,
@@ -326,3 +326,14 @@ def _about(strategy: SplitLearning) -> dict[str, Any]:
     if strategy.output_codec is not None:
         about["output_codec"] = strategy.output_codec.config()
     return about
+
+
+def _endpoint_config(config: RunConfig) -> EndpointConfig:
+    """Return the endpoint's settings; no batch is larger than `SplitClientApp` makes.
+
+    A training loop of one's own may send more rows than its run-config's batch-size, as
+    where a row is a token.
+    """
+    if "batch-size" in config:
+        config = {"split-max-train-rows": config["batch-size"], **config}
+    return EndpointConfig.from_run_config(config)

@@ -473,6 +473,16 @@ def test_a_rounds_timeout_is_a_key(strategy: str, tmp_path: Path) -> None:
     assert results["rounds"][0]["steps"] == 10
 
 
+def test_no_batch_is_larger_than_the_run_config_says(tmp_path: Path) -> None:
+    """A device that sends more samples fails; a limit of its own wins."""
+    settings = {"strategy": "split-learning", "num_rounds": 1, "batch_size": 4}
+    limited = run(tmp_path / "limited", **settings)
+    (reason,) = set(limited["rounds"][0]["failures"].values())
+    assert "samples, at most 4" in reason
+    free = run(tmp_path / "free", split_max_train_rows=64, **settings)
+    assert free["rounds"][0]["failures"] == {}
+
+
 def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
     for name, options in (("free", {}), ("clipped", {"max_grad_norm": 1e-9})):

@@ -51,14 +51,6 @@ def test_training_and_prediction_have_limits_of_their_own():
             session.loss(features, labels)
 
 
-def test_a_run_config_with_a_batch_size_limits_training_to_it():
-    config = {"batch-size": 64}
-    assert EndpointConfig.from_run_config(config).limits.max_train_rows == 64
-    config["split-max-train-rows"] = 256
-    assert EndpointConfig.from_run_config(config).limits.max_train_rows == 256
-    assert EndpointConfig.from_run_config({}).limits == Limits()
-
-
 def test_work_waits_until_it_fits():
     budget = WorkBudget(100)
     most_bytes = 0

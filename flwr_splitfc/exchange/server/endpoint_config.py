@@ -93,8 +93,7 @@ class EndpointConfig:
         ``split-transport``, ``split-tls`` ("auto", "on" or "off"),
         ``split-certificate``, ``split-private-key`` and ``split-ca-certificate``
         (absolute paths of PEM files), and one for each of the `Limits`, such as
-        ``split-idle-timeout-s``. Those that are missing or empty have their defaults;
-        that of ``split-max-train-rows`` is ``batch-size``, where the run-config has it.
+        ``split-idle-timeout-s``. Those that are missing or empty have their defaults.
 
         Raises
         ------
@@ -113,9 +112,6 @@ class EndpointConfig:
             settings["tls"] = _read_tls(given["tls"])
         limits = _typed(given, _LIMIT_TYPES)
         named = {key.replace("-", "_"): limit for key, limit in limits.items()}
-        batch_size = config.get("batch-size")
-        if isinstance(batch_size, int):
-            named.setdefault("max_train_rows", batch_size)
         return cls(**settings, certificate=_certificate(given), limits=Limits(**named))
 
     @property

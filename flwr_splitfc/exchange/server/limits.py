@@ -14,8 +14,8 @@ class Limits:
     max_steps : int (default: 1,000,000)
         Steps and predictions of one session.
     max_train_rows : int (default: 4096)
-        Samples of one mini-batch of training. `EndpointConfig.from_run_config` takes
-        the run-config's ``batch-size`` where it has one.
+        Samples of one mini-batch of training. `SplitServerApp` takes the run-config's
+        ``batch-size`` where it has one.
     max_predict_rows : int (default: 4096)
         Samples of one mini-batch of predictions.
     max_matrix_bytes : int (default: 512 MiB)
