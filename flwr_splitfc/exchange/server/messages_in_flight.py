@@ -8,6 +8,7 @@ from logging import getLogger
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import (
     FRAME_KEY,
@@ -85,6 +86,8 @@ class MessagesInFlight:
         pulled = []
         try:
             replies = list(self._grid.pull_messages(list(self._waiting)))
+        except BudgetError:
+            raise  # by a grid of one's own, as comparisons have: it ends the run
         except UNREADABLE as error:
             # Flower does not say whose it was, and what was pulled with it is lost:
             # their devices' time to reply runs out
