@@ -36,7 +36,9 @@ def test_a_node_that_is_killed_mid_turn_does_not_stop_the_others(
     assert second["failures"] == {"1": "disconnected for 5 s"}
     assert 400 <= second["steps"] < 600
     # Flower may not know yet, and send it its message
-    assert third["failures"] in ({}, {"1": "its node is gone"})
+    assert third["failures"].keys() <= {"1"}
+    for why in third["failures"].values():
+        assert "its node is gone" in why or "Node Unavailable" in why
     assert (third["steps"], third["round"]) == (400, 3)
     # the others have all classes; 0.96 to 0.99 over four seeds in one process
     assert third["accuracy"] > 0.8
