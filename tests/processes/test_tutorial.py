@@ -36,7 +36,7 @@ class Shell:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=500,  # beside four other runs on two cores, real nodes took 229 s
         )
         return done.stdout + done.stderr
 
