@@ -34,6 +34,7 @@ from flwr_splitfc import (
     SplitLearning,
 )
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -164,8 +165,6 @@ METRICS = [
     (with_metrics(num_examples=1e300), r"'num-examples' is 1e\+300"),
     (with_metrics(num_examples=[48]), r"'num-examples' is \[48\]"),
     (with_metrics(num_examples=None), "no metric 'num-examples'"),
-    (with_metrics(loss=float("inf")), "metric 'loss' is inf"),
-    (with_metrics(loss=[1.0, NAN]), "metric 'loss' is nan"),
     (with_metrics(loss=[1.0] * 1001), "numbers, at most 1000 may be"),
     (with_record("metrics", MetricRecord({"a\x1b\n": 1.0, "num-examples": 1})), "name"),
     (
@@ -240,6 +239,30 @@ def test_a_reply_that_is_wrong_is_left_out_of_the_average(
     strategy, result = run(hostile(change), together(), shared_server_half=False)
     only_device_one_failed(strategy, why, [1, 2, 3])
     assert result.arrays.keys() == seeded(DeviceHalf).state_dict().keys()
+
+
+def test_a_metric_that_is_not_finite_fails_no_device() -> None:
+    """An AUC of one class is NaN, on a device that is honest."""
+
+    def undefined(reply: Message) -> None:
+        reply.content.metric_records["metrics"]["train_loss"] = NAN
+
+    strategy, _ = run(hostile(undefined), together())
+    assert all(not strategy.ledger.failures(number) for number in (1, 2, 3))
+
+
+def test_entries_that_were_never_finite_may_stay_so() -> None:
+    """A transformer's mask of minus infinities is an array of its half."""
+    mask = np.array([[0.0, -np.inf], [0.0, 0.0]], np.float32)
+    asked = Message(RecordDict({"arrays": ArrayRecord([mask])}), 1, "train")
+    checks = ReplyChecks(ArrayRecord([mask]))
+    for entry, is_refused in ((0.5, False), (np.inf, True)):
+        came = mask.copy()
+        came[1, 0] = entry
+        content = {"arrays": ArrayRecord([came]), "metrics": MetricRecord({"a": 1})}
+        reply = Message(RecordDict(content), reply_to=asked)
+        (checked,) = checks.checked([Reply(reply, asked)])
+        assert checked.has_error() == is_refused
 
 
 class TurnsByFedAvg(FedAvg):
