@@ -68,5 +68,5 @@ def test_a_magnitude_too_large_is_refused() -> None:
     data = pack_symbols(
         coefficient_runs(torch.full((4,), MOST_MAGNITUDE + 1.0), contexts > 0, contexts)
     )
-    with pytest.raises(PayloadError, match="at most 4096"):
+    with pytest.raises(PayloadError, match="at most 32768"):
         read_coefficients(SymbolReader(memoryview(data)), contexts)
