@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.codec.quality import (
     automatic_quality,
     feature_error,
     gradient_error,
     labels_per_row,
 )
+from tests.codec.cuts import affordable_cut
 
 WITH_QUALITY = ["splitfc-rd", "quant-only"]
 
@@ -179,33 +181,59 @@ def outlier(rows: int, columns: int) -> Tensor:
     return matrix
 
 
+MATRICES = [
+    flat_in_a_row,
+    one_entry,
+    low_rank,
+    repeated_rows,
+    subnormal,
+    mixed_with_subnormal,
+    huge_spans,
+    largest,
+    outlier,
+]
+SHAPES = [(32, 16, 5, 5), (1, 64), (2, 3, 8), (40, 7)]
+
+
 @pytest.mark.parametrize("quality", [None, 0.0, 1.0, 60.0])
 @pytest.mark.parametrize("name", WITH_QUALITY)
-@pytest.mark.parametrize(
-    "make",
-    [
-        flat_in_a_row,
-        one_entry,
-        low_rank,
-        repeated_rows,
-        subnormal,
-        mixed_with_subnormal,
-        huge_spans,
-        largest,
-        outlier,
-    ],
-)
+@pytest.mark.parametrize("make", MATRICES)
 def test_every_finite_matrix_is_coded(
     name: str, quality: float | None, make: Callable[[int, int], Tensor]
 ) -> None:
     """And comes back finite, whatever it is, in both directions."""
     bits = {"uplink_bits": 9.0, "downlink_bits": 9.0} if quality is None else {}
     cut = cut_codec(name, quality=quality, **bits)
-    for shape in ((32, 16, 5, 5), (1, 64), (2, 3, 8), (40, 7)):
+    for shape in SHAPES:
         rows, columns = shape[0], torch.Size(shape[1:]).numel()
         matrix = make(rows, columns).view(shape)
         *_, error = coded(cut, matrix, matrix)
         assert error >= 0
+
+
+def refusal(cut: CutCodec, matrix: Tensor) -> str:
+    """Return why a codec does not take a matrix, if it does not."""
+    try:
+        coded(cut, matrix, matrix)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("bits", [0.2, 4.0])
+@pytest.mark.parametrize("name", codec_names())
+def test_every_codec_takes_every_finite_matrix(name: str, bits: float) -> None:
+    """Only dropout's scale carries the largest ones out of float32, and says so."""
+    for make in MATRICES:
+        for shape in SHAPES:
+            rows, columns = shape[0], torch.Size(shape[1:]).numel()
+            matrix = make(rows, columns).view(shape)
+            cut = affordable_cut(name, rows, columns, bits, bits)
+            reason = refusal(cut, matrix)
+            if reason:
+                assert cut.selector.rescales
+                assert make in (huge_spans, largest)
+                assert re.search("beyond float32|holds NaN or inf", reason)
 
 
 def test_an_eigen_decomposition_that_fails_costs_bits_and_not_the_run(
