@@ -230,9 +230,12 @@ def _with_quality(entry: CodecEntry, values: dict[str, Any]) -> dict[str, Any]:
     """Return settings in which a quality, if there is one, has budgets as ceilings."""
     given = {key: value for key, value in values.items() if value is not None}
     quality = given.get("quality")
-    if quality is None and not given.keys() & {"uplink_bits", "downlink_bits"}:
+    has_budget = "uplink_bits" in given or "downlink_bits" in given
+    if quality is None and not has_budget:
         quality = entry.quantiser.default_quality
-    return given if quality is None else {**_qualities(quality), **given}
+    if quality is None:
+        return given
+    return {**_qualities(quality), **given}
 
 
 def _qualities(quality: float) -> dict[str, Scalar | None]:

@@ -11,12 +11,13 @@ from flwr_splitfc.strategy.split_learning import SplitLearning
 
 def splitfc_codec(
     *,
+    quality: float | None = None,
     uplink_bits: float | None = None,
     downlink_bits: float | None = None,
     reduction: float | None = None,
     **settings: Any,
 ) -> CutCodec:
-    """Return the codec of `SplitFC`.
+    """Return the codec of `SplitFC`: the paper's for its settings, else the default.
 
     >>> splitfc_codec()
     cut_codec('splitfc-rd', uplink_bits=32.0, downlink_bits=32.0, quality=0.0, \
@@ -25,31 +26,34 @@ evaluation='float16')
     cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', \
 reduction=16.0)
     """
-    of_the_paper = {
+    choices = {
+        "quality": quality,
         "uplink_bits": uplink_bits,
         "downlink_bits": downlink_bits,
         "reduction": reduction,
     }
-    given = {key: value for key, value in of_the_paper.items() if value is not None}
-    name = "splitfc" if given else "splitfc-rd"
+    given = {key: value for key, value in choices.items() if value is not None}
+    # only the paper's codec drops columns, and a budget alone is the paper's
+    spends_budget = bool(given) and quality is None
+    name = "splitfc" if reduction is not None or spends_budget else "splitfc-rd"
     return cut_codec(name, **given, **settings)
 
 
 class SplitFC(SplitLearning):
     """Split learning with features and gradients compressed.
 
-    Without `uplink_bits`, `downlink_bits` and `reduction`, the codec is ``splitfc-rd``:
-    a transform code of all samples that is precise enough for training as if nothing
-    was coded (docs/quality.md). With any of these, it is ``splitfc``, the adaptive
-    feature-wise compression of https://arxiv.org/abs/2307.10805, which spends a budget.
+    Without a setting, or with a `quality`, the codec is ``splitfc-rd``: a transform
+    code that is precise enough for training as if nothing was coded (docs/quality.md).
+    With a `reduction`, or budgets and no quality, it is ``splitfc``, the adaptive
+    feature-wise compression of https://arxiv.org/abs/2307.10805.
 
     Parameters
     ----------
     server_model, loss_fn, optimizer
         As in `SplitLearning`.
     quality : float, optional
-        In decibels, the precision at the cut (`flwr_splitfc.codec.quality`); by default
-        the automatic one of ``splitfc-rd``, and none with budgets.
+        In decibels, the precision at the cut (`flwr_splitfc.codec.quality`); budgets
+        are then ceilings. 0 is the automatic one, the default of ``splitfc-rd``.
     uplink_bits : float, optional
         Bits per entry of the B x D feature matrix, everything counted; float32 is 32.
         The paper's is 0.2, the default beside the two that follow.

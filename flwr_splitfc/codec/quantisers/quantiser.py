@@ -61,8 +61,13 @@ class Quantiser(ABC):
         ----------
         step : float
             Above 0, in the matrix' unit; see `flwr_splitfc.codec.quality`.
+
+        Raises
+        ------
+        ValueError
+            Without `has_quality`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no quality")
+        raise ValueError(f"{type(self).__name__} has no quality")
 
     @abstractmethod
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
