@@ -60,3 +60,25 @@ def test_exchange(tmp_path: Path) -> None:
     ]
     assert all(row["steps_per_second"] > 0 for row in rows)
     assert rows[1]["step_bytes"] > 2 * 8 * 1152 * 4 > 20 * rows[3]["step_bytes"]
+
+
+@pytest.mark.extended
+def test_convergence(tmp_path: Path) -> None:
+    runs, picture = tmp_path / "runs.jsonl", tmp_path / "convergence.svg"
+    options = ["--app", "mnist", "--dataset", "digits", "--batch-size", "16"]
+    options += ["--epochs", "2", "--plot", str(picture)]
+    command = [sys.executable, str(BENCHMARKS / "convergence.py"), str(runs), *options]
+    printed = [
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    # the second time nothing is left to be trained
+    assert printed[0].count("epoch 2 of 2") == 4
+    assert "epoch" not in printed[1].replace("2 epochs", "")
+    done = [json.loads(line) for line in runs.read_text().splitlines()]
+    by_method = {run["method"]: run for run in done}
+    assert by_method["float32"]["feature_error"] == 0
+    assert by_method["float32"]["uplink_bits"] == 32
+    entries = by_method["float32"]["moved_bytes"][-1] / 8
+    assert by_method["splitfc@0.2/0.4"]["moved_bytes"][-1] <= 0.6 / 8 * entries
+    assert "splitfc-rd@0.2/0.4" in picture.read_text()
