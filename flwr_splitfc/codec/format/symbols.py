@@ -53,6 +53,35 @@ def sized_model(sizes: Ints) -> stream.model.Model:
     return stream.model.Categorical(weights, perfect=False)
 
 
+def weighted_model(weights: Ints) -> stream.model.Model:
+    """Return the model of symbols that are as probable as their weights say.
+
+    A symbol of weight 0 can occur all the same, at 24 bits.
+
+    Parameters
+    ----------
+    weights : Ints
+        Fewer than 2^16, from 0 to ``2^23``, and not all 0.
+    """
+    return sized_model(weighted_sizes(weights))
+
+
+def weighted_sizes(weights: Ints) -> Ints:
+    """Return the interval of each symbol in units of ``2**-24``.
+
+    All is computed in integers, so sender and receiver have the same sizes.
+
+    >>> weighted_sizes(np.array([1, 3, 0])).tolist()
+    [4194304, 12582911, 1]
+    """
+    whole = 2**SYMBOL_PRECISION_BITS
+    shares = weights * whole // weights.sum()
+    sizes: Ints = np.maximum(shares, 1)
+    # What rounding has left over or taken goes to the first of the most probable.
+    sizes[np.argmax(weights)] += whole - sizes.sum()
+    return sizes
+
+
 def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
     """Return bytes that are enough for so many symbols.
 
@@ -69,18 +98,31 @@ def stream_bytes(symbols: int, bits_each: float = 1.0) -> int:
 
 def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
     """Range-code runs of symbols, each with the model of its symbols."""
+    words = pack_words(runs)
+    if not words:
+        return b""
+    count = struct.pack("<I", len(words) // _WORD_BYTES)
+    return count + words
+
+
+def pack_words(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
+    """Range-code runs of symbols to words alone, without their number."""
     encoder = stream.queue.RangeEncoder()
     for symbols, model in runs:
-        if isinstance(model, np.ndarray):
-            encoder.encode(symbols, stream.model.Uniform(), model)
-        else:
-            encoder.encode(symbols, _common_model(model))
+        _encode(encoder, symbols, model)
+    return _little_endian_words(encoder)
+
+
+def _encode(encoder: stream.queue.RangeEncoder, symbols: Symbols, model: Model) -> None:
+    if isinstance(model, np.ndarray):
+        encoder.encode(symbols, stream.model.Uniform(), model)
+    else:
+        encoder.encode(symbols, _common_model(model))
+
+
+def _little_endian_words(encoder: stream.queue.RangeEncoder) -> bytes:
     words: NDArray[np.uint32] = encoder.get_compressed()
-    if len(words) == 0:
-        return b""
-    count = struct.pack("<I", len(words))
-    little_endian = words.astype("<u4", copy=False)
-    return count + little_endian.tobytes()
+    return words.astype("<u4", copy=False).tobytes()
 
 
 def _common_model(model: int | stream.model.Model) -> stream.model.Model:
@@ -108,6 +150,9 @@ class SymbolReader:
                     f"symbol stream has {len(words)} bytes; "
                     f"{count} words were announced"
                 )
+        self._start(words)
+
+    def _start(self, words: memoryview) -> None:
         little_endian = np.frombuffer(words, "<u4")
         native = little_endian.astype(np.uint32)
         self._decoder = stream.queue.RangeDecoder(native)
@@ -152,6 +197,37 @@ class SymbolReader:
             exhausted = self._decoder.maybe_exhausted()
         if not exhausted:
             raise PayloadError("symbol stream goes on after the last symbol")
+
+
+class ExactSymbolReader(SymbolReader):
+    """Reads words whose number was not sent: what `pack_words` wrote, and nothing else.
+
+    Symbols are encoded again as they are read. At the end the words must be the same,
+    so words that are missing, too many or changed in the end are refused. That takes a
+    tenth to a fifth of the time to read them.
+    """
+
+    def __init__(self, words: memoryview) -> None:
+        if len(words) % _WORD_BYTES != 0:
+            raise PayloadError(
+                f"symbols have {len(words)} bytes; words of {_WORD_BYTES} were wanted"
+            )
+        self._words = words
+        self._again = stream.queue.RangeEncoder()
+        self._start(words)
+
+    def read(self, count: int, model: Model) -> Symbols:
+        symbols = super().read(count, model)
+        _encode(self._again, symbols, model)
+        return symbols
+
+    def close(self) -> None:
+        again = _little_endian_words(self._again)
+        if again != self._words:
+            raise PayloadError(
+                f"symbols have {len(self._words)} bytes, "
+                f"which are not the {len(again)} that encode them"
+            )
 
 
 @cache

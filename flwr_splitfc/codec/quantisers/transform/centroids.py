@@ -18,12 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
+from flwr_splitfc.codec.format.bits import Run, read_integers, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
-from flwr_splitfc.codec.quantisers.transform.integer_codes import (
-    Run,
-    read_integers,
-    symbol_runs,
-)
 from flwr_splitfc.codec.quantisers.transform.sampling import spread_rows
 
 UNITS_PER_STEP = 256

@@ -26,15 +26,12 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.bits import Run, bit_runs, read_bits, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.transform.counts import count_runs, read_counts
 from flwr_splitfc.codec.quantisers.transform.integer_codes import (
-    Run,
-    bit_runs,
     escape_runs,
-    read_bits,
     read_escapes,
-    symbol_runs,
 )
 from flwr_splitfc.codec.quantisers.transform.margins import CONTEXTS
 from flwr_splitfc.codec.quantisers.transform.models import (

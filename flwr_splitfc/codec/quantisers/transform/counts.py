@@ -13,15 +13,15 @@ import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.symbols import SymbolReader
-from flwr_splitfc.codec.quantisers.transform.integer_codes import (
+from flwr_splitfc.codec.format.bits import (
     Run,
     bit_runs,
-    bit_widths,
     read_bits,
     read_integers,
     symbol_runs,
 )
+from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.transform.integer_codes import bit_widths
 
 
 def count_runs(counts: Ints, sizes: Ints) -> Iterator[Run]:

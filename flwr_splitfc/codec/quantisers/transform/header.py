@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.bits import Run
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
-from flwr_splitfc.codec.quantisers.transform.integer_codes import Run
 
 ZERO_MATRIX = struct.pack("<f", 0.0)
 """The payload of a matrix of zeros: a step of zero, and nothing else."""

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.bits import Run, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.transform.integer_codes import (
-    Run,
     read_signed,
     signed_runs,
-    symbol_runs,
 )
 from flwr_splitfc.codec.quantisers.transform.klt import LARGEST_KLT
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.channels import Layout
+from flwr_splitfc.codec.format.bits import Run
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 from flwr_splitfc.codec.quality import AUTOMATIC
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
@@ -49,7 +50,6 @@ from flwr_splitfc.codec.quantisers.transform.header import (
     pack_transform,
     unpack_transform,
 )
-from flwr_splitfc.codec.quantisers.transform.integer_codes import Run
 from flwr_splitfc.codec.quantisers.transform.klt import from_directions, to_directions
 from flwr_splitfc.codec.quantisers.transform.margins import (
     Margins,
