@@ -1,0 +1,21 @@
+"""Arrays of models and optimizers, coded at a number of bits an entry."""
+
+from flwr_splitfc.codec.model_arrays.array_codec import (
+    EXACT_BITS,
+    LEAST_BITS,
+    MOST_BITS,
+    STYPES,
+    check_bits,
+    decode_array,
+    encode_array,
+)
+
+__all__ = [
+    "EXACT_BITS",
+    "LEAST_BITS",
+    "MOST_BITS",
+    "STYPES",
+    "check_bits",
+    "decode_array",
+    "encode_array",
+]

@@ -1,0 +1,252 @@
+"""Arrays of models and optimizers to Flower arrays and back, at a number of bits.
+
+The sender chooses one of three byte formats by the content, and the stype names it:
+
+==================  ==================================================================
+``array-exact/1``   the entries themselves: at 32 bits; other types than float16 to
+                    float64; fewer than 64 entries; NaN or infinity among them; and
+                    wherever a code is not shorter
+``array-log/1``     no entry is negative, and not all are zero: `octave_steps`
+``array-uniform/1``  all others: `even_steps`
+==================  ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+from flwr.app import Array
+from numpy.typing import NDArray
+
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.model_arrays.even_steps import (
+    Entries,
+    pack_even_steps,
+    unpack_even_steps,
+)
+from flwr_splitfc.codec.model_arrays.exact_entries import (
+    AnyEntries,
+    pack_exact_entries,
+    unpack_exact_entries,
+)
+from flwr_splitfc.codec.model_arrays.octave_steps import (
+    pack_octave_steps,
+    unpack_octave_steps,
+)
+
+EXACT_BITS = 32
+"""Bits at which every array comes back bit for bit."""
+
+LEAST_BITS = 2
+MOST_BITS = 16
+
+_EXACT = "array-exact/1"
+_UNIFORM = "array-uniform/1"
+_LOG = "array-log/1"
+
+STYPES = (_EXACT, _UNIFORM, _LOG)
+"""What `decode_array` reads."""
+
+CODED_DTYPES = ("float16", "float32", "float64")
+"""Types that are coded; others are exact."""
+
+ARRAY_DTYPES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    *CODED_DTYPES,
+    "complex64",
+    "complex128",
+)
+"""Types that arrays may have."""
+
+_FEWEST_CODED_ENTRIES = 64
+
+_MOST_DIMENSIONS = 32
+
+_MOST_SIZE = 2**31 - 1
+
+_MOST_UNCHECKED_ENTRIES = 2**28
+"""Entries of an array of which the receiver knows nothing: 1 GiB as float32."""
+
+_UNPACK: dict[str, Callable[[memoryview, Entries], None]] = {
+    _UNIFORM: unpack_even_steps,
+    _LOG: unpack_octave_steps,
+}
+"""By stype, what reads a payload into entries."""
+
+
+# Writing
+
+
+def encode_array(values: NDArray[np.generic], bits: int) -> Array:
+    """Encode an array of a model or an optimizer.
+
+    Floats take about so many bits an entry if they are Gaussian and fewer if they are
+    more peaked. Coded entries of both signs are off by half a step at most, the step
+    being ``rms * 2^(2 - bits)``. Arrays without negative entries, such as second
+    moments, are coded by ratio: entries are off by a factor of ``2^(2^(3 - bits))`` at
+    most, and zeros stay zeros. What is too small to be worth it, no float, or not
+    finite, comes back exactly. The sign of a zero may be lost otherwise.
+
+    Parameters
+    ----------
+    values : ndarray
+        Of any shape; bool, integers to 64 bits, float16 to float64 or complex.
+    bits : int
+        2 to 16, or 32, at which every array comes back bit for bit.
+
+    Returns
+    -------
+    Array
+        With the dtype and shape of `values`; its stype is one of `STYPES`.
+
+    Raises
+    ------
+    ValueError
+        If bits or the type are none of these, or there are more than 32 dimensions.
+
+    Examples
+    --------
+    >>> weights = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+    >>> array = encode_array(weights, bits=4)
+    >>> array.stype, array.shape, len(array.data)
+    ('array-uniform/1', (32, 64), 1058)
+    >>> decode_array(array).shape
+    (32, 64)
+    """
+    check_bits(bits)
+    dtype = values.dtype.name
+    if dtype not in ARRAY_DTYPES:
+        known = ", ".join(ARRAY_DTYPES)
+        raise ValueError(f"an array must be one of {known}, got {dtype}")
+    if values.ndim > _MOST_DIMENSIONS:
+        raise ValueError(
+            f"at most {_MOST_DIMENSIONS} dimensions can be sent, got {values.ndim}"
+        )
+    entries = values.reshape(-1)
+    coded = _coded(entries, bits) if _is_worth_coding(entries, bits) else None
+    if coded is None or len(coded[1]) >= entries.nbytes:
+        coded = _EXACT, pack_exact_entries(entries)
+    stype, payload = coded
+    return Array(dtype=dtype, shape=values.shape, stype=stype, data=payload)
+
+
+def check_bits(bits: int) -> None:
+    """Raise `ValueError` unless `encode_array` takes these bits."""
+    if bits != EXACT_BITS and bits not in range(LEAST_BITS, MOST_BITS + 1):
+        raise ValueError(
+            f"bits must be {LEAST_BITS} to {MOST_BITS}, or {EXACT_BITS}, got {bits}"
+        )
+
+
+def _is_worth_coding(entries: AnyEntries, bits: int) -> bool:
+    if bits == EXACT_BITS or entries.dtype.name not in CODED_DTYPES:
+        return False
+    return len(entries) >= _FEWEST_CODED_ENTRIES
+
+
+def _coded(entries: NDArray[Any], bits: int) -> tuple[str, bytes] | None:
+    """Return stype and payload; None where entries cannot be coded."""
+    least = entries.min()
+    greatest = entries.max()
+    # NaN is both then
+    if not (np.isfinite(least) and np.isfinite(greatest)):
+        return None
+    if least >= 0 and greatest > 0:
+        return _LOG, pack_octave_steps(entries, bits)
+    payload = pack_even_steps(entries, bits)
+    return None if payload is None else (_UNIFORM, payload)
+
+
+# Reading
+
+
+def decode_array(
+    array: Array,
+    *,
+    shape: tuple[int, ...] | None = None,
+    dtype: str | None = None,
+    max_entries: int | None = None,
+) -> NDArray[np.generic]:
+    """Decode what `encode_array` made.
+
+    Parameters
+    ----------
+    array : Array
+        From the wire; nothing in it is trusted.
+    shape, dtype : optional
+        What the array must have, where the receiver knows it.
+    max_entries : int, optional
+        Most entries that are allocated; a dimension of size 0 counts as one of size 1.
+        2^28 if neither this nor `shape` is given.
+
+    Returns
+    -------
+    ndarray
+        Of the array's dtype and shape, and of its own memory.
+
+    Raises
+    ------
+    PayloadError
+        If dtype, shape or stype are not as wanted, there are more entries than that, or
+        the data is not a payload of the stype.
+    """
+    _check_fields(array)
+    if dtype is not None and array.dtype != dtype:
+        raise PayloadError(f"dtype is {array.dtype}; {dtype} was wanted")
+    if shape is not None and array.shape != shape:
+        raise PayloadError(f"shape is {array.shape}; {shape} was wanted")
+    if shape is None and max_entries is None:
+        max_entries = _MOST_UNCHECKED_ENTRIES
+    if max_entries is not None:
+        _check_entries(array.shape, max_entries)
+    payload = view(array.data)
+    count = prod(array.shape)
+    if array.stype == _EXACT:
+        return unpack_exact_entries(payload, count, array.dtype).reshape(array.shape)
+    if count < _FEWEST_CODED_ENTRIES or array.dtype not in CODED_DTYPES:
+        raise PayloadError(
+            f"{count} entries of {array.dtype} are coded as {array.stype}"
+        )
+    entries = np.empty(count, array.dtype)
+    _UNPACK[array.stype](payload, entries)
+    return entries.reshape(array.shape)
+
+
+def _check_fields(array: Array) -> None:
+    """Check that dtype, shape and stype are ones that an encoder makes."""
+    if array.stype not in STYPES:
+        raise PayloadError(f"stype is {array.stype!r:.100}; one of {STYPES} was wanted")
+    if array.dtype not in ARRAY_DTYPES:
+        known = ", ".join(ARRAY_DTYPES)
+        raise PayloadError(f"dtype is {array.dtype!r:.100}; one of {known} was wanted")
+    sizes = array.shape
+    if not isinstance(sizes, tuple) or len(sizes) > _MOST_DIMENSIONS:
+        raise PayloadError(f"shape is not a tuple of at most {_MOST_DIMENSIONS} sizes")
+    if not all(_is_size(size) for size in sizes):
+        raise PayloadError(f"shape {sizes!r:.200} is not one of sizes")
+
+
+def _is_size(size: object) -> bool:
+    # A bool is an int to `isinstance`.
+    return type(size) is int and 0 <= size <= _MOST_SIZE
+
+
+def _check_entries(shape: tuple[int, ...], max_entries: int) -> None:
+    # Sizes of 0 would make any other size free.
+    allocated = prod(size or 1 for size in shape)
+    if allocated > max_entries:
+        raise PayloadError(
+            f"array has shape {shape}; at most {max_entries} entries were wanted"
+        )

@@ -1,0 +1,77 @@
+"""Entries of both signs as multiples of one step.
+
+The value of the integer ``k`` is ``k * step``. A sender chooses ``step = rms * 2^(2 -
+bits)`` and ``k = rint(x / step)``. Gaussian entries then take ``bits + 0.05`` bits
+each: their entropy is ``log2(rms sqrt(2 pi e) / step)``, and ``log2 sqrt(2 pi e)`` is
+2.05. Entries of which many are near zero take fewer.
+
+One step is for the whole tensor. Blocks with a step each, by their largest entry, are
+for codes without a range coder: they even out how many levels entries take, which is
+what the range coder makes free. At a given number of bytes, one step has the least
+squared error. The relays of a turn on MNIST take 16 kB rather than 19.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.model_arrays.blocks import blocks
+from flwr_splitfc.codec.model_arrays.class_code import (
+    MOST_MAGNITUDE,
+    pack_integers,
+    unpack_integers,
+)
+
+Entries = NDArray[np.floating[Any]]
+"""Those of an array, flat."""
+
+
+def pack_even_steps(entries: Entries, bits: int) -> bytes | None:
+    """Write finite entries; None where float32 has no step that fits.
+
+    Entries that are all zero take no bytes.
+    """
+    greatest = float(np.abs(entries).max())
+    if greatest == 0:
+        return b""
+    step = _step(entries, bits)
+    if not 0 < step < np.inf or greatest / step > MOST_MAGNITUDE:
+        return None
+    multiples = np.empty(len(entries), np.int32)
+    for block in blocks(len(entries)):
+        doubles = entries[block].astype(np.float64)
+        multiples[block] = np.rint(doubles / step)
+    return struct.pack("<f", step) + pack_integers(multiples)
+
+
+def _step(entries: Entries, bits: int) -> float:
+    """Return the step, which float32 has; 0 or inf where float32 is too narrow."""
+    sum_of_squares = 0.0
+    with np.errstate(over="ignore"):
+        for block in blocks(len(entries)):
+            doubles = entries[block].astype(np.float64)
+            sum_of_squares += float(doubles @ doubles)
+        rms = np.sqrt(sum_of_squares / len(entries))
+        return float(np.float32(rms * 2.0 ** (2 - bits)))
+
+
+def unpack_even_steps(data: memoryview, entries: Entries) -> None:
+    """Read what `pack_even_steps` wrote into entries of the array's type."""
+    if len(data) == 0:
+        entries.fill(0)
+        return
+    (step,), rest = take(data, "f")
+    if not 0 < step < np.inf:
+        raise PayloadError(f"step is {step}; a finite positive number was wanted")
+    greatest = float(np.finfo(entries.dtype).max)
+    for block, multiples, _ in unpack_integers(
+        rest, len(entries), may_have_zeros=False
+    ):
+        values = multiples * np.float64(step)
+        entries[block] = np.clip(values, -greatest, greatest)

@@ -1,0 +1,143 @@
+"""Entries that are not negative, at equal ratios; zeros stay zeros and no others do.
+
+The value of the integer ``k`` is ``2^(k beta)``, with ``beta = 2^(4 - bits)`` octaves,
+so an entry is off by a factor of ``2^(beta / 2)`` at most. The entries of an
+optimizer's second moment span decades and it divides by their root: what matters of
+them is their ratio, and a small one that became zero would make a huge step.
+
+No logarithm is computed, as mathematical libraries differ in its last bits. For ``beta
+= 2^-j``, the powers of 2 between 1 and 2 are products of ``sqrt(2)``, its root and so
+on, which IEEE arithmetic has alike on all machines::
+
+    2^(f / 2^j) = product of 2^(2^-i) over the bits i = 1 ... j of f, the highest first
+
+A sender takes the octave from the float's exponent and finds the fraction among the
+geometric midpoints of these powers, the powers at odd ``f`` of the table for ``j + 1``.
+Geometric midpoints rather than arithmetic ones bound the ratio alike above and below.
+
+Integers are sent less their median.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+
+from flwr_splitfc.codec.arrays import Doubles, Ints, Symbols
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.model_arrays.blocks import blocks
+from flwr_splitfc.codec.model_arrays.class_code import (
+    Zeros,
+    pack_integers,
+    unpack_integers,
+)
+from flwr_splitfc.codec.model_arrays.even_steps import Entries
+
+_LEAST_BITS = 2
+_MOST_BITS = 16
+
+_BITS_OF_AN_OCTAVE = 4
+"""With so many bits, a step is one octave."""
+
+_MOST_OCTAVES = 1100
+"""Refused above, and below the negative of it; float64 has 2^-1074 to 2^1024."""
+
+_BITS_FIELD = 4
+"""Low bits of the header that have `bits - 2`; the others are the median."""
+
+
+def pack_octave_steps(entries: Entries, bits: int) -> bytes:
+    """Write finite entries of which none is negative and one at least is above 0."""
+    zeros = entries == 0
+    steps = np.empty(len(entries), np.int32)
+    for block in blocks(len(entries)):
+        doubles = entries[block].astype(np.float64)
+        steps[block] = _nearest_steps(doubles, bits)
+    centre = _median(steps[~zeros])
+    steps -= centre
+    steps[zeros] = 0
+    parameters = centre << _BITS_FIELD | bits - _LEAST_BITS
+    return struct.pack("<i", parameters) + pack_integers(steps, zeros)
+
+
+def _median(steps: Symbols) -> int:
+    half = len(steps) // 2
+    return int(np.partition(steps, half)[half])
+
+
+def _nearest_steps(doubles: Doubles, bits: int) -> Ints:
+    """Return k of each positive entry."""
+    mantissas, exponents = np.frexp(doubles)
+    # of 2^octave times a number from 1 to 2
+    octaves = exponents.astype(np.int64) - 1
+    fraction_bits = bits - _BITS_OF_AN_OCTAVE
+    if fraction_bits < 0:
+        octaves_a_step = 1 << -fraction_bits
+        return (octaves + octaves_a_step // 2) // octaves_a_step
+    midpoints = _powers(fraction_bits + 1)[1::2]
+    # may be one more than there are fractions, which is the next octave
+    fractions = np.searchsorted(midpoints, 2 * mantissas)
+    steps: Ints = (octaves << fraction_bits) + fractions
+    return steps
+
+
+@lru_cache
+def _powers(fraction_bits: int) -> Doubles:
+    """Return ``2^(f / 2^j)`` for f = 0 ... ``2^j - 1``.
+
+    >>> _powers(2).tolist()
+    [1.0, 1.189207115002721, 1.4142135623730951, 1.6817928305074292]
+    """
+    powers = np.ones(1)
+    root = 2.0
+    for _ in range(fraction_bits):
+        root = float(np.sqrt(root))
+        # each f so far is followed by the one with one more bit, the lowest
+        powers = np.stack([powers, powers * root], axis=1).ravel()
+    return powers
+
+
+def unpack_octave_steps(data: memoryview, entries: Entries) -> None:
+    """Read what `pack_octave_steps` wrote into entries of the array's type."""
+    (parameters,), rest = take(data, "i")
+    bits = _LEAST_BITS + parameters % 2**_BITS_FIELD
+    if bits > _MOST_BITS:
+        raise PayloadError(
+            f"bits are {bits}; {_LEAST_BITS} to {_MOST_BITS} were wanted"
+        )
+    centre = parameters >> _BITS_FIELD
+    limits = np.finfo(entries.dtype)
+    least = float(limits.smallest_subnormal)
+    greatest = float(limits.max)
+    for block, integers, zeros in unpack_integers(
+        rest, len(entries), may_have_zeros=True
+    ):
+        values = _values(centre + integers, bits)
+        inside = np.clip(values, least, greatest)
+        entries[block] = inside if zeros is None else _with_zeros(inside, zeros)
+
+
+def _values(steps: Ints, bits: int) -> Doubles:
+    """Return ``2^(k beta)``, infinity and zero where float64 has no such number."""
+    fraction_bits = bits - _BITS_OF_AN_OCTAVE
+    if fraction_bits < 0:
+        octaves = steps << -fraction_bits
+        powers = np.ones(len(steps))
+    else:
+        octaves = steps >> fraction_bits
+        fractions = steps & (1 << fraction_bits) - 1
+        powers = _powers(fraction_bits)[fractions]
+    largest = max(-int(octaves.min()), int(octaves.max()))
+    if largest > _MOST_OCTAVES:
+        raise PayloadError(
+            f"an entry is beyond 2^{largest}; 2^{_MOST_OCTAVES} at most was wanted"
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(powers, octaves.astype(np.int32))
+
+
+def _with_zeros(values: Doubles, zeros: Zeros) -> Doubles:
+    return np.where(zeros, 0.0, values)
