@@ -215,7 +215,7 @@ def decode_array(
     count = prod(array.shape)
     if array.stype == _EXACT:
         return unpack_exact_entries(payload, count, array.dtype).reshape(array.shape)
-    if count < _FEWEST_CODED_ENTRIES or array.dtype not in CODED_DTYPES:
+    if count == 0 or array.dtype not in CODED_DTYPES:
         raise PayloadError(
             f"{count} entries of {array.dtype} are coded as {array.stype}"
         )

@@ -21,10 +21,10 @@ _MANTISSA_BITS = {4: 1, 8: 4}
 """By the bits of a mark."""
 
 
-def class_weights(marks: Octets, mark_bits: int) -> Ints:
+def mark_weights(marks: Octets, mark_bits: int) -> Ints:
     """Return the weights that marks of four or eight bits stand for.
 
-    >>> class_weights(np.arange(9, dtype=np.uint8), mark_bits=4).tolist()
+    >>> mark_weights(np.arange(9, dtype=np.uint8), mark_bits=4).tolist()
     [0, 2, 3, 4, 6, 8, 12, 16, 24]
     """
     mantissa_bits = _MANTISSA_BITS[mark_bits]
@@ -43,7 +43,7 @@ def nearest_marks(counts: Ints, mark_bits: int) -> Octets:
     [0, 1, 6, 15]
     """
     all_marks = np.arange(1, 1 << mark_bits, dtype=np.uint8)
-    weights = class_weights(all_marks, mark_bits).astype(np.float64)
+    weights = mark_weights(all_marks, mark_bits).astype(np.float64)
     scaled = counts * (weights[-1] / counts.max())
     midpoints = (weights[1:] + weights[:-1]) / 2
     nearest = 1 + np.searchsorted(midpoints, scaled)

@@ -22,11 +22,8 @@ from numpy.typing import NDArray
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.model_arrays.blocks import blocks
-from flwr_splitfc.codec.model_arrays.class_code import (
-    MOST_MAGNITUDE,
-    pack_integers,
-    unpack_integers,
-)
+from flwr_splitfc.codec.model_arrays.class_code import pack_integers, unpack_integers
+from flwr_splitfc.codec.model_arrays.magnitude_classes import MOST_MAGNITUDE
 
 Entries = NDArray[np.floating[Any]]
 """Those of an array, flat."""

@@ -29,11 +29,7 @@ from flwr_splitfc.codec.arrays import Doubles, Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.model_arrays.blocks import blocks
-from flwr_splitfc.codec.model_arrays.class_code import (
-    Zeros,
-    pack_integers,
-    unpack_integers,
-)
+from flwr_splitfc.codec.model_arrays.class_code import pack_integers, unpack_integers
 from flwr_splitfc.codec.model_arrays.even_steps import Entries
 
 _LEAST_BITS = 2
@@ -117,7 +113,9 @@ def unpack_octave_steps(data: memoryview, entries: Entries) -> None:
     ):
         values = _values(centre + integers, bits)
         inside = np.clip(values, least, greatest)
-        entries[block] = inside if zeros is None else _with_zeros(inside, zeros)
+        entries[block] = inside
+        if zeros is not None:
+            entries[block][zeros] = 0
 
 
 def _values(steps: Ints, bits: int) -> Doubles:
@@ -137,7 +135,3 @@ def _values(steps: Ints, bits: int) -> Doubles:
         )
     with np.errstate(over="ignore", under="ignore"):
         return np.ldexp(powers, octaves.astype(np.int32))
-
-
-def _with_zeros(values: Doubles, zeros: Zeros) -> Doubles:
-    return np.where(zeros, 0.0, values)

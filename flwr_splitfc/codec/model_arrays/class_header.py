@@ -1,0 +1,185 @@
+"""What precedes coded integers: their classes and how probable these are.
+
+``u8`` the lowest class plus 61, plus 128 if there are zeros; ``u8`` the number of
+classes from the lowest to the highest, plus 128 if weights have eight bits rather than
+four; the weights of these and then of the zeros, unless there is one symbol alone
+(docs/wire-format.md, section 15).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from constriction import stream
+
+from flwr_splitfc.codec.arrays import Ints, Octets
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.format.symbols import (
+    SYMBOL_PRECISION_BITS,
+    weighted_model,
+    weighted_sizes,
+)
+from flwr_splitfc.codec.model_arrays.class_weights import (
+    mark_bytes,
+    mark_weights,
+    nearest_marks,
+    pack_marks,
+    unpack_marks,
+)
+from flwr_splitfc.codec.model_arrays.magnitude_classes import (
+    LEAST_MAGNITUDES,
+    MOST_CLASS,
+    PLACE_WIDTHS,
+)
+
+_FLAG = 128
+"""The highest bit of a byte."""
+
+
+@dataclass(frozen=True)
+class ClassHeader:
+    """Which classes occur, and how probable they are.
+
+    Symbols stand for the classes from the lowest to the highest; where zeros are told
+    apart from all integers, they are the last symbol.
+
+    Parameters
+    ----------
+    first : int
+        The lowest class, with the sign of its integers.
+    classes : int
+        How many there are from the lowest to the highest.
+    has_zeros : bool
+    mark_bits : int
+        Bits of a mark, 4 or 8.
+    marks : Octets
+        The weight of each symbol, as `mark_weights` has them; none for one symbol.
+    """
+
+    first: int
+    classes: int
+    has_zeros: bool
+    mark_bits: int
+    marks: Octets
+
+    @property
+    def symbols(self) -> int:
+        """How many different symbols there are."""
+        return self.classes + int(self.has_zeros)
+
+    def model(self) -> stream.model.Model | None:
+        """Return how probable symbols are; None where there is one alone."""
+        if self.symbols == 1:
+            return None
+        return weighted_model(mark_weights(self.marks, self.mark_bits))
+
+    def signs(self) -> Ints:
+        """Return the sign of the integers of each symbol, 0 for zeros."""
+        return self._of_symbols(np.sign(self._signed_classes()))
+
+    def place_widths(self) -> Ints:
+        """Return the bits of a place, of each symbol."""
+        of_classes = PLACE_WIDTHS[np.abs(self._signed_classes())]
+        return self._of_symbols(of_classes)
+
+    def least_magnitudes(self) -> Ints:
+        """Return the least magnitude of each symbol."""
+        of_classes = LEAST_MAGNITUDES[np.abs(self._signed_classes())]
+        return self._of_symbols(of_classes)
+
+    def _signed_classes(self) -> Ints:
+        return np.arange(self.first, self.first + self.classes)
+
+    def _of_symbols(self, of_classes: Ints) -> Ints:
+        """Append 0 for the symbol of zeros, if there is one."""
+        if self.has_zeros:
+            return np.append(of_classes, 0)
+        return of_classes
+
+
+# Writing
+
+
+def shortest_header(
+    first: int, classes: int, has_zeros: bool, counts: Ints
+) -> ClassHeader:
+    """Return the header with which the payload is shortest.
+
+    Parameters
+    ----------
+    first, classes, has_zeros
+        As the header has them.
+    counts : Ints
+        How often each symbol occurs.
+    """
+    if len(counts) == 1:
+        no_marks = np.zeros(0, np.uint8)
+        return ClassHeader(first, classes, has_zeros, 4, no_marks)
+    headers = []
+    for mark_bits in (4, 8):
+        marks = nearest_marks(counts, mark_bits)
+        headers.append(ClassHeader(first, classes, has_zeros, mark_bits, marks))
+    return min(headers, key=lambda header: _payload_bits(header, counts))
+
+
+def _payload_bits(header: ClassHeader, counts: Ints) -> float:
+    """Return the bits of marks and symbols."""
+    sizes = weighted_sizes(mark_weights(header.marks, header.mark_bits))
+    symbol_bits = SYMBOL_PRECISION_BITS - np.log2(sizes)
+    marks_bits = 8 * mark_bytes(header.symbols, header.mark_bits)
+    return marks_bits + float(counts @ symbol_bits)
+
+
+def pack_class_header(header: ClassHeader) -> bytes:
+    """Write everything that precedes the words."""
+    first = header.first + MOST_CLASS
+    classes = header.classes
+    if header.has_zeros:
+        first += _FLAG
+    if header.mark_bits == 8:
+        classes += _FLAG
+    marks = pack_marks(header.marks, header.mark_bits)
+    return struct.pack("<BB", first, classes) + marks
+
+
+# Reading
+
+
+def unpack_class_header(data: memoryview) -> tuple[ClassHeader, memoryview]:
+    """Read what `pack_class_header` wrote and return the bytes that follow."""
+    (first_field, classes_field), rest = take(data, "BB")
+    has_zeros = first_field >= _FLAG
+    first = first_field % _FLAG - MOST_CLASS
+    mark_bits = 8 if classes_field >= _FLAG else 4
+    classes = classes_field % _FLAG
+    last = first + classes - 1
+    if classes == 0 or last > MOST_CLASS:
+        raise PayloadError(
+            f"{classes} classes from {first} were announced; "
+            f"{-MOST_CLASS} to {MOST_CLASS} were wanted"
+        )
+    symbols = classes + int(has_zeros)
+    marks, rest = _take_marks(rest, symbols, mark_bits)
+    return ClassHeader(first, classes, has_zeros, mark_bits, marks), rest
+
+
+def _take_marks(
+    data: memoryview, symbols: int, mark_bits: int
+) -> tuple[Octets, memoryview]:
+    """Read the marks of symbols, none for one symbol, and return the rest."""
+    if symbols == 1:
+        if mark_bits == 8:
+            raise PayloadError("one class alone has weights of eight bits; none wanted")
+        return np.zeros(0, np.uint8), data
+    size = mark_bytes(symbols, mark_bits)
+    if len(data) < size:
+        raise PayloadError(
+            f"weights end early: {len(data)} bytes left where {size} were wanted"
+        )
+    marks = unpack_marks(data[:size], symbols, mark_bits)
+    if not marks.any():
+        raise PayloadError(f"all {symbols} weights of classes are 0")
+    return marks, data[size:]
