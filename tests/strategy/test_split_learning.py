@@ -146,7 +146,7 @@ def test_bytes_in_the_result_are_sums_and_include_the_model():
     assert metrics["uplink_model_bytes"] == metrics["downlink_model_bytes"] == 2 * sent
     parts = [
         metrics[f"uplink_{kind}_bytes"]
-        for kind in ("features", "labels", "state", "model", "framing")
+        for kind in ("features", "labels", "state", "model", "envelope", "framing")
     ]
     assert metrics["uplink_bytes"] == sum(parts)
     assert all(part > 0 for part in parts)

@@ -1,6 +1,5 @@
 """Reading Flower's messages: what they are for, and what they carry and report."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,17 +33,6 @@ def round_told_in(message: Message) -> int | None:
             if isinstance(server_round, int):
                 return server_round
     return None
-
-
-def model_bytes(message: Message) -> Counter[str]:
-    """Count the bytes of a message's model arrays, under the kind "model"."""
-    arrays = (
-        array
-        for record in message.content.array_records.values()
-        for array in record.values()
-    )
-    total = sum(len(array.data) for array in arrays)
-    return Counter(model=total)
 
 
 def reported_steps(reply: Message) -> Traffic:

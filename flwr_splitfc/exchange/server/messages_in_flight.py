@@ -17,10 +17,13 @@ from flwr_splitfc.exchange.protocol.frames import (
     has_frame,
 )
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
+from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, error_reply
 from flwr_splitfc.exchange.server.frame_bytes import parse_frame
+from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.told_text import one_line
+from flwr_splitfc.exchange.server.traffic import Traffic
 
 logger = getLogger("flwr")
 
@@ -120,16 +123,34 @@ class MessagesInFlight:
             return error_reply(
                 asked.message, "the reply brings a frame, but frames travel in streams"
             )
+        meter = MessageMeter()
+        uplink_bytes = meter.bytes_of(reply)
         frame = _take_frame(reply)
         answer = self._endpoint.deliver(asked.token, frame)
         match answer.WhichOneof("kind"):
             case "closed":
+                # what is left of it is counted where the strategy gets it
+                uplink_bytes -= meter.bytes_of(reply)
+                self._count(asked, Traffic(uplink_bytes=uplink_bytes))
                 return reply
             case "refused":
                 return error_reply(asked.message, answer.refused.detail)
             case _:
-                self.push([_next_message(asked, answer)])
+                following = _next_message(asked, answer)
+                downlink_bytes = meter.bytes_of(following.message)
+                self._count(
+                    asked,
+                    Traffic(uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes),
+                )
+                self.push([following])
                 return None
+
+    def _count(self, asked: Outgoing, traffic: Traffic) -> None:
+        """Enter what Flower's messages hold beside the frames in them."""
+        ticket = Ticket.from_message(asked.message)
+        self._endpoint.ledger.add(
+            ticket.server_round, ticket.purpose, traffic, ticket.device
+        )
 
     def give_up(self) -> list[tuple[Message, Outgoing]]:
         """Stop waiting for devices that are silent for too long.

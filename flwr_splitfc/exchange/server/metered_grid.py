@@ -1,4 +1,4 @@
-"""A grid that counts the bytes of the models in Flower's messages."""
+"""A grid that counts the bytes of Flower's messages."""
 
 from collections.abc import Iterable
 
@@ -8,19 +8,19 @@ from flwr.serverapp import Grid
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import (
-    model_bytes,
     purpose_of,
     reported_loss,
     reported_steps,
     round_told_in,
 )
 from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 
 class MeteredGrid(DelegatingGrid):
-    """A grid that enters the model arrays of train and evaluate messages in a ledger.
+    """A grid that enters train and evaluate messages, and replies, in a ledger.
 
     Parameters
     ----------
@@ -74,8 +74,7 @@ class MeteredGrid(DelegatingGrid):
     def _exchange(
         self, messages: list[Message], names: dict[int, str], timeout: float | None
     ) -> list[Message]:
-        for message in messages:
-            self._count_sent(message, names)
+        self._count_sent(messages, names)
         replies = self.inner.send_and_receive(messages, timeout=timeout)
         asked = {message.metadata.message_id: message for message in messages}
         answered = []
@@ -86,18 +85,21 @@ class MeteredGrid(DelegatingGrid):
                 answered.append(Reply(reply, asked[message_id]))
         return self.checks.checked(answered)
 
-    def _count_sent(self, message: Message, names: dict[int, str]) -> None:
-        purpose = purpose_of(message)
-        if purpose is not None:
-            server_round = self.round_of(message)
-            device = names[message.metadata.dst_node_id]
-            # a message and its reply are one round trip
-            traffic = Traffic(round_trips=1, downlink_bytes=model_bytes(message))
-            self.ledger.add(server_round, purpose, traffic, device)
+    def _count_sent(self, messages: Iterable[Message], names: dict[int, str]) -> None:
+        meter = MessageMeter()
+        for message in messages:
+            purpose = purpose_of(message)
+            if purpose is not None:
+                server_round = self.round_of(message)
+                device = names[message.metadata.dst_node_id]
+                downlink_bytes = meter.bytes_of(message)
+                # a message and its reply are one round trip
+                traffic = Traffic(round_trips=1, downlink_bytes=downlink_bytes)
+                self.ledger.add(server_round, purpose, traffic, device)
 
     def _traffic_of(self, reply: Message) -> Traffic:
         # The device trains by itself: what it reports is all that is known of that.
-        traffic = Traffic(uplink_bytes=model_bytes(reply))
+        traffic = Traffic(uplink_bytes=MessageMeter().bytes_of(reply))
         traffic.add(reported_steps(reply))
         traffic.add(reported_loss(reply))
         return traffic

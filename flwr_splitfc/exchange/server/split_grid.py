@@ -22,10 +22,10 @@ from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import (
     error_reply,
     failure_of,
-    model_bytes,
     purpose_of,
     reported_loss,
 )
+from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
@@ -71,7 +71,7 @@ class SplitGrid(MeteredGrid):
 
     def _traffic_of(self, reply: Message) -> Traffic:
         # The endpoint has seen the rest itself, but not a loss that is the device's.
-        traffic = Traffic(uplink_bytes=model_bytes(reply))
+        traffic = Traffic(uplink_bytes=MessageMeter().bytes_of(reply))
         if self.endpoint.output_codec is not None:
             traffic.add(reported_loss(reply))
         return traffic
@@ -92,9 +92,9 @@ class SplitGrid(MeteredGrid):
                 except ValueError as error:
                     refusals.append(error_reply(message, f"no budget: {error}"))
                 else:
-                    self._count_sent(message, names)
                     token = self._admit(message, device, *codecs)
                     outgoing.append(Outgoing(message, token))
+            self._count_sent([each.message for each in outgoing], names)
             answered = self._replies(outgoing, timeout)
             replies = self._checked(answered, names) + refusals
         finally:

@@ -12,11 +12,21 @@ UPLINK_KINDS = (
     "labels",
     "state",
     "model",
+    "envelope",
     "framing",
     "resent",
     "output_gradient",
 )
-DOWNLINK_KINDS = ("gradient", "logits", "state", "model", "framing", "resent", "output")
+DOWNLINK_KINDS = (
+    "gradient",
+    "logits",
+    "state",
+    "model",
+    "envelope",
+    "framing",
+    "resent",
+    "output",
+)
 
 MetricGroup = Literal["counts", "measured"]
 
@@ -76,9 +86,11 @@ class Traffic:
         trips included: what the device waited for their answers less what the server
         worked on them. 0 where frames travel in messages, or the device did not tell.
     uplink_bytes, downlink_bytes : Counter
-        By kind. "framing" is what the exchange's frames hold beside the other kinds,
-        with gRPC's five bytes a frame; HTTP/2 and TCP headers are not in it. "resent"
-        is whole frames that were sent again after a connection broke.
+        By kind. "model" is the arrays in Flower's messages, and "envelope" the rest of
+        their content (`MessageMeter`). "framing" is what the exchange's frames hold
+        beside the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers
+        are not in it. "resent" is whole frames that were sent again after a connection
+        broke.
     digest : int
         Of all payloads (features, labels, gradients, outputs) in their order within a
         session. Over sessions it adds up, so that their order does not show.
