@@ -288,9 +288,10 @@ def test_a_reply_that_is_wrong_and_the_only_one(change: Change, why: str) -> Non
     [
         with_metrics(more=1.0),
         with_metrics(train_loss=[1.0, 2.0]),
+        with_metrics(steps=[]),
         with_metrics(steps=None),
     ],
-    ids=["more", "list", "less"],
+    ids=["more", "list", "empty-list", "less"],
 )
 def test_metrics_unlike_those_of_most_devices(change: Change) -> None:
     for kind in ("train", "evaluate"):

@@ -23,8 +23,9 @@ _MOST_HEADER_BYTES = 4096  # of an array, beside its entries
 _MOST_WEIGHT = 2**53  # whole numbers up to it are exact as floats
 _MOST_NUMBERS = 1000  # of one reply's metrics
 _MOST_NAME_CHARACTERS = 100
+_NO_LIST = -1  # of a metric; a list may be empty
 
-# the records' keys, and the metrics with how many numbers each has; 0 is no list
+# the records' keys, and the metrics with how many numbers each has
 _Form: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
 
 
@@ -209,7 +210,7 @@ def _form(message: Message) -> _Form:
     metrics: dict[str, int] = {}
     for record in content.metric_records.values():
         for name, value in record.items():
-            metrics[name] = len(value) if isinstance(value, list) else 0
+            metrics[name] = len(value) if isinstance(value, list) else _NO_LIST
     keys = (*content.metric_records, *content.array_records)
     return keys, tuple(sorted(metrics.items()))
 
