@@ -80,9 +80,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     # an older version's states may lack what this one restores
     schema = state.get("schema") if isinstance(state, dict) else None
-    if schema != SCHEMA:
+    # a tensor would be neither the same nor another
+    if type(schema) is not int or schema != SCHEMA:
         raise CheckpointError(
-            f"{path} has schema {schema}, this version reads {SCHEMA}"
+            f"{path} has schema {schema!r:.20}, this version reads {SCHEMA}"
         )
     return dict(state)
 

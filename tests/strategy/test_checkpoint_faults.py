@@ -185,6 +185,7 @@ def test_states_that_no_run_leaves_are_refused(tmp_path, state, change, why):
 
 WRONG: list[Any] = [None, -1, "x", [], {}, [3], {"x": None}, torch.zeros(2), math.nan]
 KEYS = (
+    "schema",
     "settings",
     "round",
     "arrays",
