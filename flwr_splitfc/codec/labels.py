@@ -1,8 +1,10 @@
-"""Labels in as few bits as their range allows.
+"""Labels in as few bits as their range, or how often each occurs, allows.
 
-Integers from ``m`` to ``M`` are range-coded less ``m``, at ``log2(M - m + 1)`` bits
-each (docs/wire-format.md, section 7). Their arithmetic is that of 64 bits without a
-sign, which wraps around: ``m + (label - m)`` is the label whatever the span.
+Integers from ``m`` to ``M`` are range-coded less ``m``: at ``log2(M - m + 1)`` bits
+each, or by how often each value occurs (`format.counted_integers`), whichever is
+shorter with all that precedes it (docs/wire-format.md, section 7). Their arithmetic is
+that of 64 bits without a sign, which wraps around: ``m + (label - m)`` is the label
+whatever the span.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.counted_integers import (
+    MOST_COUNTED,
+    pack_counted,
+    unpack_counted,
+)
 from flwr_splitfc.codec.format.fields import view
 from flwr_splitfc.codec.format.floats import pack_floats
 from flwr_splitfc.codec.format.label_header import (
@@ -24,7 +31,11 @@ from flwr_splitfc.codec.format.label_header import (
     pack_label_header,
     unpack_label_header,
 )
-from flwr_splitfc.codec.format.symbols import SymbolReader, pack_symbols
+from flwr_splitfc.codec.format.symbols import (
+    ExactSymbolReader,
+    SymbolReader,
+    pack_words,
+)
 
 Entries: TypeAlias = NDArray[np.generic]
 """Labels, flat, of any type."""
@@ -35,8 +46,9 @@ _MOST_RANGE_LEVELS = 2**16
 def pack_labels(labels: Tensor) -> bytes:
     """Write labels of any shape so that type, shape and values come back exactly.
 
-    Integers are range-coded over the span of their values, or sent less the minimum in
-    four or eight bytes if they span more than 2^16; floats go as they are.
+    Integers are range-coded, over the span of their values or by how often each
+    occurs, or sent less the minimum in four or eight bytes if they span more than 2^16;
+    floats go as they are.
 
     Raises
     ------
@@ -47,7 +59,7 @@ def pack_labels(labels: Tensor) -> bytes:
     Examples
     --------
     >>> len(pack_labels(torch.arange(10).repeat(25)))
-    127
+    114
     >>> unpack_labels(pack_labels(torch.tensor([3, 1, 2])), max_entries=8)
     tensor([3, 1, 2])
     """
@@ -75,12 +87,22 @@ def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> byte
         header = LabelHeader(dtype, shape, coding, offset)
         data = above.astype(coding)
         return pack_label_header(header) + data.tobytes()
-    header = LabelHeader(dtype, shape, "range", offset, levels)
+    codings = [(0, _pack_even(above, levels))]
+    if len(above) <= MOST_COUNTED:
+        codings.append(pack_counted(above.astype(np.int64), levels))
+    payloads = []
+    for values, coded in codings:
+        header = LabelHeader(dtype, shape, "symbols", offset, levels, values)
+        payloads.append(pack_label_header(header) + coded)
+    return min(payloads, key=len)
+
+
+def _pack_even(above: Entries, levels: int) -> bytes:
     # A symbol of one level says nothing, and the range coder takes none.
     if levels == 1:
-        return pack_label_header(header)
+        return b""
     symbols = above.astype(np.int32)
-    return pack_label_header(header) + pack_symbols([(symbols, levels)])
+    return pack_words([(symbols, levels)])
 
 
 def unpack_labels(data: bytes, max_entries: int) -> Tensor:
@@ -113,6 +135,8 @@ def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
         return entries.copy()
     if header.coding == "range":
         above = _read_range(data, count, header.levels)
+    elif header.coding == "symbols":
+        above = _read_symbols(data, count, header)
     else:
         above = _read_entries(data, count, header.coding)
     return _from_offset(above, header)
@@ -144,17 +168,31 @@ def _read_entries(data: memoryview, count: int, dtype: str) -> Entries:
 
 
 def _read_range(data: memoryview, count: int, levels: int) -> Entries:
+    """Read even symbols as protocol 2 wrote them."""
+    _check_levels(levels)
+    return _read_even(SymbolReader(data), count, levels)
+
+
+def _read_symbols(data: memoryview, count: int, header: LabelHeader) -> Entries:
+    _check_levels(header.levels)
+    if header.values == 0:
+        return _read_even(ExactSymbolReader(data), count, header.levels)
+    return unpack_counted(data, count, header.levels, header.values)
+
+
+def _read_even(reader: SymbolReader, count: int, levels: int) -> Entries:
+    symbols = np.zeros(count, np.int32)
+    if levels > 1:
+        symbols = reader.read(count, levels)
+    reader.close()
+    return symbols
+
+
+def _check_levels(levels: int) -> None:
     if not 1 <= levels <= _MOST_RANGE_LEVELS:
         raise PayloadError(
             f"labels have {levels} levels; 1 to {_MOST_RANGE_LEVELS} were wanted"
         )
-    reader = SymbolReader(data)
-    if levels == 1:
-        reader.close()
-        return np.zeros(count, np.int32)
-    symbols = reader.read(count, levels)
-    reader.close()
-    return symbols
 
 
 def _from_offset(above: Entries, header: LabelHeader) -> Entries:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
-from math import copysign, cos, isfinite, pi, prod, sqrt
+from math import copysign, cos, isfinite, ldexp, pi, prod, sqrt
 from typing import NamedTuple, TypeAlias
 
 MAGNITUDE = struct.unpack("<f", struct.pack("<I", 0x7E967699))[0]
@@ -775,6 +775,43 @@ TYPES = {
 }
 
 
+def varint(reader: Reader) -> int:
+    value = 0
+    for place in range(10):
+        (octet,) = reader.fields("B")
+        value |= (octet & 127) << 7 * place
+        if octet < 128:
+            refuse_if((octet == 0 and place > 0) or value >= 2**64, "varint")
+            return value
+    raise Refused("varint")
+
+
+def even_labels(reader: Reader, count: int, Q: int) -> list[int]:
+    stream = ExactStream(reader.bytes(reader.left))
+    entries = [0] * count
+    if Q > 1 and stream.has(count):
+        entries = [stream.symbol(Q) for _ in entries]
+    stream.end()
+    return entries
+
+
+def counted(reader: Reader, n: int, Q: int, k: int) -> list[int]:
+    refuse_if(n > 2**23 or k > min(n, Q, 65535), "values")
+    values = column_set(reader, k, Q)
+    ends = [0, *(end + 1 for end in column_set(reader, k - 1, n - 1)), n]
+    counts = [after - before for before, after in pairwise(ends)]
+    stream = ExactStream(reader.bytes(reader.left))
+    ranks = [0] * n
+    if k > 1:
+        sizes = [(times << 24) // n for times in counts]
+        sizes[counts.index(max(counts))] += 2**24 - sum(sizes)
+        stream.wanted = n
+        ranks = [stream.sized_symbol(sizes) for _ in ranks]
+    stream.end()
+    refuse_if([ranks.count(rank) for rank in range(k)] != counts, "counts")
+    return [values[rank] for rank in ranks]
+
+
 def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...], bytes]:
     """Type, shape, and the entries in their own type, row by row."""
     reader = Reader(data)
@@ -783,9 +820,15 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
     name, layout, least, most = TYPES[code]
     shape = reader.fields(f"{dimensions}I")
     (coding,) = reader.fields("B")
-    refuse_if(coding > 3, "coding")
-    offset = reader.fields("q")[0] if coding else 0
-    Q = reader.fields("I")[0] if coding == 1 else 0
+    refuse_if(coding > 4, "coding")
+    offset = Q = k = 0
+    if coding == 4:
+        zigzag, Q, k = varint(reader), varint(reader), varint(reader)
+        offset = -(zigzag // 2) - 1 if zigzag % 2 else zigzag // 2
+    elif coding > 0:
+        (offset,) = reader.fields("q")
+    if coding == 1:
+        (Q,) = reader.fields("I")
     refuse_if(prod(size or 1 for size in shape) > most_entries, "number of entries")
     count = prod(shape)
     refuse_if((coding == 0) != (code >= 6 or count == 0), "coding")
@@ -801,6 +844,11 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
         if Q > 1 and stream.has(count):
             entries = [stream.symbol(Q) for _ in entries]
         stream.end()
+    elif coding == 4:
+        refuse_if(not 1 <= Q <= 65536, "levels")
+        entries = (
+            even_labels(reader, count, Q) if k == 0 else counted(reader, count, Q, k)
+        )
     else:
         width = "I" if coding == 2 else "Q"
         refuse_if(
@@ -840,3 +888,187 @@ PARTS: dict[
 
 OF_GRADIENT = {"mask-encoded/1": floats("e")}
 """Where it is another part than that of features."""
+
+
+# 15. Model arrays and optimizer state
+
+
+class Words:
+    """The range encoder of section 6."""
+
+    def __init__(self) -> None:
+        self.low, self.range = 0, 2**64 - 1
+        self.words: list[int] = []
+
+    def carry(self) -> None:
+        if self.low >= 2**64:
+            self.low -= 2**64
+            at = len(self.words) - 1
+            while self.words[at] == 2**32 - 1:
+                self.words[at] = 0
+                at -= 1
+            self.words[at] += 1
+
+    def take(self, left: int, size: int) -> None:
+        scale = self.range >> 24
+        self.low += scale * left
+        self.range = scale * size
+        self.carry()
+        if self.range < 2**32:
+            self.words.append(self.low >> 32)
+            self.low = (self.low << 32) % 2**64
+            self.range <<= 32
+
+    def finish(self) -> list[int]:
+        end = (self.low + self.range) % 2**64 >> 32
+        self.low += 2**32 - 1
+        self.carry()
+        self.words.append(self.low >> 32)
+        return [*self.words, 0] if end == self.words[-1] else self.words
+
+
+class ExactStream(Stream):
+    """Words without their number, which must be those that encode the symbols again."""
+
+    def __init__(self, data: bytes) -> None:
+        refuse_if(len(data) % 4 > 0, "number of bytes")
+        W = struct.pack("<I", len(data) // 4) if data else b""
+        super().__init__(Reader(W + data))
+        self.again = Words()
+
+    def take(self, left: int, size: int) -> None:
+        self.again.take(left, size)
+        super().take(left, size)
+
+    def end(self) -> None:
+        again = self.again.finish() if self.wanted else []
+        refuse_if(list(self.words) != again, "words")
+
+
+FORMS = {
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+    "bool": "?",
+    "float16": "e",
+    "float32": "f",
+    "float64": "d",
+    "complex64": "2f",
+    "complex128": "2d",
+}
+
+LIMITS = {
+    "float16": (2.0**-24, 65504.0),
+    "float32": (2.0**-149, LARGEST_F32),
+    "float64": (2.0**-1074, (2 - 2.0**-52) * 2.0**1023),
+}
+"""The smallest and the largest positive number."""
+
+
+def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> bytes:
+    """The entries in their own type, row by row."""
+    refuse_if(stype not in ("array-exact/1", "array-uniform/1", "array-log/1"), "stype")
+    refuse_if(dtype not in FORMS, "dtype")
+    sizes = [size for size in shape if 0 <= size < 2**31]
+    refuse_if(len(shape) > 32 or len(sizes) < len(shape), "shape")
+    count = prod(shape)
+    if stype == "array-exact/1":
+        size = count * struct.calcsize("<" + FORMS[dtype])
+        refuse_if(len(data) != size, "number of bytes")
+        refuse_if(dtype == "bool" and max(data, default=0) > 1, "bool")
+        return data
+    refuse_if(dtype not in LIMITS or count == 0, "coded")
+    decode = even_steps if stype == "array-uniform/1" else octave_steps
+    return struct.pack(f"<{count}{FORMS[dtype]}", *decode(data, count, *LIMITS[dtype]))
+
+
+def even_steps(data: bytes, count: int, least: float, most: float) -> list[float]:
+    if not data:
+        return [0.0] * count
+    reader = Reader(data)
+    (step,) = reader.fields("f")
+    refuse_if(not (isfinite(step) and step > 0), "step")
+    values = [k * step for k in integers(reader, count, may_have_zeros=False)]
+    return [min(max(value, -most), most) for value in values]
+
+
+def octave_steps(data: bytes, count: int, least: float, most: float) -> list[float]:
+    reader = Reader(data)
+    (parameters,) = reader.fields("i")
+    c, b = parameters // 16, parameters % 16 + 2
+    refuse_if(b > 16, "b")
+    values = []
+    for d in integers(reader, count, may_have_zeros=True):
+        value = min(max(power(c + (d or 0), b), least), most)
+        values.append(0.0 if d is None else value)
+    return values
+
+
+def power(k: int, b: int) -> float:
+    """2^(k * 2^(4 - b))."""
+    j = max(b - 4, 0)
+    o = k << 4 - b if b < 4 else k >> j
+    refuse_if(not -1100 <= o <= 1100, "octave")
+    p, r = 1.0, 2.0
+    for i in range(1, j + 1):
+        r = sqrt(r)
+        if k >> j - i & 1:
+            p = p * r
+    try:
+        return ldexp(p, o)
+    except OverflowError:
+        return float("inf")
+
+
+def class_range(C: int) -> tuple[int, int]:
+    """The least magnitude and the bits of a place."""
+    if C < 4:
+        return C, 0
+    w = C // 2 - 1
+    return (2 + C % 2) << w, w
+
+
+def mark_weight(q: int, m: int) -> int:
+    if q == 0:
+        return 0
+    return (2**m + (q - 1) % 2**m) << (q - 1) // 2**m
+
+
+def integers(reader: Reader, count: int, may_have_zeros: bool) -> list[int | None]:
+    """None for zeros that are told apart."""
+    first, classes = reader.fields("BB")
+    zeros, eight = first >= 128, classes >= 128
+    lowest, n = first % 128 - 61, classes % 128
+    refuse_if(zeros and not may_have_zeros, "zeros")
+    refuse_if(n == 0 or lowest + n - 1 > 61, "classes")
+    symbols = n + zeros
+    sizes = []
+    refuse_if(symbols == 1 and eight, "marks")
+    if symbols > 1:
+        marks = list(reader.fields(f"{symbols if eight else (symbols + 1) // 2}B"))
+        if not eight:
+            marks = [half for mark in marks for half in (mark & 15, mark >> 4)]
+        refuse_if(not any(marks[:symbols]) or any(marks[symbols:]), "marks")
+        weights = [mark_weight(q, 4 if eight else 1) for q in marks[:symbols]]
+        sizes = [max(weight * 2**24 // sum(weights), 1) for weight in weights]
+        sizes[weights.index(max(weights))] += 2**24 - sum(sizes)
+    stream = ExactStream(reader.bytes(reader.left))
+    values: list[int | None] = []
+    for start in range(0, count, 65536):
+        block = [0] * min(65536, count - start)
+        if symbols > 1:
+            refuse_if(not stream.words, "number of symbols")
+            stream.wanted += 1
+            block = [stream.sized_symbol(sizes) for _ in block]
+        ranges = [(0, 0) if s == n else class_range(abs(lowest + s)) for s in block]
+        places = bits(stream, [w for _, w in ranges])
+        for s, (least, _), place in zip(block, ranges, places, strict=True):
+            k = least + place
+            values.append(None if s == n else k if lowest + s > 0 else -k)
+    stream.end()
+    return values

@@ -9,7 +9,7 @@ import random
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from flwr_splitfc.codec import (
     pack_labels,
     unpack_labels,
 )
-from flwr_splitfc.codec.format.column_sets import pack_selection
+from flwr_splitfc.codec.format.column_sets import pack_columns, pack_selection
 from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
-from flwr_splitfc.codec.format.symbols import pack_symbols
+from flwr_splitfc.codec.format.symbols import pack_symbols, pack_words
 from flwr_splitfc.codec.quantisers.entry.header import LevelHeader, pack_level_header
 from flwr_splitfc.codec.quantisers.feature.header import (
     QuantHeader,
@@ -449,6 +449,17 @@ def label_header(
     return pack_label_header(LabelHeader(dtype, shape, coding, 0, levels))
 
 
+def symbol_labels(
+    count: int, levels: int, values: int, runs: Sequence[tuple[Any, int]] = ()
+) -> bytes:
+    header = LabelHeader("int64", (count,), "symbols", 0, levels, values)
+    return pack_label_header(header) + pack_words(runs)
+
+
+HALVES = np.arange(2**20, dtype=np.int32) % 2
+ONE_OF_A_MILLION = pack_columns(np.array([2**20 - 3]), 2**20 - 1)
+
+
 def bombs() -> list[tuple[str, bytes, bool]]:
     """Codec, payload, and whether it is legal: missing words read as zeros, so zeros are."""
     whole = np.concatenate(
@@ -598,6 +609,26 @@ LABEL_BOMBS = [
     (label_header((2**20,), "<u8") + bytes(8 * 2**20), True),
     (label_header((2**20,), "raw", dtype="float64") + bytes(8 * 2**20), True),
     (label_header((2**20,), "raw", dtype="float64"), False),
+    # even symbols
+    (symbol_labels(2**20, 0, 0), False),
+    (symbol_labels(2**20, 1, 0), True),
+    (symbol_labels(2**20, 65537, 0), False),
+    (symbol_labels(2**20, 65536, 0) + bytes(4), False),
+    (symbol_labels(2**20, 65536, 0) + bytes(2**21), False),
+    (symbol_labels(2**20, 2, 0, [(HALVES, 2)]), True),
+    # counted ones
+    (symbol_labels(2**20, 1, 1), True),
+    (symbol_labels(2**20, 1, 2), False),
+    (symbol_labels(2**20, 65536, 65536), False),
+    (symbol_labels(2**20, 65536, 65535), False),
+    (symbol_labels(2**20, 2**64 - 1, 2**64 - 1), False),
+    (symbol_labels(2**20, 65536, 2) + bytes(100), False),
+    (symbol_labels(2**20, 2, 2) + ONE_OF_A_MILLION, False),
+    (symbol_labels(2**20, 2, 2) + ONE_OF_A_MILLION + bytes(8), False),
+    (symbol_labels(2**20, 2, 2) + b"\xff" * 2**17, False),
+    (pack_labels(torch.arange(2**20) // (2**20 - 1)), True),
+    (pack_labels(torch.arange(2**20) % 65535), True),
+    (pack_labels(torch.arange(2**20) ** 2 % 65535), True),
 ]
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
-from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
+from flwr_splitfc.codec.format.column_sets import pack_columns
+from flwr_splitfc.codec.format.label_header import (
+    LabelHeader,
+    pack_label_header,
+    unpack_label_header,
+)
+from flwr_splitfc.codec.format.symbols import pack_words, weighted_model
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+ONE_TO_3 = np.array([1, 3])
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -54,20 +62,112 @@ def test_bools() -> None:
     assert_comes_back(torch.ones(5, dtype=torch.bool))
 
 
+SHORTEST_HEADER_BYTES = 1 + 1 + 4 + 1 + 3
+WORD_BYTES = 4
+
+
+def entropy_bytes(labels: torch.Tensor) -> float:
+    """By how often each value occurs, without saying how often."""
+    counts = labels.unique(return_counts=True)[1]
+    bits = counts * torch.log2(labels.numel() / counts)
+    return bits.sum().item() / 8
+
+
 def test_labels_are_as_small_as_their_range() -> None:
     generator = torch.Generator().manual_seed(0)
-    header_bytes = 1 + 1 + 4 + 1 + 8 + 4
     ten = assert_comes_back(torch.randint(0, 10, (1000,), generator=generator))
-    assert len(ten) <= header_bytes + 1000 * 3.33 / 8 + 8
-    shifted = assert_comes_back(
-        torch.randint(0, 10, (1000,), generator=generator) - 10**12
-    )
-    assert len(shifted) <= len(ten) + 4
-    assert len(assert_comes_back(torch.full((1000,), 7))) == header_bytes
-    assert (
-        len(assert_comes_back(torch.tensor([0, 2**20] * 500)))
-        == header_bytes - 4 + 4000
-    )
+    assert len(ten) <= SHORTEST_HEADER_BYTES + 1000 * 3.33 / 8 + WORD_BYTES
+    far = torch.randint(0, 10, (1000,), generator=generator) - 10**12
+    # the offset takes six bytes instead of one
+    assert len(assert_comes_back(far)) <= len(ten) + 5 + WORD_BYTES
+    assert len(assert_comes_back(torch.full((1000,), 7))) == SHORTEST_HEADER_BYTES
+    wide = assert_comes_back(torch.tensor([0, 2**20] * 500))
+    assert len(wide) == 1 + 1 + 4 + 1 + 8 + 4000
+
+
+@pytest.mark.parametrize("count", [64, 256, 2048])
+def test_two_classes_far_apart_take_a_bit_each(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([3, 8])[torch.randint(0, 2, (count,), generator=generator)]
+    data = assert_comes_back(labels)
+    # the set of values, and one place of count - 1
+    assert len(data) <= SHORTEST_HEADER_BYTES + 1 + 2 + count / 8 + WORD_BYTES
+
+
+def test_what_occurs_more_often_takes_fewer_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(64, generator=generator) ** 3
+    drawn = torch.multinomial(weights, 2048, True, generator=generator)
+    data = assert_comes_back(drawn.reshape(32, 64))
+    sets_bytes = 8 + (64 * 5 + 64 + 64) / 8
+    shape_bytes = 4
+    most = entropy_bytes(drawn) + SHORTEST_HEADER_BYTES + shape_bytes + sets_bytes
+    assert len(data) <= most + 2 * WORD_BYTES
+    assert len(data) < 2048 * 6 / 8
+
+
+def test_counts_that_do_not_pay_are_not_sent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    even = torch.randint(0, 10, (64,), generator=generator)
+    two = torch.tensor([3, 8])[even % 2]
+    for labels, values in [(even, 0), (two, 2), (torch.full((64,), 3), 0)]:
+        header, _ = unpack_label_header(memoryview(assert_comes_back(labels)))
+        assert header.coding == "symbols"
+        assert header.values == values
+
+
+def header_of_counts(count: int, levels: int, values: int, offset: int = 0) -> bytes:
+    header = LabelHeader("int64", (count,), "symbols", offset, levels, values)
+    return pack_label_header(header)
+
+
+@pytest.mark.parametrize(
+    ("count", "levels", "values"),
+    [(4, 8, 5), (8, 4, 5), (4, 0, 0), (4, 65537, 2), (4, 2**40, 2), (4, 8, 2**40)],
+)
+def test_values_are_as_many_as_there_can_be(
+    count: int, levels: int, values: int
+) -> None:
+    with pytest.raises(PayloadError):
+        unpack_labels(header_of_counts(count, levels, values) + bytes(64), 512)
+
+
+def test_each_value_occurs_as_often_as_its_count_says() -> None:
+    # 3 and 8 are the first and the last of six levels, and 3 is one of four labels
+    which = pack_columns(np.array([0, 5]), 6)
+    how_often = pack_columns(np.array([0]), 3)
+    sets = which + how_often
+    right = pack_words([(np.array([0, 1, 1, 1], np.int32), weighted_model(ONE_TO_3))])
+    wrong = pack_words([(np.array([0, 0, 1, 1], np.int32), weighted_model(ONE_TO_3))])
+    header = header_of_counts(4, 6, 2, offset=3)
+    assert unpack_labels(header + sets + right, 4).tolist() == [3, 8, 8, 8]
+    with pytest.raises(PayloadError, match="as often as their counts say"):
+        unpack_labels(header + sets + wrong, 4)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "fits"),
+    [(250, 5, True), (250, 6, False), (-1, 6, False), (2**62, 0, False)],
+)
+def test_sums_of_offset_and_value_fit_the_type(
+    offset: int, value: int, fits: bool
+) -> None:
+    header = LabelHeader("uint8", (3,), "symbols", offset, 8, 1)
+    data = pack_label_header(header) + pack_columns(np.array([value]), 8)
+    if fits:
+        assert unpack_labels(data, 3).tolist() == [offset + value] * 3
+    else:
+        with pytest.raises(PayloadError, match="are not uint8"):
+            unpack_labels(data, 3)
+
+
+@pytest.mark.parametrize(
+    "varint", ["8000", "ff" * 9 + "02", "80" * 12, "ff" * 10 + "01", ""]
+)
+def test_varints_have_one_form(varint: str) -> None:
+    before = bytes([5, 0, 4])  # an int64 scalar
+    with pytest.raises(PayloadError):
+        unpack_labels(before + bytes.fromhex(varint), 4)
 
 
 def test_too_many_entries_are_refused_before_they_are_allocated() -> None:
@@ -110,6 +210,7 @@ def test_unsupported_types() -> None:
     "labels",
     [
         torch.arange(40) % 10,
+        torch.tensor([3, 8, 8] * 20),
         torch.tensor([0, 10**6]),
         torch.rand(6),
         torch.tensor([True, False]),

@@ -36,8 +36,10 @@ mask-encoded           u32 k, f32 scale, 6 x u32 symbol sizes, k f16; symbols:
                        `quantisers.mask.header`
 transformed matrix     f32 step; unless it is 0: u8 channel reflectors, u8 row
                        reflectors, u8 clamped, symbols: `quantisers.transform.header`
-labels                 u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; unless raw:
-                       i64 offset; if range-coded: u32 levels; entries:
-                       `format.label_header`
+labels                 u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; if symbols:
+                       varint offset, levels, values; else, unless raw, i64 offset,
+                       and if range-coded u32 levels; entries: `format.label_header`
+counted integers       column sets of the values and of the ends of their runs; words
+                       without their number: `format.counted_integers`
 =====================  ==============================================================
 """

@@ -1,7 +1,9 @@
-"""Reading the fixed fields of a payload, one after another.
+"""Reading the fields of a payload, one after another.
 
-Fields are those of `struct`, little-endian and without padding: ``B`` u8, ``H`` u16,
-``I`` u32, ``q`` i64, ``f`` f32.
+Fixed fields are those of `struct`, little-endian and without padding: ``B`` u8, ``H``
+u16, ``I`` u32, ``q`` i64, ``f`` f32. A varint is an unsigned integer of up to 64 bits
+as protobuf writes it: seven bits a byte, the low ones first; all bytes but the last
+have their high bit set. It has no more bytes than it needs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from flwr_splitfc.codec.errors import PayloadError
 
 MOST_DIMENSIONS = 8
 """Most dimensions that features, gradients and labels may have."""
+
+_MOST_VARINT_BYTES = 10
 
 
 def view(data: object) -> memoryview:
@@ -37,3 +41,30 @@ def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
         )
     fields = struct.unpack_from(little_endian, data)
     return fields, data[size:]
+
+
+def pack_varint(value: int) -> bytes:
+    """Write an integer from 0 to ``2^64 - 1``.
+
+    >>> pack_varint(5).hex(), pack_varint(300).hex()
+    ('05', 'ac02')
+    """
+    octets = bytearray()
+    while value > 0x7F:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+def take_varint(data: memoryview) -> tuple[int, memoryview]:
+    """Read what `pack_varint` wrote and return it with the bytes that follow."""
+    value = 0
+    for place, octet in enumerate(data[:_MOST_VARINT_BYTES]):
+        value |= (octet & 0x7F) << 7 * place
+        if octet <= 0x7F:
+            size = place + 1
+            if pack_varint(value) != data[:size] or value >= 2**64:
+                raise PayloadError("varint is longer than it has to be, or too large")
+            return value, data[size:]
+    raise PayloadError(f"varint does not end: {data[:_MOST_VARINT_BYTES].hex()}")

@@ -1,7 +1,8 @@
 """The header of labels: what precedes their entries.
 
-``u8`` type, ``u8`` number of dimensions, so many ``u32`` sizes, ``u8`` coding; unless
-entries are raw, ``i64`` offset; if they are range-coded, ``u32`` levels.
+``u8`` type, ``u8`` number of dimensions, so many ``u32`` sizes, ``u8`` coding. If
+entries are symbols, three varints: offset (zigzag), levels, number of values. Otherwise
+``i64`` offset, unless entries are raw, and ``u32`` levels, if they are range-coded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import struct
 from dataclasses import dataclass
 
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS, take
+from flwr_splitfc.codec.format.fields import (
+    MOST_DIMENSIONS,
+    pack_varint,
+    take,
+    take_varint,
+)
 
 LABEL_DTYPES = (
     "bool",
@@ -26,10 +32,11 @@ LABEL_DTYPES = (
 )
 """Label types by their code."""
 
-LABEL_CODINGS = ("raw", "range", "<u4", "<u8")
+LABEL_CODINGS = ("raw", "range", "<u4", "<u8", "symbols")
 """How entries are written, by code.
 
-As they are; or less the offset, range-coded or in four or eight bytes.
+As they are; or less the offset: range-coded, as protocol 2 did it; in four or eight
+bytes; range-coded with a short header, evenly or by how often each value occurs.
 """
 
 
@@ -38,7 +45,8 @@ class LabelHeader:
     """Type, shape and coding of labels.
 
     Integer labels are `offset` plus the entry, which is below `levels` where it is
-    range-coded.
+    range-coded. Symbols that are coded by how often each value occurs take so many
+    different `values`; 0 stands for evenly coded ones.
     """
 
     dtype: str
@@ -46,6 +54,7 @@ class LabelHeader:
     coding: str = "raw"
     offset: int = 0
     levels: int = 0
+    values: int = 0
 
 
 def pack_label_header(header: LabelHeader) -> bytes:
@@ -60,6 +69,9 @@ def pack_label_header(header: LabelHeader) -> bytes:
     coding = LABEL_CODINGS.index(header.coding)
     layout = f"<BB{dimensions}IB"
     data = struct.pack(layout, dtype, dimensions, *header.shape, coding)
+    if header.coding == "symbols":
+        data += pack_varint(_zigzag(header.offset))
+        return data + pack_varint(header.levels) + pack_varint(header.values)
     if header.coding != "raw":
         data += struct.pack("<q", header.offset)
     if header.coding == "range":
@@ -81,10 +93,29 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
     if code >= len(LABEL_CODINGS):
         raise PayloadError(f"unknown label coding {code}")
     coding = LABEL_CODINGS[code]
-    offset = levels = 0
-    if coding != "raw":
+    offset = levels = values = 0
+    if coding == "symbols":
+        zigzag, rest = take_varint(rest)
+        offset = _from_zigzag(zigzag)
+        levels, rest = take_varint(rest)
+        values, rest = take_varint(rest)
+    elif coding != "raw":
         (offset,), rest = take(rest, "q")
     if coding == "range":
         (levels,), rest = take(rest, "I")
-    header = LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels)
+    header = LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels, values)
     return header, rest
+
+
+def _zigzag(value: int) -> int:
+    """Number the integers 0, -1, 1, -2, 2, ... from 0.
+
+    >>> [_zigzag(value) for value in (0, -1, 1, -2, 2)]
+    [0, 1, 2, 3, 4]
+    """
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def _from_zigzag(number: int) -> int:
+    half = number // 2
+    return -half - 1 if number % 2 else half

@@ -11,7 +11,7 @@ from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketErr
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.settings import Scalar
 
-PROTOCOLS = (2,)
+PROTOCOLS = (3,)
 """Versions of the exchange that this package speaks, the best last."""
 
 TICKET_KEY = "split-ticket"
