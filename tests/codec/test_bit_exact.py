@@ -14,12 +14,13 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from flwr_splitfc.codec import codec_names, cut_codec
+from flwr_splitfc.codec.model_arrays import decode_array
 from tests import fixture
 from tests.codec.cuts import affordable_cut
-from tests.fixture import raw
+from tests.fixture import little_endian, raw
 
 ROOT = Path(__file__).parents[2]
-MATRICES = fixture.matrix_vectors()
+MATRICES, ARRAYS = fixture.matrix_vectors(), fixture.array_vectors()
 LARGE = (256, 1024)
 """Rows and columns that are worth more than one thread."""
 
@@ -37,6 +38,8 @@ def digest(large: Path) -> str:
     found = hashlib.sha256()
     for vector in MATRICES:
         found.update(raw(vector.decode(vector.array())))
+    for vector in ARRAYS:
+        found.update(little_endian(decode_array(vector.array())))
     for name in codec_names():
         cut = cut_codec(name)
         array = Array("float32", LARGE, cut.stype, (large / name).read_bytes())
@@ -111,12 +114,15 @@ def carried(
 @pytest.mark.usefixtures("_in_a_run")
 @pytest.mark.parametrize("carry", [inflated, parsed])
 def test_flower_carries_payloads(carry: Callable[[Message], Message]) -> None:
-    arrays = {f"{vector.stype}-{vector.name}": vector.array() for vector in MATRICES}
+    vectors = [*MATRICES, *ARRAYS]
+    arrays = {f"{vector.stype}-{vector.name}": vector.array() for vector in vectors}
     back = carried(arrays, carry)
     for vector in MATRICES:
-        assert (
-            raw(vector.decode(back[f"{vector.stype}-{vector.name}"])) == vector.decoded
-        )
+        array = back[f"{vector.stype}-{vector.name}"]
+        assert raw(vector.decode(array)) == vector.decoded
+    for vector in ARRAYS:
+        array = back[f"{vector.stype}-{vector.name}"]
+        assert little_endian(decode_array(array)) == vector.decoded
 
 
 @pytest.mark.usefixtures("_in_a_run")

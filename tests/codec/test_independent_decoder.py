@@ -6,6 +6,7 @@ import ast
 import re
 import struct
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -176,40 +177,22 @@ def test_any_labels_agree(dtype: torch.dtype, values: list[int]) -> None:
     )
 
 
-class SlowEncoder:
-    """Section 6 as it stands."""
+class SlowEncoder(independent.Words):
+    """Of symbols with so many levels each, and it knows how far it carried."""
 
     def __init__(self) -> None:
-        self.low, self.range = 0, 2**64 - 1
-        self.words: list[int] = []
+        super().__init__()
         self.longest_carry = 0
 
     def carry(self) -> None:
         if self.low >= 2**64:
-            self.low -= 2**64
-            at = len(self.words) - 1
-            while self.words[at] == 2**32 - 1:
-                self.words[at] = 0
-                at -= 1
-            self.words[at] += 1
-            self.longest_carry = max(self.longest_carry, len(self.words) - at)
+            ones = takewhile(lambda word: word == 2**32 - 1, reversed(self.words))
+            self.longest_carry = max(self.longest_carry, len(list(ones)) + 1)
+        super().carry()
 
     def encode(self, k: int, Q: int) -> None:
-        p, scale = 2**24 // Q, self.range >> 24
-        self.low += scale * k * p
-        self.range = scale * (p if k < Q - 1 else 2**24 - k * p)
-        self.carry()
-        if self.range < 2**32:
-            self.words.append(self.low >> 32)
-            self.low = (self.low << 32) % 2**64
-            self.range <<= 32
-
-    def finish(self) -> list[int]:
-        end = (self.low + self.range) % 2**64 >> 32
-        self.low += 2**32 - 1
-        self.carry()
-        self.words.append(self.low >> 32)
-        return [*self.words, 0] if end == self.words[-1] else self.words
+        p = 2**24 // Q
+        self.take(k * p, p if k < Q - 1 else 2**24 - k * p)
 
     def across(self, Q: int) -> int:
         """The symbol whose interval reaches across the next carry, or is next to it."""
