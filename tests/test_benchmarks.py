@@ -45,6 +45,21 @@ def test_codecs(tmp_path: Path) -> None:
     assert "proportional to D" in picture.read_text()
 
 
+def test_model_arrays() -> None:
+    options = ["--entries", "100,5000", "--bits", "4,8", "--rounds", "1"]
+    command = [sys.executable, str(BENCHMARKS / "model_arrays.py"), *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    heading, *rows = printed.splitlines()
+    assert heading.split()[:3] == ["array", "entries", "bits"]
+    assert len(rows) == 3 * 2 * 2
+    for row in rows:
+        *_, entries, bits, size, bits_an_entry, _, _, _, _, _ = row.split()
+        count = int(entries.replace(",", ""))
+        taken = 8 * int(size.replace(",", "")) / count
+        assert abs(float(bits_an_entry) - taken) < 1e-3
+        assert taken < int(bits) + 0.2 + 8 * 25 / count
+
+
 @pytest.mark.extended
 def test_exchange(tmp_path: Path) -> None:
     numbers = tmp_path / "exchange.json"

@@ -41,5 +41,11 @@ labels                 u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; if symbol
                        and if range-coded u32 levels; entries: `format.label_header`
 counted integers       column sets of the values and of the ends of their runs; words
                        without their number: `format.counted_integers`
+even steps             nothing, or f32 step, integers by class:
+                       `model_arrays.even_steps`
+octave steps           i32 bits and centre, integers by class:
+                       `model_arrays.octave_steps`
+integers by class      u8 first class, u8 classes, 4 or 8 bits for the weight of each;
+                       words without their number: `model_arrays.class_header`
 =====================  ==============================================================
 """

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_splitfc.codec.arrays import Ints, Symbols
+from flwr_splitfc.codec.arrays import Ints, Octets, Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.bits import (
     Run,
@@ -29,12 +29,13 @@ from flwr_splitfc.codec.format.bits import (
 from flwr_splitfc.codec.format.symbols import ExactSymbolReader, pack_words
 from flwr_splitfc.codec.model_arrays.blocks import blocks
 from flwr_splitfc.codec.model_arrays.class_header import (
+    CLASSES,
     ClassHeader,
     pack_class_header,
     shortest_header,
     unpack_class_header,
 )
-from flwr_splitfc.codec.model_arrays.magnitude_classes import classes_of
+from flwr_splitfc.codec.model_arrays.magnitude_classes import MOST_CLASS, classes_of
 
 Zeros = NDArray[np.bool_]
 """For each entry, whether it is exactly zero."""
@@ -52,41 +53,40 @@ def pack_integers(integers: Symbols, zeros: Zeros | None = None) -> bytes:
     zeros : Zeros of shape (entries,), optional
         Entries that are exactly zero, but not all; their integers are 0.
     """
-    classes = _signed_classes(integers)
-    of_integers = classes if zeros is None else classes[~zeros]
-    first = int(of_integers.min())
-    count = int(of_integers.max()) - first + 1
-    symbols = np.subtract(classes, first, dtype=np.int32)
-    has_zeros = bool(zeros is not None and zeros.any())
-    if has_zeros:
-        symbols[zeros] = count
-    counts = np.bincount(symbols, minlength=count)
-    header = shortest_header(first, count, has_zeros, counts)
-    runs = _runs(header, symbols, integers)
+    classes = _classes_of_entries(integers)
+    if zeros is not None:
+        classes[zeros] = CLASSES
+    counts = np.zeros(CLASSES + 1, np.int64)
+    for block in blocks(len(classes)):
+        counts += np.bincount(classes[block], minlength=CLASSES + 1)
+    header = shortest_header(counts)
+    runs = _runs(header, classes, integers)
     return pack_class_header(header) + pack_words(runs)
 
 
-def _signed_classes(integers: Symbols) -> NDArray[np.int8]:
-    classes = np.empty(len(integers), np.int8)
+def _classes_of_entries(integers: Symbols) -> Octets:
+    """Return the class of each integer, from 0 for the lowest that there is."""
+    classes = np.empty(len(integers), np.uint8)
     for block in blocks(len(integers)):
         signed = integers[block].astype(np.int64)
         magnitudes = classes_of(np.abs(signed))
-        classes[block] = np.where(signed < 0, -magnitudes, magnitudes)
+        classes[block] = MOST_CLASS + np.where(signed < 0, -magnitudes, magnitudes)
     return classes
 
 
-def _runs(header: ClassHeader, symbols: Symbols, integers: Symbols) -> Iterator[Run]:
+def _runs(header: ClassHeader, classes: Octets, integers: Symbols) -> Iterator[Run]:
     """Yield the classes and places of each block."""
     model = header.model()
+    symbols_by_class = header.symbols_by_class()
     least_magnitudes = header.least_magnitudes()
     widths = header.place_widths()
-    for block in blocks(len(symbols)):
-        of_block = symbols[block]
+    for block in blocks(len(classes)):
+        symbols = symbols_by_class[classes[block]]
         if model is not None:
-            yield from symbol_runs(of_block, model)
+            yield from symbol_runs(symbols, model)
         magnitudes = np.abs(integers[block].astype(np.int64))
-        places = magnitudes - least_magnitudes[of_block]
-        yield from bit_runs(places, widths[of_block])
+        places = magnitudes - least_magnitudes[symbols]
+        yield from bit_runs(places, widths[symbols])
 
 
 # Reading

@@ -9,12 +9,12 @@ four; the weights of these and then of the zeros, unless there is one symbol alo
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from constriction import stream
 
-from flwr_splitfc.codec.arrays import Ints, Octets
+from flwr_splitfc.codec.arrays import Ints, Octets, Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.symbols import (
@@ -34,6 +34,9 @@ from flwr_splitfc.codec.model_arrays.magnitude_classes import (
     MOST_CLASS,
     PLACE_WIDTHS,
 )
+
+CLASSES = 2 * MOST_CLASS + 1
+"""With their signs, from -61 to 61."""
 
 _FLAG = 128
 """The highest bit of a byte."""
@@ -76,6 +79,14 @@ class ClassHeader:
             return None
         return weighted_model(mark_weights(self.marks, self.mark_bits))
 
+    def symbols_by_class(self) -> Symbols:
+        """Return the symbol of each class from -61 to 61, and then that of zeros."""
+        symbols = np.zeros(CLASSES + 1, np.int32)
+        start = self.first + MOST_CLASS
+        symbols[start : start + self.classes] = np.arange(self.classes)
+        symbols[CLASSES] = self.classes
+        return symbols
+
     def signs(self) -> Ints:
         """Return the sign of the integers of each symbol, 0 for zeros."""
         return self._of_symbols(np.sign(self._signed_classes()))
@@ -103,26 +114,41 @@ class ClassHeader:
 # Writing
 
 
-def shortest_header(
-    first: int, classes: int, has_zeros: bool, counts: Ints
-) -> ClassHeader:
+def shortest_header(counts: Ints) -> ClassHeader:
     """Return the header with which the payload is shortest.
 
     Parameters
     ----------
-    first, classes, has_zeros
-        As the header has them.
     counts : Ints
-        How often each symbol occurs.
+        How often each class from -61 to 61 occurs, and then how often zeros do. One of
+        the classes at least occurs.
     """
-    if len(counts) == 1:
-        no_marks = np.zeros(0, np.uint8)
-        return ClassHeader(first, classes, has_zeros, 4, no_marks)
-    headers = []
-    for mark_bits in (4, 8):
-        marks = nearest_marks(counts, mark_bits)
-        headers.append(ClassHeader(first, classes, has_zeros, mark_bits, marks))
-    return min(headers, key=lambda header: _payload_bits(header, counts))
+    zeros = counts[CLASSES]
+    occurring = np.flatnonzero(counts[:CLASSES])
+    lowest = int(occurring[0])
+    highest = int(occurring[-1])
+    of_symbols = counts[lowest : highest + 1]
+    if zeros > 0:
+        of_symbols = np.append(of_symbols, zeros)
+    no_marks = np.zeros(0, np.uint8)
+    header = ClassHeader(
+        first=lowest - MOST_CLASS,
+        classes=highest - lowest + 1,
+        has_zeros=bool(zeros > 0),
+        mark_bits=4,
+        marks=no_marks,
+    )
+    if header.symbols == 1:
+        return header
+    narrow = _with_marks(header, of_symbols, 4)
+    wide = _with_marks(header, of_symbols, 8)
+    is_narrow = _payload_bits(narrow, of_symbols) <= _payload_bits(wide, of_symbols)
+    return narrow if is_narrow else wide
+
+
+def _with_marks(header: ClassHeader, counts: Ints, mark_bits: int) -> ClassHeader:
+    marks = nearest_marks(counts, mark_bits)
+    return replace(header, mark_bits=mark_bits, marks=marks)
 
 
 def _payload_bits(header: ClassHeader, counts: Ints) -> float:

@@ -21,19 +21,26 @@ _MANTISSA_BITS = {4: 1, 8: 4}
 """By the bits of a mark."""
 
 
+def _weight_table(mark_bits: int) -> Ints:
+    """Return the weight of every mark."""
+    steps_an_octave = 1 << _MANTISSA_BITS[mark_bits]
+    above = np.arange((1 << mark_bits) - 1)
+    octaves = above // steps_an_octave
+    steps = above % steps_an_octave
+    weights = (steps_an_octave + steps) << octaves
+    return np.concatenate([[0], weights])
+
+
+_WEIGHTS = {mark_bits: _weight_table(mark_bits) for mark_bits in _MANTISSA_BITS}
+
+
 def mark_weights(marks: Octets, mark_bits: int) -> Ints:
     """Return the weights that marks of four or eight bits stand for.
 
     >>> mark_weights(np.arange(9, dtype=np.uint8), mark_bits=4).tolist()
     [0, 2, 3, 4, 6, 8, 12, 16, 24]
     """
-    mantissa_bits = _MANTISSA_BITS[mark_bits]
-    steps_an_octave = 1 << mantissa_bits
-    above = np.maximum(marks.astype(np.int64) - 1, 0)
-    octaves = above // steps_an_octave
-    steps = above % steps_an_octave
-    weights = (steps_an_octave + steps) << octaves
-    return np.where(marks > 0, weights, 0)
+    return _WEIGHTS[mark_bits][marks]
 
 
 def nearest_marks(counts: Ints, mark_bits: int) -> Octets:
@@ -42,10 +49,9 @@ def nearest_marks(counts: Ints, mark_bits: int) -> Octets:
     >>> nearest_marks(np.array([0, 1, 50, 1000]), mark_bits=4).tolist()
     [0, 1, 6, 15]
     """
-    all_marks = np.arange(1, 1 << mark_bits, dtype=np.uint8)
-    weights = mark_weights(all_marks, mark_bits).astype(np.float64)
-    scaled = counts * (weights[-1] / counts.max())
+    weights = _WEIGHTS[mark_bits][1:]
     midpoints = (weights[1:] + weights[:-1]) / 2
+    scaled = counts * (weights[-1] / counts.max())
     nearest = 1 + np.searchsorted(midpoints, scaled)
     marks = np.where(counts > 0, nearest, 0)
     return marks.astype(np.uint8)
