@@ -19,6 +19,7 @@ from flwr_splitfc.run.columns import (
     percent,
     shown_columns,
 )
+from flwr_splitfc.settings import check_scalar
 
 RoundLinks: TypeAlias = Mapping[str, Mapping[str, LinkCounts]]
 """What crossed the devices' links in a round, by purpose and by device."""
@@ -125,11 +126,22 @@ class Round:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Round":
-        """Read a row of ``results.json``, of this version or of an older one."""
-        return cls(**{name: row[name] for name in _KEYS if name in row})
+        """Read a row of ``results.json``, of this version or of an older one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is none.
+        """
+        known = {name: row[name] for name in _KEYS if name in row}
+        for name in known.keys() - _BY_DEVICE:
+            check_scalar(name, known[name], _HINTS[name])
+        return cls(**known)
 
 
-_KEYS = [declared.name for declared in fields(Round)]
+_HINTS = {declared.name: declared.type for declared in fields(Round)}
+_KEYS = list(_HINTS)
+_BY_DEVICE = {"failures", "links"}
 
 
 def _unless_nan(mean: float) -> float | None:

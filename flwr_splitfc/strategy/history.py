@@ -65,7 +65,15 @@ class History:
         self.lines.append(json.dumps(line))
 
     def restore(self, ledger: Ledger, progress: Progress) -> None:
-        """Bring a new ledger and progress to where the old ones were."""
+        """Bring a new ledger and progress to where the old ones were.
+
+        Raises
+        ------
+        Exception
+            If the lines are none of a run's.
+        """
+        # now, or `fill` would fail at the end of the run
+        self.fill(Result())
         rounds = []
         for line in map(json.loads, self.lines):
             for purpose, counts in line["traffic"].items():

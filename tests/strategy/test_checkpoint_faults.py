@@ -161,6 +161,33 @@ def expanded(state: dict[str, Any]) -> None:
     state["arrays"] = {"w": torch.zeros(1).expand(10_000_000)}
 
 
+def no_count(state: dict[str, Any]) -> None:
+    _, _, counts = state["device_traffic"][0]
+    counts["steps"] = []
+
+
+def no_bytes(state: dict[str, Any]) -> None:
+    _, _, counts = state["device_traffic"][0]
+    counts["uplink_bytes"] = {"features": "many"}
+
+
+def named(name: Any) -> Any:
+    def change(state: dict[str, Any]) -> None:
+        _, purpose, counts = state["device_traffic"][0]
+        state["device_traffic"][0] = (name, purpose, counts)
+
+    return change
+
+
+def last_line(change: Any) -> Any:
+    def change_state(state: dict[str, Any]) -> None:
+        line = json.loads(state["history"][-1])
+        change(line)
+        state["history"][-1] = json.dumps(line)
+
+    return change_state
+
+
 CHANGES = {
     "device half is NaN": (lambda state: set_nan(state["arrays"]), "not finite"),
     "server half is NaN": (lambda state: set_nan(state["half"]["model"]), "not finite"),
@@ -173,6 +200,12 @@ CHANGES = {
     "other arrays": (halve_arrays, "device half"),
     "other gradients": (wrong_gradient, "fit this run"),
     "expanded": (expanded, ""),
+    "a count is none": (no_count, "steps"),
+    "bytes are none": (no_bytes, "features"),
+    "a device is a number": (named(7), "isdecimal"),
+    "a device of 5,000 digits": (named("9" * 5000), "digits"),
+    "a row is none": (last_line(lambda line: line["row"].update(loss="low")), "loss"),
+    "metrics are none": (last_line(lambda line: line.update(train={"a": "b"})), "fit"),
 }
 
 

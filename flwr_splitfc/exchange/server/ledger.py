@@ -97,10 +97,17 @@ class Ledger:
         """Take each device's sums from another ledger.
 
         The rounds of that ledger are entered in this one without devices.
+
+        Raises
+        ------
+        Exception
+            If they are no sums of devices.
         """
         with self._lock:
             self._devices.clear()
             for device, purpose, counts in sums:
+                # now, or the table of devices at the end of the run would fail
+                name_order(device)
                 traffic = traffic_from_json(counts)
                 self._devices[device, purpose] = traffic
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from flwr_splitfc.exchange.server.payload_digest import DIGEST_BITS
+from flwr_splitfc.settings import check_scalar
 
 UPLINK_KINDS = (
     "features",
@@ -247,9 +248,24 @@ def traffic_from_json(counts: Mapping[str, Any]) -> Traffic:
     """Return the very counts that `traffic_to_json` was given.
 
     Counts that an older version did not write are zero.
+
+    Raises
+    ------
+    ValueError, TypeError, LookupError
+        If they are no counts.
     """
     traffic = Traffic(**counts)
-    traffic.uplink_bytes = Counter(counts["uplink_bytes"])
-    traffic.downlink_bytes = Counter(counts["downlink_bytes"])
+    traffic.uplink_bytes = _counter_of(counts["uplink_bytes"])
+    traffic.downlink_bytes = _counter_of(counts["downlink_bytes"])
     traffic.digest = int(counts["digest"], 16)
+    for declared in fields(traffic):
+        value = getattr(traffic, declared.name)
+        if not isinstance(value, Counter):
+            check_scalar(declared.name, value, declared.type)
     return traffic
+
+
+def _counter_of(counts: Mapping[str, Any]) -> Counter[str]:
+    for kind, count in counts.items():
+        check_scalar(kind, count, int)
+    return Counter(counts)
