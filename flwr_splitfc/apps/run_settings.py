@@ -93,10 +93,11 @@ class RunSettings:
         return ConfigRecord(self._config())
 
     def _config(self) -> dict[str, Any]:
-        return {
-            "torch-threads": self.torch_threads,
-            "device-precision": self.device_precision,
-        }
+        config: dict[str, Any] = {"torch-threads": self.torch_threads}
+        # without the key devices compute in float32
+        if self.device_precision != "float32":
+            config["device-precision"] = self.device_precision
+        return config
 
     @property
     def results_folder(self) -> Path:

@@ -6,6 +6,7 @@ import time
 import grpc
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from torch import nn
 
 from flwr_splitfc import PayloadError, connect, cut_codec
@@ -27,7 +28,7 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
-from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
+from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, TICKET_KEY, Ticket
 from tests.exchange.raw_device import open_frame, session_call
 from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
@@ -272,6 +273,14 @@ def test_nobody_at_the_address(endpoint, good):
     told = r"127\.0\.0\.1:9.*split-address"
     with pytest.raises(EndpointUnreachable, match=told), connect(message):
         pass
+
+
+@pytest.mark.parametrize("timeout_s", [60.0, 60, 5, 0.5])
+def test_a_ticket_arrives_as_it_was_issued(timeout_s):
+    with limited(reconnect_timeout_s=timeout_s) as endpoint:
+        ticket = endpoint.issue("train", "7", 3)
+        content = RecordDict({TICKET_KEY: ticket.to_record()})
+        assert Ticket.from_message(Message(content, 1000, "train")) == ticket
 
 
 def test_no_ticket_and_other_protocols(endpoint):

@@ -18,6 +18,10 @@ TICKET_KEY = "split-ticket"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
+_RECONNECT_TIMEOUT_KEY = "reconnect-timeout-s"
+_RECONNECT_TIMEOUT_S = 60.0
+"""What a ticket means that names no other; part of the protocol."""
+
 Purpose = Literal["train", "evaluate"]
 
 
@@ -70,7 +74,7 @@ class Ticket:
     output_codec: Mapping[str, Scalar] = field(default_factory=dict)
     tls: Tls = "off"
     authority: str = ""
-    reconnect_timeout_s: float = 60.0
+    reconnect_timeout_s: float = _RECONNECT_TIMEOUT_S
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -90,9 +94,10 @@ class Ticket:
             "seed": self.seed,
             "tls": self.tls,
             "authority": self.authority,
-            # devices want a float, which whole seconds may not be
-            "reconnect-timeout-s": float(self.reconnect_timeout_s),
         }
+        if self.reconnect_timeout_s != _RECONNECT_TIMEOUT_S:
+            # devices want a float, which whole seconds may not be
+            fields[_RECONNECT_TIMEOUT_KEY] = float(self.reconnect_timeout_s)
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
@@ -129,7 +134,9 @@ class Ticket:
             output_codec=_settings(record, _OUTPUT_CODEC_PREFIX),
             tls=_one_of(record, "tls", get_args(Tls)),
             authority=_typed(record, "authority", str, default=""),
-            reconnect_timeout_s=_typed(record, "reconnect-timeout-s", float),
+            reconnect_timeout_s=_typed(
+                record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
+            ),
             protocol=protocol,
         )
 
