@@ -216,7 +216,6 @@ def _change_records(reply: Message, choices: Choices) -> None:
     elif key in reply.content:
         del reply.content[key]
     else:
-        records = [ArrayRecord(), MetricRecord(), ConfigRecord()]
         _put(reply, key, choices.of([ArrayRecord, MetricRecord, ConfigRecord])())
 
 
