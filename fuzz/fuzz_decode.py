@@ -3,7 +3,7 @@
     python -m fuzz.fuzz_decode -max_total_time=300
 
 Starts from the golden vectors. An input is the number of a vector, whose shape and
-codec it takes, and a payload. What is neither refused nor a finite matrix of the agreed
+codec it takes, and a payload. What is neither refused nor finite and of the agreed
 shape, or on what the package and the decoder that is made from the document disagree,
 is reported as a crash; other options are libFuzzer's.
 """
@@ -23,19 +23,26 @@ with atheris.instrument_imports(
     import torch
 
     from tests.codec import test_hostile_bytes as hostile
+    from tests.codec.model_arrays import test_hostile_arrays as hostile_arrays
 
-from tests.fixture import LabelVector, MatrixVector
+from tests.fixture import ArrayVector, LabelVector, MatrixVector
 
-VECTORS: list[MatrixVector | LabelVector] = [*hostile.MATRICES, *hostile.LABELS]
+VECTORS: list[MatrixVector | LabelVector | ArrayVector] = [
+    *hostile.MATRICES,
+    *hostile.LABELS,
+    *hostile_arrays.CODED,
+]
+NUMBER_BYTES = 2
 
 
 def decode(data: bytes) -> None:
     """One input."""
-    if not data:
-        return
-    vector, payload = VECTORS[data[0] % len(VECTORS)], data[1:]
+    number, payload = data[:NUMBER_BYTES], data[NUMBER_BYTES:]
+    vector = VECTORS[int.from_bytes(number, "little") % len(VECTORS)]
     if isinstance(vector, LabelVector):
         hostile.label_outcome(payload)
+    elif isinstance(vector, ArrayVector):
+        hostile_arrays.agreed_outcome(vector.array(payload))
     else:
         hostile.agreed_outcome(vector, vector.array(payload))
 
@@ -45,7 +52,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as corpus:
         for number, vector in enumerate(VECTORS):
-            (Path(corpus) / str(number)).write_bytes(bytes([number]) + vector.payload)
+            prefix = number.to_bytes(NUMBER_BYTES, "little")
+            (Path(corpus) / str(number)).write_bytes(prefix + vector.payload)
         atheris.Setup(
             [sys.argv[0], "-timeout=10", "-rss_limit_mb=2048", *sys.argv[1:], corpus],
             decode,
