@@ -112,6 +112,7 @@ def answer(data: bytes) -> None:
         turn.open()
         try:
             turn.answer(parse_frame(changed_close(device.close, choices)))
+            turn.settle()
         except SplitError:
             # nothing may be kept of it
             assert states.state_dict() == {"optimizer": {}, "state": {}}
@@ -135,11 +136,12 @@ def changed_close(close: pb.DeviceFrame, choices: Choices) -> bytes:
 
 
 def start_next_device(turn: Turn, make: OptimizerFn) -> None:
-    opened = turn.open().opened
-    assert not opened.state, "one device got what another one keeps"
+    turn.open()
+    kept = turn.kept()
+    assert not kept.state, "one device got what another one keeps"
     model = device_half()
     optimizer = make(model.parameters())
-    start_from(optimizer, unpack_tensors(opened.optimizer))
+    start_from(optimizer, unpack_tensors(kept.optimizer))
     take_step(model, optimizer)
     for parameter in model.parameters():
         assert parameter.isfinite().all(), "the next device's step is not finite"

@@ -52,9 +52,10 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
         frame_of,
         frame_record,
         frame_reply,
-        has_frame,
         raw_array,
+        server_frame,
     )
+    from flwr_splitfc.exchange.protocol.ticket import Ticket
     from flwr_splitfc.run.results import results_text
     from fuzz.valid_frames import CLASSES, COLUMNS, WIRES
     from tests.local_grid import LocalGrid
@@ -81,11 +82,10 @@ def honest(message: Message, context: Context) -> Message:
     if trains:
         # a record of its own: strategies take arrays out of it
         content["arrays"] = ArrayRecord(dict(HALF))
-    if has_frame(message):
-        number = pb.ServerFrame.FromString(frame_of(message)).number
-        if number == 0:
-            return frame_reply(message, numbered(STEP if trains else PREDICT, 1))
-        content[FRAME_KEY] = frame_record(numbered(CLOSE, number + 1))
+    number = server_frame(message).number
+    if number == 0 and Ticket.from_message(message).is_for_messages:
+        return frame_reply(message, numbered(STEP if trains else PREDICT, 1))
+    content[FRAME_KEY] = frame_record(numbered(CLOSE, number + 1))
     return Message(content, reply_to=message)
 
 

@@ -46,6 +46,8 @@ def _number_bytes(choices: Choices) -> bytes:
 
 def change_message(message: Message, choices: Choices) -> None:
     """Change one field, here or in a message within, set or not."""
+    if not message.DESCRIPTOR.fields:
+        return  # Leave is such a message
     field = _some_field(message, choices)
     value = getattr(message, field.name)
     if isinstance(value, MutableSequence):

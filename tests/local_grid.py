@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
 
 App = Callable[[Message, Context], Message]
@@ -106,9 +108,13 @@ def ticket_message(
     endpoint: SplitEndpoint, purpose: str = "train", device: str = "0", **changes: Any
 ) -> Message:
     """A Flower message with a fresh ticket; `changes` falsify fields of it."""
-    record = endpoint.issue(purpose, device, 1).to_record()
+    ticket = endpoint.issue(purpose, device, 1)
+    record = ticket.to_record()
     record.update({key.replace("_", "-"): value for key, value in changes.items()})
     content = RecordDict({TICKET_KEY: record, "config": ConfigRecord()})
+    kept = endpoint.kept(ticket.token)
+    if kept.ByteSize():
+        content[FRAME_KEY] = frame_record(pb.ServerFrame(kept=kept))
     message = Message(content, 1000, purpose)
     message.metadata.__dict__["_message_id"] = str(uuid4())
     return message

@@ -16,9 +16,10 @@ from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
-from flwr_splitfc.exchange.device.session import Session, connect
+from flwr_splitfc.exchange.device.session import Session, own_address
+from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.device_query import ACTION
-from flwr_splitfc.exchange.protocol.frames import has_frame
+from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
@@ -233,9 +234,12 @@ class SplitClientApp(ClientApp):
         seed = _turn_seed(message, context)
         if not has_ticket(message):
             return ClientTurn(message, LocalSession(self.loss_fn), model, seed)
-        if has_frame(message):
+        ticket = Ticket.from_message(message)
+        if ticket.is_for_messages:
             return ClientTurnByMessages(message, context, model, optimizer, seed)
-        session = connect(message, context, optimizer=optimizer)
+        stream = Stream(ticket, own_address(context), closes_by_reply=True)
+        kept = server_frame(message).kept
+        session = Session(ticket, stream, optimizer=optimizer, kept=kept)
         return ClientTurn(message, session, model, seed)
 
     def _loss(self, turn: ClientTurn, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.exchange.device.session import Session
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
@@ -102,7 +103,11 @@ class ClientTurn:
             self._sums[key] = self._sums.get(key, 0.0) + value * rows
 
     def reply(self, arrays: ArrayRecord | None = None) -> Message:
-        """Return the reply to the message: metrics, and `arrays` if given."""
+        """Return the reply to the message: metrics, and `arrays` if given.
+
+        The session's last frame goes with it: what the device leaves for its next turn
+        arrives together with the arrays, or not at all.
+        """
         return Message(self._outcome(arrays), reply_to=self._message)
 
     def _outcome(self, arrays: ArrayRecord | None) -> RecordDict:
@@ -111,6 +116,8 @@ class ClientTurn:
         content = RecordDict({"metrics": MetricRecord({**self.metrics, **means})})
         if arrays is not None:
             content["arrays"] = arrays
+        if self.server.closing is not None:
+            content[FRAME_KEY] = frame_record(self.server.closing)
         return content
 
 

@@ -13,24 +13,19 @@ from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import (
-    FRAME_KEY,
-    frame_record,
-    frame_reply,
-    has_frame,
-)
-from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_reply, server_frame
+from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 
 _SUM_PREFIX = "sum."
 
 
 class ClientTurnByMessages(ClientTurn):
-    """The part of a turn that one message with a frame asks of a device.
+    """The part of a turn that one message asks of a device.
 
     Parameters
     ----------
     message : Message
-        With a ticket and a frame.
+        With a ticket for frames in messages.
     context : Context
         The node's, where the turn waits for its next message.
     model : nn.Module
@@ -55,8 +50,9 @@ class ClientTurnByMessages(ClientTurn):
         in_two_parts = ticket.output_codec and ticket.purpose == "train"
         frames_per_step = 2 if in_two_parts else 1
         self._stored = StoredTurn(context, message, frames_per_step)
-        self._mailbox = Mailbox(message, self._stored)
-        session = Session(ticket, self._mailbox, optimizer=optimizer)
+        mailbox = Mailbox(message, self._stored)
+        kept = server_frame(message).kept
+        session = Session(ticket, mailbox, optimizer=optimizer, kept=kept)
         super().__init__(message, session, model, seed)
         self._model = model
         self._optimizer = optimizer
@@ -85,11 +81,8 @@ class ClientTurnByMessages(ClientTurn):
         """Return the reply to the message: the next frame, or the turn's outcome."""
         if self._unanswered is not None:
             return frame_reply(self._message, self._unanswered)
-        content = self._outcome(arrays)
-        if self._mailbox.closing is not None:
-            content[FRAME_KEY] = frame_record(self._mailbox.closing)
-            self._stored.clear()
-        return Message(content, reply_to=self._message)
+        self._stored.clear()
+        return super().reply(arrays)
 
     def _save(self) -> None:
         counts = self.server.counts()
@@ -117,7 +110,7 @@ def first_arrays(message: Message, context: Context) -> ArrayRecord:
         for key, record in message.content.array_records.items()
         if key != FRAME_KEY
     ]
-    if not has_frame(message):
+    if not has_ticket(message) or not Ticket.from_message(message).is_for_messages:
         return brought[0]
     stored = StoredTurn(context, message)
     if brought:

@@ -14,6 +14,9 @@ class LocalSession:
         ``loss_fn(outputs, labels)``; needed for training.
     """
 
+    # no server waits for a last frame
+    closing = None
+
     def __init__(self, loss_fn: LossFn | None) -> None:
         self._loss_fn = loss_fn
         self._rows = 0

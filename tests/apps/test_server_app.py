@@ -86,21 +86,22 @@ def test_split_strategies(
 @pytest.mark.parametrize(
     ("strategy", "devices", "round_trips"),
     [
-        ("split-learning", ["0"], 5 + 2 + 1),
-        ("splitfed-v2", ["0", "1", "2"], 5 + 2 + 1),
+        ("split-learning", ["0"], 5 + 1),
+        ("splitfed-v2", ["0", "1", "2"], 5 + 1),
         ("fedavg", ["0", "1", "2"], 1),
     ],
 )
 def test_a_rounds_row_has_what_crossed_each_devices_link(
     tmp_path: Path, strategy: str, devices: list[str], round_trips: int
 ) -> None:
-    """Five steps, Open, Close and Flower's message; without a cut the message alone."""
+    """Five steps and Flower's message; without a cut the message alone."""
     results = run(tmp_path, strategy=strategy, num_rounds=1, evaluate_on_devices=True)
     (row,) = results["rounds"]
     links = row["links"]
     assert sorted(links["train"]) == devices
     assert {moved[2] for moved in links["train"].values()} == {round_trips}
     assert sorted(links["evaluate"]) == ["0", "1", "2"]
+    assert {moved[2] for moved in links["evaluate"].values()} == {round_trips}
     moved = [each for purpose in links.values() for each in purpose.values()]
     assert [sum(column) for column in zip(*moved, strict=True)][:2] == [
         row["uplink_bytes"],

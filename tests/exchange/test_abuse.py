@@ -162,11 +162,12 @@ def test_no_more_sessions_at_once_than_the_limit():
     with make_endpoint(max_sessions=1, reconnect_timeout_s=1.0) as endpoint:
         x, y = batches(1)[0]
         with connect(ticket_message(endpoint)) as session:
+            session.loss(seeded(DeviceHalf)(x), y)
             with (
                 pytest.raises(LimitExceeded, match="1 sessions are open"),
-                connect(ticket_message(endpoint)),
+                connect(ticket_message(endpoint)) as other,
             ):
-                pass
+                other.loss(seeded(DeviceHalf)(x), y)
             session.loss(seeded(DeviceHalf)(x), y)
         with connect(ticket_message(endpoint)) as session:
             session.loss(seeded(DeviceHalf)(x), y)
@@ -174,10 +175,13 @@ def test_no_more_sessions_at_once_than_the_limit():
 
 def test_tokens_are_not_logged(caplog):
     caplog.set_level("DEBUG", "flwr")
+    x, y = batches(1)[0]
     with make_endpoint() as endpoint:
         messages = [ticket_message(endpoint) for _ in range(3)]
-        with connect(messages[0]), pytest.raises(TokenRefused), connect(messages[0]):
-            pass
+        with connect(messages[0]) as session:
+            session.loss(seeded(DeviceHalf)(x), y)
+            with pytest.raises(TokenRefused), connect(messages[0]) as other:
+                other.loss(seeded(DeviceHalf)(x), y)
         endpoint.revoke([Ticket.from_message(message).token for message in messages])
     assert "split session opened" in caplog.text
     assert "split session refused" in caplog.text

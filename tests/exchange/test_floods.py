@@ -118,7 +118,9 @@ def test_devices_wait_for_room():
         first_is_open = threading.Event()
 
         def first() -> None:
-            with connect(ticket_message(endpoint, device="first")):
+            with connect(ticket_message(endpoint, device="first")) as session:
+                x, y = batches(1)[0]
+                session.loss(seeded(DeviceHalf)(x), y)
                 first_is_open.set()
                 time.sleep(1.0)
 

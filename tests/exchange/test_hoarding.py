@@ -56,9 +56,11 @@ def zeros(name: str, entries: int) -> pb.Tensor:
 def test_a_close_that_leaves_too_much_is_refused_and_nothing_is_kept(frame):
     states = DeviceStates("per-device")
     with make_endpoint(states, max_state_bytes=5_000_000) as endpoint:
-        device = RawDevice(endpoint, ticket_of(ticket_message(endpoint)))
+        ticket = ticket_of(ticket_message(endpoint))
+        device = RawDevice(endpoint, ticket)
         assert device.ask(frame).refused.reason in (pb.LIMIT, pb.PROTOCOL)
         device.drop()
+        endpoint.replied(ticket.token)
     assert not states.of("0").state
     assert not states.of("0").optimizer
 
@@ -70,10 +72,12 @@ def test_optimizer_state_is_bounded_by_the_parameters_it_is_of():
     much = [zeros("0.exp_avg", 2_000_000)]
     with make_endpoint(states) as endpoint:
         for optimizer, wanted in ((adam, "closed"), (much, "refused")):
-            device = RawDevice(endpoint, ticket_of(ticket_message(endpoint)))
+            ticket = ticket_of(ticket_message(endpoint))
+            device = RawDevice(endpoint, ticket)
             answer = device.ask(close_frame(optimizer=optimizer))
             assert answer.WhichOneof("kind") == wanted
             device.drop()
+            endpoint.replied(ticket.token)
     assert [tensor.name for tensor in states.of("0").optimizer] == [
         "0.exp_avg",
         "0.exp_avg_sq",

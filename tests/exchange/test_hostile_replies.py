@@ -33,7 +33,8 @@ from flwr_splitfc import (
     SplitClientApp,
     SplitLearning,
 )
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
@@ -174,12 +175,30 @@ METRICS = [
     (without("metrics"), "has 0 MetricRecords, wanted 1"),
     (with_record("more", MetricRecord({"num-examples": 1})), "has 2 MetricRecords"),
 ]
+
+
+def with_frame(**fields: Any) -> Change:
+    """The reply brings another frame than the one that closes its session of 3 steps."""
+    return with_record(FRAME_KEY, frame_record(pb.DeviceFrame(**fields)))
+
+
 FRAMES = [
+    (with_record(FRAME_KEY, ArrayRecord([GOOD])), "a frame (has|ends)"),
+    (with_record(FRAME_KEY, ArrayRecord()), "record of a frame is empty"),
+    (with_frame(), "a frame of kind None, wanted 'close'"),
+    (with_frame(number=4, step=pb.Step()), "a frame of kind 'step', wanted 'close'"),
+    (with_frame(leave=pb.Leave()), "a frame of kind 'leave', wanted 'close'"),
+    (with_frame(open=pb.Open(protocol=3, nonce=bytes(16))), "a frame of kind 'open'"),
+    (with_frame(number=3, close=pb.Close()), "frame 3 came after frame 3"),
+    (with_frame(number=5, close=pb.Close()), "frame 5 came after frame 3"),
     (
-        with_record(FRAME_KEY, ArrayRecord([GOOD])),
-        "a frame, but frames travel in stream",
+        with_frame(number=4, close=pb.Close(state=[pb.Tensor()] * 2**16)),
+        "a frame has more than 65536 fields",
     ),
-    (with_record(FRAME_KEY, ArrayRecord()), "a frame, but frames travel in stream"),
+    (
+        with_frame(number=4, close=pb.Close(state=[pb.Tensor(name="n" * 300)])),
+        "a name or a dtype of 300 characters",
+    ),
 ]
 OTHERS = [
     (lambda reply: _error(reply, "it\n\x1b[31mbroke"), r"\\x1b\[31mbroke"),
@@ -332,7 +351,7 @@ def test_frames_that_are_none_in_messages() -> None:
     empty = with_record(FRAME_KEY, ArrayRecord())
     endpoint = EndpointConfig(transport="messages")
     strategy, _ = run(hostile(empty), in_turn(), endpoint=endpoint)
-    only_device_one_failed(strategy, "frame 0 came after frame 0", [2])
+    only_device_one_failed(strategy, "record of a frame is empty", [2])
 
 
 @pytest.mark.parametrize(

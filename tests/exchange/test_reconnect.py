@@ -51,6 +51,7 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, **changes) -> nn.Module
                 optimizer.zero_grad()
                 session.loss(device_half(x), y).backward()
                 optimizer.step()
+        endpoint.replied(session.ticket.token)
     return device_half
 
 

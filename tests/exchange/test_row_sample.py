@@ -83,7 +83,6 @@ def test_labels_of_rows_that_were_not_sent_are_refused(endpoint):
     array, link = RD.encode_features(seeded(DeviceHalf)(x).detach())
     step = pb.Step(features=to_matrix(array), labels=pack_labels(y))
     stream = Stream(endpoint.issue("train", "0", 1))
-    stream.open()
     with pytest.raises(LabelsRefused, match="wanted 14 rows"):
         stream.ask(pb.DeviceFrame(step=step))
     assert link.sent == 14
@@ -111,6 +110,5 @@ def test_a_sample_is_refused_where_the_loss_is_the_devices():
     frame = pb.DeviceFrame(forward=pb.Forward(features=to_matrix(array)))
     with u_shaped(RD) as endpoint:
         stream = Stream(endpoint.issue("train", "0", 1))
-        stream.open()
         with pytest.raises(FeaturesRefused, match="14 of 16 rows"):
             stream.ask(frame)

@@ -361,6 +361,7 @@ def test_optimizer_state_between_turns(mode, shared, kept, device_half):
                 steps.append(int(state[0]["step"]) if state else 0)
                 session.loss(device_half(x), y).backward()
                 optimizer.step()
+            endpoint.replied(session.ticket.token)
     assert steps == [0, shared, kept]
 
 
@@ -370,6 +371,7 @@ def test_other_state_stays_with_its_device(endpoint):
         with connect(ticket_message(endpoint, device=device)) as session:
             seen.append(session.state.get("position"))
             session.state["position"] = torch.tensor([7, 8])
+        endpoint.replied(session.ticket.token)
     assert seen[:2] == [None, None]
     assert torch.equal(seen[2], torch.tensor([7, 8]))
 

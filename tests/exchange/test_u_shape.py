@@ -606,16 +606,14 @@ def test_an_output_that_cannot_go_to_a_device_is_named(kind, message):
         assert same(everything(endpoint), before)
 
 
-def opened_stream(endpoint: SplitEndpoint) -> Stream:
-    stream = Stream(endpoint.issue("train", "0", 1))
-    stream.open()
-    return stream
+def stream_to(endpoint: SplitEndpoint) -> Stream:
+    return Stream(endpoint.issue("train", "0", 1))
 
 
 def test_refusals_are_raised_by_name(endpoint):
-    stream = opened_stream(endpoint)
+    stream = stream_to(endpoint)
     stream.ask(forward_frame(1))
     with pytest.raises(GradientRefused):
         stream.ask(backward_frame(2, ONES * torch.nan))
     with pytest.raises(ProtocolError):
-        opened_stream(endpoint).ask(backward_frame(2))
+        stream_to(endpoint).ask(backward_frame(2))

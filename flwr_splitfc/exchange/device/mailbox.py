@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import frame_of
+from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.split_errors import error_from
 
 
@@ -38,7 +38,7 @@ class Mailbox:
     Parameters
     ----------
     message : Message
-        With the server's last frame: `Opened`, or the answer to this device's last one.
+        With the server's last frame: `Kept`, or the answer to this device's last one.
     stored : StoredTurn
         With the answer to the step's first frame, if the message brings the second.
 
@@ -49,29 +49,27 @@ class Mailbox:
     uplink_bytes, downlink_bytes : int
         Of all frames so far. The session that is resumed sets what earlier messages
         carried.
-    reconnects : int
-        Always 0: there is no connection to open again.
+    reconnects, connecting_s : int and float
+        Always 0: there is no connection.
     """
 
+    reconnects = 0
+    connecting_s = 0.0
+
     def __init__(self, message: Message, stored: StoredTurn) -> None:
-        self._newest = pb.ServerFrame.FromString(frame_of(message))
-        kind = self._newest.WhichOneof("kind")
+        newest = server_frame(message)
+        kind = newest.WhichOneof("kind")
         if kind == "refused":
-            raise error_from(self._newest.refused)
-        answers = [*stored.answers, self._newest]
+            raise error_from(newest.refused)
+        answers = [*stored.answers, newest]
         # the step is not over: the next message needs this answer again
-        stored.answers = [self._newest] if kind == "output" else []
+        stored.answers = [newest] if kind == "output" else []
         self._answers = {answer.number: answer for answer in answers}
-        # frames are numbered from 1; `Opened` answers frame 0, which is no step's
+        # frames are numbered from 1; `Kept` has number 0, and answers none
         self._number = max(answers[0].number - 1, 0)
         self.closing: pb.DeviceFrame | None = None
         self.uplink_bytes = 0
         self.downlink_bytes = 0
-        self.reconnects = 0
-
-    def open(self) -> pb.Opened:
-        """Return what earlier turns left: nothing in a message after the first."""
-        return self._newest.opened
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Return the answer to a frame, if it came.

@@ -36,12 +36,16 @@ class Retries:
     ----------
     cancelled : bool
         Whether the server has cancelled the call in one of the tries.
+    asks_for_room : bool
+        Whether the next try has to open the session before it sends the frame: the last
+        one ended for want of room, for the session or for the frame.
     given_up : bool
         Whether the last failure was one too many.
     """
 
     def __init__(self, patience_s: float) -> None:
         self.cancelled = False
+        self.asks_for_room = False
         self.given_up = False
         self._connected = False
         self._patience_s = patience_s
@@ -61,6 +65,7 @@ class Retries:
             self._patience_s = min(self._patience_s, _PATIENCE_AFTER_CANCEL_S)
         if self._deadline is None:
             self._deadline = now + self._patience_s
+        self.asks_for_room = code is grpc.StatusCode.RESOURCE_EXHAUSTED
         final = _FINAL_IN_SESSION if self._connected else _FINAL
         self.given_up = code in final or now > self._deadline
         self._connected = False

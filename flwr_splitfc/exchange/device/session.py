@@ -1,4 +1,4 @@
-"""A device's session with the server half: `connect(msg)` opens that of one turn."""
+"""A device's session with the server half: `connect(msg)` gives that of one turn."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -16,6 +16,7 @@ from flwr_splitfc.exchange.device.transport import Line, SessionTransport
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
@@ -34,7 +35,8 @@ def connect(
 ) -> "Session":
     """Return the session that the ticket in `message` admits to.
 
-    Enter it with ``with``.
+    Enter it with ``with``. The connection is opened with the first frame that is sent:
+    what keeps it from standing is an error of the first step, and none of ``with``.
 
     Parameters
     ----------
@@ -73,16 +75,25 @@ def connect(
         loss = criterion(tail(server.forward(head(x))), y)
     """
     ticket = Ticket.from_message(message)
-    if not ticket.address:
+    if ticket.is_for_messages:
         raise TicketError(
             "the strategy sends frames in Flower's messages (transport 'messages'), "
             "which a training loop of one's own cannot follow from message to message: "
             "use SplitClientApp"
         )
-    address = ""
-    if context is not None:
-        address = str(context.node_config.get(ADDRESS_KEY, ""))
-    return Session(ticket, Stream(ticket, address), optimizer=optimizer)
+    stream = Stream(ticket, own_address(context))
+    kept = server_frame(message).kept
+    return Session(ticket, stream, optimizer=optimizer, kept=kept)
+
+
+def own_address(context: Context | None) -> str:
+    """Return the address by which a node reaches the endpoint, if its config has one.
+
+    Otherwise it is empty: the node goes by its ticket.
+    """
+    if context is None:
+        return ""
+    return str(context.node_config.get(ADDRESS_KEY, ""))
 
 
 class Session:
@@ -107,11 +118,14 @@ class Session:
         transport: SessionTransport,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        kept: pb.Kept | None = None,
     ) -> None:
         self.ticket = ticket
         self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
+        # what earlier turns left, as the message brought it
+        self._kept = kept or pb.Kept()
         self._line = Line(transport)
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
@@ -147,8 +161,8 @@ class Session:
             For features that are not finite, and for a budget too small for any
             payload.
         SplitError
-            One of its kinds if the server refuses the step or the session broke; the
-            server half is then as it was.
+            One of its kinds if the server cannot be reached, refuses the step, or the
+            session broke; the server half is then as it was.
         """
         if self._u_shaped_steps is not None:
             raise RuntimeError(
@@ -231,15 +245,10 @@ class Session:
     # Opening and closing
 
     def __enter__(self) -> "Session":
-        opened = self._line.open()
-        try:
-            self.state = unpack_tensors(opened.state)
-            if self._optimizer is not None and opened.optimizer:
-                start_from(self._optimizer, unpack_tensors(opened.optimizer))
-        except BaseException:
-            # Python calls __exit__ only after __enter__ has returned
-            self._line.hang_up()
-            raise
+        self.state = unpack_tensors(self._kept.state)
+        if self._optimizer is not None and self._kept.optimizer:
+            start_from(self._optimizer, unpack_tensors(self._kept.optimizer))
+        self._line.open()
         return self
 
     def __exit__(
@@ -265,12 +274,20 @@ class Session:
             optimizer=pack_tensors(optimizer_state),
             state=pack_tensors(self.state),
             codec_seconds=counts.coding.seconds,
-            waited_seconds=self._line.waiting.seconds,
+            waited_seconds=self._line.waited_s,
             feature_error_sum=counts.feature_error_sum,
             feature_error_steps=counts.feature_error_steps,
         )
         self._line.ask(pb.DeviceFrame(close=close), "closed")
         self._line.transport.finish()
+
+    @property
+    def closing(self) -> pb.DeviceFrame | None:
+        """The session's last frame, where it goes with the reply to Flower's message.
+
+        It is None before the session is over, and where the stream carries the frame.
+        """
+        return self._line.transport.closing
 
     # Between the messages of a turn that is interrupted between two steps
 

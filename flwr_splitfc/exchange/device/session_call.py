@@ -1,7 +1,10 @@
 """One gRPC call between a device and the split endpoint."""
 
 import queue
+import time
+from collections.abc import Iterator
 from contextlib import suppress
+from threading import Event, Thread
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -31,6 +34,9 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
+# a server that does not answer must not hold up the end of a process
+_LEAVING_TIMEOUT_S = 5.0
+
 
 class SessionCall:
     """A connection to the endpoint with one call of its session method.
@@ -43,6 +49,11 @@ class SessionCall:
     address : str
         ``host:port``
     ticket : Ticket
+
+    Attributes
+    ----------
+    connected_at : float
+        When the first frame went out, by `time.perf_counter`; 0.0 before.
     """
 
     def __init__(self, address: str, ticket: Ticket) -> None:
@@ -54,8 +65,14 @@ class SessionCall:
         )
         # None ends the device's side of the stream
         self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
-        to_send = iter(self._frames.get, None)
-        self._replies = call(to_send, metadata=((TOKEN_KEY, ticket.token),))
+        self.connected_at = 0.0
+        self._replies = call(self._to_send(), metadata=((TOKEN_KEY, ticket.token),))
+
+    def _to_send(self) -> Iterator[pb.DeviceFrame]:
+        for frame in iter(self._frames.get, None):
+            yield frame
+            # gRPC asks for the next frame when this one has gone out
+            self.connected_at = self.connected_at or time.perf_counter()
 
     def send(self, frame: pb.DeviceFrame) -> None:
         """Send a frame; return before it is on its way."""
@@ -72,11 +89,25 @@ class SessionCall:
         return reply
 
     def finish(self) -> None:
-        """Let the stream end on both sides, after the last answer."""
+        """Let the stream end on both sides, and end the connection."""
         self._frames.put(None)
         # everything that mattered was answered
         with suppress(grpc.RpcError):
             next(self._replies, None)
+        self.close()
+
+    def leave(self) -> None:
+        """Say that no frame follows; end the connection later, when the server has."""
+        self._frames.put(pb.DeviceFrame(leave=pb.Leave()))
+        self._frames.put(None)
+        # no daemon: a process that ends at once would take the frame with it
+        Thread(target=self._close_when_over).start()
+
+    def _close_when_over(self) -> None:
+        over = Event()
+        if self._replies.add_callback(over.set):
+            over.wait(_LEAVING_TIMEOUT_S)
+        self.close()
 
     def close(self) -> None:
         """End the connection, whatever state it is in."""

@@ -22,7 +22,7 @@ from flwr_splitfc.exchange.device.optimizer_state import (
     restore_optimizer,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import frame_of, raw_array
+from flwr_splitfc.exchange.protocol.frames import raw_array, server_frame
 from flwr_splitfc.exchange.protocol.split_errors import TicketExpired
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -44,7 +44,7 @@ class StoredTurn:
     context : Context
         The node's.
     message : Message
-        With a ticket, and the server's last frame.
+        With a ticket, and the server's last frame, if it sent one.
     frames_per_step : int (default: 1)
         The device's: 2 where the last layers and the loss are its own.
 
@@ -60,7 +60,7 @@ class StoredTurn:
         self._state = context.state
         self._frames_per_step = frames_per_step
         self._session = Ticket.from_message(message).session_id
-        self._number = pb.ServerFrame.FromString(frame_of(message)).number
+        self._number = server_frame(message).number
         if self.begun and self._record().get(_SESSION) != self._session:
             raise TicketExpired(
                 "this node has no such turn: "
@@ -175,8 +175,8 @@ class StoredTurn:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    return pb.Opened(state=pack_tensors(tensors)).SerializeToString()
+    return pb.Kept(state=pack_tensors(tensors)).SerializeToString()
 
 
 def _unpack(data: bytes) -> dict[str, Tensor]:
-    return unpack_tensors(pb.Opened.FromString(data).state)
+    return unpack_tensors(pb.Kept.FromString(data).state)

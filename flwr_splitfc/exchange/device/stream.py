@@ -1,13 +1,17 @@
 """The connection that carries a session: one gRPC call after another.
 
-A call that breaks is followed by another one, and the frame that was not answered is
-sent again. The server knows the session by its token and the nonce in `Open`, and a
-frame by its number: each is applied once.
+A call begins with `Open` and a frame, which go together: a round trip for both. A call
+that breaks is followed by another one, and the frame that was not answered is sent
+again. The server knows the session by its token and the nonce in `Open`, and a frame by
+its number: each is applied once.
 """
 
 import secrets
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from logging import getLogger
+from typing import TypeVar
 
 import grpc
 
@@ -35,6 +39,8 @@ _FIRST_CONNECT_S = 10.0
 
 logger = getLogger("flwr")
 
+_Result = TypeVar("_Result")
+
 _FULL = grpc.StatusCode.UNAVAILABLE
 
 
@@ -46,6 +52,9 @@ class Stream:
     ticket : Ticket
     address : str, optional
         ``host`` or ``host:port`` to connect to instead of the ticket's.
+    closes_by_reply : bool (default: False)
+        Whether `Close` goes with the reply to Flower's message. The server is then told
+        that the device leaves.
 
     Attributes
     ----------
@@ -53,29 +62,28 @@ class Stream:
         Of all frames so far, those that were sent again included.
     reconnects : int
         How often the connection was opened again; -1 before it was opened at all.
+    connecting_s : float
+        Seconds in the first `ask` before a connection stood.
+    closing : DeviceFrame or None
+        `Close`, where it goes with the reply.
     """
 
-    def __init__(self, ticket: Ticket, address: str = "") -> None:
+    def __init__(
+        self, ticket: Ticket, address: str = "", *, closes_by_reply: bool = False
+    ) -> None:
         self.ticket = ticket
         self.address = _overridden(ticket.address, address)
+        self.closes_by_reply = closes_by_reply
         self.uplink_bytes = 0
         self.downlink_bytes = 0
         self.reconnects = -1
+        self.connecting_s = 0.0
+        self.closing: pb.DeviceFrame | None = None
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._number = 0
         self._call: SessionCall | None = None
-
-    def open(self) -> pb.Opened:
-        """Open the session, and return what earlier turns left."""
-        host, _ = split_address(self.address)
-        if self.ticket.tls == "off" and not is_loopback(host):
-            logger.warning(
-                "Features and gradients go to %s in plaintext, as the ticket says",
-                self.address,
-            )
-        patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
-        reply = self._until_answered(None, patience_s)
-        return reply.opened
+        # of the last frame that was sent in this call
+        self._sent = 0
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Send one frame and wait for its answer.
@@ -83,18 +91,29 @@ class Stream:
         Raises
         ------
         SplitError
-            One of its kinds if the server refuses the frame, or cannot be reached again
-            in time.
+            One of its kinds if the server refuses the frame, or cannot be reached, or
+            not again, in time.
         """
         self._number += 1
         frame.number = self._number
-        return self._until_answered(frame, self.ticket.reconnect_timeout_s)
+        if self.closes_by_reply and frame.WhichOneof("kind") == "close":
+            self.closing = frame
+            return pb.ServerFrame(number=frame.number, closed=pb.Closed())
+        if self.reconnects < 0:
+            self._open_first(frame)
+        patience_s = self.ticket.reconnect_timeout_s
+        return self._until_done(lambda retries: self._try(frame, retries), patience_s)
 
     def finish(self) -> None:
         """Let the stream end on both sides, after the last answer."""
-        if self._call is not None:
+        if self._call is None:
+            return
+        if self.closes_by_reply:
+            # the reply to Flower does not wait for it
+            self._call.leave()
+        else:
             self._call.finish()
-        self.close()
+        self._call = None
 
     def close(self) -> None:
         """End the connection, whatever state it is in."""
@@ -102,14 +121,27 @@ class Stream:
             self._call.close()
             self._call = None
 
-    def _until_answered(
-        self, frame: pb.DeviceFrame | None, patience_s: float
-    ) -> pb.ServerFrame:
-        """The answer to `frame`, or to `Open` if there is none."""
+    def _open_first(self, frame: pb.DeviceFrame) -> None:
+        """Open the session for the first time, and send the first frame."""
+        host, _ = split_address(self.address)
+        if self.ticket.tls == "off" and not is_loopback(host):
+            logger.warning(
+                "Features and gradients go to %s in plaintext, as the ticket says",
+                self.address,
+            )
+        patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
+        began = time.perf_counter()
+        call = self._until_done(lambda retries: self._open(frame, retries), patience_s)
+        self.connecting_s = max(call.connected_at - began, 0.0)
+
+    def _until_done(
+        self, attempt: Callable[[Retries], _Result], patience_s: float
+    ) -> _Result:
+        """What `attempt` returns as soon as the connection does not break in it."""
         retries = Retries(patience_s)
         while True:
             try:
-                return self._try(frame, retries)
+                return attempt(retries)
             except grpc.RpcError as error:
                 self.close()
                 refusal = refusal_in(error)
@@ -125,39 +157,46 @@ class Stream:
                 self.close()
                 raise
 
-    def _try(self, frame: pb.DeviceFrame | None, retries: Retries) -> pb.ServerFrame:
-        if self._call is None:
-            self._call = SessionCall(self.address, self.ticket)
-            opened = self._say_hello(self._call)
-            if frame is None:
-                return opened
-        assert frame is not None
+    def _try(self, frame: pb.DeviceFrame, retries: Retries) -> pb.ServerFrame:
+        call = self._call or self._open(frame, retries)
         retries.connected()
-        return self._exchange(self._call, frame)
+        if self._sent < frame.number:
+            self._send(call, frame)
+        return self._receive(call, frame.number)
 
-    def _say_hello(self, call: SessionCall) -> pb.ServerFrame:
+    def _open(self, frame: pb.DeviceFrame, retries: Retries) -> SessionCall:
+        """Open the session on a new connection, and send a frame with `Open`."""
+        call = self._call = SessionCall(self.address, self.ticket)
+        self._sent = 0
         hello = pb.Open(
             protocol=self.ticket.protocol,
             nonce=self._nonce,
             software=f"flwr-splitfc {version('flwr-splitfc')}",
         )
-        opened = self._exchange(call, pb.DeviceFrame(open=hello))
+        self._send(call, pb.DeviceFrame(open=hello))
+        if not retries.asks_for_room:
+            self._send(call, frame)
+        opened = self._receive(call, 0)
         kind = opened.WhichOneof("kind")
         if kind != "opened":
             raise ProtocolError(f"the server answered {kind!r} to Open")
         self.reconnects += 1
-        return opened
+        return call
 
-    def _exchange(self, call: SessionCall, frame: pb.DeviceFrame) -> pb.ServerFrame:
+    def _send(self, call: SessionCall, frame: pb.DeviceFrame) -> None:
         call.send(frame)
+        self._sent = frame.number
         self.uplink_bytes += frame.ByteSize()
+
+    def _receive(self, call: SessionCall, number: int) -> pb.ServerFrame:
+        """Wait for the answer to the frame of that number."""
         reply = call.receive()
         self.downlink_bytes += reply.ByteSize()
         if reply.WhichOneof("kind") == "refused":
             raise error_from(reply.refused)
-        if reply.number != frame.number:
+        if reply.number != number:
             raise ProtocolError(
-                f"the server answered frame {reply.number}, asked was {frame.number}"
+                f"the server answered frame {reply.number}, asked was {number}"
             )
         return reply
 

@@ -8,17 +8,28 @@ from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 
 
 class SessionTransport(Protocol):
-    """The carrier of a session's frames: a `Stream` or a `Mailbox`."""
+    """The carrier of a session's frames: a `Stream` or a `Mailbox`.
+
+    Attributes
+    ----------
+    uplink_bytes, downlink_bytes : int
+        Of all frames so far.
+    reconnects : int
+        How often a connection that broke was opened again.
+    connecting_s : float
+        Seconds in `ask` before the first connection stood.
+    closing : DeviceFrame or None
+        The device's last frame, where it goes with the reply to Flower's message.
+    """
 
     uplink_bytes: int
     downlink_bytes: int
     reconnects: int
-
-    def open(self) -> pb.Opened:
-        """Open the session, and return what earlier turns left."""
+    connecting_s: float
+    closing: pb.DeviceFrame | None
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        """Return the answer to a frame."""
+        """Return the answer to a frame; `Close` may become `closing` instead."""
 
     def finish(self) -> None:
         """End the stream in good order, after the last answer."""
@@ -45,11 +56,14 @@ class Line:
         self.waiting = Stopwatch()
         self._is_open = False
 
-    def open(self) -> pb.Opened:
-        """Open the session, and return what earlier turns left."""
-        opened = self.transport.open()
+    def open(self) -> None:
+        """Let frames be sent; the first one opens the connection."""
         self._is_open = True
-        return opened
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds waited for answers, without those that connecting took."""
+        return self.waiting.seconds - self.transport.connecting_s
 
     def ask(self, frame: pb.DeviceFrame, wanted: str) -> pb.ServerFrame:
         """Send a frame and wait for its answer, which has to be of the `wanted` kind.

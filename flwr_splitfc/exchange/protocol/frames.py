@@ -1,7 +1,7 @@
 """Frames of the exchange inside Flower messages.
 
-A message carries one frame: an `ArrayRecord` with one array, whose bytes are the
-serialized protobuf message.
+A message carries one frame at most: an `ArrayRecord` with one array, whose bytes are
+the serialized protobuf message.
 """
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -36,6 +36,17 @@ def frame_of(message: Message) -> bytes:
     for array in message.content.array_records[FRAME_KEY].values():
         return bytes(array.data)
     raise ProtocolError("the message's record of a frame is empty")
+
+
+def server_frame(message: Message) -> pb.ServerFrame:
+    """Return the frame that the server sent with `message`.
+
+    A turn's first message has `Kept`, or no frame if earlier turns left nothing: the
+    result is then an empty one.
+    """
+    if not has_frame(message):
+        return pb.ServerFrame()
+    return pb.ServerFrame.FromString(frame_of(message))
 
 
 def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:

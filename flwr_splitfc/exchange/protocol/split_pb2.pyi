@@ -105,8 +105,12 @@ class Close(_message.Message):
     feature_error_steps: int
     def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ...) -> None: ...
 
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class DeviceFrame(_message.Message):
-    __slots__ = ("number", "open", "step", "predict", "close", "forward", "backward")
+    __slots__ = ("number", "open", "step", "predict", "close", "forward", "backward", "leave")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +118,7 @@ class DeviceFrame(_message.Message):
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     number: int
     open: Open
     step: Step
@@ -121,15 +126,20 @@ class DeviceFrame(_message.Message):
     close: Close
     forward: Forward
     backward: Backward
-    def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ...) -> None: ...
+    leave: Leave
+    def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
-class Opened(_message.Message):
+class Kept(_message.Message):
     __slots__ = ("optimizer", "state")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
     def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Stepped(_message.Message):
     __slots__ = ("loss", "gradient")
@@ -170,7 +180,7 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused", "output", "gradients")
+    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused", "output", "gradients", "kept")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +189,7 @@ class ServerFrame(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     number: int
     opened: Opened
     stepped: Stepped
@@ -187,4 +198,5 @@ class ServerFrame(_message.Message):
     refused: Refused
     output: Output
     gradients: Gradients
-    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...

@@ -104,6 +104,11 @@ class Ticket:
             fields[_OUTPUT_CODEC_PREFIX + key] = value
         return record_without_empty(fields)
 
+    @property
+    def is_for_messages(self) -> bool:
+        """Whether frames travel in Flower's messages: there is no address then."""
+        return not self.address
+
     @classmethod
     def from_message(cls, message: Message) -> "Ticket":
         """Return the ticket in `message`.

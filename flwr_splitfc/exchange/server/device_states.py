@@ -78,8 +78,8 @@ class DeviceStates:
             optimizer = self._optimizer.get(self._optimizer_owner(device), ())
             return Kept(optimizer, self._state.get(device, ()))
 
-    def keep(self, device: str, kept: Kept) -> None:
-        """Take what `device` left at the end of a turn.
+    def check(self, kept: Kept) -> None:
+        """Refuse what could not be kept.
 
         Raises
         ------
@@ -88,6 +88,9 @@ class DeviceStates:
         """
         if self.optimizer_state == "relay" and self._half is not None:
             check_relayed(kept.optimizer, self._half)
+
+    def keep(self, device: str, kept: Kept) -> None:
+        """Take what `device` left at the end of a turn, and what `check` let pass."""
         with self._lock:
             if self.optimizer_state != "fresh":
                 self._optimizer[self._optimizer_owner(device)] = kept.optimizer

@@ -156,6 +156,16 @@ class SplitEndpoint:
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
         )
 
+    def kept(self, token: str) -> pb.Kept:
+        """Return what earlier turns left, as of now, for the session of a token.
+
+        Raises
+        ------
+        KeyError
+            If no session has the token.
+        """
+        return self._session(token).turn.kept()
+
     def deliver(self, token: str, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame that came in a message; a refusal is an answer, too.
 
@@ -164,13 +174,16 @@ class SplitEndpoint:
         KeyError
             If no session has the token.
         """
+        return self._service.deliver(self._session(token), frame)
+
+    def _session(self, token: str) -> ServerSession:
         session = self._registry.get(token)
         if session is None:
             raise KeyError("no session has this token")
-        return self._service.deliver(session, frame)
+        return session
 
     def replied(self, token: str) -> None:
-        """Note that the device of a session has replied: what it trained counts."""
+        """Note that the device of a session has replied: what its turn left counts."""
         session = self._registry.get(token)
         if session is not None:
             session.settle()

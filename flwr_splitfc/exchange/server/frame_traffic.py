@@ -33,12 +33,11 @@ def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     gradient_bytes = len(frame.stepped.gradient.data) + len(
         frame.gradients.gradient.data
     )
-    opened = frame.opened
     payloads = {
         "gradient": gradient_bytes,
         "output": len(frame.output.output.data),
         "logits": len(frame.predicted.logits.data),
-        "state": _tensor_bytes(opened.optimizer) + _tensor_bytes(opened.state),
+        "state": _tensor_bytes(frame.kept.optimizer) + _tensor_bytes(frame.kept.state),
     }
     _count(traffic.downlink_bytes, _wire_bytes(frame), payloads)
 

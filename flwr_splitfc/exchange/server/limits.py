@@ -32,7 +32,7 @@ class Limits:
         Seconds that a device may leave its session unopened while no other device is in
         one: where few processes serve many devices, it may have to wait for its turn.
     turn_timeout_s : float (default: 1800)
-        Seconds from the opening of a session to its end.
+        Seconds from the opening of a session to its end, which may come with the reply.
     max_state_bytes : int (default: 64 MiB)
         Size of what a device may leave for its next turn. Optimizer state may have 64
         bytes for each entry of the device half, and 1 MiB, where the strategy knows it.
@@ -42,8 +42,9 @@ class Limits:
         Seconds that both sides wait for a broken connection to be opened again; then
         the session is over.
     reply_timeout_s : float (default: 600)
-        Seconds that a device has for its Flower reply after its session is over. A
-        device that exceeds them is not waited for any longer in the round.
+        Seconds that a device has for its Flower reply after its session is over, or
+        after it left its stream. A device that exceeds them is not waited for any
+        longer in the round.
     connection_idle_timeout_s : float (default: 10)
         Seconds that a connection may stay without a session.
 

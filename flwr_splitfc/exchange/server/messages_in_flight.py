@@ -1,7 +1,6 @@
 """The messages of a round that wait for their replies."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -54,9 +53,9 @@ class Outgoing:
 class MessagesInFlight:
     """The messages that a grid has pushed and that wait for a reply.
 
-    Where frames travel in messages, a device's replies bring the frames of its session,
-    and each frame's answer goes out as a message of its own. Only the last reply is for
-    the strategy.
+    A device's reply may bring the last frame of its session, Close, beside what is for
+    the strategy. Where frames travel in messages, replies bring the earlier ones, too,
+    and each frame's answer goes out as a message of its own.
 
     Parameters
     ----------
@@ -118,14 +117,20 @@ class MessagesInFlight:
         """Return the reply for the strategy; None after a frame with more to come."""
         if asked.token is None or not has_frame(reply):
             return reply
-        frames_travel_in_streams = bool(self._endpoint.address)
-        if frames_travel_in_streams:
-            return error_reply(
-                asked.message, "the reply brings a frame, but frames travel in streams"
-            )
         meter = MessageMeter()
         uplink_bytes = meter.bytes_of(reply)
-        frame = _take_frame(reply)
+        try:
+            frame = _take_frame(reply)
+        except ProtocolError as error:
+            return error_reply(asked.message, str(error))
+        kind = frame.WhichOneof("kind")
+        frames_travel_in_streams = bool(self._endpoint.address)
+        if frames_travel_in_streams and kind != "close":
+            return error_reply(
+                asked.message,
+                f"the reply brings a frame of kind {kind!r}, wanted 'close': "
+                "the others travel in streams",
+            )
         answer = self._endpoint.deliver(asked.token, frame)
         match answer.WhichOneof("kind"):
             case "closed":
@@ -172,10 +177,7 @@ class MessagesInFlight:
 
 def _take_frame(reply: Message) -> pb.DeviceFrame:
     """Take the frame out of a reply: the strategy knows nothing of frames."""
-    frame = pb.DeviceFrame()
-    # what cannot be read stays an empty frame, which the session refuses
-    with suppress(ProtocolError):
-        frame = parse_frame(frame_of(reply))
+    frame = parse_frame(frame_of(reply))
     del reply.content[FRAME_KEY]
     return frame
 

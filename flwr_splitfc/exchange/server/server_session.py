@@ -55,6 +55,8 @@ class ServerSession:
         Why nothing more is accepted.
     opened_at, ended_at : float
         When the session began and was over, by `time.monotonic`; 0.0 before.
+    left_at : float
+        When the device was through, and left its stream to reply; 0.0 before.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -64,6 +66,7 @@ class ServerSession:
         self.ended: SplitError | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
+        self.left_at = 0.0
         # Guards what follows. It is never held while a frame is answered, or whoever
         # opens more connections meanwhile would hold a thread with each. `_busy` makes
         # frames, reconnections and the settling of the session come one after another.
@@ -82,8 +85,8 @@ class ServerSession:
 
     @property
     def opened(self) -> bool:
-        """Whether a device was ever here."""
-        return bool(self._nonce)
+        """Whether the device has ever sent a frame."""
+        return self.opened_at > 0
 
     @property
     def connected(self) -> bool:
@@ -147,40 +150,36 @@ class ServerSession:
             # out in `answer` that it does not carry the session any more.
             self.hang_up()
             self._unopened = None
-            first = not self.opened
             self._nonce = nonce
             self._connection = connection
-            if first:
-                self.opened_at = time.monotonic()
-                self._last_answer = self._open_turn()
-            else:
+            self.left_at = 0.0
+            if self.opened:
                 self.turn.traffic.reconnects += 1
-            return self._count(frame, self._opened())
+            else:
+                self._begin()
+            # it goes with another frame, and is no round trip of its own
+            answer = pb.ServerFrame(opened=pb.Opened())
+            self._count_up(frame)
+            return self._count_down(answer)
 
     def _check_nonce(self, nonce: bytes) -> None:
         # before `ended`: who is not the session's process is told nothing of it
-        if self.opened and not hmac.compare_digest(self._nonce, nonce):
+        if self._nonce and not hmac.compare_digest(self._nonce, nonce):
             raise TokenRefused("this token was used before, by another process")
 
-    def _open_turn(self) -> pb.ServerFrame:
+    def _begin(self) -> None:
+        self.opened_at = time.monotonic()
         try:
-            return self.turn.open()
+            self.turn.open()
         except Exception as error:
             failure = _failure(error, "Open")
             self.end(failure)
             raise failure from error
 
-    def _opened(self) -> pb.ServerFrame:
-        """Return the answer to Open."""
-        if self._last_answer.number == 0:
-            return self._last_answer
-        # the device has what earlier turns left since it opened the session first
-        return pb.ServerFrame(opened=pb.Opened())
-
     def answer(
         self, frame: pb.DeviceFrame, connection: Connection
     ) -> pb.ServerFrame | None:
-        """Answer a frame after Open.
+        """Answer a frame after Open, which came in a stream.
 
         Returns
         -------
@@ -195,22 +194,62 @@ class ServerSession:
         with self._working():
             if self._connection is not connection:
                 return None
-            if self.ended:
-                raise self.ended
-            last_number = self._last_answer.number
             # The answer got lost on the way: the frame was applied already.
-            if frame.number == last_number > 0:
+            if frame.number == self._last_answer.number > 0 and not self.ended:
                 return self._count_again(frame)
-            if frame.number != last_number + 1:
-                raise ProtocolError(
-                    f"frame {frame.number} came after frame {last_number}"
-                )
-            answer = self._apply(frame)
-            answer.number = frame.number
-            self._last_answer = answer
-            if self.turn.done:
-                self.ended_at = time.monotonic()
-            return self._count(frame, answer)
+            return self._answer_next(frame)
+
+    def deliver(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        """Answer a frame that came in a message, on whatever connection the session is.
+
+        The first one opens the session, and Close is the device's last word: the answer
+        goes nowhere.
+
+        Raises
+        ------
+        SplitError
+            The frame is refused, and with it the session.
+        """
+        with self._working():
+            if not self.ended and not self.opened:
+                self._begin()
+            return self._answer_next(frame, in_message=True)
+
+    def leave(self, frame: pb.DeviceFrame, connection: Connection) -> bool:
+        """Note that the device is through, and that Close comes with its reply.
+
+        Returns
+        -------
+        bool
+            Whether the connection carried the session.
+        """
+        with self._working():
+            if self._connection is not connection:
+                return False
+            self._connection = None
+            self._last_seen = self.left_at = time.monotonic()
+            self._count_up(frame)
+            return True
+
+    def _answer_next(
+        self, frame: pb.DeviceFrame, *, in_message: bool = False
+    ) -> pb.ServerFrame:
+        """Answer the frame that follows the last one."""
+        if self.ended:
+            raise self.ended
+        last_number = self._last_answer.number
+        if frame.number != last_number + 1:
+            raise ProtocolError(f"frame {frame.number} came after frame {last_number}")
+        answer = self._apply(frame)
+        answer.number = frame.number
+        self._last_answer = answer
+        self._count_up(frame)
+        if self.turn.done:
+            self.ended_at = time.monotonic()
+            if in_message:
+                return answer
+        self._note_round_trip()
+        return self._count_down(answer)
 
     def _apply(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         try:
@@ -274,7 +313,7 @@ class ServerSession:
         return unopened is not None and self._unopened is not unopened
 
     def settle(self) -> None:
-        """Hand back what the device trained, which has replied; accept nothing more."""
+        """Keep what the device left, which has replied; accept nothing more."""
         with self._working():
             self.end(TicketExpired("its device has replied"))
             self.turn.settle()
@@ -304,19 +343,21 @@ class ServerSession:
             self.turn.traffic = Traffic()
         return traffic
 
-    def _count(self, frame: pb.DeviceFrame, answer: pb.ServerFrame) -> pb.ServerFrame:
-        self._note_round_trip()
+    def _count_up(self, frame: pb.DeviceFrame) -> None:
+        self._last_seen = time.monotonic()
         count_uplink(self.turn.traffic, frame)
+
+    def _count_down(self, answer: pb.ServerFrame) -> pb.ServerFrame:
         count_downlink(self.turn.traffic, answer)
         return answer
 
     def _count_again(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+        self._last_seen = time.monotonic()
         self._note_round_trip()
         count_resent(self.turn.traffic, frame, self._last_answer)
         return self._last_answer
 
     def _note_round_trip(self) -> None:
-        self._last_seen = time.monotonic()
         self.turn.traffic.round_trips += 1
 
 

@@ -1,8 +1,9 @@
 """The service that answers the frames of sessions, in streams and in messages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from logging import DEBUG, INFO, WARNING
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import grpc
 
@@ -17,7 +18,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
 from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.server_session import Connection, ServerSession
+from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
@@ -25,6 +26,8 @@ from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 _MOST_OPEN_BYTES = 1024
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
+
+_Reply = TypeVar("_Reply", pb.ServerFrame, pb.ServerFrame | None)
 
 
 class SessionService:
@@ -95,7 +98,11 @@ class SessionService:
         )
         for frame_bytes in frames:
             frame = self._parsed(session, frame_bytes)
-            reply = self._answer(session, frame, context)
+            if frame.WhichOneof("kind") == "leave":
+                if session.leave(frame, context):
+                    log_session(DEBUG, "left", session)
+                return
+            reply = self._answered(session, partial(session.answer, frame, context))
             if reply is None:
                 return
             yield reply
@@ -113,26 +120,20 @@ class SessionService:
 
     def deliver(self, session: ServerSession, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame that came in a message; a refusal is an answer, too."""
+        if not session.opened:
+            log_session(DEBUG, "opened", session)
         try:
-            if frame.WhichOneof("kind") == "open":
-                log_session(DEBUG, "opened", session)
-                session.await_open(_IN_MESSAGES)
-                return session.open(frame, _IN_MESSAGES)
-            reply = self._answer(session, frame, _IN_MESSAGES)
-            # there is no other connection that the session could have moved on to
-            assert reply is not None
-            return reply
+            return self._answered(session, partial(session.deliver, frame))
         except SplitError as refusal:
             log_session(WARNING, "refused", session, why=refusal)
             return _refused(refusal)
 
     # -- both --------------------------------------------------------------------------
 
-    def _answer(
-        self, session: ServerSession, frame: pb.DeviceFrame, connection: Connection
-    ) -> pb.ServerFrame | None:
+    def _answered(self, session: ServerSession, answer: Callable[[], _Reply]) -> _Reply:
+        """The answer to a frame of a session, which ends with a refusal or Close."""
         try:
-            reply = session.answer(frame, connection)
+            reply = answer()
         except SplitError as refusal:
             self._end(session, refusal)
             raise
@@ -159,19 +160,6 @@ class SessionService:
         # last: it waits for the frame that is being answered, and counts it
         if session.opened:
             self._accounts.enter(session)
-
-
-class _Messages:
-    """The connection of sessions whose frames travel in messages.
-
-    It does not break and cannot be cancelled.
-    """
-
-    def cancel(self) -> None:
-        return
-
-
-_IN_MESSAGES = _Messages()
 
 
 def _token_of(context: grpc.ServicerContext) -> str:

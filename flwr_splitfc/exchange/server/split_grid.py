@@ -9,8 +9,7 @@ from flwr.serverapp import Grid
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
-from flwr_splitfc.exchange.protocol.rpc import NONCE_BYTES
-from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY, Ticket
+from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,
     Cut,
@@ -25,6 +24,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
     purpose_of,
     reported_loss,
 )
+from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
@@ -146,7 +146,10 @@ class SplitGrid(MeteredGrid):
         codec: CutCodec,
         output_codec: CutCodec | None,
     ) -> str:
-        """Put a ticket into a message, and return its token."""
+        """Put a ticket into a message, and what earlier turns left.
+
+        Returns the token.
+        """
         purpose = purpose_of(message)
         assert purpose is not None
         ticket = self.endpoint.issue(
@@ -161,19 +164,14 @@ class SplitGrid(MeteredGrid):
         message.content = RecordDict(
             {**message.content, TICKET_KEY: ticket.to_record()}
         )
-        frames_travel_in_messages = not ticket.address
-        if frames_travel_in_messages:
-            opened = self._open(ticket)
-            message.content[FRAME_KEY] = frame_record(opened)
+        kept = self.endpoint.kept(ticket.token)
+        if kept.ByteSize():
+            frame = pb.ServerFrame(kept=kept)
+            message.content[FRAME_KEY] = frame_record(frame)
+            traffic = Traffic()
+            count_downlink(traffic, frame)
+            self.ledger.add(self.round_of(message), purpose, traffic, device)
         return ticket.token
-
-    def _open(self, ticket: Ticket) -> pb.ServerFrame:
-        """Open a session in its device's place, which saves a message each way."""
-        hello = pb.Open(
-            protocol=ticket.protocol, nonce=bytes(NONCE_BYTES), software="in messages"
-        )
-        frame = pb.DeviceFrame(open=hello)
-        return self.endpoint.deliver(ticket.token, frame)
 
     def _replies(
         self, outgoing: Sequence[Outgoing], timeout: float | None

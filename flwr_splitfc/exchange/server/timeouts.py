@@ -27,6 +27,8 @@ def overdue(
         limit_s = limits.turn_timeout_s
         what = "its turn took more than"
         waited_s = session.turn_s
+    elif session.left_at:
+        return None
     elif session.connected:
         limit_s = limits.idle_timeout_s
         what = "silent for"
@@ -51,6 +53,7 @@ def reason_to_give_up(session: ServerSession, limits: Limits, now: float) -> str
     if isinstance(session.ended, SessionCancelled):
         return str(session.ended)
     limit_s = limits.reply_timeout_s
-    if session.ended_at and now - session.ended_at > limit_s:
+    through_at = session.left_at or session.ended_at
+    if through_at and now - through_at > limit_s:
         return f"no reply within {limit_s:g} s after its session"
     return None

@@ -57,7 +57,8 @@ class Traffic:
     reconnects : int
         How often a broken connection was opened again.
     round_trips : int
-        Frames with their answers, and one for a Flower message with its reply.
+        Frames with their answers, and one for a Flower message with its reply. Open
+        goes with another frame, and Close may go with the reply.
     steps : int
         Mini-batches, of training and of prediction.
     rows : int

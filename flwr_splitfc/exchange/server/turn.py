@@ -114,19 +114,25 @@ class Turn:
         self._full_rows = 0
         self._sample_shape: tuple[int, ...] | None = None
         self._begun: _Begun | None = None
+        # what the device leaves for its next turn, until it has replied
+        self._left: Kept | None = None
         # how long frames were answered so far
         self._busy = Stopwatch()
         self._digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
 
+    def kept(self) -> pb.Kept:
+        """Return what earlier turns left for this one."""
+        if self.purpose != "train":
+            return pb.Kept()
+        kept = self.states.of(self.device)
+        return pb.Kept(optimizer=kept.optimizer, state=kept.state)
+
     def open(self) -> pb.ServerFrame:
-        """Answer the admission with what earlier turns left."""
-        kept = Kept()
-        if self.purpose == "train":
-            self.half = self.halves.take(self.device, self.server_round)
-            kept = self.states.of(self.device)
-        return pb.ServerFrame(
-            opened=pb.Opened(optimizer=kept.optimizer, state=kept.state)
-        )
+        """Answer Open: the turn begins."""
+        with self._busy:
+            if self.purpose == "train":
+                self.half = self.halves.take(self.device, self.server_round)
+        return pb.ServerFrame(opened=pb.Opened())
 
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame after the first.
@@ -178,13 +184,16 @@ class Turn:
         self._begun = None
 
     def settle(self) -> None:
-        """Hand the trained half back, once: the device has replied to the strategy."""
-        half = self.half
-        # once: a second settlement finds the run's own half, and no rows
-        self.half = self.halves.half
-        if self.done and self.purpose == "train":
+        """Keep what the turn leaves, once: the device has replied to the strategy.
+
+        That is the trained half, and what the device wants for its next turn.
+        """
+        half, left = self.half, self._left
+        # once: a second settlement finds the run's own half, and nothing left
+        self.half, self._left = self.halves.half, None
+        if left is not None:
+            self.states.keep(self.device, left)
             self.halves.give_back(half, self._trained_rows)
-        self._trained_rows = 0
 
     # -- the frames --------------------------------------------------------------------
 
@@ -293,7 +302,8 @@ class Turn:
             check_kept(close.state, most_bytes)
             check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))
             kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
-            self.states.keep(self.device, kept)
+            self.states.check(kept)
+            self._left = kept
         self.forget()
         self.traffic.digest = self._digest.value
         self.done = True

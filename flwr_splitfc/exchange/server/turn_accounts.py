@@ -50,12 +50,14 @@ def _last_turn_at_cuts(turn: Turn, traffic: Traffic) -> _LastTurnByCut:
 
 
 def _log_closed(session: ServerSession, traffic: Traffic) -> None:
+    # not the time in which a reply to Flower's message is under way
+    through_at = session.left_at or session.ended_at
     log_session(
         DEBUG,
         "closed",
         session,
         steps=traffic.steps,
-        seconds=f"{session.ended_at - session.opened_at:.3f}",
+        seconds=f"{through_at - session.opened_at:.3f}",
         up_bytes=traffic.uplink_bytes.total(),
         down_bytes=traffic.downlink_bytes.total(),
     )
