@@ -9,15 +9,17 @@ from importlib.metadata import version
 
 from flwr_splitfc.apps.client_app import SplitClientApp
 from flwr_splitfc.apps.server_app import SplitServerApp
-from flwr_splitfc.codec import PayloadError, cut_codec
+from flwr_splitfc.codec import ModelCodec, PayloadError, cut_codec
 from flwr_splitfc.exchange import (
     Certificate,
     EndpointConfig,
     Limits,
+    ModelCodecGrid,
     SplitError,
     answer_device_query,
     connect,
     has_ticket,
+    model_codec_mod,
 )
 from flwr_splitfc.model import HeadAndTail, JoinedModel, split_at
 from flwr_splitfc.strategy import (
@@ -40,6 +42,8 @@ __all__ = [
     "HeadAndTail",
     "JoinedModel",
     "Limits",
+    "ModelCodec",
+    "ModelCodecGrid",
     "NodeConfigBudgets",
     "PayloadError",
     "RoundRobin",
@@ -55,5 +59,6 @@ __all__ = [
     "connect",
     "cut_codec",
     "has_ticket",
+    "model_codec_mod",
     "split_at",
 ]

@@ -16,6 +16,7 @@ from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
+from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, own_address
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.device_query import ACTION
@@ -121,7 +122,8 @@ class SplitClientApp(ClientApp):
         torch_threads: int = 1,
         mods: list[Any] | None = None,
     ) -> None:
-        super().__init__(mods=mods)
+        # the first, so that the others see whole models
+        super().__init__(mods=[model_codec_mod, *(mods or [])])
         self.model = model
         self.load_data = load_data
         self.optimizer = optimizer

@@ -4,6 +4,7 @@ It has tickets, sessions, the endpoint, and the ledger of bytes.
 """
 
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
+from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.split_errors import (
     EndpointUnreachable,
@@ -32,6 +33,7 @@ from flwr_splitfc.exchange.server.halves import CopiedHalves, Halves, SharedHalf
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.model_codec_grid import ModelCodecGrid
 from flwr_splitfc.exchange.server.split_grid import SplitGrid
 from flwr_splitfc.exchange.server.traffic import Traffic
 
@@ -54,6 +56,7 @@ __all__ = [
     "LimitExceeded",
     "Limits",
     "MeteredGrid",
+    "ModelCodecGrid",
     "ProtocolError",
     "Session",
     "SessionCancelled",
@@ -72,4 +75,5 @@ __all__ = [
     "connect",
     "device_name",
     "has_ticket",
+    "model_codec_mod",
 ]

@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
-from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
+from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange import (
     CopiedHalves,
     EndpointConfig,
@@ -43,6 +44,8 @@ from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
 
+_MODEL_BITS = 4
+
 logger = getLogger("flwr")
 
 
@@ -72,6 +75,12 @@ class SplitLearning(Strategy):
         Without `loss_fn`, what is done with the server half's output on its way down
         and with its gradient on the way up, which ``downlink_bits`` and ``uplink_bits``
         of this codec bind; default "float32".
+    model_bits : int or ModelCodec, optional
+        Bits per entry of the device half on its way down, of its change on the way up,
+        and of its optimizer's state: 2 to 16, or 32 for arrays as they are; a
+        `ModelCodec` has a number for each. Default 4, and 32 where `codec` is
+        "float32", which compresses nothing. Devices need `model_codec_mod`, as
+        `SplitClientApp` has it; others get and return arrays as they are.
     budgets : callable or sequence of callables, optional
         Rules by which a device's budgets in a round differ from the codec's, one after
         another: each gets a `DeviceRound` and gives ``(uplink_bits, downlink_bits)``,
@@ -150,6 +159,7 @@ class SplitLearning(Strategy):
         *,
         codec: CutCodec | str = "float32",
         output_codec: CutCodec | str | None = None,
+        model_bits: int | ModelCodec | None = None,
         budgets: BudgetRule | Sequence[BudgetRule] | None = None,
         devices: Strategy | None = None,
         shared_server_half: bool = True,
@@ -188,6 +198,9 @@ class SplitLearning(Strategy):
         self.output_codec: CutCodec | None = None
         if loss_fn is None:
             self.output_codec = _as_codec(output_codec or "float32")
+        if model_bits is None:
+            model_bits = EXACT_BITS if self.codec.name == "float32" else _MODEL_BITS
+        self.model_codec = ModelCodec.of(model_bits)
         self.budgets = _as_rules(budgets)
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
@@ -276,7 +289,7 @@ class SplitLearning(Strategy):
         arrays = self._resume(initial_arrays)
         with endpoint, CheckpointWriter(self.checkpoint) as writer:
             result = super().start(
-                SplitGrid(grid, endpoint, self.budgets, self._checks(initial_arrays)),
+                self._grid(grid, endpoint, initial_arrays),
                 arrays,
                 max(num_rounds - self._run.rounds_done, 0),
                 timeout,
@@ -305,6 +318,7 @@ class SplitLearning(Strategy):
                 "\t├──> Labels and last layers on devices, output: %r",
                 self.output_codec,
             )
+        logger.info("\t├──> Device halves on their way: %r", self.model_codec)
         logger.info("\t├──> Budgets by device and round: %s", rules_text(self.budgets))
         logger.info(
             "\t├──> Server half on %s, evaluation every %d rounds",
@@ -333,6 +347,7 @@ class SplitLearning(Strategy):
             "strategy": type(self).__name__,
             "codec": repr(self.codec),
             "output_codec": repr(self.output_codec),
+            "model_codec": repr(self.model_codec),
             "budgets": rules_text(self.budgets),
             "devices": type(self.devices).__name__,
             "server half": "shared" if self.shared_server_half else "copied",
@@ -352,10 +367,13 @@ class SplitLearning(Strategy):
             config=self._endpoint_config,
         )
 
-    def _checks(self, arrays: ArrayRecord) -> ReplyChecks:
+    def _grid(
+        self, grid: Grid, endpoint: SplitEndpoint, arrays: ArrayRecord
+    ) -> SplitGrid:
         # not of the base class: a strategy may weight replies by nothing
         weight = getattr(self.devices, "weighted_by_key", "")
-        return ReplyChecks(arrays, weight)
+        checks = ReplyChecks(arrays, weight)
+        return SplitGrid(grid, endpoint, self.budgets, checks, self.model_codec)
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Go on from the checkpoint, if there is one; return the device half."""

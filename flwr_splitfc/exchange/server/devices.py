@@ -13,6 +13,7 @@ from flwr_splitfc.exchange.protocol.device_query import (
     NODE_CONFIG_KEY,
     QUERY_TYPE,
 )
+from flwr_splitfc.exchange.protocol.model_record import takes_coded_arrays
 from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, failure_of
 from flwr_splitfc.settings import Scalar
 
@@ -41,6 +42,7 @@ class Devices:
         self._names: dict[int, str] = {}
         self._owners: dict[str, int] = {}
         self._configs: dict[int, _NodeConfig] = {}
+        self._decoders: set[int] = set()
         self._warned = False
 
     def names(self, node_ids: Iterable[int]) -> dict[int, str]:
@@ -61,6 +63,10 @@ class Devices:
         Nothing in it is to be trusted.
         """
         return self._configs.get(node_id, {})
+
+    def takes_coded_arrays(self, node_id: int) -> bool:
+        """Return whether a node said, with its name, that it decodes model arrays."""
+        return node_id in self._decoders
 
     def _ask(self, node_ids: list[int]) -> None:
         for node_id in node_ids:
@@ -102,6 +108,8 @@ class Devices:
         self._names[node_id] = self._name_for(node_id, said)
         config_record = records.get(NODE_CONFIG_KEY, ConfigRecord())
         self._configs[node_id] = _scalars(config_record)
+        if takes_coded_arrays(reply.content):
+            self._decoders.add(node_id)
 
     def _name_for(self, node_id: int, said: object) -> str:
         """Return the name that a node says, if it is one, and no other node's."""

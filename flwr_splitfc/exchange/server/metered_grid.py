@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import (
@@ -15,6 +16,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
 )
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.message_bytes import MessageMeter
+from flwr_splitfc.exchange.server.model_coder import ModelCoder
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
@@ -29,6 +31,8 @@ class MeteredGrid(DelegatingGrid):
     ledger : Ledger
     checks : ReplyChecks, optional
         What replies of devices have to be.
+    model_codec : ModelCodec, optional
+        How models travel; by default as they are.
 
     Attributes
     ----------
@@ -40,13 +44,18 @@ class MeteredGrid(DelegatingGrid):
     """
 
     def __init__(
-        self, grid: Grid, ledger: Ledger, checks: ReplyChecks | None = None
+        self,
+        grid: Grid,
+        ledger: Ledger,
+        checks: ReplyChecks | None = None,
+        model_codec: ModelCodec | None = None,
     ) -> None:
         super().__init__(grid)
         self.ledger = ledger
         self.checks = checks or ReplyChecks()
         self.server_round = 0
         self.devices = Devices(grid)
+        self._coder = ModelCoder(model_codec or ModelCodec(), self.devices)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -56,13 +65,16 @@ class MeteredGrid(DelegatingGrid):
         names = self.devices.names(
             message.metadata.dst_node_id for message in sent if purpose_of(message)
         )
-        replies = self._exchange(sent, names, timeout)
+        try:
+            replies = self._exchange(sent, names, timeout)
+        finally:
+            self._coder.forget(sent)
         for reply in replies:
             purpose = purpose_of(reply)
             if purpose is not None and reply.has_content():
                 server_round = self.round_of(sent[0])
                 device = names.get(reply.metadata.src_node_id)
-                traffic = self._traffic_of(reply)
+                traffic = self._reported_by(reply)
                 self.ledger.add(server_round, purpose, traffic, device)
         return replies
 
@@ -74,6 +86,8 @@ class MeteredGrid(DelegatingGrid):
     def _exchange(
         self, messages: list[Message], names: dict[int, str], timeout: float | None
     ) -> list[Message]:
+        for message in messages:
+            self._coder.encode(message)
         self._count_sent(messages, names)
         replies = self.inner.send_and_receive(messages, timeout=timeout)
         asked = {message.metadata.message_id: message for message in messages}
@@ -82,7 +96,7 @@ class MeteredGrid(DelegatingGrid):
             message_id = reply.metadata.reply_to_message_id
             # a reply that nothing waits for must not end the run for all
             if message_id in asked:
-                answered.append(Reply(reply, asked[message_id]))
+                answered.append(self._received(reply, asked[message_id], names))
         return self.checks.checked(answered)
 
     def _count_sent(self, messages: Iterable[Message], names: dict[int, str]) -> None:
@@ -97,9 +111,18 @@ class MeteredGrid(DelegatingGrid):
                 traffic = Traffic(round_trips=1, downlink_bytes=downlink_bytes)
                 self.ledger.add(server_round, purpose, traffic, device)
 
-    def _traffic_of(self, reply: Message) -> Traffic:
+    def _received(self, reply: Message, asked: Message, names: dict[int, str]) -> Reply:
+        """Count a reply's bytes, and decode the model in it."""
+        purpose = purpose_of(asked)
+        if purpose is not None and reply.has_content():
+            traffic = Traffic(uplink_bytes=MessageMeter().bytes_of(reply))
+            device = names.get(asked.metadata.dst_node_id)
+            self.ledger.add(self.round_of(asked), purpose, traffic, device)
+        return Reply(self._coder.decode(reply, asked), asked)
+
+    def _reported_by(self, reply: Message) -> Traffic:
         # The device trains by itself: what it reports is all that is known of that.
-        traffic = Traffic(uplink_bytes=MessageMeter().bytes_of(reply))
+        traffic = Traffic()
         traffic.add(reported_steps(reply))
         traffic.add(reported_loss(reply))
         return traffic

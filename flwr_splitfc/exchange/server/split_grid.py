@@ -6,7 +6,7 @@ from logging import getLogger
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec import CutCodec, ModelCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
@@ -25,11 +25,10 @@ from flwr_splitfc.exchange.server.flower_messages import (
     reported_loss,
 )
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
-from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
-from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
+from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 logger = getLogger("flwr")
@@ -56,6 +55,8 @@ class SplitGrid(MeteredGrid):
     checks : ReplyChecks, optional
         What replies of devices have to be; those that are not become error replies, and
         what the device trained of a server half of its own is dropped.
+    model_codec : ModelCodec, optional
+        How device halves travel; by default as they are.
     """
 
     def __init__(
@@ -64,17 +65,17 @@ class SplitGrid(MeteredGrid):
         endpoint: SplitEndpoint,
         budgets: Sequence[BudgetRule] = (),
         checks: ReplyChecks | None = None,
+        model_codec: ModelCodec | None = None,
     ) -> None:
-        super().__init__(grid, endpoint.ledger, checks)
+        super().__init__(grid, endpoint.ledger, checks, model_codec)
         self.endpoint = endpoint
         self.budgets = budgets
 
-    def _traffic_of(self, reply: Message) -> Traffic:
+    def _reported_by(self, reply: Message) -> Traffic:
         # The endpoint has seen the rest itself, but not a loss that is the device's.
-        traffic = Traffic(uplink_bytes=MessageMeter().bytes_of(reply))
-        if self.endpoint.output_codec is not None:
-            traffic.add(reported_loss(reply))
-        return traffic
+        if self.endpoint.output_codec is None:
+            return Traffic()
+        return reported_loss(reply)
 
     def _exchange(
         self, messages: list[Message], names: dict[int, str], timeout: float | None
@@ -92,6 +93,7 @@ class SplitGrid(MeteredGrid):
                 except ValueError as error:
                     refusals.append(error_reply(message, f"no budget: {error}"))
                 else:
+                    self._coder.encode(message)
                     token = self._admit(message, device, *codecs)
                     outgoing.append(Outgoing(message, token))
             self._count_sent([each.message for each in outgoing], names)
@@ -202,7 +204,10 @@ class SplitGrid(MeteredGrid):
         # the order of arrival decides nothing
         in_order = sorted(answered, key=order)
         replies = self.checks.checked(
-            [Reply(reply, asked.strategy_message) for reply, asked in in_order]
+            [
+                self._received(reply, asked.strategy_message, names)
+                for reply, asked in in_order
+            ]
         )
         for reply, (_, asked) in zip(replies, in_order, strict=True):
             if asked.token is not None and reply.has_content():

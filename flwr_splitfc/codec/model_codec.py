@@ -1,0 +1,170 @@
+"""The codec of models that travel: weights down, their changes up, optimizer state.
+
+The server keeps the exact weights w and sends Q(w). A device trains from Q(w) to w' and
+sends Q(w' - Q(w)), which the server adds to w. So no error of a weight is trained on
+twice, and neither side depends on what the other one remembers: each message is decoded
+by itself, and a device that missed rounds or a server that was started again cannot
+diverge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.model_arrays import (
+    EXACT_BITS,
+    STYPES,
+    check_bits,
+    decode_array,
+    encode_array,
+)
+
+_EXACT_STYPE: Final = "array-exact/1"
+
+_FEW = 4096  # entries that an empty array's other sizes may be
+
+
+@dataclass(frozen=True)
+class ModelCodec:
+    """Compresses a model's arrays on their way to a device and back.
+
+    Each setting is in bits per entry, 2 to 16, or 32 for arrays as they are. Arrays of
+    fewer than 64 entries, and those that are not floats, are always sent exactly. The
+    bits are those of Gaussian entries; what is more peaked takes fewer.
+
+    Parameters
+    ----------
+    weights : int
+        Of the arrays on their way down.
+    changes : int
+        Of what training changed, on its way up.
+    state : int
+        Of optimizer state, both ways.
+
+    Examples
+    --------
+    >>> codec = ModelCodec.of(8)
+    >>> weights = ArrayRecord({"kernel": Array(np.linspace(-1, 1, 1000))})
+    >>> seen = codec.decode_weights(codec.encode_weights(weights))
+    >>> error = np.abs(seen["kernel"].numpy() - weights["kernel"].numpy()).max()
+    >>> bool(error < 0.005)
+    True
+    """
+
+    weights: int = EXACT_BITS
+    changes: int = EXACT_BITS
+    state: int = EXACT_BITS
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            try:
+                check_bits(getattr(self, field.name))
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+
+    @classmethod
+    def of(cls, bits: int | ModelCodec) -> ModelCodec:
+        """Return the codec with so many bits for everything, or the codec itself."""
+        if isinstance(bits, ModelCodec):
+            return bits
+        return cls(bits, bits, bits)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether arrays and their changes go as they are."""
+        return self.weights == self.changes == EXACT_BITS
+
+    # -- down --------------------------------------------------------------------------
+
+    def encode_weights(self, weights: ArrayRecord) -> ArrayRecord:
+        """Encode a model for a device."""
+        coded = ArrayRecord()
+        for name, array in weights.items():
+            coded[name] = encode_array(array.numpy(), self.weights)
+        return coded
+
+    def decode_weights(self, coded: ArrayRecord) -> ArrayRecord:
+        """Return the model that `encode_weights` coded, as Flower's own arrays.
+
+        Raises
+        ------
+        PayloadError
+            If an array is not what `encode_weights` makes.
+        """
+        weights = ArrayRecord()
+        for name, array in coded.items():
+            weights[name] = Array(decode_array(array))
+        return weights
+
+    # -- up ----------------------------------------------------------------------------
+
+    def encode_changes(self, trained: ArrayRecord, start: ArrayRecord) -> ArrayRecord:
+        """Encode a model after training, by its change where that is coded.
+
+        Arrays that `start` has not, or in another shape, go as they are; so do small
+        ones, and all that are no floats.
+
+        Parameters
+        ----------
+        trained : ArrayRecord
+        start : ArrayRecord
+            From `decode_weights`.
+        """
+        coded = ArrayRecord()
+        for name, array in trained.items():
+            coded[name] = self._encode_change(array.numpy(), start.get(name))
+        return coded
+
+    def _encode_change(self, trained: np.ndarray, start: Array | None) -> Array:
+        if start is not None and _has_change(trained, start):
+            # of a mask's infinities there is none, and then the array goes as it is
+            with np.errstate(invalid="ignore", over="ignore"):
+                change = trained - start.numpy()
+            coded = encode_array(change, self.changes)
+            if coded.stype != _EXACT_STYPE:
+                return coded
+        return encode_array(trained, EXACT_BITS)
+
+    def decode_changes(self, coded: ArrayRecord, weights: ArrayRecord) -> ArrayRecord:
+        """Return the exact weights with the changes of a device, as Flower's arrays.
+
+        Parameters
+        ----------
+        coded : ArrayRecord
+            From the wire. Arrays that are not coded at all stay as they are.
+        weights : ArrayRecord
+            What `encode_weights` was given.
+
+        Raises
+        ------
+        PayloadError
+            If an array is not what `encode_changes` makes of these weights.
+        """
+        trained = ArrayRecord()
+        for name, array in coded.items():
+            trained[name] = _decode_change(name, array, weights.get(name))
+        return trained
+
+
+def _has_change(trained: np.ndarray, start: Array) -> bool:
+    """Whether the difference of two arrays is one that a device can send."""
+    same_form = (trained.shape, str(trained.dtype)) == (start.shape, start.dtype)
+    return same_form and np.issubdtype(trained.dtype, np.floating)
+
+
+def _decode_change(name: str, array: Array, weights: Array | None) -> Array:
+    if array.stype not in STYPES:
+        return array
+    if array.stype == _EXACT_STYPE:
+        # it may have another type than the weights, which averages make floats
+        return Array(decode_array(array, max_entries=max(len(array.data), _FEW)))
+    if weights is None:
+        raise PayloadError(f"{name!r:.100} is no array of the model")
+    change = decode_array(array, shape=weights.shape, dtype=weights.dtype)
+    with np.errstate(over="ignore"):
+        return Array(weights.numpy() + change)

@@ -1,0 +1,97 @@
+"""The server's end of coded models: it codes messages and decodes their replies."""
+
+from collections.abc import Iterable
+from logging import getLogger
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from flwr_splitfc.exchange.protocol.model_record import (
+    MODEL_CODEC_KEY,
+    codec_record,
+    model_for,
+)
+from flwr_splitfc.exchange.server.devices import Devices
+from flwr_splitfc.exchange.server.flower_messages import error_reply, purpose_of
+
+logger = getLogger("flwr")
+
+
+class ModelCoder:
+    """Codes the models in a strategy's messages, and decodes the changes in replies.
+
+    The strategy has exact arrays before and after. What a message had is kept here
+    until its reply is decoded, and nothing beyond that.
+
+    Parameters
+    ----------
+    codec : ModelCodec
+    devices : Devices, optional
+        Knows which of them have `model_codec_mod`; others get models as they are. By
+        default all have it.
+    """
+
+    def __init__(self, codec: ModelCodec, devices: Devices | None = None) -> None:
+        self.codec = codec
+        self.devices = devices
+        # with the message, so that its id stays its own
+        self._sent: dict[int, tuple[Message, dict[str, ArrayRecord]]] = {}
+        self._last_coded = (ArrayRecord(), ArrayRecord())
+        self._warned = False
+
+    def encode(self, message: Message) -> None:
+        """Code the models in a message to train or to evaluate."""
+        if self.codec.is_exact or purpose_of(message) is None:
+            return
+        if not self._is_understood(message.metadata.dst_node_id):
+            return
+        models = dict(message.content.array_records)
+        coded = {key: self._coded(model) for key, model in models.items()}
+        # a new content: strategies share one among their messages
+        message.content = RecordDict(
+            {**message.content, **coded, MODEL_CODEC_KEY: codec_record(self.codec)}
+        )
+        self._sent[id(message)] = message, models
+
+    def decode(self, reply: Message, asked: Message) -> Message:
+        """Return a reply with whole models; an error where they cannot be decoded."""
+        _, models = self._sent.get(id(asked), (asked, None))
+        if models is None or not reply.has_content():
+            return reply
+        try:
+            decoded = {
+                key: self.codec.decode_changes(coded, model_for(key, models))
+                for key, coded in reply.content.array_records.items()
+                if key != FRAME_KEY
+            }
+        except PayloadError as error:
+            return error_reply(asked, f"the model in the reply: {error}")
+        reply.content = RecordDict({**reply.content, **decoded})
+        return reply
+
+    def forget(self, messages: Iterable[Message]) -> None:
+        """Drop what is kept for messages whose replies are in, or will not come."""
+        for message in messages:
+            self._sent.pop(id(message), None)
+
+    def _coded(self, model: ArrayRecord) -> ArrayRecord:
+        """Code a model, once for all messages that share it."""
+        last, coded = self._last_coded
+        if model is not last:
+            coded = self.codec.encode_weights(model)
+            self._last_coded = model, coded
+        return coded
+
+    def _is_understood(self, node_id: int) -> bool:
+        if self.devices is None or self.devices.takes_coded_arrays(node_id):
+            return True
+        if not self._warned:
+            logger.warning(
+                "Node %d gets and returns float32 models: its ClientApp has no "
+                "flwr_splitfc.model_codec_mod among its mods",
+                node_id,
+            )
+            self._warned = True
+        return False
