@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, raw_array
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record, raw_array
 from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
@@ -150,11 +150,15 @@ def breaks_off(turn: Turn) -> None:
 
 def never_replies(turn: Turn) -> None:
     with raw_device(turn) as device:
-        device.ask(pb.DeviceFrame(number=1, close=pb.Close()))
+        if turn.draw.random() < 0.5:
+            device.send(pb.DeviceFrame(leave=pb.Leave()))
+            turn.wait(1.0)
+        else:
+            device.ask(pb.DeviceFrame(number=1, close=pb.Close()))
     turn.wait(1.5 * LIMITS.reply_timeout_s)
 
 
-def hoards(turn: Turn) -> None:
+def hoards(turn: Turn) -> Message | None:
     empty = [pb.Tensor()] * 200_000
     much = [pack_tensor(name, torch.zeros(1_000_000)) for name in "ab"]
     closes = [
@@ -164,11 +168,10 @@ def hoards(turn: Turn) -> None:
         pb.Close(state=[pb.Tensor(name="n" * 3_000_000)]),
         pb.Close(state=[pb.Tensor(shape=[1] * 3_000_000)]),
     ]
-    with raw_device(turn) as device:
-        device.ask(pb.DeviceFrame(number=1, close=turn.draw.choice(closes)))
+    return _close(turn, turn.draw.choice(closes))
 
 
-def leaves_wrong_state(turn: Turn) -> None:
+def leaves_wrong_state(turn: Turn) -> Message | None:
     weight = torch.zeros(4, 1, 3, 3)
     wrong = [
         pack_tensor("0.exp_avg", weight + float("nan")),
@@ -177,8 +180,21 @@ def leaves_wrong_state(turn: Turn) -> None:
         pack_tensor("0.exp_avg", torch.zeros(7)),
     ]
     close = pb.Close(optimizer=[turn.draw.choice(wrong)])
+    # what is not relayed is the device's own business
+    is_refused = turn.leg.options.get("optimizer_state") == "relay"
+    return _close(turn, close, with_reply=is_refused)
+
+
+def _close(turn: Turn, close: pb.Close, with_reply: bool = True) -> Message | None:
+    """On the stream, or with the reply, which is otherwise a good one."""
+    frame = pb.DeviceFrame(number=1, close=close)
+    if with_reply and turn.draw.random() < 0.5:
+        reply = turn.reply()
+        reply.content[FRAME_KEY] = frame_record(frame)
+        return reply
     with raw_device(turn) as device:
-        device.ask(pb.DeviceFrame(number=1, close=close))
+        device.ask(frame)
+    return None
 
 
 def many_streams(turn: Turn) -> None:
