@@ -10,7 +10,6 @@ diverge.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -18,13 +17,12 @@ from flwr.app import Array, ArrayRecord
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.model_arrays import (
     EXACT_BITS,
+    EXACT_STYPE,
     STYPES,
     check_bits,
     decode_array,
     encode_array,
 )
-
-_EXACT_STYPE: Final = "array-exact/1"
 
 _FEW = 4096  # entries that an empty array's other sizes may be
 
@@ -126,7 +124,7 @@ class ModelCodec:
             with np.errstate(invalid="ignore", over="ignore"):
                 change = trained - start.numpy()
             coded = encode_array(change, self.changes)
-            if coded.stype != _EXACT_STYPE:
+            if coded.stype != EXACT_STYPE:
                 return coded
         return encode_array(trained, EXACT_BITS)
 
@@ -160,7 +158,7 @@ def _has_change(trained: np.ndarray, start: Array) -> bool:
 def _decode_change(name: str, array: Array, weights: Array | None) -> Array:
     if array.stype not in STYPES:
         return array
-    if array.stype == _EXACT_STYPE:
+    if array.stype == EXACT_STYPE:
         # it may have another type than the weights, which averages make floats
         return Array(decode_array(array, max_entries=max(len(array.data), _FEW)))
     if weights is None:

@@ -363,6 +363,7 @@ class SplitLearning(Strategy):
             output_codec=self.output_codec,
             ledger=self.ledger,
             states=self._run.device_states,
+            state_bits=self.model_codec.state,
             seed=self._seed,
             config=self._endpoint_config,
         )

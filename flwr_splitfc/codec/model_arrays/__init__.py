@@ -1,7 +1,9 @@
 """Arrays of models and optimizers, coded at a number of bits an entry."""
 
 from flwr_splitfc.codec.model_arrays.array_codec import (
+    CODED_DTYPES,
     EXACT_BITS,
+    EXACT_STYPE,
     LEAST_BITS,
     MOST_BITS,
     STYPES,
@@ -11,7 +13,9 @@ from flwr_splitfc.codec.model_arrays.array_codec import (
 )
 
 __all__ = [
+    "CODED_DTYPES",
     "EXACT_BITS",
+    "EXACT_STYPE",
     "LEAST_BITS",
     "MOST_BITS",
     "STYPES",

@@ -44,11 +44,13 @@ EXACT_BITS = 32
 LEAST_BITS = 2
 MOST_BITS = 16
 
-_EXACT = "array-exact/1"
+EXACT_STYPE = "array-exact/1"
+"""Of arrays that are sent as they are."""
+
 _UNIFORM = "array-uniform/1"
 _LOG = "array-log/1"
 
-STYPES = (_EXACT, _UNIFORM, _LOG)
+STYPES = (EXACT_STYPE, _UNIFORM, _LOG)
 """What `decode_array` reads."""
 
 CODED_DTYPES = ("float16", "float32", "float64")
@@ -137,7 +139,7 @@ def encode_array(values: NDArray[np.generic], bits: int) -> Array:
     entries = values.reshape(-1)
     coded = _coded(entries, bits) if _is_worth_coding(entries, bits) else None
     if coded is None or len(coded[1]) >= entries.nbytes:
-        coded = _EXACT, pack_exact_entries(entries)
+        coded = EXACT_STYPE, pack_exact_entries(entries)
     stype, payload = coded
     return Array(dtype=dtype, shape=values.shape, stype=stype, data=payload)
 
@@ -213,7 +215,7 @@ def decode_array(
         _check_entries(array.shape, max_entries)
     payload = view(array.data)
     count = prod(array.shape)
-    if array.stype == _EXACT:
+    if array.stype == EXACT_STYPE:
         return unpack_exact_entries(payload, count, array.dtype).reshape(array.shape)
     if count == 0 or array.dtype not in CODED_DTYPES:
         raise PayloadError(

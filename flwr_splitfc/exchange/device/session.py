@@ -271,7 +271,7 @@ class Session:
             optimizer_state = optimizer_tensors(self._optimizer)
         counts = self._steps.counts
         close = pb.Close(
-            optimizer=pack_tensors(optimizer_state),
+            optimizer=pack_tensors(optimizer_state, self.ticket.state_bits),
             state=pack_tensors(self.state),
             codec_seconds=counts.coding.seconds,
             waited_seconds=self._line.waited_s,

@@ -1,6 +1,7 @@
-"""Tensors on the wire: encoded matrices, and plain tensors bit by bit.
+"""Tensors on the wire: encoded matrices, and tensors that are plain or encoded.
 
-Plain are the optimizer's state, whatever else a device keeps, and logits.
+Plain, bit by bit, are logits and whatever a device keeps; optimizer state is encoded
+where the ticket says so.
 """
 
 import math
@@ -13,6 +14,13 @@ from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+from flwr_splitfc.codec.model_arrays import (
+    CODED_DTYPES,
+    EXACT_BITS,
+    EXACT_STYPE,
+    decode_array,
+    encode_array,
+)
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 
 _DTYPES = {
@@ -41,8 +49,16 @@ def from_matrix(matrix: pb.Matrix) -> Array:
     )
 
 
-def pack_tensor(name: str, tensor: Tensor) -> pb.Tensor:
-    """Return the wire form of `tensor`, bit by bit.
+def pack_tensor(name: str, tensor: Tensor, bits: int = EXACT_BITS) -> pb.Tensor:
+    """Return the wire form of `tensor`.
+
+    Parameters
+    ----------
+    name : str
+    tensor : Tensor
+    bits : int
+        Bits per entry of floats, see `flwr_splitfc.codec.model_arrays.encode_array`; by
+        default, and where a code is not worth it, all are sent bit by bit.
 
     Raises
     ------
@@ -54,6 +70,16 @@ def pack_tensor(name: str, tensor: Tensor) -> pb.Tensor:
         raise ValueError(
             f"cannot send {name!r} of dtype {tensor.dtype}; known: {', '.join(_DTYPES)}"
         )
+    if bits != EXACT_BITS and dtype in CODED_DTYPES:
+        array = encode_array(tensor.detach().cpu().numpy(), bits)
+        if array.stype != EXACT_STYPE:
+            return pb.Tensor(
+                name=name,
+                dtype=dtype,
+                shape=tensor.shape,
+                data=array.data,
+                stype=array.stype,
+            )
     return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape, data=_bytes_of(tensor))
 
 
@@ -75,6 +101,9 @@ def unpack_tensor(frame: pb.Tensor) -> Tensor:
         For an unknown dtype, more than eight dimensions, or where the bytes are not
         those of the shape.
     """
+    if frame.stype:
+        array = Array(frame.dtype, tuple(frame.shape), frame.stype, frame.data)
+        return torch.from_numpy(decode_array(array))
     dtype = _DTYPES.get(frame.dtype)
     if dtype is None:
         raise PayloadError(
@@ -106,9 +135,11 @@ def _check_size(frame: pb.Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def pack_tensors(tensors: Mapping[str, Tensor]) -> list[pb.Tensor]:
+def pack_tensors(
+    tensors: Mapping[str, Tensor], bits: int = EXACT_BITS
+) -> list[pb.Tensor]:
     """Return the wire form of a flat dict of tensors, as `pack_tensor` does."""
-    return [pack_tensor(name, tensor) for name, tensor in tensors.items()]
+    return [pack_tensor(name, tensor, bits) for name, tensor in tensors.items()]
 
 
 def unpack_tensors(frames: Iterable[pb.Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from flwr.app import ConfigRecord, Message
 
+from flwr_splitfc.codec.model_arrays import EXACT_BITS, check_bits
 from flwr_splitfc.exchange.protocol.records import record_without_empty
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
@@ -15,6 +16,7 @@ PROTOCOLS = (3,)
 """Versions of the exchange that this package speaks, the best last."""
 
 TICKET_KEY = "split-ticket"
+_STATE_BITS_KEY = "state-bits"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
@@ -60,6 +62,8 @@ class Ticket:
         trusts.
     reconnect_timeout_s : float
         How many seconds the device tries to reconnect when the connection breaks.
+    state_bits : int
+        Bits per entry of the optimizer state that the device leaves; 32 for exact.
     protocol : int
         The version of the exchange that both sides speak.
     """
@@ -75,6 +79,7 @@ class Ticket:
     tls: Tls = "off"
     authority: str = ""
     reconnect_timeout_s: float = _RECONNECT_TIMEOUT_S
+    state_bits: int = EXACT_BITS
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -98,6 +103,8 @@ class Ticket:
         if self.reconnect_timeout_s != _RECONNECT_TIMEOUT_S:
             # devices want a float, which whole seconds may not be
             fields[_RECONNECT_TIMEOUT_KEY] = float(self.reconnect_timeout_s)
+        if self.state_bits != EXACT_BITS:
+            fields[_STATE_BITS_KEY] = self.state_bits
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
@@ -142,6 +149,7 @@ class Ticket:
             reconnect_timeout_s=_typed(
                 record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
             ),
+            state_bits=_bits(record),
             protocol=protocol,
         )
 
@@ -152,6 +160,15 @@ def has_ticket(message: Message) -> bool:
     Without a ticket, a device trains the joined model locally.
     """
     return message.has_content() and TICKET_KEY in message.content.config_records
+
+
+def _bits(record: ConfigRecord) -> int:
+    bits: int = _typed(record, _STATE_BITS_KEY, int, default=EXACT_BITS)
+    try:
+        check_bits(bits)
+    except ValueError as error:
+        raise TicketError(f"ticket field {_STATE_BITS_KEY!r}: {error}") from error
+    return bits
 
 
 def _best_common_protocol(record: ConfigRecord) -> int:

@@ -6,6 +6,7 @@ from logging import getLogger
 from types import TracebackType
 
 from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Purpose, Ticket
 from flwr_splitfc.exchange.server.budget_rules import Cut, LastTurn
@@ -41,6 +42,8 @@ class SplitEndpoint:
         Where the traffic is entered.
     states : DeviceStates, optional
         What devices keep between turns.
+    state_bits : int (default: 32)
+        Bits per entry of the optimizer state that devices leave.
     seed : int (default: 0)
         The run's seed.
     config : EndpointConfig, optional
@@ -54,6 +57,7 @@ class SplitEndpoint:
         output_codec: CutCodec | None = None,
         ledger: Ledger | None = None,
         states: DeviceStates | None = None,
+        state_bits: int = EXACT_BITS,
         seed: int = 0,
         config: EndpointConfig | None = None,
     ) -> None:
@@ -62,6 +66,7 @@ class SplitEndpoint:
         self.output_codec = output_codec
         self.ledger = ledger or Ledger()
         self.states = states or DeviceStates("per-device")
+        self.state_bits = state_bits
         self.seed = seed
         self.config = config or EndpointConfig()
         self.limits = self.config.limits
@@ -154,6 +159,7 @@ class SplitEndpoint:
             tls=self._server.tls,
             authority=certificate.authority.decode() if certificate else "",
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
+            state_bits=self.state_bits,
         )
 
     def kept(self, token: str) -> pb.Kept:

@@ -40,11 +40,17 @@ def check_relayed(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
         raise StateRefused(
             f"the optimizer state has {len(frames)} tensors, at most {most} may be"
         )
+    known = set(half)
     shapes: dict[int, Shape] = {}
     for frame in frames:
         number = _parameter_number(frame.name, len(half))
-        _check_values(frame)
         shape = tuple(frame.shape)
+        # before it is decoded: a few bytes may claim any size
+        if shape and shape not in known:
+            raise StateRefused(
+                f"optimizer state has shape {shape}, as no array of the device half"
+            )
+        _check_values(frame)
         if shape and shapes.setdefault(number, shape) != shape:
             raise StateRefused(
                 f"optimizer state of parameter {number} has two shapes, "
@@ -82,10 +88,6 @@ def _check_shapes(shapes: dict[int, Shape], half: Sequence[Shape]) -> None:
     """Refuse more parameters of a shape than the half has arrays of it."""
     there = Counter(half)
     for shape, parameters in Counter(shapes.values()).items():
-        if shape not in there:
-            raise StateRefused(
-                f"optimizer state has shape {shape}, as no array of the device half"
-            )
         if parameters > there[shape]:
             raise StateRefused(
                 f"optimizer state is of {parameters} parameters of shape {shape}, "
