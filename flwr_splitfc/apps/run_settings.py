@@ -1,6 +1,6 @@
 """What a run-config says about a run, but for its codecs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,10 @@ from flwr.app import ConfigRecord
 
 from flwr_splitfc.apps.precision import PRECISIONS
 from flwr_splitfc.apps.strategies import SPLIT, UNSPLIT
+from flwr_splitfc.codec import ModelCodec
+from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
-from flwr_splitfc.settings import check_choice, check_least
+from flwr_splitfc.settings import check_choice, check_least, parse_settings
 from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
 from flwr_splitfc.strategy.budgets import budget_rules
 
@@ -29,6 +31,8 @@ class RunSettings:
     learning_rate: float | None = None
     optimizer_state: str = ""
     u_shaped: bool = True
+    model_bits: int = 0
+    model_codec: str = ""
     device_budgets: str = "node-config"
     uplink_schedule: str = ""
     downlink_schedule: str = ""
@@ -69,6 +73,7 @@ class RunSettings:
             raise ValueError(
                 f"round-timeout-s is {self.round_timeout_s}, wanted more than 0"
             )
+        self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
 
     def budgets(self) -> list[BudgetRule]:
@@ -77,6 +82,20 @@ class RunSettings:
         if self.uplink_schedule or self.downlink_schedule:
             rules.append(BudgetSchedule(self.uplink_schedule, self.downlink_schedule))
         return rules
+
+    def models(self) -> ModelCodec | None:
+        """Return how models travel; None leaves it to the strategy."""
+        if not self.model_bits and not self.model_codec:
+            return None
+        try:
+            settings = parse_settings(self.model_codec)
+            codec = ModelCodec.of(self.model_bits or EXACT_BITS)
+            return replace(codec, **settings)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"model-bits is {self.model_bits} and model-codec "
+                f"{self.model_codec!r}: {error}"
+            ) from None
 
     def train_config(self) -> ConfigRecord:
         """Return what `SplitClientApp` reads in a message to train."""

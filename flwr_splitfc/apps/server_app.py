@@ -90,6 +90,12 @@ class SplitServerApp(ServerApp):
     ``optimizer-state``       ""            of the device half between turns: relay,
                                             per-device or fresh; "" is relay for devices
                                             in turn, else per-device
+    ``model-bits``            0             bits per entry of models on their way, of
+                                            what training changed in them, and of
+                                            optimizer state: 2 to 16, or 32 for exact
+                                            arrays; 0 is the strategy's default, 4 or 32
+    ``model-codec``           ""            a number for each instead, such as
+                                            "weights=6 changes=4 state=3"
     ``u-shaped``              true          whether the app's `tail` is used: the last
                                             layers and the labels on devices
     ``codec``                 "float32"     of the split strategies but splitfc, which
@@ -244,7 +250,10 @@ class SplitServerApp(ServerApp):
             "checkpoint": settings.checkpoint_folder,
             "save_to": settings.results_folder,
         }
-        # only if it is given: presets have defaults of their own
+        # only if they are given: presets have defaults of their own
+        model_codec = settings.models()
+        if model_codec is not None:
+            options["model_bits"] = model_codec
         if settings.optimizer_state:
             options["optimizer_state"] = settings.optimizer_state
         codec = codec_of(config)
@@ -291,7 +300,9 @@ class SplitServerApp(ServerApp):
         )
         strategy = WholeModelStrategy(sampling, progress)
         strategy.start(
-            MeteredGrid(grid, ledger, ReplyChecks(initial, "num-examples")),
+            MeteredGrid(
+                grid, ledger, ReplyChecks(initial, "num-examples"), settings.models()
+            ),
             initial,
             settings.num_rounds,
             settings.round_timeout_s,
