@@ -34,6 +34,9 @@ from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 _GROWTH = 2.0
 """How often the weights' norm may grow before the half is tried out."""
 
+_GENERATOR = Lock()
+"""Of torch's generator, which is one for all threads: copies of a half share it."""
+
 
 class Update(NamedTuple):
     """One mini-batch that a server half was trained on."""
@@ -410,7 +413,7 @@ class HalfTrainer:
         cuda_devices = []
         if self.device.type == "cuda":
             cuda_devices.append(self.device.index or 0)
-        with torch.random.fork_rng(devices=cuda_devices):
+        with _GENERATOR, torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(derive_seed(self.seed, "server-half", step))
             yield
 
