@@ -48,7 +48,12 @@ ADAM = partial(torch.optim.Adam, lr=1e-2)
 
 def server_half() -> nn.Module:
     return nn.Sequential(
-        nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 16),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(16, 4),
     )
 
 
