@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record, raw_array
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
@@ -341,8 +341,8 @@ def frame_in_the_reply(turn: Turn) -> Message:
         data = changed_bytes(data, choices)
     if turn.draw.random() < 0.3:
         data = turn.draw.randbytes(50)
-    content = {FRAME_KEY: ArrayRecord({"frame": raw_array(data)})}
-    if turn.message.content.array_records.keys() == {FRAME_KEY}:
+    content = {FRAME_KEY: ConfigRecord({"frame": data})}
+    if not turn.message.content.array_records:
         # or a step that is taken would be followed by another for ever
         return raises_an_error(turn)
     return Message(RecordDict(content), reply_to=turn.message)

@@ -55,15 +55,19 @@ class Watch:
 
 
 def growth(samples: list[Sample], what: str) -> float:
-    """How much larger the median of the last quarter is than that of the one before.
+    """How much more is taken between attacks in the last quarter than in the one before.
 
-    Medians, as an attack may take much for a moment; the second half, as allocators and
-    thread pools grow until they have seen the worst of each leg.
+    Between attacks: the lowest tenth, as an attack takes what it takes while it is on.
+    The second half: allocators and thread pools grow until they have seen the worst.
     """
     quarter = len(samples) // 4
     values = [float(getattr(sample, what)) for sample in samples]
-    before = statistics.median(values[2 * quarter : 3 * quarter])
-    return statistics.median(values[3 * quarter :]) - before
+    before = _lowest_tenth(values[2 * quarter : 3 * quarter])
+    return _lowest_tenth(values[3 * quarter :]) - before
+
+
+def _lowest_tenth(values: list[float]) -> float:
+    return statistics.quantiles(values, n=10)[0]
 
 
 def plot(samples: list[Sample], path: Path) -> None:

@@ -18,7 +18,7 @@ LEAST_MINUTES = 10.0
 """A quarter of less has not every leg, of which some take more than others."""
 
 MOST_GROWTH_BYTES = 24 * MIB
-"""From one quarter of the time to the next, of medians.
+"""From the third quarter of the time to the last, between attacks.
 
 A refused Close of 20 MB of empty tensors once stayed with 2.5 GiB, and a refused stream
 with a thread of 8 MiB. An allocator that keeps its arenas moves by some MiB.
