@@ -52,7 +52,6 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
         frame_of,
         frame_record,
         frame_reply,
-        raw_array,
         server_frame,
     )
     from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -118,7 +117,7 @@ def _error(reply: Message, choices: Choices) -> Message:
 
 
 def _change_frame(reply: Message, choices: Choices) -> None:
-    if not reply.content.array_records.get(FRAME_KEY):
+    if not reply.content.config_records.get(FRAME_KEY):
         _put(reply, FRAME_KEY, frame_record(CLOSE))
         return
     frame = pb.DeviceFrame()
@@ -129,9 +128,8 @@ def _change_frame(reply: Message, choices: Choices) -> None:
     data = frame.SerializeToString()
     if choices.one_in(4):
         data = changed_bytes(data, choices)
-    arrays = [raw_array(data)] * choices.of([1, 1, 1, 0, 2])
-    record = {str(number): array for number, array in enumerate(arrays)}
-    _put(reply, FRAME_KEY, ArrayRecord(record))
+    record = choices.of([{"frame": data}, {"frame": data}, {"frame": 7}, {}])
+    _put(reply, FRAME_KEY, ConfigRecord(record))
 
 
 def _change_array(reply: Message, choices: Choices) -> None:

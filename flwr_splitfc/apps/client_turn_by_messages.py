@@ -13,7 +13,7 @@ from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_reply, server_frame
+from flwr_splitfc.exchange.protocol.frames import frame_reply, server_frame
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 
 _SUM_PREFIX = "sum."
@@ -105,11 +105,7 @@ def first_arrays(message: Message, context: Context) -> ArrayRecord:
 
     Only the turn's first message brings it; between messages it lies in the context.
     """
-    brought = [
-        record
-        for key, record in message.content.array_records.items()
-        if key != FRAME_KEY
-    ]
+    brought = list(message.content.array_records.values())
     if not has_ticket(message) or not Ticket.from_message(message).is_for_messages:
         return brought[0]
     stored = StoredTurn(context, message)

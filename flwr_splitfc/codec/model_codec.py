@@ -18,7 +18,6 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.model_arrays import (
     EXACT_BITS,
     EXACT_STYPE,
-    STYPES,
     check_bits,
     decode_array,
     encode_array,
@@ -134,7 +133,7 @@ class ModelCodec:
         Parameters
         ----------
         coded : ArrayRecord
-            From the wire. Arrays that are not coded at all stay as they are.
+            From the wire.
         weights : ArrayRecord
             What `encode_weights` was given.
 
@@ -156,8 +155,6 @@ def _has_change(trained: np.ndarray, start: Array) -> bool:
 
 
 def _decode_change(name: str, array: Array, weights: Array | None) -> Array:
-    if array.stype not in STYPES:
-        return array
     if array.stype == EXACT_STYPE:
         # it may have another type than the weights, which averages make floats
         return Array(decode_array(array, max_entries=max(len(array.data), _FEW)))

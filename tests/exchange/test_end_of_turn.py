@@ -152,8 +152,8 @@ def dies_before_its_reply(message: Message, context: Context) -> Message:
 
 
 def _is_close(reply: Message) -> bool:
-    (array,) = reply.content[FRAME_KEY].values()
-    return pb.DeviceFrame.FromString(array.data).WhichOneof("kind") == "close"
+    (data,) = reply.content[FRAME_KEY].values()
+    return pb.DeviceFrame.FromString(data).WhichOneof("kind") == "close"
 
 
 def own_loop_dies_before_its_reply(message: Message, context: Context) -> Message:

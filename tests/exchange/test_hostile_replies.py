@@ -183,8 +183,9 @@ def with_frame(**fields: Any) -> Change:
 
 
 FRAMES = [
-    (with_record(FRAME_KEY, ArrayRecord([GOOD])), "a frame (has|ends)"),
-    (with_record(FRAME_KEY, ArrayRecord()), "record of a frame is empty"),
+    (with_record(FRAME_KEY, ConfigRecord({"frame": b"\xff"})), "a frame (has|ends)"),
+    (with_record(FRAME_KEY, ConfigRecord({"frame": "7"})), "a frame holds none"),
+    (with_record(FRAME_KEY, ConfigRecord()), "a frame holds none"),
     (with_frame(), "a frame of kind None, wanted 'close'"),
     (with_frame(number=4, step=pb.Step()), "a frame of kind 'step', wanted 'close'"),
     (with_frame(leave=pb.Leave()), "a frame of kind 'leave', wanted 'close'"),
@@ -348,10 +349,10 @@ def test_an_accuracy_that_is_no_number() -> None:
 
 
 def test_frames_that_are_none_in_messages() -> None:
-    empty = with_record(FRAME_KEY, ArrayRecord())
+    empty = with_record(FRAME_KEY, ConfigRecord())
     endpoint = EndpointConfig(transport="messages")
     strategy, _ = run(hostile(empty), in_turn(), endpoint=endpoint)
-    only_device_one_failed(strategy, "record of a frame is empty", [2])
+    only_device_one_failed(strategy, "record of a frame holds none", [2])
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_a_frame_that_is_none_fails_the_device_alone(caplog):
             message.metadata.message_type == "train"
             and context.node_config["partition-id"] == 1
         ):
-            garbage = ArrayRecord([torch.zeros(7).numpy()])
+            garbage = ConfigRecord({"frame": bytes(7)})
             return Message(RecordDict({FRAME_KEY: garbage}), reply_to=message)
         return reply
 

@@ -160,7 +160,7 @@ def test_a_device_without_the_mod_fails_and_says_why(caplog):
     arrays, _, _ = run(app=Adder(with_mod=False))
     assert not arrays
     assert "Unsupported serialization type" in caplog.text
-    assert "array-uniform/1" in caplog.text
+    assert "model/1" in caplog.text
 
 
 def test_a_reply_that_cannot_be_decoded_fails_its_device_alone():
@@ -169,7 +169,7 @@ def test_a_reply_that_cannot_be_decoded_fails_its_device_alone():
     def app(message: Message, context: Context) -> Message:
         reply = honest.app(message, context)
         if context.node_id == 1001 and "arrays" in reply.content:
-            coded = reply.content["arrays"]["kernel"]
+            coded = reply.content["arrays"]["model"]
             coded.data = coded.data[:-1]
         return reply
 
@@ -194,8 +194,8 @@ def test_a_reply_that_cannot_be_decoded_fails_its_device_alone():
 def test_weights_and_changes_have_bits_of_their_own():
     codec = ModelCodec(weights=8, changes=2)
     _, _, wire = run(bits=codec)
-    down = len(wire.down[-1]["arrays"]["kernel"].data)
-    up = len(next(c for c in wire.up if "arrays" in c)["arrays"]["kernel"].data)
+    down = len(wire.down[-1]["arrays"]["model"].data)
+    up = len(next(c for c in wire.up if "arrays" in c)["arrays"]["model"].data)
     assert up < down / 2
 
 
@@ -209,7 +209,7 @@ def test_messages_are_coded_in_push_and_pull_as_well():
     (reply,) = grid.pull_messages([message_id])
     moved = reply.content["arrays"]["kernel"].numpy() - KERNEL
     assert np.abs(moved - STEPS["kernel"]).max() < 0.01
-    assert wire.down[-1]["arrays"]["kernel"].stype == "array-uniform/1"
+    assert wire.down[-1]["arrays"]["model"].stype == "model/1"
 
 
 def test_the_model_is_trained_with_torch(tmp_path):

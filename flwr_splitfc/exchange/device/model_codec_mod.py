@@ -6,14 +6,19 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.device_query import QUERY_TYPE
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.protocol.model_record import (
     MODEL_CODEC_KEY,
     codec_in,
     model_for,
+    pack_model,
+    packed_model,
+    unpack_model,
     versions_record,
 )
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 _START_KEY = "model-codec-start."
 """Before the keys of models in the node's context, while a turn is interrupted."""
@@ -85,17 +90,19 @@ def _taken_out(context: Context) -> dict[str, ArrayRecord]:
 
 def _decoded(codec: ModelCodec, message: Message) -> dict[str, ArrayRecord]:
     """Return the models in a message, by their records' keys."""
-    return {
-        key: codec.decode_weights(coded)
-        for key, coded in message.content.array_records.items()
-        if key != FRAME_KEY
-    }
+    models = {}
+    for key, record in message.content.array_records.items():
+        packed = packed_model(record)
+        if packed is None:
+            raise ProtocolError(f"record {key!r} of the message is no coded model")
+        coded = unpack_model(pb.Model.FromString(packed))
+        models[key] = codec.decode_weights(coded)
+    return models
 
 
 def _encode_changes(
     codec: ModelCodec, reply: Message, start: dict[str, ArrayRecord]
 ) -> None:
     for key, trained in reply.content.array_records.items():
-        if key != FRAME_KEY:
-            before = model_for(key, start)
-            reply.content[key] = codec.encode_changes(trained, before)
+        before = model_for(key, start)
+        reply.content[key] = pack_model(codec.encode_changes(trained, before))

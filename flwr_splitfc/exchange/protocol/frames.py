@@ -1,10 +1,10 @@
 """Frames of the exchange inside Flower messages.
 
-A message carries one frame at most: an `ArrayRecord` with one array, whose bytes are
-the serialized protobuf message.
+A message carries one frame at most, the serialized protobuf message in a
+`ConfigRecord`: mods and strategies count a message's `ArrayRecord`, and want one.
 """
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
@@ -12,14 +12,14 @@ from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 FRAME_KEY = "split-frame"
 """Key of the frame's record in a message."""
 
-_ARRAY_KEY = "frame"
+_BYTES_KEY = "frame"
 
 
 def has_frame(message: Message) -> bool:
     """Whether `message` carries a frame of the exchange."""
     if not message.has_content():
         return False
-    return FRAME_KEY in message.content.array_records
+    return FRAME_KEY in message.content.config_records
 
 
 def frame_of(message: Message) -> bytes:
@@ -32,10 +32,10 @@ def frame_of(message: Message) -> bytes:
     """
     if not has_frame(message):
         raise ProtocolError("the message carries no frame of the exchange")
-    # under whatever key: only the record's is agreed on
-    for array in message.content.array_records[FRAME_KEY].values():
-        return bytes(array.data)
-    raise ProtocolError("the message's record of a frame is empty")
+    data = message.content.config_records[FRAME_KEY].get(_BYTES_KEY)
+    if not isinstance(data, bytes):
+        raise ProtocolError("the message's record of a frame holds none")
+    return data
 
 
 def server_frame(message: Message) -> pb.ServerFrame:
@@ -49,10 +49,9 @@ def server_frame(message: Message) -> pb.ServerFrame:
     return pb.ServerFrame.FromString(frame_of(message))
 
 
-def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ArrayRecord:
+def frame_record(frame: pb.DeviceFrame | pb.ServerFrame) -> ConfigRecord:
     """Return the record that carries a frame."""
-    serialized = frame.SerializeToString()
-    return ArrayRecord({_ARRAY_KEY: raw_array(serialized)})
+    return ConfigRecord({_BYTES_KEY: frame.SerializeToString()})
 
 
 def frame_reply(message: Message, frame: pb.DeviceFrame) -> Message:

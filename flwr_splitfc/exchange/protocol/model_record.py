@@ -1,10 +1,16 @@
-"""The record that says how a message's model arrays are coded."""
+"""Coded models in Flower's messages: one array holds a model, a record says how.
+
+Flower sends each array of a record with a description and two hashes of its own, which
+for the small arrays of a coded model is more than these have.
+"""
 
 from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from flwr_splitfc.codec.model_arrays import EXACT_STYPE
 from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 MODEL_CODEC_KEY = "model-codec"
@@ -12,6 +18,9 @@ MODEL_CODEC_KEY = "model-codec"
 query, where it says which versions the device reads."""
 
 MODEL_CODEC_VERSIONS = (1,)
+
+_MODEL_KEY = "model"
+_MODEL_STYPE = "model/1"
 
 _VERSION = "version"
 _VERSIONS = "versions"
@@ -70,3 +79,41 @@ def model_for(key: str, sent: Mapping[str, ArrayRecord]) -> ArrayRecord:
         (only,) = sent.values()
         return only
     return sent.get(key, ArrayRecord())
+
+
+def pack_model(coded: ArrayRecord) -> ArrayRecord:
+    """Put coded arrays into one."""
+    model = pb.Model()
+    for name, array in coded.items():
+        model.arrays.add(
+            name=name,
+            dtype=array.dtype,
+            shape=array.shape,
+            data=array.data,
+            # exact arrays are most of a small model's
+            stype="" if array.stype == EXACT_STYPE else array.stype,
+        )
+    data = model.SerializeToString()
+    array = Array(dtype="uint8", shape=(len(data),), stype=_MODEL_STYPE, data=data)
+    return ArrayRecord({_MODEL_KEY: array})
+
+
+def packed_model(record: ArrayRecord) -> bytes | None:
+    """Return the bytes of a `pb.Model` that a record holds; None for another record."""
+    if len(record) != 1:
+        return None
+    (array,) = record.values()
+    return array.data if array.stype == _MODEL_STYPE else None
+
+
+def unpack_model(model: pb.Model) -> ArrayRecord:
+    """Return the coded arrays, unchecked: the codec checks them."""
+    coded = ArrayRecord()
+    for tensor in model.arrays:
+        coded[tensor.name] = Array(
+            dtype=tensor.dtype,
+            shape=tuple(tensor.shape),
+            stype=tensor.stype or EXACT_STYPE,
+            data=tensor.data,
+        )
+    return coded

@@ -55,6 +55,12 @@ class Tensor(_message.Message):
     stype: str
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., stype: _Optional[str] = ...) -> None: ...
 
+class Model(_message.Message):
+    __slots__ = ("arrays",)
+    ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    arrays: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
 class Open(_message.Message):
     __slots__ = ("protocol", "nonce", "software")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]

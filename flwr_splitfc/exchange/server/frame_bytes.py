@@ -6,7 +6,7 @@ any of them. Protobuf's wire format: a field is a tag, which is its number times
 and its wire type, and its value; https://protobuf.dev/programming-guides/encoding
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
@@ -16,6 +16,8 @@ from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 _MOST_FIELDS = 2**16  # a tensor has four; a device half of 16,000 of them has enough
 _MOST_FRAMING_BYTES = 2**21  # names, shapes and what else is no payload
+
+_Parsed = TypeVar("_Parsed", pb.DeviceFrame, pb.Model)
 
 # wire types
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
@@ -30,9 +32,18 @@ def parse_frame(data: bytes) -> pb.DeviceFrame:
     ProtocolError
         If it is none, or holds far more beside its payloads than frames do.
     """
-    _Walk(data).over(pb.DeviceFrame.DESCRIPTOR, 0, len(data))
+    return _parse(pb.DeviceFrame, data)
+
+
+def parse_model(data: bytes) -> pb.Model:
+    """Return the model that `data` is, as `parse_frame` does."""
+    return _parse(pb.Model, data)
+
+
+def _parse(kind: type[_Parsed], data: bytes) -> _Parsed:
+    _Walk(data).over(kind.DESCRIPTOR, 0, len(data))
     try:
-        return pb.DeviceFrame.FromString(data)
+        return kind.FromString(data)
     except DecodeError as error:
         raise ProtocolError(f"{len(data)} bytes are no frame: {error}") from error
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_of, has_frame
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 _BytesByObject: TypeAlias = dict[str, Counter[str]]
 """The bytes of each object by kind, under the hash that Flower knows it by."""
@@ -47,18 +48,20 @@ class MessageMeter:
         objects: _BytesByObject = {}
         for key, record in message.content.items():
             if isinstance(record, ArrayRecord):
-                weighed = self._weigh(record, has_model=key != FRAME_KEY)
+                weighed = self._weigh(record)
                 record = weighed.copy
                 objects |= weighed.objects
             content[key] = record
             objects[record.object_id] = _envelope(record)
         objects[content.object_id] = _envelope(content)
+        if has_frame(message):
+            objects[content[FRAME_KEY].object_id]["envelope"] -= _frame_bytes(message)
         total: Counter[str] = Counter()
         for counted in objects.values():
             total.update(counted)
         return total
 
-    def _weigh(self, record: ArrayRecord, *, has_model: bool) -> _Weighed:
+    def _weigh(self, record: ArrayRecord) -> _Weighed:
         """Return the objects of a record, of which those that were seen are kept.
 
         The copy shares the arrays' data. Flower leaves views of the data in an array
@@ -67,12 +70,12 @@ class MessageMeter:
         # the record is kept, too, so that no other one gets its id
         if id(record) not in self._weighed:
             copied = ArrayRecord({name: copy(array) for name, array in record.items()})
-            objects = _objects_below(copied, has_model=has_model)
+            objects = _objects_below(copied)
             self._weighed[id(record)] = _Weighed(record, copied, objects)
         return self._weighed[id(record)]
 
 
-def _objects_below(record: ArrayRecord, *, has_model: bool) -> _BytesByObject:
+def _objects_below(record: ArrayRecord) -> _BytesByObject:
     """Return the objects of a record's arrays, and those of their data."""
     objects: _BytesByObject = {}
     for array in record.values():
@@ -80,10 +83,16 @@ def _objects_below(record: ArrayRecord, *, has_model: bool) -> _BytesByObject:
         for piece_id, piece in array.children.items():
             data_bytes = _data_bytes(piece)
             objects[piece_id] = Counter(
-                model=data_bytes if has_model else 0,
-                envelope=len(piece.deflate()) - data_bytes,
+                model=data_bytes, envelope=len(piece.deflate()) - data_bytes
             )
     return objects
+
+
+def _frame_bytes(message: Message) -> int:
+    try:
+        return len(frame_of(message))
+    except ProtocolError:
+        return 0  # it is refused elsewhere
 
 
 def _envelope(part: Any) -> Counter[str]:

@@ -7,14 +7,18 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.model_codec import ModelCodec
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.protocol.model_record import (
     MODEL_CODEC_KEY,
     codec_record,
     model_for,
+    pack_model,
+    packed_model,
+    unpack_model,
 )
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import error_reply, purpose_of
+from flwr_splitfc.exchange.server.frame_bytes import parse_model
 
 logger = getLogger("flwr")
 
@@ -62,14 +66,20 @@ class ModelCoder:
             return reply
         try:
             decoded = {
-                key: self.codec.decode_changes(coded, model_for(key, models))
-                for key, coded in reply.content.array_records.items()
-                if key != FRAME_KEY
+                key: self._trained(record, model_for(key, models))
+                for key, record in reply.content.array_records.items()
             }
-        except PayloadError as error:
+        except (PayloadError, ProtocolError) as error:
             return error_reply(asked, f"the model in the reply: {error}")
         reply.content = RecordDict({**reply.content, **decoded})
         return reply
+
+    def _trained(self, record: ArrayRecord, weights: ArrayRecord) -> ArrayRecord:
+        packed = packed_model(record)
+        if packed is None:
+            return record
+        coded = unpack_model(parse_model(packed))
+        return self.codec.decode_changes(coded, weights)
 
     def forget(self, messages: Iterable[Message]) -> None:
         """Drop what is kept for messages whose replies are in, or will not come."""
@@ -80,7 +90,7 @@ class ModelCoder:
         """Code a model, once for all messages that share it."""
         last, coded = self._last_coded
         if model is not last:
-            coded = self.codec.encode_weights(model)
+            coded = pack_model(self.codec.encode_weights(model))
             self._last_coded = model, coded
         return coded
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.server.flower_messages import (
     error_reply,
     purpose_of,
@@ -89,7 +88,7 @@ class ReplyChecks:
         _check_count("MetricRecords", len(metrics), 1)
         self._check_metrics(metrics[0])
         if purpose_of(reply.asked) == "train" and self._half is not None:
-            sent = reply.asked.content.array_records.keys() - {FRAME_KEY}
+            sent = reply.asked.content.array_records
             _check_count("ArrayRecords", len(content.array_records), len(sent))
             for arrays in content.array_records.values():
                 _check_arrays(arrays, self._half)
