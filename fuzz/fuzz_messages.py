@@ -54,6 +54,7 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
         frame_reply,
         server_frame,
     )
+    from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
     from flwr_splitfc.exchange.protocol.ticket import Ticket
     from flwr_splitfc.run.results import results_text
     from fuzz.valid_frames import CLASSES, COLUMNS, WIRES
@@ -122,7 +123,7 @@ def _change_frame(reply: Message, choices: Choices) -> None:
         return
     frame = pb.DeviceFrame()
     # or it was changed before
-    with suppress(DecodeError):
+    with suppress(DecodeError, ProtocolError):
         frame.MergeFromString(frame_of(reply))
     change_message(frame, choices)
     data = frame.SerializeToString()
@@ -255,6 +256,8 @@ class FuzzedGrid(LocalGrid):
     ----------
     lost : bool
         Whether Flower could not read a reply, which loses those that came with it.
+    names : int
+        How often the hostile node was asked for its name: a second answer may differ.
     """
 
     def __init__(self, choices: Choices) -> None:
@@ -262,6 +265,7 @@ class FuzzedGrid(LocalGrid):
         self.choices = choices
         self.hostile = 1000 + choices.below(3)
         self.lost = False
+        self.names = 0
         self._sent: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -283,6 +287,7 @@ class FuzzedGrid(LocalGrid):
     def _as_it_comes(self, reply: Message) -> list[Message]:
         if reply.metadata.src_node_id != self.hostile:
             return [reply]
+        self.names += reply.metadata.message_type.startswith("query")
         try:
             reply = changed_reply(reply, self.choices)
         except Exception as error:
@@ -337,7 +342,7 @@ def answer(data: bytes) -> None:
         assert tensor.isfinite().all(), f"{name} is not finite"
     text = results_text({"rounds": strategy.progress.rows})
     json.loads(text, parse_constant=_no_constant)
-    if not grid.lost:
+    if not grid.lost and grid.names == 1:
         for number in range(1, ROUNDS + 1):
             # whatever it is called
             failures = strategy.ledger.failures(number)

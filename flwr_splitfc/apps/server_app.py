@@ -93,7 +93,7 @@ class SplitServerApp(ServerApp):
     ``model-bits``            0             bits per entry of models on their way, of
                                             what training changed in them, and of
                                             optimizer state: 2 to 16, or 32 for exact
-                                            arrays; 0 is the strategy's default, 4 or 32
+                                            arrays; 0 is the strategy's default
     ``model-codec``           ""            a number for each instead, such as
                                             "weights=6 changes=4 state=3"
     ``u-shaped``              true          whether the app's `tail` is used: the last

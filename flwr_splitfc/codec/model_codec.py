@@ -31,7 +31,7 @@ class ModelCodec:
     """Compresses a model's arrays on their way to a device and back.
 
     Each setting is in bits per entry, 2 to 16, or 32 for arrays as they are. Arrays of
-    fewer than 64 entries, and those that are not floats, are always sent exactly. The
+    fewer than 16 entries, and those that are not floats, are always sent exactly. The
     bits are those of Gaussian entries; what is more peaked takes fewer.
 
     Parameters

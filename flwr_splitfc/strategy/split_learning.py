@@ -44,7 +44,7 @@ from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
 
-_MODEL_BITS = 4
+_MODEL_CODEC = ModelCodec(weights=4, changes=3, state=3)
 
 logger = getLogger("flwr")
 
@@ -78,7 +78,7 @@ class SplitLearning(Strategy):
     model_bits : int or ModelCodec, optional
         Bits per entry of the device half on its way down, of its change on the way up,
         and of its optimizer's state: 2 to 16, or 32 for arrays as they are; a
-        `ModelCodec` has a number for each. Default 4, and 32 where `codec` is
+        `ModelCodec` has a number for each. Default 4, 3 and 3, and 32 where `codec` is
         "float32", which compresses nothing. Devices need `model_codec_mod`, as
         `SplitClientApp` has it; others get and return arrays as they are.
     budgets : callable or sequence of callables, optional
@@ -199,7 +199,8 @@ class SplitLearning(Strategy):
         if loss_fn is None:
             self.output_codec = _as_codec(output_codec or "float32")
         if model_bits is None:
-            model_bits = EXACT_BITS if self.codec.name == "float32" else _MODEL_BITS
+            is_coded = self.codec.name != "float32"
+            model_bits = _MODEL_CODEC if is_coded else EXACT_BITS
         self.model_codec = ModelCodec.of(model_bits)
         self.budgets = _as_rules(budgets)
         self.devices = RoundRobin() if devices is None else devices

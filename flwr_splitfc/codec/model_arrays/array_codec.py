@@ -4,7 +4,7 @@ The sender chooses one of three byte formats by the content, and the stype names
 
 ==================  ==================================================================
 ``array-exact/1``   the entries themselves: at 32 bits; other types than float16 to
-                    float64; fewer than 64 entries; NaN or infinity among them; and
+                    float64; fewer than 16 entries; NaN or infinity among them; and
                     wherever a code is not shorter
 ``array-log/1``     no entry is negative, and not all are zero: `octave_steps`
 ``array-uniform/1``  all others: `even_steps`
@@ -72,7 +72,7 @@ ARRAY_DTYPES = (
 )
 """Types that arrays may have."""
 
-_FEWEST_CODED_ENTRIES = 64
+_FEWEST_CODED_ENTRIES = 16
 
 _MOST_DIMENSIONS = 32
 
