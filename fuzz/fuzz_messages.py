@@ -23,7 +23,9 @@ from fuzz.choices import Choices
 from fuzz.fuzzing import fuzz, instrumented, watched_log
 from fuzz.mutations import SHAPES, change_message, changed_bytes, float_of
 
-with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
+with instrumented(
+    "flwr_splitfc.exchange", "flwr_splitfc.strategy", "flwr_splitfc.codec.model_arrays"
+):
     import torch
     from flwr.app import (
         Array,
@@ -46,6 +48,7 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
         SplitLearning,
         answer_device_query,
     )
+    from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
     from flwr_splitfc.exchange.protocol.frames import (
         FRAME_KEY,
@@ -54,6 +57,7 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
         frame_reply,
         server_frame,
     )
+    from flwr_splitfc.exchange.protocol.model_record import packed_model
     from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
     from flwr_splitfc.exchange.protocol.ticket import Ticket
     from flwr_splitfc.run.results import results_text
@@ -61,8 +65,9 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.strategy"):
     from tests.local_grid import LocalGrid
 
 SERVER_HALF = nn.Sequential(nn.Flatten(), nn.Linear(COLUMNS, CLASSES))
-DEVICE_HALF = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+DEVICE_HALF = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8))
 HALF = ArrayRecord(DEVICE_HALF.state_dict())
+TRAINED = ArrayRecord(nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8)).state_dict())
 HALF_SHAPES = {name: array.shape for name, array in HALF.items()}
 SGD = partial(torch.optim.SGD, lr=0.1)
 ROUNDS = 2
@@ -74,14 +79,18 @@ METRICS = {"num-examples": 8, "steps": 1, "codec_seconds": 0.1, "train_loss": 1.
 
 
 def honest(message: Message, context: Context) -> Message:
-    """The reply of a device that does as agreed, as fast as can be."""
+    """The reply of a device that does as agreed, with a model as it is asked for."""
+    return model_codec_mod(message, context, as_fast_as_can_be)
+
+
+def as_fast_as_can_be(message: Message, context: Context) -> Message:
     if message.metadata.message_type.startswith("query"):
         return answer_device_query(message, context)
     trains = message.metadata.message_type == "train"
     content = RecordDict({"metrics": MetricRecord(METRICS)})
     if trains:
         # a record of its own: strategies take arrays out of it
-        content["arrays"] = ArrayRecord(dict(HALF))
+        content["arrays"] = ArrayRecord(dict(TRAINED))
     number = server_frame(message).number
     if number == 0 and Ticket.from_message(message).is_for_messages:
         return frame_reply(message, numbered(STEP if trains else PREDICT, 1))
@@ -155,6 +164,22 @@ def _change_array(reply: Message, choices: Choices) -> None:
             arrays[name] = Array(torch.full(choices.of(shapes), entry).numpy())
     key = choices.of([*reply.content.array_records, choices.text()])
     _put(reply, key, ArrayRecord(arrays))
+
+
+def _change_model(reply: Message, choices: Choices) -> None:
+    """Where models are coded, all arrays of one are in one."""
+    for key, record in list(reply.content.array_records.items()):
+        data = packed_model(record)
+        if data is None:
+            continue
+        model = pb.Model()
+        # or it was changed before
+        with suppress(DecodeError):
+            model.MergeFromString(data)
+        change_message(model, choices)
+        (name,) = record
+        array = _array(record[name], data=model.SerializeToString())
+        _put(reply, key, ArrayRecord({name: array}))
 
 
 def _array(array: Array, **changes: Any) -> Array:
@@ -240,6 +265,8 @@ def _change_metadata(reply: Message, choices: Choices) -> None:
 CHANGES: list[Callable[[Message, Choices], None]] = [
     _change_frame,
     _change_array,
+    _change_model,
+    _change_model,
     _change_metrics,
     _change_config,
     _change_records,
@@ -333,6 +360,7 @@ def answer(data: bytes) -> None:
         devices=some_devices(choices),
         shared_server_half=choices.of([True, False]),
         optimizer_state=choices.of(["relay", "per-device", "fresh"]),
+        model_bits=choices.of([4, 32, None]),
         endpoint=EndpointConfig(transport=transport),
     )
     grid = FuzzedGrid(choices)
