@@ -249,9 +249,9 @@ def test_metrics_count_what_was_sent() -> None:
         assert session.closing.number == 2
         endpoint.deliver(ticket.token, session.closing)
         traffic = endpoint.ledger.of(1, "train")
-    grpc_bytes = 5 * 3  # Open, Step and Close
+    grpc_bytes = 5 * 4  # of Open, Step, Leave and Close
     close_bytes = session.closing.ByteSize()
-    counted_bytes = traffic.uplink_bytes.total() - grpc_bytes - close_bytes
-    # whether Leave came before is a matter of chance
-    assert counted_bytes - sent_bytes in (0, 5 + 2)
+    leave_bytes = 2
+    beside = close_bytes + leave_bytes + grpc_bytes
+    assert traffic.uplink_bytes.total() == sent_bytes + beside
     assert traffic.round_trips == 1

@@ -29,6 +29,8 @@ from flwr_splitfc.exchange.server.turn import Turn
 _LEAST_NONCE_BYTES = 16
 _MOST_NONCE_BYTES = 64
 
+_LEAVE = pb.DeviceFrame(leave=pb.Leave())
+
 logger = getLogger("flwr")
 
 
@@ -215,7 +217,7 @@ class ServerSession:
                 self._begin()
             return self._answer_next(frame, in_message=True)
 
-    def leave(self, frame: pb.DeviceFrame, connection: Connection) -> bool:
+    def leave(self, connection: Connection) -> bool:
         """Note that the device is through, and that Close comes with its reply.
 
         Returns
@@ -228,7 +230,6 @@ class ServerSession:
                 return False
             self._connection = None
             self._last_seen = self.left_at = time.monotonic()
-            self._count_up(frame)
             return True
 
     def _answer_next(
@@ -247,6 +248,7 @@ class ServerSession:
         if self.turn.done:
             self.ended_at = time.monotonic()
             if in_message:
+                self._count_leave()
                 return answer
         self._note_round_trip()
         return self._count_down(answer)
@@ -346,6 +348,12 @@ class ServerSession:
     def _count_up(self, frame: pb.DeviceFrame) -> None:
         self._last_seen = time.monotonic()
         count_uplink(self.turn.traffic, frame)
+
+    def _count_leave(self) -> None:
+        # with Close: which of the two comes first must not show in what is counted
+        was_in_a_stream = bool(self._nonce)
+        if was_in_a_stream:
+            self._count_up(_LEAVE)
 
     def _count_down(self, answer: pb.ServerFrame) -> pb.ServerFrame:
         count_downlink(self.turn.traffic, answer)

@@ -99,7 +99,7 @@ class SessionService:
         for frame_bytes in frames:
             frame = self._parsed(session, frame_bytes)
             if frame.WhichOneof("kind") == "leave":
-                if session.leave(frame, context):
+                if session.leave(context):
                     log_session(DEBUG, "left", session)
                 return
             reply = self._answered(session, partial(session.answer, frame, context))
