@@ -1,0 +1,174 @@
+"""Device halves and their optimizer's state travel coded: `model_bits`."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from flwr_splitfc import (
+    ModelCodec,
+    RoundRobin,
+    SplitClientApp,
+    SplitFC,
+    SplitLearning,
+    answer_device_query,
+    connect,
+    model_codec_mod,
+)
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.split_errors import StateRefused
+from flwr_splitfc.exchange.server.relayed_state import check_relayed
+from tests.halves import ServerHalf, batches, same, seeded
+from tests.local_grid import LocalGrid
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+
+
+class DeviceHalf(nn.Sequential):
+    """A wide one, so that it outweighs what describes it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 4, 3, padding=1),
+            nn.MaxPool2d(2),
+        )
+
+
+def load_data(context: Context) -> Any:
+    data = batches(5, seed=context.node_config["partition-id"])
+    return data, data
+
+
+def app(**options: Any) -> SplitClientApp:
+    return SplitClientApp(DeviceHalf, load_data, ADAM, **options)
+
+
+def run(client: Any = None, rounds: int = 4, **options: Any) -> tuple[Any, Any]:
+    options = {"codec": "float16", **options}
+    options.setdefault("devices", RoundRobin(min_available_nodes=2))
+    strategy = SplitLearning(
+        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, device="cpu", **options
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    grid = LocalGrid(client or app(), 2, workers=0)
+    return strategy, strategy.start(grid, arrays, rounds)
+
+
+def moved(strategy: SplitLearning, kind: str) -> tuple[int, int]:
+    total = strategy.ledger.total("train")
+    return total.uplink_bytes[kind], total.downlink_bytes[kind]
+
+
+def test_the_default_codes_models_where_the_cut_is_coded() -> None:
+    cross_entropy = nn.CrossEntropyLoss()
+    exact = SplitLearning(ServerHalf(), cross_entropy, ADAM)
+    assert exact.model_codec == ModelCodec(32, 32, 32)
+    assert SplitFC(ServerHalf(), cross_entropy, ADAM).model_codec.weights == 4
+    given = SplitFC(ServerHalf(), cross_entropy, ADAM, model_bits=8)
+    assert given.model_codec == ModelCodec(8, 8, 8)
+    with pytest.raises(ValueError, match="weights: bits must be 2 to 16, or 32"):
+        SplitFC(ServerHalf(), cross_entropy, ADAM, model_bits=1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_models_and_state_take_as_many_bits(bits: int) -> None:
+    exact, _ = run(model_bits=32)
+    coded, result = run(model_bits=bits)
+    for kind in ("model", "state"):
+        for ours, theirs in zip(moved(coded, kind), moved(exact, kind), strict=True):
+            # beside the bits, names and shapes of a small model
+            assert ours < (1.1 * bits / 32 + 0.1) * theirs
+    accuracy = result.evaluate_metrics_clientapp
+    assert set(accuracy) == {1, 2, 3, 4}
+    assert coded.ledger.failures(4) == {}
+
+
+def test_a_run_repeats_bit_for_bit() -> None:
+    one, result = run(model_bits=4)
+    other, other_result = run(model_bits=4)
+    assert one.ledger.digest() == other.ledger.digest()
+    device = result.arrays.to_torch_state_dict()
+    assert same(device, other_result.arrays.to_torch_state_dict())
+
+
+def test_averages_of_coded_halves_and_of_batch_counts() -> None:
+    """FedAvg makes floats of BatchNorm's counts; devices go on with integers."""
+    average = FedAvg(min_available_nodes=2, fraction_evaluate=0.0)
+    strategy, result = run(model_bits=4, devices=average)
+    assert strategy.ledger.failures(4) == {}
+    assert strategy.ledger.total("train").steps == 2 * 4 * 5
+    assert float(result.arrays["1.num_batches_tracked"].numpy()) == 20
+
+
+def own_loop(message: Message, context: Context) -> Message:
+    half = DeviceHalf()
+    half.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    optimizer = ADAM(half.parameters())
+    with connect(message, context, optimizer=optimizer) as server:
+        for x, y in load_data(context)[0]:
+            optimizer.zero_grad()
+            server.loss(half(x), y).backward()
+            optimizer.step()
+        metrics = server.metrics()
+    arrays = ArrayRecord(half.state_dict())
+    content = {"arrays": arrays, "metrics": MetricRecord(metrics)}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def own_app(mods: list[Any], train_mods: list[Any]) -> ClientApp:
+    client = ClientApp(mods=mods)
+    client.train(mods=train_mods)(own_loop)
+    client.query("split_device")(answer_device_query)
+    return client
+
+
+IN_TURN = RoundRobin(min_available_nodes=2, fraction_evaluate=0.0)
+
+
+def test_a_loop_of_ones_own_with_the_mod_and_without(caplog: Any) -> None:
+    models = []
+    for mods in ([model_codec_mod], []):
+        strategy, _ = run(own_app(mods, []), model_bits=4, devices=IN_TURN)
+        assert strategy.ledger.total("train").steps == 20
+        assert all(not strategy.ledger.failures(number) for number in range(1, 5))
+        models.append(moved(strategy, "model"))
+    with_mod, without = models
+    assert max(with_mod) < 0.3 * min(without)
+    assert caplog.text.count("no flwr_splitfc.model_codec_mod among its mods") == 1
+
+
+def test_other_mods_see_whole_models() -> None:
+    """`LocalDpMod` counts records and computes with the arrays, in a relay, too."""
+    private = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=1e6, delta=1e-5)
+    client = own_app([model_codec_mod], [private])
+    strategy, _ = run(client, model_bits=8, devices=IN_TURN)
+    assert all(not strategy.ledger.failures(number) for number in range(1, 5))
+
+
+def state(**fields: Any) -> pb.Tensor:
+    frame = {"name": "0.exp_avg_sq", "dtype": "float32", "shape": [64, 1, 3, 3]}
+    return pb.Tensor(**{**frame, **fields})
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (state(shape=[10**9], stype="array-uniform/1"), "as no array of the device"),
+        (state(stype="array-log/1", data=b"\0"), "ends early"),
+        (state(stype="splitfc/1"), "stype is 'splitfc/1'"),
+        (state(stype="array-uniform/1", dtype="int64"), "coded as array-uniform/1"),
+    ],
+)
+def test_coded_state_that_is_none_is_not_relayed(frame: pb.Tensor, why: str) -> None:
+    half = [tuple(array.shape) for array in DeviceHalf().state_dict().values()]
+    with pytest.raises(StateRefused, match=why):
+        check_relayed([frame], half)
