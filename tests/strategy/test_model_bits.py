@@ -162,10 +162,10 @@ def state(**fields: Any) -> pb.Tensor:
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (state(shape=[10**9], stype="array-uniform/1"), "as no array of the device"),
-        (state(stype="array-log/1", data=b"\0"), "ends early"),
-        (state(stype="splitfc/1"), "stype is 'splitfc/1'"),
-        (state(stype="array-uniform/1", dtype="int64"), "coded as array-uniform/1"),
+        (state(shape=[10**9], coding=pb.ARRAY_UNIFORM), "as no array of the device"),
+        (state(coding=pb.ARRAY_LOG, data=b"\0"), "ends early"),
+        (state(coding=7), "has coding 7"),
+        (state(coding=pb.ARRAY_UNIFORM, dtype="int64"), "coded as array-uniform/1"),
     ],
 )
 def test_coded_state_that_is_none_is_not_relayed(frame: pb.Tensor, why: str) -> None:

@@ -1,8 +1,9 @@
 """The client mod that lets an app see float32 where coded arrays travel."""
 
 from copy import copy
+from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_splitfc.codec.model_codec import ModelCodec
@@ -11,7 +12,6 @@ from flwr_splitfc.exchange.protocol.device_query import QUERY_TYPE
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.protocol.model_record import (
     MODEL_CODEC_KEY,
-    codec_in,
     model_for,
     pack_model,
     packed_model,
@@ -21,7 +21,11 @@ from flwr_splitfc.exchange.protocol.model_record import (
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 _START_KEY = "model-codec-start."
+_CODEC_KEY = "model-codec-bits."
 """Before the keys of models in the node's context, while a turn is interrupted."""
+
+_Start: TypeAlias = dict[str, tuple[ArrayRecord, ModelCodec]]
+"""The models that a turn starts from, and how their changes are coded."""
 
 
 def model_codec_mod(
@@ -39,27 +43,28 @@ def model_codec_mod(
     Raises
     ------
     PayloadError, ProtocolError
-        If the arrays, or the record beside them, are none of this version's.
+        If coded arrays are none of this version's.
     """
     if message.metadata.message_type == QUERY_TYPE:
         return _with_versions(call_next(message, context))
-    codec = codec_in(message)
-    if codec is None:
-        return call_next(message, context)
-    brought = _decoded(codec, message)
-    content = RecordDict({**message.content, **brought})
-    del content[MODEL_CODEC_KEY]
-    # the message itself may be the server's, in one process
-    decoded = copy(message)
-    decoded.content = content
-    reply = call_next(decoded, context)
+    start = _decoded(message)
+    reply = call_next(_with_models(message, start), context)
     if reply.has_content():
-        start = brought or _taken_out(context)
         if _is_interrupted(reply):
             _put_away(context, start)
         else:
-            _encode_changes(codec, reply, start)
+            _encode_changes(reply, start or _taken_out(context))
     return reply
+
+
+def _with_models(message: Message, start: _Start) -> Message:
+    if not start:
+        return message
+    models = {key: model for key, (model, _) in start.items()}
+    # the message itself may be the server's, in one process
+    decoded = copy(message)
+    decoded.content = RecordDict({**message.content, **models})
+    return decoded
 
 
 def _with_versions(answer: Message) -> Message:
@@ -74,35 +79,46 @@ def _is_interrupted(reply: Message) -> bool:
     return set(reply.content) == {FRAME_KEY}
 
 
-def _put_away(context: Context, start: dict[str, ArrayRecord]) -> None:
+def _put_away(context: Context, start: _Start) -> None:
     """Keep the models in the node's context until the turn's last message."""
-    for key, model in start.items():
+    for key, (model, codec) in start.items():
         context.state[_START_KEY + key] = model
+        context.state[_CODEC_KEY + key] = ConfigRecord({"changes": codec.changes})
 
 
-def _taken_out(context: Context) -> dict[str, ArrayRecord]:
+def _taken_out(context: Context) -> _Start:
     start = {}
-    for key in list(context.state.array_records):
-        if key.startswith(_START_KEY):
-            start[key.removeprefix(_START_KEY)] = context.state.array_records.pop(key)
+    for name in list(context.state.array_records):
+        if name.startswith(_START_KEY):
+            key = name.removeprefix(_START_KEY)
+            model = context.state.array_records.pop(name)
+            bits = context.state.config_records.pop(_CODEC_KEY + key)["changes"]
+            start[key] = model, _codec(bits)
     return start
 
 
-def _decoded(codec: ModelCodec, message: Message) -> dict[str, ArrayRecord]:
-    """Return the models in a message, by their records' keys."""
-    models = {}
+def _decoded(message: Message) -> _Start:
+    """Return the coded models in a message, by their records' keys."""
+    start = {}
     for key, record in message.content.array_records.items():
         packed = packed_model(record)
-        if packed is None:
-            raise ProtocolError(f"record {key!r} of the message is no coded model")
-        coded = unpack_model(pb.Model.FromString(packed))
-        models[key] = codec.decode_weights(coded)
-    return models
+        if packed is not None:
+            model = pb.Model.FromString(packed)
+            codec = _codec(model.change_bits)
+            start[key] = codec.decode_weights(unpack_model(model)), codec
+    return start
 
 
-def _encode_changes(
-    codec: ModelCodec, reply: Message, start: dict[str, ArrayRecord]
-) -> None:
+def _codec(change_bits: Any) -> ModelCodec:
+    try:
+        return ModelCodec(changes=change_bits)
+    except ValueError as error:
+        raise ProtocolError(f"the coded model: {error}") from error
+
+
+def _encode_changes(reply: Message, start: _Start) -> None:
+    if not start:
+        return
     for key, trained in reply.content.array_records.items():
-        before = model_for(key, start)
+        before, codec = model_for(key, start, (ArrayRecord(), ModelCodec()))
         reply.content[key] = pack_model(codec.encode_changes(trained, before))

@@ -6,6 +6,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Coding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARRAY_EXACT: _ClassVar[Coding]
+    ARRAY_UNIFORM: _ClassVar[Coding]
+    ARRAY_LOG: _ClassVar[Coding]
+
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     UNSPECIFIED: _ClassVar[Reason]
@@ -19,6 +25,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CANCELLED: _ClassVar[Reason]
     GRADIENT: _ClassVar[Reason]
     STATE: _ClassVar[Reason]
+ARRAY_EXACT: Coding
+ARRAY_UNIFORM: Coding
+ARRAY_LOG: Coding
 UNSPECIFIED: Reason
 PROTOCOL: Reason
 TOKEN: Reason
@@ -42,24 +51,26 @@ class Matrix(_message.Message):
     def __init__(self, stype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "data", "stype")
+    __slots__ = ("name", "dtype", "shape", "data", "coding")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    STYPE_FIELD_NUMBER: _ClassVar[int]
+    CODING_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    stype: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., stype: _Optional[str] = ...) -> None: ...
+    coding: Coding
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., coding: _Optional[_Union[Coding, str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("arrays",)
+    __slots__ = ("arrays", "change_bits")
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_BITS_FIELD_NUMBER: _ClassVar[int]
     arrays: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    change_bits: int
+    def __init__(self, arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., change_bits: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("protocol", "nonce", "software")

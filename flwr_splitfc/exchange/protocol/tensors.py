@@ -36,6 +36,15 @@ _DTYPES = {
     "float64": torch.float64,
 }
 
+_USUAL_DTYPE = "float32"
+
+_CODINGS = {
+    EXACT_STYPE: pb.ARRAY_EXACT,
+    "array-uniform/1": pb.ARRAY_UNIFORM,
+    "array-log/1": pb.ARRAY_LOG,
+}
+_STYPES = {coding: stype for stype, coding in _CODINGS.items()}
+
 
 def to_matrix(array: Array) -> pb.Matrix:
     """Return the wire form of an encoded matrix."""
@@ -71,16 +80,10 @@ def pack_tensor(name: str, tensor: Tensor, bits: int = EXACT_BITS) -> pb.Tensor:
             f"cannot send {name!r} of dtype {tensor.dtype}; known: {', '.join(_DTYPES)}"
         )
     if bits != EXACT_BITS and dtype in CODED_DTYPES:
-        array = encode_array(tensor.detach().cpu().numpy(), bits)
-        if array.stype != EXACT_STYPE:
-            return pb.Tensor(
-                name=name,
-                dtype=dtype,
-                shape=tensor.shape,
-                data=array.data,
-                stype=array.stype,
-            )
-    return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape, data=_bytes_of(tensor))
+        return pack_array(name, encode_array(tensor.detach().cpu().numpy(), bits))
+    return pb.Tensor(
+        name=name, dtype=_sent(dtype), shape=tensor.shape, data=_bytes_of(tensor)
+    )
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
@@ -101,10 +104,9 @@ def unpack_tensor(frame: pb.Tensor) -> Tensor:
         For an unknown dtype, more than eight dimensions, or where the bytes are not
         those of the shape.
     """
-    if frame.stype:
-        array = Array(frame.dtype, tuple(frame.shape), frame.stype, frame.data)
-        return torch.from_numpy(decode_array(array))
-    dtype = _DTYPES.get(frame.dtype)
+    if frame.coding != pb.ARRAY_EXACT:
+        return torch.from_numpy(decode_array(unpack_array(frame)))
+    dtype = _DTYPES.get(frame.dtype or _USUAL_DTYPE)
     if dtype is None:
         raise PayloadError(
             f"tensor {frame.name!r} has the unknown dtype {frame.dtype!r}"
@@ -133,6 +135,39 @@ def _check_size(frame: pb.Tensor, dtype: torch.dtype) -> None:
             f"tensor {frame.name!r} has {len(frame.data)} bytes, "
             f"its shape needs {wanted_bytes}"
         )
+
+
+def pack_array(name: str, array: Array) -> pb.Tensor:
+    """Return the wire form of an array that `encode_array` made."""
+    return pb.Tensor(
+        name=name,
+        dtype=_sent(array.dtype),
+        shape=array.shape,
+        data=array.data,
+        coding=_CODINGS[array.stype],
+    )
+
+
+def unpack_array(frame: pb.Tensor) -> Array:
+    """Return the encoded array in `frame`, unchecked: `decode_array` checks it.
+
+    Raises
+    ------
+    PayloadError
+        If its coding is unknown.
+    """
+    if frame.coding not in _STYPES:
+        raise PayloadError(f"tensor {frame.name!r} has coding {frame.coding}")
+    return Array(
+        dtype=frame.dtype or _USUAL_DTYPE,
+        shape=tuple(frame.shape),
+        stype=_STYPES[frame.coding],
+        data=frame.data,
+    )
+
+
+def _sent(dtype: str) -> str:
+    return "" if dtype == _USUAL_DTYPE else dtype
 
 
 def pack_tensors(

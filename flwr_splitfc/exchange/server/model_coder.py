@@ -8,8 +8,6 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.protocol.model_record import (
-    MODEL_CODEC_KEY,
-    codec_record,
     model_for,
     pack_model,
     packed_model,
@@ -54,9 +52,7 @@ class ModelCoder:
         models = dict(message.content.array_records)
         coded = {key: self._coded(model) for key, model in models.items()}
         # a new content: strategies share one among their messages
-        message.content = RecordDict(
-            {**message.content, **coded, MODEL_CODEC_KEY: codec_record(self.codec)}
-        )
+        message.content = RecordDict({**message.content, **coded})
         self._sent[id(message)] = message, models
 
     def decode(self, reply: Message, asked: Message) -> Message:
@@ -66,7 +62,7 @@ class ModelCoder:
             return reply
         try:
             decoded = {
-                key: self._trained(record, model_for(key, models))
+                key: self._trained(record, model_for(key, models, ArrayRecord()))
                 for key, record in reply.content.array_records.items()
             }
         except (PayloadError, ProtocolError) as error:
@@ -90,7 +86,8 @@ class ModelCoder:
         """Code a model, once for all messages that share it."""
         last, coded = self._last_coded
         if model is not last:
-            coded = pack_model(self.codec.encode_weights(model))
+            weights = self.codec.encode_weights(model)
+            coded = pack_model(weights, self.codec.changes)
             self._last_coded = model, coded
         return coded
 
