@@ -111,14 +111,25 @@ def fit_reflectors(samples: Tensor, count: int) -> Ints:
 def _leading_directions(samples: Tensor, count: int) -> Tensor:
     """Return the (n, r) eigenvectors of the second moment's largest eigenvalues."""
     second_moment = (samples @ samples.T).cpu()
-    try:
-        eigenvectors = torch.linalg.eigh(second_moment).eigenvectors
-    except RuntimeError:  # torch.linalg.LinAlgError, which has no type stub
-        # on some machines LAPACK does not converge for a matrix of very low rank
+    eigenvectors = _eigenvectors(second_moment)
+    if eigenvectors is None:
         eigenvectors = _robust_eigenvectors(second_moment)
     # the largest eigenvalue is the last
     largest_first: Tensor = eigenvectors.flip(1)
     return largest_first[:, :count]
+
+
+def _eigenvectors(second_moment: Tensor) -> Tensor | None:
+    """Return the (n, n) eigenvectors; None where LAPACK finds none.
+
+    For a matrix of very low rank it does not converge on some machines, and now and
+    then it returns NaN instead of saying so.
+    """
+    try:
+        eigenvectors: Tensor = torch.linalg.eigh(second_moment).eigenvectors
+    except RuntimeError:  # torch.linalg.LinAlgError, which has no type stub
+        return None
+    return eigenvectors if eigenvectors.isfinite().all() else None
 
 
 def _robust_eigenvectors(second_moment: Tensor) -> Tensor:
@@ -127,9 +138,8 @@ def _robust_eigenvectors(second_moment: Tensor) -> Tensor:
     size = len(second_moment)
     scaled = second_moment.double() / second_moment.trace().double()
     noise = 1e-9 * torch.eye(size, dtype=torch.float64)
-    try:
-        eigenvectors: Tensor = torch.linalg.eigh(scaled + noise).eigenvectors
-    except RuntimeError:  # torch.linalg.LinAlgError, which has no type stub
+    eigenvectors = _eigenvectors(scaled + noise)
+    if eigenvectors is None:
         # any orthonormal basis will do, only worse: the channels or rows themselves
         order = scaled.diagonal().argsort()
         eigenvectors = torch.eye(size, dtype=torch.float64)[:, order]

@@ -63,3 +63,22 @@ def test_products_stay_exact_at_the_largest_values() -> None:
     largest = torch.full((1, channels, length), 256.0 * 4096 + 144)
     frequencies = from_frequencies(largest.double(), (length,))
     assert float(frequencies.abs().max()) * 2**14 * channels < 2**53
+
+
+def test_eigenvectors_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK returned NaN once in 3,600 steps on MNIST, and no way to make it do so."""
+    eigh = torch.linalg.eigh
+
+    def no_numbers(matrix: torch.Tensor) -> object:
+        values, vectors = eigh(matrix)
+        if matrix.dtype == torch.float32:
+            vectors[:, -1] = float("nan")
+        return torch.return_types.linalg_eigh((values, vectors))
+
+    samples = torch.randn(32, 500)
+    wanted = fit_reflectors(samples.clone(), 4)
+    monkeypatch.setattr(torch.linalg, "eigh", no_numbers)
+    vectors = fit_reflectors(samples, 4)
+    assert vectors.any(axis=0).all()
+    # in float64 the same directions are found
+    assert np.abs(vectors - wanted).max() <= 1
