@@ -13,7 +13,12 @@ from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
-from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix, unpack_tensor
+from flwr_splitfc.exchange.protocol.tensors import (
+    from_matrix,
+    gradient_array,
+    to_matrix,
+    unpack_tensor,
+)
 
 
 @contextmanager
@@ -76,7 +81,8 @@ class Steps:
         stepped = self.line.ask(frame, "stepped").stepped
 
         with counts.coding:
-            gradient = self.codec.decode_gradient(from_matrix(stepped.gradient), link)
+            array = gradient_array(stepped.gradient, self.codec, link)
+            gradient = self.codec.decode_gradient(array, link)
         self.measure(features, matrix, link)
         counts.rows += len(features)
         counts.loss_sum += stepped.loss * len(features)

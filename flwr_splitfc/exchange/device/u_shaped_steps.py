@@ -12,7 +12,11 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec, Link, PayloadError
 from flwr_splitfc.exchange.device.steps import Steps, full_precision
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
+from flwr_splitfc.exchange.protocol.tensors import (
+    from_matrix,
+    gradient_array,
+    to_matrix,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +112,8 @@ class UShapedSteps:
         answer = self._steps.line.ask(frame, "gradients").gradients
 
         with counts.coding:
-            by_features = self._steps.codec.decode_gradient(
-                from_matrix(answer.gradient), step.link
-            )
+            codec = self._steps.codec
+            array = gradient_array(answer.gradient, codec, step.link)
+            by_features = codec.decode_gradient(array, step.link)
         counts.rows += len(gradient)
         return by_features

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.codec import CutCodec, Link, PayloadError
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.codec.model_arrays import (
     CODED_DTYPES,
@@ -55,6 +55,24 @@ def from_matrix(matrix: pb.Matrix) -> Array:
     """Return the encoded matrix in `matrix`, unchecked: the codec checks it."""
     return Array(
         dtype="float32", shape=tuple(matrix.shape), stype=matrix.stype, data=matrix.data
+    )
+
+
+def gradient_matrix(array: Array) -> pb.Matrix:
+    """Return the wire form of an encoded gradient by the features.
+
+    Its `stype` and shape are those of the features, which the device has.
+    """
+    return pb.Matrix(data=array.data)
+
+
+def gradient_array(matrix: pb.Matrix, codec: CutCodec, link: Link) -> Array:
+    """Return the encoded gradient in `matrix`, by the features of `link`."""
+    return Array(
+        dtype="float32",
+        shape=(link.rows, link.width),
+        stype=codec.stype,
+        data=matrix.data,
     )
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from flwr.app import Array
 
 from flwr_splitfc.codec import CutCodec, Link
 from flwr_splitfc.codec.quality import gradient_error, labels_per_row
@@ -15,7 +16,11 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
-from flwr_splitfc.exchange.protocol.tensors import from_matrix, pack_tensor, to_matrix
+from flwr_splitfc.exchange.protocol.tensors import (
+    gradient_matrix,
+    pack_tensor,
+    to_matrix,
+)
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
@@ -224,7 +229,7 @@ class Turn:
         self.traffic.server_codec_seconds += coding.seconds
         self._measure_gradient(gradient, encoded, link)
         self._digest.update(step.features.data, step.labels, encoded.data)
-        return pb.Stepped(loss=loss, gradient=encoded)
+        return pb.Stepped(loss=loss, gradient=gradient_matrix(encoded))
 
     def _forward(self, forward: pb.Forward) -> pb.Output:
         self._count_step()
@@ -276,7 +281,7 @@ class Turn:
         self.traffic.server_codec_seconds += coding.seconds
         self._measure_gradient(gradient, encoded, begun.link)
         self._digest.update(backward.gradient.data, encoded.data)
-        return pb.Gradients(gradient=encoded)
+        return pb.Gradients(gradient=gradient_matrix(encoded))
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         self._count_step()
@@ -339,14 +344,13 @@ class Turn:
 
     def _encode_gradient(
         self, gradient: torch.Tensor, link: Link, labels_per_row: float | None = None
-    ) -> pb.Matrix:
-        encoded = self.codec.encode_gradient(
+    ) -> Array:
+        return self.codec.encode_gradient(
             gradient.flatten(1),
             link,
             full_rows=self._full_rows,
             labels_per_row=labels_per_row,
         )
-        return to_matrix(encoded)
 
     def _encode_output(
         self, output: torch.Tensor, output_codec: CutCodec
@@ -368,12 +372,12 @@ class Turn:
         return Update(self.server_round, self.device, self._steps)
 
     def _measure_gradient(
-        self, gradient: torch.Tensor, encoded: pb.Matrix, link: Link
+        self, gradient: torch.Tensor, encoded: Array, link: Link
     ) -> None:
         """Enter the gradient's error as the device sees it, if the step measures it."""
         if not is_measured(self.server_round, self._steps):
             return
-        decoded = self.codec.decode_gradient(from_matrix(encoded), link)
+        decoded = self.codec.decode_gradient(encoded, link)
         exact = link.restrict(gradient.flatten(1))
         error = gradient_error(exact, link.restrict(decoded))
         self.traffic.gradient_error_sum += min(error, MOST_ERROR)
