@@ -5,12 +5,18 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from flwr_splitfc import JoinedModel, answer_device_query, connect, has_ticket
+from flwr_splitfc import (
+    JoinedModel,
+    answer_device_query,
+    connect,
+    has_ticket,
+    model_codec_mod,
+)
 from flwr_splitfc.settings import read_settings
 from flwr_splitfc.vision import load_data
 from splitquickstart.task import DeviceHalf, ServerHalf, Settings, test, train
 
-app = ClientApp()
+app = ClientApp(mods=[model_codec_mod])
 app.query("split_device")(answer_device_query)
 
 
