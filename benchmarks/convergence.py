@@ -42,6 +42,7 @@ sys.path += [str(EXAMPLES / "cifar10"), str(EXAMPLES / "mnist")]
 DEVICES = 30
 REDUCTION = 8  # of codecs with dropout: the better of the paper's 8 and 16
 MEASURED_STEPS = 20  # one step in so many has its error measured
+LEAST_SPAN = 5  # points of accuracy that an axis shows
 METHODS = "float32,splitfc-rd,splitfc-rd@0.2/0.4,splitfc@0.2/0.4"
 
 Halves = tuple[nn.Module, nn.Module]
@@ -328,18 +329,23 @@ def draw(runs: Sequence[Run]) -> Figure:
     """Draw each app's final accuracies over the bytes that they took."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullFormatter
 
     apps = list(dict.fromkeys(run.app for run in runs))
     looks = looks_of(run.method for run in runs)
     figure = Figure(figsize=(3.6 * len(apps), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(apps), squeeze=False)[0]
+    panels = figure.subplots(1, len(apps), sharex=True, squeeze=False)[0]
     for panel, app in zip(panels, apps, strict=True):
         panel.set_title(f"{app}, {APPS[app].dataset.rpartition('.')[2]}")
         panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         for run in runs:
             if run.app == app:
                 megabytes = run.moved_bytes[-1] / 1e6
                 panel.plot([megabytes], [run.accuracies[-1]], **looks[run.method])
+        # a point of accuracy is small, also where the methods are close
+        low, high = panel.get_ylim()
+        panel.set_ylim(min(low, high - LEAST_SPAN), high)
     figure.supxlabel("MB at the cut in the whole training, both directions")
     figure.supylabel("accuracy after the last epoch, %")
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
