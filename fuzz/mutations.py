@@ -104,6 +104,9 @@ def _another(field: FieldDescriptor, value: Any, choices: Choices) -> Any:
             return choices.text()
         case FieldDescriptor.TYPE_DOUBLE:
             return choices.float()
+        case FieldDescriptor.TYPE_ENUM:
+            # one of few, or one that nobody knows
+            return choices.whole_number(5)
         case FieldDescriptor.TYPE_UINT64:
             return _another_number(value, 64, choices)
         case _:
