@@ -39,7 +39,10 @@ def test_fedavg_trains_the_same_model(flwr_run: Callable[..., dict[str, Any]]) -
     assert len(rounds) == 3
     assert rounds[2]["loss"] < rounds[0]["loss"]  # 0.77 to 0.86
     assert all(row["steps"] == 5 * DEVICES for row in rounds)
-    assert rounds[0]["uplink_bytes"] == rounds[0]["downlink_bytes"] > DEVICES * 100_000
+    # the same arrays both ways; configs and metrics beside them differ
+    up, down = rounds[0]["uplink_bytes"], rounds[0]["downlink_bytes"]
+    assert up == pytest.approx(down, rel=0.01)
+    assert up > DEVICES * 100_000
 
 
 def test_sampled_devices_share_one_server_half(
