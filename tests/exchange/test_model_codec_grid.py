@@ -212,6 +212,21 @@ def test_messages_are_coded_in_push_and_pull_as_well():
     assert wire.down[-1]["arrays"]["model"].stype == "model/1"
 
 
+@pytest.mark.parametrize("way", ["send_and_receive", "push_messages"])
+def test_a_model_that_is_changed_in_place_is_coded_anew(way: str) -> None:
+    wire = Wire(Adder().app, 1)
+    grid = ModelCodecGrid(wire, 8)
+    arrays = model()
+    sent = []
+    for factor in (1, 2):
+        arrays["kernel"] = Array(factor * KERNEL)
+        list(
+            getattr(grid, way)([Message(RecordDict({"arrays": arrays}), 1000, "train")])
+        )
+        sent.append(wire.down[-1]["arrays"]["model"].data)
+    assert sent[0] != sent[1]
+
+
 def test_the_model_is_trained_with_torch(tmp_path):
     """A linear regression: 4 bits reach what 32 reach."""
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ class ModelCodecGrid(DelegatingGrid):
         message_ids = list(self.inner.push_messages(coded))
         for message_id, message in zip(message_ids, coded, strict=False):
             self._pushed[message_id] = message
+        self._coder.forget_coded()
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

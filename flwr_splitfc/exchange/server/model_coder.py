@@ -81,6 +81,11 @@ class ModelCoder:
         """Drop what is kept for messages whose replies are in, or will not come."""
         for message in messages:
             self._sent.pop(id(message), None)
+        self.forget_coded()
+
+    def forget_coded(self) -> None:
+        """Code the next model anew: a strategy may have changed it in place."""
+        self._last_coded = (ArrayRecord(), ArrayRecord())
 
     def _coded(self, model: ArrayRecord) -> ArrayRecord:
         """Code a model, once for all messages that share it."""
