@@ -38,6 +38,7 @@ class RunSettings:
     downlink_schedule: str = ""
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
+    max_failed_rounds: int = 1
     num_devices: int = 2
     round_timeout_s: float = 3600.0
     seed: int = 0
@@ -59,6 +60,7 @@ class RunSettings:
             self,
             num_rounds=1,
             evaluate_every=1,
+            max_failed_rounds=1,
             num_devices=1,
             torch_threads=1,
             steps_per_turn=0,

@@ -1,6 +1,7 @@
 """A whole ServerApp from the halves of a model, a loss and an optimizer."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -26,7 +27,7 @@ from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.run import Progress, run_record
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, read_settings
-from flwr_splitfc.strategy import SplitLearning
+from flwr_splitfc.strategy import RunFailed, SplitLearning
 from flwr_splitfc.strategy.waiting import wait_for_devices
 
 Evaluate = Callable[[nn.Module, Context], dict[str, float]]
@@ -126,6 +127,9 @@ class SplitServerApp(ServerApp):
     ``num-devices``           2             how many to wait for before the first round
     ``round-timeout-s``       3600          seconds after which a round ends without the
                                             devices that are missing
+    ``max-failed-rounds``     1             rounds in a row in which every device failed
+                                            after which the run ends; where devices take
+                                            turns, as many times a turn of each
     ``seed``                  0             everything random in the run follows from it
     ``torch-threads``         1             of the server and of each device
     ``device-precision``      "float32"     of the devices' layers: float32, or bfloat16
@@ -139,6 +143,9 @@ class SplitServerApp(ServerApp):
     ========================= ============= ============================================
 
     A value of another type or out of range is a `ValueError` that names the key.
+
+    Where every device fails, the app raises `RunFailed`, no model is saved, and
+    ``results.json`` has the reason under ``failed``.
 
     Examples
     --------
@@ -177,17 +184,21 @@ class SplitServerApp(ServerApp):
         # or the first round would choose among those that happen to be there
         wait_for_devices(grid, settings.num_devices)
         device, server = self._make_halves(context, settings.seed)
-        about: dict[str, Any] = {"seed": settings.seed}
         if settings.strategy in UNSPLIT:
             joined = JoinedModel(device, server)
-            progress = self._train_whole(grid, context, settings, joined)
+            run = self._whole_run(grid, context, settings, joined)
         else:
-            strategy = self._train_split(grid, context, settings, device, server)
-            progress = strategy.progress
-            about.update(_about(strategy))
+            run = self._split_run(grid, context, settings, device, server)
         path = settings.results_folder / "results.json"
-        progress.write(path, **run_record(context.run_config, **about))
-        logger.info("\n%s\n\nWrote %s", progress.table(), path)
+        record = run_record(context.run_config, seed=settings.seed)
+        try:
+            run.start()
+        except RunFailed as error:
+            run.progress().write(path, **record, **run.about(), failed=str(error))
+            logger.info("Wrote %s", path)
+            raise
+        run.progress().write(path, **record, **run.about())
+        logger.info("\n%s\n\nWrote %s", run.progress().table(), path)
 
     def _make_halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
         """Return what devices have of the model and what the server has."""
@@ -204,19 +215,20 @@ class SplitServerApp(ServerApp):
     # -- a split model
     # --------------------------------------------------------------------------------
 
-    def _train_split(
+    def _split_run(
         self,
         grid: Grid,
         context: Context,
         settings: RunSettings,
         device: nn.Module,
         server: nn.Module,
-    ) -> SplitLearning:
-        """Train the halves; return the strategy, which has the results."""
+    ) -> "_Run":
+        """Make the run that trains the halves."""
         # devices that have the last layers have the loss, too
         loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
         strategy = self._split_strategy(context.run_config, settings, server, loss_fn)
-        strategy.start(
+        start = partial(
+            strategy.start,
             grid,
             ArrayRecord(device.state_dict()),
             settings.num_rounds,
@@ -227,7 +239,7 @@ class SplitServerApp(ServerApp):
                 context, partial(strategy.joined_model, device)
             ),
         )
-        return strategy
+        return _Run(start, lambda: strategy.progress, partial(_about, strategy))
 
     def _split_strategy(
         self,
@@ -246,6 +258,7 @@ class SplitServerApp(ServerApp):
                 evaluate_on_devices=settings.evaluate_on_devices,
             ),
             "evaluate_every": settings.evaluate_every,
+            "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,
             "save_to": settings.results_folder,
@@ -274,10 +287,10 @@ class SplitServerApp(ServerApp):
     # -- the whole model
     # --------------------------------------------------------------------------------
 
-    def _train_whole(
+    def _whole_run(
         self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel
-    ) -> Progress:
-        """Train with a strategy of Flower's own: devices have the whole model.
+    ) -> "_Run":
+        """Make the run of a strategy of Flower's own: devices have the whole model.
 
         The grid counts its bytes, for the same table.
         """
@@ -298,8 +311,9 @@ class SplitServerApp(ServerApp):
             fraction_train=settings.fraction_train,
             evaluate_on_devices=settings.evaluate_on_devices,
         )
-        strategy = WholeModelStrategy(sampling, progress)
-        strategy.start(
+        strategy = WholeModelStrategy(sampling, progress, settings.max_failed_rounds)
+        start = partial(
+            strategy.start,
             MeteredGrid(
                 grid, ledger, ReplyChecks(initial, "num-examples"), settings.models()
             ),
@@ -312,7 +326,7 @@ class SplitServerApp(ServerApp):
                 self._evaluate_fn(context, load), lambda: strategy.evaluation
             ),
         )
-        return progress
+        return _Run(start, lambda: progress, dict)
 
     def _evaluate_fn(
         self, context: Context, load: Callable[[ArrayRecord], nn.Module]
@@ -326,6 +340,25 @@ class SplitServerApp(ServerApp):
             return MetricRecord({**evaluate(load(arrays), context)})
 
         return evaluate_fn
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that has not begun.
+
+    Parameters
+    ----------
+    start : callable
+        Trains to the end.
+    progress : callable
+        Returns the run's progress.
+    about : callable
+        Returns what ``results.json`` says about this kind of run.
+    """
+
+    start: Callable[[], object]
+    progress: Callable[[], Progress]
+    about: Callable[[], dict[str, Any]]
 
 
 def _about(strategy: SplitLearning) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.run import Progress
+from flwr_splitfc.strategy.failed_rounds import FailedRounds
 
 
 class WholeModelStrategy(Strategy):
@@ -18,6 +19,8 @@ class WholeModelStrategy(Strategy):
         Does everything else.
     progress : Progress
         Says which rounds are due.
+    max_failed_rounds : int
+        As in `SplitLearning`.
 
     Attributes
     ----------
@@ -25,9 +28,12 @@ class WholeModelStrategy(Strategy):
         What devices found in the round, if they evaluated.
     """
 
-    def __init__(self, strategy: Strategy, progress: Progress) -> None:
+    def __init__(
+        self, strategy: Strategy, progress: Progress, max_failed_rounds: int
+    ) -> None:
         self.strategy = strategy
         self.progress = progress
+        self._failed_rounds = FailedRounds(progress, max_failed_rounds)
         self.evaluation: MetricRecord | None = None
 
     def configure_train(
@@ -39,7 +45,15 @@ class WholeModelStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the strategy's averages."""
+        """Return the strategy's averages.
+
+        Raises
+        ------
+        RunFailed
+            If every device failed once too often.
+        """
+        replies = list(replies)
+        self._failed_rounds.check(server_round, replies)
         return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(

@@ -18,6 +18,7 @@ from flwr_splitfc.strategy.checkpoint_checks import (
     check_rounds,
     check_sizes,
 )
+from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
 from flwr_splitfc.strategy.resumable import devices_state, restore_devices
@@ -39,6 +40,8 @@ class RunState:
         As in `Progress`.
     optimizer_state : "relay", "per-device" or "fresh"
         As in `DeviceStates`.
+    max_failed_rounds : int
+        As in `FailedRounds`.
     settings : mapping of str to str
         What two runs must share for one to go on where the other stopped.
     arrays : ArrayRecord, optional
@@ -48,6 +51,7 @@ class RunState:
     ----------
     ledger : Ledger
     progress : Progress
+    failed_rounds : FailedRounds
     device_states : DeviceStates
     history : History
     rounds_done : int
@@ -66,6 +70,7 @@ class RunState:
         evaluate_every: int,
         codec: CutCodec,
         optimizer_state: OptimizerState,
+        max_failed_rounds: int,
         settings: Mapping[str, str],
         arrays: ArrayRecord | None = None,
     ) -> None:
@@ -73,6 +78,7 @@ class RunState:
         self.progress = Progress(
             num_rounds, self.ledger, evaluate_every=evaluate_every, codec=codec
         )
+        self.failed_rounds = FailedRounds(self.progress, max_failed_rounds)
         self.device_states = DeviceStates(optimizer_state, _shapes_of(arrays))
         self.history = History()
         self.rounds_done = 0

@@ -95,6 +95,9 @@ class SplitLearning(Strategy):
     evaluate_every : int (default: 1)
         Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after
         the last.
+    max_failed_rounds : int (default: 1)
+        So many rounds in a row in which every device failed end the run with
+        `RunFailed`. Where devices take turns, it counts as a round that each had one.
     optimizer_state : "relay", "per-device" or "fresh", optional
         Where a device's optimizer state comes from: from the device before it, from its
         own last turn, or nowhere. Default: "relay" where devices take turns, otherwise
@@ -164,6 +167,7 @@ class SplitLearning(Strategy):
         devices: Strategy | None = None,
         shared_server_half: bool = True,
         evaluate_every: int = 1,
+        max_failed_rounds: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
         accumulate_steps: int = 1,
@@ -206,6 +210,7 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
+        self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
             optimizer_state = _default_optimizer_state(self.devices)
         self.optimizer_state = optimizer_state
@@ -259,6 +264,9 @@ class SplitLearning(Strategy):
         CheckpointError
             If the checkpoint is damaged, foreign, or of a run with other settings, or
             another run writes into its folder; it is left as it is.
+        RunFailed
+            If every device failed in too many rounds, or in all. Nothing is saved but
+            the checkpoint, which is that of the last round before these.
         """
         with locked(self.checkpoint):
             result = self._start(
@@ -298,6 +306,7 @@ class SplitLearning(Strategy):
                 evaluate_config,
                 self._end_of_round(evaluate_fn, writer),
             )
+        self._run.failed_rounds.check_end()
         log_devices(self.ledger)
         self._run.history.fill(result)
         # Flower's result has none where no round was left, or no turn succeeded
@@ -338,6 +347,7 @@ class SplitLearning(Strategy):
             evaluate_every=self.evaluate_every,
             codec=self.codec,
             optimizer_state=self.optimizer_state,
+            max_failed_rounds=self.max_failed_rounds,
             settings=self._settings(),
             arrays=arrays,
         )
@@ -404,8 +414,16 @@ class SplitLearning(Strategy):
         """Return the device halves as `devices` combines them, and the round's metrics.
 
         Bytes, steps and loss are those that the server measured.
+
+        Raises
+        ------
+        RunFailed
+            If every device failed once too often.
         """
         server_round += self._run.rounds_done
+        replies = list(replies)
+        turns = self.devices.num_turns if isinstance(self.devices, RoundRobin) else 1
+        self._run.failed_rounds.check(server_round, replies, turns)
         arrays, averages = self.devices.aggregate_train(server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "train")
         self._run.metrics.train = metrics
@@ -450,7 +468,9 @@ class SplitLearning(Strategy):
             server_round += run.rounds_done
             run.metrics.central = report(server_round, arrays)
             run.history.add(server_round, run.metrics, run.ledger, run.progress)
-            writer.save(lambda: run.state_dict(server_round, arrays))
+            # a run that is started again makes failed rounds once more
+            if not run.failed_rounds.in_a_row:
+                writer.save(lambda: run.state_dict(server_round, arrays))
             return run.metrics.central
 
         return end_of_round

@@ -3,6 +3,7 @@
 What it trains, what it writes, and which keys it refuses.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -13,7 +14,13 @@ import torch
 from flwr.app import Context
 from torch import nn
 
-from flwr_splitfc import HeadAndTail, JoinedModel, SplitClientApp, SplitServerApp
+from flwr_splitfc import (
+    HeadAndTail,
+    JoinedModel,
+    RunFailed,
+    SplitClientApp,
+    SplitServerApp,
+)
 from tests.apps.server_runs import (
     CROSS_ENTROPY,
     accuracy,
@@ -474,12 +481,41 @@ def test_a_rounds_timeout_is_a_key(strategy: str, tmp_path: Path) -> None:
     assert results["rounds"][0]["steps"] == 10
 
 
+@pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v1", "fedavg"])
+def test_a_run_in_which_every_device_fails_says_so_and_leaves_no_model(
+    strategy: str, tmp_path: Path
+) -> None:
+    def load(context: Context) -> Any:
+        raise FileNotFoundError("no pictures here")
+
+    config = {
+        "strategy": strategy,
+        "num-devices": 3,
+        "num-rounds": 9,
+        "max-failed-rounds": 2,
+        "results-dir": str(tmp_path),
+    }
+    adam = torch.optim.Adam
+    server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
+    client = SplitClientApp(
+        DeviceHalf, load, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
+    )
+    with pytest.raises(RunFailed, match="FileNotFoundError: no pictures here"):
+        results_of(server, client, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert "FileNotFoundError: no pictures here" in written["failed"]
+    # two turns of each device
+    rounds = 6 if strategy == "splitfc" else 2
+    assert len(written["rounds"]) == rounds
+    assert all(row["failures"] for row in written["rounds"])
+
+
 def test_no_batch_is_larger_than_the_run_config_says(tmp_path: Path) -> None:
     """A device that sends more samples fails; a limit of its own wins."""
     settings = {"strategy": "split-learning", "num_rounds": 1, "batch_size": 4}
-    limited = run(tmp_path / "limited", **settings)
-    (reason,) = set(limited["rounds"][0]["failures"].values())
-    assert "samples, at most 4" in reason
+    with pytest.raises(RunFailed, match="samples, at most 4"):
+        run(tmp_path / "limited", **settings)
     free = run(tmp_path / "free", split_max_train_rows=64, **settings)
     assert free["rounds"][0]["failures"] == {}
 
@@ -521,6 +557,7 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("num_rounds", True, "num-rounds is True, wanted int"),
         ("num_devices", 0, "num-devices is 0"),
         ("evaluate_every", 0, "evaluate-every is 0"),
+        ("max_failed_rounds", 0, "max-failed-rounds is 0, wanted 1 or more"),
         ("steps_per_turn", -1, "steps-per-turn is -1, wanted 0 or more"),
         ("torch_threads", 0, "torch-threads is 0"),
         (

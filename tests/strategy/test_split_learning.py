@@ -17,6 +17,7 @@ from torch import nn
 from flwr_splitfc import (
     JoinedModel,
     RoundRobin,
+    RunFailed,
     SplitClientApp,
     SplitFC,
     SplitLearning,
@@ -517,7 +518,8 @@ def test_settings_out_of_range():
 )
 def test_devices_and_strategy_agree_whose_the_loss_is(loss_fn, tail, said):
     strategy = SplitLearning(seeded(ServerHalf), loss_fn, ADAM, devices=alone())
-    strategy.start(LocalGrid(app(tail=tail), 1), arrays(), 1)
+    with pytest.raises(RunFailed, match=said):
+        strategy.start(LocalGrid(app(tail=tail), 1), arrays(), 1)
     assert said in strategy.ledger.failures(1)["0"]
 
 

@@ -12,6 +12,7 @@ from flwr_splitfc.exchange.server.traffic import Traffic
 
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
 _MOST_REASON_CHARACTERS = 500
+_OF_SIMULATION = "Exception ClientAppException occurred. Message: "
 _UNKNOWN_ERROR = 0  # among Flower's error codes
 
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, DecodeError)
@@ -68,10 +69,21 @@ def readable_error(message: Message, error: Error) -> Message:
 
 def failure_of(reply: Message) -> str:
     """Return why a device failed; of a traceback, the line with the error."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    if not lines:
+    lines = [line.strip() for line in (reply.error.reason or "").splitlines()]
+    told = [line for line in lines if line]
+    if not told:
         return "no reason given"
-    return one_line(lines[-1].strip(), _MOST_REASON_CHARACTERS)
+    return one_line(_error_line(told), _MOST_REASON_CHARACTERS)
+
+
+def _error_line(lines: list[str]) -> str:
+    last = lines[-1]
+    if not last.startswith(_OF_SIMULATION):
+        return last
+    # the simulation engine's own error repeats the text of the app's, not its type
+    text = last.removeprefix(_OF_SIMULATION).removesuffix("'>")
+    typed = [line for line in lines if line.endswith(f": {text}")]
+    return typed[0] if typed else text
 
 
 def _metrics_of(reply: Message) -> Iterator[MetricRecord]:

@@ -1,6 +1,7 @@
 """A grid that counts the bytes of Flower's messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from logging import getLogger
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -9,6 +10,7 @@ from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import (
+    failure_of,
     purpose_of,
     reported_loss,
     reported_steps,
@@ -19,6 +21,8 @@ from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.model_coder import ModelCoder
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
+
+logger = getLogger("flwr")
 
 
 class MeteredGrid(DelegatingGrid):
@@ -97,7 +101,9 @@ class MeteredGrid(DelegatingGrid):
             # a reply that nothing waits for must not end the run for all
             if message_id in asked:
                 answered.append(self._received(reply, asked[message_id], names))
-        return self.checks.checked(answered)
+        checked = self.checks.checked(answered)
+        self._report(messages, names, checked, timeout)
+        return checked
 
     def _count_sent(self, messages: Iterable[Message], names: dict[int, str]) -> None:
         meter = MessageMeter()
@@ -126,3 +132,56 @@ class MeteredGrid(DelegatingGrid):
         traffic.add(reported_steps(reply))
         traffic.add(reported_loss(reply))
         return traffic
+
+    def _report(
+        self,
+        messages: Sequence[Message],
+        names: dict[int, str],
+        replies: Sequence[Message],
+        timeout: float | None,
+    ) -> None:
+        """Log which devices failed, and why, and enter them in the ledger."""
+        asked = [message for message in messages if purpose_of(message) is not None]
+        failures = {
+            **self._missing(asked, names, replies, timeout),
+            **_errors(names, replies),
+        }
+        if not failures:
+            return
+        server_round = self.round_of(asked[0])
+        for device, why in failures.items():
+            logger.warning(
+                "Device %s failed in round %d: %s", device, server_round, why
+            )
+        self.ledger.add_failures(server_round, failures)
+
+    def _missing(
+        self,
+        messages: Sequence[Message],
+        names: dict[int, str],
+        replies: Sequence[Message],
+        timeout: float | None,
+    ) -> dict[str, str]:
+        """Return by device why its reply is missing."""
+        present = set(self.inner.get_node_ids())
+        replied = {names.get(reply.metadata.src_node_id) for reply in replies}
+        missing = {}
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            device = names[node_id]
+            if device in replied:
+                continue
+            if node_id in present:
+                missing[device] = f"no reply within {timeout} s"
+            else:
+                missing[device] = "its node is gone"
+        return missing
+
+
+def _errors(names: dict[int, str], replies: Sequence[Message]) -> dict[str, str]:
+    """Return by device what its error reply says."""
+    return {
+        names[reply.metadata.src_node_id]: failure_of(reply)
+        for reply in replies
+        if reply.has_error() and reply.metadata.src_node_id in names
+    }

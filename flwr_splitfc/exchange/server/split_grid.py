@@ -1,7 +1,6 @@
 """A grid that hands out session tickets with Flower's messages."""
 
 from collections.abc import Sequence
-from logging import getLogger
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,7 +19,6 @@ from flwr_splitfc.exchange.server.devices import name_order
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import (
     error_reply,
-    failure_of,
     purpose_of,
     reported_loss,
 )
@@ -30,8 +28,6 @@ from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
-
-logger = getLogger("flwr")
 
 
 class SplitGrid(MeteredGrid):
@@ -102,8 +98,7 @@ class SplitGrid(MeteredGrid):
         finally:
             tokens = [each.token for each in outgoing if each.token is not None]
             self.endpoint.end_round(tokens)
-        asked = [message for message in messages if purpose_of(message) is not None]
-        self._report(asked, names, replies, timeout)
+        self._report(messages, names, replies, timeout)
         # Float sums depend on their order: let it be the devices', not that of sampling
         # or of arrival.
         return sorted(
@@ -213,55 +208,3 @@ class SplitGrid(MeteredGrid):
             if asked.token is not None and reply.has_content():
                 self.endpoint.replied(asked.token)
         return replies
-
-    def _report(
-        self,
-        messages: Sequence[Message],
-        names: dict[int, str],
-        replies: Sequence[Message],
-        timeout: float | None,
-    ) -> None:
-        """Log which devices failed, and why, and enter them in the ledger."""
-        failures = {
-            **self._missing(messages, names, replies, timeout),
-            **_errors(names, replies),
-        }
-        if not failures:
-            return
-        server_round = self.round_of(messages[0])
-        for device, why in failures.items():
-            logger.warning(
-                "Device %s failed in round %d: %s", device, server_round, why
-            )
-        self.ledger.add_failures(server_round, failures)
-
-    def _missing(
-        self,
-        messages: Sequence[Message],
-        names: dict[int, str],
-        replies: Sequence[Message],
-        timeout: float | None,
-    ) -> dict[str, str]:
-        """Return by device why its reply is missing."""
-        present = set(self.inner.get_node_ids())
-        replied = {names.get(reply.metadata.src_node_id) for reply in replies}
-        missing = {}
-        for message in messages:
-            node_id = message.metadata.dst_node_id
-            device = names[node_id]
-            if device in replied:
-                continue
-            if node_id in present:
-                missing[device] = f"no reply within {timeout} s"
-            else:
-                missing[device] = "its node is gone"
-        return missing
-
-
-def _errors(names: dict[int, str], replies: Sequence[Message]) -> dict[str, str]:
-    """Return by device what its error reply says."""
-    return {
-        names[reply.metadata.src_node_id]: failure_of(reply)
-        for reply in replies
-        if reply.has_error() and reply.metadata.src_node_id in names
-    }

@@ -1,0 +1,147 @@
+"""Rounds in which every device fails: they end the run, with the reason."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, QFedAvg, Strategy
+from torch import nn
+
+from flwr_splitfc import (
+    RoundRobin,
+    RunFailed,
+    SplitClientApp,
+    SplitFC,
+    SplitFedV1,
+    SplitFedV2,
+    SplitLearning,
+)
+from flwr_splitfc.exchange.protocol.ticket import Ticket
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
+from tests.local_grid import App, LocalGrid
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+GOOD = SplitClientApp(DeviceHalf, lambda context: (batches(2), batches(1)), ADAM)
+
+
+def failing(fails: Callable[[int, int], bool]) -> App:
+    """An app whose device fails in a round of training where `fails(device, round)`."""
+
+    def app(message: Message, context: Context) -> Message:
+        device = context.node_config["partition-id"]
+        if message.metadata.message_type == "train":
+            server_round = Ticket.from_message(message).server_round
+            if fails(device, server_round):
+                raise ZeroDivisionError(f"the fault of device {device}")
+        return GOOD(message, context)
+
+    return app
+
+
+def start(
+    app: App, rounds: int, strategy: type[SplitLearning] = SplitLearning, **options: Any
+) -> tuple[SplitLearning, ArrayRecord]:
+    random.seed(0)  # of which device comes first in a sample
+    run = strategy(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, **options)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    result = run.start(LocalGrid(app, 3, workers=0), arrays, rounds)
+    return run, result.arrays
+
+
+def sample(kind: type[FedAvg] = FedAvg, **options: Any) -> Strategy:
+    return kind(min_available_nodes=3, fraction_evaluate=0.0, **options)
+
+
+def in_turn() -> RoundRobin:
+    return RoundRobin(min_available_nodes=3, fraction_evaluate=0.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "failed"),
+    [
+        (SplitFC, in_turn(), "rounds 4 to 6"),
+        (SplitLearning, sample(), "round 4"),
+        (SplitLearning, sample(FedAdam), "round 4"),
+        (SplitLearning, sample(FedMedian), "round 4"),
+        (SplitLearning, sample(QFedAvg, client_learning_rate=0.01), "round 4"),
+        (SplitFedV1, None, "round 4"),
+        (SplitFedV2, None, "round 4"),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_the_run_ends_with_the_reason(
+    strategy: type[SplitLearning], devices: Strategy | None, failed: str, tmp_path: Path
+) -> None:
+    app = failing(lambda device, server_round: server_round > 3)
+    reason = (
+        rf"every device failed in {failed}, device \d with: "
+        r"ZeroDivisionError: the fault of device \d"
+    )
+    with pytest.raises(RunFailed, match=reason):
+        start(app, 9, strategy, devices=devices, save_to=tmp_path)
+    assert not list(tmp_path.iterdir()), "a model that no run finished"
+
+
+def test_the_failed_rounds_are_among_the_runs_rounds() -> None:
+    run = SplitFedV2(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=sample())
+    app = failing(lambda device, server_round: server_round > 1)
+    with pytest.raises(RunFailed):
+        run.start(
+            LocalGrid(app, 3),
+            ArrayRecord(seeded(DeviceHalf).state_dict()),
+            num_rounds=4,
+        )
+    first, second = run.progress.rows
+    assert (first["failures"], first["steps"]) == ({}, 6)
+    assert second["failures"].keys() == {"0", "1", "2"}
+    assert second["loss"] is None
+
+
+@pytest.mark.parametrize("devices", [in_turn, sample])
+def test_a_device_alone_ends_no_run(devices: Callable[[], Strategy]) -> None:
+    run, _ = start(failing(lambda device, _: device == 1), 6, devices=devices())
+    failed = [list(row["failures"]) for row in run.progress.rows]
+    alone = [[], ["1"], []] * 2
+    assert failed == (alone if isinstance(run.devices, RoundRobin) else 6 * [["1"]])
+
+
+def test_how_many_such_rounds_end_a_run_is_a_setting() -> None:
+    app = failing(lambda device, server_round: server_round in (2, 3, 5, 6, 7))
+    with pytest.raises(RunFailed, match="in rounds 5 to 7"):
+        start(app, 9, devices=sample(), max_failed_rounds=3)
+    run, _ = start(app, 9, devices=sample(), max_failed_rounds=4)
+    assert len(run.progress.rounds) == 9
+    with pytest.raises(ValueError, match="max_failed_rounds is 0, wanted 1 or more"):
+        start(app, 9, max_failed_rounds=0)
+
+
+def test_fewer_turns_than_devices_that_all_fail_are_no_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailed,
+        match=r"nothing was trained: .* in rounds 1 to 2, .*the fault of device 1",
+    ):
+        start(failing(lambda *_: True), 2, devices=in_turn(), save_to=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("devices", [in_turn, sample])
+def test_the_run_goes_on_once_the_cause_is_cured(
+    devices: Callable[[], Strategy], tmp_path: Path
+) -> None:
+    """From the round before the failed ones, to what a run without a fault has."""
+    for _ in range(2):
+        with pytest.raises(RunFailed):
+            start(
+                failing(lambda device, server_round: server_round > 2),
+                6,
+                devices=devices(),
+                checkpoint=tmp_path,
+            )
+    _, cured = start(GOOD, 6, devices=devices(), checkpoint=tmp_path)
+    _, whole = start(GOOD, 6, devices=devices())
+    assert same(cured.to_torch_state_dict(), whole.to_torch_state_dict())
