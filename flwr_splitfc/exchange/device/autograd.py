@@ -10,44 +10,58 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 
 
-def server_loss(steps: Steps, features: Tensor, labels: Tensor) -> Tensor:
+def server_loss(
+    steps: Steps, features: Tensor, labels: Tensor, watch: BackwardWatch
+) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
     _check_graph(features)
-    return _ServerLoss.apply(features, labels, steps)  # type: ignore[no-any-return]
+    loss: Tensor = _ServerLoss.apply(features, labels, steps, watch)
+    return loss
 
 
-def server_output(steps: UShapedSteps, features: Tensor) -> Tensor:
+def server_output(
+    steps: UShapedSteps, features: Tensor, watch: BackwardWatch
+) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
     _check_graph(features)
-    return _ServerOutput.apply(features, steps)  # type: ignore[no-any-return]
+    output: Tensor = _ServerOutput.apply(features, steps, watch)
+    return output
 
 
 class _ServerLoss(torch.autograd.Function):
     """The network and the server half, with its loss."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, labels: Tensor, steps: Steps) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, features: Tensor, labels: Tensor, steps: Steps, watch: BackwardWatch
+    ) -> Tensor:
         loss, gradient = steps.train(features.detach(), labels.detach())
+        ctx.watch, ctx.owed = watch, watch.owe()
         ctx.save_for_backward(gradient.reshape(features.shape).to(features.dtype))
         return torch.tensor(loss, dtype=torch.float32, device=features.device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+        ctx.watch.settle(ctx.owed)
         (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None
+        return grad_output * gradient, None, None, None
 
 
 class _ServerOutput(torch.autograd.Function):
     """The network, the server half, and the network."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, steps: UShapedSteps) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, features: Tensor, steps: UShapedSteps, watch: BackwardWatch
+    ) -> Tensor:
         output, ctx.begun = steps.begin(features.detach())
+        ctx.watch, ctx.owed = watch, watch.owe()
         ctx.steps = steps
         ctx.shape, ctx.dtype = features.shape, features.dtype
         return output
@@ -55,9 +69,10 @@ class _ServerOutput(torch.autograd.Function):
     @staticmethod
     # the gradient from the server has no graph of its own
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        ctx.watch.settle(ctx.owed)
         gradient = ctx.steps.end(grad_output, ctx.begun)
-        return gradient.reshape(ctx.shape).to(ctx.dtype), None
+        return gradient.reshape(ctx.shape).to(ctx.dtype), None, None
 
 
 def _check_graph(features: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
+from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
@@ -126,6 +127,7 @@ class Session:
         self._optimizer = optimizer
         # what earlier turns left, as the message brought it
         self._kept = kept or pb.Kept()
+        self._watch = BackwardWatch(ticket.device)
         self._line = Line(transport)
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
@@ -169,7 +171,7 @@ class Session:
                 "the strategy has no loss_fn, so the loss is this device's: train with "
                 "criterion(tail(server.forward(features)), labels)"
             )
-        return server_loss(self._steps, features, labels)
+        return server_loss(self._steps, features, labels, self._watch)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the server half's output for one mini-batch.
@@ -201,7 +203,7 @@ class Session:
                 "the strategy has a loss_fn, so the loss is the server's: train with "
                 "server.loss(features, labels), or make the strategy with loss_fn=None"
             )
-        return server_output(self._u_shaped_steps, features)
+        return server_output(self._u_shaped_steps, features, self._watch)
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
@@ -260,6 +262,7 @@ class Session:
         # after an error, nothing of this turn is kept for the next
         try:
             if error is None:
+                self._watch.end()
                 self._close()
         finally:
             self._line.hang_up()
