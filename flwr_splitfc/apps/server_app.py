@@ -124,7 +124,8 @@ class SplitServerApp(ServerApp):
                                             rounds, on their own data and with features
                                             coded as `evaluation` says;
                                             ``device_accuracy`` of the results
-    ``num-devices``           2             how many to wait for before the first round
+    ``num-devices``           2             how many to wait for before the first round,
+                                            at most ``split-wait-timeout-s``
     ``round-timeout-s``       3600          seconds after which a round ends without the
                                             devices that are missing
     ``max-failed-rounds``     1             rounds in a row in which every device failed
@@ -182,7 +183,8 @@ class SplitServerApp(ServerApp):
         settings = read_settings(RunSettings, context.run_config)
         torch.set_num_threads(settings.torch_threads)
         # or the first round would choose among those that happen to be there
-        wait_for_devices(grid, settings.num_devices)
+        limits = _endpoint_config(context.run_config).limits
+        wait_for_devices(grid, settings.num_devices, "num-devices", limits)
         device, server = self._make_halves(context, settings.seed)
         if settings.strategy in UNSPLIT:
             joined = JoinedModel(device, server)

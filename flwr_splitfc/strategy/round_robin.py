@@ -100,7 +100,7 @@ class RoundRobin(FedAvg):
         # later turns go to those that are left
         if self._complete_once is grid:
             num_devices = 1
-        nodes = wait_for_devices(grid, num_devices)
+        nodes = wait_for_devices(grid, num_devices, "min_available_nodes")
         self._complete_once = grid
         return turn_order(self._devices_of(grid).names(nodes))
 

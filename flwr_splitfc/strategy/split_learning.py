@@ -21,6 +21,7 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     SplitGrid,
 )
+from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.exchange.server.half_trainer import Update
@@ -43,6 +44,7 @@ from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
+from flwr_splitfc.strategy.waiting import wait_for_devices
 
 _MODEL_CODEC = ModelCodec(weights=4, changes=3, state=3)
 
@@ -265,8 +267,9 @@ class SplitLearning(Strategy):
             If the checkpoint is damaged, foreign, or of a run with other settings, or
             another run writes into its folder; it is left as it is.
         RunFailed
-            If every device failed in too many rounds, or in all. Nothing is saved but
-            the checkpoint, which is that of the last round before these.
+            If every device failed in too many rounds, or in all, or too few devices
+            came. Nothing is saved but the checkpoint, which is that of the last round
+            before.
         """
         with locked(self.checkpoint):
             result = self._start(
@@ -406,6 +409,9 @@ class SplitLearning(Strategy):
         # the tickets' round: not every strategy tells it in its messages
         if isinstance(grid, SplitGrid):
             grid.server_round = server_round
+        # devices in turn wait once: later turns go to those that are left
+        if not isinstance(self.devices, RoundRobin):
+            self._wait_for_devices(grid, "train")
         return self.devices.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -436,6 +442,7 @@ class SplitLearning(Strategy):
         server_round += self._run.rounds_done
         if not self.progress.due(server_round):
             return []
+        self._wait_for_devices(grid, "evaluate")
         return self.devices.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
@@ -451,6 +458,13 @@ class SplitLearning(Strategy):
         metrics = with_totals(averages, self.ledger, server_round, "evaluate")
         self._run.metrics.evaluate = metrics
         return metrics
+
+    def _wait_for_devices(self, grid: Grid, purpose: Purpose) -> None:
+        """Wait up to a limit, where Flower's strategies wait without one."""
+        if getattr(self.devices, f"fraction_{purpose}", 1.0) == 0:
+            return
+        for setting in ("min_available_nodes", f"min_{purpose}_nodes"):
+            wait_for_devices(grid, getattr(self.devices, setting, 0), setting)
 
     def _end_of_round(
         self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter

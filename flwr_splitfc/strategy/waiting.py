@@ -1,9 +1,13 @@
-"""Waiting for the devices of a run."""
+"""Waiting for the devices of a run, up to a limit."""
 
 import time
 from logging import getLogger
 
 from flwr.serverapp import Grid
+
+from flwr_splitfc.exchange import Limits
+from flwr_splitfc.exchange.server.split_grid import SplitGrid
+from flwr_splitfc.strategy.failed_rounds import RunFailed
 
 _POLL_S = 0.1
 _LOG_EVERY_S = 10.0
@@ -11,14 +15,51 @@ _LOG_EVERY_S = 10.0
 logger = getLogger("flwr")
 
 
-def wait_for_devices(grid: Grid, num_devices: int) -> list[int]:
-    """Return the node ids, as soon as there are as many as `num_devices`."""
-    logged = time.monotonic()
+def wait_for_devices(
+    grid: Grid, num_devices: int, setting: str, limits: Limits | None = None
+) -> list[int]:
+    """Return the node ids, as soon as there are as many as `num_devices`.
+
+    Parameters
+    ----------
+    grid : Grid
+    num_devices : int
+    setting : str
+        What the number is called where the user set it.
+    limits : Limits, optional
+        With the most seconds to wait; default those of a `SplitGrid`, else
+        `Limits`'s own.
+
+    Raises
+    ------
+    RunFailed
+        If fewer came in time.
+    """
+    limits = limits or _limits_of(grid)
+    started = logged = time.monotonic()
     nodes = list(grid.get_node_ids())
     while len(nodes) < num_devices:
-        if time.monotonic() - logged > _LOG_EVERY_S:
-            logger.info("Waiting for devices: %d of %d", len(nodes), num_devices)
-            logged = time.monotonic()
+        now = time.monotonic()
+        if now - started > limits.wait_timeout_s:
+            raise RunFailed(
+                f"{len(nodes)} of {num_devices} devices came within "
+                f"{limits.wait_timeout_s:g} s (wait_timeout_s). Lower {setting}, or "
+                "start more SuperNodes; in a simulation, num-supernodes says how many"
+            )
+        if now - logged > _LOG_EVERY_S:
+            logger.info(
+                "Waiting for devices: %d of %d (%s), for %d s of at most %g",
+                len(nodes),
+                num_devices,
+                setting,
+                now - started,
+                limits.wait_timeout_s,
+            )
+            logged = now
         time.sleep(_POLL_S)
         nodes = list(grid.get_node_ids())
     return nodes
+
+
+def _limits_of(grid: Grid) -> Limits:
+    return grid.endpoint.limits if isinstance(grid, SplitGrid) else Limits()

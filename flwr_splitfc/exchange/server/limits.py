@@ -45,6 +45,9 @@ class Limits:
         Seconds that a device has for its Flower reply after its session is over, or
         after it left its stream. A device that exceeds them is not waited for any
         longer in the round.
+    wait_timeout_s : float (default: 600)
+        Seconds that a round waits until there are as many devices as it needs; then the
+        run ends.
     connection_idle_timeout_s : float (default: 10)
         Seconds that a connection may stay without a session.
 
@@ -68,6 +71,7 @@ class Limits:
     idle_timeout_s: float = 600.0
     reconnect_timeout_s: float = 60.0
     reply_timeout_s: float = 600.0
+    wait_timeout_s: float = 600.0
     connection_idle_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
