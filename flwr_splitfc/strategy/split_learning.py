@@ -24,7 +24,7 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.exchange.server.half_trainer import Update
+from flwr_splitfc.exchange.server.half_steps import Update
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import (
     JoinedModel,

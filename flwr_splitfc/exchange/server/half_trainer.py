@@ -1,16 +1,21 @@
-"""The server half in training: one step is applied as a whole, or not at all."""
+"""The server half in training: one step is applied as a whole, or not at all.
+
+A step has two parts. The gradient by the features is what a device waits for; applying
+the step (the optimizer, and what makes it possible to go back) can follow when the
+device has its answer. It is applied before anything else is done with the half.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.lr_scheduler import LRScheduler
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import (
@@ -18,6 +23,12 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     LabelsRefused,
     SplitError,
     StepRefused,
+)
+from flwr_splitfc.exchange.server.half_steps import (
+    BegunStep,
+    ForwardPass,
+    PendingUpdate,
+    Update,
 )
 from flwr_splitfc.exchange.server.step_checks import (
     check_buffers,
@@ -38,46 +49,12 @@ _GENERATOR = Lock()
 """Of torch's generator, which is one for all threads: copies of a half share it."""
 
 
-class Update(NamedTuple):
-    """One mini-batch that a server half was trained on."""
-
-    server_round: int
-    device: str
-    step: int
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardPass:
-    """A mini-batch between the server half's forward and backward pass.
-
-    The half itself is as it was before the pass.
-
-    Parameters
-    ----------
-    features : Tensor of shape (B, ...)
-        The leaf of the graph, on the half's device.
-    output : Tensor of shape (B, ...)
-        With its graph.
-    buffers : dict of str to Tensor
-        The half's, as the pass leaves them.
-    step : int
-        The steps that were behind the half, which its randomness is drawn from.
-    changes : int
-        How often the half's tensors were written before: by steps, and by undoing them.
-    """
-
-    features: Tensor
-    output: Tensor
-    buffers: dict[str, Tensor]
-    step: int
-    changes: int
-
-
 class HalfTrainer:
     """Trains a server half on the features that devices send.
 
     Many sessions may call it at once: a lock lets one step in at a time. A step is one
     call of `step`, or of `forward` and `backward` where the loss is the device's.
+    `begin_step` and `begin_backward` return before the step is applied.
 
     Parameters
     ----------
@@ -107,11 +84,15 @@ class HalfTrainer:
 
     Attributes
     ----------
+    model : nn.Module
+    optimizer : torch.optim.Optimizer
+    scheduler : LRScheduler or None
     steps : int
         Mini-batches so far.
     record_updates : bool
         Whether to write down in `updates` which batches came, in the order in which
         they were applied.
+    updates : list of Update
     """
 
     def __init__(
@@ -130,32 +111,63 @@ class HalfTrainer:
         _check_settings(accumulate_steps, max_grad_norm)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
-        self.model = model.to(self.device)
+        self._model = model.to(self.device)
         self.loss_fn = loss_fn
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
-        self.optimizer = optimizer(self.model.parameters())
-        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self._optimizer = optimizer(self._model.parameters())
+        self._scheduler = scheduler(self._optimizer) if scheduler else None
         self.accumulate_steps = accumulate_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
-        self.steps = 0
         self.record_updates = False
-        self.updates: list[Update] = []
         self.feature_shape = None if feature_shape is None else tuple(feature_shape)
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._undo = StepUndo(self.model, self.optimizer, self.scheduler)
+        self._steps = 0
+        self._updates: list[Update] = []
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._undo = StepUndo(self._model, self._optimizer, self._scheduler)
         self._changes = 0
         self._note_weights()
+        self._pending: PendingUpdate | None = None
         self._lock = Lock()
+
+    @property
+    def model(self) -> nn.Module:
+        self.apply_begun()
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        self.apply_begun()
+        return self._optimizer
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        self.apply_begun()
+        return self._scheduler
+
+    @property
+    def steps(self) -> int:
+        self.apply_begun()
+        return self._steps
+
+    @property
+    def updates(self) -> list[Update]:
+        self.apply_begun()
+        return self._updates
+
+    def apply_begun(self) -> None:
+        """Apply the step that was begun and not yet finished, if there is one."""
+        with self._exclusively():
+            pass
 
     def copy(self, seed: int) -> "HalfTrainer":
         """Copy the model as it is now, with an optimizer and a scheduler of its own.
 
         Both are fresh.
         """
-        with self._lock:
-            model = deepcopy(self.model)
+        with self._exclusively():
+            model = deepcopy(self._model)
         # gradients that the original has accumulated are its own
         model.zero_grad()
         return HalfTrainer(
@@ -176,30 +188,31 @@ class HalfTrainer:
         That is weights, buffers, optimizer, scheduler, gradients that are not applied
         yet, and counts.
         """
-        with self._lock:
+        with self._exclusively():
+            schedule = self._scheduler.state_dict() if self._scheduler else None
             return {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "model": self._model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scheduler": schedule,
                 "gradients": [_stored(p.grad) for p in self._parameters],
-                "steps": self.steps,
-                "updates": [tuple(update) for update in self.updates],
+                "steps": self._steps,
+                "updates": [tuple(update) for update in self._updates],
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, for the same model and optimizer."""
-        with self._lock:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
+        with self._exclusively():
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self._scheduler is not None:
+                self._scheduler.load_state_dict(state["scheduler"])
             gradients = state["gradients"]
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 if gradient is not None:
                     gradient = gradient.to(self.device)
                 parameter.grad = gradient
-            self.steps = state["steps"]
-            self.updates = [Update(*update) for update in state["updates"]]
+            self._steps = state["steps"]
+            self._updates = [Update(*update) for update in state["updates"]]
             self._note_weights()
 
     def step(
@@ -224,12 +237,21 @@ class HalfTrainer:
         FeaturesRefused, LabelsRefused, StepRefused
             Nothing has changed then: neither weights nor buffers nor optimizer.
         """
-        with self._lock, self._rng(self.steps), self._as_a_whole():
+        begun = self.begin_step(features, labels, origin)
+        begun.finish()
+        return begun.loss, begun.gradient
+
+    def begin_step(
+        self, features: Tensor, labels: Tensor, origin: Update | None = None
+    ) -> BegunStep:
+        """Make the gradient of a `step`, which is applied later.
+
+        Parameters and errors are those of `step`, but for what only applying it shows.
+        """
+        with self._exclusively(), self._rng(self._steps), self._as_a_whole():
             x = features.to(self.device).requires_grad_()
             loss = self._loss(x, labels.to(self.device))
-            loss_value = loss.item()
-            x_grad = self._train(loss, None, x, origin)
-        return loss_value, x_grad
+            return self._gradient(loss, None, x, origin)
 
     def forward(self, features: Tensor) -> ForwardPass:
         """Make the first half of a step, the forward pass in training mode.
@@ -245,9 +267,9 @@ class HalfTrainer:
         FeaturesRefused, StepRefused
             The half does not take the features, or its output cannot go to a device.
         """
-        with self._lock, self._rng(self.steps):
+        with self._exclusively(), self._rng(self._steps):
             x = features.to(self.device).requires_grad_()
-            passed = self._pass(x, self.steps)
+            passed = self._pass(x, self._steps)
             check_output(passed.output, len(features))
         return passed
 
@@ -278,13 +300,25 @@ class HalfTrainer:
         StepRefused
             Nothing has changed then.
         """
-        with self._lock, self._rng(passed.step), self._as_a_whole():
+        begun = self.begin_backward(passed, gradient, origin)
+        begun.finish()
+        return begun.gradient
+
+    def begin_backward(
+        self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None
+    ) -> BegunStep:
+        """Make the gradient of a `backward`, which is applied later.
+
+        Parameters and errors are those of `backward`, but for what only applying it
+        shows.
+        """
+        with self._exclusively(), self._rng(passed.step), self._as_a_whole():
             # torch refuses a graph whose tensors were written since
             if passed.changes != self._changes:
                 features = passed.features.detach().requires_grad_()
                 passed = self._pass(features, passed.step)
             self._take_buffers(passed.buffers)
-            return self._train(
+            return self._gradient(
                 passed.output, gradient.to(passed.output), passed.features, origin
             )
 
@@ -299,22 +333,22 @@ class HalfTrainer:
         FeaturesRefused
             The half does not take the features.
         """
-        with self._lock, self._rng(self.steps):
-            self.model.eval()
+        with self._exclusively(), self._rng(self._steps):
+            self._model.eval()
             try:
-                output: Tensor = self.model(features.to(self.device))
+                output: Tensor = self._model(features.to(self.device))
             except Exception as error:
                 raise FeaturesRefused(
                     f"the server half does not take {tuple(features.shape)}: {error}"
                 ) from error
             finally:
-                self.model.train()
+                self._model.train()
         return output.cpu()
 
     # -- forward -----------------------------------------------------------------------
 
     def _run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
-        self.model.train()
+        self._model.train()
         try:
             return model(x)
         except Exception as error:
@@ -325,19 +359,19 @@ class HalfTrainer:
     def _pass(self, x: Tensor, step: int) -> ForwardPass:
         # Not the model's own buffers: to put them back would invalidate the graph of
         # another session's pass.
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        model = partial(functional_call, self.model, buffers)
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        model = partial(functional_call, self._model, buffers)
         output = self._run(model, x)
         return ForwardPass(x, output, buffers, step, self._changes)
 
     @torch.no_grad()
     def _take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self._model.named_buffers():
             buffer.copy_(buffers[name])
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         assert self.loss_fn is not None  # the session has seen to it
-        outputs = self._run(self.model, x)
+        outputs = self._run(self._model, x)
         check_labels(self.loss_fn, outputs, labels)
         try:
             loss = self.loss_fn(outputs, labels)
@@ -351,32 +385,42 @@ class HalfTrainer:
 
     # -- backward ----------------------------------------------------------------------
 
-    def _train(
+    def _gradient(
         self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None
-    ) -> Tensor:
-        """Go back from `out` to `x`, and apply the step.
-
-        Returns
-        -------
-        Tensor of shape (B, ...)
-            The gradient by `x`, on the CPU.
-        """
+    ) -> BegunStep:
+        """Go back from `out` to `x`, and leave the step to be applied."""
         x_grad, *grads = torch.autograd.grad(
             out, [x, *self._parameters], out_grad, allow_unused=True
         )
-        what = "the output" if out.ndim else f"loss {out.item()}"
+        loss = 0.0 if out.ndim else out.item()
+        what = "the output" if out.ndim else f"loss {loss}"
         check_finite(f"{what} with a gradient", out, [x_grad, *grads])
-        check_buffers(self.model, self._finite_buffers)
-        self._apply(grads)
-        self._check_weights(x)
-        # the last check: from here on the step is applied
-        self.steps += 1
-        if self.record_updates and origin is not None:
-            self.updates.append(origin)
+        check_buffers(self._model, self._finite_buffers)
         # a server half may ignore its input
         if x_grad is None:
-            return torch.zeros_like(x, device="cpu")
-        return x_grad.cpu()
+            x_grad = torch.zeros_like(x)
+        begun = BegunStep(self.apply_begun, loss, x_grad.cpu())
+        self._pending = PendingUpdate(begun, grads, x.detach(), origin)
+        return begun
+
+    # -- applying a step ---------------------------------------------------------------
+
+    def _apply_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            with self._as_a_whole(updates=True):
+                with self._update_rng():
+                    self._apply(pending.grads)
+                self._check_weights(pending.features)
+        except StepRefused as refusal:
+            # its own session is told, whoever asked for it to be applied
+            pending.begun.refusal = refusal
+            return
+        self._steps += 1
+        if self.record_updates and pending.origin is not None:
+            self._updates.append(pending.origin)
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
@@ -387,7 +431,7 @@ class HalfTrainer:
                 parameter.grad = parameter.grad + grad
             else:
                 parameter.grad = parameter.grad.clone()
-        if (self.steps + 1) % self.accumulate_steps == 0:
+        if (self._steps + 1) % self.accumulate_steps == 0:
             self._step_optimizer()
 
     def _step_optimizer(self) -> None:
@@ -397,12 +441,19 @@ class HalfTrainer:
                     parameter.grad /= self.accumulate_steps
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     # -- around a step -----------------------------------------------------------------
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Keep other sessions out; all steps that were begun are applied."""
+        with self._lock:
+            self._apply_pending()
+            yield
 
     @contextmanager
     def _rng(self, step: int) -> Iterator[None]:
@@ -410,17 +461,41 @@ class HalfTrainer:
 
         Sessions at the same time leave each other's draws alone.
         """
-        cuda_devices = []
+        seed = derive_seed(self.seed, "server-half", step)
+        # not by `torch.manual_seed`, which takes as long as a small layer
+        generators = [torch.default_generator]
         if self.device.type == "cuda":
-            cuda_devices.append(self.device.index or 0)
-        with _GENERATOR, torch.random.fork_rng(devices=cuda_devices):
-            torch.manual_seed(derive_seed(self.seed, "server-half", step))
-            yield
+            generators.append(torch.cuda.default_generators[self.device.index or 0])
+        with _GENERATOR:
+            states = [generator.get_state() for generator in generators]
+            for generator in generators:
+                generator.manual_seed(seed)
+            try:
+                yield
+            finally:
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+
+    def _update_rng(self) -> AbstractContextManager[None]:
+        # Devices go on meanwhile, and in a simulation of one process they may draw from
+        # the same generator: it is left alone where the optimizer is known not to draw.
+        if type(self._optimizer).__module__.startswith("torch.optim."):
+            return nullcontext()
+        return self._rng(self._steps)
 
     @contextmanager
-    def _as_a_whole(self) -> Iterator[None]:
-        """Undo a step that fails, and refuse it, whatever it fails of."""
-        self._undo.save()
+    def _as_a_whole(self, *, updates: bool = False) -> Iterator[None]:
+        """Undo what fails of a step, and refuse it, whatever it fails of.
+
+        Parameters
+        ----------
+        updates : bool
+            Whether weights are updated; before, a step changes nothing but buffers.
+        """
+        if updates:
+            self._undo.save_weights()
+        else:
+            self._undo.save_buffers()
         try:
             yield
             self._changes += 1
@@ -438,7 +513,7 @@ class HalfTrainer:
 
     def _note_weights(self) -> None:
         """Take the weights and buffers as good: what is checked starts from them."""
-        self._finite_buffers = finite_buffers(self.model)
+        self._finite_buffers = finite_buffers(self._model)
         self._checked_norm = max(self._weights_norm(), 1.0)
 
     def _weights_norm(self) -> float:
@@ -455,9 +530,10 @@ class HalfTrainer:
         # NaN is not at most anything
         if norm <= _GROWTH * self._checked_norm:
             return
-        largest = x.detach().abs().max().clamp(min=1.0)
-        probe = (x.detach() / largest).requires_grad_()
-        passed = self._pass(probe, self.steps)
+        largest = x.abs().max().clamp(min=1.0)
+        probe = (x / largest).requires_grad_()
+        with self._rng(self._steps):
+            passed = self._pass(probe, self._steps)
         check_next_step(passed.output, [probe, *self._parameters])
         self._checked_norm = norm
 

@@ -48,7 +48,7 @@ class SharedHalf(Halves):
         return
 
     def end_round(self) -> None:
-        return
+        self.half.apply_begun()
 
 
 class CopiedHalves(Halves):

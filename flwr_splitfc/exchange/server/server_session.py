@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from threading import Condition
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.split_errors import (
@@ -39,6 +39,13 @@ class Connection(Protocol):
 
     def cancel(self) -> object:
         """End it."""
+
+
+class _Exchanged(NamedTuple):
+    """A frame and its answer; None is an answer that goes nowhere."""
+
+    frame: pb.DeviceFrame
+    answer: pb.ServerFrame | None
 
 
 class ServerSession:
@@ -75,6 +82,8 @@ class ServerSession:
         self._changed = Condition()
         self._nonce = b""
         self._last_answer = pb.ServerFrame()
+        # the last frame and its answer, until what need not come before it is done
+        self._unfinished: _Exchanged | None = None
         self._connection: Connection | None = None
         self._unopened: Connection | None = None
         self._busy = False
@@ -161,8 +170,9 @@ class ServerSession:
                 self._begin()
             # it goes with another frame, and is no round trip of its own
             answer = pb.ServerFrame(opened=pb.Opened())
-            self._count_up(frame)
-            return self._count_down(answer)
+            self._last_seen = time.monotonic()
+            self._count(_Exchanged(frame, answer))
+            return answer
 
     def _check_nonce(self, nonce: bytes) -> None:
         # before `ended`: who is not the session's process is told nothing of it
@@ -201,6 +211,19 @@ class ServerSession:
                 return self._count_again(frame)
             return self._answer_next(frame)
 
+    def finish(self) -> None:
+        """Do what the last answer did not wait for, now that it was sent.
+
+        Whatever is done next with the session does it before, if this is never called.
+
+        Raises
+        ------
+        SplitError
+            It failed, and with it the session.
+        """
+        with self._alone():
+            self._finish()
+
     def deliver(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame that came in a message, on whatever connection the session is.
 
@@ -215,7 +238,9 @@ class ServerSession:
         with self._working():
             if not self.ended and not self.opened:
                 self._begin()
-            return self._answer_next(frame, in_message=True)
+            answer = self._answer_next(frame, in_message=True)
+            self._finish()
+            return answer
 
     def leave(self, connection: Connection) -> bool:
         """Note that the device is through, and that Close comes with its reply.
@@ -244,14 +269,29 @@ class ServerSession:
         answer = self._apply(frame)
         answer.number = frame.number
         self._last_answer = answer
-        self._count_up(frame)
+        self._last_seen = time.monotonic()
+        counted: pb.ServerFrame | None = answer
         if self.turn.done:
             self.ended_at = time.monotonic()
-            if in_message:
-                self._count_leave()
-                return answer
-        self._note_round_trip()
-        return self._count_down(answer)
+        if self.turn.done and in_message:
+            self._count_leave()
+            counted = None
+        else:
+            self.turn.traffic.round_trips += 1
+        self._unfinished = _Exchanged(frame, counted)
+        return answer
+
+    def _finish(self) -> None:
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is None:
+            return
+        self._count(unfinished)
+        try:
+            self.turn.finish()
+        except SplitError:
+            raise
+        except Exception as error:
+            raise _failure(error, f"frame {unfinished.frame.number}") from error
 
     def _apply(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         try:
@@ -286,6 +326,16 @@ class ServerSession:
 
     @contextmanager
     def _working(self, unopened: Connection | None = None) -> Iterator[None]:
+        """Work on the turn, `_alone`, and with the last frame finished."""
+        with self._alone(unopened):
+            try:
+                self._finish()
+            except SplitError as refusal:
+                self.end(refusal)
+            yield
+
+    @contextmanager
+    def _alone(self, unopened: Connection | None = None) -> Iterator[None]:
         """Wait until nothing else works on the turn, and keep others waiting.
 
         Parameters
@@ -345,28 +395,22 @@ class ServerSession:
             self.turn.traffic = Traffic()
         return traffic
 
-    def _count_up(self, frame: pb.DeviceFrame) -> None:
-        self._last_seen = time.monotonic()
-        count_uplink(self.turn.traffic, frame)
+    def _count(self, exchanged: _Exchanged) -> None:
+        count_uplink(self.turn.traffic, exchanged.frame)
+        if exchanged.answer is not None:
+            count_downlink(self.turn.traffic, exchanged.answer)
 
     def _count_leave(self) -> None:
         # with Close: which of the two comes first must not show in what is counted
         was_in_a_stream = bool(self._nonce)
         if was_in_a_stream:
-            self._count_up(_LEAVE)
-
-    def _count_down(self, answer: pb.ServerFrame) -> pb.ServerFrame:
-        count_downlink(self.turn.traffic, answer)
-        return answer
+            self._count(_Exchanged(_LEAVE, None))
 
     def _count_again(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         self._last_seen = time.monotonic()
-        self._note_round_trip()
+        self.turn.traffic.round_trips += 1
         count_resent(self.turn.traffic, frame, self._last_answer)
         return self._last_answer
-
-    def _note_round_trip(self) -> None:
-        self.turn.traffic.round_trips += 1
 
 
 def _check_open(frame: pb.DeviceFrame) -> None:

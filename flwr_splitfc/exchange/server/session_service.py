@@ -106,12 +106,21 @@ class SessionService:
             if reply is None:
                 return
             yield reply
+            # gRPC comes back here when the reply is on its way
+            self._finish(session)
             if reply.WhichOneof("kind") == "closed":
                 return
 
     def _parsed(self, session: ServerSession, frame_bytes: bytes) -> pb.DeviceFrame:
         try:
             return parse_frame(frame_bytes)
+        except SplitError as refusal:
+            self._end(session, refusal)
+            raise
+
+    def _finish(self, session: ServerSession) -> None:
+        try:
+            session.finish()
         except SplitError as refusal:
             self._end(session, refusal)
             raise

@@ -11,11 +11,11 @@ _StateByKey: TypeAlias = dict[str, Any]
 
 
 class StepUndo:
-    """Goes back to the weights, buffers, optimizer, scheduler and gradients of `save`.
+    """Goes back to weights, buffers, optimizer, scheduler and gradients as they were.
 
-    It takes as much memory as they do. The memory is used again in each step, and going
-    back allocates none for weights and buffers, or it could fail where a step failed
-    for want of memory.
+    They are saved in two parts, each before a step first changes it. The copy takes as
+    much memory as they do. It is used again in each step, and going back allocates none
+    for weights and buffers, or it could fail where a step failed for want of memory.
 
     Parameters
     ----------
@@ -35,6 +35,7 @@ class StepUndo:
         self._model = model
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._has_weights = False
         self._weights: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
         self._gradients: list[Tensor | None] = []
@@ -43,11 +44,16 @@ class StepUndo:
         self._schedule: _StateByKey = {}
 
     @torch.no_grad()
-    def save(self) -> None:
-        """Copy them as they are now."""
+    def save_buffers(self) -> None:
+        """Copy what a step changes before its gradient is known."""
+        self._buffers = _copied(dict(self._model.named_buffers()), self._buffers)
+        self._has_weights = False
+
+    @torch.no_grad()
+    def save_weights(self) -> None:
+        """Copy what it changes afterwards."""
         weights = dict(self._model.named_parameters())
         self._weights = _copied(weights, self._weights)
-        self._buffers = _copied(dict(self._model.named_buffers()), self._buffers)
         # by reference: a step replaces gradients, and does not change them
         self._gradients = [weight.grad for weight in weights.values()]
         self._state = {
@@ -57,18 +63,23 @@ class StepUndo:
         self._settings = [_settings_of(group) for group in self._optimizer.param_groups]
         if self._scheduler is not None:
             self._schedule = deepcopy(self._scheduler.state_dict())
+        self._has_weights = True
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Make them what they were at the last `save`."""
+        """Make all what it was at the last `save_buffers`."""
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(self._buffers[name])
+        if self._has_weights:
+            self._restore_weights()
+
+    def _restore_weights(self) -> None:
         weights = dict(self._model.named_parameters())
         for name, weight in weights.items():
             weight.copy_(self._weights[name])
         for weight, gradient in zip(weights.values(), self._gradients, strict=True):
             weight.grad = gradient
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(self._buffers[name])
-        # the copies themselves: the next `save` makes new ones
+        # the copies themselves: the next `save_weights` makes new ones
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)
         self._state = {}

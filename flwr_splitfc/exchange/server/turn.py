@@ -1,5 +1,7 @@
 """One device's turn: what the server answers to each frame, and what it counts."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from flwr_splitfc.exchange.protocol.tensors import (
 )
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
-from flwr_splitfc.exchange.server.half_trainer import ForwardPass, Update
+from flwr_splitfc.exchange.server.half_steps import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
 from flwr_splitfc.exchange.server.kept_tensors import check_kept
 from flwr_splitfc.exchange.server.limits import Limits
@@ -41,7 +43,7 @@ from flwr_splitfc.exchange.server.work_budget import WorkBudget
 _MOST_SECONDS = 1e6  # a device that says it took longer, or NaN, is not believed
 
 
-class _Begun(NamedTuple):
+class _Waiting(NamedTuple):
     """The first half of a U-shaped step, until the second comes."""
 
     passed: ForwardPass
@@ -118,7 +120,9 @@ class Turn:
         # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
         self._sample_shape: tuple[int, ...] | None = None
-        self._begun: _Begun | None = None
+        self._waiting: _Waiting | None = None
+        # what is left to do of the last step, when the device has its answer
+        self._unfinished: Callable[[], None] | None = None
         # what the device leaves for its next turn, until it has replied
         self._left: Kept | None = None
         # how long frames were answered so far
@@ -142,13 +146,28 @@ class Turn:
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame after the first.
 
+        What the device need not wait for is left to `finish`.
+
         Raises
         ------
         SplitError
             The device is to be refused, and the half is as it was.
         """
+        self.finish()
         with self._busy, self.budget.work(self._work_bytes(frame)):
             return self._answer(frame)
+
+    def finish(self) -> None:
+        """Do what is left of the last step, once: apply it, and count it.
+
+        Raises
+        ------
+        StepRefused
+            It cannot be applied, and the half is as it was.
+        """
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished()
 
     def _work_bytes(self, frame: pb.DeviceFrame) -> int:
         """The size of the feature matrix, as float32, that a frame is about."""
@@ -159,8 +178,8 @@ class Turn:
                 features = frame.forward.features
             case "predict":
                 features = frame.predict.features
-            case "backward" if self._begun is not None:
-                return self._begun.passed.features.nbytes
+            case "backward" if self._waiting is not None:
+                return self._waiting.passed.features.nbytes
             case _:
                 return 0
         size_bytes = matrix_bytes(features)
@@ -186,7 +205,7 @@ class Turn:
 
     def forget(self) -> None:
         """Drop what waits for the device: it cannot come any more."""
-        self._begun = None
+        self._waiting = None
 
     def settle(self) -> None:
         """Keep what the turn leaves, once: the device has replied to the strategy.
@@ -218,18 +237,23 @@ class Turn:
             )
             sent = link.sent_rows(features)
 
-        loss, sent_gradient = self.half.step(sent, labels, self._update())
+        begun = self.half.begin_step(sent, labels, self._update())
 
-        gradient = link.all_rows(sent_gradient)
-        self._count_trained(gradient)
-        self.traffic.loss_sum += loss * len(gradient)
-        self.traffic.loss_rows += len(gradient)
+        gradient = link.all_rows(begun.gradient)
         with coding:
             encoded = self._encode_gradient(gradient, link, labels_per_row(labels))
         self.traffic.server_codec_seconds += coding.seconds
-        self._measure_gradient(gradient, encoded, link)
-        self._digest.update(step.features.data, step.labels, encoded.data)
-        return pb.Stepped(loss=loss, gradient=gradient_matrix(encoded))
+
+        def finish() -> None:
+            begun.finish()
+            self._count_trained(gradient)
+            self.traffic.loss_sum += begun.loss * len(gradient)
+            self.traffic.loss_rows += len(gradient)
+            self._measure_gradient(gradient, encoded, link)
+            self._digest.update(step.features.data, step.labels, encoded.data)
+
+        self._unfinished = finish
+        return pb.Stepped(loss=begun.loss, gradient=gradient_matrix(encoded))
 
     def _forward(self, forward: pb.Forward) -> pb.Output:
         self._count_step()
@@ -251,36 +275,44 @@ class Turn:
 
         with coding:
             encoded, output_link = self._encode_output(output, self.output_codec)
-        self._begun = _Begun(passed, link, output_link)
+        self._waiting = _Waiting(passed, link, output_link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._digest.update(forward.features.data, encoded.data)
+        self._unfinished = partial(
+            self._digest.update, forward.features.data, encoded.data
+        )
         return pb.Output(output=encoded)
 
     def _backward(self, backward: pb.Backward) -> pb.Gradients:
-        begun = self._begun
-        if begun is None or self.output_codec is None:
+        waiting = self._waiting
+        if waiting is None or self.output_codec is None:
             raise ProtocolError("Backward came without a Forward")
         coding = Stopwatch()
         with coding:
             output_gradient = decode_output_gradient(
-                backward.gradient, self.output_codec, begun.output_link
+                backward.gradient, self.output_codec, waiting.output_link
             )
 
-        gradient = self.half.backward(
-            begun.passed,
-            output_gradient.reshape(begun.passed.output.shape),
+        begun = self.half.begin_backward(
+            waiting.passed,
+            output_gradient.reshape(waiting.passed.output.shape),
             self._update(),
         )
 
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
-        self._count_trained(gradient)
-        self.traffic.output_entries += output_gradient.numel()
+        gradient = begun.gradient
         with coding:
-            encoded = self._encode_gradient(gradient, begun.link)
+            encoded = self._encode_gradient(gradient, waiting.link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._measure_gradient(gradient, encoded, begun.link)
-        self._digest.update(backward.gradient.data, encoded.data)
+
+        def finish() -> None:
+            begun.finish()
+            self._count_trained(gradient)
+            self.traffic.output_entries += output_gradient.numel()
+            self._measure_gradient(gradient, encoded, waiting.link)
+            self._digest.update(backward.gradient.data, encoded.data)
+
+        self._unfinished = finish
         return pb.Gradients(gradient=gradient_matrix(encoded))
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
@@ -291,7 +323,9 @@ class Turn:
         output = self.half.predict(features)
         self._count_rows(features)
         logits = pack_tensor("logits", output)
-        self._digest.update(predict.features.data, logits.data)
+        self._unfinished = partial(
+            self._digest.update, predict.features.data, logits.data
+        )
         return pb.Predicted(logits=logits)
 
     def _close(self, close: pb.Close) -> pb.Closed:

@@ -1,0 +1,94 @@
+"""Steps of a server half: what is known of one before it is applied."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flwr_splitfc.exchange.protocol.split_errors import StepRefused
+
+
+class Update(NamedTuple):
+    """One mini-batch that a server half was trained on."""
+
+    server_round: int
+    device: str
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """A mini-batch between the server half's forward and backward pass.
+
+    The half itself is as it was before the pass.
+
+    Parameters
+    ----------
+    features : Tensor of shape (B, ...)
+        The leaf of the graph, on the half's device.
+    output : Tensor of shape (B, ...)
+        With its graph.
+    buffers : dict of str to Tensor
+        The half's, as the pass leaves them.
+    step : int
+        The steps that were behind the half, which its randomness is drawn from.
+    changes : int
+        How often the half's tensors were written before: by steps, and by undoing them.
+    """
+
+    features: Tensor
+    output: Tensor
+    buffers: dict[str, Tensor]
+    step: int
+    changes: int
+
+
+class BegunStep:
+    """A step of training whose gradient is known, and that is yet to be applied.
+
+    Whatever is done next with the half applies it first.
+
+    Parameters
+    ----------
+    apply : callable
+        Applies it, if nothing has done so since.
+    loss : float
+        0 where the loss is the device's.
+    gradient : Tensor of shape (B, ...)
+        By the features, on the CPU.
+
+    Attributes
+    ----------
+    refusal : StepRefused or None
+        Why it could not be applied.
+    """
+
+    def __init__(
+        self, apply: Callable[[], None], loss: float, gradient: Tensor
+    ) -> None:
+        self.loss = loss
+        self.gradient = gradient
+        self.refusal: StepRefused | None = None
+        self._apply = apply
+
+    def finish(self) -> None:
+        """Apply the step, if nothing has done so since.
+
+        Raises
+        ------
+        StepRefused
+            It cannot be applied, and has changed nothing.
+        """
+        self._apply()
+        if self.refusal is not None:
+            raise self.refusal
+
+
+class PendingUpdate(NamedTuple):
+    """What applying a begun step needs."""
+
+    begun: BegunStep
+    grads: Sequence[Tensor | None]
+    features: Tensor
+    origin: Update | None
