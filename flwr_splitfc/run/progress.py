@@ -16,6 +16,7 @@ from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.traffic import traffic_to_json
 from flwr_splitfc.run.columns import shown_columns, table_text, terminal_table
 from flwr_splitfc.run.error_warnings import ErrorWarnings
+from flwr_splitfc.run.loss_warning import LossWarning
 from flwr_splitfc.run.results import results_text, write_whole
 from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, standings
 
@@ -65,6 +66,7 @@ class Progress:
         self.evaluate_every = evaluate_every
         self.rounds: list[Round] = []
         self._warnings = ErrorWarnings(codec) if codec else None
+        self._loss_warning = LossWarning()
         self._resumed_rounds = 0
         self._start_clock()
 
@@ -146,6 +148,7 @@ class Progress:
         logger.info("%s", self._line(), extra=about)
         if self._warnings is not None:
             self._warnings.check(done)
+        self._loss_warning.check(self.rounds)
 
     def _line(self) -> str:
         standing = standings(self.rounds)[-1]

@@ -22,6 +22,7 @@ from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
 from flwr_splitfc.strategy.resumable import devices_state, restore_devices
+from flwr_splitfc.strategy.standstill import Standstill
 
 
 class RunState:
@@ -52,13 +53,16 @@ class RunState:
     ledger : Ledger
     progress : Progress
     failed_rounds : FailedRounds
+    standstill : Standstill
     device_states : DeviceStates
     history : History
     rounds_done : int
         Rounds of former processes. Flower's rounds are numbered from 1 in this process,
         and so come after them.
+    sent : ArrayRecord
+        The device half that went out in the round that is under way.
     metrics : RoundMetrics
-        Those of the round that is under way.
+        Those of that round.
     """
 
     def __init__(
@@ -79,9 +83,11 @@ class RunState:
             num_rounds, self.ledger, evaluate_every=evaluate_every, codec=codec
         )
         self.failed_rounds = FailedRounds(self.progress, max_failed_rounds)
+        self.standstill = Standstill()
         self.device_states = DeviceStates(optimizer_state, _shapes_of(arrays))
         self.history = History()
         self.rounds_done = 0
+        self.sent = ArrayRecord()
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
         self._half = half

@@ -406,6 +406,7 @@ class SplitLearning(Strategy):
         """Return the messages of `devices`."""
         server_round += self._run.rounds_done
         self._run.metrics = RoundMetrics()
+        self._run.sent = arrays
         # the tickets' round: not every strategy tells it in its messages
         if isinstance(grid, SplitGrid):
             grid.server_round = server_round
@@ -430,6 +431,8 @@ class SplitLearning(Strategy):
         replies = list(replies)
         turns = self.devices.num_turns if isinstance(self.devices, RoundRobin) else 1
         self._run.failed_rounds.check(server_round, replies, turns)
+        if self.ledger.of(server_round, "train").downlink_bytes["gradient"]:
+            self._run.standstill.check(server_round, self._run.sent, replies)
         arrays, averages = self.devices.aggregate_train(server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "train")
         self._run.metrics.train = metrics

@@ -1,0 +1,69 @@
+"""A warning where the gradient at the cut has vanished, or nobody uses it."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import FedAvg, FedAvgM
+from torch import nn
+
+from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC, SplitLearning
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded
+from tests.local_grid import LocalGrid
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+
+
+def with_batch_norm() -> nn.Module:
+    """Its running statistics go on, with a gradient and without."""
+    return nn.Sequential(DeviceHalf(), nn.BatchNorm2d(4))
+
+
+def dead_half() -> nn.Module:
+    """No unit of the first layer is ever above 0: no gradient comes out."""
+    half = seeded(ServerHalf)
+    nn.init.constant_(half.layers[1].bias, -1e6)
+    return half
+
+
+def warnings_of(
+    caplog: pytest.LogCaptureFixture,
+    server_half: nn.Module,
+    *,
+    strategy: type[SplitLearning] = SplitLearning,
+    device_half: Any = DeviceHalf,
+    rounds: int = 6,
+    config: dict[str, float] | None = None,
+    **options: Any,
+) -> list[str]:
+    app = SplitClientApp(device_half, lambda context: (batches(2), batches(1)), ADAM)
+    run = strategy(server_half, nn.CrossEntropyLoss(), ADAM, **options)
+    arrays = ArrayRecord(seeded(device_half).state_dict())
+    run.start(
+        LocalGrid(app, 2), arrays, rounds, train_config=ConfigRecord(config or {})
+    )
+    return [line for line in caplog.messages if "Devices learn nothing" in line]
+
+
+@pytest.mark.parametrize("strategy", [SplitLearning, SplitFC])
+@pytest.mark.parametrize("device_half", [DeviceHalf, with_batch_norm])
+@pytest.mark.parametrize("devices", [RoundRobin, FedAvg, FedAvgM])
+def test_a_gradient_that_vanished_is_warned_of_once(
+    strategy: type[SplitLearning],
+    device_half: Any,
+    devices: type[FedAvg],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options: dict[str, Any] = {"strategy": strategy, "device_half": device_half}
+    assert not warnings_of(caplog, seeded(ServerHalf), devices=devices(), **options)
+    (warning,) = warnings_of(caplog, dead_half(), devices=devices(), **options)
+    assert "(round 3 is the last)" in warning
+    assert "lower the learning rate" in warning
+
+
+def test_so_are_devices_that_do_not_train(caplog: pytest.LogCaptureFixture) -> None:
+    still = {"learning-rate": 0.0}
+    assert not warnings_of(caplog, seeded(ServerHalf), rounds=2, config=still)
+    assert len(warnings_of(caplog, seeded(ServerHalf), rounds=3, config=still)) == 1
