@@ -20,6 +20,7 @@ from torch import Tensor
 from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
 from flwr_splitfc.codec.format.bits import Run, read_integers, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.transform.dead_zone import nonzero_places
 from flwr_splitfc.codec.quantisers.transform.sampling import spread_rows
 
 UNITS_PER_STEP = 256
@@ -52,10 +53,10 @@ def fit_centroids(values: Tensor, magnitudes: Tensor, step: float) -> Ints:
     ndarray of shape (3,)
         -6 to 9; 0 for a group without coefficients.
     """
-    some_magnitudes = spread_rows(magnitudes).numpy().ravel()
+    some_magnitudes = spread_rows(magnitudes)
     some_values = spread_rows(values).numpy().ravel()
-    nonzero = np.flatnonzero(some_magnitudes)
-    steps = some_magnitudes[nonzero]
+    nonzero = nonzero_places(some_magnitudes)
+    steps = some_magnitudes.numpy().ravel()[nonzero]
     # |x| / step - m
     exact_steps = np.abs(some_values[nonzero]) / step
     means = _group_means(exact_steps - steps, _group(steps.astype(np.int64)))

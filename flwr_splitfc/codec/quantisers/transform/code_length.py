@@ -19,12 +19,15 @@ which is the entropy of the models in `models`. A margin takes 4 bits.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
-from flwr_splitfc.codec.quantisers.transform.dead_zone import magnitudes_in_steps
-from flwr_splitfc.codec.quantisers.transform.margins import CONTEXTS, Margins
+from flwr_splitfc.codec.quantisers.transform.context_order import CONTEXTS, ContextOrder
+from flwr_splitfc.codec.quantisers.transform.dead_zone import (
+    magnitudes_in_steps,
+    nonzero_places,
+)
+from flwr_splitfc.codec.quantisers.transform.margins import Margins
 from flwr_splitfc.codec.quantisers.transform.models import MAGNITUDES
 
 _MARGIN_BITS = 4.0
@@ -36,33 +39,31 @@ _ESCAPE_BITS = 8
 def estimated_bits(values: Tensor, step: float) -> float:
     """Estimate the code's length of (B, C, f) values with a step."""
     magnitudes = magnitudes_in_steps(values, step)
-    if not magnitudes.any():
+    if magnitudes.max() == 0:
         return 0.0
     margins = Margins.of(magnitudes)
     margin_bits = _MARGIN_BITS * margins.count
-    contexts = margins.contexts()
-    return margin_bits + _coefficient_bits(contexts, magnitudes.flatten())
+    return margin_bits + _coefficient_bits(magnitudes, margins.order())
 
 
-def _coefficient_bits(contexts: Tensor, magnitudes: Tensor) -> float:
-    """Estimate the bits of coefficients, given contexts and magnitudes, both flat."""
-    histogram = _histogram(contexts, magnitudes)
-    sizes = histogram.sum(1)
-    zeros = histogram[:, 0]
-    nonzeros = sizes - zeros
+def _coefficient_bits(magnitudes: Tensor, order: ContextOrder) -> float:
+    """Estimate the bits of coefficients."""
+    histogram = _histogram(magnitudes, order)
+    sizes = order.sizes
+    nonzeros = histogram.sum(1)
     # e counts m - 1 for each magnitude m; larger ones than 15 are in escape codes
     excess_of_level = np.arange(MAGNITUDES)
-    excesses = histogram[:, 1:] @ excess_of_level
+    excesses = histogram @ excess_of_level
 
     # H(n, size - n)
-    places = _entropy_bits(nonzeros, zeros)
+    places = _entropy_bits(nonzeros, sizes - nonzeros)
     # H(n, e)
     values = _entropy_bits(nonzeros, excesses)
     # a bit each
     signs = nonzeros
     headers = _header_bits(sizes, nonzeros)
     by_context = places + values + signs + headers
-    escapes = histogram[:, MAGNITUDES].sum()
+    escapes = histogram[:, -1].sum()
     escape_bits = _ESCAPE_BITS * escapes
     return float(by_context.sum() + escape_bits)
 
@@ -77,14 +78,15 @@ def _header_bits(sizes: Ints, nonzeros: Ints) -> Doubles:
     return bits
 
 
-def _histogram(contexts: Tensor, magnitudes: Tensor) -> Ints:
-    """Count the magnitudes 0 to 15 of each context, 15 for larger ones, too."""
-    levels = MAGNITUDES + 1
-    own_levels = magnitudes.clamp_max(MAGNITUDES).short()
-    pairs = contexts.short() * levels + own_levels
-    counts = torch.bincount(pairs, minlength=CONTEXTS * levels)
-    histogram: Ints = counts.view(CONTEXTS, levels).numpy()
-    return histogram
+def _histogram(magnitudes: Tensor, order: ContextOrder) -> Ints:
+    """Count the magnitudes 1 to 15 of each context, 15 for larger ones, too."""
+    places = nonzero_places(magnitudes)
+    nonzero = magnitudes.numpy().ravel()[places]
+    levels = np.minimum(nonzero, MAGNITUDES) - 1
+    first_pairs = np.arange(CONTEXTS) * MAGNITUDES
+    pairs = first_pairs[order.contexts(places)] + levels.astype(np.int64)
+    counts = np.bincount(pairs, minlength=CONTEXTS * MAGNITUDES)
+    return counts.reshape(CONTEXTS, MAGNITUDES)
 
 
 def _entropy_bits(counts: Ints, others: Ints) -> Doubles:

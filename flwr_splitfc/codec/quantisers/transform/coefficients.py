@@ -1,9 +1,10 @@
 """Quantised coefficients, most of them zero, as runs of symbols.
 
-Coefficients are taken context by context (`margins`), row-major in each. The receiver
-knows the contexts, and learns of each context the count of coefficients that are not
-zero (`counts`) and the index q of their ratio (`models`). Each of these has a gap of
-zeros before it, within its context, and a magnitude. With S the low bits of a gap::
+Coefficients are taken context by context, row-major in each (`context_order`). The
+receiver knows the contexts, and learns of each context the count of coefficients that
+are not zero (`counts`) and the index q of their ratio (`models`). Each of these has a
+gap of zeros before it, within its context, and a magnitude. With S the low bits of a
+gap::
 
     pair  15 * min(gap >> S, 31) + min(magnitude, 15) - 1, one range-coded symbol
     tail  S low bits of the gap, then 1 if the coefficient is negative: plain bits
@@ -16,24 +17,23 @@ docs/wire-format.md, section 14, "Pairs".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from constriction import stream
-from numpy.typing import NDArray
-from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.bits import Run, bit_runs, read_bits, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.transform.context_order import (
+    ContextOrder,
+    run_starts,
+)
 from flwr_splitfc.codec.quantisers.transform.counts import count_runs, read_counts
 from flwr_splitfc.codec.quantisers.transform.integer_codes import (
     escape_runs,
     read_escapes,
 )
-from flwr_splitfc.codec.quantisers.transform.margins import CONTEXTS
 from flwr_splitfc.codec.quantisers.transform.models import (
     GAPS,
     MAGNITUDES,
@@ -51,40 +51,22 @@ _LAST_GAP = GAPS - 1
 """The symbol of a gap from which on an escape code follows."""
 
 
-class _Order:
-    """The order in which coefficients are coded: by context, row-major in each.
+class _LiveContext(NamedTuple):
+    """A context with coefficients that are not zero.
 
     Parameters
     ----------
-    contexts : Tensor of shape (n,)
-        Of each coefficient, uint8.
-
-    Attributes
-    ----------
-    places : ndarray of shape (n,)
-        Where each coefficient of this order is in the batch.
-    sizes, starts : ndarrays of shape (CONTEXTS,)
-        How many coefficients each context has, and where in this order it starts.
+    own : slice
+        Which of the nonzeros they are.
+    nonzeros : int
+        How many they are.
+    gap : int
+        The index g of the model of gaps.
     """
 
-    def __init__(self, contexts: Tensor) -> None:
-        sizes = torch.bincount(contexts, minlength=CONTEXTS)
-        self.places: Ints = np.argsort(contexts.numpy(), kind="stable")
-        self.sizes: Ints = sizes.numpy()
-        self.starts = _starts(self.sizes)
-
-    def counts(self, positions: Ints) -> Ints:
-        """Return how many of these ascending positions are in each context."""
-        bounds = [*self.starts, len(self.places)]
-        before = np.searchsorted(positions, bounds)
-        return np.diff(before)
-
-
-def _starts(lengths: Ints) -> Ints:
-    """Return where each of consecutive runs starts."""
-    ends = np.cumsum(lengths)
-    starts: Ints = ends - lengths
-    return starts
+    own: slice
+    nonzeros: int
+    gap: int
 
 
 class _Nonzeros:
@@ -94,46 +76,38 @@ class _Nonzeros:
     ----------
     counts : ndarray of shape (CONTEXTS,)
         How many there are in each context.
-    order : _Order
+    order : ContextOrder
 
     Attributes
     ----------
-    contexts : ndarray of shape (nonzeros,)
-        The context of each.
-    live : list of int
+    live : list
         The contexts that have any.
-    heads : ndarray
-        Which of the nonzeros are the first ones of these contexts.
     shifts : ndarray of shape (nonzeros,)
         S for each.
     """
 
-    def __init__(self, counts: Ints, order: _Order) -> None:
-        self._counts = counts
+    def __init__(self, counts: Ints, order: ContextOrder) -> None:
         self._order = order
-        self.contexts = np.repeat(np.arange(CONTEXTS), counts)
         live = np.flatnonzero(counts)
-        self.live: list[int] = live.tolist()
-        self._firsts = _starts(counts)
-        self.heads = self._firsts[live]
-        shifts = np.zeros(CONTEXTS, np.int64)
-        for context in self.live:
-            count, size = self._density(context)
-            shifts[context] = gap_shift(count, size)
-        self.shifts = shifts[self.contexts]
-
-    def _density(self, context: int) -> tuple[int, int]:
-        """Return how many coefficients of a context are not zero, and of how many."""
-        count = self._counts[context]
-        size = self._order.sizes[context]
-        return int(count), int(size)
+        self._counts = counts[live]
+        # of the first nonzeros of these contexts, and of the contexts in the order
+        self._heads = run_starts(self._counts)
+        self._starts = order.starts[live]
+        self._sizes = order.sizes[live]
+        self.live: list[_LiveContext] = []
+        shifts = []
+        parameters = (self._heads, self._counts, self._sizes)
+        for head, count, size in zip(*map(np.ndarray.tolist, parameters), strict=True):
+            own = slice(head, head + count)
+            self.live.append(_LiveContext(own, count, gap_index(count, size)))
+            shifts.append(gap_shift(count, size))
+        self.shifts = np.repeat(np.array(shifts, np.int64), self._counts)
 
     def gaps(self, positions: Ints) -> Ints:
         """Return the zeros before each nonzero, given the positions in the order."""
         gaps = np.diff(positions, prepend=-1) - 1
         # the first of a context counts from the start of the context
-        starts = self._order.starts[self.live]
-        gaps[self.heads] = positions[self.heads] - starts
+        gaps[self._heads] = positions[self._heads] - self._starts
         return gaps
 
     def positions(self, gaps: Ints) -> Ints:
@@ -144,74 +118,49 @@ class _Nonzeros:
         PayloadError
             If a position is beyond its context.
         """
-        if gaps.max(initial=0) >= len(self._order.places):
+        if gaps.max(initial=0) >= self._order.count:
             raise PayloadError("a gap is longer than the matrix")
         # ends of runs of a gap and its coefficient, one after the other
         ends = np.cumsum(gaps + 1)
         ends_before = np.append(0, ends)
-        context_ends = ends_before[self._firsts]
-        within = ends - context_ends[self.contexts] - 1
-        sizes = self._order.sizes[self.contexts]
-        if bool((within >= sizes).any()):
+        lengths = np.diff(ends_before[np.append(self._heads, len(ends))])
+        if bool((lengths > self._sizes).any()):
             raise PayloadError("a coefficient lies outside its context")
-        starts = self._order.starts[self.contexts]
-        positions: Ints = within + starts
+        shifts = self._starts - ends_before[self._heads] - 1
+        positions: Ints = ends + np.repeat(shifts, self._counts)
         return positions
 
     def ratios(self, magnitudes: Ints) -> Ints:
         """Return the index q that fits the magnitudes of each live context."""
         # those of the symbols: what is beyond the last one is in an escape code
         excesses = np.minimum(magnitudes, MAGNITUDES) - 1
-        sums = np.bincount(self.contexts, excesses, CONTEXTS)
         ratios = []
         for context in self.live:
-            count = int(self._counts[context])
-            excess = int(sums[context])
-            ratios.append(ratio_index(count, excess))
+            excess = int(excesses[context.own].sum())
+            ratios.append(ratio_index(context.nonzeros, excess))
         return np.array(ratios)
 
-    def models(
-        self, ratios: NDArray[Any]
-    ) -> Iterator[tuple[slice, stream.model.Model]]:
-        """Yield which of the nonzeros each live context has, and their pairs' model.
 
-        Parameters
-        ----------
-        ratios : ndarray
-            The index q of each live context.
-        """
-        for context, ratio in zip(self.live, ratios.tolist(), strict=True):
-            first = int(self._firsts[context])
-            count, size = self._density(context)
-            own = slice(first, first + count)
-            model = pair_model(gap_index(count, size), ratio)
-            yield own, model
-
-
-def coefficient_runs(
-    magnitudes: Tensor, negative: Tensor, contexts: Tensor
-) -> Iterator[Run]:
+def coefficient_runs(places: Ints, values: Ints, order: ContextOrder) -> Iterator[Run]:
     """Yield coefficients as runs of symbols.
 
     Parameters
     ----------
-    magnitudes : Tensor of shape (B C f,)
-        Whole numbers of steps, float32 on the CPU, in the order of (B, C, f).
-    negative : Tensor of shape (B C f,)
-        Whether each is negative.
-    contexts : Tensor of shape (B C f,)
-        uint8.
+    places : ndarray
+        Where the coefficients that are not zero are in the batch, row-major, ascending.
+    values : ndarray
+        Whole numbers of steps, of these.
+    order : ContextOrder
     """
-    order = _Order(contexts)
     # counts
-    ordered = magnitudes.numpy()[order.places]
-    positions = np.flatnonzero(ordered > 0)
+    positions, at = order.positions(places)
     counts = order.counts(positions)
     nonzeros = _Nonzeros(counts, order)
     yield from count_runs(counts, order.sizes)
 
     # ratios
-    sizes = ordered[positions].astype(np.int64)
+    ordered = values[at]
+    sizes = np.abs(ordered)
     ratios = nonzeros.ratios(sizes)
     yield from symbol_runs(ratios, RATIOS)
 
@@ -220,15 +169,13 @@ def coefficient_runs(
     shifts = nonzeros.shifts
     far = gaps >> shifts
     pairs = _pairs(far, sizes)
-    for own, model in nonzeros.models(ratios):
-        yield from symbol_runs(pairs[own], model)
+    for context, ratio in zip(nonzeros.live, ratios.tolist(), strict=True):
+        model = pair_model(context.gap, ratio)
+        yield from symbol_runs(pairs[context.own], model)
 
     # tails
-    low_masks = (1 << shifts) - 1
-    low_bits = gaps & low_masks
-    places = order.places[positions]
-    is_negative = negative.numpy()[places]
-    tails = low_bits << 1 | is_negative
+    low_bits = gaps - (far << shifts)
+    tails = low_bits << 1 | (ordered < 0)
     yield from bit_runs(tails, shifts + 1)
 
     # far gaps, large magnitudes
@@ -246,38 +193,32 @@ def _pairs(far: Ints, sizes: Ints) -> Ints:
 
 def _escaped(values: Ints, last: int) -> Iterator[Run]:
     """Yield what values at or beyond the last symbol have more than that."""
-    escaped = values >= last
-    yield from escape_runs(values[escaped] - last)
+    escaped = values[values >= last]
+    yield from escape_runs(escaped - last)
 
 
-def read_coefficients(reader: SymbolReader, contexts: Tensor) -> tuple[Ints, Ints]:
+def read_coefficients(reader: SymbolReader, order: ContextOrder) -> tuple[Ints, Ints]:
     """Read the places and values of the coefficients that are not zero.
 
-    Parameters
-    ----------
-    reader : SymbolReader
-    contexts : Tensor of shape (B C f,)
-        uint8, of all coefficients.
+    They are in the order of the contexts.
 
     Raises
     ------
     PayloadError
         If a magnitude is above 2^15, or a coefficient lies outside its context.
     """
-    order = _Order(contexts)
     counts = read_counts(reader, order.sizes)
     nonzeros = _Nonzeros(counts, order)
-    live = len(nonzeros.live)
-    ratios = reader.read(live, RATIOS)
-    pairs = np.empty_like(nonzeros.contexts)
-    for own, model in nonzeros.models(ratios):
-        count = own.stop - own.start
-        pairs[own] = reader.read(count, model)
+    ratios = reader.read(len(nonzeros.live), RATIOS)
     shifts = nonzeros.shifts
+    pairs = np.empty_like(shifts)
+    for context, ratio in zip(nonzeros.live, ratios.tolist(), strict=True):
+        model = pair_model(context.gap, ratio)
+        pairs[context.own] = reader.read(context.nonzeros, model)
     tails = read_bits(reader, shifts + 1)
     far = pairs // MAGNITUDES
+    sizes = pairs - far * MAGNITUDES + 1
     _add_escapes(reader, far, _LAST_GAP)
-    sizes = pairs % MAGNITUDES + 1
     _add_escapes(reader, sizes, MAGNITUDES)
     if sizes.max(initial=0) > MOST_MAGNITUDE:
         raise PayloadError(
@@ -285,15 +226,14 @@ def read_coefficients(reader: SymbolReader, contexts: Tensor) -> tuple[Ints, Int
             f"at most {MOST_MAGNITUDE} were wanted"
         )
     low_bits = tails >> 1
-    gaps = far << shifts | low_bits
+    gaps = (far << shifts) + low_bits
     positions = nonzeros.positions(gaps)
     is_negative = tails & 1
     signs = 1 - 2 * is_negative
-    return order.places[positions], sizes * signs
+    return order.places(positions), sizes * signs
 
 
 def _add_escapes(reader: SymbolReader, values: Ints, last: int) -> None:
     """Read what `_escaped` wrote, and add it to the values."""
-    escaped = values == last
-    count = int(escaped.sum())
-    values[escaped] += read_escapes(reader, count)
+    escaped = np.flatnonzero(values == last)
+    values[escaped] += read_escapes(reader, len(escaped))

@@ -10,7 +10,10 @@ bits than it costs precision (docs/splitfc-rd.md, "The method", 3, and "Ablation
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
+
+from flwr_splitfc.codec.arrays import Ints
 
 DEAD_ZONE = 0.33
 """What is added before rounding down; from 0.67 steps on a magnitude is not zero."""
@@ -28,6 +31,17 @@ def magnitudes_in_steps(values: Tensor, step: float) -> Tensor:
     steps.mul_(1 / step)
     steps.add_(DEAD_ZONE)
     return steps.floor_()
+
+
+def nonzero_places(magnitudes: Tensor) -> Ints:
+    """Return where magnitudes on the CPU are not zero, row-major; most are.
+
+    >>> import torch
+    >>> nonzero_places(torch.tensor([[0.0, 2.0], [1.0, 0.0]])).tolist()
+    [1, 2]
+    """
+    # in booleans, numpy finds them ten times as fast as in floats
+    return np.flatnonzero(magnitudes.numpy() > 0)
 
 
 def coarsest_step(magnitude: float) -> float:

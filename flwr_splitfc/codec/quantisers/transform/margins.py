@@ -25,19 +25,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.bits import Run, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
+from flwr_splitfc.codec.quantisers.transform.context_order import CONTEXTS, ContextOrder
 from flwr_splitfc.codec.quantisers.transform.integer_codes import (
     read_signed,
     signed_runs,
 )
-
-CONTEXTS = 40
 
 LEAST_MARGIN = -14
 """Half octaves; a share below 2^-7 counts as 2^-7."""
@@ -126,15 +124,13 @@ class Margins:
         """How many margins there are to send, without the bases."""
         return self.rows.size + self.directions.size + self.frequencies.size
 
-    def contexts(self) -> Tensor:
-        """Return the context of every coefficient, uint8 (B C f)."""
-        # 16 bits hold the sums, and the whole batch passes through memory here
-        columns = torch.from_numpy(self._columns()).short()
-        rows = torch.from_numpy(self.rows).short()
-        half_octaves = rows[:, None] + columns
+    def order(self) -> ContextOrder:
+        """Return the order of the coefficients, in which they have their contexts."""
+        row_margins, kinds = np.unique(self.rows, return_inverse=True)
+        half_octaves = row_margins[:, None] + self._columns()
         contexts = half_octaves - _FIRST_CONTEXT
-        contexts.clamp_(0, CONTEXTS - 1)
-        return contexts.byte().flatten()
+        in_range = contexts.clip(0, CONTEXTS - 1)
+        return ContextOrder(in_range.astype(np.uint8), kinds)
 
     def _columns(self) -> Ints:
         """Return the half octaves of every direction and frequency, (C f)."""

@@ -43,7 +43,10 @@ from flwr_splitfc.codec.quantisers.transform.coefficients import (
     read_coefficients,
 )
 from flwr_splitfc.codec.quantisers.transform.dct import from_frequencies, to_frequencies
-from flwr_splitfc.codec.quantisers.transform.dead_zone import magnitudes_in_steps
+from flwr_splitfc.codec.quantisers.transform.dead_zone import (
+    magnitudes_in_steps,
+    nonzero_places,
+)
 from flwr_splitfc.codec.quantisers.transform.header import (
     ZERO_MATRIX,
     TransformHeader,
@@ -203,14 +206,13 @@ class _ToldQuant(TransformQuant):
         by_row = read_reflectors(reader, rows, header.row_reflectors)
         margins = read_margins(reader, rows, channels, places)
         centroids = read_centroids(reader)
-        at, steps = read_coefficients(reader, margins.contexts())
+        at, steps = read_coefficients(reader, margins.order())
         reader.close()
 
         # most coefficients are zero
-        units = torch.zeros(rows * channels * places, dtype=torch.float64)
-        coefficients = torch.from_numpy(reconstructed(steps, centroids)).double()
-        units[torch.from_numpy(at)] = coefficients
-        parts = units.view(rows, channels, places)
+        units = np.zeros(rows * channels * places)
+        units[at] = reconstructed(steps, centroids)
+        parts = torch.from_numpy(units).view(rows, channels, places)
         live = np.flatnonzero(np.bincount(at // places % channels))
         entries = _inverted(parts, layout, live, by_channel, by_row)
         step = header.step / UNITS_PER_STEP
@@ -289,7 +291,7 @@ class _TransformedBatch:
         sent_step = float(np.float32(min(step * self.unit, MAGNITUDE_LIMIT)))
         rounded_step = sent_step / self.unit
         magnitudes = magnitudes_in_steps(self.values, rounded_step)
-        if not magnitudes.any():
+        if magnitudes.max() == 0:
             return ZERO_MATRIX
         runs = self._coefficient_runs(magnitudes, rounded_step)
         return pack_transform(self._header(sent_step), [*self.reflections, *runs])
@@ -304,9 +306,12 @@ class _TransformedBatch:
         margins = Margins.of(magnitudes)
         yield from margin_runs(margins)
         yield from centroid_runs(fit_centroids(self.values, magnitudes, step))
-        is_negative = self.values.flatten() < 0
-        contexts = margins.contexts()
-        yield from coefficient_runs(magnitudes.flatten(), is_negative, contexts)
+        # most coefficients are zero
+        places = nonzero_places(magnitudes)
+        sizes = magnitudes.numpy().ravel()[places]
+        exact = self.values.numpy().ravel()[places]
+        in_steps = np.copysign(sizes, exact).astype(np.int64)
+        yield from coefficient_runs(places, in_steps, margins.order())
 
 
 def _power_of_two_above(magnitude: float) -> float:
