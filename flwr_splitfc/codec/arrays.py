@@ -14,6 +14,9 @@ Symbols = NDArray[np.int32]
 # Bytes, or single bits.
 Octets = NDArray[np.uint8]
 
+# What is chosen.
+Mask = NDArray[np.bool_]
+
 # Entries of a matrix.
 Floats = NDArray[np.float32]
 

@@ -25,7 +25,7 @@ from math import cos, pi, sqrt
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.quantisers.transform.fixed_point import divide_rounded
+from flwr_splitfc.codec.quantisers.transform.fixed_point import whole
 
 LONGEST_DCT = 64
 """Places in a block, at most."""
@@ -99,9 +99,8 @@ def from_frequencies(parts: Tensor, axes: Sequence[int]) -> Tensor:
     """
     moved = parts
     for length, stride in _block_axes(parts.shape[-1], axes):
-        inverse = dct_matrix(length).T
-        product = _multiply_blocks(inverse, moved, stride)
-        moved = divide_rounded(product, DCT_BITS)
+        inverse = dct_matrix(length).T / 2**DCT_BITS
+        moved = whole(_multiply_blocks(inverse, moved, stride))
     return moved.reshape(parts.shape).contiguous()
 
 

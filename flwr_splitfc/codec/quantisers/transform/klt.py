@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
-from flwr_splitfc.codec.quantisers.transform.fixed_point import divide_rounded
+from flwr_splitfc.codec.quantisers.transform.fixed_point import whole
 
 LARGEST_KLT = 512
 """Channels or rows; for more there is no KLT, whose matrix grows with their square."""
@@ -80,8 +80,8 @@ def _reflect(rows: Doubles, w: Doubles) -> None:
     numerator += square
     # numbers stay below 2^37, so a quotient in float64 falls on the right side of every
     # integer
-    quotient = numerator / (2 * square)
-    rows -= np.floor(quotient)
+    numerator /= 2 * square
+    rows -= np.floor(numerator, out=numerator)
 
 
 def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
@@ -121,8 +121,8 @@ def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:
     """
     if vectors.size == 0:
         return _with_zero_directions(parts, directions, len(vectors))
-    matrix = klt_matrix(vectors, directions)
-    return divide_rounded(matrix @ parts, KLT_BITS)
+    matrix = klt_matrix(vectors, directions) / 2**KLT_BITS
+    return whole(matrix @ parts)
 
 
 def _with_zero_directions(parts: Tensor, directions: Ints, size: int) -> Tensor:

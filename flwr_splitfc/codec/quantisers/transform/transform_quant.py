@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, Mask
 from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.format.bits import Run
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
@@ -213,26 +213,27 @@ class _ToldQuant(TransformQuant):
         units = np.zeros(rows * channels * places)
         units[at] = reconstructed(steps, centroids)
         parts = torch.from_numpy(units).view(rows, channels, places)
-        live = np.flatnonzero(np.bincount(at // places % channels))
-        entries = _inverted(parts, layout, live, by_channel, by_row)
-        step = header.step / UNITS_PER_STEP
-        matrix = layout.join(entries * step).float()
+        is_live = np.zeros((rows, channels), np.bool_)
+        is_live.ravel()[at // places] = True
+        entries = _inverted(parts, layout, is_live, by_channel, by_row)
+        entries.mul_(header.step / UNITS_PER_STEP)
+        matrix = layout.join(entries).float()
         least = 0.0 if header.clamped else -MAGNITUDE_LIMIT
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
 
 def _inverted(
-    parts: Tensor, layout: Layout, live: Ints, by_channel: Ints, by_row: Ints
+    parts: Tensor, layout: Layout, is_live: Mask, by_channel: Ints, by_row: Ints
 ) -> Tensor:
-    """Return (B, C, f) entries of coefficients; only `live` directions have any."""
+    """Return (B, C, f) entries of coefficients, of which each live (B, C) has some."""
     rows, _, places = parts.shape
-    # the others are zero until the channels' transform mixes them: less to do
-    parts = parts.index_select(1, torch.from_numpy(live))
+    # the others are zero until they are mixed: less to do
+    live_rows = np.flatnonzero(is_live.any(1))
+    live_channels = np.flatnonzero(is_live.any(0))
+    parts = parts[live_rows][:, live_channels]
     parts = from_frequencies(parts, layout.axes)
-    if by_row.size:
-        every_row = np.arange(rows)
-        parts = from_directions(parts.view(rows, -1), by_row, every_row)
-    return from_directions(parts.view(rows, -1, places), by_channel, live)
+    flat = from_directions(parts.flatten(1), by_row, live_rows)
+    return from_directions(flat.view(rows, -1, places), by_channel, live_channels)
 
 
 @dataclass(frozen=True, eq=False)
