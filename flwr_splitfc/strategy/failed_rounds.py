@@ -47,7 +47,7 @@ class FailedRounds:
         replies : iterable of Message
             Those of the devices that trained.
         turns_of_all : int (default: 1)
-            Rounds that it takes until every device had its turn.
+            Rounds like this one after which each device has had its turn.
 
         Raises
         ------

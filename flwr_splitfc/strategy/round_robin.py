@@ -38,18 +38,12 @@ class RoundRobin(FedAvg):
     **fedavg_options
         Other parameters as in `FedAvg`; those about sampling for training mean nothing
         here.
-
-    Attributes
-    ----------
-    num_turns : int
-        Rounds in which each device has one turn, as many as there were devices last.
     """
 
     def __init__(self, *, min_available_nodes: int = 2, **fedavg_options: Any) -> None:
         # FedAvg's own default is two, which a run with one device would wait for
         fedavg_options.setdefault("min_evaluate_nodes", 1)
         super().__init__(min_available_nodes=min_available_nodes, **fedavg_options)
-        self.num_turns = 1
         self._devices: Devices | None = None
         self._complete_once: Grid | None = None
 
@@ -66,7 +60,6 @@ class RoundRobin(FedAvg):
         if self.fraction_train == 0.0:
             return []
         order = self._order(grid)
-        self.num_turns = len(order)
         node_id = order[(server_round - 1) % len(order)]
         config["server-round"] = server_round
         record = RecordDict(

@@ -61,6 +61,8 @@ class RunState:
         and so come after them.
     sent : ArrayRecord
         The device half that went out in the round that is under way.
+    turns_of_all : int
+        Rounds like that one after which each device has had its turn.
     metrics : RoundMetrics
         Those of that round.
     """
@@ -88,6 +90,7 @@ class RunState:
         self.history = History()
         self.rounds_done = 0
         self.sent = ArrayRecord()
+        self.turns_of_all = 1
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
         self._half = half

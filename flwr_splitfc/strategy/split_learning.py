@@ -99,7 +99,8 @@ class SplitLearning(Strategy):
         the last.
     max_failed_rounds : int (default: 1)
         So many rounds in a row in which every device failed end the run with
-        `RunFailed`. Where devices take turns, it counts as a round that each had one.
+        `RunFailed`. Where one device trains in a round, it counts as a round that each
+        had its turn.
     optimizer_state : "relay", "per-device" or "fresh", optional
         Where a device's optimizer state comes from: from the device before it, from its
         own last turn, or nowhere. Default: "relay" where devices take turns, otherwise
@@ -403,17 +404,28 @@ class SplitLearning(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the messages of `devices`."""
+        """Return the messages of `devices`.
+
+        Raises
+        ------
+        TypeError
+            If `grid` is not the one that `start` makes.
+        """
         server_round += self._run.rounds_done
         self._run.metrics = RoundMetrics()
         self._run.sent = arrays
+        if not isinstance(grid, SplitGrid):
+            raise TypeError(self._outer_strategy())
         # the tickets' round: not every strategy tells it in its messages
-        if isinstance(grid, SplitGrid):
-            grid.server_round = server_round
+        grid.server_round = server_round
         # devices in turn wait once: later turns go to those that are left
         if not isinstance(self.devices, RoundRobin):
             self._wait_for_devices(grid, "train")
-        return self.devices.configure_train(server_round, arrays, config, grid)
+        messages = self.devices.configure_train(server_round, arrays, config, grid)
+        messages = list(messages)
+        takes_turns = len(messages) == 1
+        self._run.turns_of_all = len(list(grid.get_node_ids())) if takes_turns else 1
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -429,8 +441,7 @@ class SplitLearning(Strategy):
         """
         server_round += self._run.rounds_done
         replies = list(replies)
-        turns = self.devices.num_turns if isinstance(self.devices, RoundRobin) else 1
-        self._run.failed_rounds.check(server_round, replies, turns)
+        self._run.failed_rounds.check(server_round, replies, self._run.turns_of_all)
         if self.ledger.of(server_round, "train").downlink_bytes["gradient"]:
             self._run.standstill.check(server_round, self._run.sent, replies)
         arrays, averages = self.devices.aggregate_train(server_round, replies)
@@ -461,6 +472,16 @@ class SplitLearning(Strategy):
         metrics = with_totals(averages, self.ledger, server_round, "evaluate")
         self._run.metrics.evaluate = metrics
         return metrics
+
+    def _outer_strategy(self) -> str:
+        name = type(self).__name__
+        return (
+            f"a strategy that is wrapped around {name}, or another start() than its "
+            "own, opens no split endpoint. Wrap the strategy that combines the device "
+            f"halves instead: {name}(..., devices="
+            "DifferentialPrivacyServerSideFixedClipping(FedAvg(), ...)), and call the "
+            f"start() of {name}"
+        )
 
     def _wait_for_devices(self, grid: Grid, purpose: Purpose) -> None:
         """Wait up to a limit, where Flower's strategies wait without one."""

@@ -23,6 +23,7 @@ from flwr_splitfc import (
     HeadAndTail,
     JoinedModel,
     RoundRobin,
+    RunFailed,
     SplitClientApp,
     SplitFC,
     SplitFedV1,
@@ -247,7 +248,9 @@ def test_splitfed_v1_keeps_the_server_half_when_all_devices_fail() -> None:
     made = SplitFedV1(
         seeded(ServerHalf), CROSS_ENTROPY, PLAIN_SGD, device="cpu", devices=all_of(2)
     )
-    made.start(LocalGrid(broken, 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 2)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    with pytest.raises(RunFailed, match="no device works"):
+        made.start(LocalGrid(broken, 2), arrays, 2)
     assert same(weights(made.server_model), weights(seeded(ServerHalf)))
 
 

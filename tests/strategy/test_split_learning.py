@@ -270,7 +270,8 @@ def test_a_round_that_runs_out_of_time_ends_and_frees_the_device():
             released.set()
 
     strategy = split(devices=alone(fraction_evaluate=0.0))
-    strategy.start(LocalGrid(slow, 1), arrays(), 1, timeout=0.5)
+    with pytest.raises(RunFailed, match=r"no reply within 0\.5 s"):
+        strategy.start(LocalGrid(slow, 1), arrays(), 1, timeout=0.5)
     assert released.wait(60)
     assert outcome[0] in ("SessionCancelled", "TicketExpired")
     assert strategy.half.steps < 200
