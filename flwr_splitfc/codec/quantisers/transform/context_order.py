@@ -12,6 +12,7 @@ is its shift::
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -90,12 +91,21 @@ class ContextOrder:
         self._contexts = contexts
         self._kinds = kinds
         self._columns: int = contexts.shape[1]
-        self._sorted_columns = _stable_order(contexts).ravel()
-        lengths_by_kind = np.stack([_histogram(own) for own in contexts])
+        self._lengths_by_kind = np.stack([_histogram(own) for own in contexts])
         rows_by_kind = np.bincount(kinds, minlength=len(contexts))
-        self.sizes: Ints = rows_by_kind @ lengths_by_kind
+        self.sizes: Ints = rows_by_kind @ self._lengths_by_kind
         self.starts = run_starts(self.sizes)
-        self._runs = _Runs.of(lengths_by_kind, kinds)
+
+    # The next two are for coding alone: to estimate its length is to know the sizes.
+
+    @cached_property
+    def _runs(self) -> _Runs:
+        return _Runs.of(self._lengths_by_kind, self._kinds)
+
+    @cached_property
+    def _sorted_columns(self) -> Ints:
+        """The columns of each kind, by context."""
+        return _stable_order(self._contexts).ravel()
 
     @property
     def count(self) -> int:

@@ -85,23 +85,32 @@ def _reflect(rows: Doubles, w: Doubles) -> None:
 
 
 def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
-    """Multiply float32 (..., n, f) by U^T.
-
-    The first entry of each vector, entry k of ``w_k``, must not be zero.
-    """
-    if vectors.size == 0:
+    """Multiply float32 (..., n, f) by U^T; no vector may be zero."""
+    size, count = vectors.shape
+    if count == 0:
         return parts
-    # LAPACK's form of a reflection is I - tau w w^T, with a first entry of 1
-    first_entries = vectors.diagonal()
-    scaled = vectors / first_entries
-    w = torch.from_numpy(scaled).float()
-    squares = w.square().sum(0)
-    tau = 2 / squares
-    # U^T times the identity: one product with it then serves all samples
-    identity = torch.eye(len(w))
-    transposed = torch.ormqr(w, tau, identity, transpose=True)
-    matrix: Tensor = transposed.to(parts)
-    return matrix @ parts
+    w, a = _compact(vectors)
+    w = w.to(parts)
+    a = a.to(parts)
+    if 2 * count < size:
+        # few reflections: two products that are narrow
+        return parts - w @ (a @ parts)
+    transposed = torch.eye(size).to(parts) - w @ a
+    return transposed @ parts
+
+
+def _compact(vectors: Ints) -> tuple[Tensor, Tensor]:
+    """Return the w (n, r) and a (r, n) with which ``U^T = I - w a``.
+
+    With W the vectors as columns, and L the lower triangle of W^T W with half of its
+    diagonal, ``U^T = I - W L^-1 W^T`` (Joffrain et al., TOMS 32(2), 2006, "UT
+    transform").
+    """
+    w = torch.from_numpy(vectors).double()
+    triangle = (w.T @ w).tril()
+    triangle.diagonal().div_(2)
+    a = torch.linalg.solve_triangular(triangle, w.T, upper=False)
+    return w, a
 
 
 def from_directions(parts: Tensor, vectors: Ints, directions: Ints) -> Tensor:

@@ -21,10 +21,11 @@ margins. See docs/splitfc-rd.md, "The method", 4, and docs/wire-format.md, secti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
@@ -95,28 +96,22 @@ class Margins:
     @classmethod
     def of(cls, magnitudes: Tensor) -> Margins:
         """Measure quantised magnitudes, float32 (B, C, f) on the CPU, not all zero."""
-        # r
         by_row = magnitudes.mean((1, 2))
-        rows = _half_octaves(by_row / by_row.mean())
         columns = magnitudes.mean(0)
-        bases = []
-        directions = []
-        frequencies = []
+        # r
+        shares = [by_row / by_row.mean()]
         for band in bands(len(columns)):
             means = columns[band]
-            mean = means.mean().clamp_min(_LEAST_MEAN)
+            mean = means.mean().view(1).clamp_min(_LEAST_MEAN)
             # b, d and f of the band
-            base = _half_octaves(mean)
-            bases.append(int(base.clip(-MOST_BASE, MOST_BASE)))
-            by_direction = means.mean(1)
-            directions.append(_half_octaves(by_direction / mean))
-            by_frequency = means.mean(0)
-            frequencies.append(_half_octaves(by_frequency / mean))
+            shares += [mean, means.mean(1) / mean, means.mean(0) / mean]
+        rows, *by_band = _half_octaves(shares)
+        bases = [int(base[0]) for base in by_band[::3]]
         return cls(
             rows=rows,
-            bases=tuple(bases),
-            directions=np.concatenate(directions),
-            frequencies=np.stack(frequencies),
+            bases=tuple(np.clip(bases, -MOST_BASE, MOST_BASE).tolist()),
+            directions=np.concatenate(by_band[1::3]),
+            frequencies=np.stack(by_band[2::3]),
         )
 
     @property
@@ -191,11 +186,12 @@ def _read_differences(reader: SymbolReader, count: int) -> Ints:
     return np.cumsum(differences)
 
 
-def _half_octaves(share: Tensor) -> Ints:
-    """Return ``round(2 log2 share)``, -14 to 32."""
+def _half_octaves(shares: Sequence[Tensor]) -> list[Ints]:
+    """Return ``round(2 log2 share)``, -14 to 32, of several tensors of shares."""
     least = 2.0 ** (LEAST_MARGIN / 2)
     most = 2.0 ** (MOST_MARGIN / 2)
-    octaves = share.clamp(least, most).log2()
-    margins = (2 * octaves).round()
-    integers: Ints = margins.long().numpy()
-    return integers
+    # all at once: they are few, and a call takes longer than its computing
+    octaves = torch.cat(list(shares)).clamp_(least, most).log2_()
+    margins = octaves.mul_(2).round_().long()
+    lengths = [len(share) for share in shares]
+    return [part.numpy() for part in margins.split(lengths)]
