@@ -6,7 +6,7 @@ precede all others. See docs/wire-format.md, section 14, "Three codes for intege
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,9 @@ from flwr_splitfc.codec.format.symbols import Model, SymbolReader
 
 Run: TypeAlias = tuple[Symbols, Model]
 """Symbols and what their probabilities are."""
+
+Group: TypeAlias = tuple[slice, int]
+"""Which of the values a group has, and their width, at least 1."""
 
 _LOW_BITS = 16
 """A symbol carries at most so many bits; wider values take two."""
@@ -48,6 +51,32 @@ def read_bits(reader: SymbolReader, widths: Ints) -> Ints:
     high = _read_narrow(reader, _high_widths(widths))
     low = _read_narrow(reader, _low_widths(widths))
     values: Ints = high << _LOW_BITS | low
+    return values
+
+
+def group_bit_runs(values: Ints, groups: Sequence[Group]) -> Iterator[Run]:
+    """Yield what `bit_runs` does, of values that have the width of their group.
+
+    A group has one model, with which coding is faster than with one for each value.
+    """
+    for own, width in groups:
+        if width > _LOW_BITS:
+            yield from symbol_runs(values[own] >> _LOW_BITS, 1 << width - _LOW_BITS)
+    for own, width in groups:
+        yield from symbol_runs(values[own] & _LOW_MASK, 1 << min(width, _LOW_BITS))
+
+
+def read_group_bits(reader: SymbolReader, count: int, groups: Sequence[Group]) -> Ints:
+    """Read what `group_bit_runs` wrote of so many values."""
+    values = np.zeros(count, np.int64)
+    for own, width in groups:
+        if width > _LOW_BITS:
+            levels = 1 << width - _LOW_BITS
+            high = read_integers(reader, own.stop - own.start, levels)
+            values[own] = high << _LOW_BITS
+    for own, width in groups:
+        levels = 1 << min(width, _LOW_BITS)
+        values[own] += reader.read(own.stop - own.start, levels)
     return values
 
 

@@ -23,7 +23,13 @@ import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.bits import Run, bit_runs, read_bits, symbol_runs
+from flwr_splitfc.codec.format.bits import (
+    Group,
+    Run,
+    group_bit_runs,
+    read_group_bits,
+    symbol_runs,
+)
 from flwr_splitfc.codec.format.symbols import SymbolReader
 from flwr_splitfc.codec.quantisers.transform.context_order import (
     ContextOrder,
@@ -84,6 +90,8 @@ class _Nonzeros:
         The contexts that have any.
     shifts : ndarray of shape (nonzeros,)
         S for each.
+    tails : list
+        The bits of each live context's tails.
     """
 
     def __init__(self, counts: Ints, order: ContextOrder) -> None:
@@ -95,12 +103,15 @@ class _Nonzeros:
         self._starts = order.starts[live]
         self._sizes = order.sizes[live]
         self.live: list[_LiveContext] = []
+        self.tails: list[Group] = []
         shifts = []
         parameters = (self._heads, self._counts, self._sizes)
         for head, count, size in zip(*map(np.ndarray.tolist, parameters), strict=True):
             own = slice(head, head + count)
+            shift = gap_shift(count, size)
+            shifts.append(shift)
             self.live.append(_LiveContext(own, count, gap_index(count, size)))
-            shifts.append(gap_shift(count, size))
+            self.tails.append((own, shift + 1))
         self.shifts = np.repeat(np.array(shifts, np.int64), self._counts)
 
     def gaps(self, positions: Ints) -> Ints:
@@ -176,7 +187,7 @@ def coefficient_runs(places: Ints, values: Ints, order: ContextOrder) -> Iterato
     # tails
     low_bits = gaps - (far << shifts)
     tails = low_bits << 1 | (ordered < 0)
-    yield from bit_runs(tails, shifts + 1)
+    yield from group_bit_runs(tails, nonzeros.tails)
 
     # far gaps, large magnitudes
     yield from _escaped(far, _LAST_GAP)
@@ -215,7 +226,7 @@ def read_coefficients(reader: SymbolReader, order: ContextOrder) -> tuple[Ints, 
     for context, ratio in zip(nonzeros.live, ratios.tolist(), strict=True):
         model = pair_model(context.gap, ratio)
         pairs[context.own] = reader.read(context.nonzeros, model)
-    tails = read_bits(reader, shifts + 1)
+    tails = read_group_bits(reader, len(shifts), nonzeros.tails)
     far = pairs // MAGNITUDES
     sizes = pairs - far * MAGNITUDES + 1
     _add_escapes(reader, far, _LAST_GAP)
