@@ -45,6 +45,7 @@ with instrumented(
     from flwr_splitfc import (
         EndpointConfig,
         RoundRobin,
+        RunFailed,
         SplitLearning,
         answer_device_query,
     )
@@ -362,11 +363,13 @@ def answer(data: bytes) -> None:
         optimizer_state=choices.of(["relay", "per-device", "fresh"]),
         model_bits=choices.of([4, 32, None]),
         endpoint=EndpointConfig(transport=transport),
+        max_failed_rounds=ROUNDS,
     )
     grid = FuzzedGrid(choices)
-    with watched_log():
-        result = strategy.start(grid, HALF, ROUNDS)
-    for name, tensor in result.arrays.to_torch_state_dict().items():
+    arrays = HALF
+    with watched_log(), suppress(RunFailed):
+        arrays = strategy.start(grid, HALF, ROUNDS).arrays
+    for name, tensor in arrays.to_torch_state_dict().items():
         assert tensor.isfinite().all(), f"{name} is not finite"
     text = results_text({"rounds": strategy.progress.rows})
     json.loads(text, parse_constant=_no_constant)

@@ -12,8 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flwr_splitfc.exchange import SplitEndpoint
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
-from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
+from flwr_splitfc.exchange.protocol.frames import frame_field
+from flwr_splitfc.exchange.protocol.records import with_fields
 
 App = Callable[[Message, Context], Message]
 
@@ -109,12 +109,12 @@ def ticket_message(
 ) -> Message:
     """A Flower message with a fresh ticket; `changes` falsify fields of it."""
     ticket = endpoint.issue(purpose, device, 1)
-    record = ticket.to_record()
-    record.update({key.replace("_", "-"): value for key, value in changes.items()})
-    content = RecordDict({TICKET_KEY: record, "config": ConfigRecord()})
+    fields = ticket.to_fields()
+    fields |= {key.replace("_", "-"): value for key, value in changes.items()}
     kept = endpoint.kept(ticket.token)
     if kept.ByteSize():
-        content[FRAME_KEY] = frame_record(pb.ServerFrame(kept=kept))
+        fields |= frame_field(pb.ServerFrame(kept=kept))
+    content = with_fields(RecordDict({"config": ConfigRecord()}), fields)
     message = Message(content, 1000, purpose)
     message.metadata.__dict__["_message_id"] = str(uuid4())
     return message

@@ -1,11 +1,11 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.client_turn import ClientTurn, LabelledBatches
@@ -85,8 +85,9 @@ class SplitClientApp(ClientApp):
         over its samples.
     torch_threads : int (default: 1)
         CPU threads for torch in this process. Simulated devices share the machine.
-    mods : list, optional
-        As in `ClientApp`.
+    mods, train_mods : list, optional
+        Flower's mods, around training and evaluation, and around training alone. Those
+        that want a model in each reply, as for differential privacy, are `train_mods`.
 
     Notes
     -----
@@ -120,10 +121,11 @@ class SplitClientApp(ClientApp):
         loss_fn: LossFn | None = None,
         metrics_fn: MetricsFn = accuracy,
         torch_threads: int = 1,
-        mods: list[Any] | None = None,
+        mods: Sequence[Mod] = (),
+        train_mods: Sequence[Mod] = (),
     ) -> None:
         # the first, so that the others see whole models
-        super().__init__(mods=[model_codec_mod, *(mods or [])])
+        super().__init__(mods=[model_codec_mod])
         self.model = model
         self.load_data = load_data
         self.optimizer = optimizer
@@ -133,8 +135,8 @@ class SplitClientApp(ClientApp):
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        super().train()(self._train)
-        super().evaluate()(self._evaluate)
+        super().train(mods=[*mods, *train_mods])(self._train)
+        super().evaluate(mods=list(mods))(self._evaluate)
         super().query(ACTION)(answer_device_query)
 
     def _train(self, message: Message, context: Context) -> Message:

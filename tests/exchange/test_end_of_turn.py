@@ -29,7 +29,7 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, server_frame
+from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, has_frame, server_frame
 from flwr_splitfc.exchange.protocol.tensors import unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.exchange.raw_device import RawDevice
@@ -67,7 +67,7 @@ class Noting:
         if message.metadata.message_type == "train" and is_first:
             kept = unpack_tensors(server_frame(message).kept.optimizer)
             self.steps_before.append(int(kept["0.step"]) if kept else None)
-            assert bool(kept) == (FRAME_KEY in message.content)
+            assert bool(kept) == has_frame(message)
         is_device_one = context.node_config["partition-id"] == 1
         app = self.device_one if is_device_one and has_ticket(message) else HONEST
         reply: Message = app(message, context)

@@ -27,8 +27,9 @@ from flwr_splitfc.exchange import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
-from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, TICKET_KEY, Ticket
+from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
 from tests.exchange.raw_device import open_frame, session_call
 from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
@@ -279,7 +280,7 @@ def test_nobody_at_the_address(endpoint, good):
 def test_a_ticket_arrives_as_it_was_issued(timeout_s):
     with limited(reconnect_timeout_s=timeout_s) as endpoint:
         ticket = endpoint.issue("train", "7", 3)
-        content = RecordDict({TICKET_KEY: ticket.to_record()})
+        content = with_fields(RecordDict(), ticket.to_fields())
         assert Ticket.from_message(Message(content, 1000, "train")) == ticket
 
 
@@ -287,7 +288,7 @@ def test_no_ticket_and_other_protocols(endpoint):
     message = ticket_message(endpoint, protocols=[99])
     with pytest.raises(ProtocolError, match=r"99.*same version"):
         connect(message)
-    message.content.pop("split-ticket")
+    message.content.pop("config")
     with pytest.raises(TicketError, match="no split ticket"):
         connect(message)
     with pytest.raises(TicketError, match="codec"):

@@ -25,6 +25,7 @@ from flwr_splitfc.exchange import (
     SharedHalf,
     SplitEndpoint,
 )
+from flwr_splitfc.exchange.protocol.records import fields_of
 from flwr_splitfc.exchange.server import certificate
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import ticket_message
@@ -49,7 +50,7 @@ def make_endpoint(**config) -> SplitEndpoint:
 def trains(message, context: Context | None = None) -> bool:
     x, y = batches(1)[0]
     with connect(message, context) as session:
-        session.loss(seeded(DeviceHalf)(x), y)
+        session.loss(seeded(DeviceHalf)(x), y).backward()
     return session.metrics()["steps"] == 1
 
 
@@ -67,14 +68,14 @@ def make_ca(folder: Path, host: str) -> tuple[Path, Path, Path]:
 def test_the_runs_own_certificate_comes_with_the_ticket():
     with make_endpoint(tls=True) as endpoint:
         message = ticket_message(endpoint)
-        assert "BEGIN CERTIFICATE" in message.content["split-ticket"]["authority"]
-        assert "PRIVATE" not in str(message.content["split-ticket"])
+        assert "BEGIN CERTIFICATE" in fields_of(message.content)["authority"]
+        assert "PRIVATE" not in str(fields_of(message.content))
         assert trains(message)
 
 
 def test_every_run_has_another_certificate_and_devices_accept_no_other():
     with make_endpoint(tls=True) as endpoint, make_endpoint(tls=True) as other:
-        foreign = ticket_message(other).content["split-ticket"]["authority"]
+        foreign = fields_of(ticket_message(other).content)["authority"]
         with pytest.raises(EndpointUnreachable):
             trains(ticket_message(endpoint, authority=foreign))
         assert trains(ticket_message(endpoint))
@@ -89,7 +90,7 @@ def test_plaintext_is_not_spoken_to_a_tls_endpoint():
 
 def test_nor_tls_to_a_plaintext_one():
     with make_endpoint() as endpoint, make_endpoint(tls=True) as other:
-        foreign = ticket_message(other).content["split-ticket"]["authority"]
+        foreign = fields_of(ticket_message(other).content)["authority"]
         message = ticket_message(endpoint, tls="pinned", authority=foreign)
         with pytest.raises(EndpointUnreachable):
             trains(message)

@@ -3,10 +3,11 @@
 from copy import copy
 from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.device_query import QUERY_TYPE
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
@@ -46,15 +47,39 @@ def model_codec_mod(
         If coded arrays are none of this version's.
     """
     if message.metadata.message_type == QUERY_TYPE:
-        return _with_versions(call_next(message, context))
+        return _answer(message, context, call_next)
     start = _decoded(message)
     reply = call_next(_with_models(message, start), context)
-    if reply.has_content():
-        if _is_interrupted(reply):
-            _put_away(context, start)
-        else:
-            _encode_changes(reply, start or _taken_out(context))
+    if reply.has_error():
+        return _error_of_mod(message, reply)
+    if _is_interrupted(reply):
+        _put_away(context, start)
+    else:
+        _encode_changes(reply, start or _taken_out(context))
     return reply
+
+
+def _answer(
+    message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    """Return who the device is, and that it has this mod."""
+    answer = call_next(message, context)
+    if answer.has_error():
+        # a mod between that wants a model in each message
+        answer = answer_device_query(message, context)
+    answer.content[MODEL_CODEC_KEY] = versions_record()
+    return answer
+
+
+def _error_of_mod(message: Message, reply: Message) -> Message:
+    """Return the error of a mod between, which may reply to the app's reply."""
+    reason = reply.error.reason
+    if message.metadata.message_type.startswith("evaluate"):
+        reason = (
+            f"{reason} (In evaluation no model comes back. Give a mod that wants one "
+            "to training alone: app.train(mods=[...]), or train_mods of SplitClientApp)"
+        )
+    return Message(Error(reply.error.code, reason), reply_to=message)
 
 
 def _with_models(message: Message, start: _Start) -> Message:
@@ -65,13 +90,6 @@ def _with_models(message: Message, start: _Start) -> Message:
     decoded = copy(message)
     decoded.content = RecordDict({**message.content, **models})
     return decoded
-
-
-def _with_versions(answer: Message) -> Message:
-    """Add to a device's answer that it has this mod."""
-    if answer.has_content():
-        answer.content[MODEL_CODEC_KEY] = versions_record()
-    return answer
 
 
 def _is_interrupted(reply: Message) -> bool:

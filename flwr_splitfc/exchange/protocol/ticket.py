@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 
 from flwr_splitfc.codec.model_arrays import EXACT_BITS, check_bits
-from flwr_splitfc.exchange.protocol.records import record_without_empty
+from flwr_splitfc.exchange.protocol.records import fields_of
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.settings import Scalar
@@ -15,7 +15,6 @@ from flwr_splitfc.settings import Scalar
 PROTOCOLS = (3,)
 """Versions of the exchange that this package speaks, the best last."""
 
-TICKET_KEY = "split-ticket"
 _STATE_BITS_KEY = "state-bits"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
@@ -26,12 +25,14 @@ _RECONNECT_TIMEOUT_S = 60.0
 
 Purpose = Literal["train", "evaluate"]
 
+_Fields: TypeAlias = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Ticket:
     """A one-time admission to the split endpoint.
 
-    A Flower message carries it as a `ConfigRecord`.
+    A Flower message carries it as fields in its `ConfigRecord` (`with_fields`).
 
     Parameters
     ----------
@@ -87,8 +88,8 @@ class Ticket:
         """The session's id, which is no secret."""
         return self.token.partition(".")[0]
 
-    def to_record(self) -> ConfigRecord:
-        """Return the ticket as Flower carries it."""
+    def to_fields(self) -> dict[str, Any]:
+        """Return the ticket as Flower carries it: fields without empty texts."""
         fields: dict[str, Any] = {
             "protocols": list(PROTOCOLS),
             "address": self.address,
@@ -109,7 +110,8 @@ class Ticket:
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
             fields[_OUTPUT_CODEC_PREFIX + key] = value
-        return record_without_empty(fields)
+        # Flower cannot count the bytes of an empty text
+        return {key: value for key, value in fields.items() if value != ""}
 
     @property
     def is_for_messages(self) -> bool:
@@ -133,7 +135,7 @@ class Ticket:
                 "ticket: is it sent by a split strategy such as "
                 "flwr_splitfc.SplitLearning?"
             )
-        record = message.content.config_records[TICKET_KEY]
+        record = fields_of(message.content)
         protocol = _best_common_protocol(record)
         return cls(
             address=_typed(record, "address", str, default=""),
@@ -159,10 +161,10 @@ def has_ticket(message: Message) -> bool:
 
     Without a ticket, a device trains the joined model locally.
     """
-    return message.has_content() and TICKET_KEY in message.content.config_records
+    return message.has_content() and "token" in fields_of(message.content)
 
 
-def _bits(record: ConfigRecord) -> int:
+def _bits(record: _Fields) -> int:
     bits: int = _typed(record, _STATE_BITS_KEY, int, default=EXACT_BITS)
     try:
         check_bits(bits)
@@ -171,7 +173,7 @@ def _bits(record: ConfigRecord) -> int:
     return bits
 
 
-def _best_common_protocol(record: ConfigRecord) -> int:
+def _best_common_protocol(record: _Fields) -> int:
     offered = record.get("protocols", [record.get("protocol")])
     common = []
     if isinstance(offered, list):
@@ -185,23 +187,21 @@ def _best_common_protocol(record: ConfigRecord) -> int:
     return common[-1]
 
 
-def _typed(
-    record: ConfigRecord, key: str, kind: type, default: Scalar | None = None
-) -> Any:
+def _typed(record: _Fields, key: str, kind: type, default: Scalar | None = None) -> Any:
     value = record.get(key, default)
     if not isinstance(value, kind):
         raise TicketError(f"ticket field {key!r} is {value!r}, wanted {kind.__name__}")
     return value
 
 
-def _one_of(record: ConfigRecord, key: str, choices: tuple[str, ...]) -> Any:
+def _one_of(record: _Fields, key: str, choices: tuple[str, ...]) -> Any:
     value = _typed(record, key, str)
     if value not in choices:
         raise TicketError(f"ticket field {key!r} is {value!r}, wanted one of {choices}")
     return value
 
 
-def _settings(record: ConfigRecord, prefix: str) -> Any:
+def _settings(record: _Fields, prefix: str) -> Any:
     """The fields whose keys start with `prefix`, under the rest of their keys."""
     return {
         key.removeprefix(prefix): value

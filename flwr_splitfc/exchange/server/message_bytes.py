@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_of, has_frame
+from flwr_splitfc.exchange.protocol.frames import frame_of, place_of_frame
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
 _BytesByObject: TypeAlias = dict[str, Counter[str]]
@@ -54,8 +54,10 @@ class MessageMeter:
             content[key] = record
             objects[record.object_id] = _envelope(record)
         objects[content.object_id] = _envelope(content)
-        if has_frame(message):
-            objects[content[FRAME_KEY].object_id]["envelope"] -= _frame_bytes(message)
+        frame = place_of_frame(message)
+        if frame is not None:
+            holder = objects[content[frame.record].object_id]
+            holder["envelope"] -= _frame_bytes(message)
         total: Counter[str] = Counter()
         for counted in objects.values():
             total.update(counted)

@@ -10,11 +10,12 @@ from flwr.serverapp import Grid
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import (
-    FRAME_KEY,
+    frame_field,
     frame_of,
-    frame_record,
     has_frame,
+    without_frame,
 )
+from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
@@ -178,7 +179,7 @@ class MessagesInFlight:
 def _take_frame(reply: Message) -> pb.DeviceFrame:
     """Take the frame out of a reply: the strategy knows nothing of frames."""
     frame = parse_frame(frame_of(reply))
-    del reply.content[FRAME_KEY]
+    reply.content = without_frame(reply)
     return frame
 
 
@@ -186,9 +187,8 @@ def _next_message(asked: Outgoing, answer: pb.ServerFrame) -> Outgoing:
     """Make the message with the answer to a frame, for the same device and session."""
     first = asked.message
     # the ticket and the config go with each message, the model's arrays with the first
-    content = RecordDict(
-        {**first.content.config_records, FRAME_KEY: frame_record(answer)}
-    )
+    configs = RecordDict(dict(first.content.config_records))
+    content = with_fields(configs, frame_field(answer))
     message = Message(
         content,
         dst_node_id=first.metadata.dst_node_id,

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import CutCodec, ModelCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
-from flwr_splitfc.exchange.protocol.ticket import TICKET_KEY
+from flwr_splitfc.exchange.protocol.frames import frame_field
+from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,
     Cut,
@@ -156,18 +156,15 @@ class SplitGrid(MeteredGrid):
             codec=codec,
             output_codec=output_codec,
         )
-        # Strategies share one RecordDict among their messages; the copy shares its
-        # arrays.
-        message.content = RecordDict(
-            {**message.content, TICKET_KEY: ticket.to_record()}
-        )
+        fields = ticket.to_fields()
         kept = self.endpoint.kept(ticket.token)
         if kept.ByteSize():
             frame = pb.ServerFrame(kept=kept)
-            message.content[FRAME_KEY] = frame_record(frame)
+            fields |= frame_field(frame)
             traffic = Traffic()
             count_downlink(traffic, frame)
             self.ledger.add(self.round_of(message), purpose, traffic, device)
+        message.content = with_fields(message.content, fields)
         return ticket.token
 
     def _replies(

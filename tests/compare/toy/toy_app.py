@@ -30,7 +30,7 @@ def train(message: Message, context: Context) -> Message:
         raise OSError("no data on this device")
     turn = int(context.state.config_records.get("turns", {"count": 0})["count"]) + 1
     context.state["turns"] = ConfigRecord({"count": turn})
-    assert set(message.content) == {"arrays", "config", "split-ticket"}, (
+    assert set(message.content) == {"arrays", "config"}, (
         "as in a run of its own"
     )
     model = nn.Linear(8, 8)
