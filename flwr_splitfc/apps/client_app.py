@@ -24,6 +24,11 @@ from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
+from flwr_splitfc.model.part_checks import (
+    check_factory,
+    check_function,
+    check_optimizer,
+)
 
 LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
 """``load_data(context)`` gives batches to train on, and batches to evaluate on."""
@@ -124,6 +129,9 @@ class SplitClientApp(ClientApp):
         mods: Sequence[Mod] = (),
         train_mods: Sequence[Mod] = (),
     ) -> None:
+        check_factory("model", model, "model()", "the class of the device half")
+        check_optimizer(optimizer)
+        check_function("load_data", load_data, "load_data(context)")
         # the first, so that the others see whole models
         super().__init__(mods=[model_codec_mod])
         self.model = model

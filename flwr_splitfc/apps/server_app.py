@@ -24,6 +24,7 @@ from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
+from flwr_splitfc.model.part_checks import check_factory, check_optimizer
 from flwr_splitfc.run import Progress, run_record
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, read_settings
@@ -169,6 +170,11 @@ class SplitServerApp(ServerApp):
         evaluate: Evaluate | None = None,
         **split_options: Any,
     ) -> None:
+        check_factory("model", model, "model()", "the class of the device half")
+        check_factory(
+            "server_model", server_model, "server_model()", "the server half's class"
+        )
+        check_optimizer(optimizer)
         super().__init__()
         self.model = model
         self.server_model = server_model

@@ -33,6 +33,12 @@ from flwr_splitfc.model import (
     SchedulerFn,
     joined_state_dict,
 )
+from flwr_splitfc.model.part_checks import (
+    check_factory,
+    check_function,
+    check_module,
+    check_optimizer,
+)
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
@@ -183,6 +189,18 @@ class SplitLearning(Strategy):
         checkpoint: str | Path | None = None,
         save_to: str | Path | None = None,
     ) -> None:
+        check_module("server_model", server_model)
+        check_optimizer(optimizer)
+        if loss_fn is not None:
+            check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
+        if scheduler is not None:
+            example = "functools.partial(StepLR, step_size=100)"
+            check_factory("scheduler", scheduler, "scheduler(optimizer)", example)
+        if devices is not None and not isinstance(devices, Strategy):
+            raise ValueError(
+                f"devices is {devices!r:.100}, wanted a strategy, such as "
+                "FedAvg(fraction_train=0.1)"
+            )
         if loss_fn is not None and output_codec is not None:
             raise ValueError(
                 "output_codec is for loss_fn=None: "

@@ -83,6 +83,12 @@ class SplitFC(SplitLearning):
         channel_dim: int | None = None,
         **split_options: Any,
     ) -> None:
+        if "codec" in split_options:
+            raise ValueError(
+                "SplitFC makes its codec itself, from quality, or from uplink_bits, "
+                "downlink_bits and reduction: give these, or another codec to "
+                "SplitLearning(codec=...)"
+            )
         codec = splitfc_codec(
             quality=quality,
             uplink_bits=uplink_bits,

@@ -10,6 +10,7 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
+from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
@@ -159,9 +160,9 @@ class Session:
         ------
         RuntimeError
             If `features` carry no graph, for example under ``torch.no_grad()``.
-        ValueError
-            For features that are not finite, and for a budget too small for any
-            payload.
+        TypeError, ValueError
+            For what is no batch of features and labels, for features that are not
+            finite, and for a budget too small for any payload.
         SplitError
             One of its kinds if the server cannot be reached, refuses the step, or the
             session broke; the server half is then as it was.
@@ -171,6 +172,8 @@ class Session:
                 "the strategy has no loss_fn, so the loss is this device's: train with "
                 "criterion(tail(server.forward(features)), labels)"
             )
+        check_features("server.loss", features)
+        check_labels("server.loss", labels)
         return server_loss(self._steps, features, labels, self._watch)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class Session:
 
         Raises
         ------
-        RuntimeError, ValueError, SplitError
+        RuntimeError, TypeError, ValueError, SplitError
             As `loss`; the backward pass raises them, too, and a `ValueError` for a
             gradient that is not finite.
         """
@@ -203,6 +206,7 @@ class Session:
                 "the strategy has a loss_fn, so the loss is the server's: train with "
                 "server.loss(features, labels), or make the strategy with loss_fn=None"
             )
+        check_features("server.forward", features)
         return server_output(self._u_shaped_steps, features, self._watch)
 
     @torch.no_grad()
@@ -216,6 +220,7 @@ class Session:
         ----------
         features : Tensor of shape (B, ...)
         """
+        check_features("server.predict", features)
         return self._steps.predict(features)
 
     def metrics(self) -> dict[str, int | float]:

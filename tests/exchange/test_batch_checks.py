@@ -1,0 +1,85 @@
+"""What is no batch is refused by the device itself, which says what was wanted."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from flwr_splitfc import connect, cut_codec
+from flwr_splitfc.exchange import Session, SplitEndpoint
+from tests.exchange.server_halves import everything, shared_half
+from tests.halves import DeviceHalf, batches, same, seeded
+from tests.local_grid import ticket_message
+
+HALF = seeded(DeviceHalf)
+X, Y = batches(1)[0]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[SplitEndpoint]:
+    with SplitEndpoint(shared_half(), cut_codec("float32")) as endpoint:
+        yield endpoint
+
+
+FEATURES = [
+    ((HALF(X), HALF(X)), TypeError, "got tuple of 2, wanted one floating point Tensor"),
+    ({"last": HALF(X)}, TypeError, "got dict of 1, .* torch.cat"),
+    (HALF(X).detach().numpy(), TypeError, "got ndarray, wanted one"),
+    (HALF(X).sum(), ValueError, r"shape \(\), .* a row for each sample"),
+    (HALF(X).sum((1, 2, 3)), ValueError, r"shape \(16,\), .*features\.unsqueeze\(1\)"),
+    (torch.arange(16)[:, None], ValueError, "torch.int64, .*through the embedding"),
+    (HALF(X).flatten(1).to_sparse(), ValueError, r"sparse_coo, .*to_dense"),
+]
+LABELS = [
+    (Y.tolist(), TypeError, r"got list of 16 as labels, .*torch\.as_tensor\(labels\)"),
+    (None, TypeError, "got NoneType as labels, wanted a Tensor"),
+    (Y[0], ValueError, r"labels of shape \(\)"),
+]
+
+
+def refused(call: Any, *given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(*given)
+
+
+@pytest.mark.parametrize(("features", "error", "message"), FEATURES)
+def test_features(
+    features: Any, error: type[Exception], message: str, endpoint: SplitEndpoint
+) -> None:
+    before = everything(endpoint)
+
+    def turn(server: Session) -> None:
+        loss = f"server.loss .*{message}"
+        refused(server.loss, features, Y, error=error, message=loss)
+        predict = f"server.predict .*{message}"
+        refused(server.predict, features, error=error, message=predict)
+
+    with connect(ticket_message(endpoint)) as server:
+        turn(server)
+    assert same(everything(endpoint), before)
+
+
+@pytest.mark.parametrize(("labels", "error", "message"), LABELS)
+def test_labels(
+    labels: Any, error: type[Exception], message: str, endpoint: SplitEndpoint
+) -> None:
+    before = everything(endpoint)
+    with connect(ticket_message(endpoint)) as server:
+        refused(server.loss, HALF(X), labels, error=error, message=message)
+    assert same(everything(endpoint), before)
+
+
+def test_swapped(endpoint: SplitEndpoint) -> None:
+    with connect(ticket_message(endpoint)) as server:
+        message = "features come first, labels second"
+        refused(server.loss, Y, HALF(X), error=ValueError, message=message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_any_floating_point_type_is_taken(
+    dtype: torch.dtype, endpoint: SplitEndpoint
+) -> None:
+    with connect(ticket_message(endpoint)) as server:
+        server.loss(HALF(X).to(dtype), Y).backward()
+    assert server.metrics()["steps"] == 1
