@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -109,6 +110,8 @@ def _code(count: int, total: int) -> _Bitmap | _EliasFano:
     return elias_fano
 
 
+# a plan asks for a dozen sizes, and those of the next batch are mostly the same
+@lru_cache(2**14)
 def column_set_bytes(count: int, total: int) -> int:
     """Return the bytes that a set of `count` out of `total` columns takes.
 

@@ -110,7 +110,8 @@ class _Nonzeros:
             own = slice(head, head + count)
             shift = gap_shift(count, size)
             shifts.append(shift)
-            self.live.append(_LiveContext(own, count, gap_index(count, size)))
+            gap = gap_index(count, size, shift)
+            self.live.append(_LiveContext(own, count, gap))
             self.tails.append((own, shift + 1))
         self.shifts = np.repeat(np.array(shifts, np.int64), self._counts)
 

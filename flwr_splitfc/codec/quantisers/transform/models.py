@@ -85,12 +85,12 @@ def gap_shift(count: int, size: int) -> int:
     return min(MOST_SHIFT, third.bit_length())
 
 
-def gap_index(count: int, size: int) -> int:
-    """Return g, where `count` of `size` coefficients are not zero."""
+def gap_index(count: int, size: int, shift: int) -> int:
+    """Return g, where `count` of `size` coefficients are not zero, for S of these."""
     # p = (size - count) / size
     zeros = size - count
     goes_on = zeros * _WHOLE // size
-    for _ in range(gap_shift(count, size)):
+    for _ in range(shift):
         # a square in fixed-point numbers, so that S of them make the power 2^S
         goes_on = goes_on * goes_on >> SYMBOL_PRECISION_BITS
     return goes_on * GAP_RATIOS >> SYMBOL_PRECISION_BITS

@@ -230,10 +230,17 @@ def _inverted(
     # the others are zero until they are mixed: less to do
     live_rows = np.flatnonzero(is_live.any(1))
     live_channels = np.flatnonzero(is_live.any(0))
-    parts = parts[live_rows][:, live_channels]
+    parts = _picked(_picked(parts, 0, live_rows), 1, live_channels)
     parts = from_frequencies(parts, layout.axes)
     flat = from_directions(parts.flatten(1), by_row, live_rows)
     return from_directions(flat.view(rows, -1, places), by_channel, live_channels)
+
+
+def _picked(parts: Tensor, dim: int, live: Ints) -> Tensor:
+    """Return what is live along a dimension, without a copy if all is."""
+    if len(live) == parts.shape[dim]:
+        return parts
+    return parts.index_select(dim, torch.from_numpy(live))
 
 
 @dataclass(frozen=True, eq=False)

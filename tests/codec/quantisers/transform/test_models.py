@@ -37,5 +37,6 @@ def test_every_symbol_of_every_model_can_be_sent(ratio: int) -> None:
     [(1, 1), (1, 2), (1, 2**31), (2**20, 2**20), (7, 1000), (999, 1000)],
 )
 def test_parameters_of_gaps_are_in_range(count: int, size: int) -> None:
-    assert 0 <= gap_shift(count, size) <= 22
-    assert 0 <= gap_index(count, size) < 64
+    shift = gap_shift(count, size)
+    assert 0 <= shift <= 22
+    assert 0 <= gap_index(count, size, shift) < 64
