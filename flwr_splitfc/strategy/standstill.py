@@ -6,10 +6,11 @@ from logging import getLogger
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-# Of the norm. In 36 runs on the digits (float32, splitfc and splitfc-rd; iid and by
-# classes; 40 rounds) no round of one that learned changed less than 2e-2. Where the
-# server half's units had died, at a hundred times the learning rate, rounds changed
-# nothing at all.
+# Of the norm. Measured on the digits in 36 runs of 40 rounds: float32, splitfc and
+# splitfc-rd; iid and by classes; Adam at 1e-3, 3e-2 and 1e-1; two seeds. In the 17 that
+# learned, no round changed less than 9e-3, so none is warned of. In the 19 in which all
+# units died, the change ran down with Adam's momentum to exactly 0: all are warned of,
+# in rounds 14 to 27.
 _LEAST_CHANGE = 1e-6
 _ROUNDS = 3
 
