@@ -393,8 +393,8 @@ class HalfTrainer:
             out, [x, *self._parameters], out_grad, allow_unused=True
         )
         loss = 0.0 if out.ndim else out.item()
-        what = "the output" if out.ndim else f"loss {loss}"
-        check_finite(f"{what} with a gradient", out, [x_grad, *grads])
+        # alone: nobody waits for the check of the others
+        check_finite("the gradient by the features", [x_grad])
         check_buffers(self._model, self._finite_buffers)
         # a server half may ignore its input
         if x_grad is None:
@@ -411,6 +411,7 @@ class HalfTrainer:
             return
         try:
             with self._as_a_whole(updates=True):
+                check_finite("the gradient by the weights", pending.grads)
                 with self._update_rng():
                     self._apply(pending.grads)
                 self._check_weights(pending.features)

@@ -60,6 +60,9 @@ def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> No
     if outputs.ndim < 2 or not labels.numel():
         return
     classes = outputs.shape[1]
+    least, greatest = labels.aminmax()
+    if least >= 0 and greatest < classes:
+        return
     counted = labels != getattr(loss_fn, "ignore_index", -100)
     out_of_range = (labels < 0) | (labels >= classes)
     wrong = labels[counted & out_of_range]
@@ -80,7 +83,7 @@ def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
 
 
 def check_loss(loss: Tensor) -> None:
-    """Refuse a loss that is not one number.
+    """Refuse a loss that is not one number, and finite.
 
     Raises
     ------
@@ -91,6 +94,8 @@ def check_loss(loss: Tensor) -> None:
             f"the loss has shape {tuple(loss.shape)}, wanted a scalar: "
             "use a reduction in loss_fn"
         )
+    if not loss.isfinite():
+        raise StepRefused(f"the loss is not finite: {loss.item()}")
 
 
 def check_output(output: object, rows: int) -> None:
@@ -108,32 +113,29 @@ def check_output(output: object, rows: int) -> None:
     if not has_rows or not output.requires_grad:
         shape = tuple(output.shape)
         raise StepRefused(f"the server half's output has shape {shape}, {wanted}")
-    check_finite("the server half's output", output, [output.detach()])
+    check_finite("the server half's output", [output.detach()])
 
 
-def check_finite(what: str, result: Tensor, parts: Sequence[Tensor | None]) -> None:
+def check_finite(what: str, parts: Sequence[Tensor | None]) -> None:
     """Refuse a step whose numbers have run away.
 
     Parameters
     ----------
     what : str
-        What the norm is of, for the message.
-    result : Tensor
-        The loss or the output; none of it may be infinite or NaN.
+        What the numbers are, for the message.
     parts : sequence of Tensor
-        The gradients, or the output itself: their norm together is limited. None is
-        the gradient by what the result does not depend on.
+        Their norm together is limited. None is the gradient by what a result does not
+        depend on.
 
     Raises
     ------
     StepRefused
     """
     there = [part for part in parts if part is not None]
-    norm = nn.utils.get_total_norm(there)
-    is_finite = torch.isfinite(result).all()
+    norm = nn.utils.get_total_norm(there).item()
     # a norm of NaN is not at most anything
-    if not (is_finite and norm <= _MOST_NORM):
-        raise StepRefused(f"{what} of norm {norm.item()} is not finite, or beyond 1e18")
+    if not norm <= _MOST_NORM:
+        raise StepRefused(f"{what} of norm {norm} is not finite, or beyond 1e18")
 
 
 def finite_buffers(model: nn.Module) -> list[str]:
