@@ -20,16 +20,16 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from digits import ADAM, EXAMPLE, batch, halves
+from sessions import SessionsRow, many_sessions
 from torch import Tensor, nn
 
 from flwr_splitfc import EndpointConfig, cut_codec
@@ -37,9 +37,7 @@ from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoin
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist"
 CODECS = ("float32", "splitfc")
-ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 WARM_UP_STEPS = 10
 
@@ -72,23 +70,6 @@ class Row:
 
 
 # One training loop for all
-
-
-def halves() -> tuple[nn.Module, nn.Module]:
-    """Return the digits model of the example, cut at 32 x 6 x 6."""
-    sys.path.insert(0, str(EXAMPLE))
-    from splitmnist.task import DeviceHalf, ServerHalf
-
-    torch.manual_seed(0)
-    return DeviceHalf(1, 8), ServerHalf(8, 10)
-
-
-def batch(rows: int) -> tuple[Tensor, Tensor]:
-    """Return images and labels."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.rand(rows, 1, 8, 8, generator=draw)
-    labels = torch.randint(10, (rows,), generator=draw)
-    return images, labels
 
 
 def steps_per_second(steps: int, step: Callable[[], None]) -> float:
@@ -375,6 +356,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--deployment", action="store_true", help="also on a SuperLink and a SuperNode"
     )
+    parser.add_argument(
+        "--sessions",
+        type=lambda text: [int(count) for count in text.split(",")],
+        metavar="N,N,...",
+        help="instead: one server with so many sessions at once, e.g. 1,2,4,8,16",
+    )
     parser.add_argument("--rows", type=int, default=64, help="samples of a mini-batch")
     parser.add_argument("--steps", type=int, default=300, help="of a session")
     parser.add_argument("--rounds", type=int, default=3, help="sessions of each kind")
@@ -394,14 +381,31 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def sessions_table(rows: Sequence[SessionsRow]) -> str:
+    """Return the rows below their headings."""
+    lines = ["codec    sessions  steps/s  ratio"]
+    for row in rows:
+        sessions = row.sessions or "-"
+        speed = f"{row.steps_per_second:>8.1f} {row.ratio:>6.2f}"
+        lines.append(f"{row.codec:<8} {sessions:>8} {speed}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
-    rows = list(two_processes(options.rows, options.steps, options.rounds))
-    if options.deployment:
-        alone = rows[0].steps_per_second
-        rows += deployed(options.rows, options.steps, alone)
-    print(table(rows))
+    rows: list[Row] | list[SessionsRow]
+    if options.sessions:
+        rows = many_sessions(
+            CODECS, options.sessions, options.rows, options.steps, options.rounds
+        )
+        print(sessions_table(rows))
+    else:
+        rows = list(two_processes(options.rows, options.steps, options.rounds))
+        if options.deployment:
+            alone = rows[0].steps_per_second
+            rows += deployed(options.rows, options.steps, alone)
+        print(table(rows))
     if options.json:
         results = {"rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(results, indent=2) + "\n")
