@@ -2,9 +2,12 @@
 
     python benchmarks/exchange.py
     python benchmarks/exchange.py --deployment
+    python benchmarks/exchange.py --sessions 1,2,4,8,16
+    python benchmarks/exchange.py --profile
 
 The first has device and server in two processes and takes half a minute. The second also
-has them on a SuperLink and a SuperNode, which takes a minute and a half more.
+has them on a SuperLink and a SuperNode, which takes a minute and a half more. The third
+has one server with so many sessions, and the fourth shows the parts of a step.
 
 `benchmarks/README.md` says what the columns mean.
 """
@@ -30,6 +33,7 @@ from statistics import median
 import torch
 from digits import ADAM, EXAMPLE, batch, halves
 from sessions import SessionsRow, many_sessions
+from step_profile import step_profile
 from torch import Tensor, nn
 
 from flwr_splitfc import EndpointConfig, cut_codec
@@ -362,6 +366,11 @@ def arguments() -> argparse.Namespace:
         metavar="N,N,...",
         help="instead: one server with so many sessions at once, e.g. 1,2,4,8,16",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="instead: the parts of a step on the server, without a network",
+    )
     parser.add_argument("--rows", type=int, default=64, help="samples of a mini-batch")
     parser.add_argument("--steps", type=int, default=300, help="of a session")
     parser.add_argument("--rounds", type=int, default=3, help="sessions of each kind")
@@ -394,6 +403,10 @@ def sessions_table(rows: Sequence[SessionsRow]) -> str:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
+    if options.profile:
+        for codec in CODECS:
+            print(step_profile(codec, options.rows, options.steps))
+        return
     rows: list[Row] | list[SessionsRow]
     if options.sessions:
         rows = many_sessions(

@@ -78,6 +78,27 @@ def test_exchange(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+def test_sessions(tmp_path: Path) -> None:
+    numbers = tmp_path / "sessions.json"
+    options = ["--rows", "8", "--steps", "8", "--rounds", "1", "--sessions", "1,4"]
+    command = [sys.executable, str(BENCHMARKS / "exchange.py"), *options]
+    subprocess.run([*command, "--json", str(numbers)], check=True, capture_output=True)
+    rows = json.loads(numbers.read_text())["rows"]
+    assert [(row["codec"], row["sessions"]) for row in rows] == [
+        (codec, count) for codec in ("float32", "splitfc") for count in (0, 1, 4)
+    ]
+    assert all(row["steps_per_second"] > 0 for row in rows)
+
+
+def test_step_profile() -> None:
+    options = ["--rows", "8", "--steps", "5", "--profile"]
+    command = [sys.executable, str(BENCHMARKS / "exchange.py"), *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for part in ("encode the gradient", "until the answer", "optimizer"):
+        assert printed.count(f"  {part}\n") == 2
+
+
+@pytest.mark.extended
 def test_convergence(tmp_path: Path) -> None:
     runs, picture = tmp_path / "runs.jsonl", tmp_path / "convergence.svg"
     options = ["--app", "mnist", "--dataset", "digits", "--batch-size", "16"]

@@ -1,0 +1,86 @@
+"""The parts of a step on the server, from a frame's bytes to those of its answer."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from sessions import WARM_UP_STEPS, coded_step, trainer
+
+from flwr_splitfc import cut_codec
+from flwr_splitfc.exchange import SharedHalf
+from flwr_splitfc.exchange.server import frame_bytes, half_trainer, turn
+from flwr_splitfc.exchange.server.device_states import DeviceStates
+from flwr_splitfc.exchange.server.frame_traffic import count_uplink
+from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
+from flwr_splitfc.exchange.server.step_undo import StepUndo
+
+# where each part stands in the code, and what it is called here
+PARTS: tuple[tuple[Any, str, str], ...] = (
+    (turn, "decode_features", "decode the features"),
+    (turn, "decode_labels", "decode the labels"),
+    (HalfTrainer, "_loss", "forward pass and loss"),
+    (torch.autograd, "grad", "backward pass"),
+    (half_trainer, "check_finite", "check the gradients"),
+    (turn.Turn, "_encode_gradient", "encode the gradient"),
+    (StepUndo, "save_weights", "copy the weights, to go back to"),
+    (HalfTrainer, "_apply", "optimizer"),
+    (HalfTrainer, "_check_weights", "check the weights"),
+    (PayloadDigest, "update", "digest"),
+)
+
+
+def step_profile(codec: str, rows: int, steps: int) -> str:
+    """Return a table of where the CPU time of a step goes, in ms; medians.
+
+    What follows the answer is what the device does not wait for.
+    """
+    data = coded_step(codec, rows)
+    the_turn = turn.Turn(
+        "train",
+        "0",
+        1,
+        SharedHalf(trainer()),
+        cut_codec(codec),
+        DeviceStates("per-device"),
+        Limits(),
+    )
+    the_turn.open()
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*arguments: Any, **options: Any) -> Any:
+            started = time.thread_time()
+            result = part(*arguments, **options)
+            seconds[name].append(time.thread_time() - started)
+            return result
+
+        return timing
+
+    def answer() -> bytes:
+        frame = frame_bytes.parse_frame(data)
+        reply = the_turn.answer(frame)
+        count_uplink(the_turn.traffic, frame)
+        return reply.SerializeToString()
+
+    with ExitStack() as patches:
+        for owner, attribute, name in PARTS:
+            part = timed(name, getattr(owner, attribute))
+            patches.enter_context(mock.patch.object(owner, attribute, part))
+        whole = timed("until the answer", answer)
+        rest = timed("after the answer", the_turn.finish)
+        for _ in range(WARM_UP_STEPS + steps):
+            whole()
+            rest()
+    lines = [f"{codec}: a step on the server, CPU ms"]
+    for name, measured in seconds.items():
+        lines.append(f"{1e3 * median(measured):8.3f}  {name}")
+    return "\n".join(lines)
