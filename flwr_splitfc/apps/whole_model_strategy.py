@@ -1,12 +1,14 @@
 """Flower's own strategies, on the whole model."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_splitfc.run import Progress
+from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
 
 
@@ -35,6 +37,14 @@ class WholeModelStrategy(Strategy):
         self.progress = progress
         self._failed_rounds = FailedRounds(progress, max_failed_rounds)
         self.evaluation: MetricRecord | None = None
+
+    def start(
+        self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any
+    ) -> Result:
+        """Train as `Strategy.start` does, and log it."""
+        name = type(self.strategy).__name__
+        with run_log(name, self.progress, initial_arrays):
+            return super().start(grid, initial_arrays, *args, **kwargs)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

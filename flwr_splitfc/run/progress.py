@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.ledger import Ledger
-from flwr_splitfc.exchange.server.traffic import traffic_to_json
+from flwr_splitfc.exchange.server.traffic import Traffic, traffic_to_json
 from flwr_splitfc.run.columns import shown_columns, table_text, terminal_table
 from flwr_splitfc.run.error_warnings import ErrorWarnings
 from flwr_splitfc.run.loss_warning import LossWarning
@@ -23,6 +23,9 @@ from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, sta
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _ACCURACY_KEYS = ("accuracy", "eval_acc")
+_LOSS_KEYS = ("loss", "eval_loss", "train_loss")
+_COUNT_KEYS = (*Traffic().metrics(), "failures", "codec_seconds")
+_MOST_OWN_METRICS = 5
 _MOST_TABLE_ROWS = 12
 
 logger = getLogger("flwr")
@@ -141,6 +144,7 @@ class Progress:
             accuracy=accuracy,
             device_accuracy=device_accuracy,
             seconds=now - self._round_started,
+            evaluation=_own_metrics({**device_metrics, **metrics}),
         )
         self._round_started = now
         self.rounds.append(done)
@@ -154,7 +158,9 @@ class Progress:
         standing = standings(self.rounds)[-1]
         left = timedelta(seconds=round(self._left_s()))
         number = f"round {standing.last.round}/{self.num_rounds}"
-        return f"{number}{line_of(standing)} | ETA {left}"
+        own = [f"{key} {value:.4g}" for key, value in standing.last.evaluation.items()]
+        parts = [f"{number}{line_of(standing)}", *own, f"ETA {left}"]
+        return " | ".join(parts)
 
     def _left_s(self) -> float:
         """Estimate how long the rounds to come will take: as long as those so far."""
@@ -219,6 +225,14 @@ def _accuracy(metrics: Mapping[str, Any]) -> float | None:
         if isinstance(metrics.get(key), int | float):
             return float(metrics[key])
     return None
+
+
+def _own_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the first few of an app's own metrics: numbers that no column shows."""
+    known = {*_ACCURACY_KEYS, *_LOSS_KEYS, *_COUNT_KEYS}
+    own = [key for key in metrics if key not in known]
+    numbers = [key for key in own if isinstance(metrics[key], int | float)]
+    return {key: float(metrics[key]) for key in numbers[:_MOST_OWN_METRICS]}
 
 
 def _thinned(rows: list[Standing]) -> list[Standing]:

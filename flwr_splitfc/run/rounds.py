@@ -60,6 +60,8 @@ class Round:
     links : mapping or None
         For ``train`` and for ``evaluate``, by device what crossed its link: bytes up,
         bytes down, round trips. None in results of versions that did not write it.
+    evaluation : mapping of str to float
+        The metrics of evaluation that have no field here, such as the app's own.
     """
 
     round: int
@@ -76,6 +78,7 @@ class Round:
     seconds: float
     failures: Mapping[str, str] = field(default_factory=dict)
     links: RoundLinks | None = None
+    evaluation: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,6 +89,7 @@ class Round:
         accuracy: float | None,
         device_accuracy: float | None,
         seconds: float,
+        evaluation: Mapping[str, float],
     ) -> "Round":
         """Take a round from the ledger in which its traffic is entered."""
         train = ledger.of(server_round, "train")
@@ -110,6 +114,7 @@ class Round:
                 purpose: ledger.links(server_round, purpose)
                 for purpose in get_args(Purpose)
             },
+            evaluation=evaluation,
         )
 
     @property
@@ -122,6 +127,8 @@ class Round:
         row = {name: getattr(self, name) for name in _KEYS}
         if self.links is None:  # a row of an older version stays as it was
             del row["links"]
+        if not self.evaluation:
+            del row["evaluation"]
         return row
 
     @classmethod
@@ -134,14 +141,14 @@ class Round:
             If it is none.
         """
         known = {name: row[name] for name in _KEYS if name in row}
-        for name in known.keys() - _BY_DEVICE:
+        for name in known.keys() - _MAPPINGS:
             check_scalar(name, known[name], _HINTS[name])
         return cls(**known)
 
 
 _HINTS = {declared.name: declared.type for declared in fields(Round)}
 _KEYS = list(_HINTS)
-_BY_DEVICE = {"failures", "links"}
+_MAPPINGS = {"failures", "links", "evaluation"}
 
 
 def _unless_nan(mean: float) -> float | None:

@@ -31,14 +31,14 @@ def with_totals(
 
 
 def log_devices(ledger: Ledger) -> None:
-    """Log a line for each device: the sums over its sessions.
+    """Log a line for each device, at debug level: the sums over its sessions.
 
     Bits per entry are those of training: evaluation may send other ones.
     """
     trained = ledger.devices("train")
     for device, traffic in ledger.devices().items():
         training = trained.get(device, Traffic())
-        logger.info(
+        logger.debug(
             "Device %s: %d sessions, %d steps, bits/entry up %.3f down %.3f, "
             "%.2f MB up, %.2f MB down, %d reconnections",
             device,

@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_splitfc.exchange.server.devices import Devices, turn_order
+from flwr_splitfc.exchange.server.flower_messages import failure_of
+from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.split_grid import SplitGrid
 from flwr_splitfc.strategy.waiting import wait_for_devices
 
@@ -76,16 +78,18 @@ class RoundRobin(FedAvg):
         """
         for reply in replies:
             if reply.has_error():
-                logger.warning(
-                    "Turn of node %d failed: %s",
-                    reply.metadata.src_node_id,
-                    reply.error.reason,
-                )
+                self._report(reply)
                 continue
             arrays = reply.content.array_records.values()
             metrics = reply.content.metric_records.values()
             return next(iter(arrays), None), next(iter(metrics), None)
         return None, None
+
+    def _report(self, reply: Message) -> None:
+        # grids of this package report failures themselves, by the devices' names
+        if not isinstance(self._complete_once, MeteredGrid):
+            node_id = reply.metadata.src_node_id
+            logger.warning("Turn of node %d failed: %s", node_id, failure_of(reply))
 
     def _order(self, grid: Grid) -> list[int]:
         """Return the node ids in the order of their turns, once enough are there."""

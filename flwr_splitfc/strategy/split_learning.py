@@ -40,6 +40,7 @@ from flwr_splitfc.model.part_checks import (
     check_optimizer,
 )
 from flwr_splitfc.run.progress import EvaluateFn, Progress
+from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
@@ -318,7 +319,12 @@ class SplitLearning(Strategy):
         endpoint = self._endpoint()
         # before the endpoint is opened: a checkpoint of another run ends it here
         arrays = self._resume(initial_arrays)
-        with endpoint, CheckpointWriter(self.checkpoint) as writer:
+        name = type(self).__name__
+        with (
+            run_log(name, self.progress, arrays),
+            endpoint,
+            CheckpointWriter(self.checkpoint) as writer,
+        ):
             result = super().start(
                 self._grid(grid, endpoint, initial_arrays),
                 arrays,

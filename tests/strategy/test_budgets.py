@@ -125,7 +125,7 @@ def test_a_node_config_that_names_a_budget_means_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     configs = [{"uplink-bits": 0.1}, {"uplink-bits": 0.8, "downlink-bits": 1}, {}]
-    with caplog.at_level("INFO", "flwr"):
+    with caplog.at_level("DEBUG", "flwr"):
         strategy = run(configs=configs)
     assert meets(strategy, {"0": (0.1, 0.4), "1": (0.8, 1.0), "2": (0.2, 0.4)})
     measured = strategy.ledger.devices("train")["0"].uplink_bits_per_entry
