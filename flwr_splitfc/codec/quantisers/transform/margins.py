@@ -122,8 +122,10 @@ class Margins:
     def order(self) -> ContextOrder:
         """Return the order of the coefficients, in which they have their contexts."""
         row_margins, kinds = np.unique(self.rows, return_inverse=True)
-        half_octaves = row_margins[:, None] + self._columns()
-        contexts = half_octaves - _FIRST_CONTEXT
+        # 16 bits hold the sums, and narrow integers are computed with faster
+        columns = self._columns().astype(np.int16)
+        half_octaves = row_margins.astype(np.int16)[:, None] + columns
+        contexts = half_octaves - np.int16(_FIRST_CONTEXT)
         in_range = contexts.clip(0, CONTEXTS - 1)
         return ContextOrder(in_range.astype(np.uint8), kinds)
 
