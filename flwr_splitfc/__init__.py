@@ -8,6 +8,7 @@ parts of the exchange in `flwr_splitfc.exchange`.
 from importlib.metadata import version
 
 from flwr_splitfc.apps.client_app import SplitClientApp
+from flwr_splitfc.apps.device_app import DeviceApp, model_for, session_for
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import ModelCodec, PayloadError, cut_codec
 from flwr_splitfc.exchange import (
@@ -39,6 +40,7 @@ __version__ = version("flwr-splitfc")
 __all__ = [
     "BudgetSchedule",
     "Certificate",
+    "DeviceApp",
     "EndpointConfig",
     "HeadAndTail",
     "JoinedModel",
@@ -62,5 +64,7 @@ __all__ = [
     "cut_codec",
     "has_ticket",
     "model_codec_mod",
+    "model_for",
+    "session_for",
     "split_at",
 ]

@@ -1,0 +1,132 @@
+"""The parts of a ClientApp that trains alike with the server half and without it.
+
+Under a split strategy a message carries a ticket, the model is the device half, and the
+session's loss is the server half's. Under one of Flower's own there is no ticket, and
+the device has the whole model and the loss.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import nn
+
+from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.exchange.device.identity import answer_device_query
+from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
+from flwr_splitfc.exchange.device.session import Session, connect
+from flwr_splitfc.exchange.protocol.device_query import ACTION
+from flwr_splitfc.exchange.protocol.ticket import has_ticket
+from flwr_splitfc.model import JoinedModel, LossFn, split_at
+
+
+class DeviceApp(ClientApp):
+    """A `ClientApp` for training loops of one's own, ready for split strategies.
+
+    It answers the query for the device's name, and decodes models.
+
+    Parameters
+    ----------
+    mods : sequence of Mod
+        As in `ClientApp`.
+
+    Examples
+    --------
+    The same loop under ``SplitFC`` and under ``FedAvg``::
+
+        app = DeviceApp()
+
+        @app.train()
+        def train(msg, context):
+            model = model_for(msg, Net(), "features")
+            optimizer = torch.optim.Adam(model.parameters())
+            with session_for(msg, context, criterion, optimizer=optimizer) as server:
+                for x, y in trainloader:
+                    optimizer.zero_grad()
+                    server.loss(model(x), y).backward()
+                    optimizer.step()
+                metrics = server.metrics()
+            ...
+    """
+
+    def __init__(self, mods: Sequence[Mod] = ()) -> None:
+        # the first, so that the others see whole models
+        super().__init__(mods=[model_codec_mod, *mods])
+        super().query(ACTION)(answer_device_query)
+
+
+def model_for(
+    message: Message, whole: nn.Module, cut: str | int | None = None
+) -> nn.Module:
+    """Return the model that a message is about, with the weights that it brings.
+
+    Parameters
+    ----------
+    message : Message
+        To train or to evaluate.
+    whole : nn.Module
+        The whole model.
+    cut : str or int, optional
+        The layer after which it is cut, as in `split_at`. Not needed for a
+        `JoinedModel`, which has two halves.
+
+    Returns
+    -------
+    nn.Module
+        The device half if the message carries a ticket; otherwise `whole`.
+
+    Raises
+    ------
+    ValueError
+        If the model is to be cut, and nothing says where.
+    """
+    model = _device_half(whole, cut) if has_ticket(message) else whole
+    (arrays,) = message.content.array_records.values()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    return model
+
+
+def _device_half(whole: nn.Module, cut: str | int | None) -> nn.Module:
+    if cut is not None:
+        device, _ = split_at(whole, cut)
+        return device
+    if isinstance(whole, JoinedModel):
+        return whole.device
+    raise ValueError(
+        "the strategy trains the device half: name the layer after which the model is "
+        "cut, as in model_for(msg, Net(), 'features'), or give a JoinedModel"
+    )
+
+
+def session_for(
+    message: Message,
+    context: Context,
+    loss_fn: LossFn,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Session | LocalSession:
+    """Return the session of a turn: with the server half, or of the device alone.
+
+    Parameters
+    ----------
+    message, context, optimizer
+        As in `connect`.
+    loss_fn : callable
+        ``loss_fn(outputs, labels)``, for a device alone. With a ticket the loss is the
+        strategy's.
+
+    Returns
+    -------
+    Session or LocalSession
+        To be entered by ``with``. Both have ``loss``, ``predict`` and ``metrics``.
+
+    Raises
+    ------
+    TicketError, ProtocolError, ValueError
+        As in `connect`.
+    """
+    if has_ticket(message):
+        return connect(message, context, optimizer=optimizer)
+    return LocalSession(loss_fn)

@@ -1,0 +1,129 @@
+"""One training loop, under a split strategy and under Flower's own, with no ``if``."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.mod import arrays_size_mod
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import Tensor, nn
+
+from flwr_splitfc import (
+    DeviceApp,
+    JoinedModel,
+    RoundRobin,
+    SplitFC,
+    SplitFedV2,
+    SplitLearning,
+    model_for,
+    session_for,
+    split_at,
+)
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
+from tests.local_grid import LocalGrid
+
+CROSS_ENTROPY = nn.CrossEntropyLoss()
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+BATCHES = batches(5)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(DeviceHalf(), ServerHalf())
+
+
+def joined() -> nn.Module:
+    return JoinedModel(DeviceHalf(), ServerHalf())
+
+
+def make_app(make_model: Callable[[], nn.Module], cut: int | None) -> DeviceApp:
+    app = DeviceApp(mods=[arrays_size_mod])
+
+    @app.train()
+    def train(msg: Message, context: Context) -> Message:
+        model = model_for(msg, make_model(), cut)
+        optimizer = ADAM(model.parameters())
+        with session_for(msg, context, CROSS_ENTROPY, optimizer=optimizer) as server:
+            for x, y in BATCHES:
+                optimizer.zero_grad()
+                server.loss(model(x), y).backward()
+                optimizer.step()
+            metrics = MetricRecord({**server.metrics()})
+        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=msg)
+
+    @app.evaluate()
+    @torch.no_grad()
+    def evaluate(msg: Message, context: Context) -> Message:
+        model = model_for(msg, make_model(), cut).eval()
+        right = 0
+        with session_for(msg, context, CROSS_ENTROPY) as server:
+            for x, y in BATCHES:
+                right += int((server.predict(model(x)).argmax(1) == y).sum())
+            rows = server.metrics()["num-examples"]
+        metrics = MetricRecord({"eval_acc": right / rows, "num-examples": rows})
+        return Message(RecordDict({"metrics": metrics}), reply_to=msg)
+
+    return app
+
+
+def in_turn() -> Strategy:
+    return RoundRobin(min_available_nodes=1)
+
+
+def alone() -> Strategy:
+    options = dict.fromkeys(["train", "evaluate", "available"], 1)
+    return FedAvg(**{f"min_{name}_nodes": least for name, least in options.items()})
+
+
+def under_fedavg() -> tuple[dict[str, Tensor], Any]:
+    grid = LocalGrid(make_app(net, 0), 1)
+    arrays = ArrayRecord(seeded(net).state_dict())
+    result = alone().start(grid, arrays, 1)
+    return result.arrays.to_torch_state_dict(), result
+
+
+@pytest.mark.parametrize("strategy", [SplitLearning, SplitFedV2])
+def test_the_loop_trains_the_same_weights_with_fedavg(
+    strategy: type[SplitLearning],
+) -> None:
+    device, server = split_at(seeded(net), 0)
+    split = strategy(server, CROSS_ENTROPY, ADAM, devices=in_turn(), device="cpu")
+    grid = LocalGrid(make_app(net, 0), 1)
+    result = split.start(grid, ArrayRecord(device.state_dict()), 1)
+    weights = {**result.arrays.to_torch_state_dict(), **server.state_dict()}
+    alone_weights, alone_result = under_fedavg()
+    assert same(weights, alone_weights)
+    accuracies = [
+        each.evaluate_metrics_clientapp[1]["eval_acc"]
+        for each in (result, alone_result)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_names_and_coded_models_need_nothing_more() -> None:
+    split = SplitFC(seeded(ServerHalf), CROSS_ENTROPY, ADAM, devices=in_turn())
+    grid = LocalGrid(make_app(joined, None), 3)
+    split.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
+    assert list(split.ledger.devices("train")) == ["0", "1", "2"]
+    assert not any(row["failures"] for row in split.progress.rows)
+    # the device half's arrays would take 160 bytes
+    model_bytes = split.ledger.of(1, "train").downlink_bytes["model"]
+    assert 0 < model_bytes < 160
+
+
+def test_a_joined_model_under_fedavg() -> None:
+    grid = LocalGrid(make_app(joined, None), 1)
+    arrays = ArrayRecord(seeded(joined).state_dict())
+    result = alone().start(grid, arrays, 1)
+    assert result.arrays.keys() == arrays.keys()
+    assert result.train_metrics_clientapp[1]["steps"] == 5
+
+
+def test_a_model_without_a_cut_says_what_is_missing() -> None:
+    split = SplitLearning(seeded(ServerHalf), CROSS_ENTROPY, ADAM, devices=in_turn())
+    grid = LocalGrid(make_app(net, None), 1)
+    with pytest.raises(RuntimeError, match="name the layer after which the model is"):
+        split.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 1)
