@@ -1,6 +1,6 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -8,15 +8,16 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from flwr_splitfc.apps.client_turn import ClientTurn, LabelledBatches
+from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.client_turn_by_messages import ClientTurnByMessages, first_arrays
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
-from flwr_splitfc.apps.precision import device_autocast
+from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
 from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
+from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session, own_address
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.device_query import ACTION
@@ -155,10 +156,9 @@ class SplitClientApp(ClientApp):
         optimizer = self._optimizer_of(model, config.learning_rate)
         proximal = ProximalTerm(model, config.proximal_mu)
         with self._turn(message, context, model, optimizer) as turn:
-            for x, y in turn.batches(batches, config.steps_per_turn):
+            drawn = turn.batches(batches, config.steps_per_turn)
+            for loss in self._losses(turn, model, drawn, config.device_precision):
                 optimizer.zero_grad()
-                with device_autocast(config.device_precision, self.device):
-                    loss = self._loss(turn, model, x, y)
                 loss.backward()
                 proximal.add_gradient()
                 optimizer.step()
@@ -253,6 +253,23 @@ class SplitClientApp(ClientApp):
         kept = server_frame(message).kept
         session = Session(ticket, stream, optimizer=optimizer, kept=kept)
         return ClientTurn(message, session, model, seed)
+
+    def _losses(
+        self,
+        turn: ClientTurn,
+        model: nn.Module,
+        batches: LabelledBatches,
+        precision: str,
+    ) -> Iterator[Tensor]:
+        """Yield the loss of each batch, for its backward pass."""
+        server = turn.server
+        if isinstance(server, Session) and server.ticket.pipeline_depth > 1:
+            yield from server.pipelined(InPrecision(model, precision), batches)
+            return
+        for x, y in batches:
+            with device_autocast(precision, self.device):
+                loss = self._loss(turn, model, x, y)
+            yield loss
 
     def _loss(self, turn: ClientTurn, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if not isinstance(model, HeadAndTail):

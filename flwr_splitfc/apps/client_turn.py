@@ -1,6 +1,6 @@
 """A device's turn as a ClientApp goes through it: in one message."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from types import TracebackType
 
@@ -9,12 +9,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-
-LabelledBatches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of inputs (B, ...) and labels (B, ...)."""
 
 
 class ClientTurn:

@@ -1,6 +1,7 @@
 """The precision in which the device's layers compute."""
 
 import torch
+from torch import Tensor, nn
 
 from flwr_splitfc.settings import check_choice
 
@@ -19,3 +20,25 @@ def device_autocast(precision: str, device: torch.device) -> torch.autocast:
     check_choice("device-precision", precision, PRECISIONS)
     reduced = precision != "float32"
     return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
+
+
+class InPrecision(nn.Module):
+    """A module whose layers compute in a precision.
+
+    Parameters
+    ----------
+    module : nn.Module
+    precision : str
+        One of `PRECISIONS`.
+    """
+
+    def __init__(self, module: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.module = module
+        self._precision = precision
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the module's output."""
+        with device_autocast(self._precision, x.device):
+            output: Tensor = self.module(x)
+        return output

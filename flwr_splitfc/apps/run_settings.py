@@ -38,6 +38,7 @@ class RunSettings:
     downlink_schedule: str = ""
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
+    pipeline_depth: int = 1
     max_failed_rounds: int = 1
     num_devices: int = 2
     round_timeout_s: float = 3600.0
@@ -60,6 +61,7 @@ class RunSettings:
             self,
             num_rounds=1,
             evaluate_every=1,
+            pipeline_depth=1,
             max_failed_rounds=1,
             num_devices=1,
             torch_threads=1,

@@ -129,6 +129,8 @@ class SplitServerApp(ServerApp):
                                             at most ``split-wait-timeout-s``
     ``round-timeout-s``       3600          seconds after which a round ends without the
                                             devices that are missing
+    ``pipeline-depth``        1             mini-batches that a device has under way at
+                                            most, while answers travel
     ``max-failed-rounds``     1             rounds in a row in which every device failed
                                             after which the run ends; where devices take
                                             turns, as many times a turn of each
@@ -266,6 +268,7 @@ class SplitServerApp(ServerApp):
                 evaluate_on_devices=settings.evaluate_on_devices,
             ),
             "evaluate_every": settings.evaluate_every,
+            "pipeline_depth": settings.pipeline_depth,
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,

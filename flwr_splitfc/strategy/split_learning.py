@@ -104,6 +104,11 @@ class SplitLearning(Strategy):
     evaluate_every : int (default: 1)
         Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after
         the last.
+    pipeline_depth : int (default: 1)
+        How many mini-batches a device may have under way at once. While the answer to
+        one travels, it computes and sends the next, with weights that are up to
+        ``pipeline_depth - 1`` steps old. 1 waits for each answer. It is for a loss of
+        the server's and the transport "stream".
     max_failed_rounds : int (default: 1)
         So many rounds in a row in which every device failed end the run with
         `RunFailed`. Where one device trains in a round, it counts as a round that each
@@ -177,6 +182,7 @@ class SplitLearning(Strategy):
         devices: Strategy | None = None,
         shared_server_half: bool = True,
         evaluate_every: int = 1,
+        pipeline_depth: int = 1,
         max_failed_rounds: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
@@ -232,6 +238,8 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
+        _check_depth(pipeline_depth, loss_fn, endpoint)
+        self.pipeline_depth = pipeline_depth
         self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
             optimizer_state = _default_optimizer_state(self.devices)
@@ -364,6 +372,8 @@ class SplitLearning(Strategy):
             self.evaluate_every,
         )
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
+        if self.pipeline_depth > 1:
+            logger.info("\t├──> Mini-batches under way: %d", self.pipeline_depth)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
 
@@ -391,6 +401,7 @@ class SplitLearning(Strategy):
             "devices": type(self.devices).__name__,
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
+            "pipeline_depth": str(self.pipeline_depth),
             "seed": str(self._seed),
         }
 
@@ -403,6 +414,7 @@ class SplitLearning(Strategy):
             ledger=self.ledger,
             states=self._run.device_states,
             state_bits=self.model_codec.state,
+            pipeline_depth=self.pipeline_depth,
             seed=self._seed,
             config=self._endpoint_config,
         )
@@ -595,6 +607,25 @@ def _as_rules(
     if callable(budgets):
         return (budgets,)
     return tuple(budgets)
+
+
+def _check_depth(
+    depth: int, loss_fn: LossFn | None, endpoint: EndpointConfig | None
+) -> None:
+    if depth < 1:
+        raise ValueError(f"pipeline_depth is {depth}, wanted 1 or more")
+    if depth == 1:
+        return
+    if loss_fn is None:
+        raise ValueError(
+            f"pipeline_depth is {depth}, and the loss is the devices': "
+            "each of their steps needs the server half's output first"
+        )
+    if endpoint is not None and endpoint.transport == "messages":
+        raise ValueError(
+            f"pipeline_depth is {depth}, and frames travel in Flower's messages, "
+            'one at a time: it needs the transport "stream"'
+        )
 
 
 def _default_optimizer_state(devices: Strategy) -> OptimizerState:

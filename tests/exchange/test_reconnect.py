@@ -28,11 +28,14 @@ CODEC = cut_codec("float32")
 CLOSE = pb.DeviceFrame(number=1, close=pb.Close())
 
 
-def make_endpoint(codec: CutCodec = CODEC, **limits) -> SplitEndpoint:
+def make_endpoint(
+    codec: CutCodec = CODEC, pipeline_depth: int = 1, **limits
+) -> SplitEndpoint:
     return SplitEndpoint(
         shared_half(),
         codec,
         states=DeviceStates("relay"),
+        pipeline_depth=pipeline_depth,
         config=EndpointConfig(limits=Limits(**limits)),
     )
 
@@ -47,25 +50,26 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, **changes) -> nn.Module
         optimizer = ADAM(device_half.parameters())
         message = ticket_message(endpoint, device=str(turn % 3), **changes)
         with connect(message, optimizer=optimizer) as session:
-            for x, y in batches(steps, seed=turn):
+            for loss in session.pipelined(device_half, batches(steps, seed=turn)):
                 optimizer.zero_grad()
-                session.loss(device_half(x), y).backward()
+                loss.backward()
                 optimizer.step()
         endpoint.replied(session.ticket.token)
     return device_half
 
 
+@pytest.mark.parametrize("depth", [1, 4])
 @pytest.mark.parametrize(
     ("cuts", "turns"), [(100, 4), pytest.param(1000, 40, marks=pytest.mark.extended)]
 )
-def test_cuts_leave_no_trace(cuts, turns):
+def test_cuts_leave_no_trace(cuts, turns, depth):
     codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3)
-    with make_endpoint(codec) as endpoint:
+    with make_endpoint(codec, depth) as endpoint:
         device_half = run(endpoint, turns, steps=40)
         server_half = weights(endpoint.halves.half.model)
         digest = endpoint.ledger.digest()
     with (
-        make_endpoint(codec) as endpoint,
+        make_endpoint(codec, depth) as endpoint,
         CuttingProxy(endpoint.address, cuts, most_bytes=3000) as proxy,
     ):
         disturbed = run(endpoint, turns, steps=40, address=proxy.address)

@@ -87,6 +87,12 @@ def test_a_turn_of_split_client_app(steps: int, transport: str) -> None:
     assert round_trips(app, endpoint=endpoint) == [1 + steps, 1 + steps]
 
 
+@pytest.mark.parametrize(("steps", "depth", "trips"), [(6, 2, 3), (7, 3, 3), (2, 4, 1)])
+def test_steps_under_way_share_a_round_trip(steps: int, depth: int, trips: int) -> None:
+    app = SplitClientApp(DeviceHalf, partial(load_data, steps), ADAM)
+    assert round_trips(app, pipeline_depth=depth) == [1 + trips, 1 + steps]
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_turn_of_a_loop_of_ones_own_has_close_beside(steps: int) -> None:
     assert round_trips(partial(own_loop, steps)) == [2 + steps, 2 + steps]

@@ -249,10 +249,13 @@ class Recording(Stream):
         super().__init__(ticket)
         self.frames: list[Exchanged] = []
 
-    def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        answer = super().ask(frame)
-        sent = pb.DeviceFrame.FromString(frame.SerializeToString())
-        self.frames.append((sent, answer))
+    def send(self, frame: pb.DeviceFrame) -> None:
+        super().send(frame)
+        self.sent = pb.DeviceFrame.FromString(frame.SerializeToString())
+
+    def receive(self) -> pb.ServerFrame:
+        answer = super().receive()
+        self.frames.append((self.sent, answer))
         return answer
 
 

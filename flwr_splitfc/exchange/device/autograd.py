@@ -19,16 +19,33 @@ def server_loss(
     steps: Steps, features: Tensor, labels: Tensor, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
-    _check_graph(features)
-    loss: Tensor = _ServerLoss.apply(features, labels, steps, watch)
-    return loss
+    check_graph(features)
+    loss, gradient = steps.train(features.detach(), labels.detach())
+    return answered_loss(features, loss, gradient, watch)
+
+
+def answered_loss(
+    features: Tensor, loss: float, gradient: Tensor, watch: BackwardWatch
+) -> Tensor:
+    """Return a loss that the server has answered, with a graph down to `features`.
+
+    Parameters
+    ----------
+    features : Tensor of shape (B, ...)
+    loss : float
+    gradient : Tensor of shape (B, D)
+        By the features.
+    watch : BackwardWatch
+    """
+    answered: Tensor = _ServerLoss.apply(features, loss, gradient, watch)
+    return answered
 
 
 def server_output(
     steps: UShapedSteps, features: Tensor, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
-    _check_graph(features)
+    check_graph(features)
     output: Tensor = _ServerOutput.apply(features, steps, watch)
     return output
 
@@ -38,9 +55,8 @@ class _ServerLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, features: Tensor, labels: Tensor, steps: Steps, watch: BackwardWatch
+        ctx, features: Tensor, loss: float, gradient: Tensor, watch: BackwardWatch
     ) -> Tensor:
-        loss, gradient = steps.train(features.detach(), labels.detach())
         ctx.watch, ctx.owed = watch, watch.owe()
         ctx.save_for_backward(gradient.reshape(features.shape).to(features.dtype))
         return torch.tensor(loss, dtype=torch.float32, device=features.device)
@@ -75,7 +91,13 @@ class _ServerOutput(torch.autograd.Function):
         return gradient.reshape(ctx.shape).to(ctx.dtype), None, None
 
 
-def _check_graph(features: Tensor) -> None:
+def check_graph(features: Tensor) -> None:
+    """Refuse features from which nothing would train.
+
+    Raises
+    ------
+    RuntimeError
+    """
     if torch.is_grad_enabled() and features.requires_grad:
         return
     raise RuntimeError(

@@ -49,12 +49,13 @@ class Mailbox:
     uplink_bytes, downlink_bytes : int
         Of all frames so far. The session that is resumed sets what earlier messages
         carried.
-    reconnects, connecting_s : int and float
-        Always 0: there is no connection.
+    reconnects, connecting_s, round_trips : int, float and int
+        Always 0: there is no connection, and each frame has a message of its own.
     """
 
     reconnects = 0
     connecting_s = 0.0
+    round_trips = 0
 
     def __init__(self, message: Message, stored: StoredTurn) -> None:
         newest = server_frame(message)
@@ -67,6 +68,7 @@ class Mailbox:
         self._answers = {answer.number: answer for answer in answers}
         # frames are numbered from 1; `Kept` has number 0, and answers none
         self._number = max(answers[0].number - 1, 0)
+        self._sent: pb.DeviceFrame | None = None
         self.closing: pb.DeviceFrame | None = None
         self.uplink_bytes = 0
         self.downlink_bytes = 0
@@ -90,6 +92,15 @@ class Mailbox:
             raise NotAnswered(frame)
         self.downlink_bytes += answer.ByteSize()
         return answer
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Take a frame to `receive` the answer to: one at a time."""
+        self._sent = frame
+
+    def receive(self) -> pb.ServerFrame:
+        """Return the answer to the frame that was sent, as `ask` does."""
+        assert self._sent is not None  # it comes after `send`
+        return self.ask(self._sent)
 
     def finish(self) -> None:
         """Do nothing: there is no stream to end."""

@@ -1,17 +1,18 @@
 """A device's session with the server half: `connect(msg)` gives that of one turn."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import torch
 from flwr.app import Context, Message
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
+from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.device.transport import Line, SessionTransport
@@ -176,6 +177,57 @@ class Session:
         check_labels("server.loss", labels)
         return server_loss(self._steps, features, labels, self._watch)
 
+    def pipelined(
+        self, model: nn.Module, batches: LabelledBatches, depth: int | None = None
+    ) -> Iterator[Tensor]:
+        """Return the losses of mini-batches of which several are under way at once.
+
+        While the answer to one travels, the next are computed and sent. So a link's
+        latency is waited for once, and not for each::
+
+            for loss in server.pipelined(model, trainloader):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+        A gradient is that of the weights with which its forward pass was made, and is
+        applied up to ``depth - 1`` steps later. Those weights are kept until then. With
+        a depth of 1 this is the loop with `loss`.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The device half.
+        batches : iterable of (Tensor, Tensor)
+            Inputs and labels (B, ...).
+        depth : int, optional
+            How many mini-batches are under way at most. Default, and the most: the
+            strategy's ``pipeline_depth``.
+
+        Returns
+        -------
+        iterator of Tensor
+            A scalar for each batch, in their order. A loop that is left early waits for
+            the answers that are under way; the server half has trained on these.
+
+        Raises
+        ------
+        RuntimeError, TypeError, ValueError, SplitError
+            As `loss`.
+        """
+        if self._u_shaped_steps is not None:
+            raise RuntimeError(
+                "pipelined training is for a loss of the server's: with last layers on "
+                "the device each step needs its own output first; use server.forward"
+            )
+        most = self.ticket.pipeline_depth
+        depth = most if depth is None else depth
+        if not 1 <= depth <= most:
+            raise ValueError(
+                f"depth is {depth}, wanted 1 to {most}, the strategy's pipeline_depth"
+            )
+        return pipelined_losses(self._steps, model, batches, depth, self._watch)
+
     def forward(self, features: Tensor) -> Tensor:
         """Return the server half's output for one mini-batch.
 
@@ -285,6 +337,7 @@ class Session:
             waited_seconds=self._line.waited_s,
             feature_error_sum=counts.feature_error_sum,
             feature_error_steps=counts.feature_error_steps,
+            round_trips=self._line.transport.round_trips,
         )
         self._line.ask(pb.DeviceFrame(close=close), "closed")
         self._line.transport.finish()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,27 @@ def full_precision() -> Iterator[None]:
     """Turn autocast off: codecs compute in float32, whatever the training loop does."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class SentStep:
+    """A step that was sent and is not answered.
+
+    Parameters
+    ----------
+    number : int
+        Of the step, from 1.
+    features : Tensor of shape (B, ...)
+        As they were encoded.
+    matrix : pb.Matrix
+        As they were sent.
+    link : Link
+    """
+
+    number: int
+    features: Tensor
+    matrix: pb.Matrix
+    link: Link
 
 
 class Steps:
@@ -55,20 +77,19 @@ class Steps:
         self.server_round = server_round
         self.counts = TurnCounts()
 
-    @full_precision()
     def train(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """Train the server half on one mini-batch.
+        """Train the server half on one mini-batch, and return what `end` returns.
 
         Parameters
         ----------
         features : Tensor of shape (B, ...)
         labels : Tensor of shape (B, ...)
-
-        Returns
-        -------
-        tuple of float and Tensor
-            The loss, and its gradient by the features as (B, D).
         """
+        return self.end(self.begin(features, labels))
+
+    @full_precision()
+    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
+        """Send one mini-batch for the server half to train on."""
         counts = self.counts
         with counts.coding:
             matrix, link = self.encode_features(
@@ -77,15 +98,27 @@ class Steps:
             packed = pack_labels(link.sent_rows(labels))
             frame = pb.DeviceFrame(step=pb.Step(features=matrix, labels=packed))
         counts.steps += 1
+        self.line.send(frame)
+        return SentStep(counts.steps, features, matrix, link)
 
-        stepped = self.line.ask(frame, "stepped").stepped
+    @full_precision()
+    def end(self, step: SentStep) -> tuple[float, Tensor]:
+        """Receive the answer to the first step that was sent and not answered.
+
+        Returns
+        -------
+        tuple of float and Tensor
+            The loss, and its gradient by the features as (B, D).
+        """
+        counts = self.counts
+        stepped = self.line.receive("stepped").stepped
 
         with counts.coding:
-            array = gradient_array(stepped.gradient, self.codec, link)
-            gradient = self.codec.decode_gradient(array, link)
-        self.measure(features, matrix, link)
-        counts.rows += len(features)
-        counts.loss_sum += stepped.loss * len(features)
+            array = gradient_array(stepped.gradient, self.codec, step.link)
+            gradient = self.codec.decode_gradient(array, step.link)
+        self.measure(step)
+        counts.rows += len(step.features)
+        counts.loss_sum += stepped.loss * len(step.features)
         return stepped.loss, gradient
 
     @full_precision()
@@ -132,22 +165,15 @@ class Steps:
         )
         return to_matrix(array), link
 
-    def measure(self, features: Tensor, matrix: pb.Matrix, link: Link) -> None:
-        """Enter the features' error as the server sees them, if the step measures it.
-
-        Parameters
-        ----------
-        features : Tensor of shape (B, ...)
-        matrix : pb.Matrix
-            The features as they were sent.
-        link : Link
-        """
+    def measure(self, step: SentStep) -> None:
+        """Enter the features' error, as the server sees them, in a measured step."""
         counts = self.counts
-        if not is_measured(self.server_round, counts.steps):
+        link = step.link
+        if not is_measured(self.server_round, step.number):
             return
-        exact = features.detach().flatten(1).float()
+        exact = step.features.detach().flatten(1).float()
         decoded, _ = self.codec.decode_features(
-            from_matrix(matrix), expect=(link.rows, link.width)
+            from_matrix(step.matrix), expect=(link.rows, link.width)
         )
         seen = decoded.to(exact.device)
         error = feature_error(link.sent_rows(exact), link.sent_rows(seen))

@@ -1,13 +1,14 @@
 """The connection that carries a session: one gRPC call after another.
 
 A call begins with `Open` and a frame, which go together: a round trip for both. A call
-that breaks is followed by another one, and the frame that was not answered is sent
+that breaks is followed by another one, and the frames that were not answered are sent
 again. The server knows the session by its token and the nonce in `Open`, and a frame by
 its number: each is applied once.
 """
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from importlib.metadata import version
 from logging import getLogger
@@ -62,6 +63,8 @@ class Stream:
         Of all frames so far, those that were sent again included.
     reconnects : int
         How often the connection was opened again; -1 before it was opened at all.
+    round_trips : int
+        How many followed one another: frames under way at once share theirs.
     connecting_s : float
         Seconds in the first `ask` before a connection stood.
     closing : DeviceFrame or None
@@ -77,16 +80,48 @@ class Stream:
         self.uplink_bytes = 0
         self.downlink_bytes = 0
         self.reconnects = -1
+        self.round_trips = 0
         self.connecting_s = 0.0
         self.closing: pb.DeviceFrame | None = None
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._number = 0
+        self._unanswered: deque[pb.DeviceFrame] = deque()
+        # for each of these, the round trips that are over when its answer comes
+        self._trips_then: deque[int] = deque()
         self._call: SessionCall | None = None
         # of the last frame that was sent in this call
         self._sent = 0
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
-        """Send one frame and wait for its answer.
+        """Send one frame and wait for its answer, with all others answered.
+
+        Raises
+        ------
+        SplitError
+            As `receive`.
+        """
+        if self.closes_by_reply and frame.WhichOneof("kind") == "close":
+            self._number += 1
+            frame.number = self._number
+            self.closing = frame
+            return pb.ServerFrame(number=frame.number, closed=pb.Closed())
+        self.send(frame)
+        return self.receive()
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Send a frame, after those that are not answered yet.
+
+        The first one waits for `receive`, which opens the connection.
+        """
+        self._number += 1
+        frame.number = self._number
+        self._unanswered.append(frame)
+        self._trips_then.append(self.round_trips + 1)
+        if self._call is not None:
+            self._send(self._call, frame)
+
+    def receive(self) -> pb.ServerFrame:
+        """Wait for the answer to the first frame that has none.
 
         Raises
         ------
@@ -94,15 +129,11 @@ class Stream:
             One of its kinds if the server refuses the frame, or cannot be reached, or
             not again, in time.
         """
-        self._number += 1
-        frame.number = self._number
-        if self.closes_by_reply and frame.WhichOneof("kind") == "close":
-            self.closing = frame
-            return pb.ServerFrame(number=frame.number, closed=pb.Closed())
         if self.reconnects < 0:
-            self._open_first(frame)
-        patience_s = self.ticket.reconnect_timeout_s
-        return self._until_done(lambda retries: self._try(frame, retries), patience_s)
+            self._open_first()
+        reply = self._until_done(self._try, self.ticket.reconnect_timeout_s)
+        self.round_trips = self._trips_then.popleft()
+        return reply
 
     def finish(self) -> None:
         """Let the stream end on both sides, after the last answer."""
@@ -121,8 +152,8 @@ class Stream:
             self._call.close()
             self._call = None
 
-    def _open_first(self, frame: pb.DeviceFrame) -> None:
-        """Open the session for the first time, and send the first frame."""
+    def _open_first(self) -> None:
+        """Open the session for the first time, and send what waits."""
         host, _ = split_address(self.address)
         if self.ticket.tls == "off" and not is_loopback(host):
             logger.warning(
@@ -131,7 +162,7 @@ class Stream:
             )
         patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
         began = time.perf_counter()
-        call = self._until_done(lambda retries: self._open(frame, retries), patience_s)
+        call = self._until_done(self._open, patience_s)
         self.connecting_s = max(call.connected_at - began, 0.0)
 
     def _until_done(
@@ -157,15 +188,16 @@ class Stream:
                 self.close()
                 raise
 
-    def _try(self, frame: pb.DeviceFrame, retries: Retries) -> pb.ServerFrame:
-        call = self._call or self._open(frame, retries)
+    def _try(self, retries: Retries) -> pb.ServerFrame:
+        call = self._call or self._open(retries)
         retries.connected()
-        if self._sent < frame.number:
-            self._send(call, frame)
-        return self._receive(call, frame.number)
+        self._send_unanswered(call)
+        reply = self._receive(call, self._unanswered[0].number)
+        self._unanswered.popleft()
+        return reply
 
-    def _open(self, frame: pb.DeviceFrame, retries: Retries) -> SessionCall:
-        """Open the session on a new connection, and send a frame with `Open`."""
+    def _open(self, retries: Retries) -> SessionCall:
+        """Open the session on a new connection, and send frames with `Open`."""
         call = self._call = SessionCall(self.address, self.ticket)
         self._sent = 0
         hello = pb.Open(
@@ -175,13 +207,19 @@ class Stream:
         )
         self._send(call, pb.DeviceFrame(open=hello))
         if not retries.asks_for_room:
-            self._send(call, frame)
+            self._send_unanswered(call)
         opened = self._receive(call, 0)
         kind = opened.WhichOneof("kind")
         if kind != "opened":
             raise ProtocolError(f"the server answered {kind!r} to Open")
         self.reconnects += 1
         return call
+
+    def _send_unanswered(self, call: SessionCall) -> None:
+        """Send the frames that did not go out on this call."""
+        for frame in self._unanswered:
+            if frame.number > self._sent:
+                self._send(call, frame)
 
     def _send(self, call: SessionCall, frame: pb.DeviceFrame) -> None:
         call.send(frame)

@@ -16,6 +16,8 @@ class SessionTransport(Protocol):
         Of all frames so far.
     reconnects : int
         How often a connection that broke was opened again.
+    round_trips : int
+        How many followed one another; 0 if each frame had its own.
     connecting_s : float
         Seconds in `ask` before the first connection stood.
     closing : DeviceFrame or None
@@ -25,11 +27,18 @@ class SessionTransport(Protocol):
     uplink_bytes: int
     downlink_bytes: int
     reconnects: int
+    round_trips: int
     connecting_s: float
     closing: pb.DeviceFrame | None
 
     def ask(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Return the answer to a frame; `Close` may become `closing` instead."""
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Send a frame whose answer is received later."""
+
+    def receive(self) -> pb.ServerFrame:
+        """Return the answer to the first frame that was sent and not answered."""
 
     def finish(self) -> None:
         """End the stream in good order, after the last answer."""
@@ -49,16 +58,18 @@ class Line:
     ----------
     waiting : Stopwatch
         Runs while an answer is waited for.
+    is_open : bool
+        Whether frames can be sent.
     """
 
     def __init__(self, transport: SessionTransport) -> None:
         self.transport = transport
         self.waiting = Stopwatch()
-        self._is_open = False
+        self.is_open = False
 
     def open(self) -> None:
         """Let frames be sent; the first one opens the connection."""
-        self._is_open = True
+        self.is_open = True
 
     @property
     def waited_s(self) -> float:
@@ -75,12 +86,36 @@ class Line:
         SplitError
             One of its kinds if the server refuses the frame, or is lost.
         """
-        if not self._is_open:
+        self._check_open()
+        with self.waiting:
+            reply = self.transport.ask(frame)
+        return self._checked(reply, wanted)
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Send a frame whose answer is received later."""
+        self._check_open()
+        self.transport.send(frame)
+
+    def receive(self, wanted: str) -> pb.ServerFrame:
+        """Wait for the first answer that was not received, of the `wanted` kind.
+
+        Raises
+        ------
+        SplitError
+            As `ask`.
+        """
+        self._check_open()
+        with self.waiting:
+            reply = self.transport.receive()
+        return self._checked(reply, wanted)
+
+    def _check_open(self) -> None:
+        if not self.is_open:
             raise RuntimeError(
                 "the session is not open: use `with connect(msg, context) as server:`"
             )
-        with self.waiting:
-            reply = self.transport.ask(frame)
+
+    def _checked(self, reply: pb.ServerFrame, wanted: str) -> pb.ServerFrame:
         kind = reply.WhichOneof("kind")
         if kind != wanted:
             raise ProtocolError(f"the server answered {kind!r}, wanted {wanted!r}")
@@ -89,4 +124,4 @@ class Line:
     def hang_up(self) -> None:
         """Let go of the connection, whatever happened."""
         self.transport.close()
-        self._is_open = False
+        self.is_open = False

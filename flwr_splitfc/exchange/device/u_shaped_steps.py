@@ -10,7 +10,7 @@ from math import prod
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError
-from flwr_splitfc.exchange.device.steps import Steps, full_precision
+from flwr_splitfc.exchange.device.steps import SentStep, Steps, full_precision
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.tensors import (
     from_matrix,
@@ -67,7 +67,7 @@ class UShapedSteps:
 
         with counts.coding:
             output, output_link = self._decode_output(answer.output, len(features))
-        self._steps.measure(features, matrix, link)
+        self._steps.measure(SentStep(counts.steps, features, matrix, link))
         step = self._begun = BegunStep(link, output_link)
         return output.to(features.device), step
 

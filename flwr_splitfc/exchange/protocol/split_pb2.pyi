@@ -109,20 +109,22 @@ class Predict(_message.Message):
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps")
+    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODEC_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_ERROR_SUM_FIELD_NUMBER: _ClassVar[int]
     FEATURE_ERROR_STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
     codec_seconds: float
     waited_seconds: float
     feature_error_sum: float
     feature_error_steps: int
-    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ...) -> None: ...
+    round_trips: int
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ..., round_trips: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()

@@ -16,6 +16,7 @@ PROTOCOLS = (3,)
 """Versions of the exchange that this package speaks, the best last."""
 
 _STATE_BITS_KEY = "state-bits"
+_PIPELINE_DEPTH_KEY = "pipeline-depth"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
@@ -65,6 +66,8 @@ class Ticket:
         How many seconds the device tries to reconnect when the connection breaks.
     state_bits : int
         Bits per entry of the optimizer state that the device leaves; 32 for exact.
+    pipeline_depth : int
+        How many mini-batches may be under way at once.
     protocol : int
         The version of the exchange that both sides speak.
     """
@@ -81,6 +84,7 @@ class Ticket:
     authority: str = ""
     reconnect_timeout_s: float = _RECONNECT_TIMEOUT_S
     state_bits: int = EXACT_BITS
+    pipeline_depth: int = 1
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -106,6 +110,8 @@ class Ticket:
             fields[_RECONNECT_TIMEOUT_KEY] = float(self.reconnect_timeout_s)
         if self.state_bits != EXACT_BITS:
             fields[_STATE_BITS_KEY] = self.state_bits
+        if self.pipeline_depth != 1:
+            fields[_PIPELINE_DEPTH_KEY] = self.pipeline_depth
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
@@ -152,6 +158,7 @@ class Ticket:
                 record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
             ),
             state_bits=_bits(record),
+            pipeline_depth=_typed(record, _PIPELINE_DEPTH_KEY, int, default=1),
             protocol=protocol,
         )
 

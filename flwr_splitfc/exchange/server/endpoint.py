@@ -44,6 +44,8 @@ class SplitEndpoint:
         What devices keep between turns.
     state_bits : int (default: 32)
         Bits per entry of the optimizer state that devices leave.
+    pipeline_depth : int (default: 1)
+        How many mini-batches a device may have under way at once.
     seed : int (default: 0)
         The run's seed.
     config : EndpointConfig, optional
@@ -58,6 +60,7 @@ class SplitEndpoint:
         ledger: Ledger | None = None,
         states: DeviceStates | None = None,
         state_bits: int = EXACT_BITS,
+        pipeline_depth: int = 1,
         seed: int = 0,
         config: EndpointConfig | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class SplitEndpoint:
         self.ledger = ledger or Ledger()
         self.states = states or DeviceStates("per-device")
         self.state_bits = state_bits
+        self.pipeline_depth = pipeline_depth
         self.seed = seed
         self.config = config or EndpointConfig()
         self.limits = self.config.limits
@@ -144,7 +148,7 @@ class SplitEndpoint:
             seed=self.seed,
             budget=self._budget,
         )
-        session = ServerSession(turn)
+        session = ServerSession(turn, answers=self.pipeline_depth)
         self._registry.add(session)
         certificate = self._server.certificate
         return Ticket(
@@ -160,6 +164,7 @@ class SplitEndpoint:
             authority=certificate.authority.decode() if certificate else "",
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
             state_bits=self.state_bits,
+            pipeline_depth=self.pipeline_depth,
         )
 
     def kept(self, token: str) -> pb.Kept:

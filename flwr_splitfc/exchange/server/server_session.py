@@ -3,6 +3,7 @@
 import hmac
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
@@ -52,8 +53,14 @@ class ServerSession:
     """A turn, the secret that admits to it, and the connection that carries it.
 
     The connection may break and be opened again, by the process that opened it first.
-    Frames are numbered and the last answer is kept, so that a frame which is sent again
-    is answered again and not applied again.
+    Frames are numbered and the last answers are kept, so that a frame which is sent
+    again is answered again and not applied again.
+
+    Parameters
+    ----------
+    turn : Turn
+    answers : int (default: 1)
+        How many are kept: as many as the device may wait for at once.
 
     Attributes
     ----------
@@ -68,7 +75,7 @@ class ServerSession:
         When the device was through, and left its stream to reply; 0.0 before.
     """
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, answers: int = 1) -> None:
         self.id = secrets.token_hex(4)
         self._secret = secrets.token_urlsafe(32)
         self.turn = turn
@@ -81,7 +88,7 @@ class ServerSession:
         # frames, reconnections and the settling of the session come one after another.
         self._changed = Condition()
         self._nonce = b""
-        self._last_answer = pb.ServerFrame()
+        self._answers: deque[pb.ServerFrame] = deque(maxlen=answers)
         # the last frame and its answer, until what need not come before it is done
         self._unfinished: _Exchanged | None = None
         self._connection: Connection | None = None
@@ -206,10 +213,19 @@ class ServerSession:
         with self._working():
             if self._connection is not connection:
                 return None
-            # The answer got lost on the way: the frame was applied already.
-            if frame.number == self._last_answer.number > 0 and not self.ended:
-                return self._count_again(frame)
+            # Its answer got lost on the way: the frame was applied already.
+            answer = self._answer_to(frame.number)
+            if answer is not None and not self.ended:
+                self._count_again(frame, answer)
+                return answer
             return self._answer_next(frame)
+
+    def _answer_to(self, number: int) -> pb.ServerFrame | None:
+        """Return the answer to a frame, if it is kept."""
+        for answer in self._answers:
+            if answer.number == number:
+                return answer
+        return None
 
     def finish(self) -> None:
         """Do what the last answer did not wait for, now that it was sent.
@@ -263,12 +279,12 @@ class ServerSession:
         """Answer the frame that follows the last one."""
         if self.ended:
             raise self.ended
-        last_number = self._last_answer.number
+        last_number = self._answers[-1].number if self._answers else 0
         if frame.number != last_number + 1:
             raise ProtocolError(f"frame {frame.number} came after frame {last_number}")
         answer = self._apply(frame)
         answer.number = frame.number
-        self._last_answer = answer
+        self._answers.append(answer)
         self._last_seen = time.monotonic()
         counted: pb.ServerFrame | None = answer
         if self.turn.done:
@@ -406,11 +422,10 @@ class ServerSession:
         if was_in_a_stream:
             self._count(_Exchanged(_LEAVE, None))
 
-    def _count_again(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
+    def _count_again(self, frame: pb.DeviceFrame, answer: pb.ServerFrame) -> None:
         self._last_seen = time.monotonic()
         self.turn.traffic.round_trips += 1
-        count_resent(self.turn.traffic, frame, self._last_answer)
-        return self._last_answer
+        count_resent(self.turn.traffic, frame, answer)
 
 
 def _check_open(frame: pb.DeviceFrame) -> None:

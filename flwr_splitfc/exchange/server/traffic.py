@@ -58,7 +58,8 @@ class Traffic:
         How often a broken connection was opened again.
     round_trips : int
         Frames with their answers, and one for a Flower message with its reply. Open
-        goes with another frame, and Close may go with the reply.
+        goes with another frame, and Close may go with the reply. Mini-batches that are
+        under way at once share one.
     steps : int
         Mini-batches, of training and of prediction.
     rows : int

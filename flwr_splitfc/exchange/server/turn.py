@@ -337,6 +337,9 @@ class Turn:
             self.traffic.link_seconds = close.waited_seconds - busy_seconds
         if self.purpose == "train":
             self._take_feature_errors(close)
+            # each step was counted as one
+            if 0 < close.round_trips < self._steps:
+                self.traffic.round_trips -= self._steps - close.round_trips
             most_bytes = self.limits.max_state_bytes
             check_kept(close.state, most_bytes)
             check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))

@@ -1,0 +1,77 @@
+"""Mini-batches under way at once, each with the weights of its forward pass."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flwr_splitfc.exchange.device.autograd import answered_loss, check_graph
+from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
+from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
+from flwr_splitfc.exchange.device.steps import SentStep, Steps
+
+LabelledBatches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Batches of inputs (B, ...) and labels (B, ...)."""
+
+_CALL = "server.pipelined"
+
+
+class _UnderWay(NamedTuple):
+    """A mini-batch that was sent, with its features' graph."""
+
+    features: Tensor
+    step: SentStep
+
+
+def pipelined_losses(
+    steps: Steps,
+    model: nn.Module,
+    batches: LabelledBatches,
+    depth: int,
+    watch: BackwardWatch,
+) -> Iterator[Tensor]:
+    """Yield the losses of batches in their order, with `depth` of them under way.
+
+    See `Session.pipelined`.
+    """
+    under_way: deque[_UnderWay] = deque()
+
+    def next_loss() -> Tensor:
+        features, step = under_way.popleft()
+        loss, gradient = steps.end(step)
+        return answered_loss(features, loss, gradient, watch)
+
+    try:
+        for x, y in batches:
+            features = model(x) if depth == 1 else _on_kept_weights(model, x)
+            check_features(_CALL, features)
+            check_labels(_CALL, y)
+            check_graph(features)
+            step = steps.begin(features.detach(), y.detach())
+            under_way.append(_UnderWay(features, step))
+            if len(under_way) == depth:
+                yield next_loss()
+        while under_way:
+            yield next_loss()
+    except GeneratorExit:
+        # the loop was left: the session's next answer must be to its next question
+        if steps.line.is_open:
+            for _, step in under_way:
+                steps.end(step)
+        raise
+
+
+def _on_kept_weights(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the features of a forward pass whose backward pass may come later.
+
+    The optimizer changes weights in place, and a backward pass needs those of its
+    forward pass: it goes through copies, and on to the weights themselves.
+    """
+    copies = {
+        name: weight.clone() if weight.requires_grad else weight
+        for name, weight in model.named_parameters()
+    }
+    features: Tensor = functional_call(model, copies, (x,))
+    return features

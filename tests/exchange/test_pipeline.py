@@ -1,0 +1,238 @@
+"""Several mini-batches of a device under way at once."""
+
+import json
+from collections import deque
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flwr_splitfc import (
+    EndpointConfig,
+    SplitClientApp,
+    SplitFC,
+    SplitServerApp,
+    connect,
+    cut_codec,
+)
+from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from tests.exchange.raw_device import RawDevice
+from tests.exchange.server_halves import ADAM, shared_half
+from tests.exchange.step_frames import label_bytes, step_frame
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
+from tests.local_grid import LocalGrid, ticket_message
+
+STEPS = 12
+SERVER_ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+def make_endpoint(depth: int, codec: str = "float32") -> SplitEndpoint:
+    return SplitEndpoint(
+        shared_half(optimizer=SERVER_ADAM), cut_codec(codec), pipeline_depth=depth
+    )
+
+
+def trained(depth: int, make=DeviceHalf) -> tuple[dict, dict, list[float]]:
+    """Both halves' weights and the losses of a turn."""
+    device_half = seeded(make)
+    optimizer = ADAM(device_half.parameters())
+    losses = []
+    with make_endpoint(depth) as endpoint:
+        with connect(ticket_message(endpoint), optimizer=optimizer) as server:
+            for loss in server.pipelined(device_half, batches(STEPS)):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            metrics = server.metrics()
+        assert metrics["steps"] == endpoint.ledger.of(1, "train").steps == STEPS
+        return weights(device_half), weights(endpoint.halves.half.model), losses
+
+
+def reference(depth: int, make=DeviceHalf) -> tuple[dict, dict, list[float]]:
+    """The same in one process: gradients come `depth` - 1 steps late."""
+    device_half, server_half = seeded(make), seeded(ServerHalf)
+    device_optimizer = ADAM(device_half.parameters())
+    server_optimizer = SERVER_ADAM(server_half.parameters())
+    under_way: deque[tuple[Tensor, Tensor]] = deque()
+    losses = []
+
+    def apply() -> None:
+        features, gradient = under_way.popleft()
+        device_optimizer.zero_grad()
+        features.backward(gradient)
+        device_optimizer.step()
+
+    for x, y in batches(STEPS):
+        copies = {name: w.clone() for name, w in device_half.named_parameters()}
+        features = functional_call(device_half, copies, (x,))
+        cut = features.detach().requires_grad_()
+        server_optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(server_half(cut), y)
+        loss.backward()
+        server_optimizer.step()
+        losses.append(loss.item())
+        under_way.append((features, cut.grad))
+        if len(under_way) == depth:
+            apply()
+    while under_way:
+        apply()
+    return weights(device_half), weights(server_half), losses
+
+
+class WithNorm(DeviceHalf):
+    """A device half with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+@pytest.mark.parametrize("make", [DeviceHalf, WithNorm])
+@pytest.mark.parametrize("depth", [1, 2, 4, STEPS + 3])
+def test_a_gradient_is_applied_so_many_steps_late_to_the_weights_it_is_of(depth, make):
+    device, server, losses = trained(depth, make)
+    device_wanted, server_wanted, losses_wanted = reference(depth, make)
+    assert same(device, device_wanted)
+    assert same(server, server_wanted)
+    assert losses == losses_wanted
+
+
+def test_a_depth_of_one_is_the_loop_with_a_loss():
+    device_half = seeded(DeviceHalf)
+    optimizer = ADAM(device_half.parameters())
+    with make_endpoint(4) as endpoint:
+        with connect(ticket_message(endpoint), optimizer=optimizer) as server:
+            for x, y in batches(STEPS):
+                optimizer.zero_grad()
+                server.loss(device_half(x), y).backward()
+                optimizer.step()
+        looped = weights(device_half), weights(endpoint.halves.half.model)
+    device, server, _ = trained(1)
+    assert same(looped[0], device)
+    assert same(looped[1], server)
+
+
+def test_a_loop_that_is_left_early_takes_the_answers_that_are_under_way():
+    device_half = seeded(DeviceHalf)
+    with make_endpoint(4) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            for loss in server.pipelined(device_half, batches(STEPS)):
+                loss.backward()
+                break
+            x, y = batches(1)[0]
+            server.loss(device_half(x), y).backward()
+        assert endpoint.halves.half.steps == 5
+
+
+def test_an_error_in_the_loop_ends_the_session_as_without_a_pipeline():
+    with make_endpoint(4) as endpoint:
+        message = ticket_message(endpoint)
+        with pytest.raises(ZeroDivisionError), connect(message) as server:
+            for _ in server.pipelined(seeded(DeviceHalf), batches(STEPS)):
+                raise ZeroDivisionError
+        assert endpoint.halves.half.steps == 4
+        with connect(ticket_message(endpoint, device="1")) as server:
+            x, y = batches(1)[0]
+            server.loss(seeded(DeviceHalf)(x), y).backward()
+
+
+def test_frozen_weights_are_not_copied_and_may_be_shared():
+    device_half = seeded(DeviceHalf)
+    first = next(device_half.parameters())
+    first.requires_grad_(False)
+    before = first.clone()
+    optimizer = ADAM([w for w in device_half.parameters() if w.requires_grad])
+    with make_endpoint(2) as endpoint, connect(ticket_message(endpoint)) as server:
+        for loss in server.pipelined(device_half, batches(4)):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.equal(first, before)
+
+
+def test_only_the_answers_that_a_device_may_wait_for_are_kept():
+    frames = []
+    for number in range(1, 6):
+        frame = step_frame(torch.rand(8, 4, 4, 4), label_bytes(8))
+        frame.number = number
+        frames.append(frame)
+    with make_endpoint(3) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        device = RawDevice(endpoint, ticket)
+        answers = [device.ask(frame) for frame in frames]
+        device.drop()
+        again = RawDevice(endpoint, ticket)
+        assert [again.ask(frame) for frame in frames[2:]] == answers[2:]
+        assert endpoint.halves.half.steps == 5
+        assert again.ask(frames[1]).refused.reason == pb.PROTOCOL
+        again.drop()
+
+
+def test_a_depth_that_was_not_agreed_is_refused():
+    with make_endpoint(2) as endpoint, connect(ticket_message(endpoint)) as server:
+        for depth in (0, 3):
+            with pytest.raises(ValueError, match=f"depth is {depth}, wanted 1 to 2"):
+                server.pipelined(seeded(DeviceHalf), batches(1), depth)
+
+
+def make_strategy(**options) -> SplitFC:
+    settings = {"loss_fn": nn.CrossEntropyLoss(), "optimizer": ADAM, **options}
+    return SplitFC(seeded(ServerHalf), **settings)
+
+
+def test_a_depth_where_there_is_none_is_refused_before_training():
+    with pytest.raises(ValueError, match="pipeline_depth is 0"):
+        make_strategy(pipeline_depth=0)
+    with pytest.raises(ValueError, match="the loss is the devices'"):
+        make_strategy(pipeline_depth=2, loss_fn=None)
+    with pytest.raises(ValueError, match="transport"):
+        make_strategy(pipeline_depth=2, endpoint=EndpointConfig(transport="messages"))
+
+
+def test_last_layers_on_the_device_have_no_pipeline():
+    endpoint = SplitEndpoint(
+        shared_half(loss_fn=None),
+        cut_codec("float32"),
+        output_codec=cut_codec("float32"),
+    )
+    with (
+        endpoint,
+        connect(ticket_message(endpoint)) as server,
+        pytest.raises(RuntimeError, match="last layers on the device"),
+    ):
+        server.pipelined(seeded(DeviceHalf), batches(1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_app_takes_the_depth_from_the_run_config(precision, tmp_path):
+    def load_data(context):
+        data = batches(5, rows=64, seed=context.node_config["partition-id"])
+        return data, data
+
+    server = SplitServerApp(DeviceHalf, ServerHalf, nn.CrossEntropyLoss(), ADAM)
+    grid = LocalGrid(SplitClientApp(DeviceHalf, load_data, ADAM), 2, workers=1)
+    losses = {}
+    for depth in (1, 3):
+        folder = tmp_path / str(depth)
+        settings = {
+            "pipeline-depth": depth,
+            "device-precision": precision,
+            "results-dir": str(folder),
+            "num-devices": 2,
+            "num-rounds": 4,
+        }
+        server(grid, Context(1, 1, {}, RecordDict(), settings))
+        rounds = json.loads((folder / "results.json").read_text())["rounds"]
+        assert [row["steps"] for row in rounds] == 4 * [5]
+        losses[depth] = [row["loss"] for row in rounds]
+    # the first two losses of the first round are of the same weights, the others not
+    assert losses[3] != losses[1]
+    assert losses[3][-1] < losses[3][0]
