@@ -1,5 +1,8 @@
 """Any Flower strategy with coded models: `ModelCodecGrid`, `model_codec_mod`."""
 
+import gc
+import time
+import weakref
 from collections.abc import Iterable
 
 import numpy as np
@@ -210,6 +213,24 @@ def test_messages_are_coded_in_push_and_pull_as_well():
     moved = reply.content["arrays"]["kernel"].numpy() - KERNEL
     assert np.abs(moved - STEPS["kernel"]).max() < 0.01
     assert wire.down[-1]["arrays"]["model"].stype == "model/1"
+
+
+def test_a_reply_that_is_never_pulled_keeps_no_model_for_good():
+    grid = ModelCodecGrid(LocalGrid(Adder().app, 1, workers=0))
+    content = RecordDict({"arrays": model()})
+    short = Message(content, 1000, "train", ttl=0.2)
+    long = Message(content, 1000, "train", ttl=1000.0)
+    list(grid.push_messages([short]))
+    held = weakref.ref(short)
+    del short
+    gc.collect()
+    assert held() is not None
+    time.sleep(0.3)
+    awaited = list(grid.push_messages([long]))
+    gc.collect()
+    assert held() is None
+    (reply,) = grid.pull_messages(awaited)
+    assert reply.content["arrays"]["kernel"].numpy().shape == KERNEL.shape
 
 
 @pytest.mark.parametrize("way", ["send_and_receive", "push_messages"])

@@ -1,5 +1,6 @@
 """A grid that codes models, for any Flower strategy."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 from flwr.app import Message
@@ -43,6 +44,7 @@ class ModelCodecGrid(DelegatingGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Code the models in messages, and push these to their nodes."""
+        self._forget_expired()
         coded = self._encoded(messages)
         message_ids = list(self.inner.push_messages(coded))
         for message_id, message in zip(message_ids, coded, strict=False):
@@ -66,6 +68,15 @@ class ModelCodecGrid(DelegatingGrid):
             return [self._decoded(reply, asked) for reply in replies]
         finally:
             self._coder.forget(coded)
+
+    def _forget_expired(self) -> None:
+        """Drop what is kept for replies that were never pulled, and cannot be now."""
+        now = time.time()
+        for message_id, message in list(self._pushed.items()):
+            metadata = message.metadata
+            if metadata.created_at + metadata.ttl < now:
+                del self._pushed[message_id]
+                self._coder.forget([message])
 
     def _encoded(self, messages: Iterable[Message]) -> Sequence[Message]:
         coded = list(messages)
