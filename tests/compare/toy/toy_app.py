@@ -30,9 +30,7 @@ def train(message: Message, context: Context) -> Message:
         raise OSError("no data on this device")
     turn = int(context.state.config_records.get("turns", {"count": 0})["count"]) + 1
     context.state["turns"] = ConfigRecord({"count": turn})
-    assert set(message.content) == {"arrays", "config"}, (
-        "as in a run of its own"
-    )
+    assert set(message.content) == {"arrays", "config"}, "as in a run of its own"
     model = nn.Linear(8, 8)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     generator = torch.Generator().manual_seed(int(context.run_config["seed"]) + turn)
