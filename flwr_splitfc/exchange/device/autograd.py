@@ -19,13 +19,13 @@ def server_loss(
     steps: Steps, features: Tensor, labels: Tensor, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
-    check_graph(features)
-    loss, gradient = steps.train(features.detach(), labels.detach())
+    check_grad_mode()
+    loss, gradient = steps.end(steps.begin(features, labels.detach()))
     return answered_loss(features, loss, gradient, watch)
 
 
 def answered_loss(
-    features: Tensor, loss: float, gradient: Tensor, watch: BackwardWatch
+    features: Tensor, loss: float, gradient: Tensor | None, watch: BackwardWatch
 ) -> Tensor:
     """Return a loss that the server has answered, with a graph down to `features`.
 
@@ -33,10 +33,13 @@ def answered_loss(
     ----------
     features : Tensor of shape (B, ...)
     loss : float
-    gradient : Tensor of shape (B, D)
-        By the features.
+    gradient : Tensor of shape (B, D) or None
+        By the features; None for those without a graph, whose loss is a leaf: its
+        ``backward()`` does nothing.
     watch : BackwardWatch
     """
+    if gradient is None:
+        return torch.tensor(loss, device=features.device, requires_grad=True)
     answered: Tensor = _ServerLoss.apply(features, loss, gradient, watch)
     return answered
 
@@ -45,7 +48,7 @@ def server_output(
     steps: UShapedSteps, features: Tensor, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
-    check_graph(features)
+    _check_graph(features)
     output: Tensor = _ServerOutput.apply(features, steps, watch)
     return output
 
@@ -91,17 +94,25 @@ class _ServerOutput(torch.autograd.Function):
         return gradient.reshape(ctx.shape).to(ctx.dtype), None, None
 
 
-def check_graph(features: Tensor) -> None:
-    """Refuse features from which nothing would train.
+def check_grad_mode() -> None:
+    """Refuse to train where no graph is made.
 
     Raises
     ------
     RuntimeError
     """
-    if torch.is_grad_enabled() and features.requires_grad:
-        return
-    raise RuntimeError(
-        "server.loss and server.forward train the server half, so they need features "
-        "with an autograd graph: not under torch.no_grad(), and with a device half "
-        "that has parameters to train. Use server.predict to evaluate."
-    )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "server.loss and server.forward train, so they need features with an "
+            "autograd graph: not under torch.no_grad(). Use server.predict to evaluate."
+        )
+
+
+def _check_graph(features: Tensor) -> None:
+    check_grad_mode()
+    if not features.requires_grad:
+        raise RuntimeError(
+            "server.forward trains the server half in the backward pass, so it needs "
+            "features with an autograd graph, from a device half with parameters to "
+            "train. Use server.predict to evaluate."
+        )

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_splitfc.exchange.device.autograd import answered_loss, check_graph
+from flwr_splitfc.exchange.device.autograd import answered_loss, check_grad_mode
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
@@ -48,8 +48,8 @@ def pipelined_losses(
             features = model(x) if depth == 1 else _on_kept_weights(model, x)
             check_features(_CALL, features)
             check_labels(_CALL, y)
-            check_graph(features)
-            step = steps.begin(features.detach(), y.detach())
+            check_grad_mode()
+            step = steps.begin(features, y.detach())
             under_way.append(_UnderWay(features, step))
             if len(under_way) == depth:
                 yield next_loss()

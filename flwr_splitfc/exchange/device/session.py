@@ -148,7 +148,9 @@ class Session:
         Parameters
         ----------
         features : Tensor of shape (B, ...)
-            The output of the device half, with its autograd graph.
+            The output of the device half, with its autograd graph. Without one, as
+            from a frozen backbone, only the server half trains, and no gradient comes
+            down.
         labels : Tensor of shape (B, ...)
 
         Returns
@@ -160,7 +162,7 @@ class Session:
         Raises
         ------
         RuntimeError
-            If `features` carry no graph, for example under ``torch.no_grad()``.
+            Under ``torch.no_grad()``.
         TypeError, ValueError
             For what is no batch of features and labels, for features that are not
             finite, and for a budget too small for any payload.

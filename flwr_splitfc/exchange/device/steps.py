@@ -42,12 +42,15 @@ class SentStep:
     matrix : pb.Matrix
         As they were sent.
     link : Link
+    one_way : bool
+        Whether no gradient comes back.
     """
 
     number: int
     features: Tensor
     matrix: pb.Matrix
     link: Link
+    one_way: bool = False
 
 
 class Steps:
@@ -77,45 +80,47 @@ class Steps:
         self.server_round = server_round
         self.counts = TurnCounts()
 
-    def train(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """Train the server half on one mini-batch, and return what `end` returns.
+    @full_precision()
+    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
+        """Send one mini-batch for the server half to train on.
 
         Parameters
         ----------
         features : Tensor of shape (B, ...)
+            Without a graph, no gradient comes back.
         labels : Tensor of shape (B, ...)
         """
-        return self.end(self.begin(features, labels))
-
-    @full_precision()
-    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
-        """Send one mini-batch for the server half to train on."""
+        one_way = not features.requires_grad
+        features = features.detach()
         counts = self.counts
         with counts.coding:
             matrix, link = self.encode_features(
                 features, labels_per_row=labels_per_row(labels)
             )
             packed = pack_labels(link.sent_rows(labels))
-            frame = pb.DeviceFrame(step=pb.Step(features=matrix, labels=packed))
+            step = pb.Step(features=matrix, labels=packed, one_way=one_way)
         counts.steps += 1
-        self.line.send(frame)
-        return SentStep(counts.steps, features, matrix, link)
+        self.line.send(pb.DeviceFrame(step=step))
+        return SentStep(counts.steps, features, matrix, link, one_way)
 
     @full_precision()
-    def end(self, step: SentStep) -> tuple[float, Tensor]:
+    def end(self, step: SentStep) -> tuple[float, Tensor | None]:
         """Receive the answer to the first step that was sent and not answered.
 
         Returns
         -------
         tuple of float and Tensor
-            The loss, and its gradient by the features as (B, D).
+            The loss, and its gradient by the features as (B, D); None for features
+            without a graph.
         """
         counts = self.counts
         stepped = self.line.receive("stepped").stepped
 
-        with counts.coding:
-            array = gradient_array(stepped.gradient, self.codec, step.link)
-            gradient = self.codec.decode_gradient(array, step.link)
+        gradient = None
+        if not step.one_way:
+            with counts.coding:
+                array = gradient_array(stepped.gradient, self.codec, step.link)
+                gradient = self.codec.decode_gradient(array, step.link)
         self.measure(step)
         counts.rows += len(step.features)
         counts.loss_sum += stepped.loss * len(step.features)

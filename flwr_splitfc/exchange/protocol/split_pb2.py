@@ -14,17 +14,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*flwr_splitfc/exchange/protocol/split.proto\x12\x0f\x66lwr_splitfc.v1\"4\n\x06Matrix\x12\r\n\x05stype\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"k\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\'\n\x06\x63oding\x18\x05 \x01(\x0e\x32\x17.flwr_splitfc.v1.Coding\"E\n\x05Model\x12\'\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x13\n\x0b\x63hange_bits\x18\x02 \x01(\r\"9\n\x04Open\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"A\n\x04Step\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12\x0e\n\x06labels\x18\x02 \x01(\x0c\"4\n\x07\x46orward\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"5\n\x08\x42\x61\x63kward\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"4\n\x07Predict\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"\xd7\x01\n\x05\x43lose\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x15\n\rcodec_seconds\x18\x03 \x01(\x01\x12\x16\n\x0ewaited_seconds\x18\x04 \x01(\x01\x12\x19\n\x11\x66\x65\x61ture_error_sum\x18\x05 \x01(\x01\x12\x1b\n\x13\x66\x65\x61ture_error_steps\x18\x06 \x01(\r\x12\x13\n\x0bround_trips\x18\x07 \x01(\r\"\x07\n\x05Leave\"\xce\x02\n\x0b\x44\x65viceFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x15.flwr_splitfc.v1.OpenH\x00\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x15.flwr_splitfc.v1.StepH\x00\x12+\n\x07predict\x18\x04 \x01(\x0b\x32\x18.flwr_splitfc.v1.PredictH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.flwr_splitfc.v1.CloseH\x00\x12+\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.ForwardH\x00\x12-\n\x08\x62\x61\x63kward\x18\x07 \x01(\x0b\x32\x19.flwr_splitfc.v1.BackwardH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.flwr_splitfc.v1.LeaveH\x00\x42\x06\n\x04kind\"Z\n\x04Kept\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\"\x14\n\x06OpenedJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"B\n\x07Stepped\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12)\n\x08gradient\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"1\n\x06Output\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"6\n\tGradients\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"4\n\tPredicted\x12\'\n\x06logits\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Tensor\"\x08\n\x06\x43losed\"B\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.flwr_splitfc.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x89\x03\n\x0bServerFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.OpenedH\x00\x12+\n\x07stepped\x18\x03 \x01(\x0b\x32\x18.flwr_splitfc.v1.SteppedH\x00\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1a.flwr_splitfc.v1.PredictedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.flwr_splitfc.v1.ClosedH\x00\x12+\n\x07refused\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.RefusedH\x00\x12)\n\x06output\x18\x07 \x01(\x0b\x32\x17.flwr_splitfc.v1.OutputH\x00\x12/\n\tgradients\x18\x08 \x01(\x0b\x32\x1a.flwr_splitfc.v1.GradientsH\x00\x12%\n\x04kept\x18\t \x01(\x0b\x32\x15.flwr_splitfc.v1.KeptH\x00\x42\x06\n\x04kind*;\n\x06\x43oding\x12\x0f\n\x0b\x41RRAY_EXACT\x10\x00\x12\x11\n\rARRAY_UNIFORM\x10\x01\x12\r\n\tARRAY_LOG\x10\x02*\x96\x01\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08PROTOCOL\x10\x01\x12\t\n\x05TOKEN\x10\x02\x12\x0b\n\x07\x45XPIRED\x10\x03\x12\x0c\n\x08\x46\x45\x41TURES\x10\x04\x12\n\n\x06LABELS\x10\x05\x12\x08\n\x04STEP\x10\x06\x12\t\n\x05LIMIT\x10\x07\x12\r\n\tCANCELLED\x10\x08\x12\x0c\n\x08GRADIENT\x10\t\x12\t\n\x05STATE\x10\n2Z\n\rSplitExchange\x12I\n\x07Session\x12\x1c.flwr_splitfc.v1.DeviceFrame\x1a\x1c.flwr_splitfc.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*flwr_splitfc/exchange/protocol/split.proto\x12\x0f\x66lwr_splitfc.v1\"4\n\x06Matrix\x12\r\n\x05stype\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"k\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\'\n\x06\x63oding\x18\x05 \x01(\x0e\x32\x17.flwr_splitfc.v1.Coding\"E\n\x05Model\x12\'\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x13\n\x0b\x63hange_bits\x18\x02 \x01(\r\"9\n\x04Open\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"R\n\x04Step\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12\x0e\n\x06labels\x18\x02 \x01(\x0c\x12\x0f\n\x07one_way\x18\x03 \x01(\x08\"4\n\x07\x46orward\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"5\n\x08\x42\x61\x63kward\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"4\n\x07Predict\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"\xd7\x01\n\x05\x43lose\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x15\n\rcodec_seconds\x18\x03 \x01(\x01\x12\x16\n\x0ewaited_seconds\x18\x04 \x01(\x01\x12\x19\n\x11\x66\x65\x61ture_error_sum\x18\x05 \x01(\x01\x12\x1b\n\x13\x66\x65\x61ture_error_steps\x18\x06 \x01(\r\x12\x13\n\x0bround_trips\x18\x07 \x01(\r\"\x07\n\x05Leave\"\xce\x02\n\x0b\x44\x65viceFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x15.flwr_splitfc.v1.OpenH\x00\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x15.flwr_splitfc.v1.StepH\x00\x12+\n\x07predict\x18\x04 \x01(\x0b\x32\x18.flwr_splitfc.v1.PredictH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.flwr_splitfc.v1.CloseH\x00\x12+\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.ForwardH\x00\x12-\n\x08\x62\x61\x63kward\x18\x07 \x01(\x0b\x32\x19.flwr_splitfc.v1.BackwardH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.flwr_splitfc.v1.LeaveH\x00\x42\x06\n\x04kind\"Z\n\x04Kept\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\"\x14\n\x06OpenedJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"B\n\x07Stepped\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12)\n\x08gradient\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"1\n\x06Output\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"6\n\tGradients\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"4\n\tPredicted\x12\'\n\x06logits\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Tensor\"\x08\n\x06\x43losed\"B\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.flwr_splitfc.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x89\x03\n\x0bServerFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.OpenedH\x00\x12+\n\x07stepped\x18\x03 \x01(\x0b\x32\x18.flwr_splitfc.v1.SteppedH\x00\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1a.flwr_splitfc.v1.PredictedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.flwr_splitfc.v1.ClosedH\x00\x12+\n\x07refused\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.RefusedH\x00\x12)\n\x06output\x18\x07 \x01(\x0b\x32\x17.flwr_splitfc.v1.OutputH\x00\x12/\n\tgradients\x18\x08 \x01(\x0b\x32\x1a.flwr_splitfc.v1.GradientsH\x00\x12%\n\x04kept\x18\t \x01(\x0b\x32\x15.flwr_splitfc.v1.KeptH\x00\x42\x06\n\x04kind*;\n\x06\x43oding\x12\x0f\n\x0b\x41RRAY_EXACT\x10\x00\x12\x11\n\rARRAY_UNIFORM\x10\x01\x12\r\n\tARRAY_LOG\x10\x02*\x96\x01\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08PROTOCOL\x10\x01\x12\t\n\x05TOKEN\x10\x02\x12\x0b\n\x07\x45XPIRED\x10\x03\x12\x0c\n\x08\x46\x45\x41TURES\x10\x04\x12\n\n\x06LABELS\x10\x05\x12\x08\n\x04STEP\x10\x06\x12\t\n\x05LIMIT\x10\x07\x12\r\n\tCANCELLED\x10\x08\x12\x0c\n\x08GRADIENT\x10\t\x12\t\n\x05STATE\x10\n2Z\n\rSplitExchange\x12I\n\x07Session\x12\x1c.flwr_splitfc.v1.DeviceFrame\x1a\x1c.flwr_splitfc.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flwr_splitfc.exchange.protocol.split_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_CODING']._serialized_start=1967
-  _globals['_CODING']._serialized_end=2026
-  _globals['_REASON']._serialized_start=2029
-  _globals['_REASON']._serialized_end=2179
+  _globals['_CODING']._serialized_start=1984
+  _globals['_CODING']._serialized_end=2043
+  _globals['_REASON']._serialized_start=2046
+  _globals['_REASON']._serialized_end=2196
   _globals['_MATRIX']._serialized_start=63
   _globals['_MATRIX']._serialized_end=115
   _globals['_TENSOR']._serialized_start=117
@@ -34,37 +34,37 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_OPEN']._serialized_start=297
   _globals['_OPEN']._serialized_end=354
   _globals['_STEP']._serialized_start=356
-  _globals['_STEP']._serialized_end=421
-  _globals['_FORWARD']._serialized_start=423
-  _globals['_FORWARD']._serialized_end=475
-  _globals['_BACKWARD']._serialized_start=477
-  _globals['_BACKWARD']._serialized_end=530
-  _globals['_PREDICT']._serialized_start=532
-  _globals['_PREDICT']._serialized_end=584
-  _globals['_CLOSE']._serialized_start=587
-  _globals['_CLOSE']._serialized_end=802
-  _globals['_LEAVE']._serialized_start=804
-  _globals['_LEAVE']._serialized_end=811
-  _globals['_DEVICEFRAME']._serialized_start=814
-  _globals['_DEVICEFRAME']._serialized_end=1148
-  _globals['_KEPT']._serialized_start=1150
-  _globals['_KEPT']._serialized_end=1240
-  _globals['_OPENED']._serialized_start=1242
-  _globals['_OPENED']._serialized_end=1262
-  _globals['_STEPPED']._serialized_start=1264
-  _globals['_STEPPED']._serialized_end=1330
-  _globals['_OUTPUT']._serialized_start=1332
-  _globals['_OUTPUT']._serialized_end=1381
-  _globals['_GRADIENTS']._serialized_start=1383
-  _globals['_GRADIENTS']._serialized_end=1437
-  _globals['_PREDICTED']._serialized_start=1439
-  _globals['_PREDICTED']._serialized_end=1491
-  _globals['_CLOSED']._serialized_start=1493
-  _globals['_CLOSED']._serialized_end=1501
-  _globals['_REFUSED']._serialized_start=1503
-  _globals['_REFUSED']._serialized_end=1569
-  _globals['_SERVERFRAME']._serialized_start=1572
-  _globals['_SERVERFRAME']._serialized_end=1965
-  _globals['_SPLITEXCHANGE']._serialized_start=2181
-  _globals['_SPLITEXCHANGE']._serialized_end=2271
+  _globals['_STEP']._serialized_end=438
+  _globals['_FORWARD']._serialized_start=440
+  _globals['_FORWARD']._serialized_end=492
+  _globals['_BACKWARD']._serialized_start=494
+  _globals['_BACKWARD']._serialized_end=547
+  _globals['_PREDICT']._serialized_start=549
+  _globals['_PREDICT']._serialized_end=601
+  _globals['_CLOSE']._serialized_start=604
+  _globals['_CLOSE']._serialized_end=819
+  _globals['_LEAVE']._serialized_start=821
+  _globals['_LEAVE']._serialized_end=828
+  _globals['_DEVICEFRAME']._serialized_start=831
+  _globals['_DEVICEFRAME']._serialized_end=1165
+  _globals['_KEPT']._serialized_start=1167
+  _globals['_KEPT']._serialized_end=1257
+  _globals['_OPENED']._serialized_start=1259
+  _globals['_OPENED']._serialized_end=1279
+  _globals['_STEPPED']._serialized_start=1281
+  _globals['_STEPPED']._serialized_end=1347
+  _globals['_OUTPUT']._serialized_start=1349
+  _globals['_OUTPUT']._serialized_end=1398
+  _globals['_GRADIENTS']._serialized_start=1400
+  _globals['_GRADIENTS']._serialized_end=1454
+  _globals['_PREDICTED']._serialized_start=1456
+  _globals['_PREDICTED']._serialized_end=1508
+  _globals['_CLOSED']._serialized_start=1510
+  _globals['_CLOSED']._serialized_end=1518
+  _globals['_REFUSED']._serialized_start=1520
+  _globals['_REFUSED']._serialized_end=1586
+  _globals['_SERVERFRAME']._serialized_start=1589
+  _globals['_SERVERFRAME']._serialized_end=1982
+  _globals['_SPLITEXCHANGE']._serialized_start=2198
+  _globals['_SPLITEXCHANGE']._serialized_end=2288
 # @@protoc_insertion_point(module_scope)

@@ -83,12 +83,14 @@ class Open(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("features", "labels")
+    __slots__ = ("features", "labels", "one_way")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    ONE_WAY_FIELD_NUMBER: _ClassVar[int]
     features: Matrix
     labels: bytes
-    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ...) -> None: ...
+    one_way: bool
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ..., one_way: bool = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("features",)

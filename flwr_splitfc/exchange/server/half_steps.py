@@ -55,8 +55,8 @@ class BegunStep:
         Applies it, if nothing has done so since.
     loss : float
         0 where the loss is the device's.
-    gradient : Tensor of shape (B, ...)
-        By the features, on the CPU.
+    gradient : Tensor of shape (B, ...) or None
+        By the features, on the CPU; None if it was not wanted.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class BegunStep:
     """
 
     def __init__(
-        self, apply: Callable[[], None], loss: float, gradient: Tensor
+        self, apply: Callable[[], None], loss: float, gradient: Tensor | None
     ) -> None:
         self.loss = loss
         self.gradient = gradient

@@ -239,17 +239,24 @@ class HalfTrainer:
         """
         begun = self.begin_step(features, labels, origin)
         begun.finish()
+        assert begun.gradient is not None  # it was wanted
         return begun.loss, begun.gradient
 
     def begin_step(
-        self, features: Tensor, labels: Tensor, origin: Update | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        origin: Update | None = None,
+        *,
+        one_way: bool = False,
     ) -> BegunStep:
         """Make the gradient of a `step`, which is applied later.
 
         Parameters and errors are those of `step`, but for what only applying it shows.
+        With `one_way` there is none by the features.
         """
         with self._exclusively(), self._rng(self._steps), self._as_a_whole():
-            x = features.to(self.device).requires_grad_()
+            x = features.to(self.device).requires_grad_(not one_way)
             loss = self._loss(x, labels.to(self.device))
             return self._gradient(loss, None, x, origin)
 
@@ -302,6 +309,7 @@ class HalfTrainer:
         """
         begun = self.begin_backward(passed, gradient, origin)
         begun.finish()
+        assert begun.gradient is not None  # the features of a pass have one
         return begun.gradient
 
     def begin_backward(
@@ -389,17 +397,21 @@ class HalfTrainer:
         self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None
     ) -> BegunStep:
         """Go back from `out` to `x`, and leave the step to be applied."""
-        x_grad, *grads = torch.autograd.grad(
-            out, [x, *self._parameters], out_grad, allow_unused=True
+        leaves = [x] if x.requires_grad else []
+        found = torch.autograd.grad(
+            out, [*leaves, *self._parameters], out_grad, allow_unused=True
         )
+        x_grads, grads = found[: len(leaves)], found[len(leaves) :]
         loss = 0.0 if out.ndim else out.item()
         # alone: nobody waits for the check of the others
-        check_finite("the gradient by the features", [x_grad])
+        check_finite("the gradient by the features", x_grads)
         check_buffers(self._model, self._finite_buffers)
-        # a server half may ignore its input
-        if x_grad is None:
-            x_grad = torch.zeros_like(x)
-        begun = BegunStep(self.apply_begun, loss, x_grad.cpu())
+        x_grad = None
+        if leaves:
+            # a server half may ignore its input
+            x_grad = torch.zeros_like(x) if x_grads[0] is None else x_grads[0]
+            x_grad = x_grad.cpu()
+        begun = BegunStep(self.apply_begun, loss, x_grad)
         self._pending = PendingUpdate(begun, grads, x.detach(), origin)
         return begun
 

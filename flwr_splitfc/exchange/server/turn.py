@@ -237,23 +237,29 @@ class Turn:
             )
             sent = link.sent_rows(features)
 
-        begun = self.half.begin_step(sent, labels, self._update())
+        begun = self.half.begin_step(sent, labels, self._update(), one_way=step.one_way)
 
-        gradient = link.all_rows(begun.gradient)
-        with coding:
-            encoded = self._encode_gradient(gradient, link, labels_per_row(labels))
+        stepped = pb.Stepped(loss=begun.loss)
+        measure = None
+        if begun.gradient is not None:
+            gradient = link.all_rows(begun.gradient)
+            with coding:
+                encoded = self._encode_gradient(gradient, link, labels_per_row(labels))
+            stepped.gradient.CopyFrom(gradient_matrix(encoded))
+            measure = partial(self._measure_gradient, gradient, encoded, link)
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
             begun.finish()
-            self._count_trained(gradient)
-            self.traffic.loss_sum += begun.loss * len(gradient)
-            self.traffic.loss_rows += len(gradient)
-            self._measure_gradient(gradient, encoded, link)
-            self._digest.update(step.features.data, step.labels, encoded.data)
+            self._count_trained(features)
+            self.traffic.loss_sum += begun.loss * len(features)
+            self.traffic.loss_rows += len(features)
+            if measure is not None:
+                measure()
+            self._digest.update(step.features.data, step.labels, stepped.gradient.data)
 
         self._unfinished = finish
-        return pb.Stepped(loss=begun.loss, gradient=gradient_matrix(encoded))
+        return stepped
 
     def _forward(self, forward: pb.Forward) -> pb.Output:
         self._count_step()
@@ -301,6 +307,7 @@ class Turn:
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
         gradient = begun.gradient
+        assert gradient is not None  # the features of a pass have one
         with coding:
             encoded = self._encode_gradient(gradient, waiting.link)
         self.traffic.server_codec_seconds += coding.seconds
