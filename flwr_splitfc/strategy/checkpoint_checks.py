@@ -1,6 +1,7 @@
 """Checks of what a checkpoint holds, before a run takes it over."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,6 +78,38 @@ def check_finite_state(what: str, state: Any) -> None:
     for tensor in _tensors(state):
         if tensor.isnan().any():
             raise CheckpointError(f"the {what} is not finite")
+
+
+def check_settings(what: str, got: Any, wanted: Any) -> None:
+    """Refuse settings of an optimizer or a scheduler that are of another kind.
+
+    A tensor where a number belongs may fail many steps later only.
+
+    Parameters
+    ----------
+    what : str
+        For the message.
+    got, wanted : Any
+        The checkpoint's, and those that are there now. What is there in one of them
+        alone is left alone: schedulers note more as they go on.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+        for key in wanted.keys() & got.keys():
+            check_settings(f"{what}, {key!r}", got[key], wanted[key])
+    elif isinstance(wanted, list | tuple) and isinstance(got, list | tuple):
+        for one, other in zip(got, wanted, strict=False):
+            check_settings(what, one, other)
+    elif isinstance(wanted, int | float) and not _is_like(got, wanted):
+        raise CheckpointError(f"the {what} is {got!r:.40}, wanted a number")
+
+
+def _is_like(got: Any, wanted: float) -> bool:
+    is_number = isinstance(got, int | float)
+    return is_number and math.isfinite(got) == math.isfinite(wanted)
 
 
 def _form(tensor: Tensor) -> tuple[bool, torch.Size]:

@@ -16,6 +16,7 @@ from flwr_splitfc.strategy.checkpoint_checks import (
     check_finite_state,
     check_half,
     check_rounds,
+    check_settings,
     check_sizes,
 )
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
@@ -124,6 +125,10 @@ class RunState:
         half = state["half"]
         check_half("server half", half["model"], self._half.model.state_dict())
         check_finite_state("server half's optimizer", half["optimizer"])
+        now = self._half.state_dict()
+        groups = now["optimizer"]["param_groups"]
+        check_settings("optimizer", half["optimizer"]["param_groups"], groups)
+        check_settings("scheduler", half["scheduler"], now["scheduler"])
         check_finite_state("server half's gradient", half["gradients"])
         if type(half["steps"]) is not int or half["steps"] < 0:
             raise CheckpointError(f"the server half made {half['steps']!r:.20} steps")

@@ -161,6 +161,14 @@ def expanded(state: dict[str, Any]) -> None:
     state["arrays"] = {"w": torch.zeros(1).expand(10_000_000)}
 
 
+def tensor_rate(state: dict[str, Any]) -> None:
+    state["half"]["optimizer"]["param_groups"][0]["lr"] = torch.ones(2)
+
+
+def short_moment(state: dict[str, Any]) -> None:
+    state["half"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
 def no_count(state: dict[str, Any]) -> None:
     _, _, counts = state["device_traffic"][0]
     counts["steps"] = []
@@ -192,6 +200,8 @@ CHANGES = {
     "device half is NaN": (lambda state: set_nan(state["arrays"]), "not finite"),
     "server half is NaN": (lambda state: set_nan(state["half"]["model"]), "not finite"),
     "optimizer is NaN": (nan_moment, "not finite"),
+    "the learning rate is a tensor": (tensor_rate, "lr"),
+    "a moment of another shape": (short_moment, "fit this run"),
     "round -5": (lambda state: state.update(round=-5), "round -5"),
     "round too large": (lambda state: state.update(round=7), "round 7"),
     "half a round": (lambda state: state.update(round=1.5), "round 1.5"),

@@ -200,7 +200,14 @@ class HalfTrainer:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, for the same model and optimizer."""
+        """Go on from what `state_dict` gave, for the same model and optimizer.
+
+        Raises
+        ------
+        Exception
+            If it is of others, or the optimizer cannot make a step with its state. Load
+            another state then.
+        """
         with self._exclusively():
             self._model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -213,7 +220,20 @@ class HalfTrainer:
                 parameter.grad = gradient
             self._steps = state["steps"]
             self._updates = [Update(*update) for update in state["updates"]]
+            self._try_optimizer()
             self._note_weights()
+
+    def _try_optimizer(self) -> None:
+        """Make a step of the optimizer and take it back."""
+        self._undo.save_buffers()
+        self._undo.save_weights()
+        try:
+            with self._update_rng():
+                for parameter in self._parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+                self._optimizer.step()
+        finally:
+            self._undo.restore()
 
     def step(
         self, features: Tensor, labels: Tensor, origin: Update | None = None
