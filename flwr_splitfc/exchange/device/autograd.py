@@ -20,7 +20,7 @@ def server_loss(
 ) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
     check_grad_mode()
-    loss, gradient = steps.end(steps.begin(features, labels.detach()))
+    loss, gradient = steps.train(features, labels.detach())
     return answered_loss(features, loss, gradient, watch)
 
 

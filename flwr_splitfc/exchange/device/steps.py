@@ -81,15 +81,40 @@ class Steps:
         self.counts = TurnCounts()
 
     @full_precision()
-    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
-        """Send one mini-batch for the server half to train on.
+    def train(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor | None]:
+        """Train the server half on one mini-batch.
 
         Parameters
         ----------
         features : Tensor of shape (B, ...)
             Without a graph, no gradient comes back.
         labels : Tensor of shape (B, ...)
+
+        Returns
+        -------
+        tuple of float and Tensor
+            The loss, and its gradient by the features as (B, D); None for features
+            without a graph.
         """
+        step, frame = self._encoded(features, labels)
+        return self._answered(step, self.line.ask(frame, "stepped"))
+
+    @full_precision()
+    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
+        """Send a mini-batch to `train` on, and do not wait for the answer."""
+        step, frame = self._encoded(features, labels)
+        self.line.send(frame)
+        return step
+
+    @full_precision()
+    def end(self, step: SentStep) -> tuple[float, Tensor | None]:
+        """Wait for the answer to the first step that was begun and not ended."""
+        return self._answered(step, self.line.receive("stepped"))
+
+    def _encoded(
+        self, features: Tensor, labels: Tensor
+    ) -> tuple[SentStep, pb.DeviceFrame]:
+        """Return a step, and the frame that asks for it."""
         one_way = not features.requires_grad
         features = features.detach()
         counts = self.counts
@@ -100,22 +125,15 @@ class Steps:
             packed = pack_labels(link.sent_rows(labels))
             step = pb.Step(features=matrix, labels=packed, one_way=one_way)
         counts.steps += 1
-        self.line.send(pb.DeviceFrame(step=step))
-        return SentStep(counts.steps, features, matrix, link, one_way)
+        sent = SentStep(counts.steps, features, matrix, link, one_way)
+        return sent, pb.DeviceFrame(step=step)
 
-    @full_precision()
-    def end(self, step: SentStep) -> tuple[float, Tensor | None]:
-        """Receive the answer to the first step that was sent and not answered.
-
-        Returns
-        -------
-        tuple of float and Tensor
-            The loss, and its gradient by the features as (B, D); None for features
-            without a graph.
-        """
+    def _answered(
+        self, step: SentStep, answer: pb.ServerFrame
+    ) -> tuple[float, Tensor | None]:
+        """Return a step's loss and gradient, and count the step."""
         counts = self.counts
-        stepped = self.line.receive("stepped").stepped
-
+        stepped = answer.stepped
         gradient = None
         if not step.one_way:
             with counts.coding:
