@@ -38,7 +38,9 @@ def joined() -> nn.Module:
     return JoinedModel(DeviceHalf(), ServerHalf())
 
 
-def make_app(make_model: Callable[[], nn.Module], cut: int | None) -> DeviceApp:
+def make_app(
+    make_model: Callable[[], nn.Module], cut: int | None, pipelined: bool = False
+) -> DeviceApp:
     app = DeviceApp(mods=[arrays_size_mod])
 
     @app.train()
@@ -46,9 +48,12 @@ def make_app(make_model: Callable[[], nn.Module], cut: int | None) -> DeviceApp:
         model = model_for(msg, make_model(), cut)
         optimizer = ADAM(model.parameters())
         with session_for(msg, context, CROSS_ENTROPY, optimizer=optimizer) as server:
-            for x, y in BATCHES:
+            losses = (server.loss(model(x), y) for x, y in BATCHES)
+            if pipelined:
+                losses = server.pipelined(model, BATCHES)
+            for loss in losses:
                 optimizer.zero_grad()
-                server.loss(model(x), y).backward()
+                loss.backward()
                 optimizer.step()
             metrics = MetricRecord({**server.metrics()})
         content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
@@ -78,23 +83,24 @@ def alone() -> Strategy:
     return FedAvg(**{f"min_{name}_nodes": least for name, least in options.items()})
 
 
-def under_fedavg() -> tuple[dict[str, Tensor], Any]:
-    grid = LocalGrid(make_app(net, 0), 1)
+def under_fedavg(pipelined: bool = False) -> tuple[dict[str, Tensor], Any]:
+    grid = LocalGrid(make_app(net, 0, pipelined), 1)
     arrays = ArrayRecord(seeded(net).state_dict())
     result = alone().start(grid, arrays, 1)
     return result.arrays.to_torch_state_dict(), result
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("strategy", [SplitLearning, SplitFedV2])
 def test_the_loop_trains_the_same_weights_with_fedavg(
-    strategy: type[SplitLearning],
+    strategy: type[SplitLearning], pipelined: bool
 ) -> None:
     device, server = split_at(seeded(net), 0)
     split = strategy(server, CROSS_ENTROPY, ADAM, devices=in_turn(), device="cpu")
-    grid = LocalGrid(make_app(net, 0), 1)
+    grid = LocalGrid(make_app(net, 0, pipelined), 1)
     result = split.start(grid, ArrayRecord(device.state_dict()), 1)
     weights = {**result.arrays.to_torch_state_dict(), **server.state_dict()}
-    alone_weights, alone_result = under_fedavg()
+    alone_weights, alone_result = under_fedavg(pipelined)
     assert same(weights, alone_weights)
     accuracies = [
         each.evaluate_metrics_clientapp[1]["eval_acc"]
