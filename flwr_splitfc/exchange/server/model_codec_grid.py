@@ -22,7 +22,7 @@ class ModelCodecGrid(DelegatingGrid):
     ----------
     grid : Grid
         The grid that does the work.
-    bits : int or ModelCodec (default: 4)
+    bits : int or ModelCodec (default: 8)
         Bits per entry of weights on their way down, and of their changes on the way up;
         32 leaves all as it is.
 
@@ -31,12 +31,12 @@ class ModelCodecGrid(DelegatingGrid):
     In a `ServerApp`, and in the `ClientApp`::
 
         strategy = FedAvg()
-        strategy.start(ModelCodecGrid(grid, bits=8), arrays)
+        strategy.start(ModelCodecGrid(grid), arrays)
 
         app = ClientApp(mods=[model_codec_mod])
     """
 
-    def __init__(self, grid: Grid, bits: int | ModelCodec = 4) -> None:
+    def __init__(self, grid: Grid, bits: int | ModelCodec = 8) -> None:
         super().__init__(grid)
         self._coder = ModelCoder(ModelCodec.of(bits))
         # what was pushed and not pulled yet
