@@ -76,6 +76,56 @@ class Twice(nn.Module):
         return self.first(self.second(self.first(x)))
 
 
+class Reused(nn.Module):
+    """Uses a layer without parameters over and over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.third = nn.Linear(4, 2)
+        self.act = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.act(self.second(self.act(self.first(x)))))
+
+
+@pytest.mark.parametrize(
+    ("layer", "on_device"),
+    [
+        ("act_0", ["first"]),
+        ("second", ["first", "second"]),
+        ("act_1", ["first", "second"]),
+    ],
+)
+def test_a_layer_without_parameters_may_be_on_both_sides(
+    layer: str, on_device: list[str]
+) -> None:
+    model, x = Reused(), torch.randn(8, 4)
+    device, server = split_at(model, layer)
+    assert torch.equal(server(device(x)), model(x))
+    assert {name.split(".")[0] for name in device.state_dict()} == set(on_device)
+    assert (
+        device.state_dict().keys() | server.state_dict().keys()
+        == model.state_dict().keys()
+    )
+
+
+class Numbered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.act_1 = nn.Sigmoid(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.act_1(self.act(x)))
+
+
+def test_a_layer_whose_name_ends_in_a_number_is_no_call() -> None:
+    model, x = Numbered(), torch.randn(8, 4)
+    device, server = split_at(model, "act_1")
+    assert torch.equal(device(x), model.act_1(model.act(x)))
+    assert torch.equal(server(device(x)), model(x))
+
+
 class Branch(nn.Module):
     """Depends on its data."""
 
@@ -108,7 +158,9 @@ class FunctionalDropout(nn.Module):
         (Skip(), "", "no layer ''"),
         (Skip(), "first", "add also needs x"),
         (Twice(), "second", "first is used on both sides"),
-        (Twice(), "first", "called 2 times"),
+        (Twice(), "first", "called 2 times in a pass: name one of first_0, first_1"),
+        (Twice(), "first_2", "called 2 times"),
+        (Reused(), "act", "name one of act_0, act_1"),
         (Branch(), "first", "cannot trace it"),
         (FunctionalDropout(), "first", "training mode for ever"),
     ],

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from flwr_splitfc.model.traced import split_traced
+from flwr_splitfc.model.traced import call_of, split_traced
 
 
 def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
@@ -17,7 +17,9 @@ def split_at(model: nn.Module, layer: str | int) -> tuple[nn.Module, nn.Module]:
         passes the cut as one tensor.
     layer : str or int
         The last layer of the device half: its name as in ``model.named_modules()``,
-        such as ``"layer2"`` of a ResNet, or its number in an ``nn.Sequential``.
+        such as ``"layer2"`` of a ResNet, or its number in an ``nn.Sequential``. Of a
+        layer that is called several times, ``"pool_0"`` is the first call,
+        ``"pool_1"`` the second.
 
     Returns
     -------
@@ -50,8 +52,10 @@ def _layer_name(model: nn.Module, layer: str | int) -> str:
     if isinstance(layer, int) and isinstance(model, nn.Sequential):
         return children[layer]
     name = str(layer)
+    modules = dict(model.named_modules())
+    called, _ = call_of(name)
     # the model itself is among its named modules, under the empty name
-    if not name or name not in dict(model.named_modules()):
+    if not name or not {name, called} & modules.keys():
         raise ValueError(
             f"the model has no layer {layer!r}; "
             f"its outermost layers are {', '.join(children)}"

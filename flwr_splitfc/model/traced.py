@@ -3,8 +3,11 @@
 The device half gets the nodes that the cut layer's output depends on, the server half
 all others. Two things make a cut impossible: a node of the server half that needs more
 of the device half than the cut layer's output, as one tensor alone passes the cut; and
-a layer, or a tensor of the model, that both halves use, as each is trained on one side.
+a layer with parameters, or a tensor of the model, that both halves use, as each is
+trained on one side.
 """
+
+import re
 
 from torch import fx, nn
 from torch.nn import functional
@@ -13,19 +16,23 @@ _MODE_ARGUMENTS = ("training", "use_input_stats")
 
 
 def split_traced(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
-    """Cut a model after its layer `name`, which it calls once.
+    """Cut a model after its layer `name`, or after one of its calls (`call_of`).
 
     Raises
     ------
     ValueError
         If it cannot be traced, or cannot be cut there.
     """
-    graph = _trace(model, name)
-    cut = _only_call(graph, name)
+    called, number = call_of(name)
+    if name in dict(model.named_modules()):
+        called, number = name, None
+    graph = _trace(model, called)
+    cut = _call(graph, called, number)
     before = _needed_for(cut)
     device = _device_graph(graph, cut, before)
     server = _server_graph(graph, cut, before)
-    shared = sorted(_modules(device) & _modules(server))
+    both = _modules(device) & _modules(server)
+    shared = sorted(target for target in both if not _is_stateless(model, target))
     if shared:
         raise ValueError(
             f"the model cannot be cut after {name!r}: "
@@ -35,6 +42,22 @@ def split_traced(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
         fx.GraphModule(model, device, "DeviceHalf"),
         fx.GraphModule(model, server, "ServerHalf"),
     )
+
+
+def call_of(name: str) -> tuple[str, int | None]:
+    """Return the layer and the number of its call that `name` means.
+
+    >>> call_of("layer1.pool_2"), call_of("pool")
+    (('layer1.pool', 2), ('pool', None))
+    """
+    match = re.fullmatch(r"(.+)_(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def _is_stateless(model: nn.Module, target: str) -> bool:
+    """Whether a layer has nothing to train or to count: both halves may use it."""
+    layer = dict(model.named_modules()).get(target)
+    return layer is not None and not layer.state_dict()
 
 
 class _CutTracer(fx.Tracer):
@@ -83,17 +106,22 @@ def _has_fixed_mode(node: fx.Node) -> bool:
     return any(argument in node.kwargs for argument in _MODE_ARGUMENTS)
 
 
-def _only_call(graph: fx.Graph, name: str) -> fx.Node:
+def _call(graph: fx.Graph, name: str, number: int | None) -> fx.Node:
+    """Return a call of a layer: its only one, or that of a number from 0."""
     calls: list[fx.Node] = []
     for node in graph.nodes:
         if node.op == "call_module" and node.target == name:
             calls.append(node)
-    if len(calls) != 1:
-        raise ValueError(
-            f"the model cannot be cut after {name!r}: "
-            f"it is called {len(calls)} times in a pass, not once"
-        )
-    return calls[0]
+    if number is None and len(calls) == 1:
+        return calls[0]
+    if number is not None and number < len(calls):
+        return calls[number]
+    choices = [f"{name}_{call}" for call in range(len(calls))]
+    wanted = f": name one of {', '.join(choices)}" if calls else ""
+    raise ValueError(
+        f"the model cannot be cut after {name!r}: "
+        f"it is called {len(calls)} times in a pass{wanted}"
+    )
 
 
 def _needed_for(node: fx.Node) -> set[fx.Node]:
