@@ -107,6 +107,34 @@ def check_settings(what: str, got: Any, wanted: Any) -> None:
         raise CheckpointError(f"the {what} is {got!r:.40}, wanted a number")
 
 
+def check_moments(name: str, got: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Refuse what a strategy remembers of a device half, if it is of another one.
+
+    Parameters
+    ----------
+    name : str
+        Of the strategy's attribute, for the message.
+    got : Any
+        A tensor for each array of the half, by name or in their order; None before the
+        first round.
+    wanted : mapping of str to Tensor
+        The device half.
+
+    Raises
+    ------
+    CheckpointError
+        Or another error, where it has another form.
+    """
+    if got is None:
+        return
+    moments = got if isinstance(got, Mapping) else dict(enumerate(got))
+    keys = wanted if isinstance(got, Mapping) else range(len(wanted))
+    shapes = dict(zip(keys, (tensor.shape for tensor in wanted.values()), strict=True))
+    if shapes != {key: moment.shape for key, moment in moments.items()}:
+        raise CheckpointError(f"the strategy's {name} is of other arrays")
+    check_finite_state(f"strategy's {name}", moments)
+
+
 def _is_like(got: Any, wanted: float) -> bool:
     is_number = isinstance(got, int | float)
     return is_number and math.isfinite(got) == math.isfinite(wanted)

@@ -73,13 +73,19 @@ def check_resumable(devices: Strategy) -> None:
     )
 
 
+def remembered(devices: Strategy) -> tuple[str, ...]:
+    """Return the attributes in which a strategy of Flower's remembers arrays."""
+    if isinstance(devices, Resumable):
+        return ()
+    return STATE_ATTRIBUTES.get(type(devices), ())
+
+
 def devices_state(devices: Strategy) -> dict[str, Any]:
     """Return what `devices` remembers between rounds."""
     if isinstance(devices, Resumable):
         return devices.state_dict()
-    names = STATE_ATTRIBUTES.get(type(devices), ())
     # Flower remembers NumPy arrays; a checkpoint holds tensors alone
-    return {name: _to_tensors(getattr(devices, name)) for name in names}
+    return {name: _to_tensors(getattr(devices, name)) for name in remembered(devices)}
 
 
 def restore_devices(devices: Strategy, state: dict[str, Any]) -> None:
@@ -87,7 +93,7 @@ def restore_devices(devices: Strategy, state: dict[str, Any]) -> None:
     if isinstance(devices, Resumable):
         devices.load_state_dict(state)
         return
-    for name in STATE_ATTRIBUTES.get(type(devices), ()):
+    for name in remembered(devices):
         setattr(devices, name, _to_arrays(state[name]))
 
 

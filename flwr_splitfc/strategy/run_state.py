@@ -15,6 +15,7 @@ from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_checks import (
     check_finite_state,
     check_half,
+    check_moments,
     check_rounds,
     check_settings,
     check_sizes,
@@ -22,7 +23,7 @@ from flwr_splitfc.strategy.checkpoint_checks import (
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
-from flwr_splitfc.strategy.resumable import devices_state, restore_devices
+from flwr_splitfc.strategy.resumable import devices_state, remembered, restore_devices
 from flwr_splitfc.strategy.standstill import Standstill
 
 
@@ -122,6 +123,9 @@ class RunState:
         check_sizes(state)
         check_rounds(state)
         check_half("device half", state["arrays"], arrays.to_torch_state_dict())
+        for name in remembered(self._devices):
+            moments = state["devices"][name]
+            check_moments(name, moments, arrays.to_torch_state_dict())
         half = state["half"]
         check_half("server half", half["model"], self._half.model.state_dict())
         check_finite_state("server half's optimizer", half["optimizer"])

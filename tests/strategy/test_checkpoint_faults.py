@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAdam, FedAvgM
 
 from flwr_splitfc import SplitClientApp, SplitLearning
 from flwr_splitfc.strategy import CheckpointError
@@ -21,7 +22,7 @@ from flwr_splitfc.strategy.checkpoint import (
 )
 from tests.halves import DeviceHalf, same, seeded, weights
 from tests.local_grid import LocalGrid
-from tests.strategy.test_checkpoint import ADAM, load_data, make, run
+from tests.strategy.test_checkpoint import ADAM, everyone, load_data, make, run
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
@@ -224,6 +225,42 @@ def test_states_that_no_run_leaves_are_refused(tmp_path, state, change, why):
     change(state)
     save_checkpoint(tmp_path, state)
     refused(tmp_path, why)
+
+
+def lost_moment(moments: Any) -> Any:
+    if isinstance(moments, dict):
+        return dict(list(moments.items())[1:])
+    return moments[1:]
+
+
+def wide_moment(moments: Any) -> Any:
+    if isinstance(moments, dict):
+        return {key: torch.zeros(7) for key in moments}
+    return [torch.zeros(7) for _ in moments]
+
+
+def undefined_moment(moments: Any) -> Any:
+    if isinstance(moments, dict):
+        return {key: moment * math.nan for key, moment in moments.items()}
+    return [moment * math.nan for moment in moments]
+
+
+@pytest.mark.parametrize("change", [lost_moment, wide_moment, undefined_moment])
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [(FedAdam, "m_t"), (FedAdam, "v_t"), (FedAvgM, "momentum_vector")],
+)
+def test_what_a_strategy_remembers_is_of_the_device_half(
+    strategy: Any, name: str, change: Any, tmp_path: Path
+) -> None:
+    run(make(tmp_path, everyone(strategy)), 2)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    run(make(tmp_path, everyone(strategy)), 3)  # as it is, it is not refused
+    state["devices"][name] = change(state["devices"][name])
+    save_checkpoint(tmp_path, state)
+    with pytest.raises(CheckpointError, match=name):
+        run(make(tmp_path, everyone(strategy)), 3)
 
 
 WRONG: list[Any] = [None, -1, "x", [], {}, [3], {"x": None}, torch.zeros(2), math.nan]
