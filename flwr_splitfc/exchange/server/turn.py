@@ -306,17 +306,18 @@ class Turn:
 
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
-        gradient = begun.gradient
+        # the rest of what waited is freed with this frame, and not when it is finished
+        link, gradient = waiting.link, begun.gradient
         assert gradient is not None  # the features of a pass have one
         with coding:
-            encoded = self._encode_gradient(gradient, waiting.link)
+            encoded = self._encode_gradient(gradient, link)
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
             begun.finish()
             self._count_trained(gradient)
             self.traffic.output_entries += output_gradient.numel()
-            self._measure_gradient(gradient, encoded, waiting.link)
+            self._measure_gradient(gradient, encoded, link)
             self._digest.update(backward.gradient.data, encoded.data)
 
         self._unfinished = finish
