@@ -21,13 +21,14 @@ from fuzz.mutations import change_message, changed_bytes
 
 with instrumented("flwr_splitfc.exchange"):
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from flwr_splitfc import Limits
     from flwr_splitfc.exchange import DeviceStates, HalfTrainer, SharedHalf, SplitError
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
     from flwr_splitfc.exchange.server.frame_bytes import parse_frame
     from flwr_splitfc.exchange.server.turn import Turn
+    from flwr_splitfc.model.structures import Structure, leaves_of
     from fuzz.valid_frames import (
         CLASS_LABELS,
         CLASSES,
@@ -63,10 +64,21 @@ def normalised_half() -> nn.Module:
     )
 
 
+class OfSeveral(nn.Module):
+    """A half that adds up all that it gets, which may be of any structure."""
+
+    def __init__(self, half: nn.Module) -> None:
+        super().__init__()
+        self.inner = half
+
+    def forward(self, features: Structure) -> Tensor:
+        return self.inner(sum(leaves_of(features)))
+
+
 OPTIMIZERS = [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=1e-2)]
 TRAINERS = {
     wire: [
-        HalfTrainer(make(), wire.loss_fn, optimizer, device="cpu")
+        HalfTrainer(OfSeveral(make()), wire.loss_fn, optimizer, device="cpu")
         for make, optimizer in product([plain_half, normalised_half], OPTIMIZERS)
     ]
     for wire in WIRES

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flwr_splitfc import cut_codec
 from flwr_splitfc.codec import CutCodec, Link, pack_labels
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
 
 ROWS, SAMPLE, CLASSES = 8, (4, 2, 2), 4
@@ -29,40 +30,61 @@ LABELS = {
 class Wire:
     """What is agreed on at the cuts of a turn, and frames that fit it.
 
-    Without a `loss_fn` the device has the last layers.
+    Without a `loss_fn` the device has the last layers. `several` is for features in a
+    structure, with a mask.
     """
 
     codec: CutCodec
     loss_fn: nn.Module | None = None
     output_codec: CutCodec | None = None
+    several: bool = False
 
     @cached_property
     def exchanges(self) -> list[list[pb.DeviceFrame]]:
         """Frames of all kinds, those together that come one after the other."""
-        predict, _ = self._matrix(some_features(1.0), training=False)
+        predict = pb.Predict()
+        self._fill(predict, 1.0, training=False)
         return [
             *[self.step(scale) for scale in SCALES],
-            [pb.DeviceFrame(predict=pb.Predict(features=predict))],
+            [pb.DeviceFrame(predict=predict)],
             [close_frame()],
         ]
 
     def step(self, scale: float) -> list[pb.DeviceFrame]:
         """The frames of one step."""
-        features, link = self._matrix(some_features(scale), training=True)
         if self.output_codec is not None:
-            forward = pb.DeviceFrame(forward=pb.Forward(features=features))
-            return [forward, self._backward(scale)]
-        labels = pack_labels(link.sent_rows(LABELS[type(self.loss_fn)]))
-        return [pb.DeviceFrame(step=pb.Step(features=features, labels=labels))]
+            forward = pb.Forward()
+            self._fill(forward, scale, training=True)
+            return [pb.DeviceFrame(forward=forward), self._backward(scale)]
+        step = pb.Step()
+        link = self._fill(step, scale, training=True)
+        step.labels = pack_labels(link.sent_rows(LABELS[type(self.loss_fn)]))
+        return [pb.DeviceFrame(step=step)]
 
-    def _matrix(self, features: Tensor, training: bool) -> tuple[pb.Matrix, Link]:
+    def _fill(
+        self, message: pb.Step | pb.Forward | pb.Predict, scale: float, training: bool
+    ) -> Link:
+        """Put features into a message."""
+        features = some_features(scale)
         encoded, link = self.codec.encode_features(
             features,
             training=training,
             generator=torch.Generator().manual_seed(0),
-            all_rows=self.output_codec is not None,
+            all_rows=self.several or self.output_codec is not None,
         )
-        return to_matrix(encoded), link
+        matrix = to_matrix(encoded)
+        if not self.several:
+            message.features.CopyFrom(matrix)
+            return link
+
+        def part_of(tensor: Tensor) -> pb.Part:
+            if tensor is features:
+                return pb.Part(coded=matrix)
+            return exact_part(tensor)
+
+        structure = {"hidden": (features, [features, None]), "mask": features[:1] > 0}
+        message.parts.extend(pack_parts(structure, part_of))
+        return link
 
     def _backward(self, scale: float) -> pb.DeviceFrame:
         assert self.output_codec is not None
@@ -101,4 +123,7 @@ WIRES = [
     Wire(cut_codec("float32"), nn.MSELoss()),
     Wire(cut_codec("float32"), None, cut_codec("float32")),
     Wire(cut_codec("splitfc-rd"), None, cut_codec("int8", uplink_bits=32)),
+    Wire(cut_codec("float32"), nn.CrossEntropyLoss(), several=True),
+    Wire(cut_codec("splitfc-rd"), nn.CrossEntropyLoss(), several=True),
+    Wire(CODECS[3], None, cut_codec("float32"), several=True),
 ]

@@ -30,6 +30,7 @@ from flwr_splitfc.model.part_checks import (
     check_function,
     check_optimizer,
 )
+from flwr_splitfc.model.structures import Structure
 
 LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
 """``load_data(context)`` gives batches to train on, and batches to evaluate on."""
@@ -38,7 +39,7 @@ MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
 """``metrics_fn(outputs, labels)`` gives the metrics of a batch."""
 
 
-def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
     """Return the share of right classes as ``eval_acc``.
 
     The result is empty where labels are not class indices.
@@ -46,9 +47,12 @@ def accuracy(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     Parameters
     ----------
     outputs : Tensor of shape (B, classes, ...)
+        Structures of tensors give no metric.
     labels : Tensor of shape (B, ...)
     """
-    if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
+    if not isinstance(outputs, Tensor) or labels.is_floating_point():
+        return {}
+    if outputs.ndim != labels.ndim + 1:
         return {}
     right = outputs.argmax(1) == labels
     return {"eval_acc": right.float().mean().item()}
@@ -69,7 +73,8 @@ class SplitClientApp(ClientApp):
         `Context`.
     load_data : callable
         ``load_data(context)`` gives the batches ``(x, y)`` to train on and those to
-        evaluate on. It is called for each message with torch's random generator seeded
+        evaluate on; `x` is what the device half takes, a tensor or a tuple, list or
+        dict of them. It is called for each message with torch's random generator seeded
         from (run seed, device, round), and each step starts from a seed of its own, so
         loaders that shuffle repeat in a second run; keep what is slow to load in a
         cache of your own.
@@ -177,7 +182,7 @@ class SplitClientApp(ClientApp):
         ):
             for x, y in turn.batches(batches):
                 outputs = _outputs(turn, model, x)
-                turn.add(self._batch_metrics(outputs, y), len(x))
+                turn.add(self._batch_metrics(outputs, y), len(y))
             turn.metrics = turn.server.metrics()
         return turn.reply()
 
@@ -271,28 +276,29 @@ class SplitClientApp(ClientApp):
                 loss = self._loss(turn, model, x, y)
             yield loss
 
-    def _loss(self, turn: ClientTurn, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(
+        self, turn: ClientTurn, model: nn.Module, x: Structure, y: Tensor
+    ) -> Tensor:
         if not isinstance(model, HeadAndTail):
             return turn.server.loss(model(x), y)
         assert self.loss_fn is not None  # _device_model has seen to it
         assert isinstance(turn.server, Session)
         loss = self.loss_fn(model(x, turn.server.forward), y)
-        turn.add({"train_loss": loss.item()}, len(x))
+        turn.add({"train_loss": loss.item()}, len(y))
         return loss
 
-    def _batch_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    def _batch_metrics(self, outputs: Structure, labels: Tensor) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if self.loss_fn is not None:
             metrics["eval_loss"] = self.loss_fn(outputs, labels).item()
         return metrics | self.metrics_fn(outputs, labels)
 
 
-def _outputs(turn: ClientTurn, model: nn.Module, x: Tensor) -> Tensor:
+def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:
     """The whole model's outputs, the middle of which is the server's."""
     predict = turn.server.predict
     if isinstance(model, HeadAndTail):
-        outputs: Tensor = model(x, predict)
-        return outputs
+        return model(x, predict)
     return predict(model(x))
 
 

@@ -13,6 +13,7 @@ from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.model.structures import Structure, on_device
 
 
 class ClientTurn:
@@ -71,13 +72,13 @@ class ClientTurn:
 
     def batches(
         self, batches: LabelledBatches, steps: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Structure, Tensor]]:
         """Yield the batches of the turn's steps, on the model's device.
 
         Parameters
         ----------
         batches : iterable of (Tensor, Tensor)
-            Inputs and labels.
+            Inputs, or structures of tensors, and labels.
         steps : int, optional
             How many; where there are fewer, they start over. Default: one pass.
         """
@@ -89,7 +90,7 @@ class ClientTurn:
                 return
             if self._begin_step(number):
                 x, y = batch
-                yield x.to(self._device), y.to(self._device)
+                yield on_device(x, self._device), y.to(self._device)
 
     def _begin_step(self, number: int) -> bool:
         """Get ready for a step, counted from 1; return whether it has to be made."""
@@ -124,7 +125,7 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _repeated(batches: LabelledBatches) -> Iterator[tuple[Tensor, Tensor]]:
+def _repeated(batches: LabelledBatches) -> Iterator[tuple[Structure, Tensor]]:
     while True:
         empty = True
         for batch in batches:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.model import LossFn
+from flwr_splitfc.model.structures import Structure, rows_of
 
 
 class LocalSession:
@@ -32,14 +33,14 @@ class LocalSession:
     def __exit__(self, *error: object) -> None:
         return
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Structure, labels: Tensor) -> Tensor:
         """Return the loss of the outputs."""
         assert self._loss_fn is not None  # SplitClientApp has seen to it
         loss = self._loss_fn(outputs, labels)
         if self._loss_sum is None:
             self._loss_sum = 0.0
-        self._loss_sum += loss.item() * len(outputs)
-        self._count(outputs)
+        self._loss_sum += loss.item() * len(labels)
+        self._count(len(labels))
         return loss
 
     def pipelined(
@@ -49,9 +50,9 @@ class LocalSession:
         for x, y in batches:
             yield self.loss(model(x), y)
 
-    def predict(self, outputs: Tensor) -> Tensor:
+    def predict(self, outputs: Structure) -> Structure:
         """Return the outputs themselves."""
-        self._count(outputs)
+        self._count(rows_of(outputs))
         return outputs
 
     def metrics(self) -> dict[str, int | float]:
@@ -64,6 +65,6 @@ class LocalSession:
             metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
         return metrics
 
-    def _count(self, outputs: Tensor) -> None:
-        self._rows += len(outputs)
+    def _count(self, rows: int) -> None:
+        self._rows += rows
         self._steps += 1

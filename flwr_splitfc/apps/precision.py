@@ -1,8 +1,9 @@
 """The precision in which the device's layers compute."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from flwr_splitfc.model.structures import Structure, leaves_of
 from flwr_splitfc.settings import check_choice
 
 PRECISIONS = ("float32", "bfloat16")
@@ -37,8 +38,8 @@ class InPrecision(nn.Module):
         self.module = module
         self._precision = precision
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Structure) -> Structure:
         """Return the module's output."""
-        with device_autocast(self._precision, x.device):
-            output: Tensor = self.module(x)
-        return output
+        device = leaves_of(x)[0].device
+        with device_autocast(self._precision, device):
+            return self.module(x)

@@ -127,6 +127,20 @@ def unpack_labels(data: bytes, max_entries: int) -> Tensor:
     return labels.reshape(header.shape)
 
 
+def labels_size(data: bytes) -> int:
+    """Return the entries that `unpack_labels` would allocate; 0 if it would refuse."""
+    try:
+        header, _ = unpack_label_header(view(data))
+    except PayloadError:
+        return 0
+    return _allocated(header)
+
+
+def _allocated(header: LabelHeader) -> int:
+    # Sizes of 0 would make any other size free.
+    return prod(size or 1 for size in header.shape)
+
+
 def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
     count = prod(header.shape)
     if header.coding == "raw":
@@ -143,9 +157,7 @@ def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
 
 
 def _check_header(header: LabelHeader, max_entries: int) -> None:
-    # Sizes of 0 would make any other size free.
-    allocated = prod(size or 1 for size in header.shape)
-    if allocated > max_entries:
+    if _allocated(header) > max_entries:
         raise PayloadError(
             f"labels have shape {header.shape}; "
             f"at most {max_entries} entries were wanted"

@@ -24,6 +24,7 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
 from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.exchange.server.feature_shapes import FeatureShape
 from flwr_splitfc.exchange.server.half_steps import Update
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import (
@@ -39,6 +40,7 @@ from flwr_splitfc.model.part_checks import (
     check_module,
     check_optimizer,
 )
+from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets
@@ -123,8 +125,10 @@ class SplitLearning(Strategy):
     seed : int (default: 0)
         Everything random at the cut and in the server half follows from it.
     feature_shape : sequence of int, optional
-        The shape of a sample's features at the cut, such as (32, 6, 6). Others are
-        refused. By default each turn goes by the first shape that its device sends.
+        The shape of a sample's features at the cut, such as (32, 6, 6), or (None, 64)
+        for sequences of any length; a tuple, list or dict of shapes where the features
+        are such tensors. Others are refused. By default the server half takes what its
+        forward pass does.
     endpoint : EndpointConfig, optional
         Where sessions are served, how devices reach it, TLS and limits; the default is
         for devices on this machine, as in the simulation engine.
@@ -190,7 +194,7 @@ class SplitLearning(Strategy):
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
-        feature_shape: Sequence[int] | None = None,
+        feature_shape: FeatureShape = None,
         endpoint: EndpointConfig | None = None,
         record_updates: bool = False,
         checkpoint: str | Path | None = None,
@@ -564,7 +568,7 @@ class SplitLearning(Strategy):
             device_model.load_state_dict(arrays.to_torch_state_dict())
         return JoinedModel(device_model.to(self.half.device), self.server_model)
 
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Structure) -> Structure:
         """Return what the server half makes of features (B, ...) in evaluation mode.
 
         It is `Session.predict`, centrally.

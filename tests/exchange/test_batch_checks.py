@@ -1,7 +1,8 @@
 """What is no batch is refused by the device itself, which says what was wanted."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,10 +23,33 @@ def endpoint() -> Iterator[SplitEndpoint]:
         yield endpoint
 
 
+class Named(NamedTuple):
+    hidden: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass
+class Output:
+    hidden: torch.Tensor
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else HALF(X)
+
+
 FEATURES = [
-    ((HALF(X), HALF(X)), TypeError, "got tuple of 2, wanted one floating point Tensor"),
-    ({"last": HALF(X)}, TypeError, "got dict of 1, .* torch.cat"),
-    (HALF(X).detach().numpy(), TypeError, "got ndarray, wanted one"),
+    (HALF(X).detach().numpy(), TypeError, "got ndarray, wanted a Tensor, or a tuple"),
+    (Named(HALF(X), Y), TypeError, r"got Named of 2, .*names .* tuple\(features\)"),
+    (Output(HALF(X)), TypeError, "got Output, wanted a Tensor, or a tuple, list"),
+    ((HALF(X), 4), TypeError, "got int, wanted a Tensor"),
+    ({1: HALF(X)}, TypeError, "got a dict with the key 1, wanted a str"),
+    (nested(9), ValueError, "more than 8 deep"),
+    ([HALF(X)] * 128, ValueError, "129 parts, at most 128"),
+    ((), ValueError, "got features of no tensor"),
+    ({"ids": Y, "mask": Y > 0}, ValueError, "torch.int64, torch.bool, .*embedding"),
+    ((HALF(X), HALF(X)[:8]), ValueError, r"\(8, 4, 4, 4\)\), wanted as many rows"),
+    ((HALF(X), HALF(X).mean()), ValueError, r"shape \(\), .* a row for each sample"),
+    (HALF(X).to(torch.complex64), ValueError, "complex64, .*view_as_real"),
     (HALF(X).sum(), ValueError, r"shape \(\), .* a row for each sample"),
     (HALF(X).sum((1, 2, 3)), ValueError, r"shape \(16,\), .*features\.unsqueeze\(1\)"),
     (torch.arange(16)[:, None], ValueError, "torch.int64, .*through the embedding"),

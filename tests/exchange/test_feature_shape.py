@@ -8,12 +8,20 @@ from torch import nn
 
 from flwr_splitfc import SplitLearning, connect, cut_codec
 from flwr_splitfc.exchange import FeaturesRefused, SharedHalf, SplitEndpoint
-from tests.exchange.server_halves import shared_half
-from tests.halves import ServerHalf, seeded
+from flwr_splitfc.exchange.server.feature_shapes import as_feature_shape, is_shaped
+from tests.exchange.server_halves import everything, shared_half
+from tests.halves import ServerHalf, same, seeded
 from tests.local_grid import ticket_message
 
 HONEST = (4, 4, 4)
 OTHER = (64,)  # the half begins with Flatten, and takes it, too
+
+
+LABELS = torch.zeros(8, dtype=torch.long)
+
+
+def features(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(8, *shape, requires_grad=True)
 
 
 def make_endpoint(feature_shape=None) -> SplitEndpoint:
@@ -26,8 +34,7 @@ def train(endpoint: SplitEndpoint, *shapes: tuple[int, ...], device: str = "0") 
     message = ticket_message(endpoint, device=device)
     with connect(message) as session:
         for shape in shapes:
-            features = torch.rand(8, *shape, requires_grad=True)
-            session.loss(features, torch.zeros(8, dtype=torch.long)).backward()
+            session.loss(features(shape), LABELS).backward()
 
 
 def test_a_first_device_with_another_shape_keeps_no_other_out():
@@ -38,26 +45,36 @@ def test_a_first_device_with_another_shape_keeps_no_other_out():
         assert endpoint.halves.half.steps == 4
 
 
-def test_a_turn_keeps_to_its_first_shape():
+def test_shapes_may_vary_within_a_turn():
     with make_endpoint() as endpoint:
-        with pytest.raises(FeaturesRefused, match=r"\(64,\).*takes \(4, 4, 4\)"):
-            train(endpoint, HONEST, OTHER)
-        assert endpoint.halves.half.steps == 1
+        train(endpoint, HONEST, OTHER, HONEST)
+        assert endpoint.halves.half.steps == 3
 
 
-def test_evaluation_keeps_to_its_first_shape_too():
+def test_shapes_may_vary_in_evaluation():
     with (
         make_endpoint() as endpoint,
-        pytest.raises(FeaturesRefused, match="takes"),
         connect(ticket_message(endpoint, "evaluate")) as session,
     ):
-        session.predict(torch.rand(8, *HONEST))
-        session.predict(torch.rand(8, *OTHER))
+        for shape in (HONEST, OTHER):
+            assert session.predict(torch.rand(8, *shape)).shape == (8, 4)
+
+
+def test_a_shape_that_the_half_fails_on_fails_its_device_alone():
+    with make_endpoint() as endpoint, connect(ticket_message(endpoint)) as honest:
+        honest.loss(features(HONEST), LABELS)
+        before = everything(endpoint)
+        with pytest.raises(FeaturesRefused, match=r"does not take.*\(8, 65\)"):
+            train(endpoint, (65,), device="other")
+        assert same(everything(endpoint), before)
+        honest.loss(features(HONEST), LABELS)
+        assert endpoint.halves.half.steps == 2
 
 
 def test_a_shape_that_the_strategy_gives_binds_all():
     with make_endpoint(HONEST) as endpoint:
-        with pytest.raises(FeaturesRefused, match=r"\(64,\).*takes \(4, 4, 4\)"):
+        wanted = r"shape \(64,\), feature_shape is \(4, 4, 4\)"
+        with pytest.raises(FeaturesRefused, match=wanted):
             train(endpoint, OTHER)
         assert endpoint.halves.half.steps == 0
         train(endpoint, HONEST)
@@ -70,3 +87,25 @@ def test_strategies_take_a_shape():
     )
     copied = SharedHalf(strategy.half.copy(seed=1)).half
     assert strategy.half.feature_shape == copied.feature_shape == HONEST
+
+
+SHAPES = [
+    ((4, 4, 4), (4, 4, 4), True),
+    ((4, 4, 4), [4, 4, 4], True),
+    ((4, 4, 4), (4, 4, 5), False),
+    ((4, 4, 4), (4, 4), False),
+    ((7, 64), (None, 64), True),
+    ((7, 65), (None, 64), False),
+    (((7, 64), (7,)), ([None, 64], [None]), True),
+    ([(7, 64), (7,)], ([None, 64], [None]), False),
+    ({"hidden": (7, 64), "mask": (7,)}, {"hidden": (7, 64), "mask": (None,)}, True),
+    ({"hidden": (7, 64), "mask": (7,)}, {"hidden": (7, 64)}, False),
+    ({"hidden": (7, 64)}, (7, 64), False),
+    ((7, 64), {"hidden": (7, 64)}, False),
+    ({"skips": ((4, 8), (8, 4))}, {"skips": ((4, 8), (8, None))}, True),
+]
+
+
+@pytest.mark.parametrize(("shapes", "wanted", "fit"), SHAPES)
+def test_shapes(shapes, wanted, fit):
+    assert is_shaped(shapes, as_feature_shape(wanted)) is fit

@@ -154,9 +154,8 @@ def test_wrong_feature_width(endpoint, good):
     features, labels = good
     wide = torch.cat([features, features], 1).detach().requires_grad_()
     refused(endpoint, FeaturesRefused, "does not take", wide, labels)
-    both_widths = r"\(8, 4, 4\).*\(4, 4, 4\)"
     with (
-        pytest.raises(FeaturesRefused, match=both_widths),
+        pytest.raises(FeaturesRefused, match=r"does not take features \(16, 8, 4, 4\)"),
         connect(ticket_message(endpoint)) as session,
     ):
         session.loss(features, labels)

@@ -259,7 +259,7 @@ def test_an_answer_that_cannot_be_made_is_not_made_twice(monkeypatch, caplog):
         def fails(*parts):
             raise KeyError("a fault of the server's")
 
-        monkeypatch.setattr(turn, "_encode_gradient", fails)
+        monkeypatch.setattr(turn, "_encode_gradients", fails)
         features = torch.rand(8, *FEATURES, requires_grad=True)
         with pytest.raises(SplitError, match="KeyError"), connect(message) as session:
             session.loss(features, torch.zeros(8, dtype=torch.long))

@@ -6,50 +6,66 @@ Where the last layers are the device's, the output is ``g(f)``, and the backward
 asks the server for ``dL/df`` with ``dL/dg``.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
-from flwr_splitfc.exchange.device.steps import Steps
-from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
+from flwr_splitfc.exchange.device.steps import Gradients, Steps
+from flwr_splitfc.exchange.device.u_shaped_steps import BegunStep, UShapedSteps
+from flwr_splitfc.model.structures import Structure, float_tensors
+
+Begin: TypeAlias = Callable[[], tuple[Tensor, BegunStep]]
+"""Asks for an output."""
 
 
 def server_loss(
-    steps: Steps, features: Tensor, labels: Tensor, watch: BackwardWatch
+    steps: Steps, features: Structure, labels: Tensor, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
     check_grad_mode()
-    loss, gradient = steps.train(features, labels.detach())
-    return answered_loss(features, loss, gradient, watch)
+    loss, gradients = steps.train(features, labels.detach())
+    return answered_loss(features, loss, gradients, watch)
 
 
 def answered_loss(
-    features: Tensor, loss: float, gradient: Tensor | None, watch: BackwardWatch
+    features: Structure, loss: float, gradients: Gradients, watch: BackwardWatch
 ) -> Tensor:
     """Return a loss that the server has answered, with a graph down to `features`.
 
     Parameters
     ----------
-    features : Tensor of shape (B, ...)
+    features : structure of Tensor of shape (B, ...)
     loss : float
-    gradient : Tensor of shape (B, D) or None
-        By the features; None for those without a graph, whose loss is a leaf: its
-        ``backward()`` does nothing.
+    gradients : list of Tensor of shape (B, D), or None
+        By the features; None for those without a graph. Where none has one, the loss is
+        a leaf: its ``backward()`` does nothing.
     watch : BackwardWatch
     """
-    if gradient is None:
-        return torch.tensor(loss, device=features.device, requires_grad=True)
-    answered: Tensor = _ServerLoss.apply(features, loss, gradient, watch)
+    tensors = float_tensors(features)
+    wanted: list[Tensor] = []
+    came: list[Tensor] = []
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if gradient is not None:
+            wanted.append(tensor)
+            came.append(gradient)
+    if not wanted:
+        return torch.tensor(loss, device=tensors[0].device, requires_grad=True)
+    answered: Tensor = _ServerLoss.apply(loss, came, watch, *wanted)
     return answered
 
 
 def server_output(
-    steps: UShapedSteps, features: Tensor, watch: BackwardWatch
+    steps: UShapedSteps, features: Structure, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
-    _check_graph(features)
-    output: Tensor = _ServerOutput.apply(features, steps, watch)
+    tensors = _with_graph(features)
+    begin = partial(steps.begin, features)
+    output: Tensor = _ServerOutput.apply(begin, steps, watch, *tensors)
     return output
 
 
@@ -58,18 +74,21 @@ class _ServerLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, features: Tensor, loss: float, gradient: Tensor, watch: BackwardWatch
+        ctx, loss: float, gradients: list[Tensor], watch: BackwardWatch, *tensors
     ) -> Tensor:
         ctx.watch, ctx.owed = watch, watch.owe()
-        ctx.save_for_backward(gradient.reshape(features.shape).to(features.dtype))
-        return torch.tensor(loss, dtype=torch.float32, device=features.device)
+        kept = []
+        for gradient, tensor in zip(gradients, tensors, strict=True):
+            kept.append(gradient.reshape(tensor.shape).to(tensor.dtype))
+        ctx.save_for_backward(*kept)
+        return torch.tensor(loss, dtype=torch.float32, device=tensors[0].device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         ctx.watch.settle(ctx.owed)
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None, None
+        gradients = [grad_output * gradient for gradient in ctx.saved_tensors]
+        return None, None, None, *gradients
 
 
 class _ServerOutput(torch.autograd.Function):
@@ -77,21 +96,25 @@ class _ServerOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, features: Tensor, steps: UShapedSteps, watch: BackwardWatch
+        ctx, begin: Begin, steps: UShapedSteps, watch: BackwardWatch, *tensors
     ) -> Tensor:
-        output, ctx.begun = steps.begin(features.detach())
+        output, ctx.begun = begin()
         ctx.watch, ctx.owed = watch, watch.owe()
         ctx.steps = steps
-        ctx.shape, ctx.dtype = features.shape, features.dtype
+        ctx.likes = [(tensor.shape, tensor.dtype) for tensor in tensors]
         return output
 
     @staticmethod
     # the gradient from the server has no graph of its own
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         ctx.watch.settle(ctx.owed)
-        gradient = ctx.steps.end(grad_output, ctx.begun)
-        return gradient.reshape(ctx.shape).to(ctx.dtype), None, None
+        came = ctx.steps.end(grad_output, ctx.begun)
+        wanted = [gradient for gradient in came if gradient is not None]
+        gradients = []
+        for gradient, (shape, dtype) in zip(wanted, ctx.likes, strict=True):
+            gradients.append(gradient.reshape(shape).to(dtype))
+        return None, None, None, *gradients
 
 
 def check_grad_mode() -> None:
@@ -108,11 +131,14 @@ def check_grad_mode() -> None:
         )
 
 
-def _check_graph(features: Tensor) -> None:
+def _with_graph(features: Structure) -> list[Tensor]:
+    """Return the tensors that a gradient goes on from, of which there must be one."""
     check_grad_mode()
-    if not features.requires_grad:
+    tensors = [one for one in float_tensors(features) if one.requires_grad]
+    if not tensors:
         raise RuntimeError(
             "server.forward trains the server half in the backward pass, so it needs "
             "features with an autograd graph, from a device half with parameters to "
             "train. Use server.predict to evaluate."
         )
+    return tensors

@@ -1,43 +1,106 @@
 """Checks of what a training loop gives to a session, before anything is sent."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_WANTED = "wanted one floating point Tensor of shape (B, ...), the device half's output"
+from flwr_splitfc.exchange.protocol.parts import MOST_DEPTH, MOST_PARTS
+from flwr_splitfc.model.structures import (
+    Structure,
+    float_tensors,
+    leaves_of,
+    rows_of,
+    shapes_of,
+)
+
+_WANTED = "wanted floating point features of shape (B, ...), the device half's output"
+_STRUCTURES = "a Tensor, or a tuple, list or dict of them"
 
 
-def check_features(call: str, features: object) -> None:
+def check_features(call: str, features: Structure) -> None:
     """Refuse features that cannot go up.
 
     Parameters
     ----------
     call : str
         What was called, for the message.
-    features : object
+    features : structure of Tensor
 
     Raises
     ------
     TypeError, ValueError
         The message says what came, what was wanted, and what to do.
     """
-    if not isinstance(features, Tensor):
-        advice = ": let the device half return one, such as torch.cat of several"
-        raise TypeError(f"{call} got {_described(features)}, {_WANTED}{advice}")
-    if not features.is_floating_point():
+    _check_size(call, features)
+    for leaf in leaves_of(features):
+        _check_tensor(call, leaf)
+    there = float_tensors(features)
+    if not there:
+        kinds = [leaf.dtype for leaf in leaves_of(features)]
         raise ValueError(
-            f"{call} got features of {features.dtype}, {_WANTED}: features come first, "
-            "labels second; token ids have to go through the embedding first"
+            f"{call} got features of {', '.join(map(str, kinds)) or 'no tensor'}, "
+            f"{_WANTED}: features come first, labels second; token ids have to go "
+            "through the embedding first"
         )
+    for tensor in there:
+        _check_features(call, tensor)
+    rows = rows_of(features)
+    if any(len(tensor) != rows for tensor in there):
+        raise ValueError(
+            f"{call} got features of shapes {shapes_of(features)}, wanted as many rows "
+            f"in each floating point tensor, one for each sample. The states of a "
+            "recurrent layer have them second: state.transpose(0, 1)"
+        )
+
+
+def _check_size(call: str, features: Structure) -> None:
+    """Refuse structures that the server would."""
+    parts = _count_parts(call, features, MOST_DEPTH)
+    if parts > MOST_PARTS:
+        raise ValueError(
+            f"{call} got features of {parts} parts, at most {MOST_PARTS} may be"
+        )
+
+
+def _count_parts(call: str, features: Structure, depth_left: int) -> int:
+    if isinstance(features, Mapping):
+        for key in features:
+            if not isinstance(key, str):
+                raise TypeError(f"{call} got a dict with the key {key!r}, wanted a str")
+        features = list(features.values())
+    if type(features) not in (tuple, list):
+        return 1
+    if depth_left == 0:
+        raise ValueError(f"{call} got features more than {MOST_DEPTH} deep")
+    return 1 + sum(_count_parts(call, part, depth_left - 1) for part in features)
+
+
+def _check_tensor(call: str, leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        advice = ""
+        if isinstance(leaf, tuple):
+            advice = ", as the names of its fields would be lost: tuple(features)"
+        raise TypeError(f"{call} got {_described(leaf)}, wanted {_STRUCTURES}{advice}")
+    if leaf.layout is not torch.strided:
+        raise ValueError(
+            f"{call} got features of layout {leaf.layout}, {_WANTED}: give it "
+            "features.to_dense()"
+        )
+    if leaf.is_complex():
+        raise ValueError(
+            f"{call} got features of {leaf.dtype}, {_WANTED}: give it "
+            "torch.view_as_real(features)"
+        )
+
+
+def _check_features(call: str, features: Tensor) -> None:
     if features.ndim < 2:
         shape = tuple(features.shape)
         raise ValueError(
             f"{call} got features of shape {shape}, {_WANTED}: a row for each sample. "
             "A number for each sample is features.unsqueeze(1)"
-        )
-    if features.layout is not torch.strided:
-        raise ValueError(
-            f"{call} got features of layout {features.layout}, {_WANTED}: give it "
-            "features.to_dense()"
         )
 
 

@@ -11,9 +11,10 @@ from flwr_splitfc.exchange.device.autograd import answered_loss, check_grad_mode
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
+from flwr_splitfc.model.structures import Structure
 
-LabelledBatches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
-"""Batches of inputs (B, ...) and labels (B, ...)."""
+LabelledBatches: TypeAlias = Iterable[tuple[Structure, Tensor]]
+"""Batches of inputs (B, ...), or structures of such tensors, and labels (B, ...)."""
 
 _CALL = "server.pipelined"
 
@@ -21,7 +22,7 @@ _CALL = "server.pipelined"
 class _UnderWay(NamedTuple):
     """A mini-batch that was sent, with its features' graph."""
 
-    features: Tensor
+    features: Structure
     step: SentStep
 
 
@@ -40,8 +41,8 @@ def pipelined_losses(
 
     def next_loss() -> Tensor:
         features, step = under_way.popleft()
-        loss, gradient = steps.end(step)
-        return answered_loss(features, loss, gradient, watch)
+        loss, gradients = steps.end(step)
+        return answered_loss(features, loss, gradients, watch)
 
     try:
         for x, y in batches:
@@ -63,7 +64,7 @@ def pipelined_losses(
         raise
 
 
-def _on_kept_weights(model: nn.Module, x: Tensor) -> Tensor:
+def _on_kept_weights(model: nn.Module, x: Structure) -> Structure:
     """Return the features of a forward pass whose backward pass may come later.
 
     The optimizer changes weights in place, and a backward pass needs those of its
@@ -73,5 +74,4 @@ def _on_kept_weights(model: nn.Module, x: Tensor) -> Tensor:
         name: weight.clone() if weight.requires_grad else weight
         for name, weight in model.named_parameters()
     }
-    features: Tensor = functional_call(model, copies, (x,))
-    return features
+    return functional_call(model, copies, (x,))

@@ -24,6 +24,7 @@ from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.settings import Scalar
 
 ADDRESS_KEY = "split-address"
@@ -142,15 +143,17 @@ class Session:
 
     # What a training loop calls
 
-    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, features: Structure, labels: Tensor) -> Tensor:
         """Return the server half's loss on one mini-batch, having trained it on that.
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
+        features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
             The output of the device half, with its autograd graph. Without one, as
             from a frozen backbone, only the server half trains, and no gradient comes
-            down.
+            down. The server half gets a structure as it is here. Its floating point
+            tensors have a row for each sample, and each is coded; others, such as
+            masks, arrive exactly, whatever their shape.
         labels : Tensor of shape (B, ...)
 
         Returns
@@ -201,7 +204,7 @@ class Session:
         model : nn.Module
             The device half.
         batches : iterable of (Tensor, Tensor)
-            Inputs and labels (B, ...).
+            Inputs and labels (B, ...). Inputs may be what `model` takes as one.
         depth : int, optional
             How many mini-batches are under way at most. Default, and the most: the
             strategy's ``pipeline_depth``.
@@ -230,7 +233,7 @@ class Session:
             )
         return pipelined_losses(self._steps, model, batches, depth, self._watch)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Structure) -> Tensor:
         """Return the server half's output for one mini-batch.
 
         It is for last layers and a loss of the device's own. The backward pass through
@@ -241,8 +244,8 @@ class Session:
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
-            The output of the first layers, with its autograd graph.
+        features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
+            The output of the first layers, with its autograd graph, as for `loss`.
 
         Returns
         -------
@@ -264,7 +267,7 @@ class Session:
         return server_output(self._u_shaped_steps, features, self._watch)
 
     @torch.no_grad()
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Structure) -> Structure:
         """Return the server half's output for features, in evaluation mode.
 
         No labels leave the device, nothing trains, and the codec's `evaluation` says
@@ -272,7 +275,12 @@ class Session:
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
+        features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
+
+        Returns
+        -------
+        Tensor, or a tuple, list or dict of tensors
+            As the server half gives it.
         """
         check_features("server.predict", features)
         return self._steps.predict(features)

@@ -1,18 +1,21 @@
 """The exchange of one mini-batch: encode, ask the server, decode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import mean
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec, Link, pack_labels
+from flwr_splitfc.codec import CutCodec, Link, PayloadError, pack_labels
 from flwr_splitfc.codec.quality import feature_error, labels_per_row
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
+from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, unpack_output
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import (
     from_matrix,
@@ -20,6 +23,16 @@ from flwr_splitfc.exchange.protocol.tensors import (
     to_matrix,
     unpack_tensor,
 )
+from flwr_splitfc.model.structures import (
+    Structure,
+    float_tensors,
+    is_float,
+    on_device,
+    rows_of,
+)
+
+Gradients: TypeAlias = list[Tensor | None]
+"""By the floating point tensors of features, in order, (B, D); None: not wanted."""
 
 
 @contextmanager
@@ -30,13 +43,11 @@ def full_precision() -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class SentStep:
-    """A step that was sent and is not answered.
+class SentTensor:
+    """A floating point tensor at the cut that was sent.
 
     Parameters
     ----------
-    number : int
-        Of the step, from 1.
     features : Tensor of shape (B, ...)
         As they were encoded.
     matrix : pb.Matrix
@@ -46,11 +57,31 @@ class SentStep:
         Whether no gradient comes back.
     """
 
-    number: int
     features: Tensor
     matrix: pb.Matrix
     link: Link
     one_way: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SentStep:
+    """A step that was sent and is not answered.
+
+    Parameters
+    ----------
+    number : int
+        Of the step, from 1.
+    tensors : list of SentTensor
+        In the order of the features.
+    """
+
+    number: int
+    tensors: list[SentTensor]
+
+    @property
+    def rows(self) -> int:
+        """``B``, the samples."""
+        return len(self.tensors[0].features)
 
 
 class Steps:
@@ -81,92 +112,98 @@ class Steps:
         self.counts = TurnCounts()
 
     @full_precision()
-    def train(self, features: Tensor, labels: Tensor) -> tuple[float, Tensor | None]:
+    def train(self, features: Structure, labels: Tensor) -> tuple[float, Gradients]:
         """Train the server half on one mini-batch.
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
-            Without a graph, no gradient comes back.
+        features : structure of Tensor of shape (B, ...)
+            For tensors without a graph, no gradient comes back.
         labels : Tensor of shape (B, ...)
 
         Returns
         -------
-        tuple of float and Tensor
-            The loss, and its gradient by the features as (B, D); None for features
-            without a graph.
+        tuple of float and list of Tensor
+            The loss, and its gradients by the floating point tensors as (B, D); None
+            for those without a graph.
         """
         step, frame = self._encoded(features, labels)
         return self._answered(step, self.line.ask(frame, "stepped"))
 
     @full_precision()
-    def begin(self, features: Tensor, labels: Tensor) -> SentStep:
+    def begin(self, features: Structure, labels: Tensor) -> SentStep:
         """Send a mini-batch to `train` on, and do not wait for the answer."""
         step, frame = self._encoded(features, labels)
         self.line.send(frame)
         return step
 
     @full_precision()
-    def end(self, step: SentStep) -> tuple[float, Tensor | None]:
+    def end(self, step: SentStep) -> tuple[float, Gradients]:
         """Wait for the answer to the first step that was begun and not ended."""
         return self._answered(step, self.line.receive("stepped"))
 
     def _encoded(
-        self, features: Tensor, labels: Tensor
+        self, features: Structure, labels: Tensor
     ) -> tuple[SentStep, pb.DeviceFrame]:
         """Return a step, and the frame that asks for it."""
-        one_way = not features.requires_grad
-        features = features.detach()
         counts = self.counts
+        step = pb.Step()
         with counts.coding:
-            matrix, link = self.encode_features(
-                features, labels_per_row=labels_per_row(labels)
+            tensors = self.encode_features(
+                step, features, labels_per_row=labels_per_row(labels)
             )
-            packed = pack_labels(link.sent_rows(labels))
-            step = pb.Step(features=matrix, labels=packed, one_way=one_way)
+            # of several tensors all rows are sent
+            step.labels = pack_labels(tensors[0].link.sent_rows(labels))
+            step.one_way = all(tensor.one_way for tensor in tensors)
         counts.steps += 1
-        sent = SentStep(counts.steps, features, matrix, link, one_way)
-        return sent, pb.DeviceFrame(step=step)
+        return SentStep(counts.steps, tensors), pb.DeviceFrame(step=step)
 
     def _answered(
         self, step: SentStep, answer: pb.ServerFrame
-    ) -> tuple[float, Tensor | None]:
-        """Return a step's loss and gradient, and count the step."""
+    ) -> tuple[float, Gradients]:
+        """Return a step's loss and gradients, and count the step."""
         counts = self.counts
         stepped = answer.stepped
-        gradient = None
-        if not step.one_way:
-            with counts.coding:
-                array = gradient_array(stepped.gradient, self.codec, step.link)
-                gradient = self.codec.decode_gradient(array, step.link)
+        with counts.coding:
+            gradients = self.decode_gradients(stepped, step.tensors)
         self.measure(step)
-        counts.rows += len(step.features)
-        counts.loss_sum += stepped.loss * len(step.features)
-        return stepped.loss, gradient
+        counts.rows += step.rows
+        counts.loss_sum += stepped.loss * step.rows
+        return stepped.loss, gradients
 
     @full_precision()
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Structure) -> Structure:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self.counts
-        counts.full_rows = max(counts.full_rows, len(features))
+        rows = rows_of(features)
+        counts.full_rows = max(counts.full_rows, rows)
+        predict = pb.Predict()
         with counts.coding:
-            array, _ = self.codec.encode_features(
-                features, training=False, full_rows=counts.full_rows
-            )
+            self._fill(predict, features, self._encode_to_predict)
         counts.steps += 1
-        counts.rows += len(features)
-        frame = pb.DeviceFrame(predict=pb.Predict(features=to_matrix(array)))
+        counts.rows += rows
+        frame = pb.DeviceFrame(predict=predict)
         predicted = self.line.ask(frame, "predicted").predicted
-        return unpack_tensor(predicted.logits).to(features.device)
+        device = float_tensors(features)[0].device
+        if predicted.parts:
+            return on_device(unpack_output(predicted.parts), device)
+        return unpack_tensor(predicted.logits).to(device)
+
+    def _encode_to_predict(self, features: Tensor) -> SentTensor:
+        array, link = self.codec.encode_features(
+            features, training=False, full_rows=self.counts.full_rows
+        )
+        return SentTensor(features, to_matrix(array), link)
 
     def encode_features(
         self,
-        features: Tensor,
+        message: pb.Step | pb.Forward,
+        features: Structure,
         *,
         all_rows: bool = False,
         labels_per_row: float | None = None,
-    ) -> tuple[pb.Matrix, Link]:
-        """Return the features as the next step sends them, and the way back.
+    ) -> list[SentTensor]:
+        """Put the features into the next step's message, and return what was sent.
 
         Raises
         ------
@@ -174,31 +211,93 @@ class Steps:
             If they are not finite, or the budget is too small for any payload.
         """
         counts = self.counts
-        rows = len(features)
+        generator = seeded_generator(self.seed, counts.steps + 1)
         # budgets bind full batches: a short last one may cost more bits per entry
-        if rows > counts.full_rows:
-            self.codec.check_budget(rows, features[0].numel())
-            counts.full_rows = rows
-        array, link = self.codec.encode_features(
-            features,
-            generator=seeded_generator(self.seed, counts.steps + 1),
-            full_rows=counts.full_rows,
-            all_rows=all_rows,
-            labels_per_row=labels_per_row,
-        )
-        return to_matrix(array), link
+        rows = rows_of(features)
+        is_largest = rows > counts.full_rows
+        counts.full_rows = max(counts.full_rows, rows)
+        # rows are left out of all tensors or of none
+        all_rows = all_rows or not isinstance(features, Tensor)
+
+        def encode(tensor: Tensor) -> SentTensor:
+            if is_largest:
+                self.codec.check_budget(rows, tensor[0].numel())
+            array, link = self.codec.encode_features(
+                tensor.detach(),
+                generator=generator,
+                full_rows=counts.full_rows,
+                all_rows=all_rows,
+                labels_per_row=labels_per_row,
+            )
+            one_way = not tensor.requires_grad
+            return SentTensor(tensor.detach(), to_matrix(array), link, one_way)
+
+        return self._fill(message, features, encode)
+
+    def _fill(
+        self,
+        message: pb.Step | pb.Forward | pb.Predict,
+        features: Structure,
+        encode: Callable[[Tensor], SentTensor],
+    ) -> list[SentTensor]:
+        """Put features into a message, with their floating point tensors encoded."""
+        if isinstance(features, Tensor):
+            sent = encode(features)
+            message.features.CopyFrom(sent.matrix)
+            return [sent]
+        tensors = []
+
+        def part_of(tensor: Tensor) -> pb.Part:
+            if not is_float(tensor):
+                return exact_part(tensor)
+            sent = encode(tensor)
+            tensors.append(sent)
+            return pb.Part(coded=sent.matrix, one_way=sent.one_way)
+
+        message.parts.extend(pack_parts(features, part_of))
+        return tensors
+
+    def decode_gradients(
+        self, answer: pb.Stepped | pb.Gradients, tensors: Sequence[SentTensor]
+    ) -> Gradients:
+        """Return the gradients in an answer, by the tensors that were sent.
+
+        Raises
+        ------
+        PayloadError
+            If they are not those of the tensors.
+        """
+        wanted = [tensor for tensor in tensors if not tensor.one_way]
+        matrices = list(answer.gradients) or [answer.gradient]
+        if wanted and len(matrices) != len(wanted):
+            raise PayloadError(f"{len(matrices)} gradients came, wanted {len(wanted)}")
+        came = iter(matrices)
+        gradients: Gradients = []
+        for tensor in tensors:
+            gradient = None
+            if not tensor.one_way:
+                array = gradient_array(next(came), self.codec, tensor.link)
+                gradient = self.codec.decode_gradient(array, tensor.link)
+            gradients.append(gradient)
+        return gradients
 
     def measure(self, step: SentStep) -> None:
-        """Enter the features' error, as the server sees them, in a measured step."""
+        """Enter the features' error, as the server sees them, in a measured step.
+
+        That of several tensors is their mean.
+        """
         counts = self.counts
-        link = step.link
         if not is_measured(self.server_round, step.number):
             return
-        exact = step.features.detach().flatten(1).float()
+        errors = [self._error(tensor) for tensor in step.tensors]
+        counts.feature_error_sum += min(mean(errors), MOST_ERROR)
+        counts.feature_error_steps += 1
+
+    def _error(self, tensor: SentTensor) -> float:
+        link = tensor.link
+        exact = tensor.features.flatten(1).float()
         decoded, _ = self.codec.decode_features(
-            from_matrix(step.matrix), expect=(link.rows, link.width)
+            from_matrix(tensor.matrix), expect=(link.rows, link.width)
         )
         seen = decoded.to(exact.device)
-        error = feature_error(link.sent_rows(exact), link.sent_rows(seen))
-        counts.feature_error_sum += min(error, MOST_ERROR)
-        counts.feature_error_steps += 1
+        return feature_error(link.sent_rows(exact), link.sent_rows(seen))

@@ -10,13 +10,16 @@ from math import prod
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError
-from flwr_splitfc.exchange.device.steps import SentStep, Steps, full_precision
-from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.tensors import (
-    from_matrix,
-    gradient_array,
-    to_matrix,
+from flwr_splitfc.exchange.device.steps import (
+    Gradients,
+    SentStep,
+    SentTensor,
+    Steps,
+    full_precision,
 )
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
+from flwr_splitfc.model.structures import Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +28,13 @@ class BegunStep:
 
     Parameters
     ----------
-    link : Link
-        Of the features.
+    tensors : list of SentTensor
+        The features.
     output_link : Link
         Of the output.
     """
 
-    link: Link
+    tensors: list[SentTensor]
     output_link: Link
 
 
@@ -53,23 +56,25 @@ class UShapedSteps:
         self._begun: BegunStep | None = None
 
     @full_precision()
-    def begin(self, features: Tensor) -> tuple[Tensor, BegunStep]:
+    def begin(self, features: Structure) -> tuple[Tensor, BegunStep]:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self._steps.counts
+        forward = pb.Forward()
         with counts.coding:
-            matrix, link = self._steps.encode_features(features, all_rows=True)
+            tensors = self._steps.encode_features(forward, features, all_rows=True)
         counts.steps += 1
         # the server forgets an earlier output as soon as this frame arrives
         self._begun = None
 
-        frame = pb.DeviceFrame(forward=pb.Forward(features=matrix))
+        frame = pb.DeviceFrame(forward=forward)
         answer = self._steps.line.ask(frame, "output").output
 
+        sent = SentStep(counts.steps, tensors)
         with counts.coding:
-            output, output_link = self._decode_output(answer.output, len(features))
-        self._steps.measure(SentStep(counts.steps, features, matrix, link))
-        step = self._begun = BegunStep(link, output_link)
-        return output.to(features.device), step
+            output, output_link = self._decode_output(answer.output, sent.rows)
+        self._steps.measure(sent)
+        step = self._begun = BegunStep(tensors, output_link)
+        return output.to(tensors[0].features.device), step
 
     def _decode_output(self, matrix: pb.Matrix, rows: int) -> tuple[Tensor, Link]:
         shape = tuple(matrix.shape)
@@ -81,7 +86,7 @@ class UShapedSteps:
         return output.reshape(shape), link
 
     @full_precision()
-    def end(self, gradient: Tensor, step: BegunStep) -> Tensor:
+    def end(self, gradient: Tensor, step: BegunStep) -> Gradients:
         """Train the server half on the gradient of its output.
 
         Parameters
@@ -92,8 +97,8 @@ class UShapedSteps:
 
         Returns
         -------
-        Tensor of shape (B, D)
-            The gradient by the features.
+        list of Tensor of shape (B, D)
+            The gradients by the features, as in `Steps.train`.
         """
         if step is not self._begun:
             raise RuntimeError(
@@ -112,8 +117,6 @@ class UShapedSteps:
         answer = self._steps.line.ask(frame, "gradients").gradients
 
         with counts.coding:
-            codec = self._steps.codec
-            array = gradient_array(answer.gradient, codec, step.link)
-            by_features = codec.decode_gradient(array, step.link)
+            gradients = self._steps.decode_gradients(answer, step.tensors)
         counts.rows += len(gradient)
-        return by_features
+        return gradients

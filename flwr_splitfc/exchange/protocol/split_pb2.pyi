@@ -50,6 +50,24 @@ class Matrix(_message.Message):
     data: bytes
     def __init__(self, stype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class Part(_message.Message):
+    __slots__ = ("key", "coded", "exact", "tuple", "list", "dict", "one_way")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CODED_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    TUPLE_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    DICT_FIELD_NUMBER: _ClassVar[int]
+    ONE_WAY_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    coded: Matrix
+    exact: bytes
+    tuple: int
+    list: int
+    dict: int
+    one_way: bool
+    def __init__(self, key: _Optional[str] = ..., coded: _Optional[_Union[Matrix, _Mapping]] = ..., exact: _Optional[bytes] = ..., tuple: _Optional[int] = ..., list: _Optional[int] = ..., dict: _Optional[int] = ..., one_way: bool = ...) -> None: ...
+
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data", "coding")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -83,20 +101,24 @@ class Open(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("features", "labels", "one_way")
+    __slots__ = ("features", "labels", "one_way", "parts")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     ONE_WAY_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     features: Matrix
     labels: bytes
     one_way: bool
-    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ..., one_way: bool = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ..., one_way: bool = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("features",)
+    __slots__ = ("features", "parts")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     features: Matrix
-    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Backward(_message.Message):
     __slots__ = ("gradient",)
@@ -105,10 +127,12 @@ class Backward(_message.Message):
     def __init__(self, gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Predict(_message.Message):
-    __slots__ = ("features",)
+    __slots__ = ("features", "parts")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     features: Matrix
-    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips")
@@ -165,12 +189,14 @@ class Opened(_message.Message):
     def __init__(self) -> None: ...
 
 class Stepped(_message.Message):
-    __slots__ = ("loss", "gradient")
+    __slots__ = ("loss", "gradient", "gradients")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     loss: float
     gradient: Matrix
-    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    gradients: _containers.RepeatedCompositeFieldContainer[Matrix]
+    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Matrix, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("output",)
@@ -179,16 +205,20 @@ class Output(_message.Message):
     def __init__(self, output: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class Gradients(_message.Message):
-    __slots__ = ("gradient",)
+    __slots__ = ("gradient", "gradients")
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     gradient: Matrix
-    def __init__(self, gradient: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
+    gradients: _containers.RepeatedCompositeFieldContainer[Matrix]
+    def __init__(self, gradient: _Optional[_Union[Matrix, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ...) -> None: ...
 
 class Predicted(_message.Message):
-    __slots__ = ("logits",)
+    __slots__ = ("logits", "parts")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     logits: Tensor
-    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Closed(_message.Message):
     __slots__ = ()

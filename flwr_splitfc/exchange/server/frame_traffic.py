@@ -4,6 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.payloads import (
+    feature_payloads,
+    gradient_payloads,
+    output_payloads,
+)
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 # gRPC puts a compression flag and a length before every message
@@ -13,14 +18,14 @@ _GRPC_PREFIX_BYTES = 5
 def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
     """Enter a frame that a device sent."""
     # A frame is of one kind, and the fields of the others are empty.
-    feature_bytes = (
-        len(frame.step.features.data)
-        + len(frame.forward.features.data)
-        + len(frame.predict.features.data)
-    )
+    features = [
+        *feature_payloads(frame.step),
+        *feature_payloads(frame.forward),
+        *feature_payloads(frame.predict),
+    ]
     close = frame.close
     payloads = {
-        "features": feature_bytes,
+        "features": _size(features),
         "output_gradient": len(frame.backward.gradient.data),
         "labels": len(frame.step.labels),
         "state": _tensor_bytes(close.optimizer) + _tensor_bytes(close.state),
@@ -30,13 +35,11 @@ def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
 
 def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     """Enter a frame that a device was answered."""
-    gradient_bytes = len(frame.stepped.gradient.data) + len(
-        frame.gradients.gradient.data
-    )
+    gradients = [*gradient_payloads(frame.stepped), *gradient_payloads(frame.gradients)]
     payloads = {
-        "gradient": gradient_bytes,
+        "gradient": _size(gradients),
         "output": len(frame.output.output.data),
-        "logits": len(frame.predicted.logits.data),
+        "logits": _size(output_payloads(frame.predicted)),
         "state": _tensor_bytes(frame.kept.optimizer) + _tensor_bytes(frame.kept.state),
     }
     _count(traffic.downlink_bytes, _wire_bytes(frame), payloads)
@@ -58,6 +61,10 @@ def _count(counts: Counter[str], frame_bytes: int, payloads: Mapping[str, int]) 
 
 def _wire_bytes(frame: pb.DeviceFrame | pb.ServerFrame) -> int:
     return frame.ByteSize() + _GRPC_PREFIX_BYTES
+
+
+def _size(payloads: Iterable[bytes]) -> int:
+    return sum(len(payload) for payload in payloads)
 
 
 def _tensor_bytes(tensors: Iterable[pb.Tensor]) -> int:

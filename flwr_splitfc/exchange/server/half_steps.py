@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flwr_splitfc.exchange.protocol.split_errors import StepRefused
+from flwr_splitfc.model.structures import Structure
 
 
 class Update(NamedTuple):
@@ -25,8 +26,8 @@ class ForwardPass:
 
     Parameters
     ----------
-    features : Tensor of shape (B, ...)
-        The leaf of the graph, on the half's device.
+    features : structure of Tensor of shape (B, ...)
+        The leaves of the graph, on the half's device.
     output : Tensor of shape (B, ...)
         With its graph.
     buffers : dict of str to Tensor
@@ -37,7 +38,7 @@ class ForwardPass:
         How often the half's tensors were written before: by steps, and by undoing them.
     """
 
-    features: Tensor
+    features: Structure
     output: Tensor
     buffers: dict[str, Tensor]
     step: int
@@ -55,8 +56,9 @@ class BegunStep:
         Applies it, if nothing has done so since.
     loss : float
         0 where the loss is the device's.
-    gradient : Tensor of shape (B, ...) or None
-        By the features, on the CPU; None if it was not wanted.
+    gradients : list of Tensor of shape (B, ...)
+        By the floating point tensors of the features, of which they were wanted, on the
+        CPU.
 
     Attributes
     ----------
@@ -65,10 +67,10 @@ class BegunStep:
     """
 
     def __init__(
-        self, apply: Callable[[], None], loss: float, gradient: Tensor | None
+        self, apply: Callable[[], None], loss: float, gradients: list[Tensor]
     ) -> None:
         self.loss = loss
-        self.gradient = gradient
+        self.gradients = gradients
         self.refusal: StepRefused | None = None
         self._apply = apply
 
@@ -90,5 +92,5 @@ class PendingUpdate(NamedTuple):
 
     begun: BegunStep
     grads: Sequence[Tensor | None]
-    features: Tensor
+    features: Structure
     origin: Update | None

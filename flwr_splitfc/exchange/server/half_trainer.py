@@ -8,7 +8,6 @@ device has its answer. It is applied before anything else is done with the half.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -24,6 +23,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     SplitError,
     StepRefused,
 )
+from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
 from flwr_splitfc.exchange.server.half_steps import (
     BegunStep,
     ForwardPass,
@@ -37,10 +37,20 @@ from flwr_splitfc.exchange.server.step_checks import (
     check_loss,
     check_next_step,
     check_output,
+    check_prediction,
     finite_buffers,
 )
 from flwr_splitfc.exchange.server.step_undo import StepUndo
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.model.structures import (
+    Structure,
+    float_tensors,
+    is_float,
+    mapped,
+    on_device,
+    rows_of,
+    shapes_of,
+)
 
 _GROWTH = 2.0
 """How often the weights' norm may grow before the half is tried out."""
@@ -80,7 +90,9 @@ class HalfTrainer:
         Step n draws its randomness (dropout layers) from (seed, n) and leaves torch's
         own generators alone.
     feature_shape : sequence of int, optional
-        The shape of a sample's features. Default: each turn goes by its first.
+        The shape of a sample's features, with None for a size that varies; a tuple,
+        list or dict of shapes where the features are such tensors. Others are refused.
+        Default: what the model takes.
 
     Attributes
     ----------
@@ -106,7 +118,7 @@ class HalfTrainer:
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
-        feature_shape: Sequence[int] | None = None,
+        feature_shape: FeatureShape = None,
     ) -> None:
         _check_settings(accumulate_steps, max_grad_norm)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +133,7 @@ class HalfTrainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.record_updates = False
-        self.feature_shape = None if feature_shape is None else tuple(feature_shape)
+        self.feature_shape = as_feature_shape(feature_shape)
         self._steps = 0
         self._updates: list[Update] = []
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
@@ -236,13 +248,13 @@ class HalfTrainer:
             self._undo.restore()
 
     def step(
-        self, features: Tensor, labels: Tensor, origin: Update | None = None
+        self, features: Structure, labels: Tensor, origin: Update | None = None
     ) -> tuple[float, Tensor]:
         """Train on one mini-batch.
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
+        features : structure of Tensor of shape (B, ...)
         labels : Tensor of shape (B, ...)
         origin : Update, optional
             Where the batch comes from, for `updates`.
@@ -250,7 +262,8 @@ class HalfTrainer:
         Returns
         -------
         tuple of float and Tensor
-            The loss, and its gradient by `features`, in their shape, on the CPU.
+            The loss, and its gradient by the first floating point tensor of `features`,
+            in its shape, on the CPU.
 
         Raises
         ------
@@ -259,35 +272,39 @@ class HalfTrainer:
         """
         begun = self.begin_step(features, labels, origin)
         begun.finish()
-        assert begun.gradient is not None  # it was wanted
-        return begun.loss, begun.gradient
+        return begun.loss, begun.gradients[0]
 
     def begin_step(
         self,
-        features: Tensor,
+        features: Structure,
         labels: Tensor,
         origin: Update | None = None,
         *,
-        one_way: bool = False,
+        wanted: Sequence[bool] | None = None,
     ) -> BegunStep:
-        """Make the gradient of a `step`, which is applied later.
+        """Make the gradients of a `step`, which is applied later.
 
         Parameters and errors are those of `step`, but for what only applying it shows.
-        With `one_way` there is none by the features.
+        `wanted` says of each floating point tensor of the features whether its gradient
+        is; by default all are.
         """
         with self._exclusively(), self._rng(self._steps), self._as_a_whole():
-            x = features.to(self.device).requires_grad_(not one_way)
+            x = self._leaves(features, wanted)
             loss = self._loss(x, labels.to(self.device))
             return self._gradient(loss, None, x, origin)
 
-    def forward(self, features: Tensor) -> ForwardPass:
+    def forward(
+        self, features: Structure, *, wanted: Sequence[bool] | None = None
+    ) -> ForwardPass:
         """Make the first half of a step, the forward pass in training mode.
 
         Nothing changes, and a pass that is dropped leaves no trace.
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
+        features : structure of Tensor of shape (B, ...)
+        wanted
+            As in `begin_step`.
 
         Raises
         ------
@@ -295,9 +312,9 @@ class HalfTrainer:
             The half does not take the features, or its output cannot go to a device.
         """
         with self._exclusively(), self._rng(self._steps):
-            x = features.to(self.device).requires_grad_()
+            x = self._leaves(features, wanted)
             passed = self._pass(x, self._steps)
-            check_output(passed.output, len(features))
+            check_output(passed.output, rows_of(features))
         return passed
 
     def backward(
@@ -320,7 +337,7 @@ class HalfTrainer:
         Returns
         -------
         Tensor of shape (B, ...)
-            The gradient by the features, on the CPU.
+            The gradient by the first floating point tensor of the features, on the CPU.
 
         Raises
         ------
@@ -329,8 +346,7 @@ class HalfTrainer:
         """
         begun = self.begin_backward(passed, gradient, origin)
         begun.finish()
-        assert begun.gradient is not None  # the features of a pass have one
-        return begun.gradient
+        return begun.gradients[0]
 
     def begin_backward(
         self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None
@@ -343,7 +359,7 @@ class HalfTrainer:
         with self._exclusively(), self._rng(passed.step), self._as_a_whole():
             # torch refuses a graph whose tensors were written since
             if passed.changes != self._changes:
-                features = passed.features.detach().requires_grad_()
+                features = mapped(passed.features, _leaf_again)
                 passed = self._pass(features, passed.step)
             self._take_buffers(passed.buffers)
             return self._gradient(
@@ -351,10 +367,10 @@ class HalfTrainer:
             )
 
     @torch.no_grad()
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Structure) -> Structure:
         """Return the output for features of shape (B, ...), in evaluation mode.
 
-        The output is on the CPU.
+        Its tensors are on the CPU.
 
         Raises
         ------
@@ -364,31 +380,46 @@ class HalfTrainer:
         with self._exclusively(), self._rng(self._steps):
             self._model.eval()
             try:
-                output: Tensor = self._model(features.to(self.device))
+                output = self._model(on_device(features, self.device))
             except Exception as error:
                 raise FeaturesRefused(
-                    f"the server half does not take {tuple(features.shape)}: {error}"
+                    f"the server half does not take {shapes_of(features)}: {error}"
                 ) from error
             finally:
                 self._model.train()
-        return output.cpu()
+        check_prediction(output)
+        return on_device(output, torch.device("cpu"))
 
     # -- forward -----------------------------------------------------------------------
 
-    def _run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+    def _leaves(self, features: Structure, wanted: Sequence[bool] | None) -> Structure:
+        """Return the features on the half's device, as the leaves of a graph."""
+        x = on_device(features, self.device)
+        tensors = float_tensors(x)
+        if wanted is None:
+            wanted = [True] * len(tensors)
+        for tensor, is_wanted in zip(tensors, wanted, strict=True):
+            tensor.requires_grad_(is_wanted)
+        return x
+
+    def _run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
         self._model.train()
         try:
             return model(x)
         except Exception as error:
             raise FeaturesRefused(
-                f"the server half does not take features {tuple(x.shape)}: {error}"
+                f"the server half does not take features {shapes_of(x)}: {error}"
             ) from error
 
-    def _pass(self, x: Tensor, step: int) -> ForwardPass:
+    def _pass(self, x: Structure, step: int) -> ForwardPass:
         # Not the model's own buffers: to put them back would invalidate the graph of
         # another session's pass.
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        model = partial(functional_call, self._model, buffers)
+
+        def model(features: Structure) -> Any:
+            # a tuple is one argument, too
+            return functional_call(self._model, buffers, (features,))
+
         output = self._run(model, x)
         return ForwardPass(x, output, buffers, step, self._changes)
 
@@ -397,7 +428,7 @@ class HalfTrainer:
         for name, buffer in self._model.named_buffers():
             buffer.copy_(buffers[name])
 
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, x: Structure, labels: Tensor) -> Tensor:
         assert self.loss_fn is not None  # the session has seen to it
         outputs = self._run(self._model, x)
         check_labels(self.loss_fn, outputs, labels)
@@ -406,7 +437,7 @@ class HalfTrainer:
         except Exception as error:
             raise LabelsRefused(
                 f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype}"
-                f" with outputs {tuple(outputs.shape)}: {error}"
+                f" with outputs {shapes_of(outputs)}: {error}"
             ) from error
         check_loss(loss)
         return loss
@@ -414,10 +445,10 @@ class HalfTrainer:
     # -- backward ----------------------------------------------------------------------
 
     def _gradient(
-        self, out: Tensor, out_grad: Tensor | None, x: Tensor, origin: Update | None
+        self, out: Tensor, out_grad: Tensor | None, x: Structure, origin: Update | None
     ) -> BegunStep:
         """Go back from `out` to `x`, and leave the step to be applied."""
-        leaves = [x] if x.requires_grad else []
+        leaves = [tensor for tensor in float_tensors(x) if tensor.requires_grad]
         found = torch.autograd.grad(
             out, [*leaves, *self._parameters], out_grad, allow_unused=True
         )
@@ -426,13 +457,14 @@ class HalfTrainer:
         # alone: nobody waits for the check of the others
         check_finite("the gradient by the features", x_grads)
         check_buffers(self._model, self._finite_buffers)
-        x_grad = None
-        if leaves:
+        gradients = []
+        for leaf, x_grad in zip(leaves, x_grads, strict=True):
             # a server half may ignore its input
-            x_grad = torch.zeros_like(x) if x_grads[0] is None else x_grads[0]
-            x_grad = x_grad.cpu()
-        begun = BegunStep(self.apply_begun, loss, x_grad)
-        self._pending = PendingUpdate(begun, grads, x.detach(), origin)
+            gradient = torch.zeros_like(leaf) if x_grad is None else x_grad
+            gradients.append(gradient.cpu())
+        begun = BegunStep(self.apply_begun, loss, gradients)
+        detached = mapped(x, lambda tensor: tensor.detach())
+        self._pending = PendingUpdate(begun, grads, detached, origin)
         return begun
 
     # -- applying a step ---------------------------------------------------------------
@@ -553,7 +585,7 @@ class HalfTrainer:
         weights = [parameter.detach() for parameter in self._parameters]
         return nn.utils.get_total_norm(weights).item()
 
-    def _check_weights(self, x: Tensor) -> None:
+    def _check_weights(self, x: Structure) -> None:
         """Refuse a step after which the half could not be trained any more.
 
         To try that costs as much as a step, so it is done when the weights have grown
@@ -563,12 +595,23 @@ class HalfTrainer:
         # NaN is not at most anything
         if norm <= _GROWTH * self._checked_norm:
             return
-        largest = x.abs().max().clamp(min=1.0)
-        probe = (x / largest).requires_grad_()
+        probe = mapped(x, _at_most_one)
         with self._rng(self._steps):
             passed = self._pass(probe, self._steps)
-        check_next_step(passed.output, [probe, *self._parameters])
+        check_next_step(passed.output, [*float_tensors(probe), *self._parameters])
         self._checked_norm = norm
+
+
+def _leaf_again(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _at_most_one(tensor: Tensor) -> Tensor:
+    """Scale a floating point tensor down to entries of at most 1, as a leaf."""
+    if not is_float(tensor):
+        return tensor
+    largest = tensor.abs().max().clamp(min=1.0)
+    return (tensor / largest).requires_grad_()
 
 
 def _stored(gradient: Tensor | None) -> Tensor | None:

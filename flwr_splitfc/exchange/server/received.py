@@ -1,12 +1,17 @@
 """Decoding of what a device sent: whatever is wrong with it has an error by name."""
 
+from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+from flwr_splitfc.codec.labels import labels_size
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.parts import unpack_exact, unpack_parts
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
     GradientRefused,
@@ -14,71 +19,223 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     LimitExceeded,
 )
 from flwr_splitfc.exchange.protocol.tensors import from_matrix
+from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, is_shaped
+from flwr_splitfc.model.structures import Structure, leaves_of, mapped
+
+FeatureFrame: TypeAlias = pb.Step | pb.Forward | pb.Predict
+"""The frames that hold features."""
 
 _FLOAT32_BYTES = 4
+_EXACT_BYTES = 8  # the largest type has so many
 
 
-def decode_features(
-    matrix: pb.Matrix,
-    codec: CutCodec,
-    *,
-    stype: str,
-    sample_shape: tuple[int, ...] | None,
-    max_rows: int,
-    max_bytes: int,
-) -> tuple[Tensor, Link]:
-    """Decode features.
+@dataclass(frozen=True, eq=False)
+class ReceivedTensor:
+    """A tensor of features, as it was decoded.
 
     Parameters
     ----------
-    matrix : pb.Matrix
+    tensor : Tensor
+        Of shape (B, ...), if it is floating point.
+    link : Link or None
+        Of a floating point tensor.
+    one_way : bool
+        Whether the device needs no gradient by it.
+    """
+
+    tensor: Tensor
+    link: Link | None = None
+    one_way: bool = True
+
+    @property
+    def sent(self) -> Tensor:
+        """The rows that were sent."""
+        return self.tensor if self.link is None else self.link.sent_rows(self.tensor)
+
+
+class BatchCounts(NamedTuple):
+    """The size of a mini-batch.
+
+    Parameters
+    ----------
+    rows : int
+        ``B``, of which some may not have been sent.
+    entries : int
+        Of the floating point tensors' B x D matrices.
+    """
+
+    rows: int
+    entries: int
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """The features of a mini-batch, as they were decoded.
+
+    Parameters
+    ----------
+    features : structure of ReceivedTensor
+    """
+
+    features: Structure
+
+    @property
+    def links(self) -> list[Link]:
+        """Of the floating point tensors, in order."""
+        tensors: list[ReceivedTensor] = leaves_of(self.features)
+        return [one.link for one in tensors if one.link is not None]
+
+    @property
+    def wanted(self) -> list[bool]:
+        """Of each floating point tensor, whether the device needs a gradient."""
+        tensors: list[ReceivedTensor] = leaves_of(self.features)
+        return [not one.one_way for one in tensors if one.link is not None]
+
+    @property
+    def counts(self) -> BatchCounts:
+        """What the ledger counts."""
+        links = self.links
+        entries = sum(link.rows * link.width for link in links)
+        return BatchCounts(links[0].rows, entries)
+
+    @property
+    def sent(self) -> Structure:
+        """The features that were sent, as the server half takes them."""
+        return mapped(self.features, lambda one: one.sent)
+
+
+class FeatureRules(NamedTuple):
+    """What features have to be.
+
+    Parameters
+    ----------
     codec : CutCodec
         What is agreed at the cut.
     stype : str
         The byte format that is agreed for what the device does, of those of `codec`.
-    sample_shape : tuple of int or None
-        The shape of a sample's features that the server half takes; None is any.
+    feature_shape : structure of shapes, or None
+        Of a sample, as `HalfTrainer` has it; None is any.
     max_rows : int
         The most samples.
     max_bytes : int
-        The largest size as float32.
+        The largest size of all tensors, with four bytes for a number of the floating
+        point ones and eight for others.
+    """
 
-    Returns
-    -------
-    features : Tensor of shape (B, ...)
-    link : Link
-        For the gradient on its way back.
+    codec: CutCodec
+    stype: str
+    feature_shape: FeatureShape
+    max_rows: int
+    max_bytes: int
+
+
+def decode_features(frame: FeatureFrame, rules: FeatureRules) -> Received:
+    """Decode the features in a frame.
 
     Raises
     ------
     FeaturesRefused, LimitExceeded
     """
+    features_bytes = claimed_bytes(frame)
+    if features_bytes > rules.max_bytes:
+        raise FeaturesRefused(
+            f"features of {features_bytes} bytes are over {rules.max_bytes} bytes"
+        )
+    if not frame.parts:
+        one_way = isinstance(frame, pb.Step) and frame.one_way
+        features = _decode_matrix(frame.features, rules, one_way=one_way)
+        return _checked(Received(features), rules)
+    try:
+        received = Received(unpack_parts(frame.parts, partial(_decode_part, rules)))
+    except PayloadError as error:
+        raise FeaturesRefused(str(error)) from error
+    links = received.links
+    if not links:
+        raise FeaturesRefused("no tensor of the features is floating point")
+    for link in links:
+        if link.rows != links[0].rows:
+            raise FeaturesRefused(
+                f"one tensor has {links[0].rows} rows, another {link.rows}"
+            )
+        if link.samples is not None:
+            raise FeaturesRefused(
+                f"{link.sent} of {link.rows} rows came; of several tensors all have to"
+            )
+    return _checked(received, rules)
+
+
+def _decode_part(rules: FeatureRules, part: pb.Part) -> ReceivedTensor:
+    if part.WhichOneof("kind") == "coded":
+        return _decode_matrix(part.coded, rules, one_way=part.one_way)
+    tensor = unpack_exact(part, rules.max_bytes // _EXACT_BYTES)
+    if tensor.is_floating_point():
+        raise PayloadError(f"a tensor of {tensor.dtype} is exact, wanted a coded one")
+    return ReceivedTensor(tensor)
+
+
+def _decode_matrix(
+    matrix: pb.Matrix, rules: FeatureRules, *, one_way: bool
+) -> ReceivedTensor:
     # before anything takes the shape apart: it may have a million dimensions
     if len(matrix.shape) > MOST_DIMENSIONS:
         raise FeaturesRefused(
             f"features have {len(matrix.shape)} dimensions, "
             f"at most {MOST_DIMENSIONS} may be"
         )
-    if matrix.stype != stype:
+    if matrix.stype != rules.stype:
         raise FeaturesRefused(
-            f"features are coded as {matrix.stype!r}, agreed is {stype!r}"
+            f"features are coded as {matrix.stype!r}, agreed is {rules.stype!r}"
         )
     shape = tuple(matrix.shape)
-    _check_sample_shape(shape, sample_shape)
-    if matrix_bytes(matrix) > max_bytes:
-        raise FeaturesRefused(f"features of shape {shape} are over {max_bytes} bytes")
-    if shape[0] > max_rows:
+    if len(shape) < 2 or 0 in shape:
+        raise FeaturesRefused(
+            f"features have shape {shape}, wanted (B, ...) with no empty dimension"
+        )
+    if shape[0] > rules.max_rows:
         raise LimitExceeded(
-            f"a mini-batch has {shape[0]} samples, at most {max_rows} may be"
+            f"a mini-batch has {shape[0]} samples, at most {rules.max_rows} may be"
         )
     columns = prod(shape[1:])
     try:
-        features, link = codec.decode_features(
-            from_matrix(matrix), expect=(max_rows, columns)
+        features, link = rules.codec.decode_features(
+            from_matrix(matrix), expect=(rules.max_rows, columns)
         )
     except PayloadError as error:
         raise FeaturesRefused(str(error)) from error
-    return features.reshape(shape), link
+    return ReceivedTensor(features.reshape(shape), link, one_way)
+
+
+def _checked(received: Received, rules: FeatureRules) -> Received:
+    """Return features that have the shapes that the strategy wants, if it wants some.
+
+    Raises
+    ------
+    FeaturesRefused
+    """
+    wanted = rules.feature_shape
+    shapes = mapped(received.features, lambda one: tuple(one.tensor.shape[1:]))
+    if wanted is not None and not is_shaped(shapes, wanted):
+        raise FeaturesRefused(
+            f"features of a sample have shape {shapes}, feature_shape is {wanted}"
+        )
+    return received
+
+
+def claimed_bytes(frame: FeatureFrame) -> int:
+    """Return the size of the features, as `FeatureRules` counts it, by their claims."""
+    if not frame.parts:
+        return matrix_bytes(frame.features)
+    return sum(_part_bytes(part) for part in frame.parts)
+
+
+def _part_bytes(part: pb.Part) -> int:
+    match part.WhichOneof("kind"):
+        case "coded":
+            return matrix_bytes(part.coded)
+        case "exact":
+            return _EXACT_BYTES * labels_size(part.exact)
+        case _:
+            return 0
 
 
 def matrix_bytes(matrix: pb.Matrix) -> int:
@@ -87,20 +244,6 @@ def matrix_bytes(matrix: pb.Matrix) -> int:
     if not 0 < len(matrix.shape) <= MOST_DIMENSIONS:
         return 0
     return _FLOAT32_BYTES * prod(matrix.shape)
-
-
-def _check_sample_shape(
-    shape: tuple[int, ...], sample_shape: tuple[int, ...] | None
-) -> None:
-    if len(shape) < 2 or 0 in shape:
-        raise FeaturesRefused(
-            f"features have shape {shape}, wanted (B, ...) with no empty dimension"
-        )
-    if sample_shape is not None and shape[1:] != sample_shape:
-        raise FeaturesRefused(
-            f"features of a sample have shape {shape[1:]}, "
-            f"the turn takes {sample_shape}"
-        )
 
 
 def decode_labels(data: bytes, rows: int, *, max_entries: int) -> Tensor:

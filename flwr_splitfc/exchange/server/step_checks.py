@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefused
 from flwr_splitfc.model import LossFn
+from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of
 
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
 # the same with room for features of up to 1,000, which may come into it twice
@@ -116,6 +117,21 @@ def check_output(output: object, rows: int) -> None:
     check_finite("the server half's output", [output.detach()])
 
 
+def check_prediction(output: object) -> None:
+    """Refuse an output of the server half that is no structure of tensors.
+
+    Raises
+    ------
+    StepRefused
+    """
+    for leaf in leaves_of(output):
+        if not isinstance(leaf, Tensor):
+            raise StepRefused(
+                f"the server half's output has a {type(leaf).__name__}, wanted a "
+                "Tensor, or a tuple, list or dict of them"
+            )
+
+
 def check_finite(what: str, parts: Sequence[Tensor | None]) -> None:
     """Refuse a step whose numbers have run away.
 
@@ -170,7 +186,7 @@ def check_buffers(model: nn.Module, names: Sequence[str]) -> None:
         raise StepRefused("the server half's buffers would not be finite any more")
 
 
-def check_next_step(output: Tensor, leaves: Sequence[Tensor]) -> None:
+def check_next_step(output: Structure, leaves: Sequence[Tensor]) -> None:
     """Refuse a step after which the next would be refused for its norm.
 
     It is tried with the loss (o^2 + o) / 2, summed over the entries o of the output:
@@ -179,7 +195,7 @@ def check_next_step(output: Tensor, leaves: Sequence[Tensor]) -> None:
 
     Parameters
     ----------
-    output : Tensor of shape (B, ...)
+    output : structure of Tensor
         Of the half with its new weights, for features of at most 1.
     leaves : sequence of Tensor
         The features and the weights that it depends on.
@@ -188,7 +204,8 @@ def check_next_step(output: Tensor, leaves: Sequence[Tensor]) -> None:
     ------
     StepRefused
     """
-    loss = ((output.square() + output) / 2).sum()
+    losses = [((o.square() + o) / 2).sum() for o in float_tensors(output)]
+    loss = torch.stack(losses).sum()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     there = [gradient for gradient in gradients if gradient is not None]
     norm = nn.utils.get_total_norm(there)

@@ -1,7 +1,9 @@
 """One device's turn: what the server answers to each frame, and what it counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,12 @@ from flwr_splitfc.codec import CutCodec, Link
 from flwr_splitfc.codec.quality import gradient_error, labels_per_row
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
+from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts
+from flwr_splitfc.exchange.protocol.payloads import (
+    feature_payloads,
+    gradient_payloads,
+    output_payloads,
+)
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
@@ -31,14 +39,20 @@ from flwr_splitfc.exchange.server.kept_tensors import check_kept
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
 from flwr_splitfc.exchange.server.received import (
+    BatchCounts,
+    FeatureFrame,
+    FeatureRules,
+    Received,
+    ReceivedTensor,
     check_budget,
+    claimed_bytes,
     decode_features,
     decode_labels,
     decode_output_gradient,
-    matrix_bytes,
 )
 from flwr_splitfc.exchange.server.traffic import Traffic
 from flwr_splitfc.exchange.server.work_budget import WorkBudget
+from flwr_splitfc.model.structures import leaves_of
 
 _MOST_SECONDS = 1e6  # a device that says it took longer, or NaN, is not believed
 
@@ -47,8 +61,16 @@ class _Waiting(NamedTuple):
     """The first half of a U-shaped step, until the second comes."""
 
     passed: ForwardPass
-    link: Link
+    received: Received
     output_link: Link
+
+
+class _Returned(NamedTuple):
+    """A gradient by a floating point tensor of the features."""
+
+    gradient: torch.Tensor
+    encoded: Array
+    link: Link
 
 
 class Turn:
@@ -119,7 +141,6 @@ class Turn:
         # The largest batch so far. A smaller one, the last of an epoch, may go over the
         # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
-        self._sample_shape: tuple[int, ...] | None = None
         self._waiting: _Waiting | None = None
         # what is left to do of the last step, when the device has its answer
         self._unfinished: Callable[[], None] | None = None
@@ -170,19 +191,19 @@ class Turn:
             unfinished()
 
     def _work_bytes(self, frame: pb.DeviceFrame) -> int:
-        """The size of the feature matrix, as float32, that a frame is about."""
+        """The size of the features, as float32, that a frame is about."""
         match frame.WhichOneof("kind"):
             case "step":
-                features = frame.step.features
+                size_bytes = claimed_bytes(frame.step)
             case "forward":
-                features = frame.forward.features
+                size_bytes = claimed_bytes(frame.forward)
             case "predict":
-                features = frame.predict.features
+                size_bytes = claimed_bytes(frame.predict)
             case "backward" if self._waiting is not None:
-                return self._waiting.passed.features.nbytes
+                tensors = leaves_of(self._waiting.passed.features)
+                size_bytes = sum(tensor.nbytes for tensor in tensors)
             case _:
                 return 0
-        size_bytes = matrix_bytes(features)
         # a larger one is refused at once
         return size_bytes if size_bytes <= self.limits.max_matrix_bytes else 0
 
@@ -231,32 +252,36 @@ class Turn:
             )
         coding = Stopwatch()
         with coding:
-            features, link = self._features_to_train_on(step.features)
+            received = self._features_to_train_on(step)
             labels = decode_labels(
-                step.labels, link.sent, max_entries=self.limits.max_label_entries
+                step.labels,
+                received.links[0].sent,
+                max_entries=self.limits.max_label_entries,
             )
-            sent = link.sent_rows(features)
+            features = received.sent
 
-        begun = self.half.begin_step(sent, labels, self._update(), one_way=step.one_way)
+        begun = self.half.begin_step(
+            features, labels, self._update(), wanted=received.wanted
+        )
 
         stepped = pb.Stepped(loss=begun.loss)
-        measure = None
-        if begun.gradient is not None:
-            gradient = link.all_rows(begun.gradient)
-            with coding:
-                encoded = self._encode_gradient(gradient, link, labels_per_row(labels))
-            stepped.gradient.CopyFrom(gradient_matrix(encoded))
-            measure = partial(self._measure_gradient, gradient, encoded, link)
+        with coding:
+            returned = self._encode_gradients(
+                begun.gradients, received, labels_per_row(labels)
+            )
+        _fill(stepped, received, returned)
+        counts = received.counts
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
             begun.finish()
-            self._count_trained(features)
-            self.traffic.loss_sum += begun.loss * len(features)
-            self.traffic.loss_rows += len(features)
-            if measure is not None:
-                measure()
-            self._digest.update(step.features.data, step.labels, stepped.gradient.data)
+            self._count_trained(counts)
+            self.traffic.loss_sum += begun.loss * counts.rows
+            self.traffic.loss_rows += counts.rows
+            self._measure_gradients(returned)
+            self._digest.update(
+                *feature_payloads(step), step.labels, *gradient_payloads(stepped)
+            )
 
         self._unfinished = finish
         return stepped
@@ -269,22 +294,23 @@ class Turn:
         coding = Stopwatch()
         with coding:
             self.forget()
-            features, link = self._features_to_train_on(forward.features)
+            received = self._features_to_train_on(forward)
+            link = received.links[0]
             if link.samples is not None:
                 raise FeaturesRefused(
                     f"{link.sent} of {link.rows} rows came; "
                     "the device's loss needs the output of all"
                 )
 
-        passed = self.half.forward(features)
+        passed = self.half.forward(received.sent, wanted=received.wanted)
         output = passed.output.detach().cpu()
 
         with coding:
             encoded, output_link = self._encode_output(output, self.output_codec)
-        self._waiting = _Waiting(passed, link, output_link)
+        self._waiting = _Waiting(passed, received, output_link)
         self.traffic.server_codec_seconds += coding.seconds
         self._unfinished = partial(
-            self._digest.update, forward.features.data, encoded.data
+            self._digest.update, *feature_payloads(forward), encoded.data
         )
         return pb.Output(output=encoded)
 
@@ -307,34 +333,40 @@ class Turn:
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
         # the rest of what waited is freed with this frame, and not when it is finished
-        link, gradient = waiting.link, begun.gradient
-        assert gradient is not None  # the features of a pass have one
+        received = waiting.received
         with coding:
-            encoded = self._encode_gradient(gradient, link)
+            returned = self._encode_gradients(begun.gradients, received)
+        answer = pb.Gradients()
+        _fill(answer, received, returned)
+        counts = received.counts
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
             begun.finish()
-            self._count_trained(gradient)
+            self._count_trained(counts)
             self.traffic.output_entries += output_gradient.numel()
-            self._measure_gradient(gradient, encoded, link)
-            self._digest.update(backward.gradient.data, encoded.data)
+            self._measure_gradients(returned)
+            self._digest.update(backward.gradient.data, *gradient_payloads(answer))
 
         self._unfinished = finish
-        return pb.Gradients(gradient=gradient_matrix(encoded))
+        return answer
 
     def _predict(self, predict: pb.Predict) -> pb.Predicted:
         self._count_step()
         stype = self.codec.evaluation_stype
         most = self.limits.max_predict_rows
-        features, _ = self._features(predict.features, stype, most)
-        output = self.half.predict(features)
-        self._count_rows(features)
-        logits = pack_tensor("logits", output)
+        received = self._features(predict, stype, most)
+        output = self.half.predict(received.sent)
+        self._count_rows(received.counts)
+        predicted = pb.Predicted()
+        if isinstance(output, torch.Tensor):
+            predicted.logits.CopyFrom(pack_tensor("logits", output))
+        else:
+            predicted.parts.extend(pack_parts(output, exact_part))
         self._unfinished = partial(
-            self._digest.update, predict.features.data, logits.data
+            self._digest.update, *feature_payloads(predict), *output_payloads(predicted)
         )
-        return pb.Predicted(logits=logits)
+        return predicted
 
     def _close(self, close: pb.Close) -> pb.Closed:
         if 0 <= close.codec_seconds < _MOST_SECONDS:
@@ -365,42 +397,47 @@ class Turn:
         if self.purpose != "train":
             raise ProtocolError("an evaluation's session cannot train")
 
-    def _features_to_train_on(self, matrix: pb.Matrix) -> tuple[torch.Tensor, Link]:
+    def _features_to_train_on(self, frame: FeatureFrame) -> Received:
         most = self.limits.max_train_rows
-        features, link = self._features(matrix, self.codec.stype, most)
-        self._check_budget(self.codec, features)
-        self._full_rows = max(self._full_rows, len(features))
-        return features, link
+        received = self._features(frame, self.codec.stype, most)
+        for link in received.links:
+            self._check_budget(self.codec, link.rows, link.width)
+        self._full_rows = max(self._full_rows, received.counts.rows)
+        return received
 
-    def _features(
-        self, matrix: pb.Matrix, stype: str, max_rows: int
-    ) -> tuple[torch.Tensor, Link]:
-        features, link = decode_features(
-            matrix,
+    def _features(self, frame: FeatureFrame, stype: str, max_rows: int) -> Received:
+        rules = FeatureRules(
             self.codec,
-            stype=stype,
-            sample_shape=self._sample_shape or self.half.feature_shape,
-            max_rows=max_rows,
-            max_bytes=self.limits.max_matrix_bytes,
+            stype,
+            self.half.feature_shape,
+            max_rows,
+            self.limits.max_matrix_bytes,
         )
-        # of this turn alone: what one device sends must not keep others out
-        self._sample_shape = tuple(features.shape[1:])
-        return features, link
+        return decode_features(frame, rules)
 
-    def _encode_gradient(
-        self, gradient: torch.Tensor, link: Link, labels_per_row: float | None = None
-    ) -> Array:
-        return self.codec.encode_gradient(
-            gradient.flatten(1),
-            link,
-            full_rows=self._full_rows,
-            labels_per_row=labels_per_row,
-        )
+    def _encode_gradients(
+        self,
+        gradients: Sequence[torch.Tensor],
+        received: Received,
+        labels_per_row: float | None = None,
+    ) -> list[_Returned]:
+        returned = []
+        links = compress(received.links, received.wanted)
+        for sent_gradient, link in zip(gradients, links, strict=True):
+            gradient = link.all_rows(sent_gradient)
+            encoded = self.codec.encode_gradient(
+                gradient.flatten(1),
+                link,
+                full_rows=self._full_rows,
+                labels_per_row=labels_per_row,
+            )
+            returned.append(_Returned(gradient, encoded, link))
+        return returned
 
     def _encode_output(
         self, output: torch.Tensor, output_codec: CutCodec
     ) -> tuple[pb.Matrix, Link]:
-        self._check_budget(output_codec, output)
+        self._check_budget(output_codec, len(output), output[0].numel())
         encoded, link = output_codec.encode_features(
             output,
             generator=seeded_generator(self.seed, "output", self._steps),
@@ -408,25 +445,29 @@ class Turn:
         )
         return to_matrix(encoded), link
 
-    def _check_budget(self, codec: CutCodec, batch: torch.Tensor) -> None:
-        if len(batch) >= self._full_rows:
-            columns = batch[0].numel()
-            check_budget(codec, len(batch), columns)
+    def _check_budget(self, codec: CutCodec, rows: int, columns: int) -> None:
+        if rows >= self._full_rows:
+            check_budget(codec, rows, columns)
 
     def _update(self) -> Update:
         return Update(self.server_round, self.device, self._steps)
 
-    def _measure_gradient(
-        self, gradient: torch.Tensor, encoded: Array, link: Link
-    ) -> None:
-        """Enter the gradient's error as the device sees it, if the step measures it."""
-        if not is_measured(self.server_round, self._steps):
+    def _measure_gradients(self, returned: Sequence[_Returned]) -> None:
+        """Enter the gradients' error as the device sees them, if the step measures it.
+
+        That of several is their mean.
+        """
+        if not returned or not is_measured(self.server_round, self._steps):
             return
-        decoded = self.codec.decode_gradient(encoded, link)
-        exact = link.restrict(gradient.flatten(1))
-        error = gradient_error(exact, link.restrict(decoded))
+        error = mean(self._error(one) for one in returned)
         self.traffic.gradient_error_sum += min(error, MOST_ERROR)
         self.traffic.gradient_error_steps += 1
+
+    def _error(self, returned: _Returned) -> float:
+        link = returned.link
+        decoded = self.codec.decode_gradient(returned.encoded, link)
+        exact = link.restrict(returned.gradient.flatten(1))
+        return gradient_error(exact, link.restrict(decoded))
 
     def _take_feature_errors(self, close: pb.Close) -> None:
         """Enter what a device says of the features' errors, unless it cannot be."""
@@ -445,11 +486,22 @@ class Turn:
             raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
         self._steps += 1
 
-    def _count_trained(self, gradient: torch.Tensor) -> None:
-        self._trained_rows += len(gradient)
-        self._count_rows(gradient)
+    def _count_trained(self, counts: BatchCounts) -> None:
+        self._trained_rows += counts.rows
+        self._count_rows(counts)
 
-    def _count_rows(self, batch: torch.Tensor) -> None:
+    def _count_rows(self, counts: BatchCounts) -> None:
         self.traffic.steps += 1
-        self.traffic.rows += len(batch)
-        self.traffic.entries += batch.numel()
+        self.traffic.rows += counts.rows
+        self.traffic.entries += counts.entries
+
+
+def _fill(
+    answer: pb.Stepped | pb.Gradients, received: Received, returned: list[_Returned]
+) -> None:
+    """Put gradients into an answer."""
+    matrices = [gradient_matrix(one.encoded) for one in returned]
+    if not isinstance(received.features, ReceivedTensor):
+        answer.gradients.extend(matrices)
+    elif matrices:
+        answer.gradient.CopyFrom(matrices[0])

@@ -1,0 +1,134 @@
+"""Structures of tensors on the wire: a row of parts, each before those within it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.model.structures import Structure
+
+MOST_PARTS = 128
+"""Tensors, tuples, lists, dicts and Nones of a structure together."""
+
+MOST_DEPTH = 8
+"""Tuples, lists and dicts within one another."""
+
+MOST_ENTRIES = 2**28
+"""Of an exact tensor, for a receiver without a limit of its own."""
+
+
+def pack_parts(
+    structure: Structure, pack: Callable[[Tensor], pb.Part]
+) -> list[pb.Part]:
+    """Return the parts of a structure, with its tensors as `pack` writes them."""
+    if structure is None:
+        return [pb.Part()]
+    if isinstance(structure, Mapping):
+        parts = [pb.Part(dict=len(structure))]
+        for key, value in structure.items():
+            packed = pack_parts(value, pack)
+            packed[0].key = key
+            parts += packed
+        return parts
+    if isinstance(structure, tuple | list):
+        size = len(structure)
+        is_tuple = isinstance(structure, tuple)
+        parts = [pb.Part(tuple=size) if is_tuple else pb.Part(list=size)]
+        for value in structure:
+            parts += pack_parts(value, pack)
+        return parts
+    return [pack(structure)]
+
+
+def unpack_parts(parts: Sequence[pb.Part], unpack: Callable[[pb.Part], Any]) -> Any:
+    """Return the structure of parts, with its leaves as `unpack` reads them.
+
+    Raises
+    ------
+    PayloadError
+        If the parts are no structure, or too many, or too deep.
+    """
+    if len(parts) > MOST_PARTS:
+        raise PayloadError(
+            f"a structure has {len(parts)} parts, at most {MOST_PARTS} may be"
+        )
+    left = iter(parts)
+    structure = _unpack(_next(left), left, unpack, MOST_DEPTH)
+    more = len(list(left))
+    if more:
+        raise PayloadError(f"{more} parts follow the structure that they are of")
+    return structure
+
+
+def _unpack(
+    part: pb.Part,
+    left: Iterator[pb.Part],
+    unpack: Callable[[pb.Part], Any],
+    depth_left: int,
+) -> Any:
+    """Return the structure that begins with a part."""
+    kind = part.WhichOneof("kind")
+    if kind is None:
+        return None
+    if kind in ("coded", "exact"):
+        return unpack(part)
+    if depth_left == 0:
+        raise PayloadError(f"a structure is more than {MOST_DEPTH} deep")
+    keys: list[str] = []
+    values: list[Any] = []
+    for _ in range(getattr(part, kind)):
+        inner = _next(left)
+        keys.append(inner.key)
+        values.append(_unpack(inner, left, unpack, depth_left - 1))
+    if kind == "tuple":
+        return tuple(values)
+    if kind == "list":
+        return values
+    if len(set(keys)) < len(keys):
+        raise PayloadError(f"a dict of {len(keys)} has a key twice")
+    return dict(zip(keys, values, strict=True))
+
+
+def _next(left: Iterator[pb.Part]) -> pb.Part:
+    part = next(left, None)
+    # the sizes of tuples, lists and dicts may be any
+    if part is None:
+        raise PayloadError("a structure ends before its last part")
+    return part
+
+
+def exact_part(tensor: Tensor) -> pb.Part:
+    """Return the part of a tensor that arrives as it is.
+
+    Raises
+    ------
+    ValueError
+        If its dtype is none of those of labels.
+    """
+    return pb.Part(exact=pack_labels(tensor))
+
+
+def unpack_exact(part: pb.Part, most_entries: int = MOST_ENTRIES) -> Tensor:
+    """Return the tensor that `exact_part` was given.
+
+    Raises
+    ------
+    PayloadError
+        If it is none, or has more entries.
+    """
+    if part.WhichOneof("kind") != "exact":
+        raise PayloadError("a tensor is coded, wanted an exact one")
+    return unpack_labels(part.exact, most_entries)
+
+
+def unpack_output(parts: Sequence[pb.Part]) -> Structure:
+    """Return the structure of exact tensors that the server half's output is.
+
+    Raises
+    ------
+    PayloadError
+        If it is none.
+    """
+    return unpack_parts(parts, unpack_exact)
