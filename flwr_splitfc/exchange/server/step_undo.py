@@ -68,10 +68,22 @@ class StepUndo:
     @torch.no_grad()
     def restore(self) -> None:
         """Make all what it was at the last `save_buffers`."""
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(self._buffers[name])
+        self._restore_buffers()
         if self._has_weights:
             self._restore_weights()
+
+    def _restore_buffers(self) -> None:
+        buffers = dict(self._model.named_buffers())
+        for name, saved in self._buffers.items():
+            buffer = buffers.pop(name, None)
+            if buffer is not None and _alike(buffer, saved):
+                buffer.copy_(saved)
+            else:
+                # a cache that has grown with the batch, for one
+                _set_buffer(self._model, name, saved.clone())
+        # those that were not there
+        for name in buffers:
+            _set_buffer(self._model, name, None)
 
     def _restore_weights(self) -> None:
         weights = dict(self._model.named_parameters())
@@ -89,6 +101,11 @@ class StepUndo:
             group.update(settings)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(self._schedule)
+
+
+def _set_buffer(model: nn.Module, name: str, buffer: Tensor | None) -> None:
+    owner, _, own_name = name.rpartition(".")
+    setattr(model.get_submodule(owner), own_name, buffer)
 
 
 def _copied(values: _StateByKey, earlier: _StateByKey) -> _StateByKey:
