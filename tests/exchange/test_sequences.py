@@ -110,12 +110,14 @@ def test_training_is_that_of_the_unsplit_model():
     half = HalfTrainer(seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu")
     model = seeded(DeviceHalf)
     optimizer = ADAM(model.parameters())
-    with SplitEndpoint(SharedHalf(half), cut_codec("float32")) as endpoint:
-        with connect(ticket_message(endpoint)) as session:
-            for x, y in batches(lengths):
-                optimizer.zero_grad()
-                session.loss(model(x), y).backward()
-                optimizer.step()
+    with (
+        SplitEndpoint(SharedHalf(half), cut_codec("float32")) as endpoint,
+        connect(ticket_message(endpoint)) as session,
+    ):
+        for x, y in batches(lengths):
+            optimizer.zero_grad()
+            session.loss(model(x), y).backward()
+            optimizer.step()
     assert same(weights(model), weights(device))
     assert same(weights(half.model), weights(server))
 
@@ -166,11 +168,13 @@ def test_a_shape_with_a_free_length_binds_the_rest():
         device="cpu",
         feature_shape=(None, WIDTH),
     )
-    with SplitEndpoint(SharedHalf(half), cut_codec("float32")) as endpoint:
-        with connect(ticket_message(endpoint)) as session:
-            for length in (3, 5):
-                hidden = torch.rand(8, length, WIDTH)
-                assert session.predict(hidden).shape == (8, length, CLASSES)
-            wanted = r"shape \(2, 5, 8\), feature_shape is \(None, 8\)"
-            with pytest.raises(FeaturesRefused, match=wanted):
-                session.predict(torch.rand(8, 2, 5, WIDTH))
+    wanted = r"shape \(2, 5, 8\), feature_shape is \(None, 8\)"
+    with (
+        SplitEndpoint(SharedHalf(half), cut_codec("float32")) as endpoint,
+        pytest.raises(FeaturesRefused, match=wanted),
+        connect(ticket_message(endpoint)) as session,
+    ):
+        for length in (3, 5):
+            hidden = torch.rand(8, length, WIDTH)
+            assert session.predict(hidden).shape == (8, length, CLASSES)
+        session.predict(torch.rand(8, 2, 5, WIDTH))
