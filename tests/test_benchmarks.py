@@ -90,6 +90,19 @@ def test_sessions(tmp_path: Path) -> None:
     assert all(row["steps_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.extended
+def test_a_crowd_of_500_sessions(tmp_path: Path) -> None:
+    numbers = tmp_path / "crowd.json"
+    options = ["--sessions", "500", "--slots", "64", "--rows", "8", "--steps", "3"]
+    command = [sys.executable, str(BENCHMARKS / "crowd.py"), *options]
+    # it fails where the half has not taken each step once
+    subprocess.run([*command, "--json", str(numbers)], check=True, capture_output=True)
+    (row,) = json.loads(numbers.read_text())["rows"]
+    assert row["lost"] == 0
+    # about 800 where each session's thread trained, and 120 since
+    assert row["grown_mb"] < 400
+
+
 def test_step_profile() -> None:
     options = ["--rows", "8", "--steps", "5", "--profile"]
     command = [sys.executable, str(BENCHMARKS / "exchange.py"), *options]

@@ -13,13 +13,7 @@ import torch
 from torch import nn
 
 from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
-from flwr_splitfc.exchange import (
-    HalfTrainer,
-    LimitExceeded,
-    SharedHalf,
-    SplitEndpoint,
-    TokenRefused,
-)
+from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint, TokenRefused
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
@@ -155,22 +149,6 @@ def test_a_frame_over_the_limit_ends_its_stream_alone():
                 raw(endpoint, token, open_frame(), big)
 
         assert same(turn(endpoint, too_big), quiet)
-
-
-def test_no_more_sessions_at_once_than_the_limit():
-    # a device waits that long for room
-    with make_endpoint(max_sessions=1, reconnect_timeout_s=1.0) as endpoint:
-        x, y = batches(1)[0]
-        with connect(ticket_message(endpoint)) as session:
-            session.loss(seeded(DeviceHalf)(x), y)
-            with (
-                pytest.raises(LimitExceeded, match="1 sessions are open"),
-                connect(ticket_message(endpoint)) as other,
-            ):
-                other.loss(seeded(DeviceHalf)(x), y)
-            session.loss(seeded(DeviceHalf)(x), y)
-        with connect(ticket_message(endpoint)) as session:
-            session.loss(seeded(DeviceHalf)(x), y)
 
 
 def test_tokens_are_not_logged(caplog):

@@ -10,11 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from grpc._cython import cygrpc
 from torch import Tensor, nn
 
 from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
 from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.device.session_call import _CHANNEL_OPTIONS
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.exchange.server.stream_server import _options
 from tests.exchange.http2 import connection, greeting, open_stream
 from tests.exchange.raw_device import NONCE, RawDevice, open_frame, session_call
 from tests.exchange.server_halves import shared_half
@@ -112,25 +115,6 @@ def _drain(replies) -> None:
         list(replies)
 
 
-def test_devices_wait_for_room():
-    """Two devices, and one session at once: the second waits for the end of the first."""
-    with make_endpoint(max_sessions=1) as endpoint:
-        first_is_open = threading.Event()
-
-        def first() -> None:
-            with connect(ticket_message(endpoint, device="first")) as session:
-                x, y = batches(1)[0]
-                session.loss(seeded(DeviceHalf)(x), y)
-                first_is_open.set()
-                time.sleep(1.0)
-
-        thread = threading.Thread(target=first)
-        thread.start()
-        first_is_open.wait()
-        train(endpoint)
-        thread.join()
-
-
 def test_idle_connections_are_closed():
     with (
         make_endpoint(connection_idle_timeout_s=1.0) as endpoint,
@@ -153,3 +137,12 @@ def test_idle_connections_leave_descriptors_for_devices_and_files(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "written while the flood was on" in done.stdout
     assert "trained after it" in done.stdout
+
+
+def test_options_are_those_of_grpc():
+    """An option that gRPC does not know is left out without a word."""
+    library = Path(cygrpc.__file__).read_bytes()
+    server = [name for name, _ in _options(Limits())]
+    device = [name for name, _ in _CHANNEL_OPTIONS]
+    for name in (*server, *device):
+        assert name.encode() in library

@@ -24,7 +24,8 @@ full, and may have room soon."""
 class Retries:
     """The tries to get one answer.
 
-    The time to give up is set by the first failure. Pauses double from failure to
+    The time to give up is set by the first failure; a server that says that it is full
+    has not failed. Pauses double from failure to
     failure, and start anew with each connection.
 
     Parameters
@@ -68,6 +69,18 @@ class Retries:
         self.asks_for_room = code is grpc.StatusCode.RESOURCE_EXHAUSTED
         final = _FINAL_IN_SESSION if self._connected else _FINAL
         self.given_up = code in final or now > self._deadline
+        self._connected = False
+
+    def waits(self) -> None:
+        """Take note that the server lets this device wait for a slot: it is there."""
+        self._deadline = None
+        self._pause_s = _FIRST_PAUSE_S
+
+    def told_to_come_again(self) -> None:
+        """Take note that the server has no room to wait in, either."""
+        self._deadline = time.monotonic() + self._patience_s
+        self.asks_for_room = True
+        self.given_up = False
         self._connected = False
 
     def pause(self) -> None:

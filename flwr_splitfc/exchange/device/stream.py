@@ -66,7 +66,7 @@ class Stream:
     round_trips : int
         How many followed one another: frames under way at once share theirs.
     connecting_s : float
-        Seconds in the first `ask` before a connection stood.
+        Seconds before the first connection stood, and in the server's queue.
     closing : DeviceFrame or None
         `Close`, where it goes with the reply.
     """
@@ -163,7 +163,7 @@ class Stream:
         patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
         began = time.perf_counter()
         call = self._until_done(self._open, patience_s)
-        self.connecting_s = max(call.connected_at - began, 0.0)
+        self.connecting_s += max(call.connected_at - began, 0.0)
 
     def _until_done(
         self, attempt: Callable[[Retries], _Result], patience_s: float
@@ -176,13 +176,15 @@ class Stream:
             except grpc.RpcError as error:
                 self.close()
                 refusal = refusal_in(error)
-                # a server that is full now may have room soon
-                if refusal is not None and error.code() is not _FULL:
+                if refusal is None:
+                    retries.failed(error.code())
+                elif error.code() is _FULL:
+                    # as long as the server says so, it is there
+                    retries.told_to_come_again()
+                else:
                     raise refusal from None
-                retries.failed(error.code())
                 if retries.given_up:
-                    named = self._named(error, retries.cancelled)
-                    raise refusal or named from error
+                    raise self._named(error, retries.cancelled) from error
                 retries.pause()
             except SplitError:
                 self.close()
@@ -208,12 +210,28 @@ class Stream:
         self._send(call, pb.DeviceFrame(open=hello))
         if not retries.asks_for_room:
             self._send_unanswered(call)
-        opened = self._receive(call, 0)
-        kind = opened.WhichOneof("kind")
+        kind = self._answer_to_open(call)
+        if kind == "waiting":
+            retries.waits()
+            came = time.perf_counter()
+            kind = self._answer_to_open(call)
+            self.connecting_s += time.perf_counter() - came
         if kind != "opened":
             raise ProtocolError(f"the server answered {kind!r} to Open")
         self.reconnects += 1
         return call
+
+    def _answer_to_open(self, call: SessionCall) -> str | None:
+        answer = self._receive(call, 0)
+        kind: str | None = answer.WhichOneof("kind")
+        if kind == "waiting":
+            logger.info(
+                "The server has as many sessions as it takes at once: %s is number %d "
+                "in its queue",
+                self.ticket.device,
+                answer.waiting.place,
+            )
+        return kind
 
     def _send_unanswered(self, call: SessionCall) -> None:
         """Send the frames that did not go out on this call."""

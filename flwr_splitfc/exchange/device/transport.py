@@ -19,7 +19,7 @@ class SessionTransport(Protocol):
     round_trips : int
         How many followed one another; 0 if each frame had its own.
     connecting_s : float
-        Seconds in `ask` before the first connection stood.
+        Seconds in `ask` before the first connection stood, and in the server's queue.
     closing : DeviceFrame or None
         The device's last frame, where it goes with the reply to Flower's message.
     """

@@ -188,6 +188,12 @@ class Opened(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Waiting(_message.Message):
+    __slots__ = ("place",)
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    place: int
+    def __init__(self, place: _Optional[int] = ...) -> None: ...
+
 class Stepped(_message.Message):
     __slots__ = ("loss", "gradient", "gradients")
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -233,7 +239,7 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused", "output", "gradients", "kept")
+    __slots__ = ("number", "opened", "stepped", "predicted", "closed", "refused", "output", "gradients", "kept", "waiting")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +249,7 @@ class ServerFrame(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     number: int
     opened: Opened
     stepped: Stepped
@@ -252,4 +259,5 @@ class ServerFrame(_message.Message):
     output: Output
     gradients: Gradients
     kept: Kept
-    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+    waiting: Waiting
+    def __init__(self, number: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...

@@ -10,7 +10,11 @@ class Limits:
     Parameters
     ----------
     max_sessions : int (default: 256)
-        Sessions at once; each holds a thread.
+        Sessions at once; each holds a thread. Others wait, in the order in which they
+        came.
+    max_waiting : int (default: 512)
+        Sessions that wait at once; each holds a connection and a thread that sleeps.
+        Devices beyond are told to come again, and do.
     max_steps : int (default: 1,000,000)
         Steps and predictions of one session.
     max_train_rows : int (default: 4096)
@@ -58,6 +62,7 @@ class Limits:
     """
 
     max_sessions: int = 256
+    max_waiting: int = 512
     max_steps: int = 1_000_000
     max_train_rows: int = 4096
     max_predict_rows: int = 4096

@@ -94,6 +94,8 @@ class ServerSession:
         self._connection: Connection | None = None
         self._unopened: Connection | None = None
         self._busy = False
+        # for a slot
+        self._waiting_streams = 0
         self._last_seen = time.monotonic()
 
     @property
@@ -118,8 +120,10 @@ class ServerSession:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the device was heard of, or lost; 0 while it is answered."""
-        return 0.0 if self._busy else time.monotonic() - self._last_seen
+        """Seconds since the device was heard of, or lost; 0 if the server is late."""
+        if self._busy or self._waiting_streams:
+            return 0.0
+        return time.monotonic() - self._last_seen
 
     @property
     def turn_s(self) -> float:
@@ -148,17 +152,41 @@ class ServerSession:
         if earlier is not None:
             earlier.cancel()
 
-    def open(self, frame: pb.DeviceFrame, connection: Connection) -> pb.ServerFrame:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that a stream of the session waits for a slot: the device is there."""
+        with self._changed:
+            self._waiting_streams += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._last_seen = time.monotonic()
+                self._waiting_streams -= 1
+
+    def open(
+        self,
+        frame: pb.DeviceFrame,
+        connection: Connection,
+        told: pb.ServerFrame | None = None,
+    ) -> pb.ServerFrame:
         """Move to a new connection, the first or the next.
+
+        Parameters
+        ----------
+        frame : DeviceFrame
+            Open.
+        connection : Connection
+        told : ServerFrame, optional
+            What the device was told before on this connection, which is counted.
 
         Raises
         ------
         SplitError
             For another protocol, another process, or a session that is over.
         """
-        _check_open(frame)
+        self.check_open(frame)
         nonce = frame.open.nonce
-        self._check_nonce(nonce)
         with self._working(connection):
             # again: another process may have come first meanwhile
             self._check_nonce(nonce)
@@ -179,7 +207,22 @@ class ServerSession:
             answer = pb.ServerFrame(opened=pb.Opened())
             self._last_seen = time.monotonic()
             self._count(_Exchanged(frame, answer))
+            if told is not None:
+                count_downlink(self.turn.traffic, told)
             return answer
+
+    def check_open(self, frame: pb.DeviceFrame) -> None:
+        """Refuse a first frame that cannot open the session.
+
+        Raises
+        ------
+        SplitError
+            For another protocol, another process, or a session that is over.
+        """
+        _check_open(frame)
+        self._check_nonce(frame.open.nonce)
+        if self.ended:
+            raise self.ended
 
     def _check_nonce(self, nonce: bytes) -> None:
         # before `ended`: who is not the session's process is told nothing of it

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from threading import Lock
 
 from flwr_splitfc.exchange.protocol.split_errors import (
-    LimitExceeded,
     SessionCancelled,
     SplitError,
     TicketExpired,
@@ -43,36 +42,22 @@ class SessionRegistry:
         with self._lock:
             return list(self._sessions.values())
 
-    def admit(self, token: str, *, max_sessions: int) -> ServerSession:
+    def admit(self, token: str) -> ServerSession:
         """Return the session of a token that came from the network.
-
-        Parameters
-        ----------
-        token : str
-        max_sessions : int
-            How many sessions may be connected, this one included.
 
         Raises
         ------
         SplitError
-            If the token is unknown or its session over, or there are too many.
+            If the token is unknown or its session over.
         """
         session_id = _session_id(token)
         with self._lock:
             session = self._sessions.get(session_id)
             over = self._over.get(session_id)
-            others = sum(
-                other.connected
-                for other in self._sessions.values()
-                if other is not session
-            )
         if session is None:
             unknown = "unknown token" if token else "no token came with the stream"
             raise over or TokenRefused(unknown)
-        # before the limit is told: who has no token learns nothing of other sessions
         session.check(token)
-        if others >= max_sessions:
-            raise LimitExceeded(f"{others} sessions are open, and no more may be")
         return session
 
     def revoke(self, tokens: Iterable[str]) -> list[tuple[ServerSession, SplitError]]:

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from logging import DEBUG, INFO, WARNING
-from threading import Semaphore
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -12,8 +12,8 @@ import grpc
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.split_errors import (
-    LimitExceeded,
     ProtocolError,
+    SessionCancelled,
     SplitError,
     TokenRefused,
 )
@@ -23,13 +23,14 @@ from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
+from flwr_splitfc.exchange.server.session_slots import NoRoom, Place, SessionSlots
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
 _MOST_OPEN_BYTES = 1024
-# Streams that are answered at once. Each has a thread, and more threads than these only
-# take Python's lock from each other: with 16 sessions of `splitfc` on two cores, a
-# server without a limit makes a fifth fewer steps.
-_MOST_AT_WORK = min(os.cpu_count() or 1, 4)
+# Threads in which frames are answered. More only take Python's lock from each other:
+# with 16 sessions of `splitfc` on two cores, a server without a limit makes a fifth
+# fewer steps. And torch keeps 1.5 MB for each thread that ever trained.
+_WORKERS = min(os.cpu_count() or 1, 4)
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
 
@@ -53,8 +54,9 @@ class SessionService:
     ) -> None:
         self._registry = registry
         self._accounts = accounts
-        self._limits = limits
-        self._at_work = Semaphore(_MOST_AT_WORK)
+        self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
+        # they end with the service
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="split-step")
 
     # -- streams -----------------------------------------------------------------------
 
@@ -66,9 +68,7 @@ class SessionService:
         try:
             # nothing of the stream is read before its token is known
             token = _token_of(context)
-            session = self._registry.admit(
-                token, max_sessions=self._limits.max_sessions
-            )
+            session = self._registry.admit(token)
             session.await_open(context)
             yield from self._replies(session, frames, context)
         except SplitError as refusal:
@@ -77,7 +77,7 @@ class SessionService:
                 log_session(
                     WARNING, "refused", session, peer=context.peer(), why=refusal
                 )
-            _abort(context, refusal, admitted=session is not None)
+            _abort(context, refusal)
         except grpc.RpcError:
             pass  # the connection broke; the session may come back on another
         finally:
@@ -94,31 +94,47 @@ class SessionService:
         if first_bytes is None:
             return
         first = _parse_open(first_bytes)
-        resumed = session.opened
-        yield session.open(first, context)
-        log_session(
-            INFO if resumed else DEBUG,
-            "resumed" if resumed else "opened",
-            session,
-            peer=context.peer(),
-            by=first.open.software,
-        )
+        # who is not the session's process gets no place
+        session.check_open(first)
+        place = self._slots.take(session.id)
+        try:
+            told = None
+            if place.number:
+                told = _told_to_wait(session, place, context)
+                yield told
+                _await_slot(session, place, context)
+            yield _opened(session, first, context, told)
+            yield from self._answers(session, frames, context)
+        finally:
+            self._slots.leave(place)
+
+    def _answers(
+        self,
+        session: ServerSession,
+        frames: Iterator[bytes],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.ServerFrame]:
         for frame_bytes in frames:
-            with self._at_work:
-                frame = self._parsed(session, frame_bytes)
-                if frame.WhichOneof("kind") == "leave":
-                    if session.leave(context):
-                        log_session(DEBUG, "left", session)
-                    return
-                reply = self._answered(session, partial(session.answer, frame, context))
+            answer = partial(self._answer, session, frame_bytes, context)
+            reply = self._workers.submit(answer).result()
             if reply is None:
                 return
             yield reply
             # gRPC comes back here when the reply is on its way
-            with self._at_work:
-                self._finish(session)
+            self._workers.submit(self._finish, session).result()
             if reply.WhichOneof("kind") == "closed":
                 return
+
+    def _answer(
+        self, session: ServerSession, frame_bytes: bytes, context: grpc.ServicerContext
+    ) -> pb.ServerFrame | None:
+        """Answer a frame; None ends the stream."""
+        frame = self._parsed(session, frame_bytes)
+        if frame.WhichOneof("kind") == "leave":
+            if session.leave(context):
+                log_session(DEBUG, "left", session)
+            return None
+        return self._answered(session, partial(session.answer, frame, context))
 
     def _parsed(self, session: ServerSession, frame_bytes: bytes) -> pb.DeviceFrame:
         try:
@@ -174,6 +190,7 @@ class SessionService:
         # The session ends before its connection: a device that comes back at once must
         # find it over.
         session.end(why)
+        self._slots.forget(session.id)
         session.hang_up()
         # last: it waits for the frame that is being answered, and counts it
         if session.opened:
@@ -198,6 +215,52 @@ def _parse_open(frame_bytes: bytes) -> pb.DeviceFrame:
     return parse_frame(frame_bytes)
 
 
+def _told_to_wait(
+    session: ServerSession, place: Place, context: grpc.ServicerContext
+) -> pb.ServerFrame:
+    log_session(DEBUG, "waiting", session, peer=context.peer(), place=place.number)
+    return pb.ServerFrame(waiting=pb.Waiting(place=place.number))
+
+
+def _await_slot(
+    session: ServerSession, place: Place, context: grpc.ServicerContext
+) -> None:
+    """Wait until a session may be opened; its thread sleeps meanwhile.
+
+    Raises
+    ------
+    SplitError
+        The session is over, or the connection is.
+    """
+    with session.waiting():
+        is_there = context.add_callback(place.wake)
+        if is_there and not session.ended:
+            place.wait()
+    if session.ended:
+        raise session.ended
+    if not place.has_slot:
+        raise SessionCancelled("the connection ended")
+
+
+def _opened(
+    session: ServerSession,
+    first: pb.DeviceFrame,
+    context: grpc.ServicerContext,
+    told: pb.ServerFrame | None,
+) -> pb.ServerFrame:
+    """Open a session, and return the answer to Open."""
+    resumed = session.opened
+    opened = session.open(first, context, told)
+    log_session(
+        INFO if resumed else DEBUG,
+        "resumed" if resumed else "opened",
+        session,
+        peer=context.peer(),
+        by=first.open.software,
+    )
+    return opened
+
+
 def _refused(refusal: SplitError) -> pb.ServerFrame:
     refused = pb.Refused(
         reason=refusal.reason,  # type: ignore[arg-type]
@@ -206,9 +269,7 @@ def _refused(refusal: SplitError) -> pb.ServerFrame:
     return pb.ServerFrame(refused=refused)
 
 
-def _abort(
-    context: grpc.ServicerContext, refusal: SplitError, *, admitted: bool
-) -> NoReturn:
+def _abort(context: grpc.ServicerContext, refusal: SplitError) -> NoReturn:
     """End a stream by a status with the refusal beside it.
 
     A frame would wait for the peer to take it, and hold this thread as long. A status
@@ -216,8 +277,8 @@ def _abort(
     """
     if isinstance(refusal, TokenRefused):
         code = grpc.StatusCode.UNAUTHENTICATED
-    elif isinstance(refusal, LimitExceeded) and not admitted:
-        # too many sessions: there may be room soon
+    elif isinstance(refusal, NoRoom):
+        # there may be some soon
         code = grpc.StatusCode.UNAVAILABLE
     else:
         code = grpc.StatusCode.FAILED_PRECONDITION

@@ -17,7 +17,7 @@ from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
 from flwr_splitfc.exchange.server.limits import Limits
 
 _HANDSHAKE_TIMEOUT_MS = 10_000  # for a connection that does not speak
-# beyond the sessions: for connections that are being refused or replaced
+# beyond sessions, open or waiting: for connections that are refused or replaced
 _SPARE_STREAMS = 32
 # a device opens one; a proxy may carry those of a few devices
 _STREAMS_OF_A_CONNECTION = 16
@@ -131,9 +131,11 @@ class StreamServer:
 
 
 def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
-    streams = config.limits.max_sessions + _SPARE_STREAMS
+    limits = config.limits
+    streams = limits.max_sessions + limits.max_waiting + _SPARE_STREAMS
     server = grpc.server(
-        # each stream holds a thread for as long as it is open
+        # Each stream holds a thread for as long as it is open. Threads are made when
+        # they are needed.
         ThreadPoolExecutor(streams, thread_name_prefix="split-session"),
         options=_options(config.limits),
         maximum_concurrent_rpcs=streams,
@@ -167,6 +169,6 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 0),
         # devices ping every KEEPALIVE_MS, give or take
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
     ]
