@@ -15,7 +15,7 @@ import flwr_splitfc
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
     f"flwr_splitfc.{name}"
-    for name in ("codec", "exchange", "run", "strategy", "vision")
+    for name in ("callbacks", "codec", "exchange", "run", "strategy", "vision")
 ]
 
 

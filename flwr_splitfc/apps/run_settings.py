@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord
 
 from flwr_splitfc.apps.precision import PRECISIONS
 from flwr_splitfc.apps.strategies import SPLIT, UNSPLIT
+from flwr_splitfc.callbacks import BestModel, Callback, EarlyStopping, TargetAccuracy
 from flwr_splitfc.codec import ModelCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
@@ -38,6 +39,10 @@ class RunSettings:
     downlink_schedule: str = ""
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
+    best_metric: str = "highest accuracy"
+    keep_best: bool = False
+    stop_patience: int = 0
+    target_accuracy: float = 0.0
     pipeline_depth: int = 1
     max_failed_rounds: int = 1
     num_devices: int = 2
@@ -66,6 +71,7 @@ class RunSettings:
             num_devices=1,
             torch_threads=1,
             steps_per_turn=0,
+            stop_patience=0,
             learning_rate=0.0,
         )
         if not 0.0 < self.fraction_train <= 1.0:
@@ -77,6 +83,15 @@ class RunSettings:
             raise ValueError(
                 f"round-timeout-s is {self.round_timeout_s}, wanted more than 0"
             )
+        if not 0.0 <= self.target_accuracy <= 1.0:
+            raise ValueError(
+                f"target-accuracy is {self.target_accuracy}, wanted 0 to 1, "
+                "such as 0.9 for 90%"
+            )
+        try:
+            self.best_model(Path())
+        except ValueError as error:
+            raise ValueError(f"best-metric: {error}") from None
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
 
@@ -101,6 +116,20 @@ class RunSettings:
                 f"{self.model_codec!r}: {error}"
             ) from None
 
+    def stopping(self) -> list[Callback]:
+        """Return what may end the run before its last round."""
+        made: list[Callback] = []
+        if self.target_accuracy:
+            made.append(TargetAccuracy(self.target_accuracy))
+        if self.stop_patience:
+            made.append(EarlyStopping(self.stop_patience, self.best_metric))
+        return made
+
+    def best_model(self, folder: Path) -> BestModel | None:
+        """Return what keeps the best model below a folder, if anything does."""
+        keeps = BestModel(folder / "best", self.best_metric)
+        return keeps if self.keep_best else None
+
     def train_config(self) -> ConfigRecord:
         """Return what `SplitClientApp` reads in a message to train."""
         config: dict[str, Any] = {"seed": self.seed, **self._config()}
@@ -124,7 +153,7 @@ class RunSettings:
 
     @property
     def results_folder(self) -> Path:
-        """Where ``results.json`` goes, and the halves."""
+        """Where ``results.json`` goes, and the halves, if no other run's are there."""
         return _absolute(self.results_dir)
 
     @property

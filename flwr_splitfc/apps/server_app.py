@@ -1,9 +1,10 @@
 """A whole ServerApp from the halves of a model, a loss and an optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.results_file import ResultsFile
+from flwr_splitfc.apps.results_folder import results_folder
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of, settings_of
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.strategies import (
@@ -21,17 +24,20 @@ from flwr_splitfc.apps.strategies import (
     sampling_strategy,
 )
 from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
+from flwr_splitfc.callbacks import Callback
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.part_checks import check_factory, check_optimizer
-from flwr_splitfc.run import Progress, run_record
+from flwr_splitfc.run import Progress
+from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.settings import RunConfig, read_settings
 from flwr_splitfc.strategy import RunFailed, SplitLearning
 from flwr_splitfc.strategy.waiting import wait_for_devices
 
 Evaluate = Callable[[nn.Module, Context], dict[str, float]]
+MakeCallbacks = Callable[[Context], Sequence[Callback]]
 
 logger = getLogger("flwr")
 
@@ -67,6 +73,9 @@ class SplitServerApp(ServerApp):
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the
         server's own data: before the first round and in rounds that are due.
         ``accuracy`` is shown as such.
+    callbacks : callable, optional
+        ``callbacks(context)`` makes what listens to a run, such as ``lambda context:
+        [TensorBoard("runs")]``.
     **split_options
         Other parameters as in `SplitLearning`, such as `scheduler` or `max_grad_norm`.
 
@@ -125,6 +134,17 @@ class SplitServerApp(ServerApp):
                                             rounds, on their own data and with features
                                             coded as `evaluation` says;
                                             ``device_accuracy`` of the results
+    ``target-accuracy``       0.0           ends the run in the first round that reaches
+                                            it (`TargetAccuracy`); 0 does not
+    ``stop-patience``         0             ends the run after so many evaluations that
+                                            improve nothing (`EarlyStopping`); 0 does
+                                            not
+    ``keep-best``             false         whether the best model so far is kept in
+                                            ``best`` in the results-dir (`BestModel`)
+    ``best-metric``           "highest      by which rounds are compared for both:
+                              accuracy"     "highest" or "lowest" and a key of a round
+                                            in results.json, such as "lowest loss", or
+                                            of what `evaluate` gives
     ``num-devices``           2             how many to wait for before the first round,
                                             at most ``split-wait-timeout-s``
     ``round-timeout-s``       3600          seconds after which a round ends without the
@@ -148,8 +168,10 @@ class SplitServerApp(ServerApp):
 
     A value of another type or out of range is a `ValueError` that names the key.
 
-    Where every device fails, the app raises `RunFailed`, no model is saved, and
-    ``results.json`` has the reason under ``failed``.
+    While a run goes on, ``results.json`` has its rounds up to some seconds ago, and
+    ``unfinished``; so it does after Ctrl-C, with all rounds. Where a callback has ended
+    the run, it has the reason under ``stopped``. Where every device fails, the app
+    raises `RunFailed`, no model is saved, and the reason is under ``failed``.
 
     Examples
     --------
@@ -170,6 +192,7 @@ class SplitServerApp(ServerApp):
         *,
         tail: MakeModel | None = None,
         evaluate: Evaluate | None = None,
+        callbacks: MakeCallbacks | None = None,
         **split_options: Any,
     ) -> None:
         check_factory("model", model, "model()", "the class of the device half")
@@ -184,6 +207,7 @@ class SplitServerApp(ServerApp):
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.evaluate = evaluate
+        self.callbacks = callbacks
         self.split_options = split_options
         super().main()(self._train)
 
@@ -193,21 +217,40 @@ class SplitServerApp(ServerApp):
         # or the first round would choose among those that happen to be there
         limits = _endpoint_config(context.run_config).limits
         wait_for_devices(grid, settings.num_devices, "num-devices", limits)
+        with results_folder(settings.results_folder, context.run_config) as folder:
+            self._run_in(folder, grid, context, settings)
+
+    def _run_in(
+        self, folder: Path, grid: Grid, context: Context, settings: RunSettings
+    ) -> None:
+        """Make the run, and leave its results and its model in a folder."""
+        best_model = settings.best_model(folder)
+        callbacks = [*settings.stopping(), *known([best_model])]
+        path = folder / "results.json"
+        results = ResultsFile(path, context.run_config, settings.seed, best_model)
+        callbacks.append(results)
+        if self.callbacks is not None:
+            callbacks += self.callbacks(context)
         device, server = self._make_halves(context, settings.seed)
         if settings.strategy in UNSPLIT:
             joined = JoinedModel(device, server)
-            run = self._whole_run(grid, context, settings, joined)
+            run = self._whole_run(grid, context, settings, joined, callbacks)
         else:
-            run = self._split_run(grid, context, settings, device, server)
-        path = settings.results_folder / "results.json"
-        record = run_record(context.run_config, seed=settings.seed)
+            strategy = self._split_strategy(
+                context.run_config, settings, device, server, folder, callbacks
+            )
+            run = self._split_run(grid, context, settings, device, strategy)
+        results.follow(run.progress, run.about)
         try:
             run.start()
         except RunFailed as error:
-            run.progress().write(path, **record, **run.about(), failed=str(error))
+            results.write(failed=str(error))
             logger.info("Wrote %s", path)
             raise
-        run.progress().write(path, **record, **run.about())
+        except (KeyboardInterrupt, SystemExit):
+            results.write(unfinished=True)
+            raise
+        results.write()
         logger.info("\n%s\n\nWrote %s", run.progress().table(), path)
 
     def _make_halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
@@ -231,12 +274,9 @@ class SplitServerApp(ServerApp):
         context: Context,
         settings: RunSettings,
         device: nn.Module,
-        server: nn.Module,
+        strategy: SplitLearning,
     ) -> "_Run":
         """Make the run that trains the halves."""
-        # devices that have the last layers have the loss, too
-        loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
-        strategy = self._split_strategy(context.run_config, settings, server, loss_fn)
         start = partial(
             strategy.start,
             grid,
@@ -255,9 +295,13 @@ class SplitServerApp(ServerApp):
         self,
         config: RunConfig,
         settings: RunSettings,
+        device: nn.Module,
         server: nn.Module,
-        loss_fn: LossFn | None,
+        folder: Path,
+        callbacks: Sequence[Callback],
     ) -> SplitLearning:
+        # devices that have the last layers have the loss, too
+        loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
         name = settings.strategy
         options: dict[str, Any] = {
             "budgets": settings.budgets(),
@@ -272,7 +316,8 @@ class SplitServerApp(ServerApp):
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,
-            "save_to": settings.results_folder,
+            "save_to": folder,
+            "callbacks": callbacks,
         }
         # only if they are given: presets have defaults of their own
         model_codec = settings.models()
@@ -299,7 +344,12 @@ class SplitServerApp(ServerApp):
     # --------------------------------------------------------------------------------
 
     def _whole_run(
-        self, grid: Grid, context: Context, settings: RunSettings, joined: JoinedModel
+        self,
+        grid: Grid,
+        context: Context,
+        settings: RunSettings,
+        joined: JoinedModel,
+        callbacks: Sequence[Callback],
     ) -> "_Run":
         """Make the run of a strategy of Flower's own: devices have the whole model.
 
@@ -322,7 +372,9 @@ class SplitServerApp(ServerApp):
             fraction_train=settings.fraction_train,
             evaluate_on_devices=settings.evaluate_on_devices,
         )
-        strategy = WholeModelStrategy(sampling, progress, settings.max_failed_rounds)
+        strategy = WholeModelStrategy(
+            sampling, progress, settings.max_failed_rounds, callbacks
+        )
         start = partial(
             strategy.start,
             MeteredGrid(
@@ -333,9 +385,7 @@ class SplitServerApp(ServerApp):
             settings.round_timeout_s,
             train_config=settings.train_config(),
             evaluate_config=settings.evaluate_config(),
-            evaluate_fn=progress.watch(
-                self._evaluate_fn(context, load), lambda: strategy.evaluation
-            ),
+            evaluate_fn=self._evaluate_fn(context, load),
         )
         return _Run(start, lambda: progress, dict)
 

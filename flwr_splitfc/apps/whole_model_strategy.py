@@ -1,15 +1,20 @@
 """Flower's own strategies, on the whole model."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_splitfc.callbacks import Callback, RunSoFar
+from flwr_splitfc.callbacks.callback import check_callbacks
+from flwr_splitfc.callbacks.notifier import Notifier, RunStopped
 from flwr_splitfc.run import Progress
+from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
+from flwr_splitfc.strategy.saved_halves import save_whole
 
 
 class WholeModelStrategy(Strategy):
@@ -23,28 +28,67 @@ class WholeModelStrategy(Strategy):
         Says which rounds are due.
     max_failed_rounds : int
         As in `SplitLearning`.
+    callbacks : sequence of Callback
+        What listens to the run, and may end it.
 
     Attributes
     ----------
     evaluation : MetricRecord or None
         What devices found in the round, if they evaluated.
+    stopped : str
+        Why a callback ended the run; empty if none did.
     """
 
     def __init__(
-        self, strategy: Strategy, progress: Progress, max_failed_rounds: int
+        self,
+        strategy: Strategy,
+        progress: Progress,
+        max_failed_rounds: int,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        check_callbacks(callbacks)
         self.strategy = strategy
         self.progress = progress
+        self.callbacks = callbacks
         self._failed_rounds = FailedRounds(progress, max_failed_rounds)
         self.evaluation: MetricRecord | None = None
+        self.stopped = ""
 
     def start(
-        self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Train as `Strategy.start` does, and log it."""
+        """Train as `Strategy.start` does, log it, and tell the callbacks.
+
+        The `Result` of a run that a callback ended has its arrays alone.
+        """
         name = type(self.strategy).__name__
-        with run_log(name, self.progress, initial_arrays):
-            return super().start(grid, initial_arrays, *args, **kwargs)
+        so_far = RunSoFar(self.progress, initial_arrays, _save)
+        end_of_round = self.progress.watch(evaluate_fn, lambda: self.evaluation)
+        with (
+            run_log(name, self.progress, initial_arrays),
+            Notifier(self.callbacks, so_far) as notifier,
+        ):
+            try:
+                result = super().start(
+                    grid,
+                    initial_arrays,
+                    num_rounds,
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    notifier.watch(end_of_round),
+                )
+            except RunStopped as stopped:
+                self.stopped = str(stopped)
+                result = Result(arrays=so_far.arrays)
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -87,3 +131,7 @@ class WholeModelStrategy(Strategy):
     def summary(self) -> None:
         """Log the strategy's settings."""
         self.strategy.summary()
+
+
+def _save(folder: Path, arrays: ArrayRecord) -> None:
+    save_whole(folder, arrays.to_torch_state_dict())

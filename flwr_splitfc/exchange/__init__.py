@@ -36,6 +36,7 @@ from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.model_codec_grid import ModelCodecGrid
 from flwr_splitfc.exchange.server.split_grid import SplitGrid
 from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.trained_step import StepListener, TrainedStep
 
 __all__ = [
     "BudgetRule",
@@ -65,12 +66,14 @@ __all__ = [
     "SplitError",
     "SplitGrid",
     "StateRefused",
+    "StepListener",
     "StepRefused",
     "Ticket",
     "TicketError",
     "TicketExpired",
     "TokenRefused",
     "Traffic",
+    "TrainedStep",
     "answer_device_query",
     "connect",
     "device_name",

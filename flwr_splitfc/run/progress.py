@@ -171,11 +171,12 @@ class Progress:
     def table(self) -> str:
         """Return the run as a table: the evaluated rounds, if there are any.
 
-        Where there are many, it has some of them, evenly spaced.
+        Where there are many, it has some of them, evenly spaced. The last round is
+        always there: a run may be stopped in one without evaluation.
         """
-        rows = standings(self.rounds)
-        evaluated = [row for row in rows if row.last.accuracy is not None]
-        rows = evaluated or rows
+        every = standings(self.rounds)
+        rows = [row for row in every[:-1] if row.last.accuracy is not None]
+        rows = [*rows, every[-1]] if rows else every
         columns = shown_columns(ROUND_COLUMNS, rows)
         return table_text(terminal_table(columns, _thinned(rows)))
 

@@ -49,9 +49,23 @@ def save_halves(
         files["unsplit.pt"] = {**device_entries, **server_entries}
 
     for name, entries in files.items():
-        with whole_file(folder / name) as file:
-            torch.save(entries, file)
-    logger.info("Saved %s in %s", ", ".join(files), folder)
+        _save_entries(folder / name, entries)
+    logger.debug("Saved %s in %s", ", ".join(files), folder)
+
+
+def save_whole(folder: Path, model: Mapping[str, Tensor]) -> None:
+    """Write the state dict of a model that was never cut, as ``joined.pt``.
+
+    Raises
+    ------
+    OSError
+    """
+    _save_entries(folder / "joined.pt", _on_cpu(model))
+
+
+def _save_entries(path: Path, entries: Mapping[str, Tensor]) -> None:
+    with whole_file(path) as file:
+        torch.save(entries, file)
 
 
 def _on_cpu(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
+from flwr_splitfc.callbacks import Callback, RunSoFar
+from flwr_splitfc.callbacks.callback import check_callbacks
+from flwr_splitfc.callbacks.notifier import Notifier, RunStopped
 from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange import (
@@ -20,6 +23,7 @@ from flwr_splitfc.exchange import (
     SharedHalf,
     SplitEndpoint,
     SplitGrid,
+    StepListener,
 )
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
@@ -144,7 +148,9 @@ class SplitLearning(Strategy):
         `Krum`, `MultiKrum` and `Bulyan` are known.
     save_to : path, optional
         A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the
-        end of `start`.
+        end of `start`, and where Ctrl-C ends it.
+    callbacks : sequence of Callback, optional
+        What listens to the run, and may end it: see `flwr_splitfc.callbacks`.
 
     Attributes
     ----------
@@ -157,6 +163,8 @@ class SplitLearning(Strategy):
         All traffic of the run.
     progress : Progress
         The rows of the run so far.
+    stopped : str
+        Why a callback ended the run; empty if none did.
 
     Notes
     -----
@@ -199,6 +207,7 @@ class SplitLearning(Strategy):
         record_updates: bool = False,
         checkpoint: str | Path | None = None,
         save_to: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         check_module("server_model", server_model)
         check_optimizer(optimizer)
@@ -212,6 +221,7 @@ class SplitLearning(Strategy):
                 f"devices is {devices!r:.100}, wanted a strategy, such as "
                 "FedAvg(fraction_train=0.1)"
             )
+        check_callbacks(callbacks)
         if loss_fn is not None and output_codec is not None:
             raise ValueError(
                 "output_codec is for loss_fn=None: "
@@ -250,12 +260,14 @@ class SplitLearning(Strategy):
         self.optimizer_state = optimizer_state
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
+        self.callbacks = tuple(callbacks)
         # now, not after hours of training
         if self.checkpoint is not None:
             check_resumable(self.devices)
         self._seed = seed
         self._endpoint_config = endpoint
         self._run = self._new_run(num_rounds=0)
+        self._so_far = RunSoFar(self.progress, ArrayRecord(), self.save)
 
     @property
     def ledger(self) -> Ledger:
@@ -266,6 +278,11 @@ class SplitLearning(Strategy):
     def progress(self) -> Progress:
         """The rows of the run so far."""
         return self._run.progress
+
+    @property
+    def stopped(self) -> str:
+        """Why a callback ended the run; empty if none did."""
+        return self._so_far.stopped
 
     @property
     def updates(self) -> list[Update]:
@@ -304,17 +321,21 @@ class SplitLearning(Strategy):
             before.
         """
         with locked(self.checkpoint):
-            result = self._start(
-                grid,
-                initial_arrays,
-                num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-            )
-        if self.save_to is not None:
-            self._save_result(self.save_to, result)
+            try:
+                result = self._start(
+                    grid,
+                    initial_arrays,
+                    num_rounds,
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    evaluate_fn,
+                )
+            except (KeyboardInterrupt, SystemExit):
+                if self.progress.rounds:
+                    self._save_result()
+                raise
+        self._save_result()
         return result
 
     def _start(
@@ -328,34 +349,43 @@ class SplitLearning(Strategy):
         evaluate_fn: EvaluateFn | None,
     ) -> Result:
         self._run = self._new_run(num_rounds, initial_arrays)
-        endpoint = self._endpoint()
         # before the endpoint is opened: a checkpoint of another run ends it here
         arrays = self._resume(initial_arrays)
+        so_far = self._so_far = RunSoFar(self.progress, arrays, self.save)
         name = type(self).__name__
         with (
             run_log(name, self.progress, arrays),
-            endpoint,
+            Notifier(self.callbacks, so_far) as notifier,
+            self._endpoint(notifier.on_step) as endpoint,
             CheckpointWriter(self.checkpoint) as writer,
         ):
-            result = super().start(
-                self._grid(grid, endpoint, initial_arrays),
-                arrays,
-                max(num_rounds - self._run.rounds_done, 0),
-                timeout,
-                train_config,
-                evaluate_config,
-                self._end_of_round(evaluate_fn, writer),
-            )
+            rounds_left = max(num_rounds - self._run.rounds_done, 0)
+            try:
+                result = super().start(
+                    self._grid(grid, endpoint, initial_arrays),
+                    arrays,
+                    0 if so_far.stopped else rounds_left,
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    notifier.watch(self._end_of_round(evaluate_fn, writer)),
+                )
+            except RunStopped:
+                result = Result()
         self._run.failed_rounds.check_end()
         log_devices(self.ledger)
         self._run.history.fill(result)
         # Flower's result has none where no round was left, or no turn succeeded
-        result.arrays = result.arrays or arrays
+        result.arrays = so_far.arrays
         return result
 
-    def _save_result(self, folder: Path, result: Result) -> None:
+    def _save_result(self) -> None:
+        folder = self.save_to
+        if folder is None:
+            return
         try:
-            self.save(folder, result.arrays)
+            self.save(folder, self._so_far.arrays)
+            logger.info("Saved the model in %s", folder)
         except OSError as error:
             # the caller has the result yet
             logger.error("The halves could not be saved in %s: %s", folder, error)
@@ -409,7 +439,7 @@ class SplitLearning(Strategy):
             "seed": str(self._seed),
         }
 
-    def _endpoint(self) -> SplitEndpoint:
+    def _endpoint(self, on_step: StepListener | None) -> SplitEndpoint:
         halves = SharedHalf if self.shared_server_half else CopiedHalves
         return SplitEndpoint(
             halves(self.half),
@@ -421,6 +451,7 @@ class SplitLearning(Strategy):
             pipeline_depth=self.pipeline_depth,
             seed=self._seed,
             config=self._endpoint_config,
+            on_step=on_step,
         )
 
     def _grid(

@@ -502,7 +502,7 @@ def test_a_run_in_which_every_device_fails_says_so_and_leaves_no_model(
     )
     with pytest.raises(RunFailed, match="FileNotFoundError: no pictures here"):
         results_of(server, client, config)
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["results.json"]
     written = json.loads((tmp_path / "results.json").read_text())
     assert "FileNotFoundError: no pictures here" in written["failed"]
     # two turns of each device
@@ -558,6 +558,10 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("num_devices", 0, "num-devices is 0"),
         ("evaluate_every", 0, "evaluate-every is 0"),
         ("max_failed_rounds", 0, "max-failed-rounds is 0, wanted 1 or more"),
+        ("target_accuracy", 90.0, "target-accuracy is 90.0, wanted 0 to 1, such as"),
+        ("stop_patience", -1, "stop-patience is -1, wanted 0 or more"),
+        ("best_metric", "loss", "best-metric: 'loss' is no metric, wanted such as"),
+        ("keep_best", 1, "keep-best is 1, wanted bool"),
         ("steps_per_turn", -1, "steps-per-turn is -1, wanted 0 or more"),
         ("torch_threads", 0, "torch-threads is 0"),
         (

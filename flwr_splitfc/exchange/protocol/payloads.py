@@ -26,6 +26,11 @@ def output_payloads(predicted: pb.Predicted) -> list[bytes]:
     return _parts_payloads(predicted.parts)
 
 
+def total_bytes(payloads: Iterable[bytes]) -> int:
+    """Return the bytes of some payloads together."""
+    return sum(len(payload) for payload in payloads)
+
+
 def _parts_payloads(parts: Iterable[pb.Part]) -> list[bytes]:
     payloads = []
     for part in parts:

@@ -19,6 +19,7 @@ from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.session_service import SessionService
 from flwr_splitfc.exchange.server.stream_server import StreamServer
 from flwr_splitfc.exchange.server.timeouts import overdue, reason_to_give_up
+from flwr_splitfc.exchange.server.trained_step import StepListener
 from flwr_splitfc.exchange.server.turn import Turn
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 from flwr_splitfc.exchange.server.work_budget import WorkBudget
@@ -49,6 +50,8 @@ class SplitEndpoint:
     seed : int (default: 0)
         The run's seed.
     config : EndpointConfig, optional
+    on_step : StepListener, optional
+        Called after each step of training, in the thread of the device's session.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class SplitEndpoint:
         pipeline_depth: int = 1,
         seed: int = 0,
         config: EndpointConfig | None = None,
+        on_step: StepListener | None = None,
     ) -> None:
         self.halves = halves
         self.codec = codec
@@ -73,6 +77,7 @@ class SplitEndpoint:
         self.pipeline_depth = pipeline_depth
         self.seed = seed
         self.config = config or EndpointConfig()
+        self.on_step = on_step
         self.limits = self.config.limits
         self._budget = WorkBudget(self.limits.max_work_bytes)
         self._registry = SessionRegistry()
@@ -147,6 +152,7 @@ class SplitEndpoint:
             output_codec=output_codec,
             seed=self.seed,
             budget=self._budget,
+            on_step=self.on_step,
         )
         session = ServerSession(turn, answers=self.pipeline_depth)
         self._registry.add(session)

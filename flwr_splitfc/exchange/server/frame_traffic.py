@@ -8,6 +8,7 @@ from flwr_splitfc.exchange.protocol.payloads import (
     feature_payloads,
     gradient_payloads,
     output_payloads,
+    total_bytes,
 )
 from flwr_splitfc.exchange.server.traffic import Traffic
 
@@ -25,7 +26,7 @@ def count_uplink(traffic: Traffic, frame: pb.DeviceFrame) -> None:
     ]
     close = frame.close
     payloads = {
-        "features": _size(features),
+        "features": total_bytes(features),
         "output_gradient": len(frame.backward.gradient.data),
         "labels": len(frame.step.labels),
         "state": _tensor_bytes(close.optimizer) + _tensor_bytes(close.state),
@@ -37,9 +38,9 @@ def count_downlink(traffic: Traffic, frame: pb.ServerFrame) -> None:
     """Enter a frame that a device was answered."""
     gradients = [*gradient_payloads(frame.stepped), *gradient_payloads(frame.gradients)]
     payloads = {
-        "gradient": _size(gradients),
+        "gradient": total_bytes(gradients),
         "output": len(frame.output.output.data),
-        "logits": _size(output_payloads(frame.predicted)),
+        "logits": total_bytes(output_payloads(frame.predicted)),
         "state": _tensor_bytes(frame.kept.optimizer) + _tensor_bytes(frame.kept.state),
     }
     _count(traffic.downlink_bytes, _wire_bytes(frame), payloads)
@@ -61,10 +62,6 @@ def _count(counts: Counter[str], frame_bytes: int, payloads: Mapping[str, int]) 
 
 def _wire_bytes(frame: pb.DeviceFrame | pb.ServerFrame) -> int:
     return frame.ByteSize() + _GRPC_PREFIX_BYTES
-
-
-def _size(payloads: Iterable[bytes]) -> int:
-    return sum(len(payload) for payload in payloads)
 
 
 def _tensor_bytes(tensors: Iterable[pb.Tensor]) -> int:

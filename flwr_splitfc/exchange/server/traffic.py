@@ -133,24 +133,22 @@ class Traffic:
     @property
     def uplink_bits_per_entry(self) -> float:
         """Bits of encoded features per entry of the features; 0.0 before the first."""
-        return _bits_per_entry(self.uplink_bytes["features"], self.entries)
+        return bits_per_entry(self.uplink_bytes["features"], self.entries)
 
     @property
     def downlink_bits_per_entry(self) -> float:
         """Bits of encoded gradients per entry of the features; 0.0 before the first."""
-        return _bits_per_entry(self.downlink_bytes["gradient"], self.entries)
+        return bits_per_entry(self.downlink_bytes["gradient"], self.entries)
 
     @property
     def uplink_output_bits_per_entry(self) -> float:
         """Bits of the output's encoded gradients per entry of the output, likewise."""
-        return _bits_per_entry(
-            self.uplink_bytes["output_gradient"], self.output_entries
-        )
+        return bits_per_entry(self.uplink_bytes["output_gradient"], self.output_entries)
 
     @property
     def downlink_output_bits_per_entry(self) -> float:
         """Bits of encoded outputs per entry of the output; 0.0 before the first."""
-        return _bits_per_entry(self.downlink_bytes["output"], self.output_entries)
+        return bits_per_entry(self.downlink_bytes["output"], self.output_entries)
 
     @property
     def loss(self) -> float:
@@ -224,7 +222,8 @@ def _mean(total: float, count: int) -> float:
     return total / count if count else float("nan")
 
 
-def _bits_per_entry(payload_bytes: int, entries: int) -> float:
+def bits_per_entry(payload_bytes: int, entries: int) -> float:
+    """Return the bits of a payload for each entry of a matrix; 0.0 without entries."""
     if entries == 0:
         return 0.0
     return 8 * payload_bytes / entries

@@ -18,6 +18,7 @@ from flwr_splitfc.exchange.protocol.payloads import (
     feature_payloads,
     gradient_payloads,
     output_payloads,
+    total_bytes,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
@@ -50,7 +51,8 @@ from flwr_splitfc.exchange.server.received import (
     decode_labels,
     decode_output_gradient,
 )
-from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.traffic import Traffic, bits_per_entry
+from flwr_splitfc.exchange.server.trained_step import StepListener, TrainedStep
 from flwr_splitfc.exchange.server.work_budget import WorkBudget
 from flwr_splitfc.model.structures import leaves_of
 
@@ -62,6 +64,7 @@ class _Waiting(NamedTuple):
 
     passed: ForwardPass
     received: Received
+    feature_bytes: int
     output_link: Link
 
 
@@ -100,6 +103,8 @@ class Turn:
         The run's seed, for what is random in the coding of the output.
     budget : WorkBudget, optional
         Of memory, which all turns share.
+    on_step : StepListener, optional
+        Called after each step of training, when its answer is on its way.
 
     Attributes
     ----------
@@ -122,6 +127,7 @@ class Turn:
         output_codec: CutCodec | None = None,
         seed: int = 0,
         budget: WorkBudget | None = None,
+        on_step: StepListener | None = None,
     ) -> None:
         self.purpose = purpose
         self.device = device
@@ -134,6 +140,7 @@ class Turn:
         self.states = states
         self.limits = limits
         self.budget = budget or WorkBudget(limits.max_work_bytes)
+        self.on_step = on_step
         self.traffic = Traffic(sessions=1)
         self.done = False
         self._steps = 0
@@ -279,8 +286,10 @@ class Turn:
             self.traffic.loss_sum += begun.loss * counts.rows
             self.traffic.loss_rows += counts.rows
             self._measure_gradients(returned)
-            self._digest.update(
-                *feature_payloads(step), step.labels, *gradient_payloads(stepped)
+            features, gradients = feature_payloads(step), gradient_payloads(stepped)
+            self._digest.update(*features, step.labels, *gradients)
+            self._tell(
+                counts, total_bytes(features), total_bytes(gradients), begun.loss
             )
 
         self._unfinished = finish
@@ -307,11 +316,11 @@ class Turn:
 
         with coding:
             encoded, output_link = self._encode_output(output, self.output_codec)
-        self._waiting = _Waiting(passed, received, output_link)
+        features = feature_payloads(forward)
+        feature_bytes = total_bytes(features)
+        self._waiting = _Waiting(passed, received, feature_bytes, output_link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._unfinished = partial(
-            self._digest.update, *feature_payloads(forward), encoded.data
-        )
+        self._unfinished = partial(self._digest.update, *features, encoded.data)
         return pb.Output(output=encoded)
 
     def _backward(self, backward: pb.Backward) -> pb.Gradients:
@@ -333,7 +342,7 @@ class Turn:
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
         # the rest of what waited is freed with this frame, and not when it is finished
-        received = waiting.received
+        received, feature_bytes = waiting.received, waiting.feature_bytes
         with coding:
             returned = self._encode_gradients(begun.gradients, received)
         answer = pb.Gradients()
@@ -346,7 +355,9 @@ class Turn:
             self._count_trained(counts)
             self.traffic.output_entries += output_gradient.numel()
             self._measure_gradients(returned)
-            self._digest.update(backward.gradient.data, *gradient_payloads(answer))
+            gradients = gradient_payloads(answer)
+            self._digest.update(backward.gradient.data, *gradients)
+            self._tell(counts, feature_bytes, total_bytes(gradients), None)
 
         self._unfinished = finish
         return answer
@@ -451,6 +462,27 @@ class Turn:
 
     def _update(self) -> Update:
         return Update(self.server_round, self.device, self._steps)
+
+    def _tell(
+        self,
+        counts: BatchCounts,
+        feature_bytes: int,
+        gradient_bytes: int,
+        loss: float | None,
+    ) -> None:
+        """Call the listener, if there is one."""
+        if self.on_step is None:
+            return
+        step = TrainedStep(
+            self.server_round,
+            self.device,
+            self.traffic.steps,
+            counts.rows,
+            loss,
+            bits_per_entry(feature_bytes, counts.entries),
+            bits_per_entry(gradient_bytes, counts.entries),
+        )
+        self.on_step(step)
 
     def _measure_gradients(self, returned: Sequence[_Returned]) -> None:
         """Enter the gradients' error as the device sees them, if the step measures it.

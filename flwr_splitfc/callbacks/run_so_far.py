@@ -1,0 +1,90 @@
+"""A run as its callbacks see it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from flwr.app import ArrayRecord
+
+from flwr_splitfc.run import Progress, Round
+
+SaveModel: TypeAlias = Callable[[Path, ArrayRecord], None]
+"""Writes the model whose arrays it gets into a folder."""
+
+
+class RunSoFar:
+    """A run while it goes on, and how it ended.
+
+    Parameters
+    ----------
+    progress : Progress
+        The run's.
+    arrays : ArrayRecord
+        What it begins with.
+    save : callable
+        Writes the model into a folder.
+
+    Attributes
+    ----------
+    arrays : ArrayRecord
+        After the last finished round: the device half, or under Flower's own strategies
+        the whole model.
+    steps : int
+        Mini-batches of training so far, those of the round under way among them. A run
+        that goes on from a checkpoint goes on counting.
+    stopped : str
+        Why a callback ends the run; empty if none does.
+    error : BaseException or None
+        What ended the run, if it is no callback and not the last round: `RunFailed`, or
+        `KeyboardInterrupt`.
+    """
+
+    def __init__(
+        self, progress: Progress, arrays: ArrayRecord, save: SaveModel
+    ) -> None:
+        self.arrays = arrays
+        self.stopped = ""
+        self.error: BaseException | None = None
+        self._progress = progress
+        self._save = save
+        self.steps = self._finished_steps()
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that the run takes, if nothing ends it before."""
+        return self._progress.num_rounds
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """The finished rounds, those before a checkpoint among them."""
+        return self._progress.rounds
+
+    def evaluates(self, server_round: int) -> bool:
+        """Return whether a round has an evaluation."""
+        return self._progress.due(server_round)
+
+    def end_round(self, arrays: ArrayRecord) -> None:
+        """Take over what a round has left, which the progress knows already."""
+        self.arrays = arrays
+        self.steps = self._finished_steps()
+
+    def _finished_steps(self) -> int:
+        return sum(done.steps for done in self.rounds)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as it is after the last finished round.
+
+        The files are those of `SplitLearning.save`; under Flower's own strategies
+        ``joined.pt`` alone.
+        """
+        self._save(Path(folder), self.arrays)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this round; its row, model and checkpoint are kept.
+
+        Parameters
+        ----------
+        reason : str
+            For the log and ``results.json``; the first one counts.
+        """
+        self.stopped = self.stopped or reason

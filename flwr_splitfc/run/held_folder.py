@@ -1,0 +1,51 @@
+"""A folder that one run at a time writes into."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import IO
+
+_FILE = ".lock"
+
+logger = getLogger("flwr")
+
+
+class FolderInUse(RuntimeError):
+    """Another run holds the folder."""
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs.
+
+    The system lets go of the lock when the process ends, however it does.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is missing.
+
+    Raises
+    ------
+    FolderInUse
+        If another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _FILE).open("w") as file:
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderInUse(str(folder)) from error
+    except OSError as error:
+        # some network file systems have none
+        logger.warning("%s cannot be locked: %s", folder, error)

@@ -1,0 +1,178 @@
+"""Runs of a `SplitServerApp` that end early, and the folders of their results."""
+
+import json
+import signal
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context
+from torch import nn
+
+from flwr_splitfc.apps.results_folder import results_folder
+from tests.apps.server_runs import accuracy, joined, run
+from tests.halves import same
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "splitfed-v1", "fedavg"])
+def test_a_target_ends_the_run_and_the_last_row_is_kept(
+    strategy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+    results = run(
+        tmp_path,
+        strategy=strategy,
+        num_rounds=200,
+        learning_rate=1e-2,
+        target_accuracy=0.5,
+        keep_best=True,
+    )
+    rounds = results["rounds"]
+    # at most 2 rounds over ten seeds and two thread counts
+    assert len(rounds) < 200
+    assert [row["accuracy"] >= 0.5 for row in rounds] == [False] * (len(rounds) - 1) + [
+        True
+    ]
+    assert results["stopped"].startswith(f"the accuracy of round {len(rounds)} is ")
+    assert results["best"] == {"round": len(rounds), "accuracy": rounds[-1]["accuracy"]}
+    assert (
+        f"Stops after round {len(rounds)} of 200: {results['stopped']}"
+        in caplog.messages
+    )
+    table = caplog.messages[-1]
+    assert f"\n{len(rounds):>7} " in table
+    if strategy != "fedavg":
+        assert same(joined(tmp_path), joined(tmp_path / "best"))
+
+
+def test_patience_ends_the_run_by_a_metric_of_ones_own(tmp_path: Path) -> None:
+    found = iter([9.0, 3.0, 1.0, 2.0, 1.5, 1.0, 0.5])
+
+    def evaluate(model: nn.Module, context: Context) -> dict[str, float]:
+        return {"rmse": next(found)}
+
+    results = run(
+        tmp_path,
+        num_rounds=6,
+        evaluate=evaluate,
+        stop_patience=2,
+        best_metric="lowest rmse",
+        keep_best=True,
+    )
+    # the first was found before the first round
+    assert [row["evaluation"]["rmse"] for row in results["rounds"]] == [
+        3.0,
+        1.0,
+        2.0,
+        1.5,
+    ]
+    assert results["best"] == {"round": 2, "rmse": 1.0}
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+def test_ctrl_c_leaves_the_rounds_the_model_and_a_checkpoint_to_go_on_from(
+    strategy: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "strategy": strategy,
+        "num_rounds": 6,
+        "checkpoint_dir": str(tmp_path / "checkpoint"),
+    }
+    evaluated = []
+
+    def interrupted(model: nn.Module, context: Context) -> dict[str, float]:
+        evaluated.append(model)
+        if len(evaluated) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return accuracy(model, context)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", evaluate=interrupted, **settings)
+    before = written(tmp_path / "run")
+    assert (len(before["rounds"]), before["unfinished"]) == (3, True)
+    if strategy == "fedavg":
+        return  # it keeps no model and no checkpoint
+    assert all(tensor.isfinite().all() for tensor in joined(tmp_path / "run").values())
+    after = run(tmp_path / "run", **settings)
+    assert after["rounds"][:3] == before["rounds"]
+    assert (len(after["rounds"]), "unfinished" in after) == (6, False)
+    whole = run(tmp_path / "whole", strategy=strategy, num_rounds=6)
+    assert after["payload_digest"] == whole["payload_digest"]
+    assert same(joined(tmp_path / "run"), joined(tmp_path / "whole"))
+
+
+def test_a_run_that_is_under_way_has_its_rounds_in_the_file(tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(model: nn.Module, context: Context) -> dict[str, float]:
+        if (tmp_path / "results.json").exists():
+            seen.append(written(tmp_path))
+        return {"accuracy": 0.5}
+
+    run(tmp_path, num_rounds=3, evaluate=evaluate)
+    assert seen[0]["unfinished"] is True
+    assert [row["round"] for row in seen[0]["rounds"]] == [1]
+    assert "unfinished" not in written(tmp_path)
+
+
+def test_a_run_leaves_the_results_of_others_alone(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"strategy": "split-learning", "num_rounds": 1}
+    run(tmp_path / "results", **options)
+    first = (tmp_path / "results" / "results.json").read_bytes()
+    model = joined(tmp_path / "results")
+    run(tmp_path / "results", **options, seed=1)
+    assert (tmp_path / "results" / "results.json").read_bytes() == first
+    assert same(joined(tmp_path / "results"), model)
+    second = written(tmp_path / "results-2")
+    assert (second["seed"], len(second["rounds"])) == (1, 1)
+    assert not same(joined(tmp_path / "results-2"), model)
+
+
+CONFIG = {"seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("", "results-2"),
+        ("[]", "results-2"),
+        ('{"run_config": {"seed": 0}}', "results-2"),
+        ('{"run_config": {"seed": 0}, "unfinished": true}', "results"),
+        ('{"run_config": {"seed": 0}, "failed": "no devices"}', "results"),
+        ('{"run_config": {"seed": 1}, "unfinished": true}', "results-2"),
+    ],
+)
+def test_a_folder_is_taken_unless_the_same_run_went_on_there(
+    text: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text(text)
+    with results_folder(tmp_path / "results", CONFIG) as folder:
+        assert folder.name == name
+
+
+def hold(folder: Path, names: Any) -> None:
+    with results_folder(folder, CONFIG) as own:
+        names.put(own.name)
+        names.put("")
+        names.join()
+
+
+def test_runs_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None:
+    with results_folder(tmp_path / "results", CONFIG):
+        process = get_context("spawn")
+        names = process.JoinableQueue()
+        other = process.Process(target=hold, args=(tmp_path / "results", names))
+        other.start()
+        assert names.get() == "results-2"
+        names.task_done()
+        with results_folder(tmp_path / "results", CONFIG) as third:
+            assert third.name == "results-3"
+        names.get()
+        names.task_done()
+        other.join()
