@@ -22,7 +22,13 @@ from flwr_splitfc.exchange import (
     has_ticket,
     model_codec_mod,
 )
-from flwr_splitfc.model import HeadAndTail, JoinedModel, split_at
+from flwr_splitfc.model import (
+    AuxiliaryHead,
+    DecoupledHalf,
+    HeadAndTail,
+    JoinedModel,
+    split_at,
+)
 from flwr_splitfc.strategy import (
     BudgetSchedule,
     NodeConfigBudgets,
@@ -38,8 +44,10 @@ from flwr_splitfc.strategy import (
 __version__ = version("flwr-splitfc")
 
 __all__ = [
+    "AuxiliaryHead",
     "BudgetSchedule",
     "Certificate",
+    "DecoupledHalf",
     "DeviceApp",
     "EndpointConfig",
     "HeadAndTail",

@@ -24,7 +24,13 @@ from flwr_splitfc.exchange.protocol.device_query import ACTION
 from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn, OptimizerFn
+from flwr_splitfc.model import (
+    DecoupledHalf,
+    HeadAndTail,
+    JoinedModel,
+    LossFn,
+    OptimizerFn,
+)
 from flwr_splitfc.model.part_checks import (
     check_factory,
     check_function,
@@ -88,9 +94,14 @@ class SplitClientApp(ClientApp):
         ``loss_fn``, whose server half is the middle. The device's arrays are then a
         `HeadAndTail`'s. Not used where the run-config says ``u-shaped = false``, as in
         `SplitServerApp`.
+    auxiliary : callable, optional
+        Makes the auxiliary head as `model` makes the device half, such as
+        ``partial(AuxiliaryHead, (32, 6, 6), 10)``: for a strategy that is `decoupled`.
+        The device half then learns from ``loss_fn(auxiliary(features), labels)``, and
+        the device's arrays are a `DecoupledHalf`'s.
     loss_fn : callable, optional
-        ``loss_fn(outputs, labels)``, for training with `tail` or without a ticket, and
-        for ``eval_loss``.
+        ``loss_fn(outputs, labels)``, for training with `tail`, with `auxiliary` or
+        without a ticket, and for ``eval_loss``.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
         over its samples.
@@ -129,6 +140,7 @@ class SplitClientApp(ClientApp):
         *,
         server_model: MakeModel | None = None,
         tail: MakeModel | None = None,
+        auxiliary: MakeModel | None = None,
         loss_fn: LossFn | None = None,
         metrics_fn: MetricsFn = accuracy,
         torch_threads: int = 1,
@@ -145,6 +157,7 @@ class SplitClientApp(ClientApp):
         self.optimizer = optimizer
         self.server_model = server_model
         self.tail = tail
+        self.auxiliary = auxiliary
         self.loss_fn = loss_fn
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
@@ -213,7 +226,18 @@ class SplitClientApp(ClientApp):
                 "the strategy has no loss_fn, so the loss is the device's: "
                 "give tail and loss_fn"
             )
+        if ticket.decoupled:
+            return self._decoupled_half(context)
         return self._device_layers(context)
+
+    def _decoupled_half(self, context: Context) -> DecoupledHalf:
+        if self.auxiliary is None or self.loss_fn is None:
+            raise ValueError(
+                "the strategy is decoupled, so the device half learns from a loss of "
+                "its own: give SplitClientApp an auxiliary head and a loss_fn"
+            )
+        device = make_half(self.model, context)
+        return DecoupledHalf(device, make_half(self.auxiliary, context))
 
     def _joined_model(self, context: Context) -> JoinedModel:
         if self.server_model is None or self.loss_fn is None:
@@ -268,7 +292,7 @@ class SplitClientApp(ClientApp):
     ) -> Iterator[Tensor]:
         """Yield the loss of each batch, for its backward pass."""
         server = turn.server
-        if isinstance(server, Session) and server.ticket.pipeline_depth > 1:
+        if isinstance(server, Session) and _is_pipelined(server.ticket):
             yield from server.pipelined(InPrecision(model, precision), batches)
             return
         for x, y in batches:
@@ -279,12 +303,26 @@ class SplitClientApp(ClientApp):
     def _loss(
         self, turn: ClientTurn, model: nn.Module, x: Structure, y: Tensor
     ) -> Tensor:
+        if isinstance(model, DecoupledHalf):
+            return self._auxiliary_loss(turn, model, x, y)
         if not isinstance(model, HeadAndTail):
             return turn.server.loss(model(x), y)
         assert self.loss_fn is not None  # _device_model has seen to it
         assert isinstance(turn.server, Session)
         loss = self.loss_fn(model(x, turn.server.forward), y)
         turn.add({"train_loss": loss.item()}, len(y))
+        return loss
+
+    def _auxiliary_loss(
+        self, turn: ClientTurn, model: DecoupledHalf, x: Structure, y: Tensor
+    ) -> Tensor:
+        """Send a batch's features up, and return the device's own loss of them."""
+        assert self.loss_fn is not None  # _decoupled_half has seen to it
+        assert isinstance(turn.server, Session)
+        features = model(x)
+        turn.server.send(features, y)
+        loss = self.loss_fn(model.auxiliary(features), y)
+        turn.add({"auxiliary_loss": loss.item()}, len(y))
         return loss
 
     def _batch_metrics(self, outputs: Structure, labels: Tensor) -> dict[str, float]:
@@ -300,6 +338,11 @@ def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:
     if isinstance(model, HeadAndTail):
         return model(x, predict)
     return predict(model(x))
+
+
+def _is_pipelined(ticket: Ticket) -> bool:
+    # decoupled turns wait for no answer as they are
+    return ticket.pipeline_depth > 1 and not ticket.decoupled
 
 
 def _turn_seed(message: Message, context: Context) -> int:

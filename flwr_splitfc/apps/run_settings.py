@@ -43,7 +43,8 @@ class RunSettings:
     keep_best: bool = False
     stop_patience: int = 0
     target_accuracy: float = 0.0
-    pipeline_depth: int = 1
+    pipeline_depth: int = 0
+    decoupled: bool = False
     max_failed_rounds: int = 1
     num_devices: int = 2
     round_timeout_s: float = 3600.0
@@ -66,7 +67,7 @@ class RunSettings:
             self,
             num_rounds=1,
             evaluate_every=1,
-            pipeline_depth=1,
+            pipeline_depth=0,
             max_failed_rounds=1,
             num_devices=1,
             torch_threads=1,
@@ -78,6 +79,11 @@ class RunSettings:
             raise ValueError(
                 f"fraction-train is {self.fraction_train}, "
                 "wanted more than 0 and at most 1"
+            )
+        if self.decoupled and self.strategy in UNSPLIT:
+            raise ValueError(
+                f"decoupled is true, and strategy is {self.strategy!r}, which has no "
+                "server half: wanted a split strategy"
             )
         if not self.round_timeout_s > 0:
             raise ValueError(

@@ -27,7 +27,7 @@ from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.callbacks import Callback
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
-from flwr_splitfc.model import HeadAndTail, JoinedModel, LossFn
+from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.part_checks import check_factory, check_optimizer
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.columns import known
@@ -55,9 +55,9 @@ class SplitServerApp(ServerApp):
         ``model()`` makes the device half; a factory with a parameter to fill gets the
         `Context`.
     server_model : callable
-        Makes the server half alike. Both, and `tail`, are called once, one after the
-        other, with torch's random generator seeded from the run's seed: that decides
-        the initial weights.
+        Makes the server half alike. Both, `tail` and `auxiliary` are called once, one
+        after the other, with torch's random generator seeded from the run's seed: that
+        decides the initial weights.
     loss_fn : callable or None
         ``loss_fn(server_model(features), labels)``, a scalar; not used in U-shaped
         split learning, where it is the devices'.
@@ -69,6 +69,9 @@ class SplitServerApp(ServerApp):
         U-shaped split learning, whose labels stay on devices. Give it to
         `SplitClientApp`, too. With ``u-shaped = false`` it is not used, and what
         `server_model` makes then must end with these layers itself.
+    auxiliary : callable, optional
+        Makes the head from whose loss device halves learn (`DecoupledHalf`) where the
+        run-config says ``decoupled = true``. Give it to `SplitClientApp`, too.
     evaluate : callable, optional
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the
         server's own data: before the first round and in rounds that are due.
@@ -149,8 +152,13 @@ class SplitServerApp(ServerApp):
                                             at most ``split-wait-timeout-s``
     ``round-timeout-s``       3600          seconds after which a round ends without the
                                             devices that are missing
-    ``pipeline-depth``        1             mini-batches that a device has under way at
-                                            most, while answers travel
+    ``pipeline-depth``        0             mini-batches that a device has under way at
+                                            most, while answers travel; 0 is the
+                                            strategy's default
+    ``decoupled``             false         whether device halves learn from a loss of
+                                            their own (`auxiliary`): features go up with
+                                            the bits of both budgets, and no gradient
+                                            comes down
     ``max-failed-rounds``     1             rounds in a row in which every device failed
                                             after which the run ends; where devices take
                                             turns, as many times a turn of each
@@ -191,6 +199,7 @@ class SplitServerApp(ServerApp):
         optimizer: Callable[..., torch.optim.Optimizer],
         *,
         tail: MakeModel | None = None,
+        auxiliary: MakeModel | None = None,
         evaluate: Evaluate | None = None,
         callbacks: MakeCallbacks | None = None,
         **split_options: Any,
@@ -204,6 +213,7 @@ class SplitServerApp(ServerApp):
         self.model = model
         self.server_model = server_model
         self.tail = tail
+        self.auxiliary = auxiliary
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.evaluate = evaluate
@@ -231,7 +241,7 @@ class SplitServerApp(ServerApp):
         callbacks.append(results)
         if self.callbacks is not None:
             callbacks += self.callbacks(context)
-        device, server = self._make_halves(context, settings.seed)
+        device, server = self._make_halves(context, settings)
         if settings.strategy in UNSPLIT:
             joined = JoinedModel(device, server)
             run = self._whole_run(grid, context, settings, joined, callbacks)
@@ -253,17 +263,29 @@ class SplitServerApp(ServerApp):
         results.write()
         logger.info("\n%s\n\nWrote %s", run.progress().table(), path)
 
-    def _make_halves(self, context: Context, seed: int) -> tuple[nn.Module, nn.Module]:
+    def _make_halves(
+        self, context: Context, settings: RunSettings
+    ) -> tuple[nn.Module, nn.Module]:
         """Return what devices have of the model and what the server has."""
         tail = tail_of(self.tail, context)
         # torch.manual_seed would seed CUDA, too, which fork_rng does not put back here
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(settings.seed)
             device = make_half(self.model, context)
             server = make_half(self.server_model, context)
             if tail is not None:
                 device = HeadAndTail(device, make_half(tail, context))
+            if settings.decoupled:
+                device = DecoupledHalf(device, self._auxiliary_head(context))
         return device, server
+
+    def _auxiliary_head(self, context: Context) -> nn.Module:
+        if self.auxiliary is None:
+            raise ValueError(
+                "decoupled is true, but the app has no auxiliary head to give the "
+                "devices"
+            )
+        return make_half(self.auxiliary, context)
 
     # -- a split model
     # --------------------------------------------------------------------------------
@@ -301,7 +323,8 @@ class SplitServerApp(ServerApp):
         callbacks: Sequence[Callback],
     ) -> SplitLearning:
         # devices that have the last layers have the loss, too
-        loss_fn = None if isinstance(device, HeadAndTail) else self.loss_fn
+        half = device.device if isinstance(device, DecoupledHalf) else device
+        loss_fn = None if isinstance(half, HeadAndTail) else self.loss_fn
         name = settings.strategy
         options: dict[str, Any] = {
             "budgets": settings.budgets(),
@@ -312,7 +335,7 @@ class SplitServerApp(ServerApp):
                 evaluate_on_devices=settings.evaluate_on_devices,
             ),
             "evaluate_every": settings.evaluate_every,
-            "pipeline_depth": settings.pipeline_depth,
+            "decoupled": settings.decoupled,
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,
@@ -323,6 +346,8 @@ class SplitServerApp(ServerApp):
         model_codec = settings.models()
         if model_codec is not None:
             options["model_bits"] = model_codec
+        if settings.pipeline_depth:
+            options["pipeline_depth"] = settings.pipeline_depth
         if settings.optimizer_state:
             options["optimizer_state"] = settings.optimizer_state
         codec = codec_of(config)

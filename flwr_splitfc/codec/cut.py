@@ -25,6 +25,7 @@ from flwr_splitfc.codec.matrices import as_matrix, claimed_shape, payload_array
 from flwr_splitfc.codec.quality import (
     AUTOMATIC,
     GRADIENT_OFFSET,
+    NO_CEILING,
     automatic_quality,
     check_quality,
     feature_scale,
@@ -142,6 +143,19 @@ class CutCodec:
         (0.0011, 0.0034)
         """
         return replace(self, mirrored=not self.mirrored)
+
+    def one_way(self) -> CutCodec:
+        """Return this codec for features whose gradient does not come down.
+
+        They have both budgets.
+
+        >>> from flwr_splitfc.codec import cut_codec
+        >>> cut_codec("quant-only", uplink_bits=0.25, downlink_bits=0.5).one_way()
+        cut_codec('quant-only', uplink_bits=0.75, downlink_bits=0.5, \
+evaluation='float16')
+        """
+        both_bits = min(self.uplink_bits + self.downlink_bits, NO_CEILING)
+        return replace(self, uplink_bits=both_bits)
 
     @property
     def stype(self) -> str:

@@ -2,9 +2,12 @@
 
 from flwr_splitfc.model.callables import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.cutting import split_at
+from flwr_splitfc.model.decoupled import AuxiliaryHead, DecoupledHalf, without_auxiliary
 from flwr_splitfc.model.joined import HeadAndTail, JoinedModel, joined_state_dict
 
 __all__ = [
+    "AuxiliaryHead",
+    "DecoupledHalf",
     "HeadAndTail",
     "JoinedModel",
     "LossFn",
@@ -12,4 +15,5 @@ __all__ = [
     "SchedulerFn",
     "joined_state_dict",
     "split_at",
+    "without_auxiliary",
 ]

@@ -32,11 +32,13 @@ from flwr_splitfc.exchange.server.feature_shapes import FeatureShape
 from flwr_splitfc.exchange.server.half_steps import Update
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import (
+    DecoupledHalf,
     JoinedModel,
     LossFn,
     OptimizerFn,
     SchedulerFn,
     joined_state_dict,
+    without_auxiliary,
 )
 from flwr_splitfc.model.part_checks import (
     check_factory,
@@ -47,7 +49,7 @@ from flwr_splitfc.model.part_checks import (
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
-from flwr_splitfc.strategy.budgets import NodeConfigBudgets
+from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
@@ -58,6 +60,9 @@ from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
 from flwr_splitfc.strategy.waiting import wait_for_devices
+
+_ONE_WAY_DEPTH = 16
+"""Mini-batches under way whose answers nobody waits for: a second at 60 ms each."""
 
 _MODEL_CODEC = ModelCodec(weights=4, changes=3, state=3)
 
@@ -110,11 +115,16 @@ class SplitLearning(Strategy):
     evaluate_every : int (default: 1)
         Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after
         the last.
-    pipeline_depth : int (default: 1)
+    pipeline_depth : int, optional
         How many mini-batches a device may have under way at once. While the answer to
         one travels, it computes and sends the next, with weights that are up to
-        ``pipeline_depth - 1`` steps old. 1 waits for each answer. It is for a loss of
-        the server's and the transport "stream".
+        ``pipeline_depth - 1`` steps old. 1, the default, waits for each answer. It is
+        for a loss of the server's and the transport "stream".
+    decoupled : bool (default: False)
+        Whether device halves learn from an auxiliary head and a loss of their own.
+        Features go up with the bits of both budgets, no gradient comes down, and no
+        weight is old; the default of `pipeline_depth` is then 16, in a stream. Device
+        models are a `DecoupledHalf`. For a loss of the server's.
     max_failed_rounds : int (default: 1)
         So many rounds in a row in which every device failed end the run with
         `RunFailed`. Where one device trains in a round, it counts as a round that each
@@ -194,7 +204,8 @@ class SplitLearning(Strategy):
         devices: Strategy | None = None,
         shared_server_half: bool = True,
         evaluate_every: int = 1,
-        pipeline_depth: int = 1,
+        pipeline_depth: int | None = None,
+        decoupled: bool = False,
         max_failed_rounds: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
@@ -252,7 +263,13 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
-        _check_depth(pipeline_depth, loss_fn, endpoint)
+        by_messages = endpoint is not None and endpoint.transport == "messages"
+        if decoupled:
+            _check_decoupled(loss_fn, self.budgets)
+        if pipeline_depth is None:
+            pipeline_depth = _ONE_WAY_DEPTH if decoupled and not by_messages else 1
+        _check_depth(pipeline_depth, loss_fn, by_messages)
+        self.decoupled = decoupled
         self.pipeline_depth = pipeline_depth
         self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
@@ -406,6 +423,8 @@ class SplitLearning(Strategy):
             self.evaluate_every,
         )
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
+        if self.decoupled:
+            logger.info("\t├──> Device halves learn from a loss of their own")
         if self.pipeline_depth > 1:
             logger.info("\t├──> Mini-batches under way: %d", self.pipeline_depth)
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
@@ -436,6 +455,7 @@ class SplitLearning(Strategy):
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
             "pipeline_depth": str(self.pipeline_depth),
+            "decoupled": str(self.decoupled),
             "seed": str(self._seed),
         }
 
@@ -449,6 +469,7 @@ class SplitLearning(Strategy):
             states=self._run.device_states,
             state_bits=self.model_codec.state,
             pipeline_depth=self.pipeline_depth,
+            decoupled=self.decoupled,
             seed=self._seed,
             config=self._endpoint_config,
             on_step=on_step,
@@ -513,7 +534,8 @@ class SplitLearning(Strategy):
         server_round += self._run.rounds_done
         replies = list(replies)
         self._run.failed_rounds.check(server_round, replies, self._run.turns_of_all)
-        if self.ledger.of(server_round, "train").downlink_bytes["gradient"]:
+        traffic = self.ledger.of(server_round, "train")
+        if traffic.downlink_bytes["gradient"] or self.decoupled:
             self._run.standstill.check(server_round, self._run.sent, replies)
         arrays, averages = self.devices.aggregate_train(server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "train")
@@ -593,10 +615,12 @@ class SplitLearning(Strategy):
         """Return the whole model: `device_model` before the server half, or around it.
 
         `device_model` is loaded with `arrays` if given, and moved to the server half's
-        device. The server half is the one in training.
+        device. The server half is the one in training. An auxiliary head is left out.
         """
+        if isinstance(device_model, DecoupledHalf):
+            device_model = device_model.device
         if arrays is not None:
-            device_model.load_state_dict(arrays.to_torch_state_dict())
+            device_model.load_state_dict(self._device_entries(arrays))
         return JoinedModel(device_model.to(self.half.device), self.server_model)
 
     def predict(self, features: Structure) -> Structure:
@@ -612,7 +636,7 @@ class SplitLearning(Strategy):
         Its device half is `arrays`, its server half the one in training.
         """
         return joined_state_dict(
-            arrays.to_torch_state_dict().items(), self.server_model.state_dict().items()
+            self._device_entries(arrays).items(), self.server_model.state_dict().items()
         )
 
     def save(self, folder: str | Path, arrays: ArrayRecord) -> None:
@@ -624,10 +648,15 @@ class SplitLearning(Strategy):
         """
         save_halves(
             Path(folder),
-            arrays.to_torch_state_dict(),
+            self._device_entries(arrays),
             self.server_model.state_dict(),
             has_tail=self.output_codec is not None,
         )
+
+    def _device_entries(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Return the device half's state dict from the arrays that devices train."""
+        entries = arrays.to_torch_state_dict()
+        return without_auxiliary(entries.items()) if self.decoupled else dict(entries)
 
 
 def _as_codec(codec: CutCodec | str) -> CutCodec:
@@ -644,9 +673,20 @@ def _as_rules(
     return tuple(budgets)
 
 
-def _check_depth(
-    depth: int, loss_fn: LossFn | None, endpoint: EndpointConfig | None
-) -> None:
+def _check_decoupled(loss_fn: LossFn | None, budgets: Sequence[BudgetRule]) -> None:
+    if loss_fn is None:
+        raise ValueError(
+            "decoupled is for a loss of the server's: where the last layers are on "
+            "devices, the server half cannot train without a gradient of theirs"
+        )
+    if any(isinstance(rule, ThroughputBudgets) for rule in budgets):
+        raise ValueError(
+            "ThroughputBudgets go by how long devices wait for answers, "
+            "and decoupled ones wait for none: give other budgets"
+        )
+
+
+def _check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
     if depth < 1:
         raise ValueError(f"pipeline_depth is {depth}, wanted 1 or more")
     if depth == 1:
@@ -656,7 +696,7 @@ def _check_depth(
             f"pipeline_depth is {depth}, and the loss is the devices': "
             "each of their steps needs the server half's output first"
         )
-    if endpoint is not None and endpoint.transport == "messages":
+    if by_messages:
         raise ValueError(
             f"pipeline_depth is {depth}, and frames travel in Flower's messages, "
             'one at a time: it needs the transport "stream"'

@@ -50,7 +50,7 @@ class Standstill:
             self._warned = True
             logger.warning(
                 "Devices learn nothing: for %d rounds (round %d is the last) training "
-                "has left the device half as it was. The gradient at the cut has "
+                "has left the device half as it was. The gradient has "
                 "vanished, as where a high learning rate kills units: lower the "
                 "learning rate. Or the devices' loop calls no backward() and "
                 "optimizer.step()",

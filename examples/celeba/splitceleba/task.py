@@ -6,7 +6,7 @@ from flwr.app import Context
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
-from flwr_splitfc import split_at
+from flwr_splitfc import AuxiliaryHead, split_at
 from flwr_splitfc.vision import Batches, evaluate, turn_batches
 from splitceleba.faces import decoded_test_set, device_faces
 
@@ -48,6 +48,11 @@ def make_tail() -> nn.Module:
     _, rest = halves()
     _, tail = split_at(rest, SECOND_CUT)
     return tail
+
+
+def make_auxiliary() -> AuxiliaryHead:
+    """Return a head that scores the features, for device halves to learn from."""
+    return AuxiliaryHead((24, 8, 8), 2)
 
 
 def load_data(context: Context) -> tuple[Batches, Batches]:

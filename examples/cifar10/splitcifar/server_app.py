@@ -5,12 +5,18 @@ from torch import nn
 
 from flwr_splitfc import SplitServerApp
 from flwr_splitfc.vision import evaluate_on_test_set
-from splitcifar.task import make_device_half, make_server_half, make_tail
+from splitcifar.task import (
+    make_auxiliary,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 
 app = SplitServerApp(
     model=make_device_half,
     server_model=make_server_half,
     tail=make_tail,  # used where the run-config says u-shaped
+    auxiliary=make_auxiliary,  # used where it says decoupled
     loss_fn=nn.CrossEntropyLoss(),
     optimizer=torch.optim.Adam,
     evaluate=evaluate_on_test_set,

@@ -7,7 +7,7 @@ from flwr.app import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flwr_splitfc import split_at
+from flwr_splitfc import AuxiliaryHead, split_at
 from flwr_splitfc.settings import RunConfig, check_choice, read_settings
 from flwr_splitfc.vision import Batches, DatasetSpec, datasets_of, load_data
 from splitcifar.models import MODELS, NORMS
@@ -78,6 +78,14 @@ def make_tail(context: Context) -> nn.Module:
     _, rest = _halves(context)
     _, tail = split_at(rest, -2)
     return tail
+
+
+def make_auxiliary(context: Context) -> AuxiliaryHead:
+    """Return a head that scores the features, for device halves to learn from."""
+    train, _ = datasets_of(context.run_config)
+    device_half, _ = _halves(context)
+    image = torch.zeros(1, train.spec.channels, *2 * [train.spec.image_size])
+    return AuxiliaryHead(device_half(image).shape[1:], train.spec.num_classes)
 
 
 def _halves(context: Context) -> tuple[nn.Module, nn.Module]:

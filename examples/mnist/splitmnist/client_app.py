@@ -5,7 +5,12 @@ from torch import nn
 
 from flwr_splitfc import SplitClientApp
 from flwr_splitfc.vision import load_data
-from splitmnist.task import make_device_half, make_server_half, make_tail
+from splitmnist.task import (
+    make_auxiliary,
+    make_device_half,
+    make_server_half,
+    make_tail,
+)
 
 app = SplitClientApp(
     model=make_device_half,
@@ -14,5 +19,6 @@ app = SplitClientApp(
     optimizer=torch.optim.Adam,
     server_model=make_server_half,  # only to train the whole model (FedAvg)
     tail=make_tail,  # used where the run-config says u-shaped
+    auxiliary=make_auxiliary,  # used where it says decoupled
     loss_fn=nn.CrossEntropyLoss(),
 )

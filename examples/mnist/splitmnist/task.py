@@ -3,7 +3,7 @@
 from flwr.app import Context
 from torch import nn
 
-from flwr_splitfc import split_at
+from flwr_splitfc import AuxiliaryHead, split_at
 from flwr_splitfc.vision import datasets_of
 
 
@@ -84,6 +84,13 @@ def make_tail(context: Context) -> nn.Module:
     """Return the last layer."""
     _, tail = split_at(_server_half(context), -2)
     return tail
+
+
+def make_auxiliary(context: Context) -> AuxiliaryHead:
+    """Return a head that scores the features, for device halves to learn from."""
+    train, _ = datasets_of(context.run_config)
+    size = cut_size(train.spec.image_size)
+    return AuxiliaryHead((32, size, size), train.spec.num_classes)
 
 
 def _server_half(context: Context) -> ServerHalf:

@@ -6,6 +6,7 @@ from torch import nn
 from flwr_splitfc import SplitServerApp
 from splittable.task import (
     evaluate_on_test_set,
+    make_auxiliary,
     make_device_half,
     make_server_half,
     make_tail,
@@ -15,6 +16,7 @@ app = SplitServerApp(
     model=make_device_half,
     server_model=make_server_half,
     tail=make_tail,  # used where the run-config says u-shaped
+    auxiliary=make_auxiliary,  # used where it says decoupled
     loss_fn=nn.MSELoss(),
     optimizer=torch.optim.Adam,
     evaluate=evaluate_on_test_set,

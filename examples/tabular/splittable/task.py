@@ -5,7 +5,7 @@ from flwr.app import Context
 from torch import nn
 from torch.nn import functional as F
 
-from flwr_splitfc import split_at
+from flwr_splitfc import AuxiliaryHead, split_at
 from flwr_splitfc.batches import Batches, turn_batches
 from splittable.diabetes import device_patients, load_patients
 
@@ -33,6 +33,11 @@ def make_tail() -> nn.Module:
     """Return the last layer."""
     _, tail = split_at(_server_half(), -2)
     return tail
+
+
+def make_auxiliary() -> AuxiliaryHead:
+    """Return a head that guesses from the features, for device halves to learn from."""
+    return AuxiliaryHead((COLUMNS,), 1)
 
 
 def _server_half() -> nn.Sequential:

@@ -60,6 +60,11 @@ def make_tail(context: Context) -> nn.Module:
     return tail
 
 
+def make_auxiliary(context: Context) -> nn.Module:
+    """Return other last layers for the features, for device halves to learn from."""
+    return make_tail(context)
+
+
 def _server_half(context: Context) -> nn.Module:
     model = read_settings(ModelSettings, context.run_config)
     return server_half(model.width, model.heads)

@@ -11,6 +11,7 @@ from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
+from flwr_splitfc.exchange.device.one_way import OneWaySteps
 from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
 from flwr_splitfc.exchange.device.steps import Steps
@@ -24,7 +25,7 @@ from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.model.structures import Structure, float_tensors
 from flwr_splitfc.settings import Scalar
 
 ADDRESS_KEY = "split-address"
@@ -135,6 +136,7 @@ class Session:
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
         )
+        self._one_way_steps = OneWaySteps(self._steps, ticket.pipeline_depth)
         self._u_shaped_steps: UShapedSteps | None = None
         if ticket.output_codec:
             # the server encodes outputs, as a device encodes features
@@ -180,7 +182,48 @@ class Session:
             )
         check_features("server.loss", features)
         check_labels("server.loss", labels)
+        if any(tensor.requires_grad for tensor in float_tensors(features)):
+            self._check_coupled()
+        self._one_way_steps.settle()
         return server_loss(self._steps, features, labels, self._watch)
+
+    def send(self, features: Structure, labels: Tensor) -> None:
+        """Train the server half on one mini-batch, and wait for nothing.
+
+        No gradient comes down. So the device half learns from a loss of its own, or not
+        at all::
+
+            features = model(x)
+            server.send(features, y)
+            criterion(auxiliary(features), y).backward()
+
+        Where the strategy's ``pipeline_depth`` of mini-batches are under way, this one
+        included, it waits for the first answer. The session's end, its `metrics` and
+        whatever else it sends wait for all answers.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
+            As for `loss`. An autograd graph is left alone.
+        labels : Tensor of shape (B, ...)
+
+        Raises
+        ------
+        RuntimeError
+            Where the loss is this device's: there is no server half with a loss.
+        TypeError, ValueError
+            As `loss`.
+        SplitError
+            As `loss`, for this step or one before it.
+        """
+        if self._u_shaped_steps is not None:
+            raise RuntimeError(
+                "the strategy has no loss_fn, so the server half cannot train without "
+                "this device's last layers; use server.forward"
+            )
+        check_features("server.send", features)
+        check_labels("server.send", labels)
+        self._one_way_steps.send(features, labels)
 
     def pipelined(
         self, model: nn.Module, batches: LabelledBatches, depth: int | None = None
@@ -225,12 +268,14 @@ class Session:
                 "pipelined training is for a loss of the server's: with last layers on "
                 "the device each step needs its own output first; use server.forward"
             )
+        self._check_coupled()
         most = self.ticket.pipeline_depth
         depth = most if depth is None else depth
         if not 1 <= depth <= most:
             raise ValueError(
                 f"depth is {depth}, wanted 1 to {most}, the strategy's pipeline_depth"
             )
+        self._one_way_steps.settle()
         return pipelined_losses(self._steps, model, batches, depth, self._watch)
 
     def forward(self, features: Structure) -> Tensor:
@@ -283,6 +328,7 @@ class Session:
             As the server half gives it.
         """
         check_features("server.predict", features)
+        self._one_way_steps.settle()
         return self._steps.predict(features)
 
     def metrics(self) -> dict[str, int | float]:
@@ -297,6 +343,7 @@ class Session:
             ``reconnects`` (connections that broke and were opened again) and
             ``codec_seconds`` (this device's).
         """
+        self._one_way_steps.settle()
         counts = self._steps.counts
         transport = self._line.transport
         metrics: dict[str, int | float] = {
@@ -310,6 +357,13 @@ class Session:
         if self.ticket.purpose == "train" and self._u_shaped_steps is None:
             metrics["train_loss"] = counts.loss_sum / max(counts.rows, 1)
         return metrics
+
+    def _check_coupled(self) -> None:
+        if self.ticket.decoupled:
+            raise RuntimeError(
+                "training is decoupled, so no gradient comes down: train the server "
+                "half by server.send(features, y), the device half by its own loss"
+            )
 
     # Opening and closing
 
@@ -329,6 +383,7 @@ class Session:
         # after an error, nothing of this turn is kept for the next
         try:
             if error is None:
+                self._one_way_steps.settle()
                 self._watch.end()
                 self._close()
         finally:

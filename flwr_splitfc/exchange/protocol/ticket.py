@@ -17,6 +17,7 @@ PROTOCOLS = (3,)
 
 _STATE_BITS_KEY = "state-bits"
 _PIPELINE_DEPTH_KEY = "pipeline-depth"
+_DECOUPLED_KEY = "decoupled"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
@@ -68,6 +69,9 @@ class Ticket:
         Bits per entry of the optimizer state that the device leaves; 32 for exact.
     pipeline_depth : int
         How many mini-batches may be under way at once.
+    decoupled : bool
+        Whether the device half learns from a loss of its own, and no gradient comes
+        down.
     protocol : int
         The version of the exchange that both sides speak.
     """
@@ -85,6 +89,7 @@ class Ticket:
     reconnect_timeout_s: float = _RECONNECT_TIMEOUT_S
     state_bits: int = EXACT_BITS
     pipeline_depth: int = 1
+    decoupled: bool = False
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -112,6 +117,8 @@ class Ticket:
             fields[_STATE_BITS_KEY] = self.state_bits
         if self.pipeline_depth != 1:
             fields[_PIPELINE_DEPTH_KEY] = self.pipeline_depth
+        if self.decoupled:
+            fields[_DECOUPLED_KEY] = True
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
@@ -159,6 +166,7 @@ class Ticket:
             ),
             state_bits=_bits(record),
             pipeline_depth=_typed(record, _PIPELINE_DEPTH_KEY, int, default=1),
+            decoupled=_typed(record, _DECOUPLED_KEY, bool, default=False),
             protocol=protocol,
         )
 

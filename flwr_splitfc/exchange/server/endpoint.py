@@ -47,6 +47,9 @@ class SplitEndpoint:
         Bits per entry of the optimizer state that devices leave.
     pipeline_depth : int (default: 1)
         How many mini-batches a device may have under way at once.
+    decoupled : bool (default: False)
+        Whether device halves learn from a loss of their own: features go up with both
+        budgets, and no gradient comes down.
     seed : int (default: 0)
         The run's seed.
     config : EndpointConfig, optional
@@ -64,6 +67,7 @@ class SplitEndpoint:
         states: DeviceStates | None = None,
         state_bits: int = EXACT_BITS,
         pipeline_depth: int = 1,
+        decoupled: bool = False,
         seed: int = 0,
         config: EndpointConfig | None = None,
         on_step: StepListener | None = None,
@@ -75,6 +79,7 @@ class SplitEndpoint:
         self.states = states or DeviceStates("per-device")
         self.state_bits = state_bits
         self.pipeline_depth = pipeline_depth
+        self.decoupled = decoupled
         self.seed = seed
         self.config = config or EndpointConfig()
         self.on_step = on_step
@@ -140,6 +145,8 @@ class SplitEndpoint:
             The device's own; default the endpoint's.
         """
         codec = codec or self.codec
+        if self.decoupled and purpose == "train":
+            codec = codec.one_way()
         output_codec = output_codec or self.output_codec
         turn = Turn(
             purpose,
@@ -150,6 +157,7 @@ class SplitEndpoint:
             self.states,
             self.limits,
             output_codec=output_codec,
+            decoupled=self.decoupled,
             seed=self.seed,
             budget=self._budget,
             on_step=self.on_step,
@@ -171,6 +179,7 @@ class SplitEndpoint:
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
             state_bits=self.state_bits,
             pipeline_depth=self.pipeline_depth,
+            decoupled=self.decoupled,
         )
 
     def kept(self, token: str) -> pb.Kept:

@@ -99,6 +99,8 @@ class Turn:
     output_codec : CutCodec, optional
         What is agreed for the server half's output, where the device has the last
         layers.
+    decoupled : bool (default: False)
+        Whether no gradient goes down.
     seed : int (default: 0)
         The run's seed, for what is random in the coding of the output.
     budget : WorkBudget, optional
@@ -125,6 +127,7 @@ class Turn:
         limits: Limits,
         *,
         output_codec: CutCodec | None = None,
+        decoupled: bool = False,
         seed: int = 0,
         budget: WorkBudget | None = None,
         on_step: StepListener | None = None,
@@ -136,6 +139,7 @@ class Turn:
         self.half = halves.half
         self.codec = codec
         self.output_codec = output_codec.mirror() if output_codec else None
+        self.decoupled = decoupled
         self.seed = derive_seed(seed, device, server_round)
         self.states = states
         self.limits = limits
@@ -260,6 +264,8 @@ class Turn:
         coding = Stopwatch()
         with coding:
             received = self._features_to_train_on(step)
+            if self.decoupled and any(received.wanted):
+                raise ProtocolError("training is decoupled: no gradient comes down")
             labels = decode_labels(
                 step.labels,
                 received.links[0].sent,
