@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from logging import getLogger
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
 from flwr_splitfc.exchange.server.halves import Halves
 from flwr_splitfc.exchange.server.ledger import Ledger
+from flwr_splitfc.exchange.server.ray_cluster import address_in_cluster
 from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.session_service import SessionService
@@ -112,6 +114,22 @@ class SplitEndpoint:
         tokens = [session.token for session in self._registry.sessions()]
         self.revoke(tokens)
         self._server.stop()
+
+    def reach_simulation(self) -> None:
+        """Listen where each node of a simulation's Ray cluster reaches the endpoint.
+
+        That is where it listens by default, on loopback, until the cluster has more
+        than one node. Call it between rounds, once devices have answered: Ray has
+        started then.
+        """
+        if not self._streams or not self.config.is_for_this_machine:
+            return
+        host = address_in_cluster()
+        if host is not None and not self._registry.sessions():
+            self._server.stop()
+            self.config = replace(self.config, host=host)
+            self._server = StreamServer(self.config, self._service.serve)
+            self._server.start()
 
     @property
     def _streams(self) -> bool:

@@ -27,7 +27,9 @@ class EndpointConfig:
     ----------
     host : str (default: "127.0.0.1")
         The address to listen on: the default serves devices on this machine, as in the
-        simulation engine; ``"0.0.0.0"`` or ``"::"`` is every address of the machine.
+        simulation engine, and where that runs on a Ray cluster of several nodes, this
+        node's address there is taken instead; ``"0.0.0.0"`` or ``"::"`` is every
+        address of the machine.
     port : int (default: 0, any free one)
     address : str, optional
         ``host``, ``host:port`` or ``[ipv6]:port`` by which devices reach it, for
@@ -120,6 +122,11 @@ class EndpointConfig:
         if self.tls is None:
             return self.certificate is not None or self.leaves_this_machine
         return self.tls
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether nothing says how devices elsewhere would reach the endpoint."""
+        return not self.address and is_loopback(self.host)
 
     @property
     def leaves_this_machine(self) -> bool:

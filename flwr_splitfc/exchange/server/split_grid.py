@@ -76,6 +76,8 @@ class SplitGrid(MeteredGrid):
     def _exchange(
         self, messages: list[Message], names: dict[int, str], timeout: float | None
     ) -> list[Message]:
+        # the devices have said their names: in a simulation, Ray has started
+        self.endpoint.reach_simulation()
         outgoing: list[Outgoing] = []
         refusals: list[Message] = []
         try:
