@@ -63,9 +63,12 @@ def server_output(
     steps: UShapedSteps, features: Structure, watch: BackwardWatch
 ) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
-    tensors = _with_graph(features)
+    check_grad_mode()
+    tensors = [one for one in float_tensors(features) if one.requires_grad]
     begin = partial(steps.begin, features)
-    output: Tensor = _ServerOutput.apply(begin, steps, watch, *tensors)
+    # features of a frozen half have no graph, and the output needs one
+    anchor = torch.empty(0, requires_grad=True)
+    output: Tensor = _ServerOutput.apply(begin, steps, watch, anchor, *tensors)
     return output
 
 
@@ -96,7 +99,12 @@ class _ServerOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, begin: Begin, steps: UShapedSteps, watch: BackwardWatch, *tensors
+        ctx,
+        begin: Begin,
+        steps: UShapedSteps,
+        watch: BackwardWatch,
+        anchor: Tensor,
+        *tensors,
     ) -> Tensor:
         output, ctx.begun = begin()
         ctx.watch, ctx.owed = watch, watch.owe()
@@ -114,7 +122,7 @@ class _ServerOutput(torch.autograd.Function):
         gradients = []
         for gradient, (shape, dtype) in zip(wanted, ctx.likes, strict=True):
             gradients.append(gradient.reshape(shape).to(dtype))
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 def check_grad_mode() -> None:
@@ -129,16 +137,3 @@ def check_grad_mode() -> None:
             "server.loss and server.forward train, so they need features with an "
             "autograd graph: not under torch.no_grad(). Use server.predict to evaluate."
         )
-
-
-def _with_graph(features: Structure) -> list[Tensor]:
-    """Return the tensors that a gradient goes on from, of which there must be one."""
-    check_grad_mode()
-    tensors = [one for one in float_tensors(features) if one.requires_grad]
-    if not tensors:
-        raise RuntimeError(
-            "server.forward trains the server half in the backward pass, so it needs "
-            "features with an autograd graph, from a device half with parameters to "
-            "train. Use server.predict to evaluate."
-        )
-    return tensors

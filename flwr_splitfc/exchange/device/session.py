@@ -290,7 +290,8 @@ class Session:
         Parameters
         ----------
         features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
-            The output of the first layers, with its autograd graph, as for `loss`.
+            The output of the first layers, as for `loss`: with its autograd graph, or
+            without one, where these layers do not train.
 
         Returns
         -------

@@ -62,6 +62,7 @@ class UShapedSteps:
         forward = pb.Forward()
         with counts.coding:
             tensors = self._steps.encode_features(forward, features, all_rows=True)
+            forward.one_way = all(tensor.one_way for tensor in tensors)
         counts.steps += 1
         # the server forgets an earlier output as soon as this frame arrives
         self._begun = None

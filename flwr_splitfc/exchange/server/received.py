@@ -142,7 +142,7 @@ def decode_features(frame: FeatureFrame, rules: FeatureRules) -> Received:
             f"features of {features_bytes} bytes are over {rules.max_bytes} bytes"
         )
     if not frame.parts:
-        one_way = isinstance(frame, pb.Step) and frame.one_way
+        one_way = not isinstance(frame, pb.Predict) and frame.one_way
         features = _decode_matrix(frame.features, rules, one_way=one_way)
         return _checked(Received(features), rules)
     try:
