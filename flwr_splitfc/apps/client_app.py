@@ -15,14 +15,14 @@ from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
-from flwr_splitfc.exchange.device.identity import answer_device_query, device_name
+from flwr_splitfc.apps.turn_seed import turn_seed
+from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session, own_address
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.device_query import ACTION
 from flwr_splitfc.exchange.protocol.frames import server_frame
-from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import (
     DecoupledHalf,
@@ -210,7 +210,7 @@ class SplitClientApp(ClientApp):
         model.to(self.device)
         model.load_state_dict(first_arrays(message, context).to_torch_state_dict())
         # not earlier: a new model draws its weights, which the arrays replace
-        torch.manual_seed(_turn_seed(message, context))
+        torch.manual_seed(turn_seed(message, context))
         return model
 
     def _device_model(self, ticket: Ticket, context: Context) -> nn.Module:
@@ -272,9 +272,9 @@ class SplitClientApp(ClientApp):
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> ClientTurn:
-        seed = _turn_seed(message, context)
+        seed = turn_seed(message, context)
         if not has_ticket(message):
-            return ClientTurn(message, LocalSession(self.loss_fn), model, seed)
+            return ClientTurn(message, LocalSession(self.loss_fn, seed), model, seed)
         ticket = Ticket.from_message(message)
         if ticket.is_for_messages:
             return ClientTurnByMessages(message, context, model, optimizer, seed)
@@ -343,12 +343,3 @@ def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:
 def _is_pipelined(ticket: Ticket) -> bool:
     # decoupled turns wait for no answer as they are
     return ticket.pipeline_depth > 1 and not ticket.decoupled
-
-
-def _turn_seed(message: Message, context: Context) -> int:
-    """(run seed, device, round), from the ticket or from what `FedAvg` sends."""
-    if has_ticket(message):
-        ticket = Ticket.from_message(message)
-        return derive_seed(ticket.seed, ticket.device, ticket.server_round)
-    config = MessageConfig(message)
-    return derive_seed(config.seed, device_name(context), config.server_round)

@@ -14,6 +14,7 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.apps.turn_seed import turn_seed
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, connect
@@ -120,7 +121,8 @@ def session_for(
     Returns
     -------
     Session or LocalSession
-        To be entered by ``with``. Both have ``loss``, ``predict`` and ``metrics``.
+        To be entered by ``with``. Both have ``loss``, ``predict``, ``metrics``, and a
+        ``seed`` for what is random in the turn.
 
     Raises
     ------
@@ -129,4 +131,4 @@ def session_for(
     """
     if has_ticket(message):
         return connect(message, context, optimizer=optimizer)
-    return LocalSession(loss_fn)
+    return LocalSession(loss_fn, turn_seed(message, context))

@@ -16,12 +16,15 @@ class LocalSession:
     ----------
     loss_fn : callable or None
         ``loss_fn(outputs, labels)``; needed for training.
+    seed : int
+        For what is random in the turn, such as the order of batches.
     """
 
     # no server waits for a last frame
     closing = None
 
-    def __init__(self, loss_fn: LossFn | None) -> None:
+    def __init__(self, loss_fn: LossFn | None, seed: int) -> None:
+        self.seed = seed
         self._loss_fn = loss_fn
         self._rows = 0
         self._steps = 0

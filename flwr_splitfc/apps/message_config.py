@@ -42,9 +42,10 @@ class MessageConfig:
         return str(self._record.get("device-precision", "float32"))
 
     @property
-    def seed(self) -> str:
-        """The run's seed, where no ticket tells it."""
-        return str(self._record.get("seed", 0))
+    def seed(self) -> str | None:
+        """The run's seed, where no ticket tells it; None if nothing does."""
+        seed = self._record.get("seed")
+        return None if seed is None else str(seed)
 
     @property
     def server_round(self) -> str:

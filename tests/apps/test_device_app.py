@@ -133,3 +133,42 @@ def test_a_model_without_a_cut_says_what_is_missing() -> None:
     grid = LocalGrid(make_app(net, None), 1)
     with pytest.raises(RuntimeError, match="name the layer after which the model is"):
         split.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 1)
+
+
+@pytest.mark.parametrize("kind", [FedAvg, SplitFedV2])
+def test_a_turns_seed_is_of_the_run_the_device_and_the_round(kind: Any) -> None:
+    """With a split strategy and without: the same turn has the same seed again."""
+
+    def seeds(run_seed: int) -> list[int]:
+        found: dict[tuple[int, int], int] = {}
+        app = DeviceApp()
+
+        @app.train()
+        def train(msg: Message, context: Context) -> Message:
+            device = context.node_config["partition-id"]
+            model = model_for(msg, joined())
+            with session_for(msg, context, CROSS_ENTROPY) as server:
+                found[len(found) // 2, device] = server.seed
+                for x, y in BATCHES:
+                    server.loss(model(x), y).backward()
+                metrics = MetricRecord({**server.metrics()})
+            content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+            return Message(RecordDict(content), reply_to=msg)
+
+        sampling: dict[str, Any] = {"fraction_evaluate": 0.0}
+        if kind is FedAvg:
+            strategy, model = FedAvg(**sampling), joined()
+        else:
+            sampling = {"devices": FedAvg(**sampling), "seed": run_seed}
+            strategy = kind(ServerHalf(), CROSS_ENTROPY, ADAM, **sampling)
+            model = DeviceHalf()
+        grid = LocalGrid(app, 2, workers=0)
+        for context in grid.contexts.values():
+            context.run_config = {"seed": run_seed}
+        strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
+        return [found[turn] for turn in sorted(found)]
+
+    first = seeds(0)
+    assert len(set(first)) == 4
+    assert seeds(0) == first
+    assert not set(seeds(1)) & set(first)

@@ -69,9 +69,8 @@ def train(
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     epochs: int,
-) -> float:
-    """Train `model` and return the loss; with `server.loss`, half of a model."""
-    losses = []
+) -> None:
+    """Train `model`; with `server.loss` as the criterion, half of a model."""
     model.train()
     for _ in range(epochs):
         for x, y in batches:
@@ -79,8 +78,6 @@ def train(
             loss = criterion(model(x), y)
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
-    return sum(losses) / len(losses)
 
 
 @torch.no_grad()
