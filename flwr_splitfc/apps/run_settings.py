@@ -39,7 +39,7 @@ class RunSettings:
     downlink_schedule: str = ""
     evaluate_every: int = 1
     evaluate_on_devices: bool = False
-    best_metric: str = "highest accuracy"
+    best_metric: str = ""
     keep_best: bool = False
     stop_patience: int = 0
     target_accuracy: float = 0.0
@@ -122,18 +122,22 @@ class RunSettings:
                 f"{self.model_codec!r}: {error}"
             ) from None
 
+    @property
+    def _metric(self) -> str:
+        return self.best_metric or "highest accuracy"
+
     def stopping(self) -> list[Callback]:
         """Return what may end the run before its last round."""
         made: list[Callback] = []
         if self.target_accuracy:
             made.append(TargetAccuracy(self.target_accuracy))
         if self.stop_patience:
-            made.append(EarlyStopping(self.stop_patience, self.best_metric))
+            made.append(EarlyStopping(self.stop_patience, self._metric))
         return made
 
     def best_model(self, folder: Path) -> BestModel | None:
         """Return what keeps the best model below a folder, if anything does."""
-        keeps = BestModel(folder / "best", self.best_metric)
+        keeps = BestModel(folder / "best", self._metric)
         return keeps if self.keep_best else None
 
     def train_config(self) -> ConfigRecord:

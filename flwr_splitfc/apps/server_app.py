@@ -142,12 +142,14 @@ class SplitServerApp(ServerApp):
     ``stop-patience``         0             ends the run after so many evaluations that
                                             improve nothing (`EarlyStopping`); 0 does
                                             not
-    ``keep-best``             false         whether the best model so far is kept in
-                                            ``best`` in the results-dir (`BestModel`)
-    ``best-metric``           "highest      by which rounds are compared for both:
-                              accuracy"     "highest" or "lowest" and a key of a round
+    ``keep-best``             false         whether the best model so far is kept, in
+                                            the folder "best" of the results-dir
+                                            (`BestModel`)
+    ``best-metric``           ""            by which rounds are compared for both:
+                                            "highest" or "lowest" and a key of a round
                                             in results.json, such as "lowest loss", or
-                                            of what `evaluate` gives
+                                            of what `evaluate` gives; "" is "highest
+                                            accuracy"
     ``num-devices``           2             how many to wait for before the first round,
                                             at most ``split-wait-timeout-s``
     ``round-timeout-s``       3600          seconds after which a round ends without the
