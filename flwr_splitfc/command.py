@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import flwr_splitfc
 from flwr_splitfc.compare import codecs, compare
+from flwr_splitfc.leakage import leakage
 from flwr_splitfc.run import rerun
 
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         version=f"flwr-splitfc {flwr_splitfc.__version__}",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for subcommand in (compare, rerun, codecs):
+    for subcommand in (compare, leakage, rerun, codecs):
         subcommand.add_to(commands)
     options, further = parser.parse_known_args(arguments)
     # Only `rerun` hands options on, to `flwr run`.

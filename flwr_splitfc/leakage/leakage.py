@@ -1,0 +1,180 @@
+"""The command that attacks a run's features, and reports what they give away."""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from flwr_splitfc.apps.run_codecs import settings_of
+from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
+from flwr_splitfc.compare.flower_app import SettingsError
+from flwr_splitfc.leakage.attack import AttackSettings
+from flwr_splitfc.leakage.attacker import Attacker
+from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
+from flwr_splitfc.leakage.loaded_run import LoadedRun
+from flwr_splitfc.settings import RunConfig, parse_settings
+
+_MODULES = ("matplotlib", "sklearn", "torchmetrics")
+_OWN = "run"
+_PRECISION = ("quality", "uplink-bits", "downlink-bits")
+_DESCRIPTION = """\
+Train a network that reconstructs devices' inputs from what the server receives of them,
+on data that the attacker has, and report how close it comes on data that it has not.
+"""
+_EPILOG = """\
+One attack proves no safety: another network, more data, or many releases of the same
+sample may reveal more.
+
+example:
+  flwr-splitfc leakage results --app examples/mnist \\
+      --codecs "run,float32,splitfc:uplink-bits=0.1,splitfc-rd:quality=10"
+"""
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``leakage`` to the subcommands."""
+    parser = commands.add_parser(
+        "leakage",
+        help="attack a run: what its features give away of the inputs",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=main)
+    _add_run(parser)
+    _add_attack(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", type=Path, help="the folder of the run's results.json and device.pt"
+    )
+    parser.add_argument(
+        "--app", type=Path, required=True, help="the Flower app that made the run"
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="MODULE:NAME",
+        help="makes the device half; default: as the app's SplitClientApp says",
+    )
+    parser.add_argument(
+        "--load-data",
+        default="",
+        metavar="MODULE:NAME",
+        help="gives a device's batches; default: as the app's SplitClientApp says",
+    )
+    parser.add_argument(
+        "--codecs",
+        default=_OWN,
+        metavar="NAME[:KEY=VALUE ...],...",
+        help="what features go through; `run` is the run's own, and the default",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("leakage"),
+        metavar="DIR",
+        help="default: ./leakage",
+    )
+
+
+def _add_attack(parser: argparse.ArgumentParser) -> None:
+    usual = AttackSettings()
+    parser.add_argument(
+        "--auxiliary",
+        choices=("devices", "evaluation"),
+        help="what the attacker has: the training data of half of the devices, or the "
+        "evaluation data of all; default: the first, where there are two devices",
+    )
+    counts = {
+        "known": (4000, "samples that the attacker has, at most"),
+        "attacked": (1000, "samples that it reconstructs, at most"),
+        "steps": (usual.steps, "mini-batches on which its network trains"),
+        "width": (usual.width, "channels of its network"),
+    }
+    for name, (default, meaning) in counts.items():
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{meaning}; default: {default}",
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of all that is random in it"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do what the command line asks, and return the exit status."""
+    try:
+        _check(options)
+        report = _report(options)
+    except ValueError as error:
+        print(f"flwr-splitfc: {error}", file=sys.stderr)
+        return 2
+    report.write(options.out)
+    print(f"\n{report.text()}")
+    print(f"Wrote {options.out / 'index.html'} and leakage.json")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for module in _MODULES:
+        if find_spec(module) is None:
+            raise SettingsError(
+                f"{module} is missing: pip install 'flwr-splitfc[leakage]'"
+            )
+    for option in ("known", "attacked", "steps", "width"):
+        number = getattr(options, option)
+        if number < 1:
+            raise SettingsError(f"--{option} is {number}, wanted 1 or more")
+
+
+def _report(options: argparse.Namespace) -> LeakageReport:
+    run = LoadedRun.load(
+        options.run, options.app, model=options.model, load_data=options.load_data
+    )
+    usual = "devices" if run.num_devices > 1 else "evaluation"
+    attacker = Attacker(
+        run,
+        options.auxiliary or usual,
+        options.known,
+        options.attacked,
+        AttackSettings(steps=options.steps, width=options.width, seed=options.seed),
+    )
+    rows = []
+    for name, codec in _codecs(run, options.codecs).items():
+        outcome, bits_per_entry = attacker.reconstruct(codec)
+        rows.append(AttackedCodec(name, bits_per_entry, outcome))
+        print(f"{name} is attacked", flush=True)
+    labels = attacker.infer_labels() if run.is_u_shaped else None
+    return LeakageReport(run.app.folder.name, attacker, rows, labels)
+
+
+def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:
+    """Return codecs by how they are written."""
+    codecs = {}
+    for word in text.split(","):
+        name, _, settings = word.strip().partition(":")
+        if name == _OWN:
+            codec = run.codec()
+            codecs[f"{codec.name}, the run's"] = codec
+        elif name in codec_names():
+            codecs[word.strip()] = _codec(name, settings, run.config)
+        else:
+            known = ", ".join([_OWN, *codec_names()])
+            raise SettingsError(f"--codecs has {name!r}; known are {known}")
+    return codecs
+
+
+def _codec(name: str, settings: str, config: RunConfig) -> CutCodec:
+    """Make a codec from its own settings, and those of the run that it has."""
+    own = {
+        key.replace("-", "_"): value for key, value in parse_settings(settings).items()
+    }
+    # the run's quality or budget would bind beside the one that is given
+    kept = {key: value for key, value in config.items() if key not in _PRECISION}
+    inherited = settings_of(name, {**kept, "codec-settings": ""})
+    return cut_codec(name, **{**inherited, **own})

@@ -1,0 +1,215 @@
+"""What a leakage command writes: a table, a page with pictures, and all numbers."""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.leakage.attack import Reconstruction
+from flwr_splitfc.leakage.attacker import Attacker
+from flwr_splitfc.leakage.decoders import is_image
+from flwr_splitfc.leakage.label_inference import LabelInference
+from flwr_splitfc.leakage.scores import Scores
+from flwr_splitfc.run.columns import Column, shown_columns, table_text, terminal_table
+from flwr_splitfc.run.results import results_text, write_whole
+
+_PICTURES = 12
+_CAVEAT = (
+    "One attack proves no safety: another network, more data, or many releases of the "
+    "same sample may reveal more."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedCodec:
+    """What the features of one codec gave away.
+
+    Parameters
+    ----------
+    name : str
+    bits_per_entry : float
+    outcome : Reconstruction
+    """
+
+    name: str
+    bits_per_entry: float
+    outcome: Reconstruction
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table; the trivial attack needs no bits."""
+
+    name: str
+    bits_per_entry: float | None
+    scores: Scores
+
+
+def _has(score: str, rows: Sequence[_Row]) -> bool:
+    return any(getattr(row.scores, score) is not None for row in rows)
+
+
+def _score_column(key: str, heading: str, text: str) -> Column[_Row]:
+    return Column(
+        key,
+        heading,
+        text.format,
+        of=lambda row: getattr(row.scores, key),
+        shown=partial(_has, key),
+    )
+
+
+_COLUMNS: list[Column[_Row]] = [
+    Column("name", "features as", justify="left"),
+    Column("bits_per_entry", "bits/entry", "{:.3f}".format),
+    _score_column("mse", "MSE", "{:.4f}"),
+    _score_column("psnr", "PSNR, dB", "{:.2f}"),
+    _score_column("ssim", "SSIM", "{:.3f}"),
+    _score_column("recovered", "recovered", "{:.1%}"),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LeakageReport:
+    """The outcome of all attacks on a run.
+
+    Parameters
+    ----------
+    app : str
+        The app's name.
+    attacker : Attacker
+    codecs : sequence of AttackedCodec
+        One or more.
+    labels : LabelInference, optional
+        Where devices have the labels.
+    """
+
+    app: str
+    attacker: Attacker
+    codecs: Sequence[AttackedCodec]
+    labels: LabelInference | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write ``index.html`` and ``leakage.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "leakage.json", results_text(self._numbers()))
+        write_whole(folder / "index.html", self._page())
+
+    def text(self) -> str:
+        """Return the table for a terminal, and what was learned of labels."""
+        rows = self._rows()
+        table = table_text(terminal_table(shown_columns(_COLUMNS, rows), rows))
+        return "\n".join([table, *self._about_labels()])
+
+    def _rows(self) -> list[_Row]:
+        rows = [
+            _Row(codec.name, codec.bits_per_entry, codec.outcome.scores)
+            for codec in self.codecs
+        ]
+        trivial = self.codecs[0].outcome.trivial
+        return [*rows, _Row("no features: the mean input", None, trivial)]
+
+    def _about_labels(self) -> list[str]:
+        if self.labels is None:
+            return []
+        found = f"{self.labels.clusters:.1%} by clusters of gradients"
+        if self.labels.sign is not None:
+            found += f", {self.labels.sign:.1%} by their signs"
+        majority = f"{self.labels.majority:.1%} by always guessing the commonest"
+        return [f"labels inferred: {found}; {majority}"]
+
+    def _numbers(self) -> dict[str, object]:
+        rows = []
+        for row in self._rows():
+            rows.append(
+                {
+                    "codec": row.name,
+                    "bits_per_entry": row.bits_per_entry,
+                    **asdict(row.scores),
+                }
+            )
+        attacker = self.attacker
+        return {
+            "app": self.app,
+            "run": str(attacker.run.folder),
+            "run_config": dict(attacker.run.config),
+            "auxiliary": attacker.auxiliary,
+            "known_devices": attacker.known_devices,
+            "attacked_devices": attacker.attacked_devices,
+            "known_samples": attacker.known,
+            "attacked_samples": len(self.codecs[0].outcome.inputs),
+            "attack": asdict(attacker.settings),
+            "reconstruction": rows,
+            "labels": None if self.labels is None else asdict(self.labels),
+        }
+
+    def _page(self) -> str:
+        rows = self._rows()
+        page = files(__package__).joinpath("leakage.html").read_text()
+        # the look of a comparison
+        style = files("flwr_splitfc.compare.report").joinpath("page.css").read_text()
+        labels = "".join(f"<p>{escape(line)}</p>" for line in self._about_labels())
+        return Template(page).substitute(
+            title=escape(f"Leakage on {self.app}"),
+            about=escape(self.attacker.about),
+            caveat=escape(_CAVEAT),
+            style=style,
+            table=_table(rows, shown_columns(_COLUMNS, rows)),
+            labels=labels,
+            pictures=self._pictures(),
+        )
+
+    def _pictures(self) -> str:
+        inputs = self.codecs[0].outcome.inputs
+        if not inputs.is_floating_point() or not is_image(inputs.shape[1:]):
+            return ""
+        low, high = inputs.min().item(), inputs.max().item()
+        lines = [_pictures_line("the inputs", inputs, low, high)]
+        for codec in self.codecs:
+            outcome = codec.outcome
+            # a codec that does not send every row has other samples
+            if not torch.equal(outcome.inputs, inputs):
+                inputs = outcome.inputs
+                lines.append(_pictures_line("the inputs", inputs, low, high))
+            lines.append(_pictures_line(codec.name, outcome.guesses, low, high))
+        return f"<h2>Reconstructions</h2>\n<table>{''.join(lines)}</table>"
+
+
+def _table(rows: Sequence[_Row], columns: Sequence[Column[_Row]]) -> str:
+    headings = [f"<th scope='col'>{escape(column.heading)}</th>" for column in columns]
+    lines = []
+    for row in rows:
+        cells = [f"<td>{escape(column.text(row))}</td>" for column in columns]
+        lines.append(f"<tr>{''.join(cells)}</tr>\n")
+    head = f"<thead><tr>{''.join(headings)}</tr></thead>"
+    return f"<div class='scroll'><table>{head}\n{''.join(lines)}</table></div>"
+
+
+def _pictures_line(name: str, images: Tensor, low: float, high: float) -> str:
+    cells = []
+    for image in images[:_PICTURES]:
+        shown = (image - low) / max(high - low, 1e-12)
+        png = b64encode(_png(shown.clamp(0, 1))).decode()
+        source = f"data:image/png;base64,{png}"
+        cells.append(f"<td><img alt='{escape(name)}' src='{source}'></td>")
+    return f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>\n"
+
+
+def _png(image: Tensor) -> bytes:
+    """Return an image (C, H, W) between 0 and 1 as a file: in colour if C is 3."""
+    # here, since it takes a while to import
+    from matplotlib.image import imsave
+
+    in_colour = len(image) == 3
+    pixels = image if in_colour else image[:1].expand(3, -1, -1)
+    file = io.BytesIO()
+    imsave(file, pixels.permute(1, 2, 0).contiguous().numpy(), format="png")
+    return file.getvalue()

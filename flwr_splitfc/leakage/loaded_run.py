@@ -1,0 +1,296 @@
+"""A finished run: its settings, its trained halves, and its devices' data.
+
+The run's folder has ``results.json`` and the halves as `SplitLearning.save` writes
+them; the app that made it has the code.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor, nn
+
+from flwr_splitfc.apps.client_app import LoadData, SplitClientApp
+from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
+from flwr_splitfc.apps.server_app import SplitServerApp
+from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
+from flwr_splitfc.compare.workers.run_client_app import load_component
+from flwr_splitfc.model import HeadAndTail, LossFn
+from flwr_splitfc.settings import RunConfig
+
+_HALF_FILE = "device.pt"
+_STEPS_KEY = "steps-per-turn"
+
+
+@dataclass(frozen=True, eq=False)
+class AppParts:
+    """The functions of an app from which a run's parts are made again.
+
+    Parameters
+    ----------
+    model : callable
+        Makes the device half.
+    load_data : callable
+        Gives a device's batches to train on and to evaluate on.
+    """
+
+    model: MakeModel
+    load_data: LoadData
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run and its app, ready to be attacked.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``results.json``.
+    app : FlowerApp
+    config : mapping
+        The run's.
+    parts : AppParts
+    """
+
+    folder: Path
+    app: FlowerApp
+    config: RunConfig
+    parts: AppParts
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        app_folder: Path,
+        *,
+        model: str = "",
+        load_data: str = "",
+    ) -> "LoadedRun":
+        """Read a run's folder, and import its app.
+
+        Parameters
+        ----------
+        folder : Path
+        app_folder : Path
+        model, load_data : str
+            ``module:name`` of the functions of `AppParts`, for an app whose ClientApp
+            is no `SplitClientApp`.
+
+        Raises
+        ------
+        SettingsError
+            If the folder holds no run of a split strategy, or the app does not say how
+            its device half and its data are made.
+        """
+        record = _read_results(folder / "results.json")
+        app = FlowerApp.load(app_folder)
+        sys.path.insert(0, str(app.folder))
+        parts = _parts_of(app, model, load_data)
+        return cls(folder, app, record["run_config"], parts)
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices there are, by the key ``num-devices``."""
+        return int(self.config.get("num-devices", 1))
+
+    def context(self, device: int) -> Context:
+        """Return the context of device number `device`.
+
+        A turn is one pass over what the device has, whatever the run's were.
+        """
+        config = dict(self.config)
+        if _STEPS_KEY in config:
+            config[_STEPS_KEY] = 0
+        return Context(
+            run_id=0,
+            node_id=device,
+            node_config={"partition-id": device, "num-partitions": self.num_devices},
+            state=RecordDict(),
+            run_config=config,
+        )
+
+    def codec(self) -> CutCodec:
+        """Return the codec at the run's cut."""
+        return codec_of(self.config)
+
+    def device_half(self) -> nn.Module:
+        """Return the trained device half, without last layers, in training mode.
+
+        Raises
+        ------
+        SettingsError
+            If the saved entries do not fit the app's device half.
+        """
+        entries = self._entries(_HALF_FILE)
+        if self.is_u_shaped:
+            entries = _under("head.", entries)
+        half = make_half(self.parts.model, self.context(0))
+        return _with_entries(half, entries, self._file(_HALF_FILE))
+
+    # Where devices have the last layers
+
+    @property
+    def is_u_shaped(self) -> bool:
+        """Whether devices had the last layers and the labels."""
+        return any(name.startswith("head.") for name in self._entries(_HALF_FILE))
+
+    def u_shape(self) -> "UShape":
+        """Return what stands after the device half, of a `SplitServerApp`'s run.
+
+        Raises
+        ------
+        SettingsError
+            If the app is none of this package's.
+        """
+        server_app = load_component(self.app.server_app)
+        client_app = load_component(self.app.client_app)
+        if not isinstance(server_app, SplitServerApp) or client_app.loss_fn is None:
+            raise SettingsError(
+                f"{self.app.server_app} is no SplitServerApp, or its ClientApp has no "
+                "loss_fn: labels cannot be inferred from its gradients"
+            )
+        context = self.context(0)
+        tail = tail_of(server_app.tail, context)
+        assert tail is not None  # the run had one
+        server_file = self._file("server.pt")
+        middle = make_half(server_app.server_model, context)
+        middle = _with_entries(middle, self._entries("server.pt"), server_file)
+        tail_entries = _under("tail.", self._entries(_HALF_FILE))
+        last = make_half(tail, context)
+        last = _with_entries(last, tail_entries, self._file(_HALF_FILE))
+        codec = output_codec_of(self.config).mirror()
+        return UShape(middle, last, client_app.loss_fn, codec)
+
+    def batches(
+        self, devices: list[int], *, evaluation: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of some devices, one of each in turn.
+
+        They are those to train on, or those to evaluate on. What is random in them
+        comes from torch's generator.
+        """
+        under_way: list[Iterator[tuple[Tensor, Tensor]]] = []
+        for device in devices:
+            pair = self.parts.load_data(self.context(device))
+            under_way.append(iter(pair[evaluation]))
+        while under_way:
+            for batches in list(under_way):
+                batch = list(islice(batches, 1))
+                if batch:
+                    yield batch[0]
+                else:
+                    under_way.remove(batches)
+
+    def _file(self, name: str) -> Path:
+        """Return the path of a saved half; a comparison's app has a folder inside."""
+        inside = self.folder / "output" / name
+        return inside if inside.exists() else self.folder / name
+
+    def _entries(self, name: str) -> dict[str, Tensor]:
+        path = self._file(name)
+        try:
+            entries: dict[str, Tensor] = torch.load(path, weights_only=True)
+        except FileNotFoundError as error:
+            raise SettingsError(
+                f"{path} does not exist: the run of a split strategy leaves it, "
+                "which was given save_to"
+            ) from error
+        return entries
+
+
+@dataclass(frozen=True, eq=False)
+class UShape:
+    """The layers after the device half, and the loss, where labels are the devices'.
+
+    Parameters
+    ----------
+    middle : nn.Module
+        The server half.
+    tail : nn.Module
+        The last layers, on devices.
+    loss_fn : callable
+    output_codec : CutCodec
+        Of the server half's output, as the device sees it.
+    """
+
+    middle: nn.Module
+    tail: nn.Module
+    loss_fn: LossFn
+    output_codec: CutCodec
+
+    def gradient(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the gradient by the output, (B, ...), as the server decodes it.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, ...)
+            As the server decoded them.
+        labels : Tensor of shape (B, ...)
+        """
+        codec = self.output_codec
+        with torch.no_grad():
+            output = self.middle(features)
+        rows = len(output)
+        down, server_link = codec.encode_features(output, all_rows=True)
+        matrix, device_link = codec.decode_features(
+            down, expect=(rows, output[0].numel())
+        )
+        seen = matrix.reshape(output.shape).requires_grad_()
+        self.loss_fn(self.tail(seen), labels).backward()
+        assert seen.grad is not None
+        up = codec.encode_gradient(seen.grad.flatten(1), device_link)
+        return codec.decode_gradient(up, server_link).reshape(output.shape)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        record["run_config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path} is no results.json of a run: {error}") from error
+    return record
+
+
+def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:
+    """Return the app's functions: those that are named, else its SplitClientApp's."""
+    component = load_component(app.client_app)
+    if isinstance(component, SplitClientApp):
+        return AppParts(
+            load_component(model) if model else component.model,
+            load_component(load_data) if load_data else component.load_data,
+        )
+    if not (model and load_data):
+        raise SettingsError(
+            f"{app.client_app} is no SplitClientApp: say how its device half and its "
+            "data are made, by --model module:name and --load-data module:name"
+        )
+    return AppParts(load_component(model), load_component(load_data))
+
+
+def _under(prefix: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries below a prefix, without it."""
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in entries.items()
+        if name.startswith(prefix)
+    }
+
+
+def _with_entries(
+    module: nn.Module, entries: dict[str, Tensor], path: Path
+) -> nn.Module:
+    try:
+        module.load_state_dict(entries)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{path} does not fit the app's {type(module).__name__}: {error}"
+        ) from error
+    return module
