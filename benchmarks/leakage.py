@@ -164,11 +164,7 @@ class Run:
 
 
 def run(
-    name: str,
-    cut_name: str,
-    method: str,
-    options: argparse.Namespace,
-    seed: int,
+    name: str, cut_name: str, method: str, options: argparse.Namespace, seed: int
 ) -> Run:
     """Train, attack, and say how both went."""
     start = time.perf_counter()

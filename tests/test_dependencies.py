@@ -12,7 +12,11 @@ PACKAGE = ROOT / "flwr_splitfc"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # What a folder may import on top, by the extra that installs it.
-EXTRAS = {"compare": PACKAGE / "compare"}
+EXTRAS = {
+    "compare": PACKAGE / "compare",
+    "leakage": PACKAGE / "leakage",
+    "privacy": PACKAGE / "defence",
+}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -15,7 +15,16 @@ import flwr_splitfc
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
     f"flwr_splitfc.{name}"
-    for name in ("callbacks", "codec", "exchange", "run", "strategy", "vision")
+    for name in (
+        "callbacks",
+        "codec",
+        "defence",
+        "exchange",
+        "leakage",
+        "run",
+        "strategy",
+        "vision",
+    )
 ]
 
 

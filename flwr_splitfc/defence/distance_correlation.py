@@ -51,8 +51,6 @@ def _centred_distances(vectors: Tensor) -> Tensor:
     """Return ``A``, (B, B), of vectors (B, ...)."""
     rows = vectors.flatten(1).float()
     # by differences: products would lose the distances of close vectors
-    distances = torch.cdist(
-        rows, rows, compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     centred: Tensor = distances - distances.mean(0) - distances.mean(1, keepdim=True)
     return centred + distances.mean()

@@ -8,11 +8,21 @@ from torch import Tensor
 
 from flwr_splitfc.defence.distance_correlation import distance_correlation
 from flwr_splitfc.defence.secret_noise import SecretNoise
+from flwr_splitfc.model.structures import (
+    Structure,
+    float_tensors,
+    is_float,
+    mapped,
+    shapes_of,
+)
 
 
 @dataclass(frozen=True)
 class FeatureDefence:
     """Defences of features, each by one setting; 0 leaves it out.
+
+    Where features are several tensors, the floating-point ones are defended together.
+    Others, such as masks, go as they are.
 
     Parameters
     ----------
@@ -59,28 +69,77 @@ class FeatureDefence:
                 "features are clipped"
             )
 
-    def __call__(self, inputs: Tensor, features: Tensor) -> Tensor:
+    def __call__(self, inputs: Structure, features: Structure) -> Structure:
         """Return the features (B, ...) of some inputs (B, ...) as they may be sent.
 
         The distance correlation is in no loss: the backward pass adds its gradient to
         that of the features, whatever the loss is. Without a graph it is left out.
+
+        Raises
+        ------
+        ValueError
+            If inputs have no floating-point numbers to correlate.
         """
         features = self.clipped(features)
-        if self.nopeek and features.requires_grad:
-            penalty = self.nopeek * distance_correlation(inputs, features)
-            features = _WithPenalty.apply(features, penalty)
-        if self.noise:
-            noise = self.source.normal(features.shape).to(features)
-            features = features + self.noise * self.clip_norm * noise
-        return features
+        if self.nopeek and any(part.requires_grad for part in float_tensors(features)):
+            penalty = self.nopeek * distance_correlation(_rows(inputs), _rows(features))
+            features = _with_penalty(features, penalty)
+        return self._noisy(features)
 
-    def clipped(self, features: Tensor) -> Tensor:
-        """Return features (B, ...) of which no sample's are longer than `clip_norm`."""
+    def clipped(self, features: Structure) -> Structure:
+        """Return features (B, ...) of which no sample's are longer than `clip_norm`.
+
+        The floating-point tensors of a sample are one vector.
+        """
         if not self.clip_norm:
             return features
-        norms = torch.linalg.vector_norm(features.flatten(1).float(), dim=1)
-        factors = (self.clip_norm / norms.clamp(min=self.clip_norm)).to(features.dtype)
-        return features * factors.reshape(-1, *[1] * (features.ndim - 1))
+        norms = torch.linalg.vector_norm(_rows(features), dim=1)
+        factors = self.clip_norm / norms.clamp(min=self.clip_norm)
+
+        def scaled(leaf: Tensor) -> Tensor:
+            if not is_float(leaf):
+                return leaf
+            places = [1] * (leaf.ndim - 1)
+            return leaf * factors.reshape(-1, *places).to(leaf.dtype)
+
+        return mapped(features, scaled)
+
+    def _noisy(self, features: Structure) -> Structure:
+        if not self.noise:
+            return features
+        spread = self.noise * self.clip_norm
+
+        def noisy(leaf: Tensor) -> Tensor:
+            if not is_float(leaf):
+                return leaf
+            return leaf + spread * self.source.normal(leaf.shape).to(leaf)
+
+        return mapped(features, noisy)
+
+
+def _rows(structure: Structure) -> Tensor:
+    """Return what floating-point tensors hold of each sample, (B, D)."""
+    tensors = float_tensors(structure)
+    if not tensors:
+        raise ValueError(
+            f"there are no floating-point numbers in {shapes_of(structure)}: nopeek "
+            "correlates numbers"
+        )
+    rows = [tensor.reshape(len(tensor), -1).float() for tensor in tensors]
+    return torch.cat(rows, dim=1)
+
+
+def _with_penalty(features: Structure, penalty: Tensor) -> Structure:
+    """Let the backward pass through features go into a penalty, too."""
+    left = [penalty]
+
+    def penalised(leaf: Tensor) -> Tensor:
+        if not (is_float(leaf) and leaf.requires_grad and left):
+            return leaf
+        through: Tensor = _WithPenalty.apply(leaf, left.pop())
+        return through
+
+    return mapped(features, penalised)
 
 
 class _WithPenalty(torch.autograd.Function):

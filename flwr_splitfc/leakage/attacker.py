@@ -89,7 +89,7 @@ class Attacker:
         )
 
     def reconstruct(self, codec: CutCodec) -> tuple[Reconstruction, float]:
-        """Attack the features that go through a codec; return also their bits per entry.
+        """Attack the features of a codec; return also their bits per entry.
 
         Raises
         ------

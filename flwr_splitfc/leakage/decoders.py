@@ -21,11 +21,7 @@ def is_image(shape: Sequence[int]) -> bool:
 
 
 def decoder_for(
-    features: Sequence[int],
-    inputs: Sequence[int],
-    width: int = 64,
-    *,
-    tokens: int = 0,
+    features: Sequence[int], inputs: Sequence[int], width: int = 64, *, tokens: int = 0
 ) -> nn.Module:
     """Return a network from features (B, ...) to inputs (B, ...).
 
@@ -87,7 +83,9 @@ class _MapDecoder(nn.Module):
         ratio = max(side / size for side, size in zip(sides, features[1:], strict=True))
         doublings = max(0, ceil(log2(ratio)))
         self.first = nn.Sequential(_convolution(features[0], width), _Residual(width))
-        widths = [max(width >> n, min(width, _LEAST_WIDTH)) for n in range(doublings + 1)]
+        widths = [
+            max(width >> n, min(width, _LEAST_WIDTH)) for n in range(doublings + 1)
+        ]
         stages = [_convolution(before, after) for before, after in pairwise(widths)]
         self.stages = nn.ModuleList(stages)
         self.last = nn.Sequential(

@@ -23,7 +23,7 @@ from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
 from flwr_splitfc.compare.workers.run_client_app import load_component
-from flwr_splitfc.model import HeadAndTail, LossFn
+from flwr_splitfc.model import LossFn
 from flwr_splitfc.settings import RunConfig
 
 _HALF_FILE = "device.pt"
@@ -67,12 +67,7 @@ class LoadedRun:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        app_folder: Path,
-        *,
-        model: str = "",
-        load_data: str = "",
+        cls, folder: Path, app_folder: Path, *, model: str = "", load_data: str = ""
     ) -> "LoadedRun":
         """Read a run's folder, and import its app.
 

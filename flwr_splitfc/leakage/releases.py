@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec import CutCodec, Link
+from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of, rows_of
 
-DeviceHalf = Callable[[Tensor], Tensor]
+DeviceHalf = Callable[[Structure], Structure]
 """Gives features (B, ...) for inputs (B, ...): a device half, with its defences."""
 
 
@@ -40,7 +41,7 @@ class Releases:
 def released(
     device_half: DeviceHalf,
     codec: CutCodec,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Structure, Tensor]],
     *,
     samples: int,
     generator: torch.Generator | None = None,
@@ -48,7 +49,8 @@ def released(
 ) -> Releases:
     """Return what the server gets of the first `samples` samples of some batches.
 
-    Rows that the codec does not send are not among them.
+    Rows that the codec does not send are not among them. Features of several tensors
+    become one vector a sample. Of inputs of several tensors the first counts.
 
     Parameters
     ----------
@@ -66,35 +68,66 @@ def released(
     Raises
     ------
     ValueError
-        If there is no batch, or the codec cannot code one.
+        If there is no batch, the codec cannot code one, or samples differ in shape.
     """
+    sender = _Sender(codec, generator, all_rows)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    seen_samples = 0
-    payload_bytes = 0
-    entries = 0
-    full_rows = 0
+    count = 0
     for inputs, labels in batches:
-        if seen_samples >= samples:
+        if count >= samples:
             break
-        features = device_half(inputs)
-        full_rows = max(full_rows, len(features))
-        array, _ = codec.encode_features(
-            features, generator=generator, full_rows=full_rows, all_rows=all_rows
-        )
-        columns = features[0].numel()
-        decoded, link = codec.decode_features(array, expect=(len(features), columns))
-        seen = link.sent_rows(decoded)
-        shape = (len(seen), *features.shape[1:])
-        parts.append(
-            (seen.reshape(shape), link.sent_rows(inputs), link.sent_rows(labels))
-        )
-        seen_samples += len(seen)
-        payload_bytes += len(array.data)
-        entries += features.numel()
+        features, link = sender.send(device_half(inputs))
+        rows = link.sent_rows(leaves_of(inputs)[0])
+        parts.append((features, rows, link.sent_rows(labels)))
+        count += len(features)
     if not parts:
         raise ValueError("there is no batch of samples to look at")
-    all_features, all_inputs, all_labels = (
-        torch.cat(column)[:samples] for column in zip(*parts, strict=True)
-    )
-    bits = 8 * payload_bytes / entries
-    return Releases(all_features, all_inputs, all_labels, bits)
+    try:
+        columns = [torch.cat(column)[:samples] for column in zip(*parts, strict=True)]
+    except RuntimeError as error:
+        raise ValueError(f"samples differ in shape: {error}") from error
+    features, inputs, labels = columns
+    bits = 8 * sender.payload_bytes / sender.entries
+    return Releases(features, inputs, labels, bits)
+
+
+class _Sender:
+    """Codes features and decodes them again."""
+
+    def __init__(
+        self, codec: CutCodec, generator: torch.Generator | None, all_rows: bool
+    ) -> None:
+        self._codec = codec
+        self._generator = generator
+        self._all_rows = all_rows
+        self._full_rows = 0
+        self.payload_bytes = 0
+        self.entries = 0
+
+    def send(self, features: Structure) -> tuple[Tensor, Link]:
+        """Return the rows that arrive of features, (b, ...), and which they are."""
+        self._full_rows = max(self._full_rows, rows_of(features))
+        if isinstance(features, Tensor):
+            return self._send(features, self._all_rows)
+        tensors = []
+        for tensor in float_tensors(features):
+            # rows are left out of all tensors or of none
+            seen, link = self._send(tensor, all_rows=True)
+            tensors.append(seen.flatten(1))
+        return torch.cat(tensors, dim=1), link
+
+    def _send(self, features: Tensor, all_rows: bool) -> tuple[Tensor, Link]:
+        array, _ = self._codec.encode_features(
+            features,
+            generator=self._generator,
+            full_rows=self._full_rows,
+            all_rows=all_rows,
+        )
+        rows = len(features)
+        decoded, link = self._codec.decode_features(
+            array, expect=(rows, features[0].numel())
+        )
+        self.payload_bytes += len(array.data)
+        self.entries += features.numel()
+        seen = link.sent_rows(decoded)
+        return seen.reshape(len(seen), *features.shape[1:]), link

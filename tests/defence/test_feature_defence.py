@@ -1,0 +1,153 @@
+"""Clipped, noisy and decorrelated features, and what their noise guarantees."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from flwr_splitfc.defence import (
+    FeatureDefence,
+    SecretNoise,
+    distance_correlation,
+    feature_epsilon,
+)
+
+
+def test_no_sample_is_longer_than_the_norm() -> None:
+    features = torch.randn(5, 3, 4, 4) * torch.arange(5).reshape(5, 1, 1, 1)
+    clipped = FeatureDefence(clip_norm=2.0).clipped(features)
+    norms = features.flatten(1).norm(dim=1)
+    expected = features * (2.0 / norms.clamp(min=2.0)).reshape(5, 1, 1, 1)
+    torch.testing.assert_close(clipped, expected)
+    assert torch.equal(clipped[0], features[0])
+
+
+def test_several_tensors_are_clipped_as_one() -> None:
+    features = {
+        "a": torch.full((1, 2), 3.0),
+        "m": torch.ones(1),
+        "b": torch.zeros(1, 1),
+    }
+    features["ids"] = torch.tensor([7])
+    clipped = FeatureDefence(clip_norm=1.0).clipped(features)
+    length = math.sqrt(3**2 + 3**2 + 1)
+    torch.testing.assert_close(clipped["a"], torch.full((1, 2), 3 / length))
+    assert clipped["ids"] is features["ids"]
+
+
+def test_the_noise_is_normal_and_as_wide_as_it_is_said() -> None:
+    defence = FeatureDefence(clip_norm=4.0, noise=0.5)
+    noise = defence(torch.zeros(200, 1), torch.zeros(200, 100)) / 2.0
+    # fails once in a million runs
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-6
+
+
+def test_the_noise_is_nobody_elses() -> None:
+    """Not torch's, whose seed is the run's, and another in each process and step."""
+    drawn = []
+    for _ in range(3):
+        torch.manual_seed(7)
+        defence = FeatureDefence(clip_norm=1.0, noise=1.0)
+        drawn += [defence(torch.zeros(2, 1), torch.zeros(2, 8)) for _ in range(2)]
+        after = torch.rand(1)
+        torch.manual_seed(7)
+        assert torch.equal(torch.rand(1), after)
+    for number, noise in enumerate(drawn):
+        assert all(not torch.equal(noise, other) for other in drawn[:number])
+
+
+def test_a_device_can_draw_the_noise_of_a_step_again() -> None:
+    first = SecretNoise()
+    first.begin(3)
+    drawn = first.normal((2, 5))
+    again = SecretNoise(first.key)
+    again.begin(3)
+    assert torch.equal(again.normal((2, 5)), drawn)
+    again.begin(4)
+    assert not torch.equal(again.normal((2, 5)), drawn)
+
+
+def test_a_bad_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="the key has 4 bytes, wanted 32"):
+        SecretNoise(b"four")
+
+
+def test_the_penalty_is_in_the_gradient_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4)
+    x = torch.randn(6, 3)
+    features = model(x)
+    features.square().mean().backward()
+    (0.7 * distance_correlation(x, model(x))).backward()
+    wanted = model.weight.grad.clone()
+    model.zero_grad()
+    sent = FeatureDefence(nopeek=0.7)(x, model(x))
+    assert torch.equal(sent, features)
+    sent.square().mean().backward()
+    torch.testing.assert_close(model.weight.grad, wanted)
+
+
+def test_without_a_graph_there_is_no_penalty() -> None:
+    features = torch.rand(4, 2)
+    with torch.no_grad():
+        assert FeatureDefence(nopeek=1.0)(torch.rand(4, 3), features) is features
+
+
+def test_tokens_cannot_be_correlated() -> None:
+    features = torch.rand(4, 2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no floating-point numbers in \(4, 3\)"):
+        FeatureDefence(nopeek=1.0)(torch.ones(4, 3).long(), features)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"noise": 0.1}, "without a clip_norm"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0, wanted a finite number from 0"),
+        ({"nopeek": math.nan}, "nopeek is nan"),
+        ({"clip_norm": 1.0, "noise": math.inf}, "noise is inf"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        FeatureDefence(**settings)
+
+
+@pytest.mark.parametrize(("noise", "releases"), [(2.0, 1), (4.0, 30), (0.2, 5)])
+def test_epsilon_is_the_accountants(noise: float, releases: int) -> None:
+    """By its analysis itself, for a sensitivity of twice the norm."""
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis import rdp
+
+    orders = [1 + number / 1000 for number in range(2, 100, 2)]
+    orders += RDPAccountant.DEFAULT_ALPHAS
+    spent = rdp.compute_rdp(
+        q=1.0, noise_multiplier=noise / 2, steps=releases, orders=orders
+    )
+    wanted, _ = rdp.get_privacy_spent(orders=orders, rdp=spent, delta=1e-5)
+    assert feature_epsilon(noise, releases) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_epsilon_is_above_that_of_the_exact_curve() -> None:
+    """Balle and Wang (2018): RDP's epsilon is an upper bound, and not a loose one."""
+    noise, delta = 4.0, 1e-5
+    epsilon = feature_epsilon(noise, 1, delta)
+    mu = 2 / noise
+
+    def delta_of(epsilon: float) -> float:
+        first = stats.norm.cdf(mu / 2 - epsilon / mu)
+        second = stats.norm.cdf(-mu / 2 - epsilon / mu)
+        return float(first - math.exp(epsilon) * second)
+
+    assert delta_of(epsilon) < delta < delta_of(0.8 * epsilon)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 1, 0.1), (1.0, 0, 0.1), (1.0, 1, 1.0)])
+def test_epsilon_of_nothing_is_refused(arguments: tuple[float, int, float]) -> None:
+    with pytest.raises(ValueError, match="wanted more than 0, at least 1"):
+        feature_epsilon(*arguments)

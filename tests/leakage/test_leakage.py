@@ -1,0 +1,138 @@
+"""`flwr-splitfc leakage` from end to end, on runs of the digits that are made here."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flwr_splitfc.command import main
+from tests.apps.server_runs import results_of
+
+ROOT = Path(__file__).parents[2]
+APP = ROOT / "examples" / "mnist"
+SHORT = ["--steps", "5", "--width", "8", "--known", "64", "--attacked", "32"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable() -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.insert(0, str(APP))
+    yield
+    sys.path[:] = before
+
+
+def make_run(folder: Path, **settings: Any) -> Path:
+    from splitmnist.client_app import app as client_app
+    from splitmnist.server_app import app as server_app
+
+    table = tomllib.loads((APP / "pyproject.toml").read_text())
+    config = table["tool"]["flwr"]["app"]["config"]
+    few = {"num-rounds": 3, "num-devices": 3, "partitioner": "iid", "batch-size": 32}
+    config |= {**few, "results-dir": str(folder), "evaluate-every": 3, **settings}
+    results_of(server_app, client_app, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def attack(run: Path, out: Path, *options: str) -> dict[str, Any]:
+    assert (
+        main(
+            [
+                "leakage",
+                str(run),
+                "--app",
+                str(APP),
+                "--out",
+                str(out),
+                *SHORT,
+                *options,
+            ]
+        )
+        == 0
+    )
+    return json.loads((out / "leakage.json").read_text())
+
+
+def test_a_run_is_attacked_through_several_codecs(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codecs = "run,float32,splitfc-rd:quality=5,splitfc:uplink-bits=0.4"
+    found = attack(plain, tmp_path, "--codecs", codecs)
+    rows = {row["codec"]: row for row in found["reconstruction"]}
+    names = [*codecs.split(",")[1:], "no features: the mean input"]
+    assert list(rows) == ["splitfc, the run's", *names]
+    assert rows["float32"]["bits_per_entry"] == 32
+    assert 0.3 < rows["splitfc:uplink-bits=0.4"]["bits_per_entry"] <= 0.4
+    assert all(0 < row["mse"] < 1 and -1 < row["ssim"] < 1 for row in rows.values())
+    # half of three devices is one; the others are attacked
+    devices = found["known_devices"] + found["attacked_devices"]
+    assert sorted(devices) == [0, 1, 2]
+    assert found["attacked_samples"] == 32
+    assert found["labels"] is None
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 12 * 5
+    assert "the training data of 1 of 3 devices" in page
+    assert "no features: the mean input" in capsys.readouterr().out
+
+
+def test_labels_of_a_u_shaped_run_are_inferred(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", **{"u-shaped": True, "strategy": "split-learning"})
+    found = attack(run, tmp_path / "out", "--auxiliary", "evaluation")
+    assert found["labels"]["sign"] is None
+    assert 0 <= found["labels"]["majority"] < found["labels"]["clusters"] <= 1
+    assert re.search(
+        r"labels inferred: [\d.]+% by clusters",
+        (tmp_path / "out" / "index.html").read_text(),
+    )
+
+
+def test_another_app_names_its_functions(plain: Path, tmp_path: Path) -> None:
+    """As an app without a `SplitClientApp` has to."""
+    functions = ["--model", "splitmnist.task:make_device_half"]
+    functions += ["--load-data", "flwr_splitfc.vision:load_data"]
+    assert attack(plain, tmp_path, *functions)["attacked_samples"] == 32
+
+
+def refused(capsys: pytest.CaptureFixture[str], run: Path, *options: str) -> str:
+    assert main(["leakage", str(run), "--app", str(APP), *options]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_wrong_is_said(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no results.json of a run" in refused(capsys, tmp_path)
+    assert "--codecs has 'gzip'; known are run, " in refused(
+        capsys, plain, "--codecs", "gzip"
+    )
+    assert "--steps is 0, wanted 1 or more" in refused(capsys, plain, "--steps", "0")
+    assert "has no setting 'loudness'" in refused(
+        capsys, plain, "--codecs", "float32:loudness=1"
+    )
+
+
+def test_a_run_without_halves_is_refused(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text((plain / "results.json").read_text())
+    assert "device.pt does not exist" in refused(capsys, tmp_path)
+
+
+def test_halves_of_another_model_are_refused(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text((plain / "results.json").read_text())
+    # of other names
+    (tmp_path / "device.pt").write_bytes((plain / "server.pt").read_bytes())
+    assert "device.pt does not fit the app's DeviceHalf" in refused(capsys, tmp_path)
