@@ -38,7 +38,7 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     Examples
     --------
     >>> round(feature_epsilon(noise=4.0, releases=1), 2)
-    2.2
+    2.17
     """
     if not noise > 0 or releases < 1 or not 0 < delta < 1:
         raise ValueError(
