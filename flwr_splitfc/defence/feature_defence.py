@@ -100,7 +100,8 @@ class FeatureDefence:
             if not is_float(leaf):
                 return leaf
             places = [1] * (leaf.ndim - 1)
-            return leaf * factors.reshape(-1, *places).to(leaf.dtype)
+            shorter: Tensor = leaf * factors.reshape(-1, *places).to(leaf.dtype)
+            return shorter
 
         return mapped(features, scaled)
 
@@ -112,7 +113,8 @@ class FeatureDefence:
         def noisy(leaf: Tensor) -> Tensor:
             if not is_float(leaf):
                 return leaf
-            return leaf + spread * self.source.normal(leaf.shape).to(leaf)
+            noise = self.source.normal(leaf.shape).to(leaf)
+            return leaf + spread * noise
 
         return mapped(features, noisy)
 

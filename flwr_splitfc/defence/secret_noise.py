@@ -57,5 +57,5 @@ class SecretNoise:
         stream = self._stream.update(bytes(_WORD_BYTES * count))
         words = np.frombuffer(stream, dtype="<u8") >> (8 * _WORD_BYTES - _USED_BITS)
         places = (words + 0.5) / 2**_USED_BITS
-        noise = torch.special.ndtri(torch.from_numpy(places))
+        noise: Tensor = torch.special.ndtri(torch.from_numpy(places))
         return noise.float().reshape(shape)

@@ -105,11 +105,12 @@ class _MapDecoder(nn.Module):
         return images
 
 
-class _TokenDecoder(nn.Sequential):
+class _TokenDecoder(nn.Module):
     """Features (B, T, C) to scores (B, tokens, T)."""
 
     def __init__(self, channels: int, width: int, tokens: int) -> None:
-        super().__init__(
+        super().__init__()
+        self.layers = nn.Sequential(
             nn.Conv1d(channels, width, 5, padding=2),
             nn.ReLU(),
             nn.Conv1d(width, width, 5, padding=2),
@@ -119,7 +120,7 @@ class _TokenDecoder(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores; a convolution has channels before places."""
-        scores: Tensor = super().forward(x.transpose(1, 2))
+        scores: Tensor = self.layers(x.transpose(1, 2))
         return scores
 
 

@@ -9,7 +9,7 @@ from flwr_splitfc.apps.run_codecs import settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.leakage.attack import AttackSettings
-from flwr_splitfc.leakage.attacker import Attacker
+from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
 from flwr_splitfc.settings import RunConfig, parse_settings
@@ -136,10 +136,11 @@ def _report(options: argparse.Namespace) -> LeakageReport:
     run = LoadedRun.load(
         options.run, options.app, model=options.model, load_data=options.load_data
     )
-    usual = "devices" if run.num_devices > 1 else "evaluation"
+    usual: Auxiliary = "devices" if run.num_devices > 1 else "evaluation"
+    auxiliary: Auxiliary = options.auxiliary or usual
     attacker = Attacker(
         run,
-        options.auxiliary or usual,
+        auxiliary,
         options.known,
         options.attacked,
         AttackSettings(steps=options.steps, width=options.width, seed=options.seed),
