@@ -103,6 +103,7 @@ def run_settings(
         "batch-size": 8,
         "evaluate-every": rounds,
         "dataset": "many_digits.ManyDigits",
+        "data-dir": str(folder),
         "partitioner": "iid",
         "results-dir": str(folder),
         "checkpoint-dir": str(folder / "checkpoint"),

@@ -2,7 +2,7 @@
 
     python benchmarks/exchange.py
     python benchmarks/exchange.py --deployment
-    python benchmarks/exchange.py --sessions 1,2,4,8,16
+    python benchmarks/exchange.py --sessions 1,2,4,8,16 --merge-steps 16
     python benchmarks/exchange.py --profile
 
 The first has device and server in two processes and takes half a minute. The second also
@@ -367,6 +367,12 @@ def arguments() -> argparse.Namespace:
         help="instead: one server with so many sessions at once, e.g. 1,2,4,8,16",
     )
     parser.add_argument(
+        "--merge-steps",
+        type=int,
+        default=1,
+        help="with --sessions: mini-batches that make one step",
+    )
+    parser.add_argument(
         "--profile",
         action="store_true",
         help="instead: the parts of a step on the server, without a network",
@@ -410,7 +416,12 @@ def main() -> None:
     rows: list[Row] | list[SessionsRow]
     if options.sessions:
         rows = many_sessions(
-            CODECS, options.sessions, options.rows, options.steps, options.rounds
+            CODECS,
+            options.sessions,
+            options.rows,
+            options.steps,
+            options.rounds,
+            options.merge_steps,
         )
         print(sessions_table(rows))
     else:

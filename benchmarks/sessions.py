@@ -49,7 +49,12 @@ class SessionsRow:
 
 
 def many_sessions(
-    codecs: Sequence[str], counts: Sequence[int], rows: int, steps: int, rounds: int
+    codecs: Sequence[str],
+    counts: Sequence[int],
+    rows: int,
+    steps: int,
+    rounds: int,
+    merge_steps: int = 1,
 ) -> list[SessionsRow]:
     """Measure the half alone and in so many sessions, in turns; results are medians.
 
@@ -63,6 +68,8 @@ def many_sessions(
     steps : int
         Of all sessions together.
     rounds : int
+    merge_steps : int
+        As in `HalfTrainer`.
     """
     # each session's connection and end, otherwise
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -72,7 +79,7 @@ def many_sessions(
         for _ in range(rounds):
             for count, measured in speeds.items():
                 measured.append(
-                    in_sessions(codec, count, rows, steps)
+                    in_sessions(codec, count, rows, steps, merge_steps)
                     if count
                     else half_alone(rows, steps)
                 )
@@ -83,9 +90,11 @@ def many_sessions(
     return table
 
 
-def trainer() -> HalfTrainer:
+def trainer(merge_steps: int = 1) -> HalfTrainer:
     _, server_half = halves()
-    return HalfTrainer(server_half, nn.CrossEntropyLoss(), ADAM, device="cpu")
+    return HalfTrainer(
+        server_half, nn.CrossEntropyLoss(), ADAM, device="cpu", merge_steps=merge_steps
+    )
 
 
 def half_alone(rows: int, steps: int) -> float:
@@ -102,13 +111,16 @@ def half_alone(rows: int, steps: int) -> float:
     return steps / (time.perf_counter() - started)
 
 
-def in_sessions(codec: str, count: int, rows: int, steps: int) -> float:
+def in_sessions(
+    codec: str, count: int, rows: int, steps: int, merge_steps: int = 1
+) -> float:
     """Train the server half in `count` sessions, whose devices are another process."""
     spawn = multiprocessing.get_context("spawn")
     # the devices' process, and this one
     ready, over = spawn.Barrier(2), spawn.Barrier(2)
     steps_each = steps // count
-    with SplitEndpoint(SharedHalf(trainer()), cut_codec(codec)) as endpoint:
+    half = trainer(merge_steps)
+    with SplitEndpoint(SharedHalf(half), cut_codec(codec)) as endpoint:
         tickets = [endpoint.issue("train", str(name), 1) for name in range(count)]
         process = spawn.Process(
             target=run_devices,

@@ -44,6 +44,7 @@ class RunSettings:
     stop_patience: int = 0
     target_accuracy: float = 0.0
     pipeline_depth: int = 0
+    merge_steps: int = 1
     decoupled: bool = False
     max_failed_rounds: int = 1
     num_devices: int = 2
@@ -68,6 +69,7 @@ class RunSettings:
             num_rounds=1,
             evaluate_every=1,
             pipeline_depth=0,
+            merge_steps=1,
             max_failed_rounds=1,
             num_devices=1,
             torch_threads=1,

@@ -157,6 +157,8 @@ class SplitServerApp(ServerApp):
     ``pipeline-depth``        0             mini-batches that a device has under way at
                                             most, while answers travel; 0 is the
                                             strategy's default
+    ``merge-steps``           1             mini-batches that wait at once and make one
+                                            step of the shared server half
     ``decoupled``             false         whether device halves learn from a loss of
                                             their own (`auxiliary`): features go up with
                                             the bits of both budgets, and no gradient
@@ -338,6 +340,7 @@ class SplitServerApp(ServerApp):
             ),
             "evaluate_every": settings.evaluate_every,
             "decoupled": settings.decoupled,
+            "merge_steps": settings.merge_steps,
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,

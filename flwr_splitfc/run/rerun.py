@@ -49,6 +49,11 @@ def main(options: argparse.Namespace) -> int:
         return 2
     for change in changed_versions(record):
         _complain(f"the run had {change}; results may differ")
+    if record["run_config"].get("merge-steps", 1) != 1:
+        _complain(
+            "the run merged mini-batches as they met in the server (merge-steps): "
+            "a repetition merges others, and its payloads differ"
+        )
     config = _config_of_rerun(record["run_config"], results_dir)
     _flwr_run(options.app, config, options.further)
     return _compare(record, results_dir / "results.json")

@@ -125,6 +125,11 @@ class SplitLearning(Strategy):
         Features go up with the bits of both budgets, no gradient comes down, and no
         weight is old; the default of `pipeline_depth` is then 16, in a stream. Device
         models are a `DecoupledHalf`. For a loss of the server's.
+    merge_steps : int (default: 1)
+        How many mini-batches that wait for the shared server half at the same time make
+        one step of its optimizer, of the mean of their gradients. Each device gets the
+        gradient of its own loss. It is for a loss of the server's and a half without
+        batch normalisation. Which batches meet is chance: a run cannot be repeated.
     max_failed_rounds : int (default: 1)
         So many rounds in a row in which every device failed end the run with
         `RunFailed`. Where one device trains in a round, it counts as a round that each
@@ -209,6 +214,7 @@ class SplitLearning(Strategy):
         max_failed_rounds: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
+        merge_steps: int = 1,
         accumulate_steps: int = 1,
         max_grad_norm: float | None = None,
         device: torch.device | str | None = None,
@@ -238,6 +244,11 @@ class SplitLearning(Strategy):
                 "output_codec is for loss_fn=None: "
                 "with a loss_fn the output stays on the server"
             )
+        if merge_steps > 1 and not shared_server_half:
+            raise ValueError(
+                f"merge_steps is {merge_steps}, and each device has a copy of the "
+                "server half: no two batches wait for the same one"
+            )
         self.half = HalfTrainer(
             server_model,
             loss_fn,
@@ -248,6 +259,7 @@ class SplitLearning(Strategy):
             device=device,
             seed=seed,
             feature_shape=feature_shape,
+            merge_steps=merge_steps,
         )
         self.half.record_updates = record_updates
         self.server_model = self.half.model
@@ -427,6 +439,11 @@ class SplitLearning(Strategy):
             logger.info("\t├──> Device halves learn from a loss of their own")
         if self.pipeline_depth > 1:
             logger.info("\t├──> Mini-batches under way: %d", self.pipeline_depth)
+        if self.half.merge_steps > 1:
+            logger.info(
+                "\t├──> Mini-batches in one step of the server half: up to %d",
+                self.half.merge_steps,
+            )
         logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
         self.devices.summary()
 
@@ -455,6 +472,7 @@ class SplitLearning(Strategy):
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
             "pipeline_depth": str(self.pipeline_depth),
+            "merge_steps": str(self.half.merge_steps),
             "decoupled": str(self.decoupled),
             "seed": str(self._seed),
         }

@@ -89,7 +89,9 @@ class SplitEndpoint:
         self._budget = WorkBudget(self.limits.max_work_bytes)
         self._registry = SessionRegistry()
         self._accounts = TurnAccounts(self.ledger)
-        self._service = SessionService(self._registry, self._accounts, self.limits)
+        self._service = SessionService(
+            self._registry, self._accounts, self.limits, halves.half.merge_steps
+        )
         self._server = StreamServer(self.config, self._service.serve)
 
     # -- life --------------------------------------------------------------------------

@@ -11,11 +11,15 @@ from flwr_splitfc.model.structures import Structure
 
 
 class Update(NamedTuple):
-    """One mini-batch that a server half was trained on."""
+    """One mini-batch that a server half was trained on.
+
+    `merged` is how many, with those beside it in the list, made one optimizer step.
+    """
 
     server_round: int
     device: str
     step: int
+    merged: int = 1
 
 
 @dataclass(frozen=True, eq=False)

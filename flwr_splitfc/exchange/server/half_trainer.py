@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
@@ -40,6 +41,7 @@ from flwr_splitfc.exchange.server.step_checks import (
     check_prediction,
     finite_buffers,
 )
+from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.structures import (
@@ -93,6 +95,10 @@ class HalfTrainer:
         The shape of a sample's features, with None for a size that varies; a tuple,
         list or dict of shapes where the features are such tensors. Others are refused.
         Default: what the model takes.
+    merge_steps : int (default: 1)
+        How many mini-batches that wait at the same time make one step, of the mean of
+        their gradients: all rows go through the half together, and each batch has its
+        own loss and the gradient of it. It is applied before it is answered.
 
     Attributes
     ----------
@@ -119,8 +125,10 @@ class HalfTrainer:
         device: torch.device | str | None = None,
         seed: int = 0,
         feature_shape: FeatureShape = None,
+        merge_steps: int = 1,
     ) -> None:
         _check_settings(accumulate_steps, max_grad_norm)
+        _check_merging(merge_steps, model, loss_fn, accumulate_steps)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device)
@@ -142,6 +150,8 @@ class HalfTrainer:
         self._note_weights()
         self._pending: PendingUpdate | None = None
         self._lock = Lock()
+        self.merge_steps = merge_steps
+        self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
 
     @property
     def model(self) -> nn.Module:
@@ -288,10 +298,27 @@ class HalfTrainer:
         `wanted` says of each floating point tensor of the features whether its gradient
         is; by default all are.
         """
+        batch = WaitingBatch(features, labels, origin, wanted)
+        if self.merge_steps > 1:
+            return self._merger.begin(batch)
+        return self._begin_alone(batch)
+
+    def _begin_alone(self, batch: WaitingBatch) -> BegunStep:
         with self._exclusively(), self._rng(self._steps), self._as_a_whole():
-            x = self._leaves(features, wanted)
-            loss = self._loss(x, labels.to(self.device))
-            return self._gradient(loss, None, x, origin)
+            x = self._leaves(batch.features, batch.wanted)
+            loss = self._loss(self._run(self._model, x), batch.labels.to(self.device))
+            return self._gradient(loss, None, x, batch.origin)
+
+    def _step_together(self, batches: Sequence[WaitingBatch]) -> list[BegunStep]:
+        """Make one step of several batches, whole or not at all."""
+        with self._exclusively():
+            with self._rng(self._steps), self._as_a_whole():
+                leaves = [self._leaves(each.features, each.wanted) for each in batches]
+                x = torch.cat(leaves)
+                losses = self._losses(x, [each.labels for each in batches])
+                begun, grads = self._gradients_together(losses, leaves)
+            self._apply_update(grads, x.detach(), [each.origin for each in batches])
+        return begun
 
     def forward(
         self, features: Structure, *, wanted: Sequence[bool] | None = None
@@ -428,9 +455,18 @@ class HalfTrainer:
         for name, buffer in self._model.named_buffers():
             buffer.copy_(buffers[name])
 
-    def _loss(self, x: Structure, labels: Tensor) -> Tensor:
-        assert self.loss_fn is not None  # the session has seen to it
+    def _losses(self, x: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the loss of each batch, whose rows follow one another in `x`."""
         outputs = self._run(self._model, x)
+        check_output(outputs, len(x))
+        parts = outputs.split([len(of_batch) for of_batch in labels])
+        return [
+            self._loss(part, of_batch.to(self.device))
+            for part, of_batch in zip(parts, labels, strict=True)
+        ]
+
+    def _loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        assert self.loss_fn is not None  # the session has seen to it
         check_labels(self.loss_fn, outputs, labels)
         try:
             loss = self.loss_fn(outputs, labels)
@@ -467,6 +503,33 @@ class HalfTrainer:
         self._pending = PendingUpdate(begun, grads, detached, origin)
         return begun
 
+    def _gradients_together(
+        self, losses: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> tuple[list[BegunStep], list[Tensor | None]]:
+        """Return each batch's part of a step, and the mean gradient by the weights."""
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        # of the sum: a batch's features are in no other batch's loss
+        found = torch.autograd.grad(
+            torch.stack(list(losses)).sum(),
+            [*wanted, *self._parameters],
+            allow_unused=True,
+        )
+        x_grads, grads = list(found[: len(wanted)]), found[len(wanted) :]
+        check_buffers(self._model, self._finite_buffers)
+        begun = []
+        for loss, leaf in zip(losses, leaves, strict=True):
+            gradients = []
+            if leaf.requires_grad:
+                x_grad = x_grads.pop(0)
+                check_finite("the gradient by the features", [x_grad])
+                gradient = torch.zeros_like(leaf) if x_grad is None else x_grad
+                gradients.append(gradient.cpu())
+            begun.append(BegunStep(self.apply_begun, loss.item(), gradients))
+        means: list[Tensor | None] = [
+            None if grad is None else grad / len(losses) for grad in grads
+        ]
+        return begun, means
+
     # -- applying a step ---------------------------------------------------------------
 
     def _apply_pending(self) -> None:
@@ -474,18 +537,30 @@ class HalfTrainer:
         if pending is None:
             return
         try:
-            with self._as_a_whole(updates=True):
-                check_finite("the gradient by the weights", pending.grads)
-                with self._update_rng():
-                    self._apply(pending.grads)
-                self._check_weights(pending.features)
+            self._apply_update(pending.grads, pending.features, [pending.origin])
         except StepRefused as refusal:
             # its own session is told, whoever asked for it to be applied
             pending.begun.refusal = refusal
-            return
-        self._steps += 1
-        if self.record_updates and pending.origin is not None:
-            self._updates.append(pending.origin)
+
+    def _apply_update(
+        self,
+        grads: Sequence[Tensor | None],
+        features: Structure,
+        origins: Sequence[Update | None],
+    ) -> None:
+        """Apply the gradient of a batch, or of several, whole or not at all."""
+        with self._as_a_whole(updates=True):
+            check_finite("the gradient by the weights", grads)
+            with self._update_rng():
+                self._apply(grads)
+            self._check_weights(features)
+        self._steps += len(origins)
+        if self.record_updates:
+            self._updates += [
+                origin._replace(merged=len(origins))
+                for origin in origins
+                if origin is not None
+            ]
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, grad in zip(self._parameters, grads, strict=True):
@@ -617,6 +692,30 @@ def _at_most_one(tensor: Tensor) -> Tensor:
 def _stored(gradient: Tensor | None) -> Tensor | None:
     # that of a sum has one entry in memory, and looks like many
     return None if gradient is None else gradient.contiguous()
+
+
+def _check_merging(
+    merge_steps: int, model: nn.Module, loss_fn: LossFn | None, accumulate_steps: int
+) -> None:
+    if merge_steps < 1:
+        raise ValueError(f"merge_steps is {merge_steps}, wanted 1 or more")
+    if merge_steps == 1:
+        return
+    if loss_fn is None:
+        raise ValueError(
+            f"merge_steps is {merge_steps}, and the loss is the devices': "
+            "their steps have two halves, which are not merged"
+        )
+    if accumulate_steps > 1:
+        raise ValueError(
+            f"merge_steps is {merge_steps} and accumulate_steps {accumulate_steps}: "
+            "both average the gradients of mini-batches; give one"
+        )
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ValueError(
+            f"merge_steps is {merge_steps}, and the server half has batch "
+            "normalisation: each device's rows would change the others' outputs"
+        )
 
 
 def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:

@@ -47,16 +47,24 @@ class SessionService:
     accounts : TurnAccounts
         Where what sessions moved is entered.
     limits : Limits
+    merge_steps : int (default: 1)
+        How many frames may wait for the server half at once, as it merges them.
     """
 
     def __init__(
-        self, registry: SessionRegistry, accounts: TurnAccounts, limits: Limits
+        self,
+        registry: SessionRegistry,
+        accounts: TurnAccounts,
+        limits: Limits,
+        merge_steps: int = 1,
     ) -> None:
         self._registry = registry
         self._accounts = accounts
         self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
         # they end with the service
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="split-step")
+        self._workers = ThreadPoolExecutor(
+            max(_WORKERS, merge_steps), thread_name_prefix="split-step"
+        )
 
     # -- streams -----------------------------------------------------------------------
 
