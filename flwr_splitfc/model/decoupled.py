@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from flwr_splitfc.model.structures import Structure
 
-_POSITIONS = 2  # of each dimension of space that the head tells apart
-
 _DEVICE, _AUXILIARY = "device.", "auxiliary."
 
 
@@ -57,6 +55,9 @@ class AuxiliaryHead(nn.Sequential):
         Of a sample's features: (C,), (C, L), (C, H, W) or (C, D, H, W).
     outputs : int
         Such as the number of classes.
+    positions : int (default: 4)
+        How many of each dimension of space the head tells apart, at most. With more it
+        is larger, and device halves learn better.
 
     Examples
     --------
@@ -66,23 +67,25 @@ class AuxiliaryHead(nn.Sequential):
     torch.Size([5, 10])
     """
 
-    def __init__(self, feature_shape: Sequence[int], outputs: int) -> None:
+    def __init__(
+        self, feature_shape: Sequence[int], outputs: int, positions: int = 4
+    ) -> None:
         channels, *space = feature_shape
-        positions = [min(size, _POSITIONS) for size in space]
+        pooled = [min(size, positions) for size in space]
         layers: list[nn.Module] = [nn.Flatten()]
-        if positions:
-            layers.insert(0, _pool(positions))
-        layers.append(nn.Linear(channels * prod(positions), outputs))
+        if pooled:
+            layers.insert(0, _pool(pooled))
+        layers.append(nn.Linear(channels * prod(pooled), outputs))
         super().__init__(*layers)
 
 
-def _pool(positions: Sequence[int]) -> nn.Module:
+def _pool(shape: Sequence[int]) -> nn.Module:
     pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-    if len(positions) > len(pools):
+    if len(shape) > len(pools):
         raise ValueError(
-            f"features have {len(positions)} dimensions of space, wanted 3 at most"
+            f"features have {len(shape)} dimensions of space, wanted 3 at most"
         )
-    pool: nn.Module = pools[len(positions) - 1](tuple(positions))
+    pool: nn.Module = pools[len(shape) - 1](tuple(shape))
     return pool
 
 

@@ -235,7 +235,7 @@ def test_last_layers_on_devices_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "weights_of_one"),
-    [((7,), 7), ((7, 5), 14), ((7, 5, 1), 14), ((7, 4, 4, 4), 56)],
+    [((7,), 7), ((7, 3), 21), ((7, 5, 1), 28), ((7, 8, 4, 2), 224)],
 )
 def test_a_head_takes_features_of_any_number_of_dimensions(
     shape: tuple[int, ...], weights_of_one: int
