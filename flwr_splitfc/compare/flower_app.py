@@ -5,9 +5,11 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flwr_splitfc.compare.supplied_keys import supplied_keys
 from flwr_splitfc.settings import RunConfig, Scalar, parse_toml_value
 
 
@@ -36,6 +38,19 @@ class Layer:
         return cls(str(path), read_run_config(path))
 
 
+# The comparison reads these, or sets them.
+_ALWAYS = (
+    "strategy",
+    "codec",
+    "uplink-bits",
+    "downlink-bits",
+    "seed",
+    "num-devices",
+    "results-dir",
+    "checkpoint-dir",
+)
+
+
 @dataclass(frozen=True)
 class FlowerApp:
     """A Flower app as its ``pyproject.toml`` describes it.
@@ -61,8 +76,7 @@ class FlowerApp:
         Raises
         ------
         SettingsError
-            If the folder holds no Flower app, or one whose run-config has no
-            ``results-dir``.
+            If the folder holds no Flower app, or one that has no ``results-dir``.
         """
         path = folder.resolve() / "pyproject.toml"
         project = _read_toml(path)
@@ -75,12 +89,44 @@ class FlowerApp:
             raise SettingsError(
                 f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]"
             ) from error
-        if "results-dir" not in defaults:
+        loaded = cls(path.parent, server_app, client_app, defaults)
+        if "results-dir" not in loaded.known:
             raise SettingsError(
                 f"{path} has no results-dir in [tool.flwr.app.config]: "
                 "the app must write there"
             )
-        return cls(path.parent, server_app, client_app, defaults)
+        return loaded
+
+    @cached_property
+    def known(self) -> RunConfig:
+        """The keys that a setting may have, each with a value of its type.
+
+        They are the app's, and with a `SplitServerApp` those that it understands, too.
+        """
+        return {**supplied_keys(self.folder, self.server_app), **self.defaults}
+
+    def check_keys(self, layers: Iterable[Layer]) -> None:
+        """Refuse settings whose keys the app does not have, all of them at once.
+
+        Flower itself does not say which key it was, nor where it came from.
+
+        Raises
+        ------
+        SettingsError
+        """
+        missing = {}
+        for layer in layers:
+            unknown = sorted(layer.settings.keys() - self.known.keys())
+            if unknown:
+                missing[layer.source] = ", ".join(map(repr, unknown))
+        if missing:
+            lines = [f"{source}: {keys}" for source, keys in missing.items()]
+            known = ", ".join(sorted(self.known))
+            raise SettingsError(
+                f"the app in {self.folder} has no setting for\n  "
+                + "\n  ".join(lines)
+                + f"\nit has {known}"
+            )
 
     def run_config(self, layers: Iterable[Layer]) -> dict[str, Scalar]:
         """Return the complete run-config: the app's defaults under all layers.
@@ -89,22 +135,17 @@ class FlowerApp:
         ------
         SettingsError
             If a layer has a key that the app does not have, or a value of another type.
-            Flower itself does not say which key it was, nor where it came from.
         """
+        layers = list(layers)
+        self.check_keys(layers)
         merged = dict(self.defaults)
+        for key in _ALWAYS:
+            if key in self.known:
+                merged[key] = self.known[key]
         for layer in layers:
             for key, value in layer.settings.items():
-                merged[key] = self._checked(layer.source, key, value)
+                merged[key] = _like(self.known[key], value, f"{layer.source}: {key}")
         return merged
-
-    def _checked(self, source: str, key: str, value: object) -> Scalar:
-        if key not in self.defaults:
-            known = ", ".join(sorted(self.defaults))
-            raise SettingsError(
-                f"{source}: the app in {self.folder} has no setting {key!r}; "
-                f"it has {known}"
-            )
-        return _like(self.defaults[key], value, f"{source}: {key}")
 
     def fingerprint(self) -> str:
         """Return a digest of the app's Python files, in hexadecimal."""

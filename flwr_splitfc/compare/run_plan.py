@@ -38,6 +38,7 @@ def expand(
     check_names(methods)
     origin = f"flwr-splitfc {flwr_splitfc.__version__}, app {app.fingerprint()}"
     last = Layer("--set", over or {})
+    app.check_keys([*base, *(method.layer for method in methods), last])
     runs: dict[str, Run] = {}
     for method in methods:
         settings = [*base, method.layer]

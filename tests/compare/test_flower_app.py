@@ -32,14 +32,43 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert {key: merged[key] for key in "abcd"} == {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
-def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
+def test_all_unknown_keys_are_named_with_their_files(tmp_path: Path) -> None:
     app = app_in(tmp_path, "seed = 0")
-    with pytest.raises(
-        SettingsError,
-        match=r"mine\.toml: the app in .* has no setting 'sede'; "
-        "it has results-dir, seed",
-    ):
-        app.run_config([Layer("mine.toml", {"sede": 1})])
+    message = (
+        r"the app in .* has no setting for\n"
+        r"  mine\.toml: 'bits', 'sede'\n"
+        r"  --set: 'rounds'\n"
+        r"it has results-dir, seed"
+    )
+    layers = [
+        Layer("mine.toml", {"sede": 1, "seed": 2, "bits": 3}),
+        Layer("--set", {"rounds": 4}),
+    ]
+    with pytest.raises(SettingsError, match=message):
+        app.run_config(layers)
+
+
+def test_a_split_server_app_has_the_keys_that_it_understands(tmp_path: Path) -> None:
+    (tmp_path / "whole_apps.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from flwr_splitfc import SplitServerApp\n"
+        "half = lambda: nn.Linear(2, 2)\n"
+        "s = SplitServerApp(half, half, nn.MSELoss(), torch.optim.Adam)\n"
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.flwr.app.components]\nserverapp = 'whole_apps:s'\nclientapp = 'a:c'\n"
+        "[tool.flwr.app.config]\nwidth = 8\n"
+    )
+    app = FlowerApp.load(tmp_path)
+    settings = {"codec": "top-s", "alpha": 0.2, "learning-rate": 1, "width": 9}
+    merged = app.run_config([Layer("file", settings)])
+    assert settings.items() <= merged.items()
+    assert merged["results-dir"] == "results"
+    assert merged["num-devices"] == 2
+    assert "steps-per-turn" not in merged, "the app's own default holds"
+    with pytest.raises(SettingsError, match="file: 'num-round'"):
+        app.run_config([Layer("file", {"num-round": 3})])
 
 
 def test_values_take_the_type_of_the_default(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import method_and_budget
-from flwr_splitfc.compare.runs import Budget, Outcomes
+from flwr_splitfc.compare.runs import Budget, Outcomes, method_label
 from flwr_splitfc.run.columns import known
 
 _Evaluations: TypeAlias = dict[int, Point]
@@ -35,6 +35,8 @@ class Curve:
         In percent; mean over seeds.
     spread : list of float
         The sample standard deviation of the accuracy; 0 for one seed.
+    devices : int
+        How many train in a round, at most.
     """
 
     method: str
@@ -44,6 +46,12 @@ class Curve:
     link_s: list[float]
     accuracy: list[float]
     spread: list[float]
+    devices: int
+
+    @property
+    def label(self) -> str:
+        """Method and budget."""
+        return method_label(self.method, self.budget)
 
 
 def curves_of(outcomes: Outcomes, link: RadioLink) -> list[Curve]:
@@ -54,8 +62,15 @@ def curves_of(outcomes: Outcomes, link: RadioLink) -> list[Curve]:
         runs = [_evaluations_of(results, link) for results in finished]
         rounds = _common_rounds(runs)
         if rounds:
-            curves.append(_curve_of(method, budget, rounds, runs))
+            devices = max(_devices_in_a_round(results) for results in finished)
+            curves.append(_curve_of(method, budget, rounds, runs, devices))
     return curves
+
+
+def _devices_in_a_round(results: Mapping[str, Any]) -> int:
+    """Return how many devices trained in a round at most; 0 where no row says it."""
+    links = known(done.links for done in rounds_of(results))
+    return max((len(each["train"]) for each in links), default=0)
 
 
 def _evaluations_of(results: Mapping[str, Any], link: RadioLink) -> _Evaluations:
@@ -71,7 +86,11 @@ def _common_rounds(runs: Sequence[_Evaluations]) -> list[int]:
 
 
 def _curve_of(
-    method: str, budget: Budget | None, rounds: list[int], runs: Sequence[_Evaluations]
+    method: str,
+    budget: Budget | None,
+    rounds: list[int],
+    runs: Sequence[_Evaluations],
+    devices: int,
 ) -> Curve:
     """Make a curve of the runs with different seeds."""
     marks = [_mark([evaluations[number] for evaluations in runs]) for number in rounds]
@@ -85,6 +104,7 @@ def _curve_of(
         link_s=link_s if len(link_s) == len(marks) else [],
         accuracy=[mark.accuracy for mark in marks],
         spread=[mark.spread for mark in marks],
+        devices=devices,
     )
 
 

@@ -21,6 +21,7 @@ _PANEL_INCHES = (3.8, 3.6)
 _ONE_PANEL_INCHES = (7.0, 4.4)
 _MOST_COLUMNS = 3
 _MOST_MARKERS = 8
+_MOST_NAMES = 2
 _MEGABYTES = "MB moved, both directions"
 _ENDS = "final-accuracy-vs-bytes"
 
@@ -71,21 +72,23 @@ _AGAINST = [
 ]
 
 
-def pictures(curves: Sequence[Curve]) -> dict[str, Picture]:
+def pictures(
+    curves: Sequence[Curve], target: float | None = None
+) -> dict[str, Picture]:
     """Draw the figures, by name.
 
     There are none where no run was evaluated, and none over times where no run's are
-    known.
+    known. A line is at the accuracy `target`.
     """
     drawn = {}
     for against in _AGAINST:
         own = [curve for curve in curves if against.x_of(curve)]
         if own:
             # A method looks the same in all figures, also where curves are missing.
-            draw = partial(_draw_curves, own, against, _looks(curves))
+            draw = partial(_draw_curves, own, against, _looks(curves), target)
             drawn[against.name] = picture_of(against.name, against.heading, draw)
     if curves:
-        draw = partial(_draw_ends, curves, _looks(curves))
+        draw = partial(_draw_ends, curves, _looks(curves), target)
         drawn[_ENDS] = picture_of(_ENDS, "Final accuracy against bytes", draw)
     return drawn
 
@@ -94,17 +97,23 @@ def _looks(curves: Sequence[Curve]) -> Looks:
     return looks_of(curve.method for curve in curves)
 
 
-def _draw_curves(curves: Sequence[Curve], against: Against, looks: Looks) -> "Figure":
+def _draw_curves(
+    curves: Sequence[Curve], against: Against, looks: Looks, target: float | None
+) -> "Figure":
     curves_by_title = _by_panel(curves)
     figure, panels = _panels(len(curves_by_title))
     for panel, title in zip(panels, curves_by_title, strict=True):
         panel.set_title(title)
         for curve in curves_by_title[title]:
             _draw_curve(panel, curve, against.x_of(curve), looks[curve.method])
+    _draw_target(panels, target)
+    x_label = against.x_label
     if against.logarithmic:
         values = chain.from_iterable(against.x_of(curve) for curve in curves)
         _scale(panels, list(values))
-    _label(figure, against.x_label, "accuracy, %")
+    else:
+        x_label += _rounds_are(curves)
+    _label(figure, x_label, "accuracy, %")
     _add_legend(figure, curves, looks)
     return figure
 
@@ -115,18 +124,56 @@ def _by_panel(curves: Sequence[Curve]) -> dict[str, Sequence[Curve]]:
     If any method has two budgets there is a panel for each budget, with the methods
     that have none in all of them; otherwise there is one panel.
     """
+    methods = {curve.method for curve in curves}
+    if len(curves) == len(methods):
+        # a title would name the budget over methods that have none; the legend does
+        return {"": curves}
     budgets = sorted({curve.budget for curve in curves if curve.budget})
     title_of = {
         budget: f"{budget_text(budget)} bits per entry up/down" for budget in budgets
     }
-    methods = {curve.method for curve in curves}
-    if len(curves) == len(methods):
-        title = title_of[budgets[0]] if len(budgets) == 1 else ""
-        return {title: curves}
     return {
         title: [curve for curve in curves if curve.budget in (None, budget)]
         for budget, title in title_of.items()
     }
+
+
+def _rounds_are(curves: Sequence[Curve]) -> str:
+    """Say how many devices train in a round, where methods differ in that."""
+    methods_of: dict[int, list[str]] = {}
+    for curve in curves:
+        methods_of.setdefault(curve.devices, []).append(curve.method)
+    if len(methods_of) == 1:
+        return ""
+    usual = max(methods_of, key=lambda devices: len(methods_of[devices]))
+    texts = [_devices_text(usual)]
+    for devices in sorted(methods_of.keys() - {usual}):
+        methods = list(dict.fromkeys(methods_of[devices]))
+        names = ", ".join(methods[:_MOST_NAMES])
+        more = " ..." if len(methods) > _MOST_NAMES else ""
+        texts.append(f"of {names}{more}: {_devices_text(devices)}")
+    return f", in which {'; '.join(texts)}"
+
+
+def _devices_text(devices: int) -> str:
+    return "one device trains" if devices == 1 else f"up to {devices} devices train"
+
+
+def _draw_target(panels: Sequence["Axes"], target: float | None) -> None:
+    if target is None:
+        return
+    for panel in panels:
+        percent = 100 * target
+        panel.axhline(percent, color="#888888", linestyle=(0, (2, 2)), linewidth=1)
+        panel.annotate(
+            f"target {percent:g}",
+            (1, percent),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
 
 
 def _draw_curve(panel: "Axes", curve: Curve, x: Sequence[float], look: Look) -> None:
@@ -148,13 +195,16 @@ def _shade_spread(panel: "Axes", curve: Curve, x: Sequence[float], color: str) -
     panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
-def _draw_ends(curves: Sequence[Curve], looks: Looks) -> "Figure":
+def _draw_ends(curves: Sequence[Curve], looks: Looks, target: float | None) -> "Figure":
     """Draw where each run ended: a line per method through its budgets."""
     figure, [panel] = _panels(1)
     for method, look in looks.items():
         own = [curve for curve in curves if curve.method == method]
         _draw_ends_of(panel, own, look)
-    _scale([panel], [curve.megabytes[-1] for curve in curves])
+    _draw_target([panel], target)
+    # as in the figure over bytes, which these are the ends of
+    values = chain.from_iterable(curve.megabytes for curve in curves)
+    _scale([panel], list(values))
     _label(figure, f"{_MEGABYTES}, in the whole run", "final accuracy, %")
     _add_legend(figure, curves, looks)
     return figure
@@ -196,8 +246,14 @@ def _scale(panels: Sequence["Axes"], values: Sequence[float]) -> None:
     smallest = min(values)
     if smallest <= 0 or max(values) < _DECADES * smallest:
         return
+    from matplotlib.ticker import LogLocator
+
     for panel in panels:
         panel.set_xscale("log")
+        low, high = panel.get_xlim()
+        # a range of less than two decades may hold a single power of ten
+        marks = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        panel.xaxis.set_major_locator(LogLocator(subs=marks))
         panel.xaxis.set_major_formatter(_plain_number)
         panel.xaxis.set_minor_formatter(_no_number)
 
@@ -220,9 +276,15 @@ def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None
     from matplotlib.lines import Line2D
 
     best: dict[str, float] = {}
+    label_of: dict[str, str] = {}
     for curve in curves:
         so_far = best.get(curve.method, 0.0)
         best[curve.method] = max(so_far, curve.accuracy[-1])
+        # a method with several budgets has a panel for each
+        several = curve.method in label_of
+        label_of[curve.method] = curve.method if several else curve.label
     order = sorted(best, key=lambda method: -best[method])
-    handles = [Line2D([], [], label=method, **looks[method]) for method in order]
+    handles = [
+        Line2D([], [], label=label_of[method], **looks[method]) for method in order
+    ]
     figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)

@@ -33,14 +33,15 @@ _ABOUT_OLD_RUNS = (
 )
 
 
-def markdown(rows: Sequence[MethodRow], legend: str) -> str:
-    """Write both tables, with the legend and the notes of rows between them."""
+def markdown(rows: Sequence[MethodRow], found: str, legend: str) -> str:
+    """Write what was found, and both tables with the legend and notes between."""
     parts = [
+        found,
         _table(rows, shown_columns(SUMMARY_COLUMNS, rows)),
         legend,
         _notes(rows),
         "MB by kind:",
-        _table(rows, KIND_COLUMNS),
+        _table(rows, shown_columns(KIND_COLUMNS, rows)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -1,17 +1,19 @@
 """The files of a comparison."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr_splitfc.compare.report.curves import curves_of
 from flwr_splitfc.compare.report.figures import pictures
+from flwr_splitfc.compare.report.headline import headline
 from flwr_splitfc.compare.report.lines import csv_text
 from flwr_splitfc.compare.report.markdown import legend, markdown
 from flwr_splitfc.compare.report.page import page
 from flwr_splitfc.compare.report.points import common_accuracy, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import rows_of
-from flwr_splitfc.compare.runs import Outcomes
+from flwr_splitfc.compare.runs import Outcomes, Run
 from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.results import write_whole
 
@@ -42,13 +44,16 @@ def write(
         target = _common_accuracy(outcomes)
     rows = rows_of(outcomes, link, target)
     about_columns = legend(rows, link, target)
-    drawn = pictures(curves_of(outcomes, link))
+    drawn = pictures(curves_of(outcomes, link), target)
     for name, picture in drawn.items():
         write_whole(out / f"{name}.svg", picture.svg)
         (out / f"{name}.png").write_bytes(picture.png)
-    tables = markdown(rows, about_columns)
-    title = f"Comparison on {app}"
-    html = page(title, _about(app, outcomes), rows, drawn.values(), about_columns)
+    found = headline(rows, target)
+    tables = markdown(rows, found, about_columns)
+    runs = [run for run, _ in outcomes]
+    title = f"Comparison on {_data_of(runs) or app}"
+    about = _about(app, outcomes)
+    html = page(title, about, found, runs, rows, drawn.values(), about_columns)
     write_whole(out / "results.json", _all_runs(app, outcomes, link, target))
     write_whole(out / "results.csv", csv_text(outcomes, link, target))
     write_whole(out / "table.md", tables)
@@ -61,9 +66,15 @@ def _common_accuracy(outcomes: Outcomes) -> float | None:
     return common_accuracy(rounds_of(results) for results in finished)
 
 
+def _data_of(runs: Sequence[Run]) -> str:
+    """Return the data set that all runs name, if they do."""
+    names = {str(run.config.get("dataset", "")) for run in runs}
+    return names.pop() if len(names) == 1 else ""
+
+
 def _about(app: str, outcomes: Outcomes) -> str:
     finished = sum(outcome.state == "finished" for _, outcome in outcomes)
-    return f"{finished} of {len(outcomes)} runs of {app} are finished."
+    return f"{finished} of {len(outcomes)} runs of the app {app} are finished."
 
 
 def _all_runs(

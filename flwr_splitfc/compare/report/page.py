@@ -14,6 +14,11 @@ from flwr_splitfc.compare.report.rows import (
     shows_note,
     sort_value,
 )
+from flwr_splitfc.compare.report.settings_table import (
+    common_settings,
+    differing_settings,
+)
+from flwr_splitfc.compare.runs import Run
 from flwr_splitfc.run.columns import Column, shown_columns
 
 _SIZES = re.compile(r'(?:width|height)="([\d.]+)pt"')
@@ -23,6 +28,8 @@ _WIDE = 2  # times as wide as it is high: a figure that gets a line of the page
 def page(
     title: str,
     about: str,
+    found: str,
+    runs: Sequence[Run],
     rows: Sequence[MethodRow],
     pictures: Iterable[Picture],
     legend: str,
@@ -33,6 +40,10 @@ def page(
     ----------
     title, about : str
         The heading, and a line on what was run.
+    found : str
+        The sentence below the heading.
+    runs : sequence of Run
+        For their settings.
     rows : sequence of MethodRow
     pictures : iterable of Picture
     legend : str
@@ -41,11 +52,14 @@ def page(
     return Template(_file("page.html")).substitute(
         title=escape(title),
         about=escape(about),
+        found=escape(found),
+        differing=_differing(runs),
+        common=_common(runs),
         style=_file("page.css"),
         script=_file("page.js"),
         figures="".join(_figure(picture) for picture in pictures),
         summary=_table(rows, shown_columns(SUMMARY_COLUMNS, rows)),
-        kinds=_table(rows, KIND_COLUMNS),
+        kinds=_table(rows, shown_columns(KIND_COLUMNS, rows)),
         legend=escape(legend).replace("`", ""),
     )
 
@@ -63,6 +77,31 @@ def _table(rows: Sequence[MethodRow], columns: Sequence[Column[MethodRow]]) -> s
     head = f"<thead><tr>{''.join(headings)}</tr></thead>"
     body = f"<tbody>\n{''.join(lines)}</tbody>"
     return f"<div class='scroll'><table>{head}\n{body}</table></div>"
+
+
+def _differing(runs: Sequence[Run]) -> str:
+    """Write a table with a line for each method: what it sets otherwise than others."""
+    settings = differing_settings(runs)
+    keys = next(iter(settings.values()))
+    lines = [_line("th", ["method", *keys])]
+    for label, values in settings.items():
+        lines.append(_line("td", [label, *values.values()]))
+    return _plain_table(lines)
+
+
+def _common(runs: Sequence[Run]) -> str:
+    """Write a table with a line for each setting of all runs."""
+    settings = common_settings(runs)
+    return _plain_table([_line("td", setting) for setting in settings.items()])
+
+
+def _line(tag: str, cells: Iterable[object]) -> str:
+    written = [f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells]
+    return f"<tr>{''.join(written)}</tr>\n"
+
+
+def _plain_table(lines: Sequence[str]) -> str:
+    return f"<div class='scroll'><table>{''.join(lines)}</table></div>"
 
 
 def _cell(row: MethodRow, column: Column[MethodRow]) -> str:

@@ -131,6 +131,8 @@ class MeanColumn(Column[MethodRow]):
 
         def shown(rows: Sequence[MethodRow]) -> bool:
             means = known(row.mean(number) for row in rows)
+            if number.part == "kinds":
+                return any(means)  # no run moved a byte of the others
             return bool(means) or not number.only_if_known
 
         return cls(
@@ -176,8 +178,14 @@ def _means(part: Part) -> list[MeanColumn]:
     ]
 
 
+def _any_budget(rows: Sequence[MethodRow]) -> bool:
+    return any(row.budget is not None for row in rows)
+
+
 METHOD: Column[MethodRow] = Column("method", "method", justify="left")
-BUDGET: Column[MethodRow] = Column("budget", "budget up/down, bits", budget_text)
+BUDGET: Column[MethodRow] = Column(
+    "budget", "budget up/down, bits", budget_text, shown=_any_budget
+)
 SEEDS: Column[MethodRow] = Column("seeds", "seeds")
 
 SUMMARY_COLUMNS: list[Column[MethodRow]] = [

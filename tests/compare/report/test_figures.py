@@ -8,10 +8,15 @@ import pytest
 
 from flwr_splitfc.compare.report.curves import curves_of
 from flwr_splitfc.compare.report.figures import pictures
+from flwr_splitfc.compare.report.headline import headline
 from flwr_splitfc.compare.report.looks import Picture, looks_of
 from flwr_splitfc.compare.report.page import page
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import rows_of
+from flwr_splitfc.compare.report.settings_table import (
+    common_settings,
+    differing_settings,
+)
 from flwr_splitfc.compare.runs import Outcome, Run
 from tests.compare.conftest import finished
 
@@ -138,16 +143,121 @@ def test_the_page_needs_nothing_else_and_runs_nothing_foreign(
     outcomes: Outcomes, drawn: dict[str, Picture]
 ) -> None:
     rows = rows_of(outcomes, LINK)
-    text = page("On <mnist>", "so & so", rows, drawn.values(), "<legend>")
+    runs = [run for run, _ in outcomes]
+    text = page(
+        "On <mnist>", "so & so", "<found>", runs, rows, drawn.values(), "<legend>"
+    )
     assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", text)
     assert "<script>alert" not in text
 
     tags = re.findall(r"<(\w+)", text)
     assert tags.count("svg") == 4
     assert tags.count("script") == 1
-    assert tags.count("tr") == 2 * (1 + 15 * 2 + 5 + 1)
+    # two tables, and the methods' settings
+    assert tags.count("tr") == 3 * (1 + 15 * 2 + 5 + 1)
     assert not {"link", "img", "iframe", "object", "image"} & set(tags)
     assert all(
         address.startswith("#")
         for address in re.findall(r"""(?:href|src)=["']([^"']*)""", text)
     )
+
+
+def texts_of(picture: Picture) -> list[str]:
+    svg = ElementTree.fromstring(picture.svg)
+    return [text.text or "" for text in svg.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(
+    "megabytes", [(1.0, 1.5), (3.0, 8.0), (2.0, 70.0), (0.1, 900.0)]
+)
+def test_every_axis_over_bytes_has_several_ticks(
+    megabytes: tuple[float, float],
+) -> None:
+    runs = []
+    for name, total in zip("ab", megabytes, strict=True):
+        run, outcome = finished(name, None, 0, [0.5, 0.8])
+        assert outcome.results is not None
+        for row in outcome.results["rounds"]:
+            row["uplink_bytes"] = row["downlink_bytes"] = int(total * 1e6 / 4)
+        runs.append((run, outcome))
+    drawn = pictures(curves_of(runs, LINK))
+    for name in ("accuracy-vs-bytes", "final-accuracy-vs-bytes"):
+        svg = ElementTree.fromstring(drawn[name].svg)
+        ticks = [
+            text.text
+            for group in svg.iter(f"{SVG}g")
+            if group.get("id", "").startswith("xtick")
+            for text in group.iter(f"{SVG}text")
+        ]
+        assert len([tick for tick in ticks if tick]) > 1, (name, ticks)
+
+
+def test_the_target_has_a_line_in_every_figure() -> None:
+    drawn = pictures(curves_of([finished("a", None, 0, [0.5, 0.8])], LINK), 0.75)
+    assert all("target 75" in texts_of(picture) for picture in drawn.values())
+
+
+def test_rounds_of_another_meaning_are_told_from_the_others() -> None:
+    runs = [finished(name, None, 0, [0.5, 0.8]) for name in ("a", "b", "fedavg")]
+    alike = texts_of(pictures(curves_of(runs, LINK))["accuracy-vs-round"])
+    assert "round" in alike
+    results = runs[2][1].results
+    assert results is not None
+    for row in results["rounds"]:
+        link = next(iter(row["links"]["train"].values()))
+        row["links"]["train"] = {str(device): link for device in range(20)}
+    other = texts_of(pictures(curves_of(runs, LINK))["accuracy-vs-round"])
+    assert (
+        "round, in which one device trains; of fedavg: up to 20 devices train" in other
+    )
+
+
+def test_a_budget_is_named_with_the_methods_that_have_one() -> None:
+    runs = [
+        finished("a", (0.1, 0.2), 0, [0.5, 0.8]),
+        finished("b", None, 0, [0.5, 0.7]),
+    ]
+    for picture in pictures(curves_of(runs, LINK)).values():
+        texts = texts_of(picture)
+        assert {"a 0.1/0.2", "b"} <= set(texts)
+        assert not [text for text in texts if "bits per entry" in text]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "target", "found"),
+    [
+        ([], None, "No run was evaluated."),
+        (
+            [[0.5, 0.8], [0.9, 0.9]],
+            0.8,
+            (
+                "b moved the fewest bytes to an accuracy of 80.0%, 1.00 MB: 2 times fewer "
+                "than a. Its final accuracy is the highest, too, 90.0%."
+            ),
+        ),
+        (
+            [[0.7, 0.8], [0.1, 0.9], [0.1, 0.6]],
+            0.7,
+            (
+                "a moved the fewest bytes to an accuracy of 70.0%, 1.00 MB: 2 times fewer "
+                "than b. Its final accuracy is 80.0%; the highest is that of b, 90.0%."
+            ),
+        ),
+        ([[0.5], [0.6]], 0.9, "The highest final accuracy is that of b, 60.0%."),
+    ],
+)
+def test_the_headline_says_what_was_found(
+    accuracies: list[list[float | None]], target: float | None, found: str
+) -> None:
+    runs = [
+        finished(name, None, 0, each)
+        for name, each in zip("abc"[: len(accuracies)], accuracies, strict=True)
+    ]
+    assert headline(rows_of(runs, LINK, target), target) == found
+
+
+def test_settings_are_those_of_all_and_those_that_differ() -> None:
+    configs = [{"seed": 0, "rate": 0.1, "codec": name} for name in ("a", "b")]
+    runs = [Run(str(config["codec"]), config, None, "") for config in configs]
+    assert common_settings(runs) == {"rate": 0.1}
+    assert differing_settings(runs) == {"a": {"codec": "a"}, "b": {"codec": "b"}}

@@ -149,10 +149,10 @@ def test_what_devices_found_has_a_column_of_its_own() -> None:
     rows = rows_of([*evaluated, finished("fedavg", None, 0, [0.8], UNSPLIT)], LINK)
     assert [cell(row, "device_accuracy") for row in rows] == ["75.0 ± 7.1", "-"]
     assert "| accuracy, % | on devices, % | seeds |" in markdown(
-        rows, legend(rows, LINK, None)
+        rows, "", legend(rows, LINK, None)
     )
     assert "on devices" in legend(rows, LINK, None)
-    assert "on devices" not in markdown(rows[1:], legend(rows[1:], LINK, None))
+    assert "on devices" not in markdown(rows[1:], "", legend(rows[1:], LINK, None))
 
 
 def test_errors_have_columns_where_they_were_measured() -> None:
@@ -169,12 +169,12 @@ def test_errors_have_columns_where_they_were_measured() -> None:
     rows = rows_of([measured, older, unsplit], LINK)
     assert [cell(row, "feature_error") for row in rows] == ["7.5", "-", "-"]
     assert [cell(row, "gradient_error") for row in rows] == ["250", "-", "-"]
-    text = markdown(rows, legend(rows, LINK, None))
+    text = markdown(rows, "", legend(rows, LINK, None))
     assert (
         "| bits/entry down | error up, % | error down, % | cut, times fewer |" in text
     )
     assert "`error up` is the squared error of the features" in text
-    assert "error" not in markdown(rows[1:], legend(rows[1:], LINK, None))
+    assert "error" not in markdown(rows[1:], "", legend(rows[1:], LINK, None))
     lines = csv.DictReader(io.StringIO(csv_text([measured, unsplit], LINK)))
     assert [line["feature_error"] for line in lines] == ["0.075", ""]
 
@@ -198,13 +198,14 @@ def test_runs_without_results_show_why() -> None:
     assert cell(rows[1], "accuracy") == "50.0"
     assert rows[1].note == "failed: OSError: no | space"
     assert cell(rows[2], "accuracy") == "not run yet"
-    text = markdown(rows, legend(rows, LINK, 0.5))
+    text = markdown(rows, "", legend(rows, LINK, 0.5))
     assert "- splitfc 0.1/0.2: failed: OSError: no | space" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("|")}
     assert widths == {
         len(shown_columns(SUMMARY_COLUMNS, rows)) - 1,
-        len(KIND_COLUMNS) - 1,
+        len(shown_columns(KIND_COLUMNS, rows)) - 1,
     }
+    assert "resent" not in text, "no run moved a byte of that kind"
 
 
 def test_the_csv_has_a_line_per_run() -> None:
