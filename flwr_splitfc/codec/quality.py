@@ -17,7 +17,7 @@ How much is needed follows from the cut: errors of the entries that decide one l
 average out, so that the more there are of them, the coarser they may be. The automatic
 quality has
 
-    step = s n^(1/3) / 20
+    step = s n^(1/3) / 25
 
 for n entries of features to a label. See docs/quality.md, where both come from.
 """
@@ -40,7 +40,7 @@ GRADIENT_OFFSET = 6.0
 LEAST_QUALITY, MOST_QUALITY = 1.0, 60.0
 """From where the means alone do as well, to where float32 does not tell more."""
 
-_LEAST_AUTOMATIC, _MOST_AUTOMATIC = 11.0, 31.0
+_LEAST_AUTOMATIC, _MOST_AUTOMATIC = 12.5, 32.5
 """What was tried: 64 to 4,096 entries a label, and a little beyond."""
 
 NO_CEILING = 32.0
@@ -76,9 +76,9 @@ def automatic_quality(entries_per_label: float) -> float:
     """Return the quality of features for a number of entries that decide a label.
 
     >>> [round(automatic_quality(n), 1) for n in (64, 1152, 8192)]
-    [24.8, 16.4, 11.0]
+    [26.7, 18.3, 12.6]
     """
-    relative_step = entries_per_label ** (1 / 3) / 20
+    relative_step = entries_per_label ** (1 / 3) / 25
     quality = 20 * log10(sqrt(12) / relative_step)
     return min(max(quality, _LEAST_AUTOMATIC), _MOST_AUTOMATIC)
 
