@@ -6,6 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
 
+# torch does so with its first optimizer, in a device's thread: it parses source there,
+# which CPython before 3.11.8 cannot do in two threads ("AST constructor recursion")
+import torch._dynamo  # noqa: F401
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
