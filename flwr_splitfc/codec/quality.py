@@ -76,7 +76,7 @@ def automatic_quality(entries_per_label: float) -> float:
     """Return the quality of features for a number of entries that decide a label.
 
     >>> [round(automatic_quality(n), 1) for n in (64, 1152, 8192)]
-    [26.7, 18.3, 12.6]
+    [26.7, 18.3, 12.7]
     """
     relative_step = entries_per_label ** (1 / 3) / 25
     quality = 20 * log10(sqrt(12) / relative_step)
