@@ -64,7 +64,11 @@ from flwr_splitfc.strategy.waiting import wait_for_devices
 _ONE_WAY_DEPTH = 16
 """Mini-batches under way whose answers nobody waits for: a second at 60 ms each."""
 
-_MODEL_CODEC = ModelCodec(weights=4, changes=3, state=3)
+_COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
+"""Beside a budget at the cut: next to what that loses, these bits lose nothing."""
+
+_PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
+"""Beside a quality at the cut, which is as precise as training needs."""
 
 logger = getLogger("flwr")
 
@@ -98,9 +102,10 @@ class SplitLearning(Strategy):
     model_bits : int or ModelCodec, optional
         Bits per entry of the device half on its way down, of its change on the way up,
         and of its optimizer's state: 2 to 16, or 32 for arrays as they are; a
-        `ModelCodec` has a number for each. Default 4, 3 and 3, and 32 where `codec` is
-        "float32", which compresses nothing. Devices need `model_codec_mod`, as
-        `SplitClientApp` has it; others get and return arrays as they are.
+        `ModelCodec` has a number for each. Default 6, 5 and 4 where `codec` has a
+        quality; 4, 3 and 3 where it has budgets; and 32 where it is "float32", which
+        compresses nothing. Devices need `model_codec_mod`, as `SplitClientApp` has it;
+        others get and return arrays as they are.
     budgets : callable or sequence of callables, optional
         Rules by which a device's budgets in a round differ from the codec's, one after
         another: each gets a `DeviceRound` and gives ``(uplink_bits, downlink_bits)``,
@@ -268,8 +273,7 @@ class SplitLearning(Strategy):
         if loss_fn is None:
             self.output_codec = _as_codec(output_codec or "float32")
         if model_bits is None:
-            is_coded = self.codec.name != "float32"
-            model_bits = _MODEL_CODEC if is_coded else EXACT_BITS
+            model_bits = _default_model_bits(self.codec)
         self.model_codec = ModelCodec.of(model_bits)
         self.budgets = _as_rules(budgets)
         self.devices = RoundRobin() if devices is None else devices
@@ -679,6 +683,12 @@ class SplitLearning(Strategy):
 
 def _as_codec(codec: CutCodec | str) -> CutCodec:
     return cut_codec(codec) if isinstance(codec, str) else codec
+
+
+def _default_model_bits(codec: CutCodec) -> int | ModelCodec:
+    if codec.name == "float32":
+        return EXACT_BITS
+    return _COARSE_MODELS if codec.quality is None else _PRECISE_MODELS
 
 
 def _as_rules(

@@ -72,7 +72,10 @@ def test_the_default_codes_models_where_the_cut_is_coded() -> None:
     cross_entropy = nn.CrossEntropyLoss()
     exact = SplitLearning(ServerHalf(), cross_entropy, ADAM)
     assert exact.model_codec == ModelCodec(32, 32, 32)
-    assert SplitFC(ServerHalf(), cross_entropy, ADAM).model_codec.weights == 4
+    precise = SplitFC(ServerHalf(), cross_entropy, ADAM)
+    assert precise.model_codec == ModelCodec(weights=6, changes=5, state=4)
+    within_budgets = SplitFC(ServerHalf(), cross_entropy, ADAM, uplink_bits=0.2)
+    assert within_budgets.model_codec == ModelCodec(weights=4, changes=3, state=3)
     given = SplitFC(ServerHalf(), cross_entropy, ADAM, model_bits=8)
     assert given.model_codec == ModelCodec(8, 8, 8)
     with pytest.raises(ValueError, match="weights: bits must be 2 to 16, or 32"):
