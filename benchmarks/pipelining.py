@@ -1,11 +1,12 @@
 """Steps a second with several mini-batches under way, over links with a delay.
 
     python benchmarks/pipelining.py
-    python benchmarks/pipelining.py --links 10,50,40 --depths 1,2,4,8 --codecs splitfc
+    python benchmarks/pipelining.py --links 10,50,40 --depths 1,4,one-way --codecs splitfc
 
 Device and server are two processes, with the digits model. A link is a proxy in a third
 one, which holds bytes back: Mbit/s up, Mbit/s down, milliseconds of a round trip.
-Loopback is always measured too.
+Loopback is always measured too. `one-way` is decoupled training: the device half learns
+from an auxiliary head, and 16 mini-batches are under way.
 """
 
 from __future__ import annotations
@@ -27,11 +28,20 @@ from digits import ADAM, batch, halves
 from exchange import SESSION_TIMEOUT_S, WARM_UP_STEPS, Speed, in_one_process
 from link import DelayedLink
 from sessions import trainer
+from torch import Tensor
+from torch.nn import functional
 
-from flwr_splitfc import cut_codec
+from flwr_splitfc import AuxiliaryHead, DecoupledHalf, cut_codec
 from flwr_splitfc.exchange import Session, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+
+ONE_WAY = "one-way"
+ONE_WAY_DEPTH = 16
+
+FEATURE_SHAPE = (32, 6, 6)
+CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -43,20 +53,22 @@ class PipelineRow:
     link : str
         ``up,down,rtt``, or "loopback".
     codec : str
-    depth : int
+    depth : str
+        A number, or "one-way".
     steps_per_second : float
     predicted : float
-        What transfers, the round trip and the steps on loopback at a depth of 1 say.
-    to_depth_1, to_one_process : float
-        Ratios of the steps a second.
+        What transfers, the round trip and the steps on loopback say: those at the first
+        depth, or one-way ones.
+    to_first, to_one_process : float
+        Ratios of the steps a second, to those of the first depth among others.
     """
 
     link: str
     codec: str
-    depth: int
+    depth: str
     steps_per_second: float
     predicted: float
-    to_depth_1: float
+    to_first: float
     to_one_process: float
 
 
@@ -70,29 +82,51 @@ def run_device(
     """Train in one session; this is the device's process."""
     torch.set_num_threads(1)
     device_half, _ = halves()
-    optimizer = ADAM(device_half.parameters())
+    model = DecoupledHalf(device_half, AuxiliaryHead(FEATURE_SHAPE, CLASSES))
+    optimizer = ADAM(model.parameters())
     batches = repeat(batch(rows), WARM_UP_STEPS + steps)
     with Session(ticket, Stream(ticket, address)) as session:
-        for number, loss in enumerate(session.pipelined(device_half, batches)):
+        losses = one_way if ticket.decoupled else pipelined
+        for number, loss in enumerate(losses(session, model, batches)):
             if number == WARM_UP_STEPS:
                 started = time.perf_counter()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        metrics = session.metrics()  # waits for all answers
         seconds = time.perf_counter() - started
-        metrics = session.metrics()
     session_bytes = metrics["uplink_bytes"] + metrics["downlink_bytes"]
     answers.put(Speed(steps / seconds, session_bytes / (steps + WARM_UP_STEPS)))
 
 
+def pipelined(
+    session: Session, model: DecoupledHalf, batches: LabelledBatches
+) -> Iterator[Tensor]:
+    """Yield the losses that the server tells."""
+    return session.pipelined(model.device, batches)
+
+
+def one_way(
+    session: Session, model: DecoupledHalf, batches: LabelledBatches
+) -> Iterator[Tensor]:
+    """Yield the losses of the auxiliary head."""
+    for x, y in batches:
+        features = model(x)
+        session.send(features, y)
+        yield functional.cross_entropy(model.auxiliary(features), y)
+
+
 def measured(
-    link: DelayedLink | None, codec: str, depth: int, rows: int, steps: int
+    link: DelayedLink | None, codec: str, depth: str, rows: int, steps: int
 ) -> Speed:
     """Train in a session; the server is in this process."""
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     endpoint = SplitEndpoint(
-        SharedHalf(trainer()), cut_codec(codec), pipeline_depth=depth
+        SharedHalf(trainer()),
+        cut_codec(codec),
+        pipeline_depth=under_way(depth),
+        decoupled=depth == ONE_WAY,
     )
     with endpoint, link.to(endpoint.address) if link else nullcontext("") as address:
         ticket = endpoint.issue("train", "0", 1)
@@ -105,33 +139,41 @@ def measured(
     return speed
 
 
-def predicted(link: DelayedLink, depth: int, loopback: Speed) -> float:
+def under_way(depth: str) -> int:
+    """Return how many mini-batches are under way at once."""
+    return ONE_WAY_DEPTH if depth == ONE_WAY else int(depth)
+
+
+def predicted(link: DelayedLink, depth: str, loopback: Speed) -> float:
     """Return the steps a second that a link allows.
 
     With one mini-batch under way a step takes all of these, one after another; with
-    more of them, the longest, or its share of the sum.
+    more of them, the longest, or its share of the sum. On one way all bytes go up, and
+    computing was measured with as many under way.
     """
-    half_bits = 8 * loopback.step_bytes / 2
-    up_s = half_bits / (1e6 * link.up_mbit)
-    down_s = half_bits / (1e6 * link.down_mbit)
+    bits = 8 * loopback.step_bytes
+    up_bits = bits if depth == ONE_WAY else bits / 2
+    up_s = up_bits / (1e6 * link.up_mbit)
+    down_s = (bits - up_bits) / (1e6 * link.down_mbit)
     computing_s = 1 / loopback.steps_per_second
     alone_s = computing_s + up_s + down_s + link.rtt_ms / 1e3
-    if depth == 1:
+    if under_way(depth) == 1:
         return 1 / alone_s
-    return 1 / max(alone_s / depth, up_s, down_s, computing_s / 2)
+    least_s = computing_s if depth == ONE_WAY else computing_s / 2
+    return 1 / max(alone_s / under_way(depth), up_s, down_s, least_s)
 
 
 def rows_of(
     links: list[str],
     codecs: list[str],
-    depths: list[int],
+    depths: list[str],
     rows: int,
     steps: int,
     rounds: int,
 ) -> Iterator[PipelineRow]:
     """Measure all combinations in turns; results are medians."""
     keys = list(product(["loopback", *links], codecs, depths))
-    speeds: dict[tuple[str, str, int], list[Speed]] = {key: [] for key in keys}
+    speeds: dict[tuple[str, str, str], list[Speed]] = {key: [] for key in keys}
     alone: list[float] = []
     for _ in range(rounds):
         alone.append(in_one_process(rows, steps))
@@ -147,7 +189,8 @@ def rows_of(
     }
     for text, codec, depth in keys:
         speed = medians[text, codec, depth].steps_per_second
-        loopback = medians["loopback", codec, depths[0]]
+        alike = ONE_WAY if depth == ONE_WAY else depths[0]
+        loopback = medians["loopback", codec, alike]
         expected = speed
         if text != "loopback":
             expected = predicted(DelayedLink.parsed(text), depth, loopback)
@@ -164,13 +207,12 @@ def rows_of(
 
 def table(rows: list[PipelineRow]) -> str:
     """Return the rows below their headings."""
-    lines = [
-        f"{'link':<12} {'codec':<8} depth  steps/s  predicted  to depth 1  to one process"
-    ]
+    names = f"{'link':<12} {'codec':<8} {'depth':>7}"
+    lines = [f"{names}  steps/s  predicted  to depth {rows[0].depth}  to one process"]
     for row in rows:
-        names = f"{row.link:<12} {row.codec:<8} {row.depth:>5}"
+        names = f"{row.link:<12} {row.codec:<8} {row.depth:>7}"
         speed = f"{row.steps_per_second:>8.1f} {row.predicted:>10.1f}"
-        ratios = f"{row.to_depth_1:>11.2f} {row.to_one_process:>15.2f}"
+        ratios = f"{row.to_first:>11.2f} {row.to_one_process:>15.2f}"
         lines.append(f"{names} {speed} {ratios}")
     return "\n".join(lines)
 
@@ -182,7 +224,7 @@ def main() -> None:
     parser.add_argument(
         "--links", nargs="*", default=["10,50,40"], metavar="UP,DOWN,RTT"
     )
-    parser.add_argument("--depths", type=_numbers, default=[1, 2, 4], metavar="K,K,...")
+    parser.add_argument("--depths", type=_names, default=["1", "2", "4", ONE_WAY])
     parser.add_argument("--codecs", type=_names, default=["float32", "splitfc"])
     parser.add_argument("--rows", type=int, default=64, help="samples of a mini-batch")
     parser.add_argument(
@@ -207,10 +249,6 @@ def main() -> None:
     if options.json:
         results = {"rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def _names(text: str) -> list[str]:
