@@ -59,7 +59,8 @@ class Round:
         By device, why it failed.
     links : mapping or None
         For ``train`` and for ``evaluate``, by device what crossed its link: bytes up,
-        bytes down, round trips. None in results of versions that did not write it.
+        bytes down, round trips, and of steps under way at once bytes up and down. None
+        in results of versions that did not write it.
     evaluation : mapping of str to float
         The metrics of evaluation that have no field here, such as the app's own.
     """

@@ -132,6 +132,25 @@ def test_a_loop_that_is_left_early_takes_the_answers_that_are_under_way():
         assert endpoint.halves.half.steps == 5
 
 
+@pytest.mark.parametrize("depth", [1, 4])
+def test_the_ledger_knows_the_bytes_that_went_up_and_came_down_at_once(depth):
+    device_half = seeded(DeviceHalf)
+    with make_endpoint(depth) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            for loss in server.pipelined(device_half, batches(STEPS)):
+                loss.backward()
+        traffic = endpoint.ledger.of(1, "train")
+        link = endpoint.ledger.links(1, "train")["0"]
+    # and one of Close
+    assert link[2] == STEPS // depth + 1
+    if depth == 1:
+        assert len(link) == 3
+    else:
+        sent = traffic.uplink_bytes["features"] + traffic.uplink_bytes["labels"]
+        assert link[3:] == [sent, traffic.downlink_bytes["gradient"]]
+        assert sent > STEPS * 16 * 64 * 4
+
+
 def test_an_error_in_the_loop_ends_the_session_as_without_a_pipeline():
     with make_endpoint(4) as endpoint:
         message = ticket_message(endpoint)

@@ -4,7 +4,9 @@ Nothing sleeps: a device's time in a round is
 
     8 uplink_bytes / up + 8 downlink_bytes / down + round_trips rtt,
 
-with ``up`` and ``down`` in bit/s. The devices of a round work side by side, so that it
+with ``up`` and ``down`` in bit/s. Steps under way at once share round trips, and while
+features go up, gradients of earlier ones come down: of their bytes the slower direction
+counts alone. The devices of a round work side by side, so that it
 takes as long as its slowest one. See ``docs/compare.md``.
 """
 
@@ -164,8 +166,12 @@ class RadioLink:
         uplink_bytes: float,
         downlink_bytes: float,
         round_trips: float,
+        overlapping_up_bytes: float = 0,
+        overlapping_down_bytes: float = 0,
     ) -> float:
         """Return how long a device's traffic takes, one thing after another.
+
+        Of all bytes, those that overlap go up and come down at the same time.
 
         >>> RadioLink().seconds(
         ...     "0", uplink_bytes=1_250_000, downlink_bytes=6_250_000, round_trips=100
@@ -178,7 +184,11 @@ class RadioLink:
         up_s = 8 * uplink_bytes / up_bits_per_s
         down_s = 8 * downlink_bytes / down_bits_per_s
         waiting_s = round_trips * line.rtt / _MS_PER_S
-        return up_s + down_s + waiting_s
+        at_once_s = min(
+            8 * overlapping_up_bytes / up_bits_per_s,
+            8 * overlapping_down_bytes / down_bits_per_s,
+        )
+        return up_s + down_s + waiting_s - at_once_s
 
     def round_s(self, links: RoundLinks) -> float:
         """Return how long a round takes, of which `Round.links` are given.

@@ -1,6 +1,7 @@
 """The ledger of a run: the traffic of each round and of each device."""
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -13,7 +14,10 @@ from flwr_splitfc.exchange.server.traffic import (
 )
 
 LinkCounts: TypeAlias = list[int]
-"""The counts of a device's link: bytes up, bytes down, round trips."""
+"""The counts of a device's link: bytes up, bytes down, round trips.
+
+Where steps were under way at once, their bytes up and down follow.
+"""
 
 DeviceSum: TypeAlias = tuple[str, Purpose, Mapping[str, Any]]
 """A device, a purpose, and the sum of their traffic as JSON."""
@@ -56,12 +60,16 @@ class Ledger:
 
     def _add_to_link(self, round_key: _RoundKey, device: str, traffic: Traffic) -> None:
         links = self._links.setdefault(round_key, {})
-        before = links.get(device, [0, 0, 0])
-        uplink_bytes, downlink_bytes, round_trips = before
+        before = links.get(device, [])
+        now = [
+            traffic.uplink_bytes.total(),
+            traffic.downlink_bytes.total(),
+            traffic.round_trips,
+        ]
+        if 0 < traffic.round_trips < traffic.steps:
+            now += [traffic.step_uplink_bytes, traffic.step_downlink_bytes]
         links[device] = [
-            uplink_bytes + traffic.uplink_bytes.total(),
-            downlink_bytes + traffic.downlink_bytes.total(),
-            round_trips + traffic.round_trips,
+            one + other for one, other in zip_longest(before, now, fillvalue=0)
         ]
 
     def devices(self, purpose: Purpose | None = None) -> dict[str, Traffic]:

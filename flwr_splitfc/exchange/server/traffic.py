@@ -151,6 +151,16 @@ class Traffic:
         return bits_per_entry(self.downlink_bytes["output"], self.output_entries)
 
     @property
+    def step_uplink_bytes(self) -> int:
+        """Bytes of steps with a loss of the server's: features and labels."""
+        return self.uplink_bytes["features"] + self.uplink_bytes["labels"]
+
+    @property
+    def step_downlink_bytes(self) -> int:
+        """Bytes of gradients by features."""
+        return self.downlink_bytes["gradient"]
+
+    @property
     def loss(self) -> float:
         """The mean training loss over the samples; NaN before the first."""
         return _mean(self.loss_sum, self.loss_rows)

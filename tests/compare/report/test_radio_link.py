@@ -24,6 +24,16 @@ def test_a_devices_time_is_that_of_its_bytes_and_round_trips() -> None:
     assert LINK.seconds("0", 10 * MEGABIT, 10 * MEGABIT, 25) == pytest.approx(2.2)
 
 
+def test_the_slower_direction_counts_of_bytes_that_overlap() -> None:
+    """Beside a model of 1 megabit each way, 0.12 s, and three round trips, 0.12 s."""
+    moved = {"up": 5 * MEGABIT, "down": 20 * MEGABIT}  # 0.5 s and 0.4 s
+    all_bytes = [bytes_ + MEGABIT for bytes_ in moved.values()]
+    assert LINK.seconds("0", *all_bytes, 3) == pytest.approx(0.9 + 0.24)
+    assert LINK.seconds("0", *all_bytes, 3, *moved.values()) == pytest.approx(0.74)
+    one_way = LINK.seconds("0", 5 * MEGABIT, 0, 1, 5 * MEGABIT, 0)
+    assert one_way == pytest.approx(0.54)
+
+
 def test_a_round_waits_for_its_slowest_device_and_evaluation_for_training() -> None:
     # 1.0, 0.2 + 1.2, 0.04 s
     train = {"0": [10 * MEGABIT, 0, 0], "1": [0, 10 * MEGABIT, 30], "2": [0, 0, 1]}
