@@ -1,6 +1,7 @@
 """A whole ClientApp from a device half, its data and an optimizer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -15,7 +16,9 @@ from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
+from flwr_splitfc.apps.run_defence import defend, device_defence
 from flwr_splitfc.apps.turn_seed import turn_seed
+from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
@@ -102,6 +105,10 @@ class SplitClientApp(ClientApp):
     loss_fn : callable, optional
         ``loss_fn(outputs, labels)``, for training with `tail`, with `auxiliary` or
         without a ticket, and for ``eval_loss``.
+    defence : FeatureDefence, optional
+        Of the features that leave the device, in training and in evaluation. By default
+        that of the keys ``feature-clip-norm``, ``feature-noise`` and ``nopeek`` of the
+        node's config or, where it has none, of the run-config.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
         over its samples.
@@ -142,6 +149,7 @@ class SplitClientApp(ClientApp):
         tail: MakeModel | None = None,
         auxiliary: MakeModel | None = None,
         loss_fn: LossFn | None = None,
+        defence: FeatureDefence | None = None,
         metrics_fn: MetricsFn = accuracy,
         torch_threads: int = 1,
         mods: Sequence[Mod] = (),
@@ -159,6 +167,7 @@ class SplitClientApp(ClientApp):
         self.tail = tail
         self.auxiliary = auxiliary
         self.loss_fn = loss_fn
+        self.defence = defence
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -212,6 +221,16 @@ class SplitClientApp(ClientApp):
         # not earlier: a new model draws its weights, which the arrays replace
         torch.manual_seed(turn_seed(message, context))
         return model
+
+    def _defended(self, model: nn.Module, context: Context) -> SecretNoise:
+        """Defend a device half's features; return the source of their noise."""
+        noise = SecretNoise()
+        if self.defence is None:
+            defence = device_defence(context, noise)
+        else:
+            defence = replace(self.defence, source=noise)
+        defend(model, defence)
+        return noise
 
     def _device_model(self, ticket: Ticket, context: Context) -> nn.Module:
         tail = tail_of(self.tail, context)
@@ -276,12 +295,13 @@ class SplitClientApp(ClientApp):
         if not has_ticket(message):
             return ClientTurn(message, LocalSession(self.loss_fn, seed), model, seed)
         ticket = Ticket.from_message(message)
+        noise = self._defended(model, context)
         if ticket.is_for_messages:
-            return ClientTurnByMessages(message, context, model, optimizer, seed)
+            return ClientTurnByMessages(message, context, model, optimizer, seed, noise)
         stream = Stream(ticket, own_address(context), closes_by_reply=True)
         kept = server_frame(message).kept
         session = Session(ticket, stream, optimizer=optimizer, kept=kept)
-        return ClientTurn(message, session, model, seed)
+        return ClientTurn(message, session, model, seed, noise)
 
     def _losses(
         self,

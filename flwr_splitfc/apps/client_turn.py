@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.defence import SecretNoise
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
@@ -31,6 +32,8 @@ class ClientTurn:
     seed : int
         The turn's. Each step draws its batch and what else is random from (seed,
         step).
+    noise : SecretNoise, optional
+        Of the features, which each step begins.
 
     Attributes
     ----------
@@ -44,12 +47,14 @@ class ClientTurn:
         server: Session | LocalSession,
         model: nn.Module,
         seed: int,
+        noise: SecretNoise | None = None,
     ) -> None:
         self.server = server
         self.metrics: dict[str, int | float] = {}
         self._message = message
         self._device = _device_of(model)
         self._seed = seed
+        self._noise = noise or SecretNoise()
         # of metrics, each times its batch's rows
         self._sums: dict[str, float] = {}
 
@@ -85,6 +90,7 @@ class ClientTurn:
         drawn = iter(batches) if steps is None else islice(_repeated(batches), steps)
         for number in count(1):
             torch.manual_seed(derive_seed(self._seed, "step", number))
+            self._noise.begin(number)
             batch = next(drawn, None)
             if batch is None:
                 return

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import nn
 
 from flwr_splitfc.apps.client_turn import ClientTurn
+from flwr_splitfc.defence import SecretNoise
 from flwr_splitfc.exchange.device.mailbox import Mailbox, NotAnswered
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
@@ -34,6 +35,8 @@ class ClientTurnByMessages(ClientTurn):
         The device half's, in training.
     seed : int
         The turn's, as for `ClientTurn`.
+    noise : SecretNoise
+        As for `ClientTurn`; a step that is made again draws the same noise.
     """
 
     server: Session
@@ -45,6 +48,7 @@ class ClientTurnByMessages(ClientTurn):
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
         seed: int,
+        noise: SecretNoise,
     ) -> None:
         ticket = Ticket.from_message(message)
         in_two_parts = ticket.output_codec and ticket.purpose == "train"
@@ -53,7 +57,7 @@ class ClientTurnByMessages(ClientTurn):
         mailbox = Mailbox(message, self._stored)
         kept = server_frame(message).kept
         session = Session(ticket, mailbox, optimizer=optimizer, kept=kept)
-        super().__init__(message, session, model, seed)
+        super().__init__(message, session, model, seed, noise)
         self._model = model
         self._optimizer = optimizer
         self._unanswered: pb.DeviceFrame | None = None
@@ -89,10 +93,12 @@ class ClientTurnByMessages(ClientTurn):
         for key, value in self._sums.items():
             counts[_SUM_PREFIX + key] = value
         self._stored.save(self._model, self._optimizer, counts, self.server.state)
+        self._stored.noise_key = self._noise.key
 
     def _restore(self) -> None:
         counts, kept = self._stored.restore(self._model, self._optimizer)
         self.server.resume(counts, kept)
+        self._noise.key = self._stored.noise_key
         self._sums = {
             key.removeprefix(_SUM_PREFIX): value
             for key, value in counts.items()

@@ -11,6 +11,7 @@ from flwr_splitfc.apps.strategies import SPLIT, UNSPLIT
 from flwr_splitfc.callbacks import BestModel, Callback, EarlyStopping, TargetAccuracy
 from flwr_splitfc.codec import ModelCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.settings import check_choice, check_least, parse_settings
 from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
@@ -46,6 +47,9 @@ class RunSettings:
     pipeline_depth: int = 0
     merge_steps: int = 1
     decoupled: bool = False
+    feature_clip_norm: float = 0.0
+    feature_noise: float = 0.0
+    nopeek: float = 0.0
     max_failed_rounds: int = 1
     num_devices: int = 2
     round_timeout_s: float = 3600.0
@@ -76,6 +80,9 @@ class RunSettings:
             steps_per_turn=0,
             stop_patience=0,
             learning_rate=0.0,
+            feature_clip_norm=0.0,
+            feature_noise=0.0,
+            nopeek=0.0,
         )
         if not 0.0 < self.fraction_train <= 1.0:
             raise ValueError(
@@ -100,6 +107,7 @@ class RunSettings:
             self.best_model(Path())
         except ValueError as error:
             raise ValueError(f"best-metric: {error}") from None
+        self.defence()  # raises for numbers out of range
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
 
@@ -109,6 +117,10 @@ class RunSettings:
         if self.uplink_schedule or self.downlink_schedule:
             rules.append(BudgetSchedule(self.uplink_schedule, self.downlink_schedule))
         return rules
+
+    def defence(self) -> FeatureDefence:
+        """Return the defence of devices' features."""
+        return FeatureDefence(self.feature_clip_norm, self.feature_noise, self.nopeek)
 
     def models(self) -> ModelCodec | None:
         """Return how models travel; None leaves it to the strategy."""

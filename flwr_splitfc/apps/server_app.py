@@ -16,6 +16,7 @@ from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.results_file import ResultsFile
 from flwr_splitfc.apps.results_folder import results_folder
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of, settings_of
+from flwr_splitfc.apps.run_defence import clip
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.strategies import (
     DEFAULT_DEVICES,
@@ -163,6 +164,13 @@ class SplitServerApp(ServerApp):
                                             their own (`auxiliary`): features go up with
                                             the bits of both budgets, and no gradient
                                             comes down
+    ``feature-clip-norm``     0.0           the most that a sample's features are long;
+                                            0 clips none
+    ``feature-noise``         0.0           standard deviation of the noise on devices'
+                                            features, over that length
+                                            (`FeatureDefence`); not in `evaluate`
+    ``nopeek``                0.0           weight, in the device half's loss, of the
+                                            distance correlation of inputs and features
     ``max-failed-rounds``     1             rounds in a row in which every device failed
                                             after which the run ends; where devices take
                                             turns, as many times a turn of each
@@ -303,6 +311,8 @@ class SplitServerApp(ServerApp):
         strategy: SplitLearning,
     ) -> "_Run":
         """Make the run that trains the halves."""
+        # the server half has learned from clipped features
+        clip(device, settings.defence())
         start = partial(
             strategy.start,
             grid,

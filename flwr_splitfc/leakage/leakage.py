@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ sample may reveal more.
 example:
   flwr-splitfc leakage results --app examples/mnist \\
       --codecs "run,float32,splitfc:uplink-bits=0.1,splitfc-rd:quality=10"
+  flwr-splitfc leakage comparison --app examples/mnist
 """
 
 
@@ -47,10 +49,14 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", type=Path, help="the folder of the run's results.json and device.pt"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="the folder of a run's results.json and device.pt, or of a comparison",
     )
     parser.add_argument(
-        "--app", type=Path, required=True, help="the Flower app that made the run"
+        "--app", type=Path, required=True, help="the Flower app that made the runs"
     )
     parser.add_argument(
         "--model",
@@ -133,25 +139,48 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> LeakageReport:
-    run = LoadedRun.load(
-        options.run, options.app, model=options.model, load_data=options.load_data
-    )
+    runs = []
+    for folder in _run_folders(options.runs):
+        run = LoadedRun.load(
+            folder, options.app, model=options.model, load_data=options.load_data
+        )
+        runs.append(run)
+    rows = []
+    labels = {}
+    for run in runs:
+        attacker = _attacker(run, options)
+        for name, codec in _codecs(run, options.codecs).items():
+            outcome, bits_per_entry = attacker.reconstruct(codec)
+            is_own = name == _OWN
+            label = _label(run, name if not is_own else codec.name, runs)
+            rows.append(AttackedCodec(label, attacker, is_own, bits_per_entry, outcome))
+            print(f"{label} is attacked", flush=True)
+        if run.is_u_shaped:
+            labels[run.label] = attacker.infer_labels()
+    return LeakageReport(runs[0].app.folder.name, rows, labels)
+
+
+def _label(run: LoadedRun, codec: str, runs: Sequence[LoadedRun]) -> str:
+    """Name what is attacked: the run only where there are several."""
+    return codec if len(runs) == 1 else f"{run.label}, {codec}"
+
+
+def _run_folders(folders: Sequence[Path]) -> list[Path]:
+    """Return the runs' folders: a comparison's are all that have a device half."""
+    found = []
+    for folder in folders:
+        inside = sorted(folder.glob("runs/*/output/device.pt"))
+        found += [half.parents[1] for half in inside] or [folder]
+    return found
+
+
+def _attacker(run: LoadedRun, options: argparse.Namespace) -> Attacker:
     usual: Auxiliary = "devices" if run.num_devices > 1 else "evaluation"
     auxiliary: Auxiliary = options.auxiliary or usual
-    attacker = Attacker(
-        run,
-        auxiliary,
-        options.known,
-        options.attacked,
-        AttackSettings(steps=options.steps, width=options.width, seed=options.seed),
+    settings = AttackSettings(
+        steps=options.steps, width=options.width, seed=options.seed
     )
-    rows = []
-    for name, codec in _codecs(run, options.codecs).items():
-        outcome, bits_per_entry = attacker.reconstruct(codec)
-        rows.append(AttackedCodec(name, bits_per_entry, outcome))
-        print(f"{name} is attacked", flush=True)
-    labels = attacker.infer_labels() if run.is_u_shaped else None
-    return LeakageReport(run.app.folder.name, attacker, rows, labels)
+    return Attacker(run, auxiliary, options.known, options.attacked, settings)
 
 
 def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:
@@ -160,8 +189,7 @@ def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:
     for word in text.split(","):
         name, _, settings = word.strip().partition(":")
         if name == _OWN:
-            codec = run.codec()
-            codecs[f"{codec.name}, the run's"] = codec
+            codecs[_OWN] = run.codec()
         elif name in codec_names():
             codecs[word.strip()] = _codec(name, settings, run.config)
         else:

@@ -2,7 +2,7 @@
 
 import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
@@ -18,7 +18,13 @@ from flwr_splitfc.leakage.attacker import Attacker
 from flwr_splitfc.leakage.decoders import is_image
 from flwr_splitfc.leakage.label_inference import LabelInference
 from flwr_splitfc.leakage.scores import Scores
-from flwr_splitfc.run.columns import Column, shown_columns, table_text, terminal_table
+from flwr_splitfc.run.columns import (
+    Column,
+    megabytes,
+    shown_columns,
+    table_text,
+    terminal_table,
+)
 from flwr_splitfc.run.results import results_text, write_whole
 
 _PICTURES = 12
@@ -35,26 +41,51 @@ class AttackedCodec:
     Parameters
     ----------
     name : str
+    attacker : Attacker
+        Of the run.
+    is_own : bool
+        Whether the run was made with this codec.
     bits_per_entry : float
     outcome : Reconstruction
     """
 
     name: str
+    attacker: Attacker
+    is_own: bool
     bits_per_entry: float
     outcome: Reconstruction
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of the table; the trivial attack needs no bits."""
+    """A line of the table.
+
+    The trivial attack needs no bits, and only the run's own codec led to its accuracy.
+    """
 
     name: str
     bits_per_entry: float | None
     scores: Scores
+    accuracy: float | None = None
+    moved_bytes: int | None = None
+
+    @classmethod
+    def of(cls, codec: AttackedCodec) -> "_Row":
+        scores = codec.outcome.scores
+        if not codec.is_own:
+            return cls(codec.name, codec.bits_per_entry, scores)
+        run = codec.attacker.run
+        return cls(
+            codec.name, codec.bits_per_entry, scores, run.accuracy, run.moved_bytes
+        )
 
 
 def _has(score: str, rows: Sequence[_Row]) -> bool:
     return any(getattr(row.scores, score) is not None for row in rows)
+
+
+def _any_has(key: str) -> Callable[[Sequence[_Row]], bool]:
+    return lambda rows: any(getattr(row, key) is not None for row in rows)
 
 
 def _score_column(key: str, heading: str, text: str) -> Column[_Row]:
@@ -69,6 +100,8 @@ def _score_column(key: str, heading: str, text: str) -> Column[_Row]:
 
 _COLUMNS: list[Column[_Row]] = [
     Column("name", "features as", justify="left"),
+    Column("accuracy", "accuracy", "{:.1%}".format, shown=_any_has("accuracy")),
+    Column("moved_bytes", "MB", megabytes, shown=_any_has("moved_bytes")),
     Column("bits_per_entry", "bits/entry", "{:.3f}".format),
     _score_column("mse", "MSE", "{:.4f}"),
     _score_column("psnr", "PSNR, dB", "{:.2f}"),
@@ -79,23 +112,26 @@ _COLUMNS: list[Column[_Row]] = [
 
 @dataclass(frozen=True, eq=False)
 class LeakageReport:
-    """The outcome of all attacks on a run.
+    """The outcome of all attacks on some runs of an app.
 
     Parameters
     ----------
     app : str
         The app's name.
-    attacker : Attacker
     codecs : sequence of AttackedCodec
         One or more.
-    labels : LabelInference, optional
-        Where devices have the labels.
+    labels : dict of str to LabelInference
+        By run, where devices have the labels.
     """
 
     app: str
-    attacker: Attacker
     codecs: Sequence[AttackedCodec]
-    labels: LabelInference | None = None
+    labels: Mapping[str, LabelInference]
+
+    @property
+    def attacker(self) -> Attacker:
+        """The first run's attacker; the others' have the same settings."""
+        return self.codecs[0].attacker
 
     def write(self, folder: Path) -> None:
         """Write ``index.html`` and ``leakage.json``."""
@@ -110,21 +146,19 @@ class LeakageReport:
         return "\n".join([table, *self._about_labels()])
 
     def _rows(self) -> list[_Row]:
-        rows = [
-            _Row(codec.name, codec.bits_per_entry, codec.outcome.scores)
-            for codec in self.codecs
-        ]
+        rows = [_Row.of(codec) for codec in self.codecs]
         trivial = self.codecs[0].outcome.trivial
         return [*rows, _Row("no features: the mean input", None, trivial)]
 
     def _about_labels(self) -> list[str]:
-        if self.labels is None:
-            return []
-        found = f"{self.labels.clusters:.1%} by clusters of gradients"
-        if self.labels.sign is not None:
-            found += f", {self.labels.sign:.1%} by their signs"
-        majority = f"{self.labels.majority:.1%} by always guessing the commonest"
-        return [f"labels inferred: {found}; {majority}"]
+        lines = []
+        for run, found in self.labels.items():
+            ways = f"{found.clusters:.1%} by clusters of gradients"
+            if found.sign is not None:
+                ways += f", {found.sign:.1%} by their signs"
+            majority = f"{found.majority:.1%} by always guessing the commonest"
+            lines.append(f"{run}, labels inferred: {ways}; {majority}")
+        return lines
 
     def _numbers(self) -> dict[str, object]:
         rows = []
@@ -132,6 +166,8 @@ class LeakageReport:
             rows.append(
                 {
                     "codec": row.name,
+                    "accuracy": row.accuracy,
+                    "moved_bytes": row.moved_bytes,
                     "bits_per_entry": row.bits_per_entry,
                     **asdict(row.scores),
                 }
@@ -139,8 +175,7 @@ class LeakageReport:
         attacker = self.attacker
         return {
             "app": self.app,
-            "run": str(attacker.run.folder),
-            "run_config": dict(attacker.run.config),
+            "runs": self._run_configs(),
             "auxiliary": attacker.auxiliary,
             "known_devices": attacker.known_devices,
             "attacked_devices": attacker.attacked_devices,
@@ -148,8 +183,12 @@ class LeakageReport:
             "attacked_samples": len(self.codecs[0].outcome.inputs),
             "attack": asdict(attacker.settings),
             "reconstruction": rows,
-            "labels": None if self.labels is None else asdict(self.labels),
+            "labels": {run: asdict(found) for run, found in self.labels.items()},
         }
+
+    def _run_configs(self) -> dict[str, object]:
+        runs = [codec.attacker.run for codec in self.codecs]
+        return {str(run.folder): dict(run.config) for run in runs}
 
     def _page(self) -> str:
         rows = self._rows()

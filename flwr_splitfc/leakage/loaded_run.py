@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from flwr_splitfc.apps.client_app import LoadData, SplitClientApp
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
+from flwr_splitfc.apps.run_defence import defence_of, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
+from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.model import LossFn
+from flwr_splitfc.run.columns import last_known
 from flwr_splitfc.settings import RunConfig
 
 _HALF_FILE = "device.pt"
@@ -40,10 +44,13 @@ class AppParts:
         Makes the device half.
     load_data : callable
         Gives a device's batches to train on and to evaluate on.
+    defence : FeatureDefence, optional
+        That of an app whose run-config says nothing of it.
     """
 
     model: MakeModel
     load_data: LoadData
+    defence: FeatureDefence | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +62,14 @@ class LoadedRun:
     folder : Path
         With ``results.json``.
     app : FlowerApp
-    config : mapping
-        The run's.
+    results : dict
+        What ``results.json`` holds.
     parts : AppParts
     """
 
     folder: Path
     app: FlowerApp
-    config: RunConfig
+    results: dict[str, Any]
     parts: AppParts
 
     @classmethod
@@ -85,11 +92,36 @@ class LoadedRun:
             If the folder holds no run of a split strategy, or the app does not say how
             its device half and its data are made.
         """
-        record = _read_results(folder / "results.json")
+        results = _read_results(folder / "results.json")
         app = FlowerApp.load(app_folder)
         sys.path.insert(0, str(app.folder))
-        parts = _parts_of(app, model, load_data)
-        return cls(folder, app, record["run_config"], parts)
+        return cls(folder, app, results, _parts_of(app, model, load_data))
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        config: RunConfig = self.results["run_config"]
+        return config
+
+    @property
+    def label(self) -> str:
+        """What a comparison calls the run, or the folder's name."""
+        about = self.results.get("run")
+        if about is None:
+            return self.folder.resolve().name
+        method = method_label(about["method"], about["budget"])
+        return f"{method} seed {about['seed']}"
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last that was measured."""
+        return last_known(row.get("accuracy") for row in self.results["rounds"])
+
+    @property
+    def moved_bytes(self) -> int:
+        """All that was sent, both ways."""
+        rows = self.results["rounds"]
+        return sum(row["uplink_bytes"] + row["downlink_bytes"] for row in rows)
 
     @property
     def num_devices(self) -> int:
@@ -119,6 +151,8 @@ class LoadedRun:
     def device_half(self) -> nn.Module:
         """Return the trained device half, without last layers, in training mode.
 
+        Its features have gone through the run's defence, with noise of its own.
+
         Raises
         ------
         SettingsError
@@ -127,8 +161,12 @@ class LoadedRun:
         entries = self._entries(_HALF_FILE)
         if self.is_u_shaped:
             entries = _under("head.", entries)
+        if self.config.get("decoupled"):
+            entries = _under("device.", entries)
         half = make_half(self.parts.model, self.context(0))
-        return _with_entries(half, entries, self._file(_HALF_FILE))
+        half = _with_entries(half, entries, self._file(_HALF_FILE))
+        defend(half, self.parts.defence or defence_of(self.config))
+        return half
 
     # Where devices have the last layers
 
@@ -248,7 +286,7 @@ class UShape:
 def _read_results(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        record["run_config"]
+        record["run_config"], record["rounds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path} is no results.json of a run: {error}") from error
     return record
@@ -261,6 +299,7 @@ def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:
         return AppParts(
             load_component(model) if model else component.model,
             load_component(load_data) if load_data else component.load_data,
+            component.defence,
         )
     if not (model and load_data):
         raise SettingsError(

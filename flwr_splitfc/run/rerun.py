@@ -54,6 +54,8 @@ def main(options: argparse.Namespace) -> int:
             "the run merged mini-batches as they met in the server (merge-steps): "
             "a repetition merges others, and its payloads differ"
         )
+    if record["run_config"].get("feature-noise"):
+        _complain("the run's features had noise that nobody can draw again")
     config = _config_of_rerun(record["run_config"], results_dir)
     _flwr_run(options.app, config, options.further)
     return _compare(record, results_dir / "results.json")

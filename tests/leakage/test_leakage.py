@@ -71,7 +71,7 @@ def test_a_run_is_attacked_through_several_codecs(
     found = attack(plain, tmp_path, "--codecs", codecs)
     rows = {row["codec"]: row for row in found["reconstruction"]}
     names = [*codecs.split(",")[1:], "no features: the mean input"]
-    assert list(rows) == ["splitfc, the run's", *names]
+    assert list(rows) == ["splitfc", *names]
     assert rows["float32"]["bits_per_entry"] == 32
     assert 0.3 < rows["splitfc:uplink-bits=0.4"]["bits_per_entry"] <= 0.4
     assert all(0 < row["mse"] < 1 and -1 < row["ssim"] < 1 for row in rows.values())
@@ -79,7 +79,7 @@ def test_a_run_is_attacked_through_several_codecs(
     devices = found["known_devices"] + found["attacked_devices"]
     assert sorted(devices) == [0, 1, 2]
     assert found["attacked_samples"] == 32
-    assert found["labels"] is None
+    assert found["labels"] == {}
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 12 * 5
     assert "the training data of 1 of 3 devices" in page
@@ -89,8 +89,13 @@ def test_a_run_is_attacked_through_several_codecs(
 def test_labels_of_a_u_shaped_run_are_inferred(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", **{"u-shaped": True, "strategy": "split-learning"})
     found = attack(run, tmp_path / "out", "--auxiliary", "evaluation")
-    assert found["labels"]["sign"] is None
-    assert 0 <= found["labels"]["majority"] < found["labels"]["clusters"] <= 1
+    assert found["labels"]["run"]["sign"] is None
+    assert (
+        0
+        <= found["labels"]["run"]["majority"]
+        < found["labels"]["run"]["clusters"]
+        <= 1
+    )
     assert re.search(
         r"labels inferred: [\d.]+% by clusters",
         (tmp_path / "out" / "index.html").read_text(),

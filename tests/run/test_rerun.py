@@ -38,3 +38,14 @@ def test_results_that_are_there_are_not_overwritten(
     assert main(["rerun", str(results), "app", "--results-dir", str(tmp_path)]) == 2
     assert "give another --results-dir" in capsys.readouterr().err
     assert results.read_text() == before
+
+
+def test_noise_that_cannot_be_drawn_again_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"run_config": {"feature-noise": 0.1}}))
+    new = tmp_path / "new"
+    # the app is none: `flwr run` ends at once
+    main(["rerun", str(results), str(tmp_path), "--results-dir", str(new)])
+    assert "had noise that nobody can draw again" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 Four records of the context hold it, under keys that start with "split-turn":
 
 ======================  ==========================================================
-``split-turn``          the session's id, and the turn's counts
+``split-turn``          the session's id, the key of its noise, and the turn's counts
 ``split-turn-start``    the device half as the turn's first message brought it
 ``split-turn-tensors``  model, optimizer and what else is kept, before the next step
 ``split-turn-answers``  the server's answers in a step that is not over
@@ -33,6 +33,7 @@ _TENSORS_KEY = _TURN_KEY + "-tensors"
 _ANSWERS_KEY = _TURN_KEY + "-answers"
 
 _SESSION = "session"
+_NOISE_KEY = "noise-key"
 _COUNT_PREFIX = "count."
 
 
@@ -91,6 +92,15 @@ class StoredTurn:
         for answer in answers:
             record[str(answer.number)] = raw_array(answer.SerializeToString())
         self._state[_ANSWERS_KEY] = record
+
+    @property
+    def noise_key(self) -> bytes:
+        """The key of the turn's noise, which no message takes from the device."""
+        return cast(bytes, self._record()[_NOISE_KEY])
+
+    @noise_key.setter
+    def noise_key(self, key: bytes) -> None:
+        self._record()[_NOISE_KEY] = key
 
     @property
     def arrays(self) -> ArrayRecord:
