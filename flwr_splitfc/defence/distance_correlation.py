@@ -50,7 +50,8 @@ def distance_correlation(inputs: Tensor, features: Tensor) -> Tensor:
 def _centred_distances(vectors: Tensor) -> Tensor:
     """Return ``A``, (B, B), of vectors (B, ...)."""
     rows = vectors.flatten(1).float()
-    # by differences: products would lose the distances of close vectors
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    # distances stay, and are more exact where they come from products
+    rows = rows - rows.mean(0)
+    distances = torch.cdist(rows, rows)
     centred: Tensor = distances - distances.mean(0) - distances.mean(1, keepdim=True)
     return centred + distances.mean()

@@ -32,13 +32,13 @@ def brute_force(x: Tensor, z: Tensor) -> float:
     return (covariance / (spread_a * spread_b) ** 0.5) ** 0.5
 
 
-@pytest.mark.parametrize("rows", [2, 3, 11])
+@pytest.mark.parametrize("rows", [2, 3, 11, 40])
 def test_it_is_that_of_the_definition(rows: int) -> None:
     draw = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 2, 3, generator=draw)
     z = x.flatten(1)[:, :4].square() + torch.randn(rows, 4, generator=draw)
     wanted = brute_force(x, z)
-    assert distance_correlation(x, z).item() == pytest.approx(wanted, rel=1e-5)
+    assert distance_correlation(x, z).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_its_gradient_is_that_of_differences() -> None:
