@@ -167,11 +167,10 @@ def _draw_target(panels: Sequence["Axes"], target: float | None) -> None:
         panel.axhline(percent, color="#888888", linestyle=(0, (2, 2)), linewidth=1)
         panel.annotate(
             f"target {percent:g}",
-            (1, percent),
+            (0.01, percent),
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",
-            ha="right",
             fontsize=8,
         )
 
