@@ -1,6 +1,7 @@
 """What we ship: the wheel holds the package and nothing else, and works away from the checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -114,3 +115,21 @@ def test_sdist_holds_no_data(tmp_path: Path) -> None:
         path for path in files if path.suffix in {".pt", ".npz", ".gz", ".idx3-ubyte"}
     ]
     assert sum(files.values()) < 5_000_000
+
+
+def test_the_changelog_and_the_release_are_of_this_version() -> None:
+    """The release workflow looks for these very lines."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(VERSION)} - \d{{4}}-\d\d-\d\d$", changelog, re.M)
+    assert (
+        f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+    )
+
+
+def test_the_tested_pythons_are_the_declared_ones() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    (tested,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert tested.replace('"', "").split(", ") == declared
+    assert project["requires-python"] == f">={declared[0]}"

@@ -13,7 +13,8 @@ OUT = Path(__file__).parents[1] / "overview.svg"
 WIDTH, HEIGHT = 960, 400
 
 _STYLE = """
-text { font: 15px system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif; fill: #1f2328; }
+text { font: 15px system-ui, 'Segoe UI', Arial, sans-serif; fill: #1f2328; }
+.paper { fill: #ffffff; }
 .title { font-size: 17px; font-weight: 600; }
 .small { font-size: 13px; fill: #57606a; }
 .side { fill: #f6f8fa; stroke: #d0d7de; }
@@ -23,9 +24,11 @@ text { font: 15px system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif; fi
 .inside { stroke: #57606a; fill: none; stroke-width: 1.5; }
 .up-text { fill: #0072b2; font-weight: 600; }
 .down-text { fill: #c2570c; font-weight: 600; }
-.up-head { fill: #0072b2; } .down-head { fill: #c2570c; } .inside-head { fill: #57606a; }
+.up-head { fill: #0072b2; }
+.down-head { fill: #c2570c; }
+.inside-head { fill: #57606a; }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; } .small { fill: #9da7b1; }
+  .paper { fill: #0d1117; } text { fill: #e6edf3; } .small { fill: #9da7b1; }
   .side { fill: #161b22; stroke: #3d444d; } .layer { fill: #0d1117; stroke: #9da7b1; }
   .inside { stroke: #9da7b1; } .inside-head { fill: #9da7b1; }
   .up { stroke: #58a6e0; } .up-text, .up-head { fill: #58a6e0; }
@@ -45,6 +48,7 @@ class Box:
     lines: tuple[str, ...]
 
     def svg(self) -> str:
+        """The SVG elements."""
         box = (
             f'<rect class="layer" x="{self.x}" y="{self.y}" width="{self.width}" '
             f'height="{self.height}" rx="6"/>'
@@ -58,7 +62,12 @@ class Box:
         return box + "".join(texts)
 
 
+# A background of its own: pages and SVG do not always agree on the scheme.
+_PAPER = f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>'
+
+
 def text(x: int, y: int, content: str, kind: str = "", anchor: str = "middle") -> str:
+    """A line of text."""
     return (
         f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">'
         f"{escape(content)}</text>"
@@ -66,12 +75,14 @@ def text(x: int, y: int, content: str, kind: str = "", anchor: str = "middle") -
 
 
 def arrow(points: str, kind: str) -> str:
+    """A line with a head at its end."""
     return (
         f'<polyline class="{kind}" points="{points}" marker-end="url(#{kind}-head)"/>'
     )
 
 
 def head(kind: str, size: int) -> str:
+    """The head of a kind of arrow, to be defined once."""
     return (
         f'<marker id="{kind}-head" viewBox="0 0 10 10" refX="8" refY="5" '
         f'markerWidth="{size}" markerHeight="{size}" markerUnits="userSpaceOnUse" '
@@ -80,6 +91,7 @@ def head(kind: str, size: int) -> str:
 
 
 def side(x: int, width: int, title: str, about: str) -> str:
+    """A device's or the server's background, with its name."""
     return (
         f'<rect class="side" x="{x}" y="10" width="{width}" height="330" rx="10"/>'
         + text(x + width // 2, 40, title, "title")
@@ -91,7 +103,7 @@ def drawing() -> str:
     """The whole figure."""
     boxes = [
         Box(30, 85, 210, 56, ("device half", "the first layers")),
-        Box(30, 185, 210, 56, ("its optimizer", "keeps the device half learning")),
+        Box(30, 185, 210, 56, ("its optimizer", "trains the device half")),
         Box(720, 85, 210, 56, ("server half", "the other layers")),
         Box(
             720, 185, 210, 56, ("loss, and its optimizer", "trained inside server.loss")
@@ -108,7 +120,12 @@ def drawing() -> str:
         arrow("240,113 718,113", "up"),
         arrow("720,213 242,213", "down"),
         text(480, 100, "features and labels", "up-text"),
-        text(480, 134, "drop columns that vary little, quantise the others", "small"),
+        text(
+            480,
+            134,
+            "SplitFC: drop columns that vary little, quantise the rest",
+            "small",
+        ),
         text(480, 200, "gradient of the features", "down-text"),
         text(480, 234, "the kept columns only, quantised", "small"),
         text(480, 300, "one gRPC stream per device and turn, with a ticket", "small"),
@@ -134,7 +151,8 @@ def drawing() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-labelledby="t">\n'
         '<title id="t">Split learning with SplitFC: features go up, their gradient '
-        f"comes down, both compressed</title>\n<style>{_STYLE}</style>\n{body}\n</svg>\n"
+        f"comes down, both compressed</title>\n<style>{_STYLE}</style>\n"
+        f"{_PAPER}\n{body}\n</svg>\n"
     )
 
 
