@@ -94,7 +94,10 @@ class DeviceStates:
         with self._lock:
             if self.optimizer_state != "fresh":
                 self._optimizer[self._optimizer_owner(device)] = kept.optimizer
-            self._state[device] = kept.state
+            # most devices leave none, and may be many
+            self._state.pop(device, None)
+            if kept.state:
+                self._state[device] = kept.state
 
     def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
         """Return all that is kept, as wire bytes."""

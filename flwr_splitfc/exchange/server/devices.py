@@ -20,6 +20,8 @@ from flwr_splitfc.settings import Scalar
 _NodeConfig: TypeAlias = dict[str, Scalar]
 
 _QUERY_TIMEOUT_S = 120.0
+# in a simulation few processes answer for many devices
+_QUERY_S_PER_DEVICE = 0.1
 _MOST_CONFIG_KEYS = 64
 _MOST_CONFIG_CHARACTERS = 1000  # of a key, and of a text
 _MOST_NAME_CHARACTERS = 100
@@ -73,10 +75,9 @@ class Devices:
             # or another node could say it before
             self._owners.setdefault(str(node_id), node_id)
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
+        timeout_s = _QUERY_TIMEOUT_S + _QUERY_S_PER_DEVICE * len(queries)
         try:
-            replies = list(
-                self.grid.send_and_receive(queries, timeout=_QUERY_TIMEOUT_S)
-            )
+            replies = list(self.grid.send_and_receive(queries, timeout=timeout_s))
         except UNREADABLE:
             self._ask_one_by_one(node_ids)
             return

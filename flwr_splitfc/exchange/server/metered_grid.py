@@ -163,14 +163,17 @@ class MeteredGrid(DelegatingGrid):
         timeout: float | None,
     ) -> dict[str, str]:
         """Return by device why its reply is missing."""
-        present = set(self.inner.get_node_ids())
         replied = {names.get(reply.metadata.src_node_id) for reply in replies}
+        silent = {
+            message.metadata.dst_node_id
+            for message in messages
+            if names[message.metadata.dst_node_id] not in replied
+        }
+        # all nodes there are, which may be many, are seldom asked for
+        present = set(self.inner.get_node_ids()) if silent else set()
         missing = {}
-        for message in messages:
-            node_id = message.metadata.dst_node_id
+        for node_id in silent:
             device = names[node_id]
-            if device in replied:
-                continue
             if node_id in present:
                 missing[device] = f"no reply within {timeout} s"
             else:
