@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord
 
 from flwr_splitfc.apps.precision import PRECISIONS
@@ -46,6 +47,7 @@ class RunSettings:
     target_accuracy: float = 0.0
     pipeline_depth: int = 0
     merge_steps: int = 1
+    server_device: str = ""
     decoupled: bool = False
     feature_clip_norm: float = 0.0
     feature_noise: float = 0.0
@@ -108,8 +110,21 @@ class RunSettings:
         except ValueError as error:
             raise ValueError(f"best-metric: {error}") from None
         self.defence()  # raises for numbers out of range
+        self.server_devices()  # raises for what is no device
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
+
+    def server_devices(self) -> list[torch.device] | None:
+        """Return where the server half and its copies train; None for the default."""
+        if not self.server_device:
+            return None
+        try:
+            return [torch.device(name) for name in self.server_device.split()]
+        except RuntimeError as error:
+            raise ValueError(
+                f"server-device is {self.server_device!r}, wanted names of torch "
+                'devices, such as "cuda:0 cuda:1"'
+            ) from error
 
     def budgets(self) -> list[BudgetRule]:
         """Return the rules of what devices get, the schedule's last."""

@@ -160,6 +160,9 @@ class SplitServerApp(ServerApp):
                                             strategy's default
     ``merge-steps``           1             mini-batches that wait at once and make one
                                             step of the shared server half
+    ``server-device``         ""            where the server half trains, such as
+                                            "cpu"; its copies are spread over several:
+                                            "cuda:0 cuda:1"
     ``decoupled``             false         whether device halves learn from a loss of
                                             their own (`auxiliary`): features go up with
                                             the bits of both budgets, and no gradient
@@ -358,6 +361,9 @@ class SplitServerApp(ServerApp):
             "callbacks": callbacks,
         }
         # only if they are given: presets have defaults of their own
+        server_devices = settings.server_devices()
+        if server_devices is not None:
+            options["device"] = server_devices
         model_codec = settings.models()
         if model_codec is not None:
             options["model_bits"] = model_codec

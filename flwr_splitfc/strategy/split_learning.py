@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,6 +20,7 @@ from flwr_splitfc.exchange import (
     CopiedHalves,
     EndpointConfig,
     HalfTrainer,
+    Halves,
     Ledger,
     SharedHalf,
     SplitEndpoint,
@@ -69,6 +71,8 @@ _COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
 
 _PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
 """Beside a quality at the cut, which is as precise as training needs."""
+
+TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | None
 
 logger = getLogger("flwr")
 
@@ -144,8 +148,12 @@ class SplitLearning(Strategy):
         own last turn, or nowhere. Default: "relay" where devices take turns, otherwise
         "per-device". It holds for devices that give `connect` their optimizer, as
         `SplitClientApp` does.
-    scheduler, accumulate_steps, max_grad_norm, device
+    scheduler, accumulate_steps, max_grad_norm
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
+    device : torch.device, str or sequence of these, optional
+        Where the server half is: CUDA where present, otherwise the CPU. Copies are
+        spread over several, such as ``["cuda:0", "cuda:1"]``, and train at the same
+        time; the first has the average.
     seed : int (default: 0)
         Everything random at the cut and in the server half follows from it.
     feature_shape : sequence of int, optional
@@ -222,7 +230,7 @@ class SplitLearning(Strategy):
         merge_steps: int = 1,
         accumulate_steps: int = 1,
         max_grad_norm: float | None = None,
-        device: torch.device | str | None = None,
+        device: TorchDevices = None,
         seed: int = 0,
         feature_shape: FeatureShape = None,
         endpoint: EndpointConfig | None = None,
@@ -254,6 +262,7 @@ class SplitLearning(Strategy):
                 f"merge_steps is {merge_steps}, and each device has a copy of the "
                 "server half: no two batches wait for the same one"
             )
+        torch_devices = _as_torch_devices(device, shared_server_half)
         self.half = HalfTrainer(
             server_model,
             loss_fn,
@@ -261,12 +270,13 @@ class SplitLearning(Strategy):
             scheduler=scheduler,
             accumulate_steps=accumulate_steps,
             max_grad_norm=max_grad_norm,
-            device=device,
+            device=torch_devices[0] if torch_devices else None,
             seed=seed,
             feature_shape=feature_shape,
             merge_steps=merge_steps,
         )
         self.half.record_updates = record_updates
+        self._torch_devices = torch_devices
         self.server_model = self.half.model
         self.codec = _as_codec(codec)
         self.output_codec: CutCodec | None = None
@@ -482,9 +492,11 @@ class SplitLearning(Strategy):
         }
 
     def _endpoint(self, on_step: StepListener | None) -> SplitEndpoint:
-        halves = SharedHalf if self.shared_server_half else CopiedHalves
+        halves: Halves = SharedHalf(self.half)
+        if not self.shared_server_half:
+            halves = CopiedHalves(self.half, self._torch_devices)
         return SplitEndpoint(
-            halves(self.half),
+            halves,
             self.codec,
             output_codec=self.output_codec,
             ledger=self.ledger,
@@ -679,6 +691,22 @@ class SplitLearning(Strategy):
         """Return the device half's state dict from the arrays that devices train."""
         entries = arrays.to_torch_state_dict()
         return without_auxiliary(entries.items()) if self.decoupled else dict(entries)
+
+
+def _as_torch_devices(
+    device: TorchDevices, shared_server_half: bool
+) -> list[torch.device]:
+    if device is None:
+        return []
+    if isinstance(device, str | torch.device):
+        return [torch.device(device)]
+    devices = [torch.device(one) for one in device]
+    if len(devices) > 1 and shared_server_half:
+        raise ValueError(
+            f"device is {list(map(str, devices))}, and the server half is one for all: "
+            "wanted one device, or shared_server_half=False"
+        )
+    return devices
 
 
 def _as_codec(codec: CutCodec | str) -> CutCodec:

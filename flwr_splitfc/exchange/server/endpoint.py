@@ -90,7 +90,7 @@ class SplitEndpoint:
         self._registry = SessionRegistry()
         self._accounts = TurnAccounts(self.ledger)
         self._service = SessionService(
-            self._registry, self._accounts, self.limits, halves.half.merge_steps
+            self._registry, self._accounts, self.limits, halves.steps_at_once
         )
         self._server = StreamServer(self.config, self._service.serve)
 

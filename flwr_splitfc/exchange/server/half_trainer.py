@@ -5,8 +5,9 @@ the step (the optimizer, and what makes it possible to go back) can follow when 
 device has its answer. It is applied before anything else is done with the half.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from threading import Lock
 from typing import Any
@@ -59,6 +60,9 @@ _GROWTH = 2.0
 
 _GENERATOR = Lock()
 """Of torch's generator, which is one for all threads: copies of a half share it."""
+
+_GPU_GENERATORS: defaultdict[int, Lock] = defaultdict(Lock)
+"""Of each GPU's, by its index."""
 
 
 class HalfTrainer:
@@ -149,6 +153,7 @@ class HalfTrainer:
         self._changes = 0
         self._note_weights()
         self._pending: PendingUpdate | None = None
+        self._draws_on_cpu = True
         self._lock = Lock()
         self.merge_steps = merge_steps
         self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
@@ -183,26 +188,43 @@ class HalfTrainer:
         with self._exclusively():
             pass
 
-    def copy(self, seed: int) -> "HalfTrainer":
+    def copy(
+        self,
+        seed: int,
+        *,
+        torch_device: torch.device | None = None,
+        beside_others: bool = False,
+    ) -> "HalfTrainer":
         """Copy the model as it is now, with an optimizer and a scheduler of its own.
 
         Both are fresh.
+
+        Parameters
+        ----------
+        seed : int
+        torch_device : torch.device, optional
+            Where the copy trains; default where this one does.
+        beside_others : bool (default: False)
+            Whether others train on other GPUs at the same time. The copy then draws its
+            randomness from its GPU's generator alone: the CPU's is one for all.
         """
         with self._exclusively():
             model = deepcopy(self._model)
         # gradients that the original has accumulated are its own
         model.zero_grad()
-        return HalfTrainer(
+        copy = HalfTrainer(
             model,
             self.loss_fn,
             self._make_optimizer,
             scheduler=self._make_scheduler,
             accumulate_steps=self.accumulate_steps,
             max_grad_norm=self.max_grad_norm,
-            device=self.device,
+            device=torch_device or self.device,
             seed=seed,
             feature_shape=self.feature_shape,
         )
+        copy._draws_on_cpu = not beside_others or copy.device.type == "cpu"
+        return copy
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that training goes on from.
@@ -603,10 +625,18 @@ class HalfTrainer:
         """
         seed = derive_seed(self.seed, "server-half", step)
         # not by `torch.manual_seed`, which takes as long as a small layer
-        generators = [torch.default_generator]
+        generators = []
+        locks = []
+        if self._draws_on_cpu:
+            generators.append(torch.default_generator)
+            locks.append(_GENERATOR)
         if self.device.type == "cuda":
-            generators.append(torch.cuda.default_generators[self.device.index or 0])
-        with _GENERATOR:
+            index = self.device.index or 0
+            generators.append(torch.cuda.default_generators[index])
+            locks.append(_GPU_GENERATORS[index])
+        with ExitStack() as held:
+            for lock in locks:
+                held.enter_context(lock)
             states = [generator.get_state() for generator in generators]
             for generator in generators:
                 generator.manual_seed(seed)

@@ -1,6 +1,8 @@
 """Which server half a session trains: the one that all share, or a copy of its own."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import cycle
 from threading import Lock
 
 import torch
@@ -21,6 +23,11 @@ class Halves(ABC):
 
     def __init__(self, half: HalfTrainer) -> None:
         self.half = half
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps it is of use to begin at the same time, at least."""
+        return self.half.merge_steps
 
     @abstractmethod
     def take(self, device: str, server_round: int) -> HalfTrainer:
@@ -61,24 +68,42 @@ class CopiedHalves(Halves):
     for copies with the weights w_k, trained on n_k samples. Copies of sessions whose
     device failed, or replied too late, are dropped. Sums run in float64, so the order
     in which replies arrive does not show in float32 weights.
+
+    Parameters
+    ----------
+    half : HalfTrainer
+    devices : sequence of torch.device, optional
+        Where the copies train, one after another: those on several GPUs at the same
+        time. Default: where `half` is.
     """
 
-    def __init__(self, half: HalfTrainer) -> None:
+    def __init__(self, half: HalfTrainer, devices: Sequence[torch.device] = ()) -> None:
         super().__init__(half)
         self._lock = Lock()
+        self._devices = cycle(devices or [half.device])
+        self._most_at_once = max(len(set(devices)), 1)
         self._rows = 0
         self._sums: dict[str, Tensor] = {}
+
+    @property
+    def steps_at_once(self) -> int:
+        """One on each device."""
+        return self._most_at_once
 
     def take(self, device: str, server_round: int) -> HalfTrainer:
         # a seed of its own, or all copies would drop out the same units
         seed = derive_seed(self.half.seed, device, server_round)
-        return self.half.copy(seed)
+        with self._lock:
+            torch_device = next(self._devices)
+        return self.half.copy(
+            seed, torch_device=torch_device, beside_others=self._most_at_once > 1
+        )
 
     def give_back(self, half: HalfTrainer, rows: int) -> None:
         with self._lock:
             self._rows += rows
             for name, value in half.model.state_dict().items():
-                weighted = value.double() * rows
+                weighted = value.to(self.half.device).double() * rows
                 if name in self._sums:
                     weighted = self._sums[name] + weighted
                 self._sums[name] = weighted

@@ -164,11 +164,11 @@ class MeteredGrid(DelegatingGrid):
     ) -> dict[str, str]:
         """Return by device why its reply is missing."""
         replied = {names.get(reply.metadata.src_node_id) for reply in replies}
-        silent = {
+        silent = [
             message.metadata.dst_node_id
             for message in messages
             if names[message.metadata.dst_node_id] not in replied
-        }
+        ]
         # all nodes there are, which may be many, are seldom asked for
         present = set(self.inner.get_node_ids()) if silent else set()
         missing = {}

@@ -47,8 +47,8 @@ class SessionService:
     accounts : TurnAccounts
         Where what sessions moved is entered.
     limits : Limits
-    merge_steps : int (default: 1)
-        How many frames may wait for the server half at once, as it merges them.
+    steps_at_once : int (default: 1)
+        How many frames to answer at the same time, at least, as the server half wants.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class SessionService:
         registry: SessionRegistry,
         accounts: TurnAccounts,
         limits: Limits,
-        merge_steps: int = 1,
+        steps_at_once: int = 1,
     ) -> None:
         self._registry = registry
         self._accounts = accounts
         self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
         # they end with the service
         self._workers = ThreadPoolExecutor(
-            max(_WORKERS, merge_steps), thread_name_prefix="split-step"
+            max(_WORKERS, steps_at_once), thread_name_prefix="split-step"
         )
 
     # -- streams -----------------------------------------------------------------------
