@@ -320,7 +320,8 @@ def draw(runs: Sequence[Run]) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True, squeeze=False).flat
     for panel, (app, cut) in zip(panels, panels_of, strict=False):
         mine = [run for run in runs if (run.app, run.cut) == (app, cut)]
-        panel.set_title(f"{app}, {cut} cut, {mine[0].columns:,} columns")
+        dataset = APPS[app].dataset.rpartition(".")[2]
+        panel.set_title(f"{dataset}, {cut} cut, {mine[0].columns:,} columns")
         panel.set_xscale("log")
         panel.set_ylim(0, 1.02)
         panel.axhline(mine[0].trivial_ssim, color="#888888", linestyle=":")

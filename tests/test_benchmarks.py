@@ -112,6 +112,32 @@ def test_step_profile() -> None:
 
 
 @pytest.mark.extended
+def test_leakage(tmp_path: Path) -> None:
+    runs, figure = tmp_path / "runs.jsonl", tmp_path / "leakage.svg"
+    pictures = tmp_path / "leakage.png"
+    script = [sys.executable, str(BENCHMARKS / "leakage.py"), str(runs)]
+    few = ["--batch-size", "16", "--steps", "4", "--attack-steps", "3", "--width", "8"]
+    few += ["--known", "64", "--attacked", "32", "--tested", "64"]
+    methods = "float32,splitfc@0.2/0.4+clip=5+noise=0.1+nopeek=1"
+    options = ["--app", "mnist", "--dataset", "digits", "--methods", methods]
+    command = [*script, *options, *few, "--plot", str(figure)]
+    printed = [
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    # the second time nothing is left to be trained
+    assert printed[0].count("loss") == 4
+    assert "loss" not in printed[1]
+    done = [json.loads(line) for line in runs.read_text().splitlines()]
+    assert [run["cut"] for run in done] == ["shallow"] * 2 + ["example"] * 2
+    assert [run["uplink_bits"] <= 0.2 for run in done] == [False, True] * 2
+    assert all(0 < run["trivial_mse"] < 1 for run in done)
+    assert "the mean image" in figure.read_text()
+    subprocess.run([*script, "--app", "mnist", "--pictures", str(pictures)], check=True)
+    assert pictures.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.extended
 def test_convergence(tmp_path: Path) -> None:
     runs, picture = tmp_path / "runs.jsonl", tmp_path / "convergence.svg"
     options = ["--app", "mnist", "--dataset", "digits", "--batch-size", "16"]
