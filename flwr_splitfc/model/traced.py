@@ -1,36 +1,65 @@
 """Cutting a model by its graph, as `torch.fx` traces it.
 
-The device half gets the nodes that the cut layer's output depends on, the server half
-all others. Two things make a cut impossible: a node of the server half that needs more
-of the device half than the cut layer's output, as one tensor alone passes the cut; and
-a layer with parameters, or a tensor of the model, that both halves use, as each is
-trained on one side.
+Only the model and the containers of the cut layer are traced; the other layers are
+nodes of the graph as a whole, whatever they do within. The device half gets the nodes
+that the cut layer's output depends on, the server half all others. Two things make a
+cut impossible: a node of the server half that needs more of the device half than passes
+the cut; and a layer with parameters, or a tensor of the model, that both halves use, as
+each is trained on one side.
 """
 
+import inspect
+import operator
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
+from threading import Lock
+from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from flwr_splitfc.model.structures import leaves_of
+
 _MODE_ARGUMENTS = ("training", "use_input_stats")
 
+_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
+"""Functions of torch that take sizes, and make a tensor of them."""
 
-def split_traced(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
+_TRACING = Lock()
+
+
+def split_traced(
+    model: nn.Module,
+    name: str,
+    also: Sequence[str] = (),
+    inputs: Sequence[str] | None = None,
+) -> tuple[nn.Module, nn.Module]:
     """Cut a model after its layer `name`, or after one of its calls (`call_of`).
+
+    Parameters
+    ----------
+    model : nn.Module
+    name : str
+    also : sequence of str
+        What else passes the cut: layers, their calls, or nodes as messages name them.
+    inputs : sequence of str, optional
+        The arguments of ``model.forward`` that batches bring.
 
     Raises
     ------
     ValueError
         If it cannot be traced, or cannot be cut there.
     """
-    called, number = call_of(name)
-    if name in dict(model.named_modules()):
-        called, number = name, None
-    graph = _trace(model, called)
-    cut = _call(graph, called, number)
-    before = _needed_for(cut)
-    device = _device_graph(graph, cut, before)
-    server = _server_graph(graph, cut, before)
+    given = _inputs(model) if inputs is None else inputs
+    graph = _trace(model, name, partial(_CutTracer, [name, *also], given))
+    passing = {one: _node(model, graph, one) for one in (name, *also)}
+    before = _with_checks(graph, _needed_for(passing.values()))
+    _check_lost(graph, passing, before)
+    device = _device_graph(graph, passing, before)
+    server = _server_graph(graph, passing, before)
     both = _modules(device) & _modules(server)
     shared = sorted(target for target in both if not _is_stateless(model, target))
     if shared:
@@ -54,32 +83,86 @@ def call_of(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (name, None)
 
 
+def _inputs(model: nn.Module) -> list[str]:
+    """Return the arguments of a model that have no default."""
+    arguments = inspect.signature(model.forward).parameters.values()
+    needed = []
+    for argument in arguments:
+        is_named = argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        if is_named and argument.default is argument.empty:
+            needed.append(argument.name)
+    if not needed:
+        choices = ", ".join(argument.name for argument in arguments)
+        raise ValueError(
+            f"all of the model's inputs have defaults: name those that batches bring, "
+            f"inputs=(...), of {choices}"
+        )
+    return needed
+
+
 def _is_stateless(model: nn.Module, target: str) -> bool:
     """Whether a layer has nothing to train or to count: both halves may use it."""
     layer = dict(model.named_modules()).get(target)
     return layer is not None and not layer.state_dict()
 
 
-class _CutTracer(fx.Tracer):
-    """A tracer that keeps the layer before the cut whole.
+class _Undecided(Exception):
+    """Tracing came to a condition that depends on the batch."""
 
-    Traced through, a layer such as a ResNet's ``layer2`` would be many nodes, none of
-    which has its name.
+
+class _CutTracer(fx.Tracer):
+    """A tracer of a model and the containers of some layers.
+
+    Parameters
+    ----------
+    layers : sequence of str
+        Those that are to be nodes of the graph, or calls of them.
+    inputs : sequence of str
+        The arguments that are nodes; others have their defaults.
+    answers : sequence of bool
+        To the conditions in the model's code that depend on the batch, in order.
     """
 
-    def __init__(self, layer: str) -> None:
+    def __init__(
+        self, layers: Sequence[str], inputs: Sequence[str], answers: Sequence[bool]
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self._layers = layers
+        self._inputs = inputs
+        self._answers = iter(answers)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        answer = next(self._answers, None)
+        if answer is None:
+            raise _Undecided
+        return answer
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name == self.layer:
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        within = f"{module_qualified_name}."
+        return not any(layer.startswith(within) for layer in self._layers)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        given = {}
+        for name in self._inputs:
+            given[name] = self.create_proxy("placeholder", name, (), {})
+
+        def forward(model: nn.Module) -> Any:
+            return root_fn(model, **given)
+
+        return forward, [self.root]
 
 
-def _trace(model: nn.Module, name: str) -> fx.Graph:
+def _trace(
+    model: nn.Module, name: str, make_tracer: Callable[[Sequence[bool]], fx.Tracer]
+) -> fx.Graph:
+    def trace(answers: Sequence[bool]) -> fx.Graph:
+        return make_tracer(answers).trace(model)
+
     try:
-        graph = _CutTracer(name).trace(model)
+        with _traced_factories():
+            graph = _past_guards(trace)
     except Exception as error:
         raise ValueError(
             f"the model cannot be cut after {name!r}, "
@@ -96,6 +179,76 @@ def _trace(model: nn.Module, name: str) -> fx.Graph:
     return graph
 
 
+def _past_guards(trace: Callable[[Sequence[bool]], fx.Graph]) -> fx.Graph:
+    """Return the graph of a pass in which no guard of the model's code raises.
+
+    ``assert length <= self.longest`` is one, and ``if length > 512: raise ...``.
+    Guards are in neither half.
+
+    Parameters
+    ----------
+    trace : callable
+        ``trace(answers)`` traces with answers to the conditions so far.
+
+    Raises
+    ------
+    ValueError
+        At a condition that is no guard.
+    """
+    answers: list[bool] = []
+    while True:
+        with suppress(_Undecided):
+            return trace(answers)
+        passing = []
+        for answer in (True, False):
+            if not _raises(trace, [*answers, answer]):
+                passing.append(answer)
+        if len(passing) != 1:
+            raise ValueError("what it computes depends on the batch's values or sizes")
+        answers += passing
+
+
+def _raises(
+    trace: Callable[[Sequence[bool]], fx.Graph], answers: Sequence[bool]
+) -> bool:
+    try:
+        trace(answers)
+    except _Undecided:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@contextmanager
+def _traced_factories() -> Iterator[None]:
+    """Trace ``torch.arange(length)`` and the like, where the length is traced.
+
+    torch.fx cannot: their arguments are no tensors.
+    """
+    with _TRACING:
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+        for name, original in originals.items():
+            setattr(torch, name, _traceable(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+
+
+def _traceable(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        for leaf in leaves_of((args, kwargs)):
+            if isinstance(leaf, fx.Proxy):
+                tracer = leaf.tracer
+                return tracer.create_proxy("call_function", factory, args, kwargs)
+        return factory(*args, **kwargs)
+
+    return made
+
+
 def _has_fixed_mode(node: fx.Node) -> bool:
     """Whether a node is a function that was traced for one mode, training or not."""
     if node.op != "call_function":
@@ -104,6 +257,21 @@ def _has_fixed_mode(node: fx.Node) -> bool:
     if node.target is functional.dropout:
         return True
     return any(argument in node.kwargs for argument in _MODE_ARGUMENTS)
+
+
+def _node(model: nn.Module, graph: fx.Graph, name: str) -> fx.Node:
+    """Return a call of a layer, or the node of a name."""
+    called, number = call_of(name)
+    modules = dict(model.named_modules())
+    if name in modules:
+        return _call(graph, name, None)
+    if called in modules:
+        return _call(graph, called, number)
+    nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+    if name not in nodes:
+        names = ", ".join(nodes)
+        raise ValueError(f"the model has nothing named {name!r}; it has {names}")
+    return nodes[name]
 
 
 def _call(graph: fx.Graph, name: str, number: int | None) -> fx.Node:
@@ -124,10 +292,10 @@ def _call(graph: fx.Graph, name: str, number: int | None) -> fx.Node:
     )
 
 
-def _needed_for(node: fx.Node) -> set[fx.Node]:
-    """Return a node and all that it depends on."""
-    needed = {node}
-    unvisited = [node]
+def _needed_for(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return nodes and all that they depend on."""
+    unvisited = list(nodes)
+    needed = set(unvisited)
     while unvisited:
         for argument in unvisited.pop().all_input_nodes:
             if argument not in needed:
@@ -136,29 +304,80 @@ def _needed_for(node: fx.Node) -> set[fx.Node]:
     return needed
 
 
-def _device_graph(graph: fx.Graph, cut: fx.Node, before: set[fx.Node]) -> fx.Graph:
+def _with_checks(graph: fx.Graph, before: set[fx.Node]) -> set[fx.Node]:
+    """Return nodes, and those that only look at them: assertions, sizes not used."""
+    *_, output = graph.nodes
+    needed = _needed_for([output])
+    with_checks = set(before)
+    for node in graph.nodes:
+        looks_at = node.all_input_nodes
+        is_check = node not in needed and bool(looks_at)
+        if is_check and with_checks.issuperset(looks_at):
+            with_checks.add(node)
+    return with_checks
+
+
+def _check_lost(
+    graph: fx.Graph, passing: dict[str, fx.Node], before: set[fx.Node]
+) -> None:
+    """Refuse a cut after which the server half lacks something.
+
+    Raises
+    ------
+    ValueError
+    """
+    lost: list[str] = []
+    users: list[str] = []
+    passed = set(passing.values())
+    for node in graph.nodes:
+        for user in node.users:
+            stays = node in before and node not in passed and node.op != "get_attr"
+            if stays and user not in before:
+                lost.append(node.name)
+                users.append(user.name)
+    if not lost:
+        return
+    layer, *also = passing
+    more = tuple(dict.fromkeys([*also, *lost]))
+    raise ValueError(
+        f"the model cannot be cut after {layer!r}: {users[0]} also needs "
+        f"{', '.join(dict.fromkeys(lost))}. To send them to the server, too: "
+        f"split_at(model, {layer!r}, also={more})"
+    )
+
+
+def _device_graph(
+    graph: fx.Graph, passing: dict[str, fx.Node], before: set[fx.Node]
+) -> fx.Graph:
     device = fx.Graph()
     placed: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node in before:
             placed[node] = device.node_copy(node, placed.__getitem__)
-    device.output(placed[cut])  # nothing else leaves it
+    leaving = {name: placed[node] for name, node in passing.items()}
+    if len(leaving) == 1:
+        (features,) = leaving.values()
+        device.output(features)
+    else:
+        device.output(leaving)
     return device
 
 
-def _server_graph(graph: fx.Graph, cut: fx.Node, before: set[fx.Node]) -> fx.Graph:
+def _server_graph(
+    graph: fx.Graph, passing: dict[str, fx.Node], before: set[fx.Node]
+) -> fx.Graph:
     server = fx.Graph()
-    placed = {cut: server.placeholder("features")}
+    features = server.placeholder("features")
+    placed: dict[fx.Node, fx.Node] = {}
+    for name, node in passing.items():
+        placed[node] = features
+        if len(passing) > 1:
+            placed[node] = server.call_function(operator.getitem, (features, name))
     for node in graph.nodes:
-        if node in before and not _is_tensor_used_after(node, before):
+        if node in placed:
             continue
-        lost = [arg.name for arg in node.all_input_nodes if arg not in placed]
-        if lost:
-            raise ValueError(
-                f"the model cannot be cut after {cut.target!r}: "
-                f"{node.name} also needs {', '.join(lost)}"
-            )
-        placed[node] = server.node_copy(node, placed.__getitem__)
+        if node not in before or _is_tensor_used_after(node, before):
+            placed[node] = server.node_copy(node, placed.__getitem__)
     return server
 
 
