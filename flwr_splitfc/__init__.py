@@ -28,6 +28,7 @@ from flwr_splitfc.model import (
     HeadAndTail,
     JoinedModel,
     split_at,
+    trained_only,
 )
 from flwr_splitfc.strategy import (
     BudgetSchedule,
@@ -75,4 +76,5 @@ __all__ = [
     "model_for",
     "session_for",
     "split_at",
+    "trained_only",
 ]

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from flwr_splitfc import HeadAndTail, JoinedModel, split_at
+from flwr_splitfc import HeadAndTail, JoinedModel, split_at, trained_only
+from tests.small_gpt import Config, SmallGpt, gpt_with_lora, next_word_loss, texts
 
 
 def check_cut(
@@ -186,3 +187,169 @@ def test_two_cuts() -> None:
 def test_halves_of_ones_own_may_share_names() -> None:
     with pytest.raises(ValueError, match="both halves have bias, weight"):
         JoinedModel(nn.Linear(2, 2), nn.Linear(2, 2)).unsplit_state_dict()
+
+
+# -- models of Hugging Face's and timm's kind
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_gpt_is_cut_after_a_block(block: int) -> None:
+    model = SmallGpt(Config(dropout=0.1))
+    (ids, labels), *_ = texts(1)
+    device, server = split_at(model, f"transformer.blocks.{block}")
+    joined = JoinedModel(device, server)
+    for mode in (True, False):
+        model.train(mode)
+        joined.train(mode)
+        torch.manual_seed(0)
+        logits = joined(ids)["logits"]
+        torch.manual_seed(0)
+        assert torch.equal(logits, model(input_ids=ids).logits)
+    next_word_loss(joined(ids), labels).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    merged = joined.unsplit_state_dict()
+    assert merged.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("length", [1, 7, 16])
+def test_a_cut_gpt_takes_any_length(length: int) -> None:
+    model = SmallGpt()
+    device, server = split_at(model, "transformer.blocks.0")
+    (ids, _), *_ = texts(1, length=length)
+    assert torch.equal(server(device(ids))["logits"], model(ids).logits)
+
+
+def test_inputs_may_be_named_and_pass_the_cut() -> None:
+    model = SmallGpt()
+    (ids, _), *_ = texts(1)
+    mask = torch.ones_like(ids) > 0
+    mask[:, -2:] = False
+    inputs = ("input_ids", "attention_mask")
+    message = (
+        "transformer_blocks_1 also needs attention_mask. To send them to the server, "
+        r"too: split_at\(model, 'transformer.blocks.0', also=\('attention_mask',\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        split_at(model, "transformer.blocks.0", inputs=inputs)
+    device, server = split_at(
+        model, "transformer.blocks.0", also=("attention_mask",), inputs=inputs
+    )
+    features = device(input_ids=ids, attention_mask=mask)
+    assert list(features) == ["transformer.blocks.0", "attention_mask"]
+    wanted = model(ids, attention_mask=mask).logits
+    assert not torch.equal(wanted, model(ids).logits)
+    assert torch.equal(server(features)["logits"], wanted)
+
+
+class UNet(nn.Module):
+    """Skip connections around the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.middle = nn.Linear(4, 4)
+        self.up = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for layer in self.down:
+            x = layer(x).relu()
+            skips.append(x)
+        x = self.middle(x)
+        for layer in self.up:
+            x = layer(torch.cat([x, skips.pop()], 1))
+        return x
+
+
+def test_skip_connections_pass_the_cut_by_name() -> None:
+    model, x = UNet(), torch.randn(8, 4)
+    with pytest.raises(ValueError, match=r"cat_1 also needs relu, relu_1\. .*also="):
+        split_at(model, "middle")
+    device, server = split_at(model, "middle", also=("relu", "relu_1"))
+    features = device(x)
+    assert {name: tensor.shape for name, tensor in features.items()} == dict.fromkeys(
+        ("middle", "relu", "relu_1"), (8, 4)
+    )
+    assert torch.equal(server(features), model(x))
+
+
+class Stages(nn.Module):
+    """Blocks in Sequentials in a ModuleList, and layers by the config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(4)]
+        self.stages = nn.ModuleList(
+            [nn.Sequential(*blocks[:2]), nn.Sequential(*blocks[2:])]
+        )
+        self.norm = nn.Identity()
+        self.head = nn.Linear(4, 2)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.forward_features(x)
+        return x if pre_logits else self.head(x)
+
+
+@pytest.mark.parametrize("layer", ["stages.0", "stages.1.0", "stages.1.0.1", "norm"])
+def test_stages_of_blocks_are_cut_at_any_depth(layer: str) -> None:
+    check_cut(Stages(), layer, torch.randn(8, 4))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(11, 4), nn.Linear(4, 11, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.words(ids))
+
+
+class AllOptional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_what_cannot_be_cut_says_why() -> None:
+    with pytest.raises(ValueError, match=r"head.weight of the server half is words.w"):
+        split_at(Tied(), "words")
+    with pytest.raises(ValueError, match=r"inputs=\(\.\.\.\), of x, y"):
+        split_at(AllOptional(), "first")
+    with pytest.raises(ValueError, match="nothing named 'z'; it has x, first"):
+        split_at(AllOptional(), "first", also=("z",), inputs=("x",))
+    with pytest.raises(ValueError, match="depends on the batch's values or sizes"):
+        split_at(Branch(), "first")
+
+
+# -- adapters
+
+
+def test_only_adapters_are_in_the_state_dicts_of_halves() -> None:
+    model = gpt_with_lora()
+    halves = split_at(model, "transformer.blocks.0")
+    device, server = map(trained_only, halves)
+    assert list(device.state_dict()) == [
+        "transformer.blocks.0.qkv.down.weight",
+        "transformer.blocks.0.qkv.up.weight",
+    ]
+    assert len(server.state_dict()) == 4
+    before = model.transformer.words.weight.clone()
+    loaded = {name: torch.ones_like(t) for name, t in device.state_dict().items()}
+    device.load_state_dict(loaded)
+    assert torch.equal(model.transformer.words.weight, before)
+    assert (model.transformer.blocks[0].qkv.up.weight == 1).all()
+    joined = JoinedModel(device, server)
+    joined.load_state_dict(joined.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        device.load_state_dict({})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        device.load_state_dict({**loaded, "other": torch.ones(1)})

@@ -59,7 +59,12 @@ class DeviceApp(ClientApp):
 
 
 def model_for(
-    message: Message, whole: nn.Module, cut: str | int | None = None
+    message: Message,
+    whole: nn.Module,
+    cut: str | int | None = None,
+    *,
+    also: Sequence[str] = (),
+    inputs: Sequence[str] | None = None,
 ) -> nn.Module:
     """Return the model that a message is about, with the weights that it brings.
 
@@ -72,6 +77,8 @@ def model_for(
     cut : str or int, optional
         The layer after which it is cut, as in `split_at`. Not needed for a
         `JoinedModel`, which has two halves.
+    also, inputs
+        As in `split_at`.
 
     Returns
     -------
@@ -83,15 +90,22 @@ def model_for(
     ValueError
         If the model is to be cut, and nothing says where.
     """
-    model = _device_half(whole, cut) if has_ticket(message) else whole
+    model = whole
+    if has_ticket(message):
+        model = _device_half(whole, cut, also, inputs)
     (arrays,) = message.content.array_records.values()
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
 
 
-def _device_half(whole: nn.Module, cut: str | int | None) -> nn.Module:
+def _device_half(
+    whole: nn.Module,
+    cut: str | int | None,
+    also: Sequence[str],
+    inputs: Sequence[str] | None,
+) -> nn.Module:
     if cut is not None:
-        device, _ = split_at(whole, cut)
+        device, _ = split_at(whole, cut, also=also, inputs=inputs)
         return device
     if isinstance(whole, JoinedModel):
         return whole.device

@@ -1,5 +1,6 @@
 """Models in two halves: cutting one, joining its parts, and training functions."""
 
+from flwr_splitfc.model.adapters import trained_only
 from flwr_splitfc.model.callables import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.cutting import split_at
 from flwr_splitfc.model.decoupled import AuxiliaryHead, DecoupledHalf, without_auxiliary
@@ -15,5 +16,6 @@ __all__ = [
     "SchedulerFn",
     "joined_state_dict",
     "split_at",
+    "trained_only",
     "without_auxiliary",
 ]

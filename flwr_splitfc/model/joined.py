@@ -1,6 +1,7 @@
 """The parts of a cut model, joined again."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,14 +66,11 @@ class JoinedModel(nn.Module):
         self.device = device
         self.server = server
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the model's output for a batch of inputs."""
-        outputs: Tensor
         if isinstance(self.device, HeadAndTail):
-            outputs = self.device(x, self.server)
-        else:
-            outputs = self.server(self.device(x))
-        return outputs
+            return self.device(*inputs, **named, server=self.server)
+        return self.server(self.device(*inputs, **named))
 
     def unsplit_state_dict(self) -> dict[str, Tensor]:
         """Return the entries of all parts under the names that they have there.
