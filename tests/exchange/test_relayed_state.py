@@ -9,7 +9,13 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from flwr_splitfc import RoundRobin, SplitClientApp, SplitLearning, connect
+from flwr_splitfc import (
+    RoundRobin,
+    SplitClientApp,
+    SplitLearning,
+    connect,
+    trained_only,
+)
 from flwr_splitfc.exchange import has_ticket
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
@@ -135,3 +141,26 @@ def test_a_resumed_run_has_nothing_of_it(tmp_path: Any) -> None:
     resumed = run(app, rounds=4, checkpoint=tmp_path)
     assert [resumed.ledger.failures(number) for number in (3, 4)] == [{}, {}]
     assert resumed.ledger.of(4, "train").steps == 3
+
+
+def test_state_of_adapters_is_relayed_past_what_is_frozen() -> None:
+    """Numbers are those of the parameters that train, which are the half's arrays."""
+
+    def half() -> nn.Module:
+        model = seeded(DeviceHalf)
+        convolution = model.layers[0]
+        convolution.weight.requires_grad_(False)
+        return trained_only(model)
+
+    app = SplitClientApp(half, lambda context: (batches(3), batches(1)), ADAM)
+    strategy = SplitLearning(
+        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, device="cpu"
+    )
+    arrays = ArrayRecord(half().state_dict())
+    assert list(arrays) == ["layers.0.bias"]
+    result = strategy.start(LocalGrid(app, 2, workers=0), arrays, 3)
+    assert [row["failures"] for row in strategy.progress.rows] == [{}, {}, {}]
+    left = strategy._run.device_states.of("0").optimizer
+    names = [tensor.name for tensor in left]
+    assert names == ["0.step", "0.exp_avg", "0.exp_avg_sq"]
+    assert list(result.arrays) == ["layers.0.bias"]

@@ -16,14 +16,19 @@ logger = getLogger("flwr")
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state as a flat dict with keys such as ``"0.exp_avg"``.
 
-    The number is the parameter's. Settings (learning rate, ...) are not state: they
-    stay what the device's own code says.
+    The number is the parameter's among those that train. Settings (learning rate, ...)
+    are not state: they stay what the device's own code says.
     """
     tensors = {}
+    parameters = _parameters(optimizer)
+    numbers = {index: number for number, index in enumerate(_trained(parameters))}
     for index, state in optimizer.state_dict()["state"].items():
+        # what is of no parameter is the optimizer's own affair
+        number = numbers.get(index, index)
+        is_frozen = index not in numbers and index in range(len(parameters))
         for key, value in state.items():
-            if value is not None:
-                tensors[f"{index}.{key}"] = _as_tensor(value)
+            if value is not None and not is_frozen:
+                tensors[f"{number}.{key}"] = _as_tensor(value)
     return tensors
 
 
@@ -71,7 +76,7 @@ def _takes_steps(optimizer: torch.optim.Optimizer) -> bool:
 
 def _step_without_gradient(optimizer: torch.optim.Optimizer) -> None:
     """Make a step with gradients of zero, after which parameters have to be finite."""
-    parameters = _parameters(optimizer)
+    parameters = _trained(_parameters(optimizer)).values()
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -96,29 +101,40 @@ def restore_optimizer(
     PayloadError
         If the tensors are not the state of such an optimizer.
     """
-    shapes = [parameter.shape for parameter in _parameters(optimizer)]
+    trained = _trained(_parameters(optimizer))
+    indices = list(trained)
+    shapes = [parameter.shape for parameter in trained.values()]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        if not _fits(index, tensor, shapes):
+        number, _, key = name.partition(".")
+        if not _fits(number, tensor, shapes):
             raise PayloadError(
                 f"optimizer state {name!r} of shape {tuple(tensor.shape)} "
                 "fits no parameter"
             )
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(indices[int(number)], {})[key] = tensor
     settings = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": settings})
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return an optimizer's parameters in the order of their numbers."""
+    """Return an optimizer's parameters in the order of its state."""
     return [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
 
 
-def _fits(index: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:
-    """Whether the tensor is a scalar or has the shape of the parameter at `index`."""
-    if not index.isdecimal() or int(index) >= len(shapes):
+def _trained(parameters: list[Tensor]) -> dict[int, Tensor]:
+    """Return the parameters that train, by their index among all."""
+    return {
+        index: parameter
+        for index, parameter in enumerate(parameters)
+        if parameter.requires_grad
+    }
+
+
+def _fits(number: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:
+    """Whether the tensor is a scalar or has the shape of the parameter at `number`."""
+    if not number.isdecimal() or int(number) >= len(shapes):
         return False
-    return tensor.shape in (shapes[int(index)], ())
+    return tensor.shape in (shapes[int(number)], ())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
@@ -133,6 +134,7 @@ class HalfTrainer:
     ) -> None:
         _check_settings(accumulate_steps, max_grad_norm)
         _check_merging(merge_steps, model, loss_fn, accumulate_steps)
+        _check_shapes(model)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device)
@@ -746,6 +748,15 @@ def _check_merging(
             f"merge_steps is {merge_steps}, and the server half has batch "
             "normalisation: each device's rows would change the others' outputs"
         )
+
+
+def _check_shapes(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"{name} of the server half has no shape yet, and the first device "
+                "would decide it: run a batch through the model before"
+            )
 
 
 def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:
