@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Result, Strategy
 from torch import Tensor, nn
 
 from flwr_splitfc.callbacks import Callback, RunSoFar
@@ -252,6 +252,11 @@ class SplitLearning(Strategy):
                 "FedAvg(fraction_train=0.1)"
             )
         check_callbacks(callbacks)
+        if isinstance(devices, FedXgbBagging | FedXgbCyclic):
+            raise ValueError(
+                f"devices is a {type(devices).__name__}, which combines trees, and "
+                "device halves are arrays: wanted a strategy such as FedAvg()"
+            )
         if loss_fn is not None and output_codec is not None:
             raise ValueError(
                 "output_codec is for loss_fn=None: "
