@@ -255,6 +255,32 @@ def test_an_output_of_several_tensors_cannot_go_to_last_layers():
 # -- whole runs
 
 
+class OfBatch(nn.Module):
+    """A device half that takes its batch as a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = device_half("nested")
+
+    def forward(self, batch: dict[str, Tensor]) -> Structure:
+        return self.inner(batch["pictures"])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_inputs_may_be_a_structure(depth):
+    data = [({"pictures": x}, y) for x, y in batches(3)]
+    app = SplitClientApp(
+        OfBatch, lambda context: (data, data), ADAM, loss_fn=CROSS_ENTROPY
+    )
+    strategy = SplitLearning(
+        seeded(ServerHalf), CROSS_ENTROPY, ADAM, pipeline_depth=depth
+    )
+    arrays = ArrayRecord(OfBatch().state_dict())
+    strategy.start(LocalGrid(app, 1, workers=0), arrays, 2)
+    assert [row["failures"] for row in strategy.progress.rows] == [{}, {}]
+    assert strategy.ledger.total("evaluate").rows == 2 * 3 * ROWS
+
+
 def run(transport: str, codec: CutCodec) -> SplitLearning:
     app = SplitClientApp(
         partial(DeviceHalf, "nested"),
