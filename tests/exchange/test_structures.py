@@ -273,7 +273,11 @@ def test_inputs_may_be_a_structure(depth):
         OfBatch, lambda context: (data, data), ADAM, loss_fn=CROSS_ENTROPY
     )
     strategy = SplitLearning(
-        seeded(ServerHalf), CROSS_ENTROPY, ADAM, pipeline_depth=depth
+        seeded(ServerHalf),
+        CROSS_ENTROPY,
+        ADAM,
+        devices=RoundRobin(min_available_nodes=1),
+        pipeline_depth=depth,
     )
     arrays = ArrayRecord(OfBatch().state_dict())
     strategy.start(LocalGrid(app, 1, workers=0), arrays, 2)
