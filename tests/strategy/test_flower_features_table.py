@@ -11,6 +11,8 @@ def rows() -> list[str]:
     return table.splitlines()[2:]
 
 
+# tests/strategy/test_flower_features.py runs most of them by default
+@pytest.mark.extended
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.written)
 def test_the_page_says_what_happens(feature: Feature) -> None:
     assert feature.row() in rows()
