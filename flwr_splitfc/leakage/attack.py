@@ -20,7 +20,9 @@ from flwr_splitfc.leakage.scores import Scores, scores_of
 from flwr_splitfc.model import LossFn
 
 _ROWS_AT_ONCE = 256
-_LEAST_SPREAD = 1e-6  # of a column that does not vary
+# of a column, over that of all: one that hardly varies here may vary elsewhere
+_LEAST_SPREAD = 0.1
+_ANY_SPREAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class _Standard:
         over = [dim for dim in range(features.ndim) if dim != 1]
         mean = features.mean(over, keepdim=True)
         spread = features.std(over, keepdim=True)
-        return cls(mean, spread.clamp(min=_LEAST_SPREAD))
+        least = max(_LEAST_SPREAD * spread.mean().item(), _ANY_SPREAD)
+        return cls(mean, spread.clamp(min=least))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.spread

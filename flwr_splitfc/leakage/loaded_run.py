@@ -161,8 +161,6 @@ class LoadedRun:
         entries = self._entries(_HALF_FILE)
         if self.is_u_shaped:
             entries = _under("head.", entries)
-        if self.config.get("decoupled"):
-            entries = _under("device.", entries)
         half = make_half(self.parts.model, self.context(0))
         half = _with_entries(half, entries, self._file(_HALF_FILE))
         defend(half, self.parts.defence or defence_of(self.config))

@@ -55,6 +55,19 @@ def test_an_attack_is_repeated_by_its_seed() -> None:
     assert torch.equal(first.guesses, second.guesses)
 
 
+def test_a_column_that_varies_only_in_what_is_attacked_does_no_harm() -> None:
+    """As of a unit that is dead for all samples that the attacker has."""
+    inputs = torch.rand(96, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(96)
+    features = torch.cat([inputs, torch.zeros(96, 1)], dim=1)
+    known = Releases(features[:64], inputs[:64], labels[:64], 32.0)
+    alive = features[64:].clone()
+    alive[:, 4] = 0.1
+    others = Releases(alive, inputs[64:], labels[64:], 32.0)
+    outcome = reconstruct(known, others, AttackSettings(steps=200))
+    assert outcome.scores.mse < outcome.trivial.mse
+
+
 def test_bits_and_samples_are_those_that_are_sent() -> None:
     seen = releases("splitfc", 0, 2, uplink_bits=0.5)
     assert 0.4 < seen.bits_per_entry <= 0.5

@@ -86,6 +86,33 @@ def test_a_run_is_attacked_through_several_codecs(
     assert "no features: the mean input" in capsys.readouterr().out
 
 
+def test_a_comparison_is_attacked_whole(plain: Path, tmp_path: Path) -> None:
+    """Its runs have their accuracy and their bytes in the same table."""
+    results = json.loads((plain / "results.json").read_text())
+    for seed in (0, 1):
+        run = tmp_path / "runs" / f"splitfc-seed{seed}"
+        (run / "output").mkdir(parents=True)
+        about = {"method": "splitfc", "budget": [0.2, 0.4], "seed": seed}
+        (run / "results.json").write_text(json.dumps({**results, "run": about}))
+        (run / "output" / "device.pt").write_bytes((plain / "device.pt").read_bytes())
+    found = attack(tmp_path, tmp_path / "out")
+    *rows, trivial = found["reconstruction"]
+    names = [f"splitfc 0.2/0.4 seed {seed}, splitfc" for seed in (0, 1)]
+    assert [row["codec"] for row in rows] == names
+    moved = sum(
+        row["uplink_bytes"] + row["downlink_bytes"] for row in results["rounds"]
+    )
+    assert [row["moved_bytes"] for row in rows] == [moved, moved]
+    assert all(0 < row["accuracy"] < 1 for row in rows)
+    assert trivial["accuracy"] is None
+
+
+def test_a_decoupled_run_with_noise_is_attacked(tmp_path: Path) -> None:
+    settings = {"decoupled": True, "feature-clip-norm": 5.0, "feature-noise": 0.1}
+    run = make_run(tmp_path / "run", strategy="split-learning", **settings)
+    assert attack(run, tmp_path / "out")["attacked_samples"] == 32
+
+
 def test_labels_of_a_u_shaped_run_are_inferred(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", **{"u-shaped": True, "strategy": "split-learning"})
     found = attack(run, tmp_path / "out", "--auxiliary", "evaluation")
