@@ -136,7 +136,7 @@ def drawing() -> str:
             480,
             372,
             "By default both ways are as precise as training needs: "
-            "11 to 49 times fewer bytes",
+            "10 to 44 times fewer bytes",
             "title",
         ),
         text(
