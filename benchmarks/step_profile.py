@@ -30,7 +30,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (HalfTrainer, "_loss", "forward pass and loss"),
     (torch.autograd, "grad", "backward pass"),
     (half_trainer, "check_finite", "check the gradients"),
-    (turn.Turn, "_encode_gradient", "encode the gradient"),
+    (turn.Turn, "_encode_gradients", "encode the gradient"),
     (StepUndo, "save_weights", "copy the weights, to go back to"),
     (HalfTrainer, "_apply", "optimizer"),
     (HalfTrainer, "_check_weights", "check the weights"),

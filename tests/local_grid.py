@@ -1,14 +1,14 @@
 """A grid in this process: runs a ClientApp's functions in threads, without Ray or SuperLink."""
 
+import ast
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import RLock
 from typing import Any
 from uuid import uuid4
 
-# torch does so with its first optimizer, in a device's thread: it parses source there,
-# which CPython before 3.11.8 cannot do in two threads ("AST constructor recursion")
-import torch._dynamo  # noqa: F401
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -24,6 +24,24 @@ App = Callable[[Message, Context], Message]
 TaskIdentity.task_id = 1
 TaskIdentity.run_id = 1
 TaskIdentity.node_id = 1
+
+
+def _parse_one_at_a_time() -> None:
+    """CPython before 3.11.8 fails now and then where two threads parse source.
+
+    Devices are threads here, and numpy parses a header for each array that it loads.
+    """
+    parse, lock = ast.parse, RLock()
+
+    def parse_alone(*args: Any, **options: Any) -> Any:
+        with lock:
+            return parse(*args, **options)
+
+    ast.parse = parse_alone
+
+
+if sys.version_info < (3, 11, 8):
+    _parse_one_at_a_time()
 
 
 class LocalGrid(Grid):
