@@ -27,14 +27,16 @@ from flwr_splitfc.exchange.server.session_slots import NoRoom, Place, SessionSlo
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
 _MOST_OPEN_BYTES = 1024
-# Threads in which frames are answered. More only take Python's lock from each other:
-# with 16 sessions of `splitfc` on two cores, a server without a limit makes a fifth
-# fewer steps. And torch keeps 1.5 MB for each thread that ever trained.
+# Threads in which frames are answered, where sessions are more than these. More threads
+# only take Python's lock from each other: with 16 sessions of `splitfc` on two cores, a
+# server without a limit makes a fifth fewer steps. And torch keeps 1.5 MB for each
+# thread that ever trained.
 _WORKERS = min(os.cpu_count() or 1, 4)
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
 
 _Reply = TypeVar("_Reply", pb.ServerFrame, pb.ServerFrame | None)
+_Result = TypeVar("_Result")
 
 
 class SessionService:
@@ -123,15 +125,21 @@ class SessionService:
         context: grpc.ServicerContext,
     ) -> Iterator[pb.ServerFrame]:
         for frame_bytes in frames:
-            answer = partial(self._answer, session, frame_bytes, context)
-            reply = self._workers.submit(answer).result()
+            reply = self._work(partial(self._answer, session, frame_bytes, context))
             if reply is None:
                 return
             yield reply
             # gRPC comes back here when the reply is on its way
-            self._workers.submit(self._finish, session).result()
+            self._work(partial(self._finish, session))
             if reply.WhichOneof("kind") == "closed":
                 return
+
+    def _work(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work in a worker's thread, or in this one where sessions are few."""
+        # to hand it over and to wait for it takes a tenth of a step
+        if self._slots.taken <= _WORKERS:
+            return work()
+        return self._workers.submit(work).result()
 
     def _answer(
         self, session: ServerSession, frame_bytes: bytes, context: grpc.ServicerContext

@@ -67,6 +67,11 @@ class SessionSlots:
         self._streams: Counter[str] = Counter()
         self._queue: list[Place] = []
 
+    @property
+    def taken(self) -> int:
+        """How many sessions have a slot."""
+        return len(self._streams)
+
     def take(self, session_id: str) -> Place:
         """Return a place in a slot, or else at a session's rank in the queue.
 
