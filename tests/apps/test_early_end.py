@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def test_patience_ends_the_run_by_a_metric_of_ones_own(tmp_path: Path) -> None:
     assert results["best"] == {"round": 2, "rmse": 1.0}
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also in a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
 def test_ctrl_c_leaves_the_rounds_the_model_and_a_checkpoint_to_go_on_from(
     strategy: str, tmp_path: Path
