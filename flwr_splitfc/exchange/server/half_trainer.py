@@ -330,7 +330,9 @@ class HalfTrainer:
     def _begin_alone(self, batch: WaitingBatch) -> BegunStep:
         with self._exclusively(), self._rng(self._steps), self._as_a_whole():
             x = self._leaves(batch.features, batch.wanted)
-            loss = self._loss(self._run(self._model, x), batch.labels.to(self.device))
+            output = self._run(self._model, x)
+            labels = batch.labels.to(self.device)
+            loss = self._loss(output, labels)
             return self._gradient(loss, None, x, batch.origin)
 
     def _step_together(self, batches: Sequence[WaitingBatch]) -> list[BegunStep]:
