@@ -57,6 +57,8 @@ class ClientTurnByMessages(ClientTurn):
         mailbox = Mailbox(message, self._stored)
         kept = server_frame(message).kept
         session = Session(ticket, mailbox, optimizer=optimizer, kept=kept)
+        # the batches that did not go up come after one that did
+        self._batches_done = self._stored.steps_done * ticket.send_every
         super().__init__(message, session, model, seed, noise)
         self._model = model
         self._optimizer = optimizer
@@ -75,7 +77,7 @@ class ClientTurnByMessages(ClientTurn):
         return True
 
     def _begin_step(self, number: int) -> bool:
-        if number <= self._stored.steps_done:
+        if number <= self._batches_done:
             return False
         # the step starts anew from here if its answer is a message away
         self._save()

@@ -49,6 +49,7 @@ class RunSettings:
     merge_steps: int = 1
     server_device: str = ""
     decoupled: bool = False
+    send_every: int = 1
     feature_clip_norm: float = 0.0
     feature_noise: float = 0.0
     nopeek: float = 0.0
@@ -76,6 +77,7 @@ class RunSettings:
             evaluate_every=1,
             pipeline_depth=0,
             merge_steps=1,
+            send_every=1,
             max_failed_rounds=1,
             num_devices=1,
             torch_threads=1,
@@ -95,6 +97,11 @@ class RunSettings:
             raise ValueError(
                 f"decoupled is true, and strategy is {self.strategy!r}, which has no "
                 "server half: wanted a split strategy"
+            )
+        if self.send_every > 1 and not self.decoupled:
+            raise ValueError(
+                f"send-every is {self.send_every}, and decoupled is false: "
+                "a device half that needs gradients sends every mini-batch"
             )
         if not self.round_timeout_s > 0:
             raise ValueError(

@@ -167,6 +167,8 @@ class SplitServerApp(ServerApp):
                                             their own (`auxiliary`): features go up with
                                             the bits of both budgets, and no gradient
                                             comes down
+    ``send-every``            1             with ``decoupled``, of how many mini-batches
+                                            of a turn one goes up, the first
     ``feature-clip-norm``     0.0           the most that a sample's features are long;
                                             0 clips none
     ``feature-noise``         0.0           standard deviation of the noise on devices'
@@ -353,6 +355,7 @@ class SplitServerApp(ServerApp):
             ),
             "evaluate_every": settings.evaluate_every,
             "decoupled": settings.decoupled,
+            "send_every": settings.send_every,
             "merge_steps": settings.merge_steps,
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,

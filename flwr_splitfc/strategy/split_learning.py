@@ -134,6 +134,9 @@ class SplitLearning(Strategy):
         Features go up with the bits of both budgets, no gradient comes down, and no
         weight is old; the default of `pipeline_depth` is then 16, in a stream. Device
         models are a `DecoupledHalf`. For a loss of the server's.
+    send_every : int (default: 1)
+        With `decoupled`, of how many mini-batches of a turn one goes up, the first: the
+        device half learns from each, the server half from that one.
     merge_steps : int (default: 1)
         How many mini-batches that wait for the shared server half at the same time make
         one step of its optimizer, of the mean of their gradients. Each device gets the
@@ -224,6 +227,7 @@ class SplitLearning(Strategy):
         evaluate_every: int = 1,
         pipeline_depth: int | None = None,
         decoupled: bool = False,
+        send_every: int = 1,
         max_failed_rounds: int = 1,
         optimizer_state: OptimizerState | None = None,
         scheduler: SchedulerFn | None = None,
@@ -297,10 +301,12 @@ class SplitLearning(Strategy):
         by_messages = endpoint is not None and endpoint.transport == "messages"
         if decoupled:
             _check_decoupled(loss_fn, self.budgets)
+        _check_send_every(send_every, decoupled)
         if pipeline_depth is None:
             pipeline_depth = _ONE_WAY_DEPTH if decoupled and not by_messages else 1
         _check_depth(pipeline_depth, loss_fn, by_messages)
         self.decoupled = decoupled
+        self.send_every = send_every
         self.pipeline_depth = pipeline_depth
         self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
@@ -456,6 +462,8 @@ class SplitLearning(Strategy):
         logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
         if self.decoupled:
             logger.info("\t├──> Device halves learn from a loss of their own")
+        if self.send_every > 1:
+            logger.info("\t├──> One mini-batch in %d goes up", self.send_every)
         if self.pipeline_depth > 1:
             logger.info("\t├──> Mini-batches under way: %d", self.pipeline_depth)
         if self.half.merge_steps > 1:
@@ -493,6 +501,7 @@ class SplitLearning(Strategy):
             "pipeline_depth": str(self.pipeline_depth),
             "merge_steps": str(self.half.merge_steps),
             "decoupled": str(self.decoupled),
+            "send_every": str(self.send_every),
             "seed": str(self._seed),
         }
 
@@ -509,6 +518,7 @@ class SplitLearning(Strategy):
             state_bits=self.model_codec.state,
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
+            send_every=self.send_every,
             seed=self._seed,
             config=self._endpoint_config,
             on_step=on_step,
@@ -744,6 +754,16 @@ def _check_decoupled(loss_fn: LossFn | None, budgets: Sequence[BudgetRule]) -> N
         raise ValueError(
             "ThroughputBudgets go by how long devices wait for answers, "
             "and decoupled ones wait for none: give other budgets"
+        )
+
+
+def _check_send_every(send_every: int, decoupled: bool) -> None:
+    if send_every < 1:
+        raise ValueError(f"send_every is {send_every}, wanted 1 or more")
+    if send_every > 1 and not decoupled:
+        raise ValueError(
+            f"send_every is {send_every}, and a coupled device half learns nothing "
+            "from a mini-batch that does not go up: it needs decoupled=True"
         )
 
 

@@ -75,6 +75,14 @@ def test_each_split_strategy_trains_both_halves(
     DeviceHalf().load_state_dict(device)
 
 
+def test_each_nth_mini_batch_of_a_turn_goes_up(tmp_path: Path) -> None:
+    run = results(tmp_path, num_rounds=12, send_every=2, steps_per_turn=7)
+    rounds = run["rounds"]
+    assert [row["steps"] for row in rounds] == 12 * [4]
+    # four classes
+    assert rounds[-1]["accuracy"] > 0.6
+
+
 def trained(
     strategy: Callable[..., SplitLearning] = SplitLearning,
     rounds: int = 4,
@@ -103,26 +111,30 @@ def decoupled_half() -> DecoupledHalf:
 def train_alone(
     half: DecoupledHalf,
     server_half: nn.Module,
-    data: list[tuple[Tensor, Tensor]],
+    turns: list[list[tuple[Tensor, Tensor]]],
     optimizer: Callable[..., torch.optim.Optimizer],
+    send_every: int = 1,
 ) -> None:
     """Train both halves in this process."""
     own, servers = optimizer(half.parameters()), optimizer(server_half.parameters())
-    for x, y in data:
+    for number, (x, y) in [step for turn in turns for step in enumerate(turn)]:
         features = half(x)
-        servers.zero_grad()
-        CROSS_ENTROPY(server_half(features.detach()), y).backward()
-        servers.step()
+        if number % send_every == 0:
+            servers.zero_grad()
+            CROSS_ENTROPY(server_half(features.detach()), y).backward()
+            servers.step()
         own.zero_grad()
         CROSS_ENTROPY(half.auxiliary(features), y).backward()
         own.step()
 
 
-def test_one_device_is_a_loop_in_one_process() -> None:
+@pytest.mark.parametrize("send_every", [1, 2, 9])
+def test_one_device_is_a_loop_in_one_process(send_every: int) -> None:
     devices = RoundRobin(min_available_nodes=1, fraction_evaluate=0.0)
-    made, result = trained(num_devices=1, devices=devices)
+    made, result = trained(num_devices=1, devices=devices, send_every=send_every)
     half, server_half = decoupled_half(), seeded(ServerHalf)
-    train_alone(half, server_half, 4 * batches(5, rows=64), ADAM)
+    turns = 4 * [batches(5, rows=64)]
+    train_alone(half, server_half, turns, ADAM, send_every)
     assert same(result.arrays.to_torch_state_dict(), weights(half))
     assert same(weights(made.server_model), weights(server_half))
 
@@ -133,7 +145,7 @@ def test_splitfed_v1_averages_both_halves_and_the_heads() -> None:
     halves = []
     for device in range(3):
         half, server_half = decoupled_half(), seeded(ServerHalf)
-        train_alone(half, server_half, batches(5, rows=64, seed=device), SGD)
+        train_alone(half, server_half, [batches(5, rows=64, seed=device)], SGD)
         halves.append((weights(half), weights(server_half)))
     mean_half, mean_server_half = map(mean, zip(*halves, strict=True))
     torch.testing.assert_close(result.arrays.to_torch_state_dict(), mean_half)
@@ -157,19 +169,22 @@ def test_devices_tell_the_loss_that_they_go_by() -> None:
 def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(
     tmp_path: Path,
 ) -> None:
-    codec = {"codec": "splitfc-rd", "optimizer_state": "relay"}
-    whole, wanted = trained(rounds=5, **codec)
-    trained(rounds=2, checkpoint=tmp_path, **codec)
-    resumed, result = trained(rounds=5, checkpoint=tmp_path, **codec)
+    options = {"codec": "splitfc-rd", "optimizer_state": "relay", "send_every": 2}
+    whole, wanted = trained(rounds=5, **options)
+    trained(rounds=2, checkpoint=tmp_path, **options)
+    resumed, result = trained(rounds=5, checkpoint=tmp_path, **options)
     assert same(
         result.arrays.to_torch_state_dict(), wanted.arrays.to_torch_state_dict()
     )
     assert same(weights(resumed.server_model), weights(whole.server_model))
 
 
-def test_messages_give_the_run_that_streams_give() -> None:
-    by_stream, wanted = trained()
-    by_message, result = trained(endpoint=EndpointConfig(transport="messages"))
+@pytest.mark.parametrize("send_every", [1, 2, 3])
+def test_messages_give_the_run_that_streams_give(send_every: int) -> None:
+    by_stream, wanted = trained(send_every=send_every)
+    by_message, result = trained(
+        send_every=send_every, endpoint=EndpointConfig(transport="messages")
+    )
     assert by_message.pipeline_depth == 1 < by_stream.pipeline_depth
     assert by_message.ledger.digest() == by_stream.ledger.digest()
     assert same(
@@ -197,6 +212,10 @@ def test_what_makes_no_sense_is_refused_at_once() -> None:
         make(loss_fn=None)
     with pytest.raises(ValueError, match="ThroughputBudgets"):
         make(loss_fn=CROSS_ENTROPY, budgets=ThroughputBudgets(0.1))
+    with pytest.raises(ValueError, match="send_every is 0"):
+        make(loss_fn=CROSS_ENTROPY, send_every=0)
+    with pytest.raises(ValueError, match="needs decoupled=True"):
+        make(loss_fn=CROSS_ENTROPY, send_every=2, decoupled=False)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +223,8 @@ def test_what_makes_no_sense_is_refused_at_once() -> None:
     [
         ({"strategy": "fedavg"}, "decoupled is true, and strategy is 'fedavg'"),
         ({"pipeline_depth": 2, "split_transport": "messages"}, "one at a time"),
+        ({"decoupled": False, "send_every": 2}, "send-every is 2, and decoupled is"),
+        ({"send_every": 0}, "send-every is 0"),
     ],
 )
 def test_a_run_config_that_makes_no_sense_is_refused(

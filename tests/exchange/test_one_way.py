@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flwr_splitfc import AuxiliaryHead, DecoupledHalf, connect, cut_codec
-from flwr_splitfc.exchange import LabelsRefused, SplitEndpoint
+from flwr_splitfc.exchange import LabelsRefused, SplitEndpoint, TicketError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.cutting_proxy import CuttingProxy
@@ -27,9 +27,13 @@ def head() -> AuxiliaryHead:
     return AuxiliaryHead((4, 4, 4), CLASSES)
 
 
-def make_endpoint(depth: int = 16, codec: str = "float32") -> SplitEndpoint:
+def make_endpoint(depth: int = 16, codec: str = "float32", every: int = 1):
     return SplitEndpoint(
-        shared_half(), cut_codec(codec), pipeline_depth=depth, decoupled=True
+        shared_half(),
+        cut_codec(codec),
+        pipeline_depth=depth,
+        decoupled=True,
+        send_every=every,
     )
 
 
@@ -48,7 +52,7 @@ def train(message, steps: int = STEPS) -> tuple[DecoupledHalf, dict]:
     return model, metrics
 
 
-def reference() -> tuple[DecoupledHalf, ServerHalf, float]:
+def reference(every: int = 1) -> tuple[DecoupledHalf, ServerHalf, float]:
     """The same in one process, and the server half's mean loss."""
     model, server_half = decoupled_half(), seeded(ServerHalf)
     optimizer, server_optimizer = (
@@ -56,17 +60,18 @@ def reference() -> tuple[DecoupledHalf, ServerHalf, float]:
         ADAM(server_half.parameters()),
     )
     losses = []
-    for x, y in batches(STEPS):
-        optimizer.zero_grad()
-        server_optimizer.zero_grad()
+    for number, (x, y) in enumerate(batches(STEPS)):
         features = model(x)
-        loss = CROSS_ENTROPY(server_half(features.detach()), y)
-        loss.backward()
+        if number % every == 0:
+            server_optimizer.zero_grad()
+            loss = CROSS_ENTROPY(server_half(features.detach()), y)
+            loss.backward()
+            server_optimizer.step()
+            losses.append(loss.item())
+        optimizer.zero_grad()
         CROSS_ENTROPY(model.auxiliary(features), y).backward()
         optimizer.step()
-        server_optimizer.step()
-        losses.append(loss.item())
-    return model, server_half, sum(losses) / STEPS
+    return model, server_half, sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("depth", [1, 3, STEPS, STEPS + 4])
@@ -84,6 +89,60 @@ def test_both_halves_train_as_in_one_process(depth):
     assert traffic.uplink_bytes["features"] == STEPS * 16 * 64 * 4
 
 
+@pytest.mark.parametrize(
+    ("every", "sent"), [(2, 6), (5, 3), (STEPS, 1), (2 * STEPS, 1)]
+)
+def test_the_server_half_learns_from_the_first_of_so_many_mini_batches(every, sent):
+    device_wanted, server_wanted, loss_wanted = reference(every)
+    with make_endpoint(every=every) as endpoint:
+        model, metrics = train(ticket_message(endpoint))
+        assert same(weights(model), weights(device_wanted))
+        assert same(weights(endpoint.halves.half.model), weights(server_wanted))
+        traffic = endpoint.ledger.of(1, "train")
+    assert metrics["steps"] == traffic.steps == sent
+    assert metrics["num-examples"] == STEPS * 16
+    assert metrics["train_loss"] == pytest.approx(loss_wanted)
+    assert traffic.rows == sent * 16
+    assert traffic.uplink_bytes["features"] == sent * 16 * 64 * 4
+
+
+def test_a_mini_batch_that_stays_here_is_checked_alike():
+    x, y = batches(1)[0]
+    features = seeded(DeviceHalf)(x)
+    with (
+        make_endpoint(every=2) as endpoint,
+        connect(ticket_message(endpoint)) as server,
+    ):
+        server.send(features, y)
+        with pytest.raises(ValueError, match="a row for each sample"):
+            server.send(features[0, 0, 0], y)
+
+
+def test_what_waits_for_its_answer_goes_up_whatever_is_sent():
+    x, y = batches(1)[0]
+    features = seeded(DeviceHalf)(x).detach()
+    with (
+        make_endpoint(every=3) as endpoint,
+        connect(ticket_message(endpoint)) as server,
+    ):
+        server.send(features, y)
+        server.send(features, y)
+        server.loss(features, y)
+        server.send(features, y)
+        server.send(features, y)
+        assert server.metrics()["steps"] == endpoint.halves.half.steps == 3
+
+
+@pytest.mark.parametrize("key", ["send-every", "pipeline-depth"])
+def test_a_ticket_that_counts_none_is_refused(key):
+    with make_endpoint(every=2) as endpoint:
+        message = ticket_message(endpoint)
+        (config,) = message.content.config_records.values()
+        config[f"split.{key}"] = 0
+        with pytest.raises(TicketError, match=f"'{key}' is 0, wanted 1 or more"):
+            connect(message)
+
+
 @pytest.mark.parametrize(("depth", "round_trips"), [(1, STEPS), (4, 3), (16, 1)])
 def test_round_trips_are_those_of_answers_that_are_waited_for(depth, round_trips):
     with make_endpoint(depth) as endpoint:
@@ -93,17 +152,19 @@ def test_round_trips_are_those_of_answers_that_are_waited_for(depth, round_trips
     assert traffic.round_trips == round_trips + 1
 
 
-def test_cuts_leave_no_trace():
-    with make_endpoint(4) as endpoint:
-        undisturbed, _ = train(ticket_message(endpoint), steps=60)
+@pytest.mark.parametrize("every", [1, 2])
+def test_cuts_leave_no_trace(every):
+    steps = 60 * every
+    with make_endpoint(4, every=every) as endpoint:
+        undisturbed, _ = train(ticket_message(endpoint), steps)
         server_half = weights(endpoint.halves.half.model)
         digest = endpoint.ledger.digest()
     with (
-        make_endpoint(4) as endpoint,
+        make_endpoint(4, every=every) as endpoint,
         CuttingProxy(endpoint.address, 30, most_bytes=30_000) as proxy,
     ):
         message = ticket_message(endpoint, address=proxy.address)
-        disturbed, metrics = train(message, steps=60)
+        disturbed, metrics = train(message, steps)
         assert metrics["reconnects"] > 0
         assert endpoint.halves.half.steps == 60
         assert same(weights(endpoint.halves.half.model), server_half)

@@ -5,7 +5,7 @@ from collections import deque
 from torch import Tensor
 
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
-from flwr_splitfc.model.structures import Structure, mapped
+from flwr_splitfc.model.structures import Structure, mapped, rows_of
 
 
 class OneWaySteps:
@@ -16,14 +16,27 @@ class OneWaySteps:
     steps : Steps
     most : int
         How many may be under way at once, the newest one included.
+    every : int (default: 1)
+        Of so many mini-batches one goes up, the first.
     """
 
-    def __init__(self, steps: Steps, most: int) -> None:
+    def __init__(self, steps: Steps, most: int, every: int = 1) -> None:
         self.steps = steps
         self.most = most
+        self.every = every
         self._under_way: deque[SentStep] = deque()
 
-    def send(self, features: Structure, labels: Tensor) -> None:
+    def offer(self, features: Structure, labels: Tensor) -> None:
+        """Send a mini-batch if it is its turn, and otherwise count it."""
+        counts = self.steps.counts
+        goes_up = counts.offered % self.every == 0
+        counts.offered += 1
+        if goes_up:
+            self._send(features, labels)
+        else:
+            counts.unsent_rows += rows_of(features)
+
+    def _send(self, features: Structure, labels: Tensor) -> None:
         """Send a mini-batch, and take the first answer if enough are under way."""
         detached = mapped(features, Tensor.detach)
         step = self.steps.begin(detached, labels.detach())

@@ -136,7 +136,9 @@ class Session:
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
         )
-        self._one_way_steps = OneWaySteps(self._steps, ticket.pipeline_depth)
+        self._one_way_steps = OneWaySteps(
+            self._steps, ticket.pipeline_depth, ticket.send_every
+        )
         self._u_shaped_steps: UShapedSteps | None = None
         if ticket.output_codec:
             # the server encodes outputs, as a device encodes features
@@ -201,6 +203,9 @@ class Session:
         included, it waits for the first answer. The session's end, its `metrics` and
         whatever else it sends wait for all answers.
 
+        Where the strategy's ``send_every`` is n, the session's first mini-batch goes
+        up, and each n-th after it. A call with another one checks and counts it.
+
         Parameters
         ----------
         features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
@@ -223,7 +228,7 @@ class Session:
             )
         check_features("server.send", features)
         check_labels("server.send", labels)
-        self._one_way_steps.send(features, labels)
+        self._one_way_steps.offer(features, labels)
 
     def pipelined(
         self, model: nn.Module, batches: LabelledBatches, depth: int | None = None
@@ -338,8 +343,10 @@ class Session:
         Returns
         -------
         dict of str to int or float
-            ``num-examples``, ``steps``, ``train_loss`` (mean over the samples; not in
-            evaluation, nor where the loss is the device's: its code adds it),
+            ``num-examples`` (of all mini-batches, also those that `send` left here),
+            ``steps`` (of the server half), ``train_loss`` (mean over the samples that
+            went up; not in evaluation, nor where the loss is the device's: its code
+            adds it),
             ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
             ``reconnects`` (connections that broke and were opened again) and
             ``codec_seconds`` (this device's).
@@ -348,7 +355,7 @@ class Session:
         counts = self._steps.counts
         transport = self._line.transport
         metrics: dict[str, int | float] = {
-            "num-examples": counts.rows,
+            "num-examples": counts.rows + counts.unsent_rows,
             "steps": counts.steps,
             "uplink_bytes": transport.uplink_bytes,
             "downlink_bytes": transport.downlink_bytes,

@@ -26,6 +26,11 @@ class TurnCounts:
         How many steps were measured.
     coding : Stopwatch
         Seconds spent on encoding and decoding.
+    offered : int
+        Mini-batches that the loop offered to the server half, whether they went up or
+        not.
+    unsent_rows : int
+        Samples of those that did not.
     """
 
     steps: int = 0
@@ -35,6 +40,8 @@ class TurnCounts:
     feature_error_sum: float = 0.0
     feature_error_steps: int = 0
     coding: Stopwatch = field(default_factory=Stopwatch)
+    offered: int = 0
+    unsent_rows: int = 0
 
     def saved(self) -> dict[str, float]:
         """Return the counts as numbers by name."""
@@ -46,6 +53,8 @@ class TurnCounts:
             "feature_error_sum": self.feature_error_sum,
             "feature_error_steps": self.feature_error_steps,
             "codec_seconds": self.coding.seconds,
+            "offered": self.offered,
+            "unsent_rows": self.unsent_rows,
         }
 
     @classmethod
@@ -59,4 +68,6 @@ class TurnCounts:
             feature_error_sum=saved["feature_error_sum"],
             feature_error_steps=int(saved["feature_error_steps"]),
             coding=Stopwatch(saved["codec_seconds"]),
+            offered=int(saved["offered"]),
+            unsent_rows=int(saved["unsent_rows"]),
         )

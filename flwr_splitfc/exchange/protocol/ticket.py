@@ -18,6 +18,7 @@ PROTOCOLS = (3,)
 _STATE_BITS_KEY = "state-bits"
 _PIPELINE_DEPTH_KEY = "pipeline-depth"
 _DECOUPLED_KEY = "decoupled"
+_SEND_EVERY_KEY = "send-every"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
@@ -72,6 +73,8 @@ class Ticket:
     decoupled : bool
         Whether the device half learns from a loss of its own, and no gradient comes
         down.
+    send_every : int
+        Of so many mini-batches one goes up, the first; in decoupled training.
     protocol : int
         The version of the exchange that both sides speak.
     """
@@ -90,6 +93,7 @@ class Ticket:
     state_bits: int = EXACT_BITS
     pipeline_depth: int = 1
     decoupled: bool = False
+    send_every: int = 1
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -119,6 +123,8 @@ class Ticket:
             fields[_PIPELINE_DEPTH_KEY] = self.pipeline_depth
         if self.decoupled:
             fields[_DECOUPLED_KEY] = True
+        if self.send_every != 1:
+            fields[_SEND_EVERY_KEY] = self.send_every
         for key, value in self.codec.items():
             fields[_CODEC_PREFIX + key] = value
         for key, value in self.output_codec.items():
@@ -165,8 +171,9 @@ class Ticket:
                 record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
             ),
             state_bits=_bits(record),
-            pipeline_depth=_typed(record, _PIPELINE_DEPTH_KEY, int, default=1),
+            pipeline_depth=_count(record, _PIPELINE_DEPTH_KEY),
             decoupled=_typed(record, _DECOUPLED_KEY, bool, default=False),
+            send_every=_count(record, _SEND_EVERY_KEY),
             protocol=protocol,
         )
 
@@ -207,6 +214,13 @@ def _typed(record: _Fields, key: str, kind: type, default: Scalar | None = None)
     if not isinstance(value, kind):
         raise TicketError(f"ticket field {key!r} is {value!r}, wanted {kind.__name__}")
     return value
+
+
+def _count(record: _Fields, key: str) -> int:
+    count: int = _typed(record, key, int, default=1)
+    if count < 1:
+        raise TicketError(f"ticket field {key!r} is {count}, wanted 1 or more")
+    return count
 
 
 def _one_of(record: _Fields, key: str, choices: tuple[str, ...]) -> Any:

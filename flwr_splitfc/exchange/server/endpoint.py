@@ -52,6 +52,8 @@ class SplitEndpoint:
     decoupled : bool (default: False)
         Whether device halves learn from a loss of their own: features go up with both
         budgets, and no gradient comes down.
+    send_every : int (default: 1)
+        Of so many mini-batches a decoupled device sends one, the first.
     seed : int (default: 0)
         The run's seed.
     config : EndpointConfig, optional
@@ -70,6 +72,7 @@ class SplitEndpoint:
         state_bits: int = EXACT_BITS,
         pipeline_depth: int = 1,
         decoupled: bool = False,
+        send_every: int = 1,
         seed: int = 0,
         config: EndpointConfig | None = None,
         on_step: StepListener | None = None,
@@ -82,6 +85,7 @@ class SplitEndpoint:
         self.state_bits = state_bits
         self.pipeline_depth = pipeline_depth
         self.decoupled = decoupled
+        self.send_every = send_every
         self.seed = seed
         self.config = config or EndpointConfig()
         self.on_step = on_step
@@ -200,6 +204,7 @@ class SplitEndpoint:
             state_bits=self.state_bits,
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
+            send_every=self.send_every if purpose == "train" else 1,
         )
 
     def kept(self, token: str) -> pb.Kept:
