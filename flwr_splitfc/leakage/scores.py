@@ -58,10 +58,19 @@ def scores_of(inputs: Tensor, guesses: Tensor, value_range: float) -> Scores:
     (0.01, 20.0, None)
     """
     if not inputs.is_floating_point():
-        return Scores(recovered=(inputs == guesses).float().mean().item())
-    mse = (inputs - guesses).square().mean().item()
-    psnr = 10 * log10(value_range**2 / mse) if mse and value_range else inf
+        exact = inputs == guesses
+        return Scores(recovered=exact.float().mean().item())
+    error = inputs - guesses
+    mse = error.square().mean().item()
+    psnr = _psnr(mse, value_range)
     return Scores(mse, psnr, _ssim(inputs, guesses, value_range))
+
+
+def _psnr(mse: float, value_range: float) -> float:
+    """Return equation (2)."""
+    if mse == 0 or value_range == 0:
+        return inf
+    return 10 * log10(value_range**2 / mse)
 
 
 def _ssim(inputs: Tensor, guesses: Tensor, value_range: float) -> float | None:

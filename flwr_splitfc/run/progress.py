@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from itertools import islice
 from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -156,10 +157,12 @@ class Progress:
 
     def _line(self) -> str:
         standing = standings(self.rounds)[-1]
+        done = standing.last
+        parts = [f"round {done.round}/{self.num_rounds}{line_of(standing)}"]
+        for key, value in done.evaluation.items():
+            parts.append(f"{key} {value:.4g}")
         left = timedelta(seconds=round(self._left_s()))
-        number = f"round {standing.last.round}/{self.num_rounds}"
-        own = [f"{key} {value:.4g}" for key, value in standing.last.evaluation.items()]
-        parts = [f"{number}{line_of(standing)}", *own, f"ETA {left}"]
+        parts.append(f"ETA {left}")
         return " | ".join(parts)
 
     def _left_s(self) -> float:
@@ -231,9 +234,11 @@ def _accuracy(metrics: Mapping[str, Any]) -> float | None:
 def _own_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the first few of an app's own metrics: numbers that no column shows."""
     known = {*_ACCURACY_KEYS, *_LOSS_KEYS, *_COUNT_KEYS}
-    own = [key for key in metrics if key not in known]
-    numbers = [key for key in own if isinstance(metrics[key], int | float)]
-    return {key: float(metrics[key]) for key in numbers[:_MOST_OWN_METRICS]}
+    own: dict[str, float] = {}
+    for key, value in metrics.items():
+        if key not in known and isinstance(value, int | float):
+            own[key] = float(value)
+    return dict(islice(own.items(), _MOST_OWN_METRICS))
 
 
 def _thinned(rows: list[Standing]) -> list[Standing]:

@@ -1,8 +1,8 @@
 """Checks of what a checkpoint holds, before a run takes it over."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -98,13 +98,15 @@ def check_settings(what: str, got: Any, wanted: Any) -> None:
     CheckpointError
     """
     if isinstance(wanted, Mapping) and isinstance(got, Mapping):
-        for key in wanted.keys() & got.keys():
+        in_both = wanted.keys() & got.keys()
+        for key in in_both:
             check_settings(f"{what}, {key!r}", got[key], wanted[key])
     elif isinstance(wanted, list | tuple) and isinstance(got, list | tuple):
-        for one, other in zip(got, wanted, strict=False):
+        pairs = zip(got, wanted, strict=False)
+        for one, other in pairs:
             check_settings(what, one, other)
-    elif isinstance(wanted, int | float) and not _is_like(got, wanted):
-        raise CheckpointError(f"the {what} is {got!r:.40}, wanted a number")
+    elif isinstance(wanted, int | float):
+        _check_number(what, got, wanted)
 
 
 def check_moments(name: str, got: Any, wanted: Mapping[str, Tensor]) -> None:
@@ -135,9 +137,10 @@ def check_moments(name: str, got: Any, wanted: Mapping[str, Tensor]) -> None:
     check_finite_state(f"strategy's {name}", moments)
 
 
-def _is_like(got: Any, wanted: float) -> bool:
-    is_number = isinstance(got, int | float)
-    return is_number and math.isfinite(got) == math.isfinite(wanted)
+def _check_number(what: str, got: Any, wanted: float) -> None:
+    if isinstance(got, int | float) and isfinite(got) == isfinite(wanted):
+        return
+    raise CheckpointError(f"the {what} is {got!r:.40}, wanted a number")
 
 
 def _form(tensor: Tensor) -> tuple[bool, torch.Size]:

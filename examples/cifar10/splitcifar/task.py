@@ -84,8 +84,10 @@ def make_auxiliary(context: Context) -> AuxiliaryHead:
     """Return a head that scores the features, for device halves to learn from."""
     train, _ = datasets_of(context.run_config)
     device_half, _ = _halves(context)
-    image = torch.zeros(1, train.spec.channels, *2 * [train.spec.image_size])
-    return AuxiliaryHead(device_half(image).shape[1:], train.spec.num_classes)
+    side = train.spec.image_size
+    image = torch.zeros(1, train.spec.channels, side, side)
+    features = device_half(image)
+    return AuxiliaryHead(features.shape[1:], train.spec.num_classes)
 
 
 def _halves(context: Context) -> tuple[nn.Module, nn.Module]:
