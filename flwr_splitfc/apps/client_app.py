@@ -108,7 +108,8 @@ class SplitClientApp(ClientApp):
     defence : FeatureDefence, optional
         Of the features that leave the device, in training and in evaluation. By default
         that of the keys ``feature-clip-norm``, ``feature-noise`` and ``nopeek`` of the
-        node's config or, where it has none, of the run-config.
+        node's config or, where it has none, of the run-config. Give it to
+        `SplitServerApp`, too.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
         over its samples.

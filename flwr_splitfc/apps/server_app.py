@@ -26,6 +26,7 @@ from flwr_splitfc.apps.strategies import (
 )
 from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.callbacks import Callback
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
@@ -73,6 +74,10 @@ class SplitServerApp(ServerApp):
     auxiliary : callable, optional
         Makes the head from whose loss device halves learn (`DecoupledHalf`) where the
         run-config says ``decoupled = true``. Give it to `SplitClientApp`, too.
+    defence : FeatureDefence, optional
+        That of `SplitClientApp`, if it was given one: the server half learns from
+        clipped features, so the joined model clips them, too, without noise. By default
+        that of the run-config.
     evaluate : callable, optional
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the
         server's own data: before the first round and in rounds that are due.
@@ -217,6 +222,7 @@ class SplitServerApp(ServerApp):
         *,
         tail: MakeModel | None = None,
         auxiliary: MakeModel | None = None,
+        defence: FeatureDefence | None = None,
         evaluate: Evaluate | None = None,
         callbacks: MakeCallbacks | None = None,
         **split_options: Any,
@@ -231,6 +237,7 @@ class SplitServerApp(ServerApp):
         self.server_model = server_model
         self.tail = tail
         self.auxiliary = auxiliary
+        self.defence = defence
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.evaluate = evaluate
@@ -317,7 +324,7 @@ class SplitServerApp(ServerApp):
     ) -> "_Run":
         """Make the run that trains the halves."""
         # the server half has learned from clipped features
-        clip(device, settings.defence())
+        clip(device, self.defence or settings.defence())
         start = partial(
             strategy.start,
             grid,

@@ -65,6 +65,7 @@ def run(
         middle_of if u_shaped else Watched,
         nn.CrossEntropyLoss(),
         torch.optim.Adam,
+        defence=defence,
         evaluate=no_metrics,
         **parts,
     )
@@ -112,8 +113,9 @@ def test_a_nodes_own_config_wins(tmp_path: Path) -> None:
 
 
 def test_an_apps_own_defence_wins(tmp_path: Path) -> None:
-    run(tmp_path, defence=FeatureDefence(clip_norm=NORM), evaluate_every=9)
-    assert torch.cat(Watched.lengths[1:-1]).max() < 1.001 * NORM
+    """On devices, and where the server evaluates."""
+    run(tmp_path, defence=FeatureDefence(clip_norm=NORM), feature_clip_norm=9.0)
+    assert lengths().max() < 1.001 * NORM
 
 
 @pytest.mark.parametrize("u_shaped", [False, True])
