@@ -35,6 +35,7 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_show_sourcelink = False
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
 html_extra_path = ["site"]  # the top index.html, which leads to the root document
