@@ -27,5 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if further and options.command is not rerun.main:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     options.further = further
+    # for `compare --leakage`; `compare` itself is below `leakage`
+    options.attack = leakage.attack
     status: int = options.command(options)
     return status

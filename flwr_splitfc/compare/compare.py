@@ -7,7 +7,7 @@ and `report` writes what they came to.
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,9 +24,11 @@ from flwr_splitfc.compare.run_plan import expand
 from flwr_splitfc.compare.runs import Outcome, Outcomes, Run, RunFolder, package_digest
 from flwr_splitfc.compare.workers.federation import Federation
 from flwr_splitfc.compare.workers.pool import Pool
+from flwr_splitfc.run.results import results_text, write_whole
 from flwr_splitfc.settings import Scalar
 
 _EXTRA_OF_MODULE = {"matplotlib": "compare", "ray": "simulation"}
+_EXTRA_OF_ATTACKS = {"sklearn": "leakage", "torchmetrics": "leakage"}
 _INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
@@ -62,7 +64,9 @@ class Comparison:
 def main(options: argparse.Namespace) -> int:
     """Do what the command line asks, and return the exit status."""
     try:
-        _check_packages()
+        _check_packages(_EXTRA_OF_MODULE)
+        if options.leakage:
+            _check_packages(_EXTRA_OF_ATTACKS)
         app = FlowerApp.load(options.app)
         comparison = Comparison(_runs(app, options), options.out)
         federation = Federation.of(options.federation_config, options.jobs)
@@ -82,17 +86,21 @@ def main(options: argparse.Namespace) -> int:
             lock=lock,
             checkpoints=not options.no_checkpoints,
         )
+        attacked = True
         try:
             _make_missing(pool, comparison, options.jobs)
+            if options.leakage:
+                attacked = _attack_missing(app, comparison, options)
         except KeyboardInterrupt:
             print("Stopped. The same command goes on with what is left; ", end="")
             print(f"{options.out} keeps what is done.")
             return _INTERRUPTED
-        return _report(app, comparison, options)
+        settled = _report(app, comparison, options)
+        return 0 if settled and attacked else 1
 
 
-def _check_packages() -> None:
-    for module, extra in _EXTRA_OF_MODULE.items():
+def _check_packages(extra_of_module: Mapping[str, str]) -> None:
+    for module, extra in extra_of_module.items():
         if find_spec(module) is None:
             raise SettingsError(
                 f"{module} is missing: pip install 'flwr-splitfc[{extra}]'"
@@ -164,6 +172,32 @@ def _make_missing(pool: Pool, comparison: Comparison, jobs: int) -> None:
             display.show(event)
 
 
+def _attack_missing(
+    app: FlowerApp, comparison: Comparison, options: argparse.Namespace
+) -> bool:
+    """Attack the runs that left a device half; return whether none of that failed.
+
+    What was attacked with as many steps before is left alone.
+    """
+    all_attacked = True
+    for run, outcome in comparison.outcomes():
+        folder = comparison.folder_of(run)
+        before = (outcome.results or {}).get("leakage", {})
+        if before.get("steps") == options.leakage or not folder.device_half.exists():
+            continue
+        folder.leakage.unlink(missing_ok=True)
+        try:
+            found = options.attack(folder.path, app.folder, options.leakage)
+        except Exception as error:
+            # of the app's own code, too; the other runs are attacked yet
+            _complain(f"{run.label} cannot be attacked: {error}")
+            all_attacked = False
+        else:
+            write_whole(folder.leakage, results_text(found))
+            print(f"{run.label} is attacked", flush=True)
+    return all_attacked
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -193,14 +227,17 @@ def _seconds(outcome: Outcome) -> float:
     return sum(done.seconds for done in rounds_of(outcome.results))
 
 
-def _report(app: FlowerApp, comparison: Comparison, options: argparse.Namespace) -> int:
+def _report(
+    app: FlowerApp, comparison: Comparison, options: argparse.Namespace
+) -> bool:
+    """Write and show what was found; return whether nothing is left to run."""
     outcomes = comparison.outcomes()
     name = app.folder.name
     tables = write(options.out, name, outcomes, options.link, options.target)
     page = options.out / "index.html"
     print(f"\n{tables}")
     print(f"Wrote {page}, table.md, results.csv, results.json and the figures")
-    return 0 if all(outcome.settled for _, outcome in outcomes) else 1
+    return all(outcome.settled for _, outcome in outcomes)
 
 
 def _complain(what: str) -> int:

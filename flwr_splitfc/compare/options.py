@@ -117,7 +117,7 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=_parsed(parse_jobs),
+        type=_parsed(parse_count),
         default=min(_USUAL_JOBS, os.cpu_count() or 1),
         metavar="N",
         help="simulations side by side; default: 2",
@@ -155,6 +155,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="90",
         help="accuracy in percent; default: what all runs reached",
     )
+    parser.add_argument(
+        "--leakage",
+        type=_parsed(parse_count),
+        metavar="STEPS",
+        help="attack what runs' features give away, as `flwr-splitfc leakage` does "
+        "with so many steps, such as 1500",
+    )
 
 
 def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -187,9 +194,9 @@ def parse_percent(text: str) -> float:
     return percent / 100
 
 
-def parse_jobs(text: str) -> int:
-    """Parse a number of simulations."""
-    jobs = int(text)
-    if jobs < 1:
-        raise SettingsError(f"wanted 1 or more, got {jobs}")
-    return jobs
+def parse_count(text: str) -> int:
+    """Parse a whole number, 1 or more."""
+    count = int(text)
+    if count < 1:
+        raise SettingsError(f"wanted 1 or more, got {count}")
+    return count

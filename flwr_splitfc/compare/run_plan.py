@@ -80,12 +80,28 @@ def has_cut_budget(config: RunConfig) -> bool:
     """
     if _UPLINK_BITS not in config or _DOWNLINK_BITS not in config:
         return False
-    strategy = str(config.get("strategy", ""))
-    if strategy.replace("-", "") in _FLOWERS_STRATEGIES:
+    if _is_flowers(config):
         return False
     cut = _known_cut(config)
     # A codec of the app's own may keep to a budget.
     return cut is None or any(cut.smallest_bits(*_ANY_SHAPE))
+
+
+def codec_at_cut(config: RunConfig) -> str:
+    """Return the codec of the run by its name; none where nothing is split.
+
+    >>> codec_at_cut({"strategy": "splitfc", "codec": "float32"})
+    'splitfc-rd'
+    """
+    if _is_flowers(config):
+        return ""
+    cut = _known_cut(config)
+    return str(config.get("codec", "")) if cut is None else cut.name
+
+
+def _is_flowers(config: RunConfig) -> bool:
+    strategy = str(config.get("strategy", ""))
+    return strategy.replace("-", "") in _FLOWERS_STRATEGIES
 
 
 def _known_cut(config: RunConfig) -> CutCodec | None:

@@ -96,7 +96,8 @@ class Outcome:
     reason : str
         Why the run has no results.
     results : dict, optional
-        The ``results.json`` of a run that is finished.
+        The ``results.json`` of a run that is finished, with what an attack on its
+        features came to as ``leakage``, if there was one.
     """
 
     state: State
@@ -152,6 +153,16 @@ class RunFolder:
         return self.path / "output"
 
     @property
+    def device_half(self) -> Path:
+        """What a split strategy leaves in `output`."""
+        return self.output / "device.pt"
+
+    @property
+    def leakage(self) -> Path:
+        """The scores of an attack on the run's features, if it was attacked."""
+        return self.path / "leakage.json"
+
+    @property
     def checkpoint(self) -> Path:
         """The app's ``checkpoint-dir``, while the run is not finished."""
         return self.path / "checkpoint"
@@ -196,6 +207,9 @@ class RunFolder:
         """Read what the run has come to by now."""
         results = _read_json(self._results)
         if results is not None:
+            leakage = _read_json(self.leakage)
+            if leakage is not None:
+                results["leakage"] = leakage
             return Outcome("finished", results=results)
         failure = _read_json(self._failure)
         if failure is not None:

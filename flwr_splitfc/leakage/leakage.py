@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from flwr_splitfc.apps.run_codecs import settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
@@ -16,6 +18,8 @@ from flwr_splitfc.leakage.loaded_run import LoadedRun
 from flwr_splitfc.settings import RunConfig, parse_settings
 
 _MODULES = ("matplotlib", "sklearn", "torchmetrics")
+_KNOWN = 4000  # samples
+_ATTACKED = 1000
 _OWN = "run"
 _PRECISION = ("quality", "uplink-bits", "downlink-bits")
 _DESCRIPTION = """\
@@ -94,8 +98,8 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
         "evaluation data of all; default: the first, where there are two devices",
     )
     counts = {
-        "known": (4000, "samples that the attacker has, at most"),
-        "attacked": (1000, "samples that it reconstructs, at most"),
+        "known": (_KNOWN, "samples that the attacker has, at most"),
+        "attacked": (_ATTACKED, "samples that it reconstructs, at most"),
         "steps": (usual.steps, "mini-batches on which its network trains"),
         "width": (usual.width, "channels of its network"),
     }
@@ -124,6 +128,37 @@ def main(options: argparse.Namespace) -> int:
     print(f"\n{report.text()}")
     print(f"Wrote {options.out / 'index.html'} and leakage.json")
     return 0
+
+
+def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
+    """Attack the features of one run as the command does without options.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    app : Path
+        The folder of the Flower app that made it.
+    steps : int
+        Mini-batches on which the attacker's network trains.
+
+    Returns
+    -------
+    dict
+        The `steps` and the fields of `Scores`; `trivial` has those of the attack that
+        knows no features.
+
+    Raises
+    ------
+    ValueError
+        If the run or the app cannot be attacked.
+    """
+    run = LoadedRun.load(folder, app)
+    settings = AttackSettings(steps=steps)
+    attacker = Attacker(run, _usual_auxiliary(run), _KNOWN, _ATTACKED, settings)
+    outcome, _ = attacker.reconstruct(run.codec())
+    trivial = asdict(outcome.trivial)
+    return {"steps": steps, **asdict(outcome.scores), "trivial": trivial}
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -175,12 +210,15 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
 
 
 def _attacker(run: LoadedRun, options: argparse.Namespace) -> Attacker:
-    usual: Auxiliary = "devices" if run.num_devices > 1 else "evaluation"
-    auxiliary: Auxiliary = options.auxiliary or usual
+    auxiliary = options.auxiliary or _usual_auxiliary(run)
     settings = AttackSettings(
         steps=options.steps, width=options.width, seed=options.seed
     )
     return Attacker(run, auxiliary, options.known, options.attacked, settings)
+
+
+def _usual_auxiliary(run: LoadedRun) -> Auxiliary:
+    return "devices" if run.num_devices > 1 else "evaluation"
 
 
 def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -105,6 +107,44 @@ def test_a_comparison_is_attacked_whole(plain: Path, tmp_path: Path) -> None:
     assert [row["moved_bytes"] for row in rows] == [moved, moved]
     assert all(0 < row["accuracy"] < 1 for row in rows)
     assert trivial["accuracy"] is None
+
+
+def test_compare_attacks_its_runs_once(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that left a device half; their scores are beside accuracy and bytes."""
+    files = [
+        str(ROOT / "strategies" / f"{name}.toml") for name in ("splitfc", "fedavg")
+    ]
+    command = ["compare", *files, "--app", str(APP), "--out", str(tmp_path)]
+    main([*command, "--list"])
+    ids = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    for run_id in ids:
+        output = tmp_path / "runs" / run_id / "output"
+        output.mkdir(parents=True)
+        shutil.copy(plain / "results.json", output.parent)
+    half = tmp_path / "runs" / ids[0] / "output" / "device.pt"
+    shutil.copy(plain / "device.pt", half)
+
+    assert main([*command, "--leakage", "5"]) == 0
+    assert capsys.readouterr().out.count(" is attacked") == 1
+    with (tmp_path / "results.csv").open() as file:
+        split, whole = csv.DictReader(file)
+    assert -1 < float(split["ssim"]) < 1
+    assert float(split["psnr"]) > 0
+    assert split["recovered"] == whole["ssim"] == ""
+    page = (tmp_path / "index.html").read_text()
+    assert "leaked, SSIM" in page
+    assert re.search(
+        r"has trained for 5 steps .* it would be [\d.-]+ \(leaked, SSIM\)", page
+    )
+
+    assert main([*command, "--leakage", "5"]) == 0
+    assert " is attacked" not in capsys.readouterr().out
+    shutil.copy(plain / "server.pt", half)
+    assert main([*command, "--leakage", "6"]) == 1
+    assert "splitfc 0.2/0.4 seed 0 cannot be attacked" in capsys.readouterr().err
+    assert "leaked, SSIM" not in (tmp_path / "index.html").read_text()
 
 
 def test_a_decoupled_run_with_noise_is_attacked(tmp_path: Path) -> None:

@@ -250,11 +250,18 @@ def _scale(panels: Sequence["Axes"], values: Sequence[float]) -> None:
     for panel in panels:
         panel.set_xscale("log")
         low, high = panel.get_xlim()
-        # a range of less than two decades may hold a single power of ten
-        marks = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
-        panel.xaxis.set_major_locator(LogLocator(subs=marks))
+        panel.xaxis.set_major_locator(LogLocator(subs=_marks(high / low)))
         panel.xaxis.set_major_formatter(_plain_number)
         panel.xaxis.set_minor_formatter(_no_number)
+
+
+def _marks(span: float) -> tuple[float, ...]:
+    """Return the digits that ticks have, so that an axis has three or more of them."""
+    if span < 100:
+        return 1.0, 2.0, 5.0
+    if span < 1000:
+        return 1.0, 3.0
+    return (1.0,)
 
 
 def _plain_number(x: float, position: float) -> str:
@@ -266,8 +273,13 @@ def _no_number(x: float, position: float) -> str:
 
 
 def _label(figure: "Figure", x_label: str, y_label: str) -> None:
-    figure.supxlabel(x_label, fontsize=9)
-    figure.supylabel(y_label, fontsize=9)
+    if len(figure.axes) == 1:
+        # the middle of the figure is not that of the panel, with a legend beside it
+        figure.axes[0].set_xlabel(x_label)
+        figure.axes[0].set_ylabel(y_label)
+    else:
+        figure.supxlabel(x_label, fontsize=9)
+        figure.supylabel(y_label, fontsize=9)
 
 
 def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None:

@@ -50,8 +50,13 @@ def _others(least: MethodRow, reached: Sequence[MethodRow]) -> str:
     texts = []
     for label in ends:
         ratio = _target_bytes(by_label[label]) / _target_bytes(least)
-        texts.append(f"{ratio:.2g} times fewer than {label}")
+        texts.append(f"{_two_digits(ratio)} times fewer than {label}")
     return ": " + ", and ".join(texts)
+
+
+def _two_digits(ratio: float) -> str:
+    rounded = float(f"{ratio:.2g}")
+    return f"{rounded:g}"  # 130, where the former text is 1.3e+02
 
 
 def _accuracy(row: MethodRow) -> float | None:

@@ -9,7 +9,8 @@ from flwr_splitfc.compare.report.rows import (
     MeanColumn,
     MethodRow,
 )
-from flwr_splitfc.run.columns import Column, shown_columns
+from flwr_splitfc.compare.report.run_totals import LEAKED_COLUMNS
+from flwr_splitfc.run.columns import Column, known, shown_columns
 
 _ABOUT_ACCURACY = (
     "Accuracy is the last one that was measured: mean over the seeds, "
@@ -26,6 +27,10 @@ _ABOUT_LINK = (
 )
 _ABOUT_TARGET = (
     "`to target` is until an evaluation first gave {percent:g} %, in all seeds."
+)
+_ABOUT_LEAKAGE = (
+    "`leaked` is how close a network that has trained for {steps} steps comes to "
+    "devices' inputs by their features; without features it would be {trivial}."
 )
 _ABOUT_OLD_RUNS = (
     "Runs of earlier versions have no link times; without their folders in runs/ "
@@ -71,9 +76,24 @@ def legend(rows: Sequence[MethodRow], link: RadioLink, target: float | None) -> 
     sentences = [_about_accuracy(rows), _ABOUT_BYTES, _ABOUT_LINK.format(link=link)]
     if target:
         sentences.append(_ABOUT_TARGET.format(percent=100 * target))
+    sentences += _about_leakage(rows)
     if any(_lacks_times(row) for row in rows):
         sentences.append(_ABOUT_OLD_RUNS)
     return " ".join(sentences)
+
+
+def _about_leakage(rows: Sequence[MethodRow]) -> list[str]:
+    """Explain the attacks by the first; all have nearly the same trivial score."""
+    attacks = known(totals.leakage for row in rows for totals in row.totals)
+    if not attacks:
+        return []
+    trivial = []
+    for number in LEAKED_COLUMNS:
+        score = attacks[0]["trivial"][number.key]
+        if score is not None:
+            trivial.append(f"{number.format(score)} ({number.heading})")
+    texts = " and ".join(trivial)
+    return [_ABOUT_LEAKAGE.format(steps=attacks[0]["steps"], trivial=texts)]
 
 
 def _about_accuracy(rows: Sequence[MethodRow]) -> str:

@@ -22,6 +22,7 @@ from flwr_splitfc.compare.runs import Run
 from flwr_splitfc.run.columns import Column, shown_columns
 
 _SIZES = re.compile(r'(?:width|height)="([\d.]+)pt"')
+_NAMES = re.compile(r"`([^`]*)`")
 _WIDE = 2  # times as wide as it is high: a figure that gets a line of the page
 
 
@@ -60,7 +61,7 @@ def page(
         figures="".join(_figure(picture) for picture in pictures),
         summary=_table(rows, shown_columns(SUMMARY_COLUMNS, rows)),
         kinds=_table(rows, shown_columns(KIND_COLUMNS, rows)),
-        legend=escape(legend).replace("`", ""),
+        legend=_NAMES.sub(r"<code>\1</code>", escape(legend)),
     )
 
 

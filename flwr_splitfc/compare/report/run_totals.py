@@ -16,7 +16,7 @@ line in `RUN_COLUMNS`.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.exchange.server.traffic import DOWNLINK_KINDS, UPLINK_KINDS, Traffic
-from flwr_splitfc.run.columns import Column, last_known, megabytes, percent
+from flwr_splitfc.run.columns import NO_VALUE, Column, last_known, megabytes, percent
 from flwr_splitfc.run.rounds import Round
 
 _FLOAT32_BYTES = 4
@@ -75,6 +75,17 @@ class RunTotals:
     def device_accuracy(self) -> float | None:
         """The last one that devices measured beside the server."""
         return last_known(done.device_accuracy for done in self._rounds)
+
+    # -- what features give away
+
+    @property
+    def leakage(self) -> Mapping[str, Any] | None:
+        """What the attack on the run's features came to; None without one."""
+        return self.results.get("leakage")
+
+    def leaked(self, score: str) -> float | None:
+        """Return a score of the attack; None without one."""
+        return self.leakage[score] if self.leakage else None
 
     # -- counts
 
@@ -274,12 +285,17 @@ _BITS = "{:.4f}".format
 _TIMES = "{:.1f}".format
 _SECONDS = "{:.0f}".format
 
+
+def _megabytes_of_kind(number_bytes: float) -> str:
+    return megabytes(number_bytes) if number_bytes else NO_VALUE
+
+
 _BYTES_BY_KIND = [
     *(
         NumberColumn(
             f"uplink_{kind}_bytes",
             f"{kind} up",
-            megabytes,
+            _megabytes_of_kind,
             of=partial(RunTotals.uplink_bytes_of, kind=kind),
             part="kinds",
         )
@@ -289,12 +305,30 @@ _BYTES_BY_KIND = [
         NumberColumn(
             f"downlink_{kind}_bytes",
             f"{kind} down",
-            megabytes,
+            _megabytes_of_kind,
             of=partial(RunTotals.downlink_bytes_of, kind=kind),
             part="kinds",
         )
         for kind in DOWNLINK_KINDS
     ),
+]
+
+
+def _leaked(score: str, heading: str, text: Callable[[float], str]) -> NumberColumn:
+    return NumberColumn(
+        score,
+        f"leaked, {heading}",
+        text,
+        of=partial(RunTotals.leaked, score=score),
+        part="accuracy",
+        only_if_known=True,
+    )
+
+
+LEAKED_COLUMNS = [
+    _leaked("ssim", "SSIM", "{:.3f}".format),
+    _leaked("psnr", "PSNR, dB", "{:.1f}".format),
+    _leaked("recovered", "tokens, %", _percent),
 ]
 
 RUN_COLUMNS = [
@@ -308,6 +342,7 @@ RUN_COLUMNS = [
         only_if_known=True,
         about="`on devices` is what devices found with features coded as for inference",
     ),
+    *LEAKED_COLUMNS,
     NumberColumn("rounds", "rounds"),
     NumberColumn("steps", "steps"),
     NumberColumn("turns", "turns"),

@@ -3,35 +3,45 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flwr_splitfc.compare.run_plan import codec_at_cut
 from flwr_splitfc.compare.runs import Run, method_label
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.settings import RunConfig, Scalar
 
 _OF_NO_METHOD = ("results-dir", "checkpoint-dir", "seed")
 
 
 def common_settings(runs: Sequence[Run]) -> dict[str, Scalar]:
     """Return the settings that all runs share, by key."""
-    first = runs[0].config
-    return {
-        key: first[key]
-        for key in sorted(first)
-        if key not in _OF_NO_METHOD and _is_common(key, runs)
-    }
+    settings = [_settings_of(run) for run in runs]
+    first = settings[0]
+    return {key: first[key] for key in sorted(first) if _is_common(key, settings)}
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Return for each method and budget the settings in which methods differ."""
-    keys = {key for run in runs for key in run.config}
-    differing = sorted(
-        key for key in keys if key not in _OF_NO_METHOD and not _is_common(key, runs)
-    )
+    settings = [_settings_of(run) for run in runs]
+    keys = {key for each in settings for key in each}
+    differing = sorted(key for key in keys if not _is_common(key, settings))
     return {
         method_label(run.method, run.budget): {
-            key: run.config.get(key, "") for key in differing
+            key: own.get(key, "") for key in differing
         }
-        for run in runs
+        for run, own in zip(runs, settings, strict=True)
     }
 
 
-def _is_common(key: str, runs: Sequence[Run]) -> bool:
-    return len({repr(run.config.get(key)) for run in runs}) == 1
+def _settings_of(run: Run) -> dict[str, Scalar]:
+    """Return a run's settings with the codec that it has, whatever the key says.
+
+    Strategy ``splitfc`` has its own, and Flower's strategies have none.
+    """
+    settings = dict(run.config)
+    for key in _OF_NO_METHOD:
+        settings.pop(key, None)
+    if "codec" in settings:
+        settings["codec"] = codec_at_cut(run.config)
+    return settings
+
+
+def _is_common(key: str, settings: Sequence[RunConfig]) -> bool:
+    return len({repr(each.get(key)) for each in settings}) == 1

@@ -131,9 +131,9 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
         )
     ]
     assert [column.text(rows[2]) for column in KIND_COLUMNS][2:6] == [
-        "0.00",
-        "0.00",
-        "0.00",
+        "-",
+        "-",
+        "-",
         "5.00",
     ]
 
