@@ -1,7 +1,7 @@
 """A crowd of devices that come at once to a server with fewer slots.
 
     python benchmarks/crowd.py --sessions 500 --slots 64
-    python benchmarks/crowd.py --sessions 1,8,64,500 --slots 256 --steps 20
+    python benchmarks/crowd.py --sessions 1,8,64,500 --slots 256 --merge-steps 1,16
 
 Each device opens a session, sends the same coded step again and again, and closes. All
 are threads of one process, and the server is another. `benchmarks/README.md` says what
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class CrowdRow:
     Parameters
     ----------
     sessions, slots : int
+    merge_steps : int
+        The most mini-batches that made one step.
     lost : int
         Devices of which a step was not answered.
     steps_per_second : float
@@ -56,6 +59,7 @@ class CrowdRow:
 
     sessions: int
     slots: int
+    merge_steps: int
     lost: int
     steps_per_second: float
     longest_wait_s: float
@@ -73,11 +77,15 @@ class _Served:
     error: str = ""
 
 
-def crowd(codec: str, sessions: int, slots: int, rows: int, steps: int) -> CrowdRow:
+def crowd(
+    codec: str, sessions: int, slots: int, merge_steps: int, rows: int, steps: int
+) -> CrowdRow:
     """Serve a crowd, in a server's process of its own: memory is that process's."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    server = spawn.Process(target=serve, args=(there, codec, sessions, slots))
+    server = spawn.Process(
+        target=serve, args=(there, codec, sessions, slots, merge_steps)
+    )
     server.start()
     tickets: list[Ticket] = here.recv()
     frame = coded_step(codec, rows)
@@ -95,6 +103,7 @@ def crowd(codec: str, sessions: int, slots: int, rows: int, steps: int) -> Crowd
     return CrowdRow(
         sessions=sessions,
         slots=slots,
+        merge_steps=merge_steps,
         lost=lost,
         steps_per_second=trained / seconds,
         longest_wait_s=waits[-1],
@@ -123,13 +132,15 @@ def turn(ticket: Ticket, frame_bytes: bytes, steps: int) -> _Served:
     return _Served(wait_s)
 
 
-def serve(pipe: Connection, codec: str, sessions: int, slots: int) -> None:
+def serve(
+    pipe: Connection, codec: str, sessions: int, slots: int, merge_steps: int
+) -> None:
     """Serve until told that the crowd is gone; this is the server's process."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     limits = Limits(max_sessions=slots, max_waiting=max(sessions, 1))
     config = EndpointConfig(limits=limits)
-    half = trainer()
+    half = trainer(merge_steps)
     with SplitEndpoint(SharedHalf(half), cut_codec(codec), config=config) as endpoint:
         tickets = [endpoint.issue("train", str(name), 1) for name in range(sessions)]
         before_kb = memory_kb()
@@ -163,6 +174,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sessions", type=counts, default=[500], metavar="N,N,...")
     parser.add_argument("--slots", type=int, default=256, help="sessions at once")
+    parser.add_argument(
+        "--merge-steps",
+        type=counts,
+        default=[1],
+        metavar="N,N,...",
+        help="mini-batches that make one step",
+    )
     parser.add_argument("--codec", default="splitfc")
     parser.add_argument("--rows", type=int, default=64, help="samples of a mini-batch")
     parser.add_argument("--steps", type=int, default=20, help="of a device")
@@ -172,13 +190,14 @@ def arguments() -> argparse.Namespace:
 
 def table(rows: Sequence[CrowdRow]) -> str:
     """Return the rows below their headings."""
-    heading = "sessions  slots  lost  steps/s  longest wait s  median  "
+    heading = "sessions  slots  merged  lost  steps/s  longest wait s  median  "
     lines = [heading + "server MB  of the crowd  threads"]
     for row in rows:
-        crowd_part = f"{row.sessions:>8} {row.slots:>6} {row.lost:>5}"
+        crowd_part = f"{row.sessions:>8} {row.slots:>6} {row.merge_steps:>7}"
+        result = f"{row.lost:>5} {row.steps_per_second:>8.1f}"
         waits = f"{row.longest_wait_s:>15.1f} {row.median_wait_s:>7.1f}"
         memory = f"{row.server_mb:>10.0f} {row.grown_mb:>13.0f} {row.threads:>8}"
-        lines.append(f"{crowd_part} {row.steps_per_second:>8.1f} {waits} {memory}")
+        lines.append(f"{crowd_part} {result} {waits} {memory}")
     return "\n".join(lines)
 
 
@@ -187,10 +206,17 @@ def main() -> None:
     torch.set_num_threads(1)
     # a line for each device that waits, otherwise
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    rows = [
-        crowd(options.codec, sessions, options.slots, options.rows, options.steps)
-        for sessions in options.sessions
-    ]
+    rows = []
+    for sessions, merge_steps in product(options.sessions, options.merge_steps):
+        row = crowd(
+            options.codec,
+            sessions,
+            options.slots,
+            merge_steps,
+            options.rows,
+            options.steps,
+        )
+        rows.append(row)
     print(table(rows))
     if options.json:
         results = {"rows": [asdict(row) for row in rows]}
