@@ -101,6 +101,7 @@ class _EliasFano:
         return columns.astype(np.int64)
 
 
+@lru_cache(2**10)
 def _code(count: int, total: int) -> _Bitmap | _EliasFano:
     """Choose the shorter code of some, not all, of `total` columns."""
     bitmap = _Bitmap(count, total)

@@ -60,28 +60,27 @@ class SessionCall:
         self._channel = open_channel(
             address, ticket.tls, ticket.authority.encode(), _CHANNEL_OPTIONS
         )
-        call = self._channel.stream_stream(
-            SESSION_METHOD, pb.DeviceFrame.SerializeToString, pb.ServerFrame.FromString
-        )
+        # frames go and come as bytes: whoever counts them serializes them
+        call = self._channel.stream_stream(SESSION_METHOD)
         # None ends the device's side of the stream
-        self._frames: queue.SimpleQueue[pb.DeviceFrame | None] = queue.SimpleQueue()
+        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.connected_at = 0.0
         self._replies = call(self._to_send(), metadata=((TOKEN_KEY, ticket.token),))
 
-    def _to_send(self) -> Iterator[pb.DeviceFrame]:
+    def _to_send(self) -> Iterator[bytes]:
         for frame in iter(self._frames.get, None):
             yield frame
             # gRPC asks for the next frame when this one has gone out
             self.connected_at = self.connected_at or time.perf_counter()
 
-    def send(self, frame: pb.DeviceFrame) -> None:
-        """Send a frame; return before it is on its way."""
+    def send(self, frame: bytes) -> None:
+        """Send a serialized frame; return before it is on its way."""
         self._frames.put(frame)
 
-    def receive(self) -> pb.ServerFrame:
-        """Wait for the server's next frame and return it."""
+    def receive(self) -> bytes:
+        """Wait for the server's next frame and return it, serialized."""
         try:
-            reply: pb.ServerFrame = next(self._replies)
+            reply: bytes = next(self._replies)
         except StopIteration:
             raise ProtocolError(
                 "the server ended the stream without an answer"
@@ -98,7 +97,7 @@ class SessionCall:
 
     def leave(self) -> None:
         """Say that no frame follows; end the connection later, when the server has."""
-        self._frames.put(pb.DeviceFrame(leave=pb.Leave()))
+        self._frames.put(pb.DeviceFrame(leave=pb.Leave()).SerializeToString())
         self._frames.put(None)
         # no daemon: a process that ends at once would take the frame with it
         Thread(target=self._close_when_over).start()

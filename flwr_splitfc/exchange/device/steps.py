@@ -7,6 +7,7 @@ from statistics import mean
 from typing import TypeAlias
 
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, pack_labels
@@ -18,10 +19,9 @@ from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, unpack_output
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import (
-    from_matrix,
     gradient_array,
-    to_matrix,
     unpack_tensor,
+    write_matrix,
 )
 from flwr_splitfc.model.structures import (
     Structure,
@@ -50,7 +50,7 @@ class SentTensor:
     ----------
     features : Tensor of shape (B, ...)
         As they were encoded.
-    matrix : pb.Matrix
+    array : Array
         As they were sent.
     link : Link
     one_way : bool
@@ -58,7 +58,7 @@ class SentTensor:
     """
 
     features: Tensor
-    matrix: pb.Matrix
+    array: Array
     link: Link
     one_way: bool = False
 
@@ -147,7 +147,8 @@ class Steps:
     ) -> tuple[SentStep, pb.DeviceFrame]:
         """Return a step, and the frame that asks for it."""
         counts = self.counts
-        step = pb.Step()
+        frame = pb.DeviceFrame()
+        step = frame.step
         with counts.coding:
             tensors = self.encode_features(
                 step, features, labels_per_row=labels_per_row(labels)
@@ -156,7 +157,7 @@ class Steps:
             step.labels = pack_labels(tensors[0].link.sent_rows(labels))
             step.one_way = all(tensor.one_way for tensor in tensors)
         counts.steps += 1
-        return SentStep(counts.steps, tensors), pb.DeviceFrame(step=step)
+        return SentStep(counts.steps, tensors), frame
 
     def _answered(
         self, step: SentStep, answer: pb.ServerFrame
@@ -177,12 +178,11 @@ class Steps:
         counts = self.counts
         rows = rows_of(features)
         counts.full_rows = max(counts.full_rows, rows)
-        predict = pb.Predict()
+        frame = pb.DeviceFrame()
         with counts.coding:
-            self._fill(predict, features, self._encode_to_predict)
+            self._fill(frame.predict, features, self._encode_to_predict)
         counts.steps += 1
         counts.rows += rows
-        frame = pb.DeviceFrame(predict=predict)
         predicted = self.line.ask(frame, "predicted").predicted
         device = float_tensors(features)[0].device
         if predicted.parts:
@@ -193,7 +193,7 @@ class Steps:
         array, link = self.codec.encode_features(
             features, training=False, full_rows=self.counts.full_rows
         )
-        return SentTensor(features, to_matrix(array), link)
+        return SentTensor(features, array, link)
 
     def encode_features(
         self,
@@ -230,7 +230,7 @@ class Steps:
                 labels_per_row=labels_per_row,
             )
             one_way = not tensor.requires_grad
-            return SentTensor(tensor.detach(), to_matrix(array), link, one_way)
+            return SentTensor(tensor.detach(), array, link, one_way)
 
         return self._fill(message, features, encode)
 
@@ -243,7 +243,7 @@ class Steps:
         """Put features into a message, with their floating point tensors encoded."""
         if isinstance(features, Tensor):
             sent = encode(features)
-            message.features.CopyFrom(sent.matrix)
+            write_matrix(message.features, sent.array)
             return [sent]
         tensors = []
 
@@ -252,7 +252,9 @@ class Steps:
                 return exact_part(tensor)
             sent = encode(tensor)
             tensors.append(sent)
-            return pb.Part(coded=sent.matrix, one_way=sent.one_way)
+            part = pb.Part(one_way=sent.one_way)
+            write_matrix(part.coded, sent.array)
+            return part
 
         message.parts.extend(pack_parts(features, part_of))
         return tensors
@@ -297,7 +299,7 @@ class Steps:
         link = tensor.link
         exact = tensor.features.flatten(1).float()
         decoded, _ = self.codec.decode_features(
-            from_matrix(tensor.matrix), expect=(link.rows, link.width)
+            tensor.array, expect=(link.rows, link.width)
         )
         seen = decoded.to(exact.device)
         return feature_error(link.sent_rows(exact), link.sent_rows(seen))

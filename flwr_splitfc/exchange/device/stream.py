@@ -15,6 +15,7 @@ from logging import getLogger
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.device.retries import Retries
 from flwr_splitfc.exchange.device.session_call import SessionCall, refusal_in
@@ -240,14 +241,21 @@ class Stream:
                 self._send(call, frame)
 
     def _send(self, call: SessionCall, frame: pb.DeviceFrame) -> None:
-        call.send(frame)
+        data = frame.SerializeToString()
+        call.send(data)
         self._sent = frame.number
-        self.uplink_bytes += frame.ByteSize()
+        self.uplink_bytes += len(data)
 
     def _receive(self, call: SessionCall, number: int) -> pb.ServerFrame:
         """Wait for the answer to the frame of that number."""
-        reply = call.receive()
-        self.downlink_bytes += reply.ByteSize()
+        data = call.receive()
+        self.downlink_bytes += len(data)
+        try:
+            reply = pb.ServerFrame.FromString(data)
+        except DecodeError as error:
+            raise ProtocolError(
+                f"the server answered {len(data)} bytes that are no frame: {error}"
+            ) from error
         if reply.WhichOneof("kind") == "refused":
             raise error_from(reply.refused)
         if reply.number != number:

@@ -18,7 +18,7 @@ from flwr_splitfc.exchange.device.steps import (
     full_precision,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, write_matrix
 from flwr_splitfc.model.structures import Structure
 
 
@@ -59,7 +59,8 @@ class UShapedSteps:
     def begin(self, features: Structure) -> tuple[Tensor, BegunStep]:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self._steps.counts
-        forward = pb.Forward()
+        frame = pb.DeviceFrame()
+        forward = frame.forward
         with counts.coding:
             tensors = self._steps.encode_features(forward, features, all_rows=True)
             forward.one_way = all(tensor.one_way for tensor in tensors)
@@ -67,7 +68,6 @@ class UShapedSteps:
         # the server forgets an earlier output as soon as this frame arrives
         self._begun = None
 
-        frame = pb.DeviceFrame(forward=forward)
         answer = self._steps.line.ask(frame, "output").output
 
         sent = SentStep(counts.steps, tensors)
@@ -114,7 +114,8 @@ class UShapedSteps:
         # the server applies a gradient once
         self._begun = None
 
-        frame = pb.DeviceFrame(backward=pb.Backward(gradient=to_matrix(array)))
+        frame = pb.DeviceFrame()
+        write_matrix(frame.backward.gradient, array)
         answer = self._steps.line.ask(frame, "gradients").gradients
 
         with counts.coding:

@@ -48,7 +48,16 @@ _STYPES = {coding: stype for stype, coding in _CODINGS.items()}
 
 def to_matrix(array: Array) -> pb.Matrix:
     """Return the wire form of an encoded matrix."""
-    return pb.Matrix(stype=array.stype, shape=array.shape, data=array.data)
+    matrix = pb.Matrix()
+    write_matrix(matrix, array)
+    return matrix
+
+
+def write_matrix(matrix: pb.Matrix, array: Array) -> None:
+    """Put an encoded matrix into its place in a frame, with no copy on the way."""
+    matrix.stype = array.stype
+    matrix.shape.extend(array.shape)
+    matrix.data = array.data
 
 
 def from_matrix(matrix: pb.Matrix) -> Array:
@@ -56,14 +65,6 @@ def from_matrix(matrix: pb.Matrix) -> Array:
     return Array(
         dtype="float32", shape=tuple(matrix.shape), stype=matrix.stype, data=matrix.data
     )
-
-
-def gradient_matrix(array: Array) -> pb.Matrix:
-    """Return the wire form of an encoded gradient by the features.
-
-    Its `stype` and shape are those of the features, which the device has.
-    """
-    return pb.Matrix(data=array.data)
 
 
 def gradient_array(matrix: pb.Matrix, codec: CutCodec, link: Link) -> Array:

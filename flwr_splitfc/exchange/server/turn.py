@@ -27,11 +27,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
-from flwr_splitfc.exchange.protocol.tensors import (
-    gradient_matrix,
-    pack_tensor,
-    to_matrix,
-)
+from flwr_splitfc.exchange.protocol.tensors import pack_tensor, write_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.half_steps import ForwardPass, Update
@@ -221,19 +217,23 @@ class Turn:
     def _answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         if self.done:
             raise ProtocolError("the session is closed")
+        # filled in its place: protobuf copies a message that is put into another
+        reply = pb.ServerFrame()
         match frame.WhichOneof("kind"):
             case "step":
-                return pb.ServerFrame(stepped=self._step(frame.step))
+                self._step(frame.step, reply.stepped)
             case "forward":
-                return pb.ServerFrame(output=self._forward(frame.forward))
+                self._forward(frame.forward, reply.output)
             case "backward":
-                return pb.ServerFrame(gradients=self._backward(frame.backward))
+                self._backward(frame.backward, reply.gradients)
             case "predict":
-                return pb.ServerFrame(predicted=self._predict(frame.predict))
+                self._predict(frame.predict, reply.predicted)
             case "close":
-                return pb.ServerFrame(closed=self._close(frame.close))
+                self._close(frame.close)
+                reply.closed.SetInParent()
             case kind:
                 raise ProtocolError(f"a frame of kind {kind!r} cannot come here")
+        return reply
 
     def forget(self) -> None:
         """Drop what waits for the device: it cannot come any more."""
@@ -253,7 +253,7 @@ class Turn:
 
     # -- the frames --------------------------------------------------------------------
 
-    def _step(self, step: pb.Step) -> pb.Stepped:
+    def _step(self, step: pb.Step, stepped: pb.Stepped) -> None:
         self._count_step()
         self._check_trains()
         if self.output_codec is not None:
@@ -277,7 +277,7 @@ class Turn:
             features, labels, self._update(), wanted=received.wanted
         )
 
-        stepped = pb.Stepped(loss=begun.loss)
+        stepped.loss = begun.loss
         with coding:
             returned = self._encode_gradients(
                 begun.gradients, received, labels_per_row(labels)
@@ -299,9 +299,8 @@ class Turn:
             )
 
         self._unfinished = finish
-        return stepped
 
-    def _forward(self, forward: pb.Forward) -> pb.Output:
+    def _forward(self, forward: pb.Forward, answer: pb.Output) -> None:
         self._count_step()
         self._check_trains()
         if self.output_codec is None:
@@ -322,14 +321,14 @@ class Turn:
 
         with coding:
             encoded, output_link = self._encode_output(output, self.output_codec)
+            write_matrix(answer.output, encoded)
         features = feature_payloads(forward)
         feature_bytes = total_bytes(features)
         self._waiting = _Waiting(passed, received, feature_bytes, output_link)
         self.traffic.server_codec_seconds += coding.seconds
         self._unfinished = partial(self._digest.update, *features, encoded.data)
-        return pb.Output(output=encoded)
 
-    def _backward(self, backward: pb.Backward) -> pb.Gradients:
+    def _backward(self, backward: pb.Backward, answer: pb.Gradients) -> None:
         waiting = self._waiting
         if waiting is None or self.output_codec is None:
             raise ProtocolError("Backward came without a Forward")
@@ -351,7 +350,8 @@ class Turn:
         received, feature_bytes = waiting.received, waiting.feature_bytes
         with coding:
             returned = self._encode_gradients(begun.gradients, received)
-        answer = pb.Gradients()
+        # for features that all go one way it is empty
+        answer.SetInParent()
         _fill(answer, received, returned)
         counts = received.counts
         self.traffic.server_codec_seconds += coding.seconds
@@ -366,16 +366,14 @@ class Turn:
             self._tell(counts, feature_bytes, total_bytes(gradients), None)
 
         self._unfinished = finish
-        return answer
 
-    def _predict(self, predict: pb.Predict) -> pb.Predicted:
+    def _predict(self, predict: pb.Predict, predicted: pb.Predicted) -> None:
         self._count_step()
         stype = self.codec.evaluation_stype
         most = self.limits.max_predict_rows
         received = self._features(predict, stype, most)
         output = self.half.predict(received.sent)
         self._count_rows(received.counts)
-        predicted = pb.Predicted()
         if isinstance(output, torch.Tensor):
             predicted.logits.CopyFrom(pack_tensor("logits", output))
         else:
@@ -383,9 +381,8 @@ class Turn:
         self._unfinished = partial(
             self._digest.update, *feature_payloads(predict), *output_payloads(predicted)
         )
-        return predicted
 
-    def _close(self, close: pb.Close) -> pb.Closed:
+    def _close(self, close: pb.Close) -> None:
         if 0 <= close.codec_seconds < _MOST_SECONDS:
             self.traffic.device_codec_seconds = close.codec_seconds
         # of all frames before this one, which is still being answered
@@ -406,7 +403,6 @@ class Turn:
         self.forget()
         self.traffic.digest = self._digest.value
         self.done = True
-        return pb.Closed()
 
     # -- parts of them -----------------------------------------------------------------
 
@@ -453,14 +449,13 @@ class Turn:
 
     def _encode_output(
         self, output: torch.Tensor, output_codec: CutCodec
-    ) -> tuple[pb.Matrix, Link]:
+    ) -> tuple[Array, Link]:
         self._check_budget(output_codec, len(output), output[0].numel())
-        encoded, link = output_codec.encode_features(
+        return output_codec.encode_features(
             output,
             generator=seeded_generator(self.seed, "output", self._steps),
             full_rows=self._full_rows,
         )
-        return to_matrix(encoded), link
 
     def _check_budget(self, codec: CutCodec, rows: int, columns: int) -> None:
         if rows >= self._full_rows:
@@ -537,9 +532,12 @@ class Turn:
 def _fill(
     answer: pb.Stepped | pb.Gradients, received: Received, returned: list[_Returned]
 ) -> None:
-    """Put gradients into an answer."""
-    matrices = [gradient_matrix(one.encoded) for one in returned]
+    """Put gradients into an answer.
+
+    Without `stype` and shape: those are the features', which the device has.
+    """
     if not isinstance(received.features, ReceivedTensor):
-        answer.gradients.extend(matrices)
-    elif matrices:
-        answer.gradient.CopyFrom(matrices[0])
+        for one in returned:
+            answer.gradients.add(data=one.encoded.data)
+    elif returned:
+        answer.gradient.data = returned[0].encoded.data
