@@ -52,7 +52,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, buffer)
-    body = buffer.getbuffer()
+    # a view of the buffer, in the traceback of a full disk, crashes CPython 3.12.1
+    body = buffer.getvalue()
     with whole_file(checkpoint_path(folder)) as file:
         file.write(_MAGIC)
         file.write(_checksum(body))
@@ -117,5 +118,5 @@ def _check_uncompressed(path: Path, body: bytes) -> None:
         raise CheckpointError(f"{path} holds parts that overlap")
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
+def _checksum(body: bytes) -> bytes:
     return zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
