@@ -8,7 +8,7 @@ import torch
 from flwr.app import ConfigRecord
 
 from flwr_splitfc.apps.precision import PRECISIONS
-from flwr_splitfc.apps.strategies import SPLIT, UNSPLIT
+from flwr_splitfc.apps.strategies import DEFAULT_DEVICES, SPLIT, UNSPLIT
 from flwr_splitfc.callbacks import BestModel, Callback, EarlyStopping, TargetAccuracy
 from flwr_splitfc.codec import ModelCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
@@ -28,6 +28,7 @@ class RunSettings:
 
     strategy: str = "splitfc"
     devices: str = ""
+    turns_at_once: int = 1
     fraction_train: float = 1.0
     num_rounds: int = 3
     steps_per_turn: int = 0
@@ -75,6 +76,7 @@ class RunSettings:
             self,
             num_rounds=1,
             evaluate_every=1,
+            turns_at_once=1,
             pipeline_depth=0,
             merge_steps=1,
             send_every=1,
@@ -98,6 +100,12 @@ class RunSettings:
                 f"decoupled is true, and strategy is {self.strategy!r}, which has no "
                 "server half: wanted a split strategy"
             )
+        if self.turns_at_once > 1 and not self._in_turn:
+            raise ValueError(
+                f"turns-at-once is {self.turns_at_once}, and strategy is "
+                f"{self.strategy!r} with devices {self.devices!r}: wanted a split "
+                "strategy with devices in turn, 'round-robin'"
+            )
         if self.send_every > 1 and not self.decoupled:
             raise ValueError(
                 f"send-every is {self.send_every}, and decoupled is false: "
@@ -120,6 +128,11 @@ class RunSettings:
         self.server_devices()  # raises for what is no device
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
+
+    @property
+    def _in_turn(self) -> bool:
+        devices = self.devices or DEFAULT_DEVICES.get(self.strategy)
+        return self.strategy in SPLIT and devices == "round-robin"
 
     def server_devices(self) -> list[torch.device] | None:
         """Return where the server half and its copies train; None for the default."""

@@ -102,6 +102,9 @@ class SplitServerApp(ServerApp):
                                             round-robin, or a sample that is combined by
                                             fedavg, fedprox or fedadam; "" is fedavg for
                                             SplitFed, else round-robin
+    ``turns-at-once``         1             where devices take turns, how many train at
+                                            the same time in a round; what each changes
+                                            is added (`RoundRobin`)
     ``fraction-train``        1.0           share of the devices in a sample
     ``num-rounds``            3             of the run
     ``steps-per-turn``        0             mini-batches of a device's turn; 0 is what
@@ -359,6 +362,7 @@ class SplitServerApp(ServerApp):
                 settings.devices or DEFAULT_DEVICES[name],
                 fraction_train=settings.fraction_train,
                 evaluate_on_devices=settings.evaluate_on_devices,
+                turns_at_once=settings.turns_at_once,
             ),
             "evaluate_every": settings.evaluate_every,
             "decoupled": settings.decoupled,

@@ -39,7 +39,11 @@ DEFAULT_DEVICES = {
 
 
 def sampling_strategy(
-    name: str, *, fraction_train: float, evaluate_on_devices: bool
+    name: str,
+    *,
+    fraction_train: float,
+    evaluate_on_devices: bool,
+    turns_at_once: int = 1,
 ) -> Strategy:
     """Return a strategy that says who trains in a round and how halves are combined.
 
@@ -51,6 +55,8 @@ def sampling_strategy(
         The share of the devices that train in a round, unless they take turns.
     evaluate_on_devices : bool
         Whether all devices evaluate, or none.
+    turns_at_once : int (default: 1)
+        As in `RoundRobin`, where devices take turns.
     """
     # all devices were there when the run began; it goes on without those that die
     options: dict[str, Any] = {
@@ -59,5 +65,5 @@ def sampling_strategy(
         "fraction_evaluate": float(evaluate_on_devices),
     }
     if name == "round-robin":
-        return RoundRobin(**options)
+        return RoundRobin(turns_at_once=turns_at_once, **options)
     return UNSPLIT[name](fraction_train=fraction_train, min_train_nodes=1, **options)

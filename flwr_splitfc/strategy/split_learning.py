@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from logging import getLogger
+from math import ceil
 from pathlib import Path
 from typing import TypeAlias
 
@@ -144,13 +145,14 @@ class SplitLearning(Strategy):
         batch normalisation. Which batches meet is chance: a run cannot be repeated.
     max_failed_rounds : int (default: 1)
         So many rounds in a row in which every device failed end the run with
-        `RunFailed`. Where one device trains in a round, it counts as a round that each
-        had its turn.
+        `RunFailed`. Where devices take turns, it counts as a round that each had its
+        turn.
     optimizer_state : "relay", "per-device" or "fresh", optional
         Where a device's optimizer state comes from: from the device before it, from its
-        own last turn, or nowhere. Default: "relay" where devices take turns, otherwise
-        "per-device". It holds for devices that give `connect` their optimizer, as
-        `SplitClientApp` does.
+        own last turn, or nowhere. Of several devices at once, the last by name is the
+        one before. Default: "relay" where devices take turns, otherwise "per-device".
+        It holds for devices that give `connect` their optimizer, as `SplitClientApp`
+        does.
     scheduler, accumulate_steps, max_grad_norm
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
     device : torch.device, str or sequence of these, optional
@@ -496,6 +498,7 @@ class SplitLearning(Strategy):
             "model_codec": repr(self.model_codec),
             "budgets": rules_text(self.budgets),
             "devices": type(self.devices).__name__,
+            "turns_at_once": str(getattr(self.devices, "turns_at_once", 1)),
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
             "pipeline_depth": str(self.pipeline_depth),
@@ -564,9 +567,14 @@ class SplitLearning(Strategy):
             self._wait_for_devices(grid, "train")
         messages = self.devices.configure_train(server_round, arrays, config, grid)
         messages = list(messages)
-        takes_turns = len(messages) == 1
-        self._run.turns_of_all = len(list(grid.get_node_ids())) if takes_turns else 1
+        self._run.turns_of_all = self._turns_of_all(len(messages), grid)
         return messages
+
+    def _turns_of_all(self, turns: int, grid: Grid) -> int:
+        """Return after how many rounds of so many turns each device has had one."""
+        if turns == 1 or isinstance(self.devices, RoundRobin):
+            return ceil(len(list(grid.get_node_ids())) / max(turns, 1))
+        return 1
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
