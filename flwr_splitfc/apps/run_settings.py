@@ -48,6 +48,7 @@ class RunSettings:
     target_accuracy: float = 0.0
     pipeline_depth: int = 0
     merge_steps: int = 1
+    replay_steps: int = 0
     server_device: str = ""
     decoupled: bool = False
     send_every: int = 1
@@ -79,6 +80,7 @@ class RunSettings:
             turns_at_once=1,
             pipeline_depth=0,
             merge_steps=1,
+            replay_steps=0,
             send_every=1,
             max_failed_rounds=1,
             num_devices=1,

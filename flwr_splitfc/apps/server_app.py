@@ -168,6 +168,8 @@ class SplitServerApp(ServerApp):
                                             strategy's default
     ``merge-steps``           1             mini-batches that wait at once and make one
                                             step of the shared server half
+    ``replay-steps``          0             further steps of the shared server half
+                                            after each mini-batch, on those of before
     ``server-device``         ""            where the server half trains, such as
                                             "cpu"; its copies are spread over several:
                                             "cuda:0 cuda:1"
@@ -368,6 +370,7 @@ class SplitServerApp(ServerApp):
             "decoupled": settings.decoupled,
             "send_every": settings.send_every,
             "merge_steps": settings.merge_steps,
+            "replay_steps": settings.replay_steps,
             "max_failed_rounds": settings.max_failed_rounds,
             "seed": settings.seed,
             "checkpoint": settings.checkpoint_folder,

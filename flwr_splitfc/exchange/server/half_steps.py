@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flwr_splitfc.exchange.protocol.split_errors import StepRefused
+from flwr_splitfc.exchange.server.replay_memory import KeptBatch
 from flwr_splitfc.model.structures import Structure
 
 
@@ -92,9 +93,10 @@ class BegunStep:
 
 
 class PendingUpdate(NamedTuple):
-    """What applying a begun step needs."""
+    """What applying a begun step needs, and its batch if it is kept for later steps."""
 
     begun: BegunStep
     grads: Sequence[Tensor | None]
     features: Structure
     origin: Update | None
+    kept: KeptBatch | None = None

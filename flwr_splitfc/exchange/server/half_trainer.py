@@ -7,7 +7,13 @@ device has its answer. It is applied before anything else is done with the half.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from copy import deepcopy
 from threading import Lock
 from typing import Any
@@ -19,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 
-from flwr_splitfc.exchange.protocol.seeds import derive_seed
+from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
     LabelsRefused,
@@ -33,6 +39,7 @@ from flwr_splitfc.exchange.server.half_steps import (
     PendingUpdate,
     Update,
 )
+from flwr_splitfc.exchange.server.replay_memory import KeptBatch, ReplayMemory
 from flwr_splitfc.exchange.server.step_checks import (
     check_buffers,
     check_finite,
@@ -58,6 +65,11 @@ from flwr_splitfc.model.structures import (
 
 _GROWTH = 2.0
 """How often the weights' norm may grow before the half is tried out."""
+
+_REPLAY_BYTES = 2**26
+
+_STEP_RNG = "server-half"
+"""Names the randomness of steps, with their number."""
 
 _GENERATOR = Lock()
 """Of torch's generator, which is one for all threads: copies of a half share it."""
@@ -104,6 +116,12 @@ class HalfTrainer:
         How many mini-batches that wait at the same time make one step, of the mean of
         their gradients: all rows go through the half together, and each batch has its
         own loss and the gradient of it. It is applied before it is answered.
+    replay_steps : int (default: 0)
+        Further optimizer steps after each mini-batch, on mini-batches of before: their
+        features as they were decoded then, drawn at random. They follow the answer, and
+        count in nothing.
+    replay_bytes : int (default: 64 MiB)
+        What is kept for them, the newest mini-batches.
 
     Attributes
     ----------
@@ -131,8 +149,11 @@ class HalfTrainer:
         seed: int = 0,
         feature_shape: FeatureShape = None,
         merge_steps: int = 1,
+        replay_steps: int = 0,
+        replay_bytes: int = _REPLAY_BYTES,
     ) -> None:
         _check_settings(accumulate_steps, max_grad_norm)
+        _check_replay(replay_steps, loss_fn, accumulate_steps, merge_steps)
         _check_merging(merge_steps, model, loss_fn, accumulate_steps)
         _check_shapes(model)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -159,6 +180,8 @@ class HalfTrainer:
         self._lock = Lock()
         self.merge_steps = merge_steps
         self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
+        self.replay_steps = replay_steps
+        self._memory = ReplayMemory(replay_bytes)
 
     @property
     def model(self) -> nn.Module:
@@ -328,17 +351,18 @@ class HalfTrainer:
         return self._begin_alone(batch)
 
     def _begin_alone(self, batch: WaitingBatch) -> BegunStep:
-        with self._exclusively(), self._rng(self._steps), self._as_a_whole():
+        with self._exclusively(), self._step_rng(), self._as_a_whole():
             x = self._leaves(batch.features, batch.wanted)
-            output = self._run(self._model, x)
             labels = batch.labels.to(self.device)
+            kept = KeptBatch.of(x, labels) if self.replay_steps else None
+            output = self._run(self._model, x)
             loss = self._loss(output, labels)
-            return self._gradient(loss, None, x, batch.origin)
+            return self._gradient(loss, None, x, batch.origin, kept)
 
     def _step_together(self, batches: Sequence[WaitingBatch]) -> list[BegunStep]:
         """Make one step of several batches, whole or not at all."""
         with self._exclusively():
-            with self._rng(self._steps), self._as_a_whole():
+            with self._step_rng(), self._as_a_whole():
                 leaves = [self._leaves(each.features, each.wanted) for each in batches]
                 x = torch.cat(leaves)
                 losses = self._losses(x, [each.labels for each in batches])
@@ -364,7 +388,7 @@ class HalfTrainer:
         FeaturesRefused, StepRefused
             The half does not take the features, or its output cannot go to a device.
         """
-        with self._exclusively(), self._rng(self._steps):
+        with self._exclusively(), self._step_rng():
             x = self._leaves(features, wanted)
             passed = self._pass(x, self._steps)
             check_output(passed.output, rows_of(features))
@@ -409,7 +433,7 @@ class HalfTrainer:
         Parameters and errors are those of `backward`, but for what only applying it
         shows.
         """
-        with self._exclusively(), self._rng(passed.step), self._as_a_whole():
+        with self._exclusively(), self._rng(_STEP_RNG, passed.step), self._as_a_whole():
             # torch refuses a graph whose tensors were written since
             if passed.changes != self._changes:
                 features = mapped(passed.features, _leaf_again)
@@ -430,7 +454,7 @@ class HalfTrainer:
         FeaturesRefused
             The half does not take the features.
         """
-        with self._exclusively(), self._rng(self._steps):
+        with self._exclusively(), self._step_rng():
             self._model.eval()
             try:
                 output = self._model(on_device(features, self.device))
@@ -507,7 +531,12 @@ class HalfTrainer:
     # -- backward ----------------------------------------------------------------------
 
     def _gradient(
-        self, out: Tensor, out_grad: Tensor | None, x: Structure, origin: Update | None
+        self,
+        out: Tensor,
+        out_grad: Tensor | None,
+        x: Structure,
+        origin: Update | None,
+        kept: KeptBatch | None = None,
     ) -> BegunStep:
         """Go back from `out` to `x`, and leave the step to be applied."""
         leaves = [tensor for tensor in float_tensors(x) if tensor.requires_grad]
@@ -526,7 +555,7 @@ class HalfTrainer:
             gradients.append(gradient.cpu())
         begun = BegunStep(self.apply_begun, loss, gradients)
         detached = mapped(x, lambda tensor: tensor.detach())
-        self._pending = PendingUpdate(begun, grads, detached, origin)
+        self._pending = PendingUpdate(begun, grads, detached, origin, kept)
         return begun
 
     def _gradients_together(
@@ -567,6 +596,34 @@ class HalfTrainer:
         except StepRefused as refusal:
             # its own session is told, whoever asked for it to be applied
             pending.begun.refusal = refusal
+            return
+        if pending.kept is not None:
+            self._replay()
+            # last: a second step on the batch that was just taken teaches the least
+            self._memory.keep(pending.kept)
+
+    def _replay(self) -> None:
+        """Take further steps on mini-batches of before."""
+        for number in range(self.replay_steps):
+            name = ("replay", self._steps, number)
+            batch = self._memory.draw(seeded_generator(self.seed, *name))
+            if batch is None:
+                return
+            # its device was answered long ago, and nobody is to be refused
+            with suppress(SplitError):
+                grads = self._replayed_gradient(batch, name)
+                self._apply_update(grads, batch.features, [])
+
+    def _replayed_gradient(
+        self, batch: KeptBatch, name: tuple[SeedPart, ...]
+    ) -> Sequence[Tensor | None]:
+        with self._rng(*name), self._as_a_whole():
+            # a copy: the model may write into what it is given
+            output = self._run(self._model, KeptBatch.of(*batch).features)
+            loss = self._loss(output, batch.labels)
+            grads = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            check_buffers(self._model, self._finite_buffers)
+        return grads
 
     def _apply_update(
         self,
@@ -574,11 +631,17 @@ class HalfTrainer:
         features: Structure,
         origins: Sequence[Update | None],
     ) -> None:
-        """Apply the gradient of a batch, or of several, whole or not at all."""
+        """Apply the gradient of a batch, or of several, whole or not at all.
+
+        Without an origin it is of a batch of before, and neither counts nor moves the
+        scheduler.
+        """
         with self._as_a_whole(updates=True):
             check_finite("the gradient by the weights", grads)
             with self._update_rng():
                 self._apply(grads)
+                if origins and self._optimizer_is_due:
+                    self._step_scheduler()
             self._check_weights(features)
         self._steps += len(origins)
         if self.record_updates:
@@ -597,8 +660,12 @@ class HalfTrainer:
                 parameter.grad = parameter.grad + grad
             else:
                 parameter.grad = parameter.grad.clone()
-        if (self._steps + 1) % self.accumulate_steps == 0:
+        if self._optimizer_is_due:
             self._step_optimizer()
+
+    @property
+    def _optimizer_is_due(self) -> bool:
+        return (self._steps + 1) % self.accumulate_steps == 0
 
     def _step_optimizer(self) -> None:
         if self.accumulate_steps > 1:
@@ -609,6 +676,8 @@ class HalfTrainer:
             nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _step_scheduler(self) -> None:
         if self._scheduler is not None:
             self._scheduler.step()
 
@@ -621,13 +690,16 @@ class HalfTrainer:
             self._apply_pending()
             yield
 
+    def _step_rng(self) -> AbstractContextManager[None]:
+        return self._rng(_STEP_RNG, self._steps)
+
     @contextmanager
-    def _rng(self, step: int) -> Iterator[None]:
-        """Give a step a generator state of its own.
+    def _rng(self, *name: SeedPart) -> Iterator[None]:
+        """Give a step a generator state of its own, by its name.
 
         Sessions at the same time leave each other's draws alone.
         """
-        seed = derive_seed(self.seed, "server-half", step)
+        seed = derive_seed(self.seed, *name)
         # not by `torch.manual_seed`, which takes as long as a small layer
         generators = []
         locks = []
@@ -655,7 +727,7 @@ class HalfTrainer:
         # the same generator: it is left alone where the optimizer is known not to draw.
         if type(self._optimizer).__module__.startswith("torch.optim."):
             return nullcontext()
-        return self._rng(self._steps)
+        return self._step_rng()
 
     @contextmanager
     def _as_a_whole(self, *, updates: bool = False) -> Iterator[None]:
@@ -705,7 +777,7 @@ class HalfTrainer:
         if norm <= _GROWTH * self._checked_norm:
             return
         probe = mapped(x, _at_most_one)
-        with self._rng(self._steps):
+        with self._step_rng():
             passed = self._pass(probe, self._steps)
         check_next_step(passed.output, [*float_tensors(probe), *self._parameters])
         self._checked_norm = norm
@@ -749,6 +821,25 @@ def _check_merging(
         raise ValueError(
             f"merge_steps is {merge_steps}, and the server half has batch "
             "normalisation: each device's rows would change the others' outputs"
+        )
+
+
+def _check_replay(
+    replay_steps: int, loss_fn: LossFn | None, accumulate_steps: int, merge_steps: int
+) -> None:
+    if replay_steps < 0:
+        raise ValueError(f"replay_steps is {replay_steps}, wanted 0 or more")
+    if replay_steps == 0:
+        return
+    if loss_fn is None:
+        raise ValueError(
+            f"replay_steps is {replay_steps}, and the loss is the devices': "
+            "the server has no labels to train on once more"
+        )
+    if accumulate_steps > 1 or merge_steps > 1:
+        raise ValueError(
+            f"replay_steps is {replay_steps}, accumulate_steps {accumulate_steps} and "
+            f"merge_steps {merge_steps}: steps of several mini-batches are not replayed"
         )
 
 

@@ -1,0 +1,66 @@
+"""The newest mini-batches of a server half, to train on once more."""
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flwr_splitfc.model.structures import Structure, leaves_of, mapped
+
+
+class KeptBatch(NamedTuple):
+    """A mini-batch as the server half took it, on its device.
+
+    Parameters
+    ----------
+    features : structure of Tensor of shape (B, ...)
+        Decoded, and without a graph.
+    labels : Tensor of shape (B, ...)
+    """
+
+    features: Structure
+    labels: Tensor
+
+    @classmethod
+    def of(cls, features: Structure, labels: Tensor) -> "KeptBatch":
+        """Return a mini-batch with a copy of features, without their graph."""
+        return cls(mapped(features, _copied), labels)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its tensors."""
+        tensors = [*leaves_of(self.features), self.labels]
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+class ReplayMemory:
+    """Keeps the newest mini-batches, as many as a bound of bytes allows.
+
+    Parameters
+    ----------
+    most_bytes : int
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._batches: deque[KeptBatch] = deque()
+        self._kept_bytes = 0
+
+    def keep(self, batch: KeptBatch) -> None:
+        """Keep a mini-batch, and drop the oldest ones that have no room beside it."""
+        self._batches.append(batch)
+        self._kept_bytes += batch.size_bytes
+        while self._kept_bytes > self.most_bytes:
+            self._kept_bytes -= self._batches.popleft().size_bytes
+
+    def draw(self, generator: torch.Generator) -> KeptBatch | None:
+        """Return one of them, each as likely as the others; None if there is none."""
+        if not self._batches:
+            return None
+        place = torch.randint(len(self._batches), (), generator=generator)
+        return self._batches[int(place)]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
