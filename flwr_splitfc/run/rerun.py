@@ -54,6 +54,11 @@ def main(options: argparse.Namespace) -> int:
             "the run merged mini-batches as they met in the server (merge-steps): "
             "a repetition merges others, and its payloads differ"
         )
+    if record["run_config"].get("turns-at-once", 1) != 1:
+        _complain(
+            "devices had their turns at the same time (turns-at-once): a repetition "
+            "takes their mini-batches in another order, and its payloads differ"
+        )
     if record["run_config"].get("feature-noise"):
         _complain("the run's features had noise that nobody can draw again")
     config = _config_of_rerun(record["run_config"], results_dir)

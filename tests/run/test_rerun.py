@@ -40,12 +40,23 @@ def test_results_that_are_there_are_not_overwritten(
     assert results.read_text() == before
 
 
-def test_noise_that_cannot_be_drawn_again_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"feature-noise": 0.1}, "had noise that nobody can draw again"),
+        ({"merge-steps": 2}, "a repetition merges others"),
+        ({"turns-at-once": 2}, "takes their mini-batches in another order"),
+    ],
+)
+def test_what_no_repetition_can_do_alike_is_said(
+    config: dict[str, float],
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"run_config": {"feature-noise": 0.1}}))
+    results.write_text(json.dumps({"run_config": config}))
     new = tmp_path / "new"
     # the app is none: `flwr run` ends at once
     main(["rerun", str(results), str(tmp_path), "--results-dir", str(new)])
-    assert "had noise that nobody can draw again" in capsys.readouterr().err
+    assert why in capsys.readouterr().err
