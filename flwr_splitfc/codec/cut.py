@@ -543,7 +543,8 @@ def _check_scaled(kept: Tensor, link: Link) -> None:
     """Refuse a gradient that correction or scale carry out of float32."""
     if kept.numel() == 0:
         return
-    largest = float(kept.abs().max())
+    least, greatest = torch.aminmax(kept)
+    largest = max(-float(least), float(greatest))
     if link.scale is not None:
         largest *= float(link.scale.max())
     # Written so that NaN, which is in no order, is refused.

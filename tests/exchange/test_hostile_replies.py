@@ -183,7 +183,7 @@ def with_frame(**fields: Any) -> Change:
 
 
 FRAMES = [
-    (with_record(FRAME_KEY, ConfigRecord({"frame": b"\xff"})), "a frame (has|ends)"),
+    (with_record(FRAME_KEY, ConfigRecord({"frame": b"\xff"})), "1 bytes are no frame"),
     (with_record(FRAME_KEY, ConfigRecord({"frame": "7"})), "a frame holds none"),
     (with_record(FRAME_KEY, ConfigRecord()), "a frame holds none"),
     (with_frame(), "a frame of kind None, wanted 'close'"),

@@ -66,9 +66,8 @@ def check_decoded(matrix: Tensor) -> None:
     """Refuse a decoded matrix with NaN, infinities or magnitudes above 1e38."""
     if matrix.numel() == 0:
         return
-    least = float(matrix.amin())
-    greatest = float(matrix.amax())
-    largest = max(-least, greatest)
+    least, greatest = torch.aminmax(matrix)
+    largest = max(-float(least), float(greatest))
     # Written so that NaN, which is in no order, is refused.
     if not largest <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")

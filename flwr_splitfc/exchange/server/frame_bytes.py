@@ -41,7 +41,9 @@ def parse_model(data: bytes) -> pb.Model:
 
 
 def _parse(kind: type[_Parsed], data: bytes) -> _Parsed:
-    _Walk(data).over(kind.DESCRIPTOR, 0, len(data))
+    # a field takes two bytes at least: fewer bytes cannot hold too many
+    if len(data) > 2 * _MOST_FIELDS:
+        _Walk(data).over(kind.DESCRIPTOR, 0, len(data))
     try:
         return kind.FromString(data)
     except DecodeError as error:

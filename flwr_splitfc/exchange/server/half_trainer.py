@@ -49,6 +49,7 @@ from flwr_splitfc.exchange.server.step_checks import (
     check_output,
     check_prediction,
     finite_buffers,
+    total_norm,
 )
 from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
@@ -764,7 +765,7 @@ class HalfTrainer:
 
     def _weights_norm(self) -> float:
         weights = [parameter.detach() for parameter in self._parameters]
-        return nn.utils.get_total_norm(weights).item()
+        return total_norm(weights)
 
     def _check_weights(self, x: Structure) -> None:
         """Refuse a step after which the half could not be trained any more.
