@@ -13,24 +13,24 @@ Rounded outward, the interval covers the column. (6) is that of docs/splitfc.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Doubles, Ints, Symbols
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.quantisers.feature.header import ENDPOINT_LEVELS
 
 _LAST_POINT = ENDPOINT_LEVELS - 1
 
 
-@dataclass(frozen=True, eq=False)
-class Intervals:
+class Intervals(NamedTuple):
     """Intervals of columns on the endpoint grid.
 
     Parameters
     ----------
     first, last : ndarray
-        Their grid points, int64 0 ... 199, of any shape.
+        Their grid points, int64 0 ... 199, one for each column.
     """
 
     first: Ints
@@ -53,33 +53,84 @@ class Intervals:
         return points.ravel().astype(np.int32)
 
 
+class Grids(NamedTuple):
+    """The endpoint grids that several numbers ``M`` of columns would have.
+
+    Parameters
+    ----------
+    low, high : ndarray
+        Ends of each grid, the extremes of the first M columns; 0 for none.
+    span_counts : ndarray
+        How many of the first M columns span n > 0 grid steps, float64 (grids, 200).
+    """
+
+    low: Doubles
+    high: Doubles
+    span_counts: Doubles
+
+
+@compiled
 def covering_intervals(
-    low: Doubles, high: Doubles, grid_low: float | Doubles, grid_high: float | Doubles
+    low: Doubles, high: Doubles, grid_low: float, grid_high: float
 ) -> Intervals:
     """Return the smallest intervals that cover the columns.
 
     Parameters
     ----------
     low, high : ndarray
-        Column minima and maxima, float64.
-    grid_low, grid_high : float or ndarray
-        Ends of the grid; they broadcast against the columns, one grid per leading
-        index.
+        Column minima and maxima, float64 (K,).
+    grid_low, grid_high : float
+        Ends of the grid.
 
     Examples
     --------
     >>> covering_intervals(np.array([0.0, 0.515]), np.array([1.99, 1.005]), 0.0, 1.99)
     Intervals(first=array([ 0, 51]), last=array([199, 101]))
     """
-    step = (grid_high - grid_low) / np.float64(_LAST_POINT)
-    # a grid of one point has no step; all columns are at its point 0
-    step = np.where(step > 0, step, 1.0)
+    step = _step(grid_low, grid_high)
+    first = np.empty(len(low), np.int64)
+    last = np.empty(len(low), np.int64)
     # (6)
-    first = np.floor((low - grid_low) / step)
-    last = np.ceil((high - grid_low) / step)
-    return Intervals(_on_grid(first), _on_grid(last))
+    for column in range(len(low)):
+        first[column] = _on_grid(np.floor((low[column] - grid_low) / step))
+        last[column] = _on_grid(np.ceil((high[column] - grid_low) / step))
+    return Intervals(first, last)
 
 
-def _on_grid(points: Doubles) -> Ints:
-    """Grid points as integers; a rounded quotient can lie beyond the last one."""
-    return np.clip(points, 0, _LAST_POINT).astype(np.int64)
+@compiled
+def grids_of_first(low: Doubles, high: Doubles, counts: Ints) -> Grids:
+    """Return the grids of the first M columns, for each M of increasing `counts`."""
+    grid_low = np.zeros(len(counts))
+    grid_high = np.zeros(len(counts))
+    span_counts = np.zeros((len(counts), ENDPOINT_LEVELS))
+    least, greatest = np.inf, -np.inf
+    for way, count in enumerate(counts):
+        before = counts[way - 1] if way > 0 else 0
+        for column in range(before, count):
+            # of two zeros the later one, whose sign is sent
+            least = low[column] if low[column] <= least else least
+            greatest = high[column] if high[column] >= greatest else greatest
+        if count > 0:
+            grid_low[way], grid_high[way] = least, greatest
+        intervals = covering_intervals(
+            low[:count], high[:count], grid_low[way], grid_high[way]
+        )
+        for column in range(count):
+            span = intervals.last[column] - intervals.first[column]
+            # a column of one point has no entries to code
+            if span > 0:
+                span_counts[way, span] += 1
+    return Grids(grid_low, grid_high, span_counts)
+
+
+@compiled
+def _step(grid_low: float, grid_high: float) -> float:
+    step = (grid_high - grid_low) / _LAST_POINT
+    # a grid of one point has no step; all columns are at its point 0
+    return step if step > 0 else 1.0
+
+
+@compiled
+def _on_grid(point: float) -> int:
+    """A grid point; a rounded quotient can lie beyond the last one."""
+    return int(min(max(point, 0.0), _LAST_POINT))

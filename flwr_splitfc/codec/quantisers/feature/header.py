@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isfinite
 from typing import NamedTuple
 
@@ -98,6 +99,8 @@ _MEANS = "ffH"
 """Grid for means and ``Q_0 - 1``; only if there are mean-value columns."""
 
 
+# a plan asks for a dozen sizes, and those of the next batch are mostly the same
+@lru_cache(2**14)
 def quant_header_bytes(two_stage: int, columns: int) -> int:
     """Return the header's size with `two_stage` of K `columns` in two stages."""
     size = struct.calcsize("<" + _COUNT)

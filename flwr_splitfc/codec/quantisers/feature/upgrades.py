@@ -18,6 +18,8 @@ levels together. S and the number (16) are those of docs/splitfc.md.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,12 @@ from flwr_splitfc.codec.quantisers.feature.levels import (
     span_squares,
     upgrade_thresholds,
 )
+
+_MULTIPLIERS_KEPT = 64
+"""Sender and receiver ask for the same multiplier several times in a row."""
+
+_NEVER = 255
+"""The rank of what cannot be upgraded: after that of every span."""
 
 
 def upgrade_multipliers(multiplier: float) -> Doubles:
@@ -45,6 +53,27 @@ def upgrade_multipliers(multiplier: float) -> Doubles:
     return np.where(levels < MOST_LEVELS, worth, np.inf)
 
 
+@lru_cache(_MULTIPLIERS_KEPT)
+def _ranks(multiplier: float) -> NDArray[np.uint8]:
+    """How many spans are worth less, for each span; `_NEVER` without an upgrade.
+
+    numpy sorts integers of 8 bits in linear time.
+    """
+    worth = upgrade_multipliers(multiplier)
+    ranks = np.searchsorted(np.sort(worth), worth)
+    ranks[np.isinf(worth)] = _NEVER
+    return ranks.astype(np.uint8)
+
+
+@lru_cache(_MULTIPLIERS_KEPT)
+def _floor_levels(multiplier: float) -> Ints:
+    """The levels of each span without an upgrade."""
+    levels = floor_level(multiplier * span_squares())
+    # a column of one point
+    levels[0] = 1
+    return levels
+
+
 def upgrade_order(spans: Ints, multiplier: float) -> Ints:
     """Return the columns that can be upgraded, in the order in which they are.
 
@@ -55,18 +84,10 @@ def upgrade_order(spans: Ints, multiplier: float) -> Ints:
     multiplier : float
         ``m``.
     """
-    worth = upgrade_multipliers(multiplier)
+    ranks = _ranks(multiplier)[spans]
     # stable: columns of equal worth keep their order
-    order = np.argsort(_ranks(worth)[spans], kind="stable")
-    upgradable = np.isfinite(worth)[spans]
-    # infinite ones come last
-    return order[: np.count_nonzero(upgradable)]
-
-
-def _ranks(worth: Doubles) -> NDArray[np.uint8]:
-    """How many spans are worth less; numpy sorts integers of 8 bits in linear time."""
-    ranks = np.searchsorted(np.sort(worth), worth)
-    return ranks.astype(np.uint8)
+    order = np.argsort(ranks, kind="stable")
+    return order[: np.count_nonzero(ranks < _NEVER)]
 
 
 def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
@@ -82,10 +103,7 @@ def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
     [8, 1, 5, 4]
     """
-    levels_by_span = floor_level(multiplier * span_squares())
-    # a column of one point
-    levels_by_span[0] = 1
-    levels = levels_by_span[spans]
+    levels = _floor_levels(multiplier)[spans]
     if upgrades != NO_UPGRADES:
         order = upgrade_order(spans, multiplier)
         levels[_upgraded(order, upgrades)] += 1

@@ -9,19 +9,21 @@ bisected until a single level of a single span makes the difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import MOST_LEVELS, level_bits
 from flwr_splitfc.codec.quantisers.feature.allocation.split_search import (
+    Split,
     SplitChoice,
-    coarse_multipliers,
 )
-from flwr_splitfc.codec.quantisers.feature.allocation.splits import Splits
-from flwr_splitfc.codec.quantisers.feature.levels import best_level, span_squares
+from flwr_splitfc.codec.quantisers.feature.levels import (
+    FEWEST_LEVELS,
+    upgrade_thresholds,
+)
 
 
 class Allotment(NamedTuple):
@@ -42,15 +44,7 @@ class Allotment(NamedTuple):
     entry_bits: float
 
 
-class _Point(NamedTuple):
-    """A multiplier, and the levels that it gives to each of the `_Rivals`."""
-
-    multiplier: float
-    levels: Ints
-
-
-@dataclass(frozen=True, eq=False)
-class _Rivals:
+class _Rivals(NamedTuple):
     """What competes for the bits of a split: each span in use and, last, the means.
 
     Parameters
@@ -58,7 +52,7 @@ class _Rivals:
     squares : ndarray
         ``n^2``, by which ``u = m n^2``.
     symbols : ndarray
-        How many symbols have the levels of the rival.
+        How many symbols have the levels of the rival, float64.
     most_levels : ndarray
         The levels that a rival can have.
     """
@@ -67,82 +61,77 @@ class _Rivals:
     symbols: Doubles
     most_levels: Ints
 
-    @classmethod
-    def of(cls, splits: Splits, way: int) -> _Rivals:
-        counts = splits.span_counts[way]
-        spans = np.flatnonzero(counts)
-        # a column of one point has no entries to code
-        spans = spans[spans > 0]
-        entries = splits.rows * counts[spans]
-        entry_limits = np.full(len(spans), MOST_LEVELS)
-        return cls(
-            squares=np.append(span_squares()[spans], splits.mean_squares[way]),
-            symbols=np.append(entries, splits.mean_counts[way]),
-            most_levels=np.append(entry_limits, splits.most_mean_levels[way]),
-        )
 
-    def at(self, multiplier: float) -> _Point:
-        """Share the bits out at a multiplier."""
-        # (11), rounded by (15)
-        levels = best_level(self.squares * multiplier)
-        return _Point(multiplier, np.minimum(levels, self.most_levels))
-
-    def bits(self, point: _Point) -> float:
-        """Bits of all symbols."""
-        bits_each = level_bits()[point.levels]
-        return float(self.symbols @ bits_each)
-
-
-def allot_bits(splits: Splits, choice: SplitChoice) -> Allotment:
+def allot_bits(choice: SplitChoice) -> Allotment:
     """Spend the bits of the chosen split on entries and means.
 
     The result is the last multiplier within the budget. It may leave bits over; they
     are for upgrades.
     """
-    way = choice.way
-    rivals = _Rivals.of(splits, way)
-    bits_available = float(splits.symbol_bits[way])
-    point = _bisect(
-        rivals,
-        bits_available,
-        affordable=rivals.at(_coarse_multiplier(choice.multiplier_index)),
-        too_high=rivals.at(_coarse_multiplier(choice.multiplier_index + 1)),
-    )
-    # the means are the last rival
-    means = float(splits.mean_counts[way])
-    mean_levels = int(point.levels[-1]) if means else 1
-    mean_bits = means * float(level_bits()[mean_levels])
-    return Allotment(
-        multiplier=point.multiplier,
-        mean_levels=mean_levels,
-        entry_bits=bits_available - mean_bits,
-    )
+    return _allot_bits(choice, upgrade_thresholds(), level_bits())
 
 
-def _coarse_multiplier(index: int) -> float:
-    """A multiplier of the coarse scale, or its last beyond the end."""
-    scale = coarse_multipliers()
-    return float(scale[min(index, len(scale) - 1)])
-
-
-def _bisect(
-    rivals: _Rivals, bits_available: float, affordable: _Point, too_high: _Point
-) -> _Point:
-    """Narrow down to the last multiplier within the budget."""
+@compiled
+def _allot_bits(
+    choice: SplitChoice, thresholds: Doubles, level_bits: Doubles
+) -> Allotment:
+    split = choice.split
+    rivals = _rivals(split)
+    affordable, too_high = choice.affordable, choice.too_high
+    fewest = np.full_like(rivals.most_levels, FEWEST_LEVELS)
+    levels = _levels(rivals, affordable, thresholds, fewest, rivals.most_levels)
+    most = _levels(rivals, too_high, thresholds, levels, rivals.most_levels)
     # a multiplier in between would give the same levels as one of the two
-    while (too_high.levels - affordable.levels).sum() > 1:
-        middle = rivals.at(_middle(affordable.multiplier, too_high.multiplier))
+    while np.sum(most - levels) > 1:
+        # halfway, as float32: what the header can carry
+        middle = np.float64(np.float32((affordable + too_high) / 2))
         # float32 has no number in between
-        if not affordable.multiplier < middle.multiplier < too_high.multiplier:
+        if not affordable < middle < too_high:
             break
-        if rivals.bits(middle) <= bits_available:
-            affordable = middle
+        between = _levels(rivals, middle, thresholds, levels, most)
+        if _bits(rivals, between, level_bits) <= split.symbol_bits:
+            affordable, levels = middle, between
         else:
-            too_high = middle
-    return affordable
+            too_high, most = middle, between
+    # the means are the last rival
+    mean_levels = levels[-1] if split.mean_count > 0 else 1
+    mean_bits = split.mean_count * level_bits[mean_levels]
+    return Allotment(affordable, mean_levels, split.symbol_bits - mean_bits)
 
 
-def _middle(low: float, high: float) -> float:
-    """The multiplier halfway, as float32: what the header can carry."""
-    middle = np.float32((low + high) / 2)
-    return float(middle)
+@compiled
+def _rivals(split: Split) -> _Rivals:
+    count = len(split.spans) + 1
+    squares = np.empty(count)
+    symbols = np.empty(count)
+    most_levels = np.full(count, MOST_LEVELS)
+    for rival, span in enumerate(split.spans):
+        squares[rival] = span**2
+        symbols[rival] = split.rows * split.span_counts[rival]
+    squares[-1] = split.mean_square
+    symbols[-1] = split.mean_count
+    most_levels[-1] = split.most_mean_levels
+    return _Rivals(squares, symbols, most_levels)
+
+
+@compiled
+def _levels(
+    rivals: _Rivals, multiplier: float, thresholds: Doubles, least: Ints, most: Ints
+) -> Ints:
+    """Levels at a multiplier: (11), rounded by (15), within what is known of them."""
+    levels = np.empty_like(least)
+    for rival in range(len(levels)):
+        fewest = least[rival]
+        candidates = thresholds[fewest - FEWEST_LEVELS : most[rival] - FEWEST_LEVELS]
+        u = rivals.squares[rival] * multiplier
+        levels[rival] = fewest + np.searchsorted(candidates, u, side="right")
+    return levels
+
+
+@compiled
+def _bits(rivals: _Rivals, levels: Ints, level_bits: Doubles) -> float:
+    """Bits of all symbols."""
+    total = 0.0
+    for rival, symbols in enumerate(rivals.symbols):
+        total += symbols * level_bits[levels[rival]]
+    return total

@@ -64,27 +64,25 @@ def plan_budget(
     order = _by_falling_range(high - low)
     # from here to the split all is in sorted order
     columns = SortedColumns(low[order], high[order], mean[order], rows)
-    splits = split_ways(columns, budget_bytes)
-    choice = best_split(splits)
-    allotment = allot_bits(splits, choice)
-
-    way = choice.way
+    choice = best_split(split_ways(columns, budget_bytes))
+    split = choice.split
+    allotment = allot_bits(choice)
     # back to the matrix's order, in which columns are sent
-    two_stage = np.sort(order[: splits.counts[way]])
-    grid_low = float(splits.grid_low[way])
-    grid_high = float(splits.grid_high[way])
-    intervals = covering_intervals(low[two_stage], high[two_stage], grid_low, grid_high)
+    two_stage = np.sort(order[: split.two_stage])
+    intervals = covering_intervals(
+        low[two_stage], high[two_stage], split.grid_low, split.grid_high
+    )
     upgrades = best_upgrades(
         intervals.spans, allotment.multiplier, rows, allotment.entry_bits
     )
     header = QuantHeader(
         two_stage=two_stage,
-        low=grid_low,
-        high=grid_high,
+        low=split.grid_low,
+        high=split.grid_high,
         multiplier=allotment.multiplier,
         upgrades=upgrades,
-        mean_low=float(splits.mean_low[way]),
-        mean_high=float(splits.mean_high[way]),
+        mean_low=split.mean_low,
+        mean_high=split.mean_high,
         mean_levels=allotment.mean_levels,
     )
     return Plan(header, intervals)

@@ -1,8 +1,15 @@
 """The split with the least error bound (SplitFC, Sec. V).
 
-For each way to split the columns, a coarse scale of multipliers is searched for the
-last one whose levels the budget pays for. The error bound (10) is read between that
-multiplier and the next, at the share of the bits that is left:
+What a split loses is at most
+
+    E = sum_{i <= M} B a_i^2 / (4 (Q_i - 1)^2)              two-stage columns
+      + sum_{i > M} B range_i^2 / 2                         means instead of entries
+      + (K - M) B a_0^2 / (2 (Q_0 - 1)^2)                   rounding of the means  (10)
+
+where ``a_i = n_i step`` and ``a_0`` is the span of the means. For each way to split the
+columns, a coarse scale of multipliers is searched for the last one whose levels the
+budget pays for. The error bound is read between that multiplier and the next, at the
+share of the bits that is left:
 
     E = (1 - share) E(m) + share E(next m)
     share = (bits that are left) / (bits from m to the next)
@@ -12,16 +19,22 @@ Levels here are `levels.best_level`: what upgrades come to on average.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import level_bits
 from flwr_splitfc.codec.quantisers.feature.allocation.splits import Splits
-from flwr_splitfc.codec.quantisers.feature.levels import best_level, span_squares
+from flwr_splitfc.codec.quantisers.feature.header import ENDPOINT_LEVELS
+from flwr_splitfc.codec.quantisers.feature.levels import (
+    FEWEST_LEVELS,
+    best_level,
+    span_squares,
+    upgrade_thresholds,
+)
 
 _LEAST_EXPONENT, _EXPONENTS_END = -16, 33
 _PER_OCTAVE = 4
@@ -30,140 +43,215 @@ _SEARCH_STEPS = 128, 64, 32, 16, 8, 4, 2, 1
 """They add up to 255, more than there are multipliers."""
 
 
-@cache
-def coarse_multipliers() -> Doubles:
-    """Return the scale of multipliers, exact in float32 as the sent one has to be.
+class Split(NamedTuple):
+    """One way to split the columns.
 
-    At its low end every span has 2 levels, at its high end 2^16.
+    Parameters
+    ----------
+    rows : int
+        ``B``.
+    two_stage : int
+        ``M``.
+    grid_low, grid_high : float
+        Ends of the endpoint grid: extremes of the two-stage columns; 0 for none.
+    unit : float
+        The grid step, the unit of spans; the span of the means where all two-stage
+        columns are one point.
+    spans, span_counts : ndarray
+        The spans in use, int64 from 1 on, and how many two-stage columns have each,
+        float64.
+    mean_low, mean_high : float
+        Ends of the grid for means: extremes of the other columns' means; 0 for none.
+    mean_count : int
+        Means that cost bits: none where all means are equal.
+    mean_square : float
+        ``n_0^2 = 2 B (a_0 / unit)^2``, with which (11) has ``u_0 = m n_0^2``.
+    most_mean_levels : int
+        The most levels for means that leave two levels for every entry.
+    symbol_bits : float
+        Bits for entries and means.
     """
-    exponents = np.arange(_LEAST_EXPONENT, _EXPONENTS_END, 1 / _PER_OCTAVE)
-    # rounded once, here, so that it is the sent one that is tried
-    multipliers = np.asarray(2.0**exponents, np.float32)
-    return multipliers.astype(np.float64)
 
-
-def following_index(index: Ints) -> Ints:
-    """Return the next index into `coarse_multipliers`; the last has none."""
-    last = len(coarse_multipliers()) - 1
-    return np.minimum(index + 1, last)
-
-
-@dataclass(frozen=True, eq=False)
-class _SpanTable:
-    """One entry's bits and error bound, by multiplier and span: (multipliers, 200).
-
-    Errors are in squared grid steps, ``n^2 / (4 (Q - 1)^2)``.
-    """
-
-    bits: Doubles
-    errors: Doubles
-
-
-@cache
-def _span_table() -> _SpanTable:
-    multipliers = coarse_multipliers()[:, None]
-    levels = best_level(multipliers * span_squares())
-    bits = level_bits()[levels]
-    # columns of one point have no entries to code
-    bits[:, 0] = 0.0
-    # first term of (10) for one entry
-    errors = span_squares() / (4.0 * (levels - 1) ** 2)
-    return _SpanTable(bits, errors)
+    rows: int
+    two_stage: int
+    grid_low: float
+    grid_high: float
+    unit: float
+    spans: Ints
+    span_counts: Doubles
+    mean_low: float
+    mean_high: float
+    mean_count: int
+    mean_square: float
+    most_mean_levels: int
+    symbol_bits: float
 
 
 class SplitChoice(NamedTuple):
     """The best way to split, and the last coarse multiplier that it can afford.
 
+    `too_high` is the multiplier after that, or the same at the end of the scale.
+    """
+
+    split: Split
+    affordable: float
+    too_high: float
+
+
+class _Tables(NamedTuple):
+    """Numbers that are the same for all matrices.
+
     Parameters
     ----------
-    way : int
-        Index into the arrays of `Splits`.
-    multiplier_index : int
-        Index into `coarse_multipliers`.
+    multipliers : ndarray
+        The coarse scale, exact in float32 as the sent one has to be. At its low end
+        every span has 2 levels, at its high end 2^16.
+    bits, errors : ndarray
+        One entry's bits and error bound, by multiplier and span. Errors are in squared
+        grid steps, ``n^2 / (4 (Q - 1)^2)``.
+    level_bits, thresholds : ndarray
+        `symbols.level_bits` and (15).
     """
 
-    way: int
-    multiplier_index: int
+    multipliers: Doubles
+    bits: Doubles
+    errors: Doubles
+    level_bits: Doubles
+    thresholds: Doubles
 
 
-class _Trial(NamedTuple):
-    """Each split at a coarse multiplier of its own.
-
-    `at` has an index into `coarse_multipliers` for each way.
-    """
-
-    splits: Splits
-    at: Ints
-
-    @property
-    def mean_levels(self) -> Ints:
-        """Levels of the means, ``Q_0``."""
-        # (11) for u_0 = m n_0^2
-        multipliers = coarse_multipliers()[self.at]
-        levels = best_level(self.splits.mean_squares * multipliers)
-        return np.minimum(levels, self.splits.most_mean_levels)
-
-    @property
-    def bits(self) -> Doubles:
-        """Bits of all entries and means."""
-        # left side of (9) without side information
-        row_bits = self._sum_over_columns(_span_table().bits)
-        entry_bits = self.splits.rows * row_bits
-        mean_bits = self.splits.mean_counts * level_bits()[self.mean_levels]
-        bits: Doubles = entry_bits + mean_bits
-        return bits
-
-    @property
-    def error(self) -> Doubles:
-        """First and third term of (10), in squared units."""
-        row_error = self._sum_over_columns(_span_table().errors)
-        entry_error = self.splits.rows * row_error
-        # B a_0^2 / 2 = n_0^2 / 4
-        squares = self.splits.mean_counts * self.splits.mean_squares
-        mean_error = squares / (4 * (self.mean_levels - 1.0) ** 2)
-        error: Doubles = entry_error + mean_error
-        return error
-
-    def _sum_over_columns(self, table: Doubles) -> Doubles:
-        """Sum a table by multiplier and span over the two-stage columns of each way."""
-        counts = self.splits.span_counts
-        total: Doubles = np.einsum("cn,cn->c", counts, table[self.at])
-        return total
+@cache
+def _tables() -> _Tables:
+    exponents = np.arange(_LEAST_EXPONENT, _EXPONENTS_END, 1 / _PER_OCTAVE)
+    # rounded once, here, so that it is the sent one that is tried
+    multipliers = np.asarray(2.0**exponents, np.float32).astype(np.float64)
+    levels = best_level(multipliers[:, None] * span_squares())
+    bits = level_bits()[levels]
+    # first term of (10) for one entry
+    errors = span_squares() / (4.0 * (levels - 1) ** 2)
+    return _Tables(multipliers, bits, errors, level_bits(), upgrade_thresholds())
 
 
 def best_split(splits: Splits) -> SplitChoice:
     """Find the split whose error bound is the least."""
-    affordable = _last_affordable(splits)
-    following = _Trial(splits, following_index(affordable.at))
-    share = _share_of_next(affordable, following)
-    # ways differ in their grid steps
-    squared_units = splits.unit**2
-    error = (1 - share) * (affordable.error * squared_units)
-    error += share * (following.error * squared_units)
-    # second term of (10)
-    error += splits.mean_error
-    way = int(np.argmin(error))
-    return SplitChoice(way, multiplier_index=int(affordable.at[way]))
+    return _best_split(splits, _tables())
 
 
-def _last_affordable(splits: Splits) -> _Trial:
-    """The largest multiplier of each way whose bits the budget has, by bisection."""
-    last = len(coarse_multipliers()) - 1
-    index = np.zeros_like(splits.counts)
-    # all ways at once: each goes up by a step if it can afford it
+@compiled
+def _best_split(splits: Splits, tables: _Tables) -> SplitChoice:
+    last = len(tables.multipliers) - 1
+    least_error = np.inf
+    for way in range(len(splits.counts)):
+        split = _split(splits, way, tables.level_bits)
+        index = _last_affordable(split, tables)
+        following = min(index + 1, last)
+        share = _share_of_next(split, tables, index, following)
+        error = (1 - share) * _error(split, tables, index)
+        error += share * _error(split, tables, following)
+        # second term of (10)
+        error += splits.rows / 2 * splits.others.squared_ranges[way]
+        if error < least_error:
+            least_error = error
+            choice = SplitChoice(
+                split, tables.multipliers[index], tables.multipliers[following]
+            )
+    return choice
+
+
+@compiled
+def _split(splits: Splits, way: int, level_bits: Doubles) -> Split:
+    grids, others = splits.grids, splits.others
+    two_stage = splits.counts[way]
+    spans = np.flatnonzero(grids.span_counts[way])
+    span_counts = grids.span_counts[way][spans]
+    mean_span = others.mean_high[way] - others.mean_low[way]
+    mean_count = splits.columns - two_stage if mean_span > 0 else 0
+    # (6)
+    unit = (grids.high[way] - grids.low[way]) / (ENDPOINT_LEVELS - 1)
+    if unit == 0:
+        # any unit does where nothing has a span
+        unit = mean_span if mean_span > 0 else 1.0
+    symbol_bits = splits.symbol_bits[way]
+    # a bit for each entry that is coded
+    bits_left = symbol_bits - splits.rows * np.sum(span_counts)
+    bits_each = bits_left / mean_count if mean_count > 0 else 0.0
+    # the largest Q_0 whose bits are affordable; the table starts at 0 levels
+    affordable = int(np.searchsorted(level_bits, bits_each, side="right")) - 1
+    return Split(
+        rows=splits.rows,
+        two_stage=two_stage,
+        grid_low=grids.low[way],
+        grid_high=grids.high[way],
+        unit=unit,
+        spans=spans,
+        span_counts=span_counts,
+        mean_low=others.mean_low[way],
+        mean_high=others.mean_high[way],
+        mean_count=mean_count,
+        # u_0 = B a_0^2 ln2 / nu, twice B times the u of a column with interval a_0
+        mean_square=2.0 * splits.rows * (mean_span / unit) ** 2,
+        most_mean_levels=max(affordable, FEWEST_LEVELS),
+        symbol_bits=symbol_bits,
+    )
+
+
+@compiled
+def _last_affordable(split: Split, tables: _Tables) -> int:
+    """The largest coarse multiplier whose bits the budget has, by bisection."""
+    last = len(tables.multipliers) - 1
+    index = 0
     for step in _SEARCH_STEPS:
-        higher = _Trial(splits, np.minimum(index + step, last))
-        fits = higher.bits <= splits.symbol_bits
-        index = np.where(fits, higher.at, index)
-    return _Trial(splits, index)
+        higher = min(index + step, last)
+        if _bits(split, tables, higher) <= split.symbol_bits:
+            index = higher
+    return index
 
 
-def _share_of_next(affordable: _Trial, following: _Trial) -> Doubles:
+@compiled
+def _share_of_next(split: Split, tables: _Tables, index: int, following: int) -> float:
     """Part of the way from one multiplier to the next that the bits left pay for."""
-    spent = affordable.bits
-    left = affordable.splits.symbol_bits - spent
-    extra = following.bits - spent
-    # no share where one more multiplier changes nothing, as at the end of the scale
-    share = np.zeros_like(left)
-    np.divide(left, extra, out=share, where=extra > 0)
-    return np.clip(share, 0, 1)
+    spent = _bits(split, tables, index)
+    extra = _bits(split, tables, following) - spent
+    # one more multiplier changes nothing, as at the end of the scale
+    if extra <= 0:
+        return 0.0
+    return min(max((split.symbol_bits - spent) / extra, 0.0), 1.0)
+
+
+@compiled
+def _bits(split: Split, tables: _Tables, index: int) -> float:
+    """Bits of all entries and means: the left side of (9), less side information."""
+    row_bits = _sum_over_columns(split, tables.bits[index])
+    mean_levels = _mean_levels(split, tables, index)
+    mean_bits = split.mean_count * tables.level_bits[mean_levels]
+    return split.rows * row_bits + float(mean_bits)
+
+
+@compiled
+def _error(split: Split, tables: _Tables, index: int) -> float:
+    """First and third term of (10)."""
+    row_error = _sum_over_columns(split, tables.errors[index])
+    # B a_0^2 / 2 = n_0^2 / 4
+    squares = split.mean_count * split.mean_square
+    mean_levels = _mean_levels(split, tables, index)
+    mean_error = squares / (4 * (mean_levels - 1.0) ** 2)
+    squared_units = split.rows * row_error + mean_error
+    # ways differ in their grid steps
+    return float(squared_units * split.unit**2)
+
+
+@compiled
+def _sum_over_columns(split: Split, by_span: Doubles) -> float:
+    total = 0.0
+    for k, span in enumerate(split.spans):
+        total += split.span_counts[k] * by_span[span]
+    return total
+
+
+@compiled
+def _mean_levels(split: Split, tables: _Tables, index: int) -> int:
+    """Levels of the means, ``Q_0``."""
+    # (11) for u_0 = m n_0^2
+    u = split.mean_square * tables.multipliers[index]
+    reached = int(np.searchsorted(tables.thresholds, u, side="right"))
+    return min(reached + FEWEST_LEVELS, split.most_mean_levels)

@@ -5,48 +5,37 @@ two stages, and the mean stands for each of the other K - M. At most
 
     M_max = floor(bits left after header and means / bits of a column of two levels)
 
-columns fit (17), and a tenth, two tenths, ... of that, and none at all, are tried. What
-a split loses and costs follows from
-
-    E = sum_{i <= M} B a_i^2 / (4 (Q_i - 1)^2)              two-stage columns
-      + sum_{i > M} B range_i^2 / 2                         means instead of entries
-      + (K - M) B a_0^2 / (2 (Q_0 - 1)^2)                   rounding of the means  (10)
+columns fit (17), and a tenth, two tenths, ... of that, and none at all, are tried. The
+symbols of a split may have the bits that its side information leaves of
 
     bits = B sum_{i <= M} log2 Q_i + (K - M) log2 Q_0 + side information            (9)
-
-where ``a_i = n_i step`` and ``a_0`` is the span of the means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from math import log2
+from typing import NamedTuple
 
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import (
     SYMBOL_OVERHEAD_BITS,
     level_bits,
     usable_bits,
 )
-from flwr_splitfc.codec.quantisers.feature.endpoints import covering_intervals
+from flwr_splitfc.codec.quantisers.feature.endpoints import Grids, grids_of_first
 from flwr_splitfc.codec.quantisers.feature.header import (
     ENDPOINT_LEVELS,
     quant_header_bytes,
 )
-from flwr_splitfc.codec.quantisers.feature.levels import FEWEST_LEVELS
 
 _PARTS = 10
 """The paper tries tenths of the largest M."""
 
-_BLOCK_COLUMNS = 2**13
-"""Columns whose endpoints on all grids stay in the cache."""
 
-
-@dataclass(frozen=True, eq=False)
-class SortedColumns:
+class SortedColumns(NamedTuple):
     """What the allocation knows of the columns, sorted by falling range.
 
     Parameters
@@ -62,130 +51,73 @@ class SortedColumns:
     mean: Doubles
     rows: int
 
-    @property
-    def count(self) -> int:
-        """``K``."""
-        return len(self.low)
 
-    @property
-    def ranges(self) -> Doubles:
-        """Greatest less least entry of each column."""
-        return self.high - self.low
-
-
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """Several ways to split the columns; arrays have one element for each.
+class Others(NamedTuple):
+    """The columns after the first M, for several M; all is 0 for none.
 
     Parameters
     ----------
-    columns : SortedColumns
-        What is split.
-    counts : ndarray
-        ``M`` of each way, int64, increasing.
-    grid_low, grid_high : ndarray
-        Ends of the endpoint grid: extremes of the two-stage columns; 0 for none.
     mean_low, mean_high : ndarray
-        Ends of the grid for means: extremes of the other columns' means; 0 for none.
-    span_counts : ndarray
-        How many two-stage columns span n grid steps, (ways, 200).
-    mean_error : ndarray
-        The second term of (10), which no number of levels changes.
-    symbol_bits : ndarray
-        Bits for entries and means: the budget less all side information of (9).
+        Extremes of their means.
+    squared_ranges : ndarray
+        The sum over them.
     """
 
-    columns: SortedColumns
-    counts: Ints
-    grid_low: Doubles
-    grid_high: Doubles
     mean_low: Doubles
     mean_high: Doubles
-    span_counts: Doubles
-    mean_error: Doubles
+    squared_ranges: Doubles
+
+
+class Splits(NamedTuple):
+    """Several ways to split columns.
+
+    Parameters
+    ----------
+    rows, columns : int
+        ``B`` and ``K``.
+    counts : ndarray
+        ``M`` of each way, int64, increasing.
+    symbol_bits : ndarray
+        Bits for entries and means: the budget less all side information of (9).
+    grids : Grids
+        Of the two-stage columns.
+    others : Others
+        The columns of which only the means are sent.
+    """
+
+    rows: int
+    columns: int
+    counts: Ints
     symbol_bits: Doubles
-
-    @property
-    def rows(self) -> int:
-        """``B``."""
-        return self.columns.rows
-
-    @cached_property
-    def mean_spans(self) -> Doubles:
-        """``a_0``, greatest less least mean."""
-        return self.mean_high - self.mean_low
-
-    @cached_property
-    def unit(self) -> Doubles:
-        """The grid step, the unit of spans and errors.
-
-        The span of the means serves where all two-stage columns are one point.
-        """
-        # (6)
-        step = (self.grid_high - self.grid_low) / (ENDPOINT_LEVELS - 1)
-        # any unit does where nothing has a span
-        substitute = np.where(self.mean_spans > 0, self.mean_spans, 1.0)
-        return np.where(step > 0, step, substitute)
-
-    @cached_property
-    def mean_squares(self) -> Doubles:
-        """``n_0^2 = 2 B (a_0 / unit)^2``, with which (11) has ``u_0 = m n_0^2``."""
-        # u_0 = B a_0^2 ln2 / nu, twice B times the u of a column with interval a_0
-        relative_spans = self.mean_spans / self.unit
-        return 2.0 * self.rows * relative_spans**2
-
-    @cached_property
-    def mean_counts(self) -> Ints:
-        """Means that cost bits: none where all means are equal."""
-        means = self.columns.count - self.counts
-        return np.where(self.mean_spans > 0, means, 0)
-
-    @cached_property
-    def most_mean_levels(self) -> Ints:
-        """The most levels for means that leave two levels for every entry."""
-        # columns of one point have no entries to code; the others need a bit for each
-        active_columns = self.span_counts[:, 1:].sum(1)
-        bits_left = self.symbol_bits - self.rows * active_columns
-        bits_each = np.zeros_like(bits_left)
-        np.divide(
-            bits_left, self.mean_counts, out=bits_each, where=self.mean_counts > 0
-        )
-        # the largest Q_0 whose bits are affordable; the table starts at 0 levels
-        affordable = level_bits().searchsorted(bits_each, side="right") - 1
-        levels: Ints = np.maximum(affordable, FEWEST_LEVELS)
-        return levels
+    grids: Grids
+    others: Others
 
 
 def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
     """Set up the ways to split columns that are to be coded in `budget_bytes`."""
-    counts = _two_stage_counts(columns, budget_bytes)
-    # columns are sorted, so that all sums and extremes are over a first or last part
-    squared_ranges = _over_others(np.add, columns.ranges**2, counts)
-    grid_low = _over_first(np.minimum, columns.low, counts)
-    grid_high = _over_first(np.maximum, columns.high, counts)
+    rows = columns.rows
+    count = len(columns.mean)
+    counts = _two_stage_counts(rows, count, budget_bytes)
+    bits = [_symbol_bits(rows, count, two_stage, budget_bytes) for two_stage in counts]
+    ways = np.array(counts)
     return Splits(
-        columns=columns,
-        counts=counts,
-        grid_low=grid_low,
-        grid_high=grid_high,
-        mean_low=_over_others(np.minimum, columns.mean, counts),
-        mean_high=_over_others(np.maximum, columns.mean, counts),
-        span_counts=_span_counts(columns, counts, grid_low, grid_high),
-        # second term of (10)
-        mean_error=columns.rows / 2 * squared_ranges,
-        # right side of (9), less its side information
-        symbol_bits=_symbol_bits(columns, counts, budget_bytes),
+        rows=rows,
+        columns=count,
+        counts=ways,
+        symbol_bits=np.array(bits),
+        grids=grids_of_first(columns.low, columns.high, ways),
+        others=_other_columns(columns, ways),
     )
 
 
-def _two_stage_counts(columns: SortedColumns, budget_bytes: int) -> Ints:
+def _two_stage_counts(rows: int, columns: int, budget_bytes: int) -> list[int]:
     """Tenths of the columns that could have two levels each, and none at all."""
-    room = _bits_beside_means(columns.count, budget_bytes)
-    most = int(room // _fewest_column_bits(columns.rows))
-    most = min(max(most, 0), columns.count)
+    room = _bits_beside_means(columns, budget_bytes)
+    most = int(room // _fewest_column_bits(rows))
+    most = min(max(most, 0), columns)
     # equal numbers are one way; 0 is always among them
     counts = {most * part // _PARTS for part in range(_PARTS + 1)}
-    return np.array(sorted(counts))
+    return sorted(counts)
 
 
 def _bits_beside_means(columns: int, budget_bytes: int) -> float:
@@ -201,67 +133,39 @@ def _bits_beside_means(columns: int, budget_bytes: int) -> float:
 def _fewest_column_bits(rows: int) -> float:
     """The denominator of (17): what a column of two levels costs more than a mean."""
     entry_bits = rows * (1 + SYMBOL_OVERHEAD_BITS)
-    endpoint_bits = 2 * float(np.log2(ENDPOINT_LEVELS))
+    endpoint_bits = 2 * log2(ENDPOINT_LEVELS)
     mean_bits = 1
     return entry_bits + endpoint_bits - mean_bits
 
 
-def _symbol_bits(columns: SortedColumns, counts: Ints, budget_bytes: int) -> Doubles:
-    """What (9) leaves for entries and means."""
-    stream_bits = [
-        _stream_bits(columns, count, budget_bytes) for count in counts.tolist()
-    ]
-    endpoint_bits = 2 * counts * level_bits()[ENDPOINT_LEVELS]
-    bits: Doubles = np.array(stream_bits) - endpoint_bits
-    return bits
-
-
-def _stream_bits(columns: SortedColumns, two_stage: int, budget_bytes: int) -> float:
-    """What the header leaves for all symbols, less the range coder's own bits."""
+def _symbol_bits(rows: int, columns: int, two_stage: int, budget_bytes: int) -> float:
+    """What (9) leaves for entries and means, less the range coder's own bits."""
     # floats of both grids, multiplier, upgrades and the set of two-stage columns
-    header_bytes = quant_header_bytes(two_stage, columns.count)
+    header_bytes = quant_header_bytes(two_stage, columns)
     endpoints = 2 * two_stage
-    means = columns.count - two_stage
-    entries = columns.rows * two_stage
-    return usable_bits(budget_bytes - header_bytes, endpoints + means + entries)
+    means = columns - two_stage
+    entries = rows * two_stage
+    stream_bits = usable_bits(budget_bytes - header_bytes, endpoints + means + entries)
+    return stream_bits - endpoints * float(level_bits()[ENDPOINT_LEVELS])
 
 
-def _span_counts(
-    columns: SortedColumns, counts: Ints, grid_low: Doubles, grid_high: Doubles
-) -> Doubles:
-    """How many of the first M columns span n steps of their grid, (ways, 200)."""
-    ways = len(counts)
-    span_counts = np.zeros(ways * ENDPOINT_LEVELS)
-    # one bincount serves all ways: each has 200 bins of its own
-    bins_before = ENDPOINT_LEVELS * np.arange(ways)
-    # columns beyond the largest M are never two-stage
-    for block in _blocks(int(counts[-1])):
-        intervals = covering_intervals(
-            columns.low[block],
-            columns.high[block],
-            grid_low[:, None],
-            grid_high[:, None],
-        )
-        bins = intervals.spans + bins_before[:, None]
-        two_stage = np.arange(block.start, block.stop) < counts[:, None]
-        span_counts += np.bincount(bins[two_stage], minlength=span_counts.size)
-    return span_counts.reshape(ways, ENDPOINT_LEVELS)
-
-
-def _blocks(columns: int) -> Iterator[slice]:
-    for start in range(0, columns, _BLOCK_COLUMNS):
-        yield slice(start, min(start + _BLOCK_COLUMNS, columns))
-
-
-def _over_first(operation: np.ufunc, values: Doubles, counts: Ints) -> Doubles:
-    """Reduce the first M values by `operation`, for each M; 0 for none."""
-    reduced = np.zeros(len(values) + 1)
-    # element M is over M values
-    operation.accumulate(values, out=reduced[1:])
-    return reduced[counts]
-
-
-def _over_others(operation: np.ufunc, values: Doubles, counts: Ints) -> Doubles:
-    """Reduce all but the first M values by `operation`, for each M; 0 for none."""
-    backwards = values[::-1]
-    return _over_first(operation, backwards, len(values) - counts)
+@compiled
+def _other_columns(columns: SortedColumns, counts: Ints) -> Others:
+    mean_low = np.zeros(len(counts))
+    mean_high = np.zeros(len(counts))
+    squared_ranges = np.zeros(len(counts))
+    least, greatest, total = np.inf, -np.inf, 0.0
+    column = len(columns.mean)
+    # the largest M has the fewest others
+    for way in range(len(counts) - 1, -1, -1):
+        while column > counts[way]:
+            column -= 1
+            mean = columns.mean[column]
+            # of two zeros the later one, whose sign is sent
+            least = mean if mean <= least else least
+            greatest = mean if mean >= greatest else greatest
+            total += (columns.high[column] - columns.low[column]) ** 2
+        if column < len(columns.mean):
+            mean_low[way], mean_high[way] = least, greatest
+        squared_ranges[way] = total
+    return Others(mean_low, mean_high, squared_ranges)

@@ -14,24 +14,22 @@ come after, which may cost less.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import level_bits
-from flwr_splitfc.codec.quantisers.feature.header import Upgrades
-from flwr_splitfc.codec.quantisers.feature.levels import floor_level, span_squares
-from flwr_splitfc.codec.quantisers.feature.upgrades import upgrade_order
+from flwr_splitfc.codec.quantisers.feature.header import NO_UPGRADES, Upgrades
+from flwr_splitfc.codec.quantisers.feature.upgrades import column_levels, upgrade_order
 
 _MOST_GIVEN_BACK, _MOST_SKIPPED = 15, 31
 _MOST_MORE = 255
 """What the header's field holds."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Queue:
+class _Queue(NamedTuple):
     """Upgrades in their order; element k of an array is the sum over the first k.
 
     Parameters
@@ -44,43 +42,6 @@ class _Queue:
 
     bits: Doubles
     gains: Doubles
-
-    @classmethod
-    def of(cls, spans: Ints, levels: Ints, rows: int) -> _Queue:
-        """Queue the upgrades of columns that are in order, by span and levels."""
-        # left side of (9)
-        bits_before = level_bits()[levels]
-        bits_after = level_bits()[levels + 1]
-        # first term of (10)
-        gains = span_squares()[spans] * _error_removed(levels)
-        return cls(
-            bits=_sums_of_first(rows * (bits_after - bits_before)),
-            gains=_sums_of_first(gains),
-        )
-
-    @property
-    def last(self) -> int:
-        """How many upgrades there are."""
-        return len(self.bits) - 1
-
-    def affordable(self, bits: ArrayLike) -> Ints:
-        """How many of the first upgrades so many bits pay for."""
-        fitting = self.bits.searchsorted(bits, side="right") - 1
-        return np.maximum(fitting, 0)
-
-
-def _error_removed(levels: Ints) -> Doubles:
-    """What one level more removes, in units of a quarter of the column's square."""
-    before = 1 / (levels - 1.0) ** 2
-    after = 1.0 / levels**2
-    return np.asarray(before - after)
-
-
-def _sums_of_first(values: Doubles) -> Doubles:
-    """The sums of the first k values, for k from 0 on."""
-    sums = np.zeros(len(values) + 1)
-    np.cumsum(values, out=sums[1:])
-    return sums
 
 
 def best_upgrades(
@@ -97,69 +58,72 @@ def best_upgrades(
     rows : int
         ``B``.
     """
-    squares = span_squares()[spans]
-    levels = floor_level(multiplier * squares)
-    # columns of one point have no entries to code
-    active = spans > 0
-    row_bits = level_bits()[levels[active]].sum()
-    bits_left = bits_available - rows * float(row_bits)
+    levels = column_levels(spans, multiplier, NO_UPGRADES)
     order = upgrade_order(spans, multiplier)
-    queue = _Queue.of(spans[order], levels[order], rows)
+    return _best_upgrades(spans, levels, order, rows, bits_available, level_bits())
+
+
+@compiled
+def _best_upgrades(
+    spans: Ints,
+    levels: Ints,
+    order: Ints,
+    rows: int,
+    bits_available: float,
+    level_bits: Doubles,
+) -> Upgrades:
+    row_bits = 0.0
+    for level in levels:
+        row_bits += level_bits[level]
+    bits_left = bits_available - rows * row_bits
+    queue = _queue(spans[order], levels[order], rows, level_bits)
     return _best_exchange(queue, bits_left)
 
 
-@dataclass(frozen=True, eq=False)
-class _Exchanges:
-    """Upgrades on trial: rows by how many are given back, columns by how many skipped.
-
-    Parameters
-    ----------
-    first : ndarray
-        Upgrades before the skipped ones, (16, 1).
-    resume, end : ndarray
-        Where those after the skipped ones begin and end, (16, 32).
-    """
-
-    first: Ints
-    resume: Ints
-    end: Ints
-
-    @classmethod
-    def within(cls, queue: _Queue, bits_left: float) -> _Exchanges:
-        """Try to give back up to 15 of the first that fit, and to skip up to 31."""
-        most = int(queue.affordable(bits_left))
-        given_back = np.arange(min(most, _MOST_GIVEN_BACK) + 1)
-        skipped = np.arange(_MOST_SKIPPED + 1)
-        first = most - given_back[:, None]
-        resume = np.minimum(first + skipped, queue.last)
-        # the bits of the skipped ones are there for those after them
-        bits_reached = queue.bits[resume] + bits_left
-        bits_reached -= queue.bits[first]
-        end = queue.affordable(bits_reached)
-        return cls(
-            first=first, resume=resume, end=np.clip(end, resume, resume + _MOST_MORE)
-        )
-
-    @property
-    def more(self) -> Ints:
-        """Upgrades after the skipped ones."""
-        return self.end - self.resume
-
-    def gains(self, queue: _Queue) -> Doubles:
-        """The error that each selection removes."""
-        gains = queue.gains[self.first] + queue.gains[self.end]
-        gains -= queue.gains[self.resume]
-        return gains
+@compiled
+def _queue(spans: Ints, levels: Ints, rows: int, level_bits: Doubles) -> _Queue:
+    """Queue the upgrades of columns that are in order."""
+    bits = np.zeros(len(spans) + 1)
+    gains = np.zeros(len(spans) + 1)
+    for k, span in enumerate(spans):
+        level = levels[k]
+        # left side of (9)
+        bits[k + 1] = bits[k] + rows * (level_bits[level + 1] - level_bits[level])
+        # first term of (10)
+        removed = 1 / (level - 1.0) ** 2 - 1.0 / level**2
+        gains[k + 1] = gains[k] + span**2 * removed
+    return _Queue(bits, gains)
 
 
+@compiled
 def _best_exchange(queue: _Queue, bits_left: float) -> Upgrades:
-    exchanges = _Exchanges.within(queue, bits_left)
-    gains = exchanges.gains(queue)
-    # at a tie, the one that gives back and skips the least
-    best = int(np.argmax(gains))
-    row, skipped = divmod(best, gains.shape[1])
-    more = int(exchanges.more[row, skipped])
-    if skipped == 0 or more == 0:
-        # row 0 gives nothing back
-        return Upgrades(first=int(exchanges.first[0, 0]))
-    return Upgrades(first=int(exchanges.first[row, 0]), skipped=skipped, more=more)
+    """Try to give back up to 15 of the first that fit, and to skip up to 31."""
+    last = len(queue.bits) - 1
+    fitting = _affordable(queue.bits, bits_left)
+    best = Upgrades(fitting, 0, 0)
+    most_gain = -np.inf
+    for given_back in range(min(fitting, _MOST_GIVEN_BACK) + 1):
+        first = fitting - given_back
+        for skipped in range(_MOST_SKIPPED + 1):
+            resume = min(first + skipped, last)
+            # the bits of the skipped ones are there for those after them
+            bits_reached = queue.bits[resume] + bits_left - queue.bits[first]
+            following = queue.bits[resume : resume + _MOST_MORE + 1]
+            more = _affordable(following, bits_reached)
+            gain = queue.gains[first] + queue.gains[resume + more]
+            gain -= queue.gains[resume]
+            # at a tie, the one that gives back and skips the least
+            if gain > most_gain:
+                most_gain = gain
+                best = Upgrades(first, skipped, more)
+    if best.skipped == 0 or best.more == 0:
+        # nothing is gained from giving back and taking the same again
+        return Upgrades(fitting, 0, 0)
+    return best
+
+
+@compiled
+def _affordable(bits: Doubles, available: float) -> int:
+    """How many of the first upgrades so many bits pay for."""
+    fitting = int(np.searchsorted(bits, available, side="right")) - 1
+    return max(fitting, 0)
