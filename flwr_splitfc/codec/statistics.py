@@ -193,7 +193,7 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     rows, columns = matrix.shape
     block_rows = rows
     if not matrix.is_cuda:
-        block_rows = max(1, _BLOCK_ENTRIES // columns)
+        block_rows = max(1, _BLOCK_ENTRIES // max(1, columns))
     weights = matrix.new_full((rows,), 1 / rows)
     blocks = matrix.split(block_rows)
     weights_of_blocks = weights.split(block_rows)

@@ -12,6 +12,7 @@ _PACKAGES = (
     "flwr",
     "torch",
     "numpy",
+    "numba",
     "constriction",
     "grpcio",
     "protobuf",

@@ -133,6 +133,22 @@ def test_what_is_no_quality(quality: float) -> None:
         cut_codec("splitfc-rd", quality=quality)
 
 
+def test_a_batch_of_which_no_column_is_drawn_has_a_quality() -> None:
+    features = noise(8, 3)
+    cut = cut_codec("splitfc", quality=0, reduction=3, uplink_bits=24, downlink_bits=24)
+    seed = next(seed for seed in range(100) if kept_columns(cut, features, seed) == 0)
+    up, link = cut.encode_features(features, generator=torch.manual_seed(seed))
+    seen, server_link = cut.decode_features(up, expect=(8, 3))
+    down = cut.encode_gradient(features, server_link)
+    assert not seen.any()
+    assert not cut.decode_gradient(down, link).any()
+
+
+def kept_columns(cut: CutCodec, features: Tensor, seed: int) -> int:
+    _, link = cut.encode_features(features, generator=torch.manual_seed(seed))
+    return link.kept
+
+
 def test_a_codec_without_quality_says_so() -> None:
     with pytest.raises(ValueError, match="codec 'top-s' has no setting 'quality'"):
         cut_codec("top-s", quality=20)

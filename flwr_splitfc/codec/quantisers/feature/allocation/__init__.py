@@ -10,9 +10,9 @@ A matrix of B rows and K columns has to be coded in some bytes. The sender decid
 - `upgrade_search`: which columns get one level more for the bits that are left;
 - `plan`: all of it in one call.
 
-The searches go over the 200 spans that a column can have in grid steps, not over
-columns: columns of equal span cost and err alike. The receiver repeats none of this; it
-reads the results from the header.
+The searches are loops that numba compiles. They go over the 200 spans that a column can
+have in grid steps, not over columns: columns of equal span cost and err alike. The
+receiver repeats none of this; it reads the results from the header.
 
 Numbers in parentheses, in this package, are those of the equations in docs/splitfc.md.
 """

@@ -94,7 +94,7 @@ def _allot_bits(
         else:
             too_high, most = middle, between
     # the means are the last rival
-    mean_levels = levels[-1] if split.mean_count > 0 else 1
+    mean_levels = int(levels[-1]) if split.mean_count > 0 else 1
     mean_bits = split.mean_count * level_bits[mean_levels]
     return Allotment(affordable, mean_levels, split.symbol_bits - mean_bits)
 

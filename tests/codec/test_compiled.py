@@ -1,0 +1,118 @@
+"""Compiled loops give the bytes of the Python code, wherever machine code can be kept."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from numba.core.dispatcher import Dispatcher
+
+import flwr_splitfc
+from flwr_splitfc.codec import cut_codec
+
+PACKAGE = Path(flwr_splitfc.__file__).parent
+
+ENCODE = """
+import torch
+from flwr_splitfc.codec import cut_codec
+features = torch.linspace(-1, 2, 600).reshape(20, 30) ** 3
+array, _ = cut_codec("quant-only", uplink_bits=2.0).encode_features(features)
+print(array.data.hex())
+"""
+
+LOOP = """
+from compiled import compiled
+
+@compiled
+def loop(count: int) -> float:
+    total = 0.0
+    for number in range(count):
+        total += number
+    return total
+
+print(loop(5), len(loop.signatures))
+"""
+
+
+def encoded() -> str:
+    features = torch.linspace(-1, 2, 600).reshape(20, 30) ** 3
+    array, _ = cut_codec("quant-only", uplink_bits=2.0).encode_features(features)
+    return array.data.hex()
+
+
+def printed(code: str, folder: Path, **environment: str) -> str:
+    """The line that a process prints whose modules are in a folder."""
+    script = folder / "script.py"
+    script.write_text(code)
+    run = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def printed_without_a_cache(code: str, folder: Path) -> str:
+    """Where numba would make a folder there are files, which stop root, too."""
+    folders = [path for path in folder.rglob("*") if path.is_dir()]
+    for place in (folder, *folders):
+        (place / "__pycache__").touch()
+    file = folder / "__pycache__"
+    return printed(
+        code,
+        folder,
+        HOME=f"{file}/home",
+        NUMBA_CACHE_DIR=f"{file}/numba",
+        XDG_CACHE_HOME=f"{file}/cache",
+    )
+
+
+def test_a_loop_is_compiled_where_no_folder_can_be_written(tmp_path: Path) -> None:
+    shutil.copy(PACKAGE / "codec" / "compiled.py", tmp_path)
+    assert printed_without_a_cache(LOOP, tmp_path) == "10.0 1"
+
+
+@pytest.mark.extended
+def test_the_package_encodes_where_no_folder_can_be_written(tmp_path: Path) -> None:
+    package = tmp_path / "flwr_splitfc"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert printed_without_a_cache(ENCODE, tmp_path) == encoded()
+
+
+def test_without_the_compiler_the_bytes_are_the_same(tmp_path: Path) -> None:
+    root = PACKAGE.parent
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    assert (
+        printed(ENCODE, tmp_path, PYTHONPATH=path, NUMBA_DISABLE_JIT="1") == encoded()
+    )
+
+
+def codec_modules() -> list[ModuleType]:
+    folder = str(PACKAGE / "codec")
+    found = pkgutil.walk_packages([folder], "flwr_splitfc.codec.")
+    return [importlib.import_module(module.name) for module in found]
+
+
+def test_compiled_functions_call_those_of_their_own_file_alone() -> None:
+    """numba keeps a caller's code, with what it calls, until the caller's file changes."""
+    loops = 0
+    for module in codec_modules():
+        for value in vars(module).values():
+            if not isinstance(value, Dispatcher) or value.__module__ != module.__name__:
+                continue
+            loops += 1
+            for name in value.py_func.__code__.co_names:
+                called = getattr(module, name, None)
+                if isinstance(called, Dispatcher):
+                    assert called.__module__ == module.__name__, f"{value} and {called}"
+    assert loops > 0
