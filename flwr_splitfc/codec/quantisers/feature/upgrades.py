@@ -19,13 +19,19 @@ levels together. S and the number (16) are those of docs/splitfc.md.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import MOST_LEVELS
-from flwr_splitfc.codec.quantisers.feature.header import NO_UPGRADES, Upgrades
+from flwr_splitfc.codec.quantisers.feature.header import (
+    ENDPOINT_LEVELS,
+    NO_UPGRADES,
+    Upgrades,
+)
 from flwr_splitfc.codec.quantisers.feature.levels import (
     FEWEST_LEVELS,
     floor_level,
@@ -33,45 +39,49 @@ from flwr_splitfc.codec.quantisers.feature.levels import (
     upgrade_thresholds,
 )
 
-_MULTIPLIERS_KEPT = 64
-"""Sender and receiver ask for the same multiplier several times in a row."""
-
 _NEVER = 255
 """The rank of what cannot be upgraded: after that of every span."""
 
 
-def upgrade_multipliers(multiplier: float) -> Doubles:
-    """Return (16) for the spans n = 0 ... 199, infinite where there is no upgrade.
+class _SpanTable(NamedTuple):
+    """What a multiplier means for columns that span n = 0 ... 199 grid steps.
 
-    A column of span 0 has no entries to code, one of 2^16 levels has no level more.
+    Parameters
+    ----------
+    levels : ndarray
+        Without an upgrade, int64.
+    ranks : ndarray
+        How many spans have a lower ``w``, uint8: numpy sorts integers of 8 bits in
+        linear time. `_NEVER` for columns that cannot be upgraded: one of span 0 has no
+        entries to code, one of 2^16 levels has no level more.
     """
+
+    levels: Ints
+    ranks: NDArray[np.uint8]
+
+
+# sender and receiver ask for the same multiplier several times in a row
+@lru_cache(64)
+def _span_table(multiplier: float) -> _SpanTable:
     levels = floor_level(multiplier * span_squares())
-    thresholds = upgrade_thresholds().take(levels - FEWEST_LEVELS, mode="clip")
-    # (16); a span of 0 divides by zero and so is never upgraded
-    with np.errstate(divide="ignore"):
-        worth = thresholds / span_squares()
-    return np.where(levels < MOST_LEVELS, worth, np.inf)
-
-
-@lru_cache(_MULTIPLIERS_KEPT)
-def _ranks(multiplier: float) -> NDArray[np.uint8]:
-    """How many spans are worth less, for each span; `_NEVER` without an upgrade.
-
-    numpy sorts integers of 8 bits in linear time.
-    """
-    worth = upgrade_multipliers(multiplier)
-    ranks = np.searchsorted(np.sort(worth), worth)
-    ranks[np.isinf(worth)] = _NEVER
-    return ranks.astype(np.uint8)
-
-
-@lru_cache(_MULTIPLIERS_KEPT)
-def _floor_levels(multiplier: float) -> Ints:
-    """The levels of each span without an upgrade."""
-    levels = floor_level(multiplier * span_squares())
+    ranks = _ranks(levels, upgrade_thresholds())
     # a column of one point
     levels[0] = 1
-    return levels
+    return _SpanTable(levels, ranks)
+
+
+@compiled
+def _ranks(levels: Ints, thresholds: Doubles) -> NDArray[np.uint8]:
+    worth = np.full(ENDPOINT_LEVELS, np.inf)
+    for span in range(1, ENDPOINT_LEVELS):
+        if levels[span] < MOST_LEVELS:
+            # (16)
+            worth[span] = thresholds[levels[span] - FEWEST_LEVELS] / span**2
+    ranks = np.full(ENDPOINT_LEVELS, _NEVER, np.uint8)
+    for span in range(ENDPOINT_LEVELS):
+        if worth[span] < np.inf:
+            ranks[span] = np.sum(worth < worth[span])
+    return ranks
 
 
 def upgrade_order(spans: Ints, multiplier: float) -> Ints:
@@ -84,7 +94,7 @@ def upgrade_order(spans: Ints, multiplier: float) -> Ints:
     multiplier : float
         ``m``.
     """
-    ranks = _ranks(multiplier)[spans]
+    ranks = _span_table(multiplier).ranks[spans]
     # stable: columns of equal worth keep their order
     order = np.argsort(ranks, kind="stable")
     return order[: np.count_nonzero(ranks < _NEVER)]
@@ -103,7 +113,7 @@ def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
     [8, 1, 5, 4]
     """
-    levels = _floor_levels(multiplier)[spans]
+    levels = _span_table(multiplier).levels[spans]
     if upgrades != NO_UPGRADES:
         order = upgrade_order(spans, multiplier)
         levels[_upgraded(order, upgrades)] += 1
