@@ -5,8 +5,9 @@ numpy. What is compiled here gives the same bits on every machine: floats are ad
 the order in which the loop stands, by IEEE arithmetic.
 
 The machine code is kept beside the module, in `__pycache__`, and is made anew when the
-module's file changes. Other files are not looked at: a compiled function calls compiled
-functions of its own file alone, and gets tables of numbers as arguments.
+module's file changes. Other files, this one included, are not looked at: a compiled
+function calls compiled functions of its own file alone, and gets tables of numbers as
+arguments.
 """
 
 from __future__ import annotations
@@ -29,5 +30,6 @@ def compiled(function: Loops) -> Loops:
 
 
 def _jit(function: Loops, *, cache: bool) -> Loops:
-    dispatcher: Loops = njit(function, cache=cache, nogil=True)
+    # quotients as in numpy: to raise at a zero divisor would keep loops from SIMD
+    dispatcher: Loops = njit(function, cache=cache, error_model="numpy", nogil=True)
     return dispatcher

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Floats, Symbols
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.symbols import (
     MOST_LEVELS,
@@ -83,20 +84,12 @@ class _EntryGrid:
 
     def symbols(self, matrix: Tensor) -> Symbols:
         """The nearest level of each entry, row by row."""
-        device = matrix.device
-        base = torch.from_numpy(self.base).to(device)
-        step = torch.from_numpy(self.step).to(device)
-        last = torch.from_numpy(self.levels - 1).to(device)
-        columns = self.columns.to(device)
-        # (7), step by step in one copy of the columns
-        entries = matrix.index_select(1, columns)
-        entries.sub_(base)
+        columns = self.columns.to(matrix.device)
+        entries = matrix.index_select(1, columns).cpu().numpy()
         # an interval can vanish in float32
-        entries.div_(step.where(step > 0, 1.0))
-        entries.round_()
-        entries.clamp_(step.new_zeros(()), last.float())
-        symbols: Symbols = entries.int().cpu().numpy()
-        return symbols.ravel()
+        step = np.where(self.step > 0, self.step, np.float32(1))
+        last = (self.levels - 1).astype(np.float32)
+        return _nearest_levels(entries, self.base, step, last)
 
     @property
     def count(self) -> int:
@@ -114,6 +107,21 @@ class _EntryGrid:
         values *= self.step
         values += self.base
         return torch.from_numpy(values)
+
+
+@compiled
+def _nearest_levels(
+    entries: Floats, base: Floats, step: Floats, last: Floats
+) -> Symbols:
+    """(7), all of it in float32, row by row."""
+    rows, columns = entries.shape
+    symbols = np.empty((rows, columns), np.int32)
+    lowest = np.float32(0)
+    for row in range(rows):
+        for column in range(columns):
+            level = np.rint((entries[row, column] - base[column]) / step[column])
+            symbols[row, column] = min(max(level, lowest), last[column])
+    return symbols.ravel()
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class FeatureQuant(Quantiser):
         symbols = reader.read(grid.count * rows, grid.sizes(rows))
         reader.close()
         # two-stage columns are overwritten but for those of one point
-        matrix = torch.from_numpy(constants).repeat(rows, 1)
+        matrix = torch.from_numpy(constants).expand(rows, -1).clone()
         entry_columns = grid.columns.expand(rows, -1)
         return matrix.scatter_(1, entry_columns, grid.values(symbols, rows))
 
