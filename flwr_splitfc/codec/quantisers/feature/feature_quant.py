@@ -89,7 +89,9 @@ class _EntryGrid:
         # an interval can vanish in float32
         step = np.where(self.step > 0, self.step, np.float32(1))
         last = (self.levels - 1).astype(np.float32)
-        return _nearest_levels(entries, self.base, step, last)
+        symbols = np.empty(entries.shape, np.int32)
+        _nearest_levels(entries, self.base, step, last, symbols)
+        return symbols.ravel()
 
     @property
     def count(self) -> int:
@@ -111,17 +113,15 @@ class _EntryGrid:
 
 @compiled
 def _nearest_levels(
-    entries: Floats, base: Floats, step: Floats, last: Floats
-) -> Symbols:
-    """(7), all of it in float32, row by row."""
+    entries: Floats, base: Floats, step: Floats, last: Floats, symbols: Symbols
+) -> None:
+    """(7), all of it in float32."""
     rows, columns = entries.shape
-    symbols = np.empty((rows, columns), np.int32)
     lowest = np.float32(0)
     for row in range(rows):
         for column in range(columns):
             level = np.rint((entries[row, column] - base[column]) / step[column])
             symbols[row, column] = min(max(level, lowest), last[column])
-    return symbols.ravel()
 
 
 @dataclass(frozen=True)
