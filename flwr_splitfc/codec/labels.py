@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.counted_integers import (
     MOST_COUNTED,
@@ -80,16 +81,16 @@ def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> byte
     offset = int(entries.min())
     greatest = int(entries.max())
     levels = greatest - offset + 1
-    signed = entries.astype(np.int64)
-    above = signed.view(np.uint64) - _wrapped(offset)
+    signed = entries.astype(np.int64, copy=False)
     if levels > _MOST_RANGE_LEVELS:
         coding = "<u4" if levels <= 2**32 else "<u8"
         header = LabelHeader(dtype, shape, coding, offset)
-        data = above.astype(coding)
-        return pack_label_header(header) + data.tobytes()
-    codings = [(0, _pack_even(above, levels))]
-    if len(above) <= MOST_COUNTED:
-        codings.append(pack_counted(above.astype(np.int64), levels))
+        above = signed.view(np.uint64) - _wrapped(offset)
+        return pack_label_header(header) + above.astype(coding).tobytes()
+    symbols = (signed - offset).astype(np.int32)
+    codings = [(0, _pack_even(symbols, levels))]
+    if len(symbols) <= MOST_COUNTED:
+        codings.append(pack_counted(symbols, levels))
     payloads = []
     for values, coded in codings:
         header = LabelHeader(dtype, shape, "symbols", offset, levels, values)
@@ -97,11 +98,10 @@ def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> byte
     return min(payloads, key=len)
 
 
-def _pack_even(above: Entries, levels: int) -> bytes:
+def _pack_even(symbols: Symbols, levels: int) -> bytes:
     # A symbol of one level says nothing, and the range coder takes none.
     if levels == 1:
         return b""
-    symbols = above.astype(np.int32)
     return pack_words([(symbols, levels)])
 
 

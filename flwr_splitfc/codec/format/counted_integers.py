@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import pack_columns, unpack_columns
 from flwr_splitfc.codec.format.symbols import (
@@ -39,7 +39,7 @@ MOST_COUNTED = 2**23
 _MOST_VALUES = 2**16 - 1
 
 
-def pack_counted(integers: Ints, levels: int) -> tuple[int, bytes]:
+def pack_counted(integers: Symbols, levels: int) -> tuple[int, bytes]:
     """Write integers from 0 to ``levels - 1``, at least one.
 
     Returns
@@ -51,13 +51,15 @@ def pack_counted(integers: Ints, levels: int) -> tuple[int, bytes]:
     counts_by_level = np.bincount(integers, minlength=levels)
     values = np.flatnonzero(counts_by_level)
     counts = counts_by_level[values]
-    run_ends = np.cumsum(counts)[:-1]
     which = pack_columns(values, levels)
-    how_often = pack_columns(run_ends - 1, len(integers) - 1)
     if len(values) == 1:
         return 1, which
-    rank_by_level = np.cumsum(counts_by_level > 0) - 1
-    ranks = rank_by_level[integers].astype(np.int32)
+    run_ends = counts.cumsum()[:-1]
+    how_often = pack_columns(run_ends - 1, len(integers) - 1)
+    ranks = integers
+    if len(values) < levels:
+        rank_by_level = np.cumsum(counts_by_level > 0, dtype=np.int32) - 1
+        ranks = rank_by_level[integers]
     words = pack_words([(ranks, weighted_model(counts))])
     return len(values), which + how_often + words
 
@@ -82,8 +84,7 @@ def unpack_counted(data: memoryview, count: int, levels: int, values: int) -> In
         if words:
             raise PayloadError(f"{len(words)} bytes follow the only value")
         return np.repeat(which, count)
-    edges = np.concatenate([[0], run_ends + 1, [count]])
-    counts = np.diff(edges)
+    counts = np.diff(run_ends, prepend=-1, append=count - 1)
     reader = ExactSymbolReader(words)
     ranks = reader.read(count, weighted_model(counts))
     reader.close()

@@ -49,8 +49,7 @@ def sized_model(sizes: Ints) -> stream.model.Model:
 
     Each size is at least 1, which constriction adds itself.
     """
-    weights = (sizes - 1).astype(np.float64)
-    return stream.model.Categorical(weights, perfect=False)
+    return stream.model.Categorical(sizes - 1.0, perfect=False)
 
 
 def weighted_model(weights: Ints) -> stream.model.Model:
@@ -78,7 +77,7 @@ def weighted_sizes(weights: Ints) -> Ints:
     shares = weights * whole // weights.sum()
     sizes: Ints = np.maximum(shares, 1)
     # What rounding has left over or taken goes to the first of the most probable.
-    sizes[np.argmax(weights)] += whole - sizes.sum()
+    sizes[weights.argmax()] += whole - sizes.sum()
     return sizes
 
 
