@@ -27,14 +27,15 @@ from flwr_splitfc.exchange.server.step_undo import StepUndo
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (turn, "decode_features", "decode the features"),
     (turn, "decode_labels", "decode the labels"),
-    (HalfTrainer, "_loss", "forward pass and loss"),
+    (HalfTrainer, "_run", "forward pass"),
+    (HalfTrainer, "_loss", "loss"),
     (torch.autograd, "grad", "backward pass"),
     (half_trainer, "check_finite", "check the gradients"),
     (turn.Turn, "_encode_gradients", "encode the gradient"),
     (StepUndo, "save_weights", "copy the weights, to go back to"),
     (HalfTrainer, "_apply", "optimizer"),
     (HalfTrainer, "_check_weights", "check the weights"),
-    (PayloadDigest, "update", "digest"),
+    (PayloadDigest, "catch_up", "digest"),
 )
 
 
@@ -71,12 +72,16 @@ def step_profile(codec: str, rows: int, steps: int) -> str:
         count_uplink(the_turn.traffic, frame)
         return reply.SerializeToString()
 
+    def finish() -> None:
+        the_turn.finish()
+        the_turn.digest.catch_up()
+
     with ExitStack() as patches:
         for owner, attribute, name in PARTS:
             part = timed(name, getattr(owner, attribute))
             patches.enter_context(mock.patch.object(owner, attribute, part))
         whole = timed("until the answer", answer)
-        rest = timed("after the answer", the_turn.finish)
+        rest = timed("after the answer", finish)
         for _ in range(WARM_UP_STEPS + steps):
             whole()
             rest()

@@ -1,8 +1,6 @@
 """The service that answers the frames of sessions, in streams and in messages."""
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from logging import DEBUG, INFO, WARNING
 from typing import NoReturn, TypeVar
@@ -24,19 +22,14 @@ from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
 from flwr_splitfc.exchange.server.session_slots import NoRoom, Place, SessionSlots
+from flwr_splitfc.exchange.server.step_workers import StepWorkers
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
 _MOST_OPEN_BYTES = 1024
-# Threads in which frames are answered, where sessions are more than these. More threads
-# only take Python's lock from each other: with 16 sessions of `splitfc` on two cores, a
-# server without a limit makes a fifth fewer steps. And torch keeps 1.5 MB for each
-# thread that ever trained.
-_WORKERS = min(os.cpu_count() or 1, 4)
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
 
 _Reply = TypeVar("_Reply", pb.ServerFrame, pb.ServerFrame | None)
-_Result = TypeVar("_Result")
 
 
 class SessionService:
@@ -63,10 +56,7 @@ class SessionService:
         self._registry = registry
         self._accounts = accounts
         self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
-        # they end with the service
-        self._workers = ThreadPoolExecutor(
-            max(_WORKERS, steps_at_once), thread_name_prefix="split-step"
-        )
+        self._workers = StepWorkers(steps_at_once)
 
     # -- streams -----------------------------------------------------------------------
 
@@ -125,21 +115,17 @@ class SessionService:
         context: grpc.ServicerContext,
     ) -> Iterator[pb.ServerFrame]:
         for frame_bytes in frames:
-            reply = self._work(partial(self._answer, session, frame_bytes, context))
+            answer = partial(self._answer, session, frame_bytes, context)
+            reply = self._workers.do(answer, self._slots.taken)
             if reply is None:
                 return
             yield reply
             # gRPC comes back here when the reply is on its way
-            self._work(partial(self._finish, session))
+            self._workers.do(partial(self._finish, session), self._slots.taken)
+            # beside the next step of another session: it does not take Python's lock
+            session.digest()
             if reply.WhichOneof("kind") == "closed":
                 return
-
-    def _work(self, work: Callable[[], _Result]) -> _Result:
-        """Do some work in a worker's thread, or in this one where sessions are few."""
-        # to hand it over and to wait for it takes a tenth of a step
-        if self._slots.taken <= _WORKERS:
-            return work()
-        return self._workers.submit(work).result()
 
     def _answer(
         self, session: ServerSession, frame_bytes: bytes, context: grpc.ServicerContext

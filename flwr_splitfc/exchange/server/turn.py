@@ -108,6 +108,8 @@ class Turn:
     ----------
     traffic : Traffic
         What was counted so far.
+    digest : PayloadDigest
+        Of the payloads so far.
     done : bool
         Whether the device has said that it is through.
     """
@@ -155,7 +157,7 @@ class Turn:
         self._left: Kept | None = None
         # how long frames were answered so far
         self._busy = Stopwatch()
-        self._digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
+        self.digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
 
     def kept(self) -> pb.Kept:
         """Return what earlier turns left for this one."""
@@ -293,7 +295,7 @@ class Turn:
             self.traffic.loss_rows += counts.rows
             self._measure_gradients(returned)
             features, gradients = feature_payloads(step), gradient_payloads(stepped)
-            self._digest.update(*features, step.labels, *gradients)
+            self.digest.add(*features, step.labels, *gradients)
             self._tell(
                 counts, total_bytes(features), total_bytes(gradients), begun.loss
             )
@@ -326,7 +328,7 @@ class Turn:
         feature_bytes = total_bytes(features)
         self._waiting = _Waiting(passed, received, feature_bytes, output_link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._unfinished = partial(self._digest.update, *features, encoded.data)
+        self._unfinished = partial(self.digest.add, *features, encoded.data)
 
     def _backward(self, backward: pb.Backward, answer: pb.Gradients) -> None:
         waiting = self._waiting
@@ -362,7 +364,7 @@ class Turn:
             self.traffic.output_entries += output_gradient.numel()
             self._measure_gradients(returned)
             gradients = gradient_payloads(answer)
-            self._digest.update(backward.gradient.data, *gradients)
+            self.digest.add(backward.gradient.data, *gradients)
             self._tell(counts, feature_bytes, total_bytes(gradients), None)
 
         self._unfinished = finish
@@ -379,7 +381,7 @@ class Turn:
         else:
             predicted.parts.extend(pack_parts(output, exact_part))
         self._unfinished = partial(
-            self._digest.update, *feature_payloads(predict), *output_payloads(predicted)
+            self.digest.add, *feature_payloads(predict), *output_payloads(predicted)
         )
 
     def _close(self, close: pb.Close) -> None:
@@ -401,7 +403,7 @@ class Turn:
             self.states.check(kept)
             self._left = kept
         self.forget()
-        self.traffic.digest = self._digest.value
+        self.traffic.digest = self.digest.value
         self.done = True
 
     # -- parts of them -----------------------------------------------------------------
