@@ -195,8 +195,7 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     if not matrix.is_cuda:
         block_rows = max(1, _BLOCK_ENTRIES // max(1, columns))
     weights = matrix.new_full((rows,), 1 / rows)
-    blocks = matrix.split(block_rows)
-    weights_of_blocks = weights.split(block_rows)
     first = matrix[0]
-    for block, block_weights in zip(blocks, weights_of_blocks, strict=True):
-        yield block - first, block_weights
+    for begin in range(0, rows, block_rows):
+        end = begin + block_rows
+        yield matrix[begin:end] - first, weights[begin:end]
