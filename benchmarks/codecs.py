@@ -372,7 +372,7 @@ def machine(threads: int) -> dict[str, str]:
         "threads": str(threads),
         "python": platform.python_version(),
     }
-    for package in ("flwr-splitfc", "torch", "numpy", "constriction"):
+    for package in ("flwr-splitfc", "torch", "numpy", "numba", "constriction"):
         facts[package] = version(package)
     return facts
 
