@@ -6,8 +6,8 @@ the order in which the loop stands, by IEEE arithmetic.
 
 The machine code is kept beside the module, in `__pycache__`, and is made anew when the
 module's file changes. Other files, this one included, are not looked at: a compiled
-function calls compiled functions of its own file alone, and gets tables of numbers as
-arguments.
+function calls compiled functions of its own file alone, gets tables of numbers as
+arguments, and of other files' constants uses only those of the byte formats.
 """
 
 from __future__ import annotations
