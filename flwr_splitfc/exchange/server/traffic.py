@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 from flwr_splitfc.exchange.server.payload_digest import DIGEST_BITS
@@ -28,6 +29,9 @@ DOWNLINK_KINDS = (
     "resent",
     "output",
 )
+# each kind has its place, also what did not move
+_NO_UPLINK = dict.fromkeys(UPLINK_KINDS, 0)
+_NO_DOWNLINK = dict.fromkeys(DOWNLINK_KINDS, 0)
 
 MetricGroup = Literal["counts", "measured"]
 
@@ -115,8 +119,8 @@ class Traffic:
     device_codec_seconds: float = _measured()
     server_codec_seconds: float = _measured()
     link_seconds: float = _measured()
-    uplink_bytes: Counter[str] = field(default_factory=Counter)
-    downlink_bytes: Counter[str] = field(default_factory=Counter)
+    uplink_bytes: Counter[str] = field(default_factory=partial(Counter, _NO_UPLINK))
+    downlink_bytes: Counter[str] = field(default_factory=partial(Counter, _NO_DOWNLINK))
     digest: int = 0
 
     def add(self, other: "Traffic") -> None:
