@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import Literal, TypeAlias
 
@@ -155,8 +156,9 @@ class Budgets:
         candidates = range(1, case.columns + 1)
         return bisect_left(candidates, True, key=too_many)
 
+    @cached_property
     def smallest_bits(self) -> tuple[float, float]:
-        """Return the smallest uplink and downlink budgets that work for all batches."""
+        """The smallest uplink and downlink budgets that work for all batches."""
         features_bits = self.worst_case.features_bits(training=True)
         gradient_bits = self.worst_case.gradient_bits()
         if self.mirrored:
@@ -197,11 +199,15 @@ class Budgets:
 
     def _least_bits(self, setting: Setting) -> float:
         if setting == "evaluation_bits":
-            return self.worst_case.features_bits(training=False)
-        uplink_bits, downlink_bits = self.smallest_bits()
+            return self._smallest_evaluation_bits
+        uplink_bits, downlink_bits = self.smallest_bits
         if setting == "uplink_bits":
             return uplink_bits
         return downlink_bits
+
+    @cached_property
+    def _smallest_evaluation_bits(self) -> float:
+        return self.worst_case.features_bits(training=False)
 
     def _bytes(self, setting: Setting) -> int:
         bits = self._bits(setting)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from torch import Tensor
+
+_KNOWN_SHAPES = 64
 
 
 def _channel_position(shape: Sequence[int], dim: int | None) -> int | None:
@@ -51,9 +54,10 @@ class Channels:
     inner: int
 
     @classmethod
+    @lru_cache(_KNOWN_SHAPES)
     def of(
         cls,
-        shape: Sequence[int],
+        shape: tuple[int, ...],
         *,
         channels: int | None = None,
         dim: int | None = None,
@@ -62,7 +66,7 @@ class Channels:
 
         Parameters
         ----------
-        shape : sequence of int
+        shape : tuple of int
             (B, D), (B, T, C) with the channel last, or (B, C, ...) with the channel in
             dimension 1.
         channels : int, optional
@@ -142,9 +146,10 @@ class Layout:
     axes: tuple[int, ...]
 
     @classmethod
+    @lru_cache(_KNOWN_SHAPES)
     def of(
         cls,
-        shape: Sequence[int],
+        shape: tuple[int, ...],
         *,
         channels: int | None = None,
         dim: int | None = None,

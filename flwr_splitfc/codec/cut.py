@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any, Final, Literal, final
 
@@ -42,6 +43,10 @@ from flwr_splitfc.settings import Scalar
 
 _PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
 """How features go up without training, unless this codec sends them itself."""
+
+_MOST_KNOWN_BUDGETS = (
+    64  # shapes differ where sequences do, and a device may make up any
+)
 
 
 @final
@@ -157,13 +162,13 @@ evaluation='float16')
         both_bits = min(self.uplink_bits + self.downlink_bits, NO_CEILING)
         return replace(self, uplink_bits=both_bits)
 
-    @property
+    @cached_property
     def stype(self) -> str:
         """Name and version of the byte format, as in ``Array.stype``."""
         version = _version(self.selector, self.quantiser)
         return f"{self.name}/{version}"
 
-    @property
+    @cached_property
     def evaluation_stype(self) -> str:
         """The `stype` of features that are sent without training."""
         if self.evaluation == "codec":
@@ -435,7 +440,8 @@ evaluation='float16')
         kept = decoded.to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
-        _check_scaled(kept, link)
+        if link.correction is not None or link.scale is not None:
+            _check_scaled(kept, link)
         return link.expand(kept)
 
     def _decibels(self, link: Link, labels_per_row: float | None) -> float:
@@ -468,7 +474,7 @@ evaluation='float16')
         >>> cut_codec("splitfc").smallest_bits(256, 1152)
         (0.0034, 0.0011)
         """
-        return self._budgets(rows, columns).smallest_bits()
+        return self._budgets(rows, columns).smallest_bits
 
     def check_budget(self, rows: int, columns: int) -> None:
         """Check once that every batch of (B, D) features can be sent.
@@ -481,13 +487,24 @@ evaluation='float16')
         self._budgets(rows, columns).check()
 
     def _budgets(self, rows: int, columns: int) -> Budgets:
-        return Budgets(
-            WorstCase(self.selector, self.quantiser, rows, columns),
-            self.uplink_bits,
-            self.downlink_bits,
-            self._evaluation_bits,
-            self.mirrored,
-        )
+        """Return the budgets of a shape: once, since most batches have the same."""
+        known = self._known_budgets
+        budgets = known.get((rows, columns))
+        if budgets is None:
+            if len(known) == _MOST_KNOWN_BUDGETS:
+                known.clear()
+            budgets = known[rows, columns] = Budgets(
+                WorstCase(self.selector, self.quantiser, rows, columns),
+                self.uplink_bits,
+                self.downlink_bits,
+                self._evaluation_bits,
+                self.mirrored,
+            )
+        return budgets
+
+    @cached_property
+    def _known_budgets(self) -> dict[tuple[int, int], Budgets]:
+        return {}
 
     @property
     def _evaluation_bits(self) -> float | None:

@@ -9,6 +9,8 @@ whatever the span.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from math import prod
 from typing import TypeAlias
 
@@ -21,6 +23,7 @@ from flwr_splitfc.codec.arrays import Symbols
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.counted_integers import (
     MOST_COUNTED,
+    least_counted_bytes,
     pack_counted,
     unpack_counted,
 )
@@ -69,8 +72,7 @@ def pack_labels(labels: Tensor) -> bytes:
         known = ", ".join(LABEL_DTYPES)
         raise ValueError(f"labels must be one of {known}, got {dtype}")
     shape = tuple(labels.shape)
-    flat = labels.detach().cpu().contiguous().flatten()
-    entries = _to_numpy(flat)
+    entries = _to_numpy(labels.detach().cpu()).reshape(-1)
     if labels.is_floating_point() or entries.size == 0:
         header = pack_label_header(LabelHeader(dtype, shape))
         return header + pack_floats(entries, _raw_dtype(dtype))
@@ -88,14 +90,18 @@ def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> byte
         above = signed.view(np.uint64) - _wrapped(offset)
         return pack_label_header(header) + above.astype(coding).tobytes()
     symbols = (signed - offset).astype(np.int32)
-    codings = [(0, _pack_even(symbols, levels))]
-    if len(symbols) <= MOST_COUNTED:
-        codings.append(pack_counted(symbols, levels))
-    payloads = []
-    for values, coded in codings:
-        header = LabelHeader(dtype, shape, "symbols", offset, levels, values)
-        payloads.append(pack_label_header(header) + coded)
-    return min(payloads, key=len)
+    header = LabelHeader(dtype, shape, "symbols", offset, levels)
+    even = _pack_even(symbols, levels)
+    payload = pack_label_header(header) + even
+    if len(symbols) > MOST_COUNTED:
+        return payload
+    counts = np.bincount(symbols)
+    # where no class is much more frequent than others, it is not even tried
+    if least_counted_bytes(counts) >= len(even):
+        return payload
+    values, counted = pack_counted(symbols, counts)
+    header = replace(header, values=values)
+    return min(payload, pack_label_header(header) + counted, key=len)
 
 
 def _pack_even(symbols: Symbols, levels: int) -> bytes:
@@ -193,9 +199,7 @@ def _read_symbols(data: memoryview, count: int, header: LabelHeader) -> Entries:
 
 
 def _read_even(reader: SymbolReader, count: int, levels: int) -> Entries:
-    symbols = np.zeros(count, np.int32)
-    if levels > 1:
-        symbols = reader.read(count, levels)
+    symbols = reader.read(count, levels) if levels > 1 else np.zeros(count, np.int32)
     reader.close()
     return symbols
 
@@ -210,17 +214,22 @@ def _check_levels(levels: int) -> None:
 def _from_offset(above: Entries, header: LabelHeader) -> Entries:
     """Add the header's offset to entries, and check that the type holds the sums."""
     least, greatest = _integer_limits(header.dtype)
-    largest = header.offset + int(above.max())
+    largest = header.offset + header.levels - 1
+    # symbols are below their levels, and mostly need no look
+    if header.levels == 0 or largest > greatest:
+        largest = header.offset + int(above.max())
     if header.offset < least or largest > greatest:
         raise PayloadError(
             f"labels from {header.offset} to {largest} are not {header.dtype}"
         )
-    values = above.astype(np.uint64)
-    values += _wrapped(header.offset)
-    signed = values.view(np.int64)
+    # sums of 64 bits wrap around, which is silent in an array
+    signed = above.astype(np.int64)
+    if header.offset != 0:
+        signed += header.offset
     return signed.astype(header.dtype, copy=False)
 
 
+@cache
 def _integer_limits(dtype: str) -> tuple[int, int]:
     if dtype == "bool":
         return 0, 1

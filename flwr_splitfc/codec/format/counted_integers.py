@@ -22,11 +22,17 @@ adaptive code needs a model and a call for each.
 
 from __future__ import annotations
 
+from math import ceil, log2
+
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.column_sets import pack_columns, unpack_columns
+from flwr_splitfc.codec.format.column_sets import (
+    column_set_bytes,
+    pack_columns,
+    unpack_columns,
+)
 from flwr_splitfc.codec.format.symbols import (
     ExactSymbolReader,
     pack_words,
@@ -37,10 +43,37 @@ MOST_COUNTED = 2**23
 """Most integers that are coded so."""
 
 _MOST_VALUES = 2**16 - 1
+_ROUNDING_BITS = 1e-3  # far more than sums of 2^23 integers' logarithms are off by
 
 
-def pack_counted(integers: Symbols, levels: int) -> tuple[int, bytes]:
-    """Write integers from 0 to ``levels - 1``, at least one.
+def least_counted_bytes(counts: Ints) -> int:
+    """Return the bytes that `pack_counted` takes at least.
+
+    The sets take what they take. The integers have ``n H`` bits, of which the coder
+    holds fewer than 32 back until the end, when it writes a word or two.
+
+    Parameters
+    ----------
+    counts : Ints
+        How often each integer from 0 occurs; the last one is above 0.
+    """
+    occurring: list[int] = counts[counts > 0].tolist()
+    values, total = len(occurring), sum(occurring)
+    set_bytes = column_set_bytes(values, len(counts))
+    set_bytes += column_set_bytes(values - 1, total - 1)
+    bits = total * log2(total) - sum(count * log2(count) for count in occurring)
+    words = ceil((bits - _ROUNDING_BITS) / 32)
+    return set_bytes + 4 * words
+
+
+def pack_counted(integers: Symbols, counts: Ints) -> tuple[int, bytes]:
+    """Write integers from 0, at least one.
+
+    Parameters
+    ----------
+    integers : Symbols
+    counts : Ints
+        How often each integer from 0 occurs; the last one is above 0.
 
     Returns
     -------
@@ -48,19 +81,19 @@ def pack_counted(integers: Symbols, levels: int) -> tuple[int, bytes]:
         How many different values there are.
     bytes
     """
-    counts_by_level = np.bincount(integers, minlength=levels)
-    values = np.flatnonzero(counts_by_level)
-    counts = counts_by_level[values]
+    levels = len(counts)
+    values = np.flatnonzero(counts)
+    counts_of_values = counts[values]
     which = pack_columns(values, levels)
     if len(values) == 1:
         return 1, which
-    run_ends = counts.cumsum()[:-1]
+    run_ends = counts_of_values.cumsum()[:-1]
     how_often = pack_columns(run_ends - 1, len(integers) - 1)
     ranks = integers
     if len(values) < levels:
-        rank_by_level = np.cumsum(counts_by_level > 0, dtype=np.int32) - 1
+        rank_by_level = np.cumsum(counts > 0, dtype=np.int32) - 1
         ranks = rank_by_level[integers]
-    words = pack_words([(ranks, weighted_model(counts))])
+    words = pack_words([(ranks, weighted_model(counts_of_values))])
     return len(values), which + how_often + words
 
 

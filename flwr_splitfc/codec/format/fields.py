@@ -9,6 +9,7 @@ have their high bit set. It has no more bytes than it needs.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any
 
 from flwr_splitfc.codec.errors import PayloadError
@@ -33,14 +34,18 @@ def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
     >>> fields, bytes(rest)
     ((7,), b'\\xff')
     """
-    little_endian = "<" + layout
-    size = struct.calcsize(little_endian)
-    if len(data) < size:
+    fields = _little_endian(layout)
+    if len(data) < fields.size:
         raise PayloadError(
-            f"payload ends early: {len(data)} bytes left where {size} were wanted"
+            f"payload ends early: {len(data)} bytes left where {fields.size} were "
+            "wanted"
         )
-    fields = struct.unpack_from(little_endian, data)
-    return fields, data[size:]
+    return fields.unpack_from(data), data[fields.size :]
+
+
+@lru_cache(2**8)
+def _little_endian(layout: str) -> struct.Struct:
+    return struct.Struct("<" + layout)
 
 
 def pack_varint(value: int) -> bytes:
@@ -59,6 +64,9 @@ def pack_varint(value: int) -> bytes:
 
 def take_varint(data: memoryview) -> tuple[int, memoryview]:
     """Read what `pack_varint` wrote and return it with the bytes that follow."""
+    # mostly
+    if data and data[0] <= 0x7F:
+        return data[0], data[1:]
     value = 0
     for place, octet in enumerate(data[:_MOST_VARINT_BYTES]):
         value |= (octet & 0x7F) << 7 * place

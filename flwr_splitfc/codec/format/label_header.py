@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import (
@@ -57,6 +58,8 @@ class LabelHeader:
     values: int = 0
 
 
+# those of the next batch are mostly the same
+@lru_cache(2**8)
 def pack_label_header(header: LabelHeader) -> bytes:
     """Write everything of labels that precedes their entries."""
     dimensions = len(header.shape)
@@ -88,8 +91,7 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
         raise PayloadError(
             f"labels have {dimensions} dimensions, more than {MOST_DIMENSIONS}"
         )
-    shape, rest = take(rest, f"{dimensions}I")
-    (code,), rest = take(rest, "B")
+    (*shape, code), rest = take(rest, f"{dimensions}IB")
     if code >= len(LABEL_CODINGS):
         raise PayloadError(f"unknown label coding {code}")
     coding = LABEL_CODINGS[code]
@@ -103,7 +105,9 @@ def unpack_label_header(data: memoryview) -> tuple[LabelHeader, memoryview]:
         (offset,), rest = take(rest, "q")
     if coding == "range":
         (levels,), rest = take(rest, "I")
-    header = LabelHeader(LABEL_DTYPES[dtype], shape, coding, offset, levels, values)
+    header = LabelHeader(
+        LABEL_DTYPES[dtype], tuple(shape), coding, offset, levels, values
+    )
     return header, rest
 
 

@@ -140,9 +140,9 @@ class SymbolReader:
     next to nothing.
     """
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, *, counted: bool = True) -> None:
         words = data
-        if data:
+        if data and counted:
             (count,), words = take(data, "I")
             if count == 0 or len(words) != _WORD_BYTES * count:
                 raise PayloadError(
@@ -150,7 +150,7 @@ class SymbolReader:
                     f"{count} words were announced"
                 )
         little_endian = np.frombuffer(words, "<u4")
-        native = little_endian.astype(np.uint32)
+        native = little_endian.astype(np.uint32, copy=False)
         self._decoder = stream.queue.RangeDecoder(native)
         self._stream_bits = 8 * len(words)
         self._symbols_read = 0
@@ -205,11 +205,9 @@ class ExactSymbolReader(SymbolReader):
     """
 
     def __init__(self, data: memoryview) -> None:
-        count, rest = divmod(len(data), _WORD_BYTES)
-        if rest != 0:
+        if len(data) % _WORD_BYTES != 0:
             raise PayloadError(f"symbols have {len(data)} bytes, which are no words")
-        counted = struct.pack("<I", count) + data if count > 0 else b""
-        super().__init__(memoryview(counted))
+        super().__init__(data, counted=False)
         self._words = data
         self._again = stream.queue.RangeEncoder()
 

@@ -7,13 +7,7 @@ device has its answer. It is applied before anything else is done with the half.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from threading import Lock
 from typing import Any
@@ -694,34 +688,19 @@ class HalfTrainer:
     def _step_rng(self) -> AbstractContextManager[None]:
         return self._rng(_STEP_RNG, self._steps)
 
-    @contextmanager
-    def _rng(self, *name: SeedPart) -> Iterator[None]:
+    def _rng(self, *name: SeedPart) -> AbstractContextManager[None]:
         """Give a step a generator state of its own, by its name.
 
         Sessions at the same time leave each other's draws alone.
         """
         seed = derive_seed(self.seed, *name)
-        # not by `torch.manual_seed`, which takes as long as a small layer
-        generators = []
-        locks = []
-        if self._draws_on_cpu:
-            generators.append(torch.default_generator)
-            locks.append(_GENERATOR)
-        if self.device.type == "cuda":
-            index = self.device.index or 0
-            generators.append(torch.cuda.default_generators[index])
-            locks.append(_GPU_GENERATORS[index])
-        with ExitStack() as held:
-            for lock in locks:
-                held.enter_context(lock)
-            states = [generator.get_state() for generator in generators]
-            for generator in generators:
-                generator.manual_seed(seed)
-            try:
-                yield
-            finally:
-                for generator, state in zip(generators, states, strict=True):
-                    generator.set_state(state)
+        on_cpu = _seeded(torch.default_generator, _GENERATOR, seed)
+        if self.device.type != "cuda":
+            return on_cpu
+        index = self.device.index or 0
+        generator = torch.cuda.default_generators[index]
+        on_gpu = _seeded(generator, _GPU_GENERATORS[index], seed)
+        return _both(on_cpu, on_gpu) if self._draws_on_cpu else on_gpu
 
     def _update_rng(self) -> AbstractContextManager[None]:
         # Devices go on meanwhile, and in a simulation of one process they may draw from
@@ -782,6 +761,27 @@ class HalfTrainer:
             passed = self._pass(probe, self._steps)
         check_next_step(passed.output, [*float_tensors(probe), *self._parameters])
         self._checked_norm = norm
+
+
+@contextmanager
+def _seeded(generator: torch.Generator, lock: Lock, seed: int) -> Iterator[None]:
+    """Seed a generator of torch's own, and leave it as it was."""
+    with lock:
+        state = generator.get_state()
+        # not by `torch.manual_seed`, which takes as long as a small layer
+        generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+
+
+@contextmanager
+def _both(
+    one: AbstractContextManager[None], other: AbstractContextManager[None]
+) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def _leaf_again(tensor: Tensor) -> Tensor:
