@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints, Octets
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 
@@ -36,15 +37,12 @@ class _Bitmap:
     def bits(self) -> int:
         return self.total
 
-    def encode(self, columns: Ints) -> Octets:
-        bits = np.zeros(self.bits, np.uint8)
-        bits[columns] = 1
-        return bits
+    def encode(self, columns: Ints, octets: Octets) -> None:
+        _set_bits(columns, octets)
 
-    def decode(self, bits: Octets) -> Ints:
+    def decode(self, octets: Octets) -> Ints:
         """Return the columns whose bits are set, padding included."""
-        columns = np.flatnonzero(bits)
-        return columns.astype(np.int64)
+        return _bits_set(octets, 0, self.count + 1)
 
 
 @dataclass(frozen=True)
@@ -72,33 +70,75 @@ class _EliasFano:
         high_bits = self.count + largest_high_part
         return self.low_bits + high_bits
 
-    def encode(self, columns: Ints) -> Octets:
-        bits = np.zeros(self.bits, np.uint8)
-        shifts = np.arange(self.low_width)
-        low_parts = columns[:, None] >> shifts & 1
-        bits[: self.low_bits] = low_parts.ravel()
-        high_parts = columns >> self.low_width
-        # In unary: before the i-th one stand as many zeros as its high part is.
-        places = high_parts + np.arange(self.count)
-        bits[self.low_bits + places] = 1
-        return bits
+    def encode(self, columns: Ints, octets: Octets) -> None:
+        _write_elias_fano(columns, self.low_width, octets)
 
-    def decode(self, bits: Octets) -> Ints:
+    def decode(self, octets: Octets) -> Ints:
         """Return `count` columns; they may be out of order or too large."""
-        if bits[self.bits :].any():
-            raise PayloadError("column set is padded with ones; zeros were wanted")
-        places = np.flatnonzero(bits[self.low_bits :])
+        places = _bits_set(octets, self.low_bits, self.count + 1)
         if len(places) != self.count:
-            raise PayloadError(
-                f"column set has {len(places)} columns; {self.count} were wanted"
-            )
-        high_parts = places - np.arange(self.count)
-        low_bits = bits[: self.low_bits]
-        digits = low_bits.reshape(self.count, self.low_width)
-        place_values = 1 << np.arange(self.low_width)
-        low_parts = digits @ place_values
-        columns = high_parts << self.low_width | low_parts
-        return columns.astype(np.int64)
+            raise PayloadError(f"column set does not have {self.count} columns")
+        if places[-1] >= self.bits - self.low_bits:
+            raise PayloadError("column set is padded with ones; zeros were wanted")
+        return _elias_fano_columns(places, self.low_width, octets)
+
+
+@compiled
+def _set_bits(places: Ints, octets: Octets) -> None:
+    for place in places:
+        octets[place >> 3] |= 1 << (place & 7)
+
+
+@compiled
+def _bits_set(octets: Octets, begin: int, most: int) -> Ints:
+    """Return the first bits from `begin` on that are set, counted from there."""
+    places = np.empty(most, np.int64)
+    found = 0
+    for octet in range(begin >> 3, len(octets)):
+        if octets[octet] == 0:
+            continue
+        for bit in range(8):
+            place = 8 * octet + bit - begin
+            if octets[octet] >> bit & 1 and place >= 0 and found < most:
+                places[found] = place
+                found += 1
+    return places[:found]
+
+
+@compiled
+def _write_elias_fano(columns: Ints, low_width: int, octets: Octets) -> None:
+    places = np.empty(len(columns) * (low_width + 1), np.int64)
+    ones = 0
+    for i, column in enumerate(columns):
+        for bit in range(low_width):
+            if column >> bit & 1:
+                places[ones] = i * low_width + bit
+                ones += 1
+        # In unary: before the i-th one stand as many zeros as its high part is.
+        places[ones] = len(columns) * low_width + (column >> low_width) + i
+        ones += 1
+    _set_bits(places[:ones], octets)
+
+
+@compiled
+def _elias_fano_columns(high_places: Ints, low_width: int, octets: Octets) -> Ints:
+    columns = np.empty(len(high_places), np.int64)
+    for i, place in enumerate(high_places):
+        column = place - i
+        for bit in range(low_width - 1, -1, -1):
+            low_place = i * low_width + bit
+            low_bit = octets[low_place >> 3] >> (low_place & 7) & 1
+            column = column << 1 | low_bit
+        columns[i] = column
+    return columns
+
+
+@compiled
+def _is_increasing(columns: Ints, total: int) -> bool:
+    for i, column in enumerate(columns):
+        if column >= total or (i > 0 and column <= columns[i - 1]):
+            return False
+    return True
 
 
 @lru_cache(2**10)
@@ -135,8 +175,8 @@ def pack_columns(columns: Ints, total: int) -> bytes:
     count = len(columns)
     if count in (0, total):
         return b""
-    bits = _code(count, total).encode(columns)
-    octets = np.packbits(bits, bitorder="little")
+    octets = np.zeros(column_set_bytes(count, total), np.uint8)
+    _code(count, total).encode(columns, octets)
     return octets.tobytes()
 
 
@@ -150,20 +190,13 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
             f"column set ends early: {len(data)} bytes left where {size} were wanted"
         )
     octets = np.frombuffer(data[:size], np.uint8)
-    bits = np.unpackbits(octets, bitorder="little")
-    columns = _code(count, total).decode(bits)
+    columns = _code(count, total).decode(octets)
     # One set has one form: what decodes is what `pack_columns` writes.
-    _check_columns(columns, count, total)
-    return columns, data[size:]
-
-
-def _check_columns(columns: Ints, count: int, total: int) -> None:
-    steps = np.diff(columns)
-    increasing = bool((steps > 0).all())
-    if len(columns) != count or columns[-1] >= total or not increasing:
+    if len(columns) != count or not _is_increasing(columns, total):
         raise PayloadError(
             f"column set is not {count} increasing columns below {total}"
         )
+    return columns, data[size:]
 
 
 def pack_selection(columns: Ints | None, width: int) -> bytes:

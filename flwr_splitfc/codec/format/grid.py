@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
+from flwr_splitfc.codec.arrays import Floats
 
 
 def grid_values(
@@ -26,26 +26,12 @@ def grid_values(
     [0.0, 0.25, 1.0]
     """
     # A numpy scalar makes float64 of narrow integers, too.
-    step = np.float64(_step(low, high, levels))
+    step = np.float64(grid_step(low, high, levels))
     values = low + index * step
     return values.astype(np.float32)
 
 
-def nearest_point(values: Doubles, low: float, high: float, levels: int) -> Ints:
-    """Return the points of an even grid that are nearest to the values.
-
-    >>> nearest_point(np.array([-1.0, 0.3, 0.9]), 0.0, 1.0, levels=5).tolist()
-    [0, 1, 4]
-    """
-    step = _step(low, high, levels)
-    if step > 0:
-        points = np.rint((values - low) / step)
-        inside = np.clip(points, 0, levels - 1)
-        return inside.astype(np.int64)
-    return np.zeros(values.shape, np.int64)
-
-
-def _step(low: float, high: float, levels: int) -> float:
+def grid_step(low: float, high: float, levels: int) -> float:
     """Return the distance of two points."""
     # A grid of one point, whose ends are equal, has no step.
     steps = max(levels - 1, 1)

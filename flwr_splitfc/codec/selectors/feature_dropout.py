@@ -19,10 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import from_ints, to_ints
+from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, from_ints, to_ints
+from flwr_splitfc.codec.channels import Channels
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.column_sets import (
     pack_selection,
     selection_bytes,
@@ -51,16 +54,21 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
     >>> keep_probabilities(dispersion, reduction=1.5)
     tensor([0.4000, 0.6000, 1.0000], dtype=torch.float64)
     """
+    return torch.from_numpy(_keep_probabilities(dispersion.numpy(), reduction))
+
+
+@compiled
+def _keep_probabilities(dispersion: Doubles, reduction: float) -> Doubles:
     if reduction == 1.0:
-        return torch.ones_like(dispersion)
-    largest = float(dispersion.max())
+        return np.ones_like(dispersion)
+    largest = dispersion.max()
     if largest == 0.0:
-        return torch.full_like(dispersion, 1.0 / reduction)
+        return np.full_like(dispersion, 1.0 / reduction)
     columns = len(dispersion)
     kept = columns / reduction
     # In units of the largest deviation nothing overflows or vanishes.
     relative = dispersion / largest
-    total = float(relative.sum())
+    total = relative.sum()
     # (3), where the largest is 1
     least_bias = (kept - total) / (columns - kept)
     bias = max(0.0, least_bias)
@@ -68,7 +76,19 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
     biased_total = total + columns * bias
     probabilities = kept * (relative + bias) / biased_total
     # Rounding may leave a little more than 1.
-    return probabilities.clamp_(max=1.0)
+    at_most_1: Doubles = np.minimum(probabilities, 1.0)
+    return at_most_1
+
+
+@compiled
+def _draw(
+    dispersion: Doubles, uniform: Doubles, reduction: float
+) -> tuple[Ints, Floats]:
+    """Return the columns that are kept, and their scale."""
+    keep = _keep_probabilities(dispersion, reduction)
+    columns = np.flatnonzero(uniform < keep)
+    # (4)
+    return columns, (1.0 / keep[columns]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -99,25 +119,16 @@ class FeatureDropout(Selector):
         rows, width = matrix.shape
         if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
-        keep = self._keep_probabilities(matrix, selection)
         uniform = torch.rand(width, generator=selection.generator, dtype=torch.float64)
-        drawn = (uniform < keep).nonzero().flatten()
-        # (4)
-        scale = keep[drawn].reciprocal().float()
-        scale = scale.to(matrix.device)
+        dispersion = _dispersion(matrix, selection.channels)
+        drawn, scales = _draw(dispersion.numpy(), uniform.numpy(), self.reduction)
+        scale = torch.from_numpy(scales).to(matrix.device)
         columns = None
         # A link has no columns where all are kept.
         if len(drawn) < width:
-            columns = drawn.to(matrix.device)
+            columns = torch.from_numpy(drawn).to(matrix.device)
         link = Link(rows, width, columns=columns, scale=scale, device=matrix.device)
         return link.restrict(matrix) * scale, link
-
-    def _keep_probabilities(self, matrix: Tensor, selection: Selection) -> Tensor:
-        low, high = column_extremes(matrix)
-        spans = selection.channels.spans(low, high)
-        # (1)
-        dispersion = column_deviations(matrix, spans)
-        return keep_probabilities(dispersion, self.reduction)
 
     def pack(self, link: Link) -> bytes:
         columns = to_ints(link.columns)
@@ -146,3 +157,9 @@ class FeatureDropout(Selector):
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
         fewest = columns if self.reduction == 1.0 else 0
         return selection_bytes(fewest, kept, columns)
+
+
+def _dispersion(matrix: Tensor, channels: Channels) -> Tensor:
+    """(1), float64 (D,) on the CPU."""
+    low, high = column_extremes(matrix)
+    return column_deviations(matrix, channels.spans(low, high))

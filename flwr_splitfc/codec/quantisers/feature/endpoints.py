@@ -44,13 +44,15 @@ class Intervals(NamedTuple):
     @classmethod
     def from_symbols(cls, symbols: Symbols) -> Intervals:
         """Read the points of each column in turn, first and last."""
-        points = symbols.astype(np.int64)
-        return cls(first=points[::2], last=points[1::2])
+        points = symbols.astype(np.int64).reshape(-1, 2)
+        return cls(first=points[:, 0].copy(), last=points[:, 1].copy())
 
     def symbols(self) -> Symbols:
         """Return the points of each column in turn, first and last."""
-        points = np.stack([self.first, self.last], axis=1)
-        return points.ravel().astype(np.int32)
+        points = np.empty((len(self.first), 2), np.int32)
+        points[:, 0] = self.first
+        points[:, 1] = self.last
+        return points.ravel()
 
 
 class Grids(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Doubles, Floats, Symbols
+from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, Symbols
 from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.symbols import (
@@ -48,80 +48,140 @@ _WORD_BYTES = 4
 """The range coder writes words; a smaller budget than that changes nothing."""
 
 
-@dataclass(frozen=True, eq=False)
-class _EntryGrid:
+class _EntryGrid(NamedTuple):
     """Where the entries of two-stage columns of positive span may lie.
 
     Parameters
     ----------
-    columns : Tensor
+    columns : ndarray
         Which they are of the K columns, int64 (A,).
     base, step : ndarray
         ``x`` and ``s`` of each, float32 (A,).
     levels : ndarray
-        ``Q`` of each, (A,).
+        ``Q`` of each, int32 (A,).
     """
 
-    columns: Tensor
+    columns: Ints
     base: Floats
     step: Floats
     levels: Symbols
 
     @classmethod
     def of(cls, header: QuantHeader, intervals: Intervals) -> _EntryGrid:
-        all_levels = column_levels(intervals.spans, header.multiplier, header.upgrades)
-        # a column of one point has no symbols
-        active = intervals.spans > 0
-        levels: Symbols = all_levels[active].astype(np.int32)
-        base = header.endpoint_values(intervals.first[active])
-        top = header.endpoint_values(intervals.last[active])
-        return cls(
-            columns=torch.from_numpy(header.two_stage[active]),
-            base=base,
-            step=np.divide(top - base, levels - 1, dtype=np.float32),
-            levels=levels,
+        levels = column_levels(intervals.spans, header.multiplier, header.upgrades)
+        return _entry_grid(
+            header.two_stage, levels, intervals, header.low, header.endpoint_step
         )
 
     def symbols(self, matrix: Tensor) -> Symbols:
         """The nearest level of each entry, row by row."""
-        columns = self.columns.to(matrix.device)
+        columns = torch.from_numpy(self.columns).to(matrix.device)
         entries = matrix.index_select(1, columns).cpu().numpy()
-        # an interval can vanish in float32
-        step = np.where(self.step > 0, self.step, np.float32(1))
-        last = (self.levels - 1).astype(np.float32)
-        symbols = np.empty(entries.shape, np.int32)
-        _nearest_levels(entries, self.base, step, last, symbols)
-        return symbols.ravel()
+        return _nearest_levels(entries, self)
 
     @property
-    def count(self) -> int:
+    def width(self) -> int:
         """``A``."""
         return len(self.levels)
 
     def sizes(self, rows: int) -> Symbols:
         """Levels of each entry, row by row."""
-        return np.tile(self.levels, rows)
-
-    def values(self, symbols: Symbols, rows: int) -> Tensor:
-        """Entries from their levels, float32 (B, A)."""
-        values = symbols.reshape(rows, self.count).astype(np.float32)
-        # float32, first the product and then the sum: docs/wire-format.md, section 4
-        values *= self.step
-        values += self.base
-        return torch.from_numpy(values)
+        sizes = np.empty((rows, self.width), np.int32)
+        sizes[:] = self.levels
+        return sizes.ravel()
 
 
 @compiled
-def _nearest_levels(
-    entries: Floats, base: Floats, step: Floats, last: Floats, symbols: Symbols
-) -> None:
-    """(7), all of it in float32."""
+def _entry_grid(
+    two_stage: Ints,
+    levels: Ints,
+    intervals: Intervals,
+    low: float,
+    endpoint_step: float,
+) -> _EntryGrid:
+    # a column of one point has no symbols
+    active = np.flatnonzero(intervals.last > intervals.first)
+    base = np.empty(len(active), np.float32)
+    step = np.empty(len(active), np.float32)
+    for i, column in enumerate(active):
+        base[i] = low + intervals.first[column] * endpoint_step
+        top = np.float32(low + intervals.last[column] * endpoint_step)
+        step[i] = (top - base[i]) / np.float32(levels[column] - 1)
+    return _EntryGrid(two_stage[active], base, step, levels[active].astype(np.int32))
+
+
+@compiled
+def _nearest_levels(entries: Floats, grid: _EntryGrid) -> Symbols:
+    """(7), all of it in float32, row by row."""
     rows, columns = entries.shape
+    # an interval can vanish in float32
+    step = np.where(grid.step > 0, grid.step, np.float32(1))
+    last = (grid.levels - 1).astype(np.float32)
     lowest = np.float32(0)
+    symbols = np.empty((rows, columns), np.int32)
     for row in range(rows):
         for column in range(columns):
-            level = np.rint((entries[row, column] - base[column]) / step[column])
+            level = np.rint((entries[row, column] - grid.base[column]) / step[column])
             symbols[row, column] = min(max(level, lowest), last[column])
+    return symbols.ravel()
+
+
+@compiled
+def _mean_points(
+    mean: Doubles, two_stage: Ints, low: float, step: float, levels: int
+) -> Symbols:
+    """(8), for the columns that are not two-stage."""
+    points = np.empty(len(mean) - len(two_stage), np.int32)
+    entries = 0
+    for column in range(len(mean)):
+        if entries < len(two_stage) and two_stage[entries] == column:
+            entries += 1
+            continue
+        point = np.rint((mean[column] - low) / step)
+        points[column - entries] = min(max(point, 0.0), levels - 1.0)
+    return points
+
+
+class _Grids(NamedTuple):
+    """The endpoint grid, and that for means."""
+
+    low: float
+    step: float
+    mean_low: float
+    mean_step: float
+
+
+@compiled
+def _decoded(
+    shape: tuple[int, int],
+    two_stage: Ints,
+    first: Ints,
+    points: Symbols,
+    grids: _Grids,
+    grid: _EntryGrid,
+    symbols: Symbols,
+) -> Floats:
+    """The matrix of this shape, from all of its symbols."""
+    rows, columns = shape
+    constants = np.empty(columns, np.float32)
+    entries = 0
+    for column in range(columns):
+        if entries < len(two_stage) and two_stage[entries] == column:
+            # overwritten but for a column of one point
+            constants[column] = grids.low + first[entries] * grids.step
+            entries += 1
+        else:
+            point = points[column - entries]
+            constants[column] = grids.mean_low + point * grids.mean_step
+    matrix = np.empty((rows, columns), np.float32)
+    count = len(grid.columns)
+    for row in range(rows):
+        matrix[row] = constants
+        for i in range(count):
+            level = np.float32(symbols[row * count + i])
+            # float32, first the product, then the sum: docs/wire-format.md, section 4
+            matrix[row, grid.columns[i]] = level * grid.step[i] + grid.base[i]
+    return matrix
 
 
 @dataclass(frozen=True)
@@ -153,14 +213,18 @@ class FeatureQuant(Quantiser):
         header, stream = unpack_quant_header(data, columns)
         reader = SymbolReader(stream)
         intervals = _read_intervals(reader, header)
-        constants = _read_constants(reader, header, intervals, columns)
-        grid = _entry_grid(header, intervals)
-        symbols = reader.read(grid.count * rows, grid.sizes(rows))
+        points = _read_points(reader, header, columns)
+        grid = _grid_from_wire(header, intervals)
+        symbols = reader.read(grid.width * rows, grid.sizes(rows))
         reader.close()
-        # two-stage columns are overwritten but for those of one point
-        matrix = torch.from_numpy(constants).expand(rows, -1).clone()
-        entry_columns = grid.columns.expand(rows, -1)
-        return matrix.scatter_(1, entry_columns, grid.values(symbols, rows))
+        grids = _Grids(
+            header.low, header.endpoint_step, header.mean_low, header.mean_step
+        )
+        shape = (rows, columns)
+        matrix = _decoded(
+            shape, header.two_stage, intervals.first, points, grids, grid, symbols
+        )
+        return torch.from_numpy(matrix)
 
     def smallest_bytes(self, rows: int, columns: int) -> int:
         """Means alone, with two levels."""
@@ -229,17 +293,20 @@ def _runs(
     matrix: Tensor, plan: Plan, mean: Doubles
 ) -> Iterator[tuple[Symbols, int | Symbols]]:
     """Endpoints, means and entries as symbols, with their numbers of levels."""
-    rows, columns = matrix.shape
     header = plan.header
     yield plan.intervals.symbols(), ENDPOINT_LEVELS
     # equal means stand in the header
     if header.mean_levels > 1:
-        means = mean[header.mean_columns(columns)]
-        # (8)
-        points = header.mean_points(means)
-        yield points.astype(np.int32), header.mean_levels
+        points = _mean_points(
+            mean,
+            header.two_stage,
+            header.mean_low,
+            header.mean_step,
+            header.mean_levels,
+        )
+        yield points, header.mean_levels
     grid = _EntryGrid.of(header, plan.intervals)
-    yield grid.symbols(matrix), grid.sizes(rows)
+    yield grid.symbols(matrix), grid.sizes(len(matrix))
 
 
 def _read_intervals(reader: SymbolReader, header: QuantHeader) -> Intervals:
@@ -251,21 +318,15 @@ def _read_intervals(reader: SymbolReader, header: QuantHeader) -> Intervals:
     return intervals
 
 
-def _read_constants(
-    reader: SymbolReader, header: QuantHeader, intervals: Intervals, columns: int
-) -> Floats:
-    """The value of a column without entries, its mean or point, float32 (K,)."""
-    means = header.mean_columns(columns)
-    points = np.zeros(len(means), np.int32)
+def _read_points(reader: SymbolReader, header: QuantHeader, columns: int) -> Symbols:
+    """The points of the mean-value columns; all are 0 where the grid has one."""
+    count = columns - len(header.two_stage)
     if header.mean_levels > 1:
-        points = reader.read(len(means), header.mean_levels)
-    constants = np.empty(columns, np.float32)
-    constants[means] = header.mean_values(points)
-    constants[header.two_stage] = header.endpoint_values(intervals.first)
-    return constants
+        return reader.read(count, header.mean_levels)
+    return np.zeros(count, np.int32)
 
 
-def _entry_grid(header: QuantHeader, intervals: Intervals) -> _EntryGrid:
+def _grid_from_wire(header: QuantHeader, intervals: Intervals) -> _EntryGrid:
     """The entry grid of a header from the wire, which may ask for too many upgrades."""
     try:
         return _EntryGrid.of(header, intervals)

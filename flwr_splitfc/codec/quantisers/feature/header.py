@@ -12,9 +12,8 @@ from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flwr_splitfc.codec.arrays import Doubles, Floats, Ints
+from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import (
     column_set_bytes,
@@ -23,7 +22,7 @@ from flwr_splitfc.codec.format.column_sets import (
 )
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.floats import check_interval
-from flwr_splitfc.codec.format.grid import grid_values, nearest_point
+from flwr_splitfc.codec.format.grid import grid_step
 
 ENDPOINT_LEVELS = 200
 """Points of the grid for column endpoints, ``Q_ep`` (SplitFC, Sec. V)."""
@@ -72,21 +71,15 @@ class QuantHeader:
     mean_high: float = 0.0
     mean_levels: int = 1
 
-    def mean_columns(self, columns: int) -> Ints:
-        """Return those of K `columns` that are not two-stage."""
-        return np.delete(np.arange(columns), self.two_stage)
+    @property
+    def endpoint_step(self) -> float:
+        """From a point of the endpoint grid to the next."""
+        return grid_step(self.low, self.high, ENDPOINT_LEVELS)
 
-    def endpoint_values(self, points: Ints) -> Floats:
-        """Return the values of points of the endpoint grid."""
-        return grid_values(points, self.low, self.high, ENDPOINT_LEVELS)
-
-    def mean_points(self, means: Doubles) -> Ints:
-        """Return the points nearest to `means` on the grid for means."""
-        return nearest_point(means, self.mean_low, self.mean_high, self.mean_levels)
-
-    def mean_values(self, points: NDArray[np.integer]) -> Floats:
-        """Return the values of points of the grid for means."""
-        return grid_values(points, self.mean_low, self.mean_high, self.mean_levels)
+    @property
+    def mean_step(self) -> float:
+        """From a point of the grid for means to the next; 0 where all are equal."""
+        return grid_step(self.mean_low, self.mean_high, self.mean_levels)
 
 
 _COUNT = "I"

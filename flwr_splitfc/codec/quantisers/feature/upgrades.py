@@ -27,11 +27,7 @@ from numpy.typing import NDArray
 from flwr_splitfc.codec.arrays import Doubles, Ints
 from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.symbols import MOST_LEVELS
-from flwr_splitfc.codec.quantisers.feature.header import (
-    ENDPOINT_LEVELS,
-    NO_UPGRADES,
-    Upgrades,
-)
+from flwr_splitfc.codec.quantisers.feature.header import ENDPOINT_LEVELS, Upgrades
 from flwr_splitfc.codec.quantisers.feature.levels import (
     FEWEST_LEVELS,
     floor_level,
@@ -94,10 +90,28 @@ def upgrade_order(spans: Ints, multiplier: float) -> Ints:
     multiplier : float
         ``m``.
     """
-    ranks = _span_table(multiplier).ranks[spans]
-    # stable: columns of equal worth keep their order
-    order = np.argsort(ranks, kind="stable")
-    return order[: np.count_nonzero(ranks < _NEVER)]
+    return _upgrade_order(spans, _span_table(multiplier).ranks)
+
+
+@compiled
+def _upgrade_order(spans: Ints, ranks: NDArray[np.uint8]) -> Ints:
+    begins = _begins(spans, ranks)
+    order = np.empty(begins[_NEVER], np.int64)
+    for column, span in enumerate(spans):
+        rank = ranks[span]
+        if rank < _NEVER:
+            order[begins[rank]] = column
+            begins[rank] += 1
+    return order
+
+
+@compiled
+def _begins(spans: Ints, ranks: NDArray[np.uint8]) -> Ints:
+    """How many columns have a lower rank than 0 ... 255."""
+    begins = np.zeros(_NEVER + 2, np.int64)
+    for span in spans:
+        begins[ranks[span] + 1] += 1
+    return np.cumsum(begins)
 
 
 def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
@@ -113,18 +127,27 @@ def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:
     >>> column_levels(np.array([199, 0, 100, 100]), 1e-3, Upgrades(first=2)).tolist()
     [8, 1, 5, 4]
     """
-    levels = _span_table(multiplier).levels[spans]
-    if upgrades != NO_UPGRADES:
-        order = upgrade_order(spans, multiplier)
-        levels[_upgraded(order, upgrades)] += 1
+    table = _span_table(multiplier)
+    levels, upgradable = _column_levels(spans, table, upgrades)
+    if sum(upgrades) > upgradable:
+        raise ValueError(f"{sum(upgrades)} upgrades of {upgradable} columns")
     return levels
 
 
-def _upgraded(order: Ints, upgrades: Upgrades) -> Ints:
-    """The columns that `upgrades` picks from those in `order`."""
-    end = sum(upgrades)
-    if end > len(order):
-        raise ValueError(f"{end} upgrades of {len(order)} columns")
-    first = order[: upgrades.first]
-    more = order[upgrades.first + upgrades.skipped : end]
-    return np.concatenate([first, more])
+@compiled
+def _column_levels(
+    spans: Ints, table: _SpanTable, upgrades: Upgrades
+) -> tuple[Ints, int]:
+    """Return the levels, and how many columns can be upgraded."""
+    # where each column is in the order is as good as the order
+    place_of = _begins(spans, table.ranks)
+    upgradable = place_of[_NEVER]
+    resume = upgrades.first + upgrades.skipped
+    levels = np.empty(len(spans), np.int64)
+    for column, span in enumerate(spans):
+        rank = table.ranks[span]
+        place = place_of[rank]
+        place_of[rank] += 1
+        is_upgraded = place < upgrades.first or resume <= place < resume + upgrades.more
+        levels[column] = table.levels[span] + (is_upgraded and rank < _NEVER)
+    return levels, upgradable

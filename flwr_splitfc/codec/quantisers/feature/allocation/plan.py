@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_splitfc.codec.arrays import Doubles, Ints
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.quantisers.feature.allocation.bisection import allot_bits
 from flwr_splitfc.codec.quantisers.feature.allocation.split_search import best_split
 from flwr_splitfc.codec.quantisers.feature.allocation.splits import (
@@ -61,17 +62,16 @@ def plan_budget(
         The range coder may need a word more; below the smallest payload the plan is the
         smallest.
     """
-    order = _by_falling_range(high - low)
+    order = _by_falling_range(low, high)
     # from here to the split all is in sorted order
-    columns = SortedColumns(low[order], high[order], mean[order], rows)
+    columns = SortedColumns(*_in_order(order, low, high, mean), rows)
     choice = best_split(split_ways(columns, budget_bytes))
     split = choice.split
     allotment = allot_bits(choice)
     # back to the matrix's order, in which columns are sent
-    two_stage = np.sort(order[: split.two_stage])
-    intervals = covering_intervals(
-        low[two_stage], high[two_stage], split.grid_low, split.grid_high
-    )
+    chosen = order[: split.two_stage]
+    two_stage, low_ends, high_ends = _in_matrix_order(chosen, low, high)
+    intervals = covering_intervals(low_ends, high_ends, split.grid_low, split.grid_high)
     upgrades = best_upgrades(
         intervals.spans, allotment.multiplier, rows, allotment.entry_bits
     )
@@ -88,14 +88,43 @@ def plan_budget(
     return Plan(header, intervals)
 
 
-def _by_falling_range(ranges: Doubles) -> Ints:
+@compiled
+def _by_falling_range(low: Doubles, high: Doubles) -> Ints:
     """Columns from wide to narrow, in their order where equal, in linear time.
 
-    The bits of floats that are not negative order like the floats. numpy sorts integers
-    of 16 bits by radix, so the halves are sorted one after the other.
+    The bits of floats that are not negative order like the floats. So they are sorted
+    by each of their bytes, the last one first.
     """
-    falling = ~ranges.astype(np.float32).view(np.uint32)
-    low_half = falling.astype(np.uint16)
-    high_half = (falling >> 16).astype(np.uint16)
-    order = np.argsort(low_half, kind="stable")
-    return order[np.argsort(high_half[order], kind="stable")]
+    falling = ~(high - low).astype(np.float32).view(np.uint32)
+    order = np.arange(len(low))
+    for shift in range(0, 32, 8):
+        place_of = np.zeros(257, np.int64)
+        for bits in falling:
+            place_of[(bits >> shift & 255) + 1] += 1
+        place_of = np.cumsum(place_of)
+        sorted_further = np.empty_like(order)
+        for column in order:
+            byte = falling[column] >> shift & 255
+            sorted_further[place_of[byte]] = column
+            place_of[byte] += 1
+        order = sorted_further
+    return order
+
+
+@compiled
+def _in_order(
+    order: Ints, low: Doubles, high: Doubles, mean: Doubles
+) -> tuple[Doubles, Doubles, Doubles]:
+    return low[order], high[order], mean[order]
+
+
+@compiled
+def _in_matrix_order(
+    chosen: Ints, low: Doubles, high: Doubles
+) -> tuple[Ints, Doubles, Doubles]:
+    """The chosen columns as the matrix has them, and their ends."""
+    is_chosen = np.zeros(len(low), np.bool_)
+    for column in chosen:
+        is_chosen[column] = True
+    columns = np.flatnonzero(is_chosen)
+    return columns, low[columns], high[columns]

@@ -13,6 +13,7 @@ symbols of a split may have the bits that its side information leaves of
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import log2
 from typing import NamedTuple
 
@@ -97,17 +98,26 @@ def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
     """Set up the ways to split columns that are to be coded in `budget_bytes`."""
     rows = columns.rows
     count = len(columns.mean)
-    counts = _two_stage_counts(rows, count, budget_bytes)
-    bits = [_symbol_bits(rows, count, two_stage, budget_bytes) for two_stage in counts]
-    ways = np.array(counts)
+    counts, symbol_bits = _counts_and_bits(rows, count, budget_bytes)
     return Splits(
         rows=rows,
         columns=count,
-        counts=ways,
-        symbol_bits=np.array(bits),
-        grids=grids_of_first(columns.low, columns.high, ways),
-        others=_other_columns(columns, ways),
+        counts=counts,
+        symbol_bits=symbol_bits,
+        grids=grids_of_first(columns.low, columns.high, counts),
+        others=_other_columns(columns, counts),
     )
+
+
+# dropout keeps about as many columns of the next batch
+@lru_cache(2**10)
+def _counts_and_bits(
+    rows: int, columns: int, budget_bytes: int
+) -> tuple[Ints, Doubles]:
+    """How many two-stage columns each way has, and bits for its symbols."""
+    counts = _two_stage_counts(rows, columns, budget_bytes)
+    bits = [_symbol_bits(rows, columns, count, budget_bytes) for count in counts]
+    return np.array(counts), np.array(bits)
 
 
 def _two_stage_counts(rows: int, columns: int, budget_bytes: int) -> list[int]:
