@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
 from flwr_splitfc.codec.format.column_sets import pack_columns
+from flwr_splitfc.codec.format.counted_integers import least_counted_bytes, pack_counted
 from flwr_splitfc.codec.format.label_header import (
     LabelHeader,
     pack_label_header,
@@ -119,6 +121,28 @@ def test_counts_that_do_not_pay_are_not_sent() -> None:
 def header_of_counts(count: int, levels: int, values: int, offset: int = 0) -> bytes:
     header = LabelHeader("int64", (count,), "symbols", offset, levels, values)
     return pack_label_header(header)
+
+
+@given(
+    st.lists(st.integers(0, 3) | st.integers(0, 40), min_size=1, max_size=300),
+    st.integers(0, 5),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_shorter_coding_is_sent(values: list[int], many: int) -> None:
+    symbols = np.array(values + many * values[:1] * len(values), np.int32)
+    symbols -= symbols.min()
+    counts = np.bincount(symbols)
+    occurring, counted = pack_counted(symbols, counts)
+    assert least_counted_bytes(counts) <= len(counted)
+
+    levels = len(counts)
+    header = LabelHeader("int32", symbols.shape, "symbols", 0, levels)
+    even = pack_words([(symbols, levels)]) if levels > 1 else b""
+    payloads = [
+        pack_label_header(header) + even,
+        pack_label_header(replace(header, values=occurring)) + counted,
+    ]
+    assert pack_labels(torch.from_numpy(symbols)) == min(payloads, key=len)
 
 
 @pytest.mark.parametrize(

@@ -59,25 +59,29 @@ def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
 
 @compiled
 def _keep_probabilities(dispersion: Doubles, reduction: float) -> Doubles:
-    if reduction == 1.0:
-        return np.ones_like(dispersion)
-    largest = dispersion.max()
-    if largest == 0.0:
-        return np.full_like(dispersion, 1.0 / reduction)
     columns = len(dispersion)
+    largest = 0.0
+    for own in dispersion:
+        largest = max(largest, own)
+    probabilities = np.empty(columns)
+    if reduction == 1.0 or largest == 0.0:
+        probabilities[:] = 1.0 / reduction
+        return probabilities
     kept = columns / reduction
     # In units of the largest deviation nothing overflows or vanishes.
-    relative = dispersion / largest
-    total = relative.sum()
+    total = 0.0
+    for own in dispersion:
+        total += own / largest
     # (3), where the largest is 1
     least_bias = (kept - total) / (columns - kept)
     bias = max(0.0, least_bias)
     # (2)
     biased_total = total + columns * bias
-    probabilities = kept * (relative + bias) / biased_total
-    # Rounding may leave a little more than 1.
-    at_most_1: Doubles = np.minimum(probabilities, 1.0)
-    return at_most_1
+    for column in range(columns):
+        probability = kept * (dispersion[column] / largest + bias) / biased_total
+        # Rounding may leave a little more than 1.
+        probabilities[column] = min(probability, 1.0)
+    return probabilities
 
 
 @compiled
@@ -86,9 +90,16 @@ def _draw(
 ) -> tuple[Ints, Floats]:
     """Return the columns that are kept, and their scale."""
     keep = _keep_probabilities(dispersion, reduction)
-    columns = np.flatnonzero(uniform < keep)
-    # (4)
-    return columns, (1.0 / keep[columns]).astype(np.float32)
+    columns = np.empty(len(keep), np.int64)
+    scale = np.empty(len(keep), np.float32)
+    kept = 0
+    for column in range(len(keep)):
+        if uniform[column] < keep[column]:
+            columns[kept] = column
+            # (4)
+            scale[kept] = 1.0 / keep[column]
+            kept += 1
+    return columns[:kept], scale[:kept]
 
 
 @dataclass(frozen=True)

@@ -99,24 +99,34 @@ def _entry_grid(
     low: float,
     endpoint_step: float,
 ) -> _EntryGrid:
-    # a column of one point has no symbols
-    active = np.flatnonzero(intervals.last > intervals.first)
-    base = np.empty(len(active), np.float32)
-    step = np.empty(len(active), np.float32)
-    for i, column in enumerate(active):
-        base[i] = low + intervals.first[column] * endpoint_step
-        top = np.float32(low + intervals.last[column] * endpoint_step)
-        step[i] = (top - base[i]) / np.float32(levels[column] - 1)
-    return _EntryGrid(two_stage[active], base, step, levels[active].astype(np.int32))
+    columns = np.empty(len(two_stage), np.int64)
+    base = np.empty(len(two_stage), np.float32)
+    step = np.empty(len(two_stage), np.float32)
+    own_levels = np.empty(len(two_stage), np.int32)
+    width = 0
+    for i in range(len(two_stage)):
+        first, last = intervals.first[i], intervals.last[i]
+        # a column of one point has no symbols
+        if last > first:
+            columns[width] = two_stage[i]
+            base[width] = low + first * endpoint_step
+            top = np.float32(low + last * endpoint_step)
+            step[width] = (top - base[width]) / np.float32(levels[i] - 1)
+            own_levels[width] = levels[i]
+            width += 1
+    return _EntryGrid(columns[:width], base[:width], step[:width], own_levels[:width])
 
 
 @compiled
 def _nearest_levels(entries: Floats, grid: _EntryGrid) -> Symbols:
     """(7), all of it in float32, row by row."""
     rows, columns = entries.shape
-    # an interval can vanish in float32
-    step = np.where(grid.step > 0, grid.step, np.float32(1))
-    last = (grid.levels - 1).astype(np.float32)
+    step = np.empty(columns, np.float32)
+    last = np.empty(columns, np.float32)
+    for column in range(columns):
+        # an interval can vanish in float32
+        step[column] = grid.step[column] if grid.step[column] > 0 else 1.0
+        last[column] = grid.levels[column] - 1
     lowest = np.float32(0)
     symbols = np.empty((rows, columns), np.int32)
     for row in range(rows):
@@ -176,7 +186,8 @@ def _decoded(
     matrix = np.empty((rows, columns), np.float32)
     count = len(grid.columns)
     for row in range(rows):
-        matrix[row] = constants
+        for column in range(columns):
+            matrix[row, column] = constants[column]
         for i in range(count):
             level = np.float32(symbols[row * count + i])
             # float32, first the product, then the sum: docs/wire-format.md, section 4

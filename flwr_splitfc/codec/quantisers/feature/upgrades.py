@@ -111,7 +111,9 @@ def _begins(spans: Ints, ranks: NDArray[np.uint8]) -> Ints:
     begins = np.zeros(_NEVER + 2, np.int64)
     for span in spans:
         begins[ranks[span] + 1] += 1
-    return np.cumsum(begins)
+    for rank in range(1, len(begins)):
+        begins[rank] += begins[rank - 1]
+    return begins
 
 
 def column_levels(spans: Ints, multiplier: float, upgrades: Upgrades) -> Ints:

@@ -101,7 +101,8 @@ def _by_falling_range(low: Doubles, high: Doubles) -> Ints:
         place_of = np.zeros(257, np.int64)
         for bits in falling:
             place_of[(bits >> shift & 255) + 1] += 1
-        place_of = np.cumsum(place_of)
+        for byte in range(1, 257):
+            place_of[byte] += place_of[byte - 1]
         sorted_further = np.empty_like(order)
         for column in order:
             byte = falling[column] >> shift & 255
@@ -115,7 +116,13 @@ def _by_falling_range(low: Doubles, high: Doubles) -> Ints:
 def _in_order(
     order: Ints, low: Doubles, high: Doubles, mean: Doubles
 ) -> tuple[Doubles, Doubles, Doubles]:
-    return low[order], high[order], mean[order]
+    ordered = np.empty((3, len(order)))
+    for place in range(len(order)):
+        column = order[place]
+        ordered[0, place] = low[column]
+        ordered[1, place] = high[column]
+        ordered[2, place] = mean[column]
+    return ordered[0], ordered[1], ordered[2]
 
 
 @compiled
@@ -126,5 +133,13 @@ def _in_matrix_order(
     is_chosen = np.zeros(len(low), np.bool_)
     for column in chosen:
         is_chosen[column] = True
-    columns = np.flatnonzero(is_chosen)
-    return columns, low[columns], high[columns]
+    columns = np.empty(len(chosen), np.int64)
+    ends = np.empty((2, len(chosen)))
+    place = 0
+    for column in range(len(low)):
+        if is_chosen[column]:
+            columns[place] = column
+            ends[0, place] = low[column]
+            ends[1, place] = high[column]
+            place += 1
+    return columns, ends[0], ends[1]
