@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from flwr_splitfc.codec.arrays import Doubles
+from flwr_splitfc.codec.compiled import compiled
 
 _KNOWN_SHAPES = 64
 
@@ -113,13 +118,27 @@ class Channels:
         Parameters
         ----------
         low, high : Tensor
-            Minimum and maximum of every column, (D,).
+            Minimum and maximum of every column, float64 (D,) on the CPU.
         """
-        grouped = (self.outer, self.count, self.inner)
-        greatest = high.reshape(grouped).amax((0, 2))
-        least = low.reshape(grouped).amin((0, 2))
-        spans = (greatest - least)[None, :, None]
-        return spans.expand(grouped).reshape(-1)
+        spans = _spans(low.numpy(), high.numpy(), self.outer, self.count, self.inner)
+        return torch.from_numpy(spans)
+
+
+@compiled
+def _spans(low: Doubles, high: Doubles, outer: int, count: int, inner: int) -> Doubles:
+    spans = np.empty(len(low))
+    for channel in range(count):
+        least, greatest = np.inf, -np.inf
+        for o in range(outer):
+            begin = (o * count + channel) * inner
+            for column in range(begin, begin + inner):
+                least = min(least, low[column])
+                greatest = max(greatest, high[column])
+        for o in range(outer):
+            begin = (o * count + channel) * inner
+            for column in range(begin, begin + inner):
+                spans[column] = greatest - least
+    return spans
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Doubles, Floats
+from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 
 # Blocks of rows, and of columns, that stay in the cache.
@@ -58,16 +60,14 @@ def matrix_extremes(matrix: Tensor) -> tuple[float, float]:
     """
     if matrix.numel() == 0:
         return 0.0, 0.0
-    low, high = torch.aminmax(matrix)
-    _check_magnitude(low, high)
-    return float(low), float(high)
+    extremes = torch.aminmax(matrix)
+    low, high = float(extremes.min), float(extremes.max)
+    # NaN is both, or none
+    _check_magnitude(max(-low, high))
+    return low, high
 
 
-def _check_magnitude(low: Tensor, high: Tensor) -> None:
-    """Check a matrix by its columns' minima and maxima, or by its own."""
-    least = float(low.min())
-    greatest = float(high.max())
-    largest = max(-least, greatest)
+def _check_magnitude(largest: float) -> None:
     if not isfinite(largest):
         raise ValueError("the matrix holds NaN or inf; all values must be finite")
     if largest > MAGNITUDE_LIMIT:
@@ -126,10 +126,26 @@ def column_extremes(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for part in matrix.split(_BLOCK_COLUMNS, 1):
         lows.append(part.amin(0))
         highs.append(part.amax(0))
-    low = torch.cat(lows).cpu()
-    high = torch.cat(highs).cpu()
-    _check_magnitude(low, high)
-    return low.double(), high.double()
+    low = _joined(lows).cpu().double()
+    high = _joined(highs).cpu().double()
+    _check_magnitude(_largest(low.numpy(), high.numpy()))
+    return low, high
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@compiled
+def _largest(low: Doubles, high: Doubles) -> float:
+    """The largest magnitude; NaN if there is one."""
+    largest = 0.0
+    for column in range(len(low)):
+        # a sum with NaN is NaN, and no comparison with it is true
+        if not -low[column] <= np.inf or not high[column] <= np.inf:
+            return np.nan
+        largest = max(largest, -low[column], high[column])
+    return largest
 
 
 def column_means(matrix: Tensor) -> Tensor:
@@ -154,8 +170,8 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
     matrix : Tensor
         float32 (B, K), on any device.
     spans : Tensor
-        At least maximum minus minimum of each column, (K,): scaled first, no square
-        overflows or vanishes.
+        At least maximum minus minimum of each column, float64 (K,) on the CPU: scaled
+        first, no square overflows or vanishes.
 
     Returns
     -------
@@ -168,9 +184,7 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
     >>> column_deviations(matrix, torch.tensor([4.0, 0.0])).tolist()
     [0.25, 0.0]
     """
-    # A column of one value has no span; its deviation is 0 in any unit.
-    scale = spans.reciprocal().clamp_(max=_LARGEST_SCALE)
-    scale = scale.float().to(matrix.device)
+    scale = torch.from_numpy(_scales(spans.numpy())).to(matrix.device)
     mean = torch.zeros_like(scale)
     mean_square = torch.zeros_like(scale)
     # sum y_b / B and sum y_b^2 / B, block by block
@@ -178,11 +192,27 @@ def column_deviations(matrix: Tensor, spans: Tensor) -> Tensor:
         scaled = shifted.mul_(scale)
         mean.addmv_(scaled.T, weights)
         mean_square.addmv_(scaled.square_().T, weights)
-    squared_mean = mean.double().square()
-    variance = mean_square.double() - squared_mean
-    # Rounding may leave a little less than 0.
-    deviations = variance.clamp_(min=0.0).sqrt_()
-    return deviations.cpu()
+    deviations = _deviations(mean.cpu().numpy(), mean_square.cpu().numpy())
+    return torch.from_numpy(deviations)
+
+
+@compiled
+def _scales(spans: Doubles) -> Floats:
+    scales = np.empty(len(spans), np.float32)
+    for column in range(len(spans)):
+        # A column of one value has no span; its deviation is 0 in any unit.
+        scales[column] = min(1.0 / spans[column], _LARGEST_SCALE)
+    return scales
+
+
+@compiled
+def _deviations(mean: Floats, mean_square: Floats) -> Doubles:
+    deviations = np.empty(len(mean))
+    for column in range(len(mean)):
+        variance = np.float64(mean_square[column]) - np.float64(mean[column]) ** 2
+        # Rounding may leave a little less than 0.
+        deviations[column] = np.sqrt(max(variance, 0.0))
+    return deviations
 
 
 def _blocks(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ def test_channel_dimension_by_shape() -> None:
 
 @pytest.mark.parametrize("dim", [None, 1, 2, -1])
 def test_spans_match_the_obvious_way(dim: int | None) -> None:
-    features = torch.randn(6, 4, 3, 5)
+    features = torch.randn(6, 4, 3, 5, dtype=torch.float64)
     position = 1 if dim is None else dim % 4
     others = [axis for axis in range(4) if axis != position]
     span = features.amax(others, keepdim=True) - features.amin(others, keepdim=True)
