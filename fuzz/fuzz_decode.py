@@ -10,11 +10,16 @@ is reported as a crash; other options are libFuzzer's.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 import atheris
+
+# numba cannot compile what is instrumented; and as Python a loop raises an error for an
+# index that machine code would follow
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 with atheris.instrument_imports(
     include=["flwr_splitfc.codec", "tests.codec.independent_decoder"],

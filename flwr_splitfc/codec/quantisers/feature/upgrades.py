@@ -110,7 +110,8 @@ def _begins(spans: Ints, ranks: NDArray[np.uint8]) -> Ints:
     """How many columns have a lower rank than 0 ... 255."""
     begins = np.zeros(_NEVER + 2, np.int64)
     for span in spans:
-        begins[ranks[span] + 1] += 1
+        # 8 bits have no 256
+        begins[int(ranks[span]) + 1] += 1
     for rank in range(1, len(begins)):
         begins[rank] += begins[rank - 1]
     return begins
