@@ -68,15 +68,19 @@ def _span_table(multiplier: float) -> _SpanTable:
 
 @compiled
 def _ranks(levels: Ints, thresholds: Doubles) -> NDArray[np.uint8]:
-    worth = np.full(ENDPOINT_LEVELS, np.inf)
+    worth = np.empty(ENDPOINT_LEVELS)
+    worth[0] = np.inf
     for span in range(1, ENDPOINT_LEVELS):
+        worth[span] = np.inf
         if levels[span] < MOST_LEVELS:
             # (16)
             worth[span] = thresholds[levels[span] - FEWEST_LEVELS] / span**2
-    ranks = np.full(ENDPOINT_LEVELS, _NEVER, np.uint8)
+    ranks = np.empty(ENDPOINT_LEVELS, np.uint8)
     for span in range(ENDPOINT_LEVELS):
-        if worth[span] < np.inf:
-            ranks[span] = np.sum(worth < worth[span])
+        lower = 0
+        for other in range(ENDPOINT_LEVELS):
+            lower += worth[other] < worth[span]
+        ranks[span] = lower if worth[span] < np.inf else _NEVER
     return ranks
 
 

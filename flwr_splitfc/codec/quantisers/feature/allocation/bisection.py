@@ -78,11 +78,12 @@ def _allot_bits(
     split = choice.split
     rivals = _rivals(split)
     affordable, too_high = choice.affordable, choice.too_high
-    fewest = np.full_like(rivals.most_levels, FEWEST_LEVELS)
+    fewest = np.empty(len(rivals.symbols), np.int64)
+    fewest[:] = FEWEST_LEVELS
     levels = _levels(rivals, affordable, thresholds, fewest, rivals.most_levels)
     most = _levels(rivals, too_high, thresholds, levels, rivals.most_levels)
     # a multiplier in between would give the same levels as one of the two
-    while np.sum(most - levels) > 1:
+    while _differ(levels, most):
         # halfway, as float32: what the header can carry
         middle = np.float64(np.float32((affordable + too_high) / 2))
         # float32 has no number in between
@@ -100,11 +101,21 @@ def _allot_bits(
 
 
 @compiled
+def _differ(levels: Ints, most: Ints) -> bool:
+    """Whether they do by more than a single level."""
+    difference = 0
+    for rival in range(len(levels)):
+        difference += most[rival] - levels[rival]
+    return difference > 1
+
+
+@compiled
 def _rivals(split: Split) -> _Rivals:
     count = len(split.spans) + 1
     squares = np.empty(count)
     symbols = np.empty(count)
-    most_levels = np.full(count, MOST_LEVELS)
+    most_levels = np.empty(count, np.int64)
+    most_levels[:] = MOST_LEVELS
     for rival, span in enumerate(split.spans):
         squares[rival] = span**2
         symbols[rival] = split.rows * split.span_counts[rival]

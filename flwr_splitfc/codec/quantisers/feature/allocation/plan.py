@@ -95,18 +95,22 @@ def _by_falling_range(low: Doubles, high: Doubles) -> Ints:
     The bits of floats that are not negative order like the floats. So they are sorted
     by each of their bytes, the last one first.
     """
-    falling = ~(high - low).astype(np.float32).view(np.uint32)
-    order = np.arange(len(low))
+    ranges = np.empty(len(low), np.float32)
+    order = np.empty(len(low), np.int64)
+    for column in range(len(low)):
+        ranges[column] = high[column] - low[column]
+        order[column] = column
+    rising = ranges.view(np.uint32)
     for shift in range(0, 32, 8):
         place_of = np.zeros(257, np.int64)
-        for bits in falling:
-            place_of[(bits >> shift & 255) + 1] += 1
-        for byte in range(1, 257):
-            place_of[byte] += place_of[byte - 1]
-        sorted_further = np.empty_like(order)
-        for column in order:
-            byte = falling[column] >> shift & 255
-            sorted_further[place_of[byte]] = column
+        for bits in rising:
+            place_of[256 - (bits >> shift & 255)] += 1
+        for place in range(1, 257):
+            place_of[place] += place_of[place - 1]
+        sorted_further = np.empty(len(low), np.int64)
+        for sorted_column in order:
+            byte = 255 - (rising[sorted_column] >> shift & 255)
+            sorted_further[place_of[byte]] = sorted_column
             place_of[byte] += 1
         order = sorted_further
     return order

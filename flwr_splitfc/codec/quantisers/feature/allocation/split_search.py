@@ -162,8 +162,16 @@ def _best_split(splits: Splits, tables: _Tables) -> SplitChoice:
 def _split(splits: Splits, way: int, level_bits: Doubles) -> Split:
     grids, others = splits.grids, splits.others
     two_stage = splits.counts[way]
-    spans = np.flatnonzero(grids.span_counts[way])
-    span_counts = grids.span_counts[way][spans]
+    spans = np.empty(ENDPOINT_LEVELS, np.int64)
+    span_counts = np.empty(ENDPOINT_LEVELS)
+    in_use = 0
+    entries = 0.0
+    for span in range(ENDPOINT_LEVELS):
+        columns = grids.span_counts[way, span]
+        if columns > 0:
+            spans[in_use], span_counts[in_use] = span, columns
+            in_use += 1
+            entries += splits.rows * columns
     mean_span = others.mean_high[way] - others.mean_low[way]
     mean_count = splits.columns - two_stage if mean_span > 0 else 0
     # (6)
@@ -173,7 +181,7 @@ def _split(splits: Splits, way: int, level_bits: Doubles) -> Split:
         unit = mean_span if mean_span > 0 else 1.0
     symbol_bits = splits.symbol_bits[way]
     # a bit for each entry that is coded
-    bits_left = symbol_bits - splits.rows * np.sum(span_counts)
+    bits_left = symbol_bits - entries
     bits_each = bits_left / mean_count if mean_count > 0 else 0.0
     # the largest Q_0 whose bits are affordable; the table starts at 0 levels
     affordable = int(np.searchsorted(level_bits, bits_each, side="right")) - 1
@@ -183,8 +191,8 @@ def _split(splits: Splits, way: int, level_bits: Doubles) -> Split:
         grid_low=grids.low[way],
         grid_high=grids.high[way],
         unit=unit,
-        spans=spans,
-        span_counts=span_counts,
+        spans=spans[:in_use],
+        span_counts=span_counts[:in_use],
         mean_low=others.mean_low[way],
         mean_high=others.mean_high[way],
         mean_count=mean_count,
