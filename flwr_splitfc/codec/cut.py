@@ -44,9 +44,8 @@ from flwr_splitfc.settings import Scalar
 _PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
 """How features go up without training, unless this codec sends them itself."""
 
-_MOST_KNOWN_BUDGETS = (
-    64  # shapes differ where sequences do, and a device may make up any
-)
+# shapes differ where sequences do, and a device may make up any
+_MOST_KNOWN_BUDGETS = 64
 
 
 @final

@@ -134,6 +134,8 @@ def _common_model(model: int | stream.model.Model) -> stream.model.Model:
 class SymbolReader:
     """Reads back the runs that `pack_symbols` wrote, in the same order.
 
+    `counted` is whether the number of words precedes them.
+
     The decoder itself would read on past the end of its words, so their number is sent
     and checked. A symbol of even levels takes a bit at least, so no stream makes more
     of them than it has bits, whatever a header says. A symbol of a sized model may take
