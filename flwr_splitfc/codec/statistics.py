@@ -141,7 +141,7 @@ def _largest(low: Doubles, high: Doubles) -> float:
     """The largest magnitude; NaN if there is one."""
     largest = 0.0
     for column in range(len(low)):
-        # a sum with NaN is NaN, and no comparison with it is true
+        # no comparison with NaN is true
         if not -low[column] <= np.inf or not high[column] <= np.inf:
             return np.nan
         largest = max(largest, -low[column], high[column])

@@ -43,7 +43,7 @@ MOST_COUNTED = 2**23
 """Most integers that are coded so."""
 
 _MOST_VALUES = 2**16 - 1
-_ROUNDING_BITS = 1e-3  # far more than sums of 2^23 integers' logarithms are off by
+_ROUNDING_BITS = 1e-2  # more than sums of 2^23 integers' logarithms are off by
 
 
 def least_counted_bytes(counts: Ints) -> int:
@@ -57,13 +57,17 @@ def least_counted_bytes(counts: Ints) -> int:
     counts : Ints
         How often each integer from 0 occurs; the last one is above 0.
     """
-    occurring: list[int] = counts[counts > 0].tolist()
-    values, total = len(occurring), sum(occurring)
-    set_bytes = column_set_bytes(values, len(counts))
-    set_bytes += column_set_bytes(values - 1, total - 1)
-    bits = total * log2(total) - sum(count * log2(count) for count in occurring)
+    counts_of_values: list[int] = counts[counts > 0].tolist()
+    values = len(counts_of_values)
+    integers = sum(counts_of_values)
+    which_bytes = column_set_bytes(values, len(counts))
+    how_often_bytes = column_set_bytes(values - 1, integers - 1)
+    # n H = n log2 n - sum n_i log2 n_i
+    bits = integers * log2(integers)
+    for count in counts_of_values:
+        bits -= count * log2(count)
     words = ceil((bits - _ROUNDING_BITS) / 32)
-    return set_bytes + 4 * words
+    return which_bytes + how_often_bytes + 4 * words
 
 
 def pack_counted(integers: Symbols, counts: Ints) -> tuple[int, bytes]:
