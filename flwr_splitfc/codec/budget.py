@@ -11,7 +11,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from flwr_splitfc.codec.errors import BudgetError
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
@@ -178,10 +178,15 @@ class Budgets:
         self._check(self._gradient_setting)
 
     def _check(self, *settings: Setting) -> None:
-        found = [self._problem(setting) for setting in settings]
+        found = [self._problems[setting] for setting in settings]
         problems = [problem for problem in found if problem is not None]
         if problems:
             raise BudgetError("; ".join(problems))
+
+    @cached_property
+    def _problems(self) -> dict[Setting, str | None]:
+        settings: tuple[Setting, ...] = get_args(Setting)
+        return {setting: self._problem(setting) for setting in settings}
 
     def _problem(self, setting: Setting) -> str | None:
         """Return the message about a budget that is impossible, None for others."""

@@ -54,13 +54,9 @@ def claimed_shape(array: Array) -> tuple[int, int]:
     shape = array.shape
     if not isinstance(shape, tuple) or len(shape) > MOST_DIMENSIONS:
         raise PayloadError(f"shape is not a tuple of at most {MOST_DIMENSIONS} sizes")
-    if not shape or not all(_is_size(size) for size in shape):
+    # A bool is an int to `isinstance`.
+    if not shape or any(type(size) is not int or size < 1 for size in shape):
         raise PayloadError(f"shape {shape} is not one of positive sizes")
     rows = shape[0]
     columns = prod(shape[1:])
     return rows, columns
-
-
-def _is_size(size: object) -> bool:
-    # A bool is an int to `isinstance`.
-    return type(size) is int and size > 0

@@ -69,7 +69,7 @@ def labels_per_row(labels: Tensor) -> float:
     >>> labels_per_row(torch.zeros(32, dtype=torch.int64))
     1.0
     """
-    return max(1.0, labels.numel() / max(1, len(labels)))
+    return max(1.0, labels.numel() / max(1, labels.shape[0]))
 
 
 def automatic_quality(entries_per_label: float) -> float:

@@ -60,7 +60,7 @@ def rows_of(structure: Structure) -> int:
     >>> rows_of({"mask": torch.ones(1, 7) > 0, "hidden": torch.zeros(16, 7)})
     16
     """
-    return len(float_tensors(structure)[0])
+    return float_tensors(structure)[0].shape[0]
 
 
 def shapes_of(structure: Structure) -> Any:

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.exchange.protocol.parts import MOST_DEPTH, MOST_PARTS
-from flwr_splitfc.model.structures import (
-    Structure,
-    float_tensors,
-    leaves_of,
-    rows_of,
-    shapes_of,
-)
+from flwr_splitfc.model.structures import Structure, leaves_of, shapes_of
 
 _WANTED = "wanted floating point features of shape (B, ...), the device half's output"
 _STRUCTURES = "a Tensor, or a tuple, list or dict of them"
@@ -34,11 +28,12 @@ def check_features(call: str, features: Structure) -> None:
         The message says what came, what was wanted, and what to do.
     """
     _check_size(call, features)
-    for leaf in leaves_of(features):
+    leaves = leaves_of(features)
+    for leaf in leaves:
         _check_tensor(call, leaf)
-    there = float_tensors(features)
+    there = [leaf for leaf in leaves if leaf.is_floating_point()]
     if not there:
-        kinds = [leaf.dtype for leaf in leaves_of(features)]
+        kinds = [leaf.dtype for leaf in leaves]
         raise ValueError(
             f"{call} got features of {', '.join(map(str, kinds)) or 'no tensor'}, "
             f"{_WANTED}: features come first, labels second; token ids have to go "
@@ -46,8 +41,8 @@ def check_features(call: str, features: Structure) -> None:
         )
     for tensor in there:
         _check_features(call, tensor)
-    rows = rows_of(features)
-    if any(len(tensor) != rows for tensor in there):
+    rows = there[0].shape[0]
+    if any(tensor.shape[0] != rows for tensor in there):
         raise ValueError(
             f"{call} got features of shapes {shapes_of(features)}, wanted as many rows "
             f"in each floating point tensor, one for each sample. The states of a "
@@ -65,6 +60,8 @@ def _check_size(call: str, features: Structure) -> None:
 
 
 def _count_parts(call: str, features: Structure, depth_left: int) -> int:
+    if isinstance(features, Tensor):
+        return 1
     if isinstance(features, Mapping):
         for key in features:
             if not isinstance(key, str):

@@ -184,7 +184,9 @@ class Session:
             )
         check_features("server.loss", features)
         check_labels("server.loss", labels)
-        if any(tensor.requires_grad for tensor in float_tensors(features)):
+        if self.ticket.decoupled and any(
+            tensor.requires_grad for tensor in float_tensors(features)
+        ):
             self._check_coupled()
         self._one_way_steps.settle()
         return server_loss(self._steps, features, labels, self._watch)

@@ -1,10 +1,10 @@
 """The exchange of one mini-batch: encode, ask the server, decode."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from statistics import mean
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
 from flwr.app import Array
@@ -31,19 +31,28 @@ from flwr_splitfc.model.structures import (
     rows_of,
 )
 
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
+
 Gradients: TypeAlias = list[Tensor | None]
 """By the floating point tensors of features, in order, (B, D); None: not wanted."""
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision(method: Callable[_P, _Result]) -> Callable[_P, _Result]:
     """Turn autocast off: codecs compute in float32, whatever the training loop does."""
-    # to enter it takes as long as to encode a small matrix
-    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
-        yield
-        return
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
+
+    @wraps(method)
+    def call(*args: _P.args, **options: _P.kwargs) -> _Result:
+        # to leave autocast takes as long as to encode a small matrix
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return method(*args, **options)
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            return method(*args, **options)
+
+    return call
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +94,7 @@ class SentStep:
     @property
     def rows(self) -> int:
         """``B``, the samples."""
-        return len(self.tensors[0].features)
+        return self.tensors[0].features.shape[0]
 
 
 class Steps:
@@ -115,7 +124,7 @@ class Steps:
         self.server_round = server_round
         self.counts = TurnCounts()
 
-    @full_precision()
+    @full_precision
     def train(self, features: Structure, labels: Tensor) -> tuple[float, Gradients]:
         """Train the server half on one mini-batch.
 
@@ -134,14 +143,14 @@ class Steps:
         step, frame = self._encoded(features, labels)
         return self._answered(step, self.line.ask(frame, "stepped"))
 
-    @full_precision()
+    @full_precision
     def begin(self, features: Structure, labels: Tensor) -> SentStep:
         """Send a mini-batch to `train` on, and do not wait for the answer."""
         step, frame = self._encoded(features, labels)
         self.line.send(frame)
         return step
 
-    @full_precision()
+    @full_precision
     def end(self, step: SentStep) -> tuple[float, Gradients]:
         """Wait for the answer to the first step that was begun and not ended."""
         return self._answered(step, self.line.receive("stepped"))
@@ -176,7 +185,7 @@ class Steps:
         counts.loss_sum += stepped.loss * step.rows
         return stepped.loss, gradients
 
-    @full_precision()
+    @full_precision
     def predict(self, features: Structure) -> Structure:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self.counts

@@ -55,7 +55,7 @@ class UShapedSteps:
         # the step whose second exchange may follow
         self._begun: BegunStep | None = None
 
-    @full_precision()
+    @full_precision
     def begin(self, features: Structure) -> tuple[Tensor, BegunStep]:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self._steps.counts
@@ -86,7 +86,7 @@ class UShapedSteps:
             raise PayloadError(f"the output has {shape[0]} rows, the features {rows}")
         return output.reshape(shape), link
 
-    @full_precision()
+    @full_precision
     def end(self, gradient: Tensor, step: BegunStep) -> Gradients:
         """Train the server half on the gradient of its output.
 

@@ -19,7 +19,7 @@ def derive_seed(*parts: SeedPart) -> int:
     >>> derive_seed(0, "7", 1) == derive_seed(0, "7", 1) != derive_seed(0, "7", 2)
     True
     """
-    name = "/".join(str(part) for part in parts)
+    name = "/".join(map(str, parts))
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
     # 63 bits fit a signed integer of 64

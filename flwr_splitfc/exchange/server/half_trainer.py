@@ -153,7 +153,7 @@ class HalfTrainer:
         _check_shapes(model)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
-        self._model = model.to(self.device)
+        self._model = model.to(self.device).train()
         self.loss_fn = loss_fn
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -475,7 +475,9 @@ class HalfTrainer:
         return x
 
     def _run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
-        self._model.train()
+        # it visits each module, which takes as long as a small layer
+        if not self._model.training:
+            self._model.train()
         try:
             return model(x)
         except Exception as error:

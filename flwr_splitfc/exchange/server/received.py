@@ -1,7 +1,7 @@
 """Decoding of what a device sent: whatever is wrong with it has an error by name."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import NamedTuple, TypeAlias
 
@@ -79,19 +79,19 @@ class Received:
 
     features: Structure
 
-    @property
+    @cached_property
     def links(self) -> list[Link]:
         """Of the floating point tensors, in order."""
         tensors: list[ReceivedTensor] = leaves_of(self.features)
         return [one.link for one in tensors if one.link is not None]
 
-    @property
+    @cached_property
     def wanted(self) -> list[bool]:
         """Of each floating point tensor, whether the device needs a gradient."""
         tensors: list[ReceivedTensor] = leaves_of(self.features)
         return [not one.one_way for one in tensors if one.link is not None]
 
-    @property
+    @cached_property
     def counts(self) -> BatchCounts:
         """What the ledger counts."""
         links = self.links
@@ -257,7 +257,7 @@ def decode_labels(data: bytes, rows: int, *, max_entries: int) -> Tensor:
         labels = unpack_labels(data, max_entries=max_entries)
     except PayloadError as error:
         raise LabelsRefused(str(error)) from error
-    if labels.ndim < 1 or len(labels) != rows:
+    if labels.ndim < 1 or labels.shape[0] != rows:
         raise LabelsRefused(
             f"labels have shape {tuple(labels.shape)}, wanted {rows} rows"
         )

@@ -1,13 +1,22 @@
 """A copy of all that a training step changes, to go back to if the step fails."""
 
+from collections.abc import Hashable, Mapping
 from copy import deepcopy
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+_Key = TypeVar("_Key", bound=Hashable)
+
 _StateByKey: TypeAlias = dict[str, Any]
+
+_Place: TypeAlias = tuple[nn.Module, str]
+"""Of a buffer: the module that has it, and its name there."""
+
+# what a copy of is the thing itself
+_UNCHANGING = (int, float, bool, str, type(None))
 
 
 class StepUndo:
@@ -20,6 +29,8 @@ class StepUndo:
     Parameters
     ----------
     model : nn.Module
+        Its modules and weights stay the same objects: those of a new module would be
+        none of the optimizer's.
     optimizer : torch.optim.Optimizer
         Over parameters of the model.
     scheduler : LRScheduler, optional
@@ -32,30 +43,29 @@ class StepUndo:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler | None,
     ) -> None:
-        self._model = model
+        # once: to walk over a model in each step takes as long as a small layer
+        self._modules = list(model.modules())
+        self._parameters = list(model.parameters())
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._has_weights = False
-        self._weights: dict[str, Tensor] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._weights: dict[int, Tensor] = {}
+        self._buffers: dict[_Place, Tensor] = {}
         self._gradients: list[Tensor | None] = []
         self._state: dict[Tensor, _StateByKey] = {}
         self._settings: list[_StateByKey] = []
         self._schedule: _StateByKey = {}
 
-    @torch.no_grad()
     def save_buffers(self) -> None:
         """Copy what a step changes before its gradient is known."""
-        self._buffers = _copied(dict(self._model.named_buffers()), self._buffers)
+        self._buffers = _copied(self._buffers_now(), self._buffers)
         self._has_weights = False
 
-    @torch.no_grad()
     def save_weights(self) -> None:
         """Copy what it changes afterwards."""
-        weights = dict(self._model.named_parameters())
-        self._weights = _copied(weights, self._weights)
+        self._weights = _copied(dict(enumerate(self._parameters)), self._weights)
         # by reference: a step replaces gradients, and does not change them
-        self._gradients = [weight.grad for weight in weights.values()]
+        self._gradients = [weight.grad for weight in self._parameters]
         self._state = {
             weight: _copied(state, self._state.get(weight, {}))
             for weight, state in self._optimizer.state.items()
@@ -72,25 +82,31 @@ class StepUndo:
         if self._has_weights:
             self._restore_weights()
 
+    def _buffers_now(self) -> dict[_Place, Tensor]:
+        return {
+            (module, name): buffer
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+
     def _restore_buffers(self) -> None:
-        buffers = dict(self._model.named_buffers())
-        for name, saved in self._buffers.items():
-            buffer = buffers.pop(name, None)
+        buffers = self._buffers_now()
+        for (module, name), saved in self._buffers.items():
+            buffer = buffers.pop((module, name), None)
             if buffer is not None and _alike(buffer, saved):
                 buffer.copy_(saved)
             else:
                 # a cache that has grown with the batch, for one
-                _set_buffer(self._model, name, saved.clone())
+                setattr(module, name, saved.clone())
         # those that were not there
-        for name in buffers:
-            _set_buffer(self._model, name, None)
+        for module, name in buffers:
+            setattr(module, name, None)
 
     def _restore_weights(self) -> None:
-        weights = dict(self._model.named_parameters())
-        for name, weight in weights.items():
-            weight.copy_(self._weights[name])
-        for weight, gradient in zip(weights.values(), self._gradients, strict=True):
-            weight.grad = gradient
+        for place, weight in enumerate(self._parameters):
+            weight.copy_(self._weights[place])
+            weight.grad = self._gradients[place]
         # the copies themselves: the next `save_weights` makes new ones
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)
@@ -103,22 +119,21 @@ class StepUndo:
             self._scheduler.load_state_dict(self._schedule)
 
 
-def _set_buffer(model: nn.Module, name: str, buffer: Tensor | None) -> None:
-    owner, _, own_name = name.rpartition(".")
-    setattr(model.get_submodule(owner), own_name, buffer)
-
-
-def _copied(values: _StateByKey, earlier: _StateByKey) -> _StateByKey:
+def _copied(values: Mapping[_Key, Any], earlier: Mapping[_Key, Any]) -> dict[_Key, Any]:
     """Copy values, into the tensors of an earlier copy where they fit."""
-    return {key: _copy(value, earlier.get(key)) for key, value in values.items()}
+    return {
+        key: value if type(value) in _UNCHANGING else _copy(value, earlier.get(key))
+        for key, value in values.items()
+    }
 
 
 def _copy(value: Any, earlier: Any) -> Any:
     if not isinstance(value, Tensor):
         return deepcopy(value)
+    value = value.detach()
     if isinstance(earlier, Tensor) and _alike(value, earlier):
         return earlier.copy_(value)
-    return value.detach().clone()
+    return value.clone()
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -132,4 +147,4 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _settings_of(group: _StateByKey) -> _StateByKey:
     """Copy the settings of a parameter group, such as its learning rate."""
     settings = {key: value for key, value in group.items() if key != "params"}
-    return deepcopy(settings)
+    return _copied(settings, {})

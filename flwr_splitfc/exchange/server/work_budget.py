@@ -37,7 +37,7 @@ class WorkBudget:
         finally:
             with self._changed:
                 self.in_work_bytes -= work_bytes
-                self._changed.notify_all()
+                self._wake()
 
     def _begin(self, work_bytes: int) -> None:
         me = object()
@@ -48,6 +48,10 @@ class WorkBudget:
             self._waiting.popleft()
             self.in_work_bytes += work_bytes
             # the next one may fit beside this one
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting:
             self._changed.notify_all()
 
     def _fits(self, work_bytes: int) -> bool:
