@@ -69,7 +69,7 @@ def step_profile(codec: str, rows: int, steps: int) -> str:
     def answer() -> bytes:
         frame = frame_bytes.parse_frame(data)
         reply = the_turn.answer(frame)
-        count_uplink(the_turn.traffic, frame)
+        count_uplink(the_turn.traffic, frame, the_turn.moved.uplink)
         return reply.SerializeToString()
 
     def finish() -> None:

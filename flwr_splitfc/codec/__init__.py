@@ -16,6 +16,7 @@ from flwr_splitfc.codec.cut import CutCodec
 from flwr_splitfc.codec.errors import BudgetError, PayloadError
 from flwr_splitfc.codec.labels import pack_labels, unpack_labels
 from flwr_splitfc.codec.link import Link
+from flwr_splitfc.codec.matrices import CodedMatrix
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.codec.quantisers.entry.easy_quant import EasyQuant
 from flwr_splitfc.codec.quantisers.entry.noisy_quant import NoisyQuant
@@ -38,6 +39,7 @@ __all__ = [
     "AllColumns",
     "BudgetError",
     "CodecEntry",
+    "CodedMatrix",
     "CutCodec",
     "EasyQuant",
     "FeatureDropout",

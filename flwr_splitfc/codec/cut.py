@@ -22,7 +22,7 @@ from flwr_splitfc.codec.channels import Channels, Layout
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
 from flwr_splitfc.codec.link import Link
-from flwr_splitfc.codec.matrices import as_matrix, claimed_shape, payload_array
+from flwr_splitfc.codec.matrices import Coded, as_matrix, claimed_shape, payload_array
 from flwr_splitfc.codec.quality import (
     AUTOMATIC,
     GRADIENT_OFFSET,
@@ -305,13 +305,13 @@ evaluation='float16')
         return array, link
 
     def decode_features(
-        self, array: Array, *, expect: tuple[int, int]
+        self, array: Coded, *, expect: tuple[int, int]
     ) -> tuple[Tensor, Link]:
         """Decode features on the server.
 
         Parameters
         ----------
-        array : Array
+        array : Array or CodedMatrix
             From the wire; nothing in it is trusted.
         expect : tuple of int
             Most rows, and the exact number of columns.
@@ -348,7 +348,7 @@ evaluation='float16')
         kept = quantiser.decode(quantised, link.sent, link.kept)
         return link.expand(kept), link
 
-    def _parts_of(self, array: Array) -> tuple[Selector, Quantiser]:
+    def _parts_of(self, array: Coded) -> tuple[Selector, Quantiser]:
         """Return the parts that encoded the features in an array, by its `stype`."""
         if array.stype == self.stype:
             return self.selector, self.quantiser
@@ -404,12 +404,12 @@ evaluation='float16')
         payload = quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 
-    def decode_gradient(self, array: Array, link: Link) -> Tensor:
+    def decode_gradient(self, array: Coded, link: Link) -> Tensor:
         """Decode the gradient by the unscaled features on the device.
 
         Parameters
         ----------
-        array : Array
+        array : Array or CodedMatrix
             From the wire.
         link : Link
             From `encode_features`.

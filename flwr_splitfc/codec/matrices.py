@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple, TypeAlias
 
 import torch
 from flwr.app import Array
@@ -11,6 +12,23 @@ from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+
+
+class CodedMatrix(NamedTuple):
+    """An encoded matrix from the wire, with what Flower's `Array` says of it.
+
+    An `Array` checks its fields, which takes ten times as long; the codec checks them
+    anyway.
+    """
+
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes
+    dtype: str = "float32"
+
+
+Coded: TypeAlias = Array | CodedMatrix
+"""What can be decoded."""
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -41,7 +59,7 @@ def payload_array(stype: str, shape: Sequence[int], payload: bytes) -> Array:
     return Array(dtype="float32", shape=tuple(shape), stype=stype, data=payload)
 
 
-def claimed_shape(array: Array) -> tuple[int, int]:
+def claimed_shape(array: Coded) -> tuple[int, int]:
     """Return the rows and columns that an array from the wire claims.
 
     Raises

@@ -19,7 +19,7 @@ from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, unpack_output
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import (
-    gradient_array,
+    coded_gradient,
     unpack_tensor,
     write_matrix,
 )
@@ -291,8 +291,8 @@ class Steps:
         for tensor in tensors:
             gradient = None
             if not tensor.one_way:
-                array = gradient_array(next(came), self.codec, tensor.link)
-                gradient = self.codec.decode_gradient(array, tensor.link)
+                coded = coded_gradient(next(came), self.codec, tensor.link)
+                gradient = self.codec.decode_gradient(coded, tensor.link)
             gradients.append(gradient)
         return gradients
 

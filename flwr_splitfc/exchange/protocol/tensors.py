@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec, Link, PayloadError
+from flwr_splitfc.codec import CodedMatrix, CutCodec, Link, PayloadError
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.codec.model_arrays import (
     CODED_DTYPES,
@@ -60,21 +60,14 @@ def write_matrix(matrix: pb.Matrix, array: Array) -> None:
     matrix.data = array.data
 
 
-def from_matrix(matrix: pb.Matrix) -> Array:
+def from_matrix(matrix: pb.Matrix) -> CodedMatrix:
     """Return the encoded matrix in `matrix`, unchecked: the codec checks it."""
-    return Array(
-        dtype="float32", shape=tuple(matrix.shape), stype=matrix.stype, data=matrix.data
-    )
+    return CodedMatrix(tuple(matrix.shape), matrix.stype, matrix.data)
 
 
-def gradient_array(matrix: pb.Matrix, codec: CutCodec, link: Link) -> Array:
+def coded_gradient(matrix: pb.Matrix, codec: CutCodec, link: Link) -> CodedMatrix:
     """Return the encoded gradient in `matrix`, by the features of `link`."""
-    return Array(
-        dtype="float32",
-        shape=(link.rows, link.width),
-        stype=codec.stype,
-        data=matrix.data,
-    )
+    return CodedMatrix((link.rows, link.width), codec.stype, matrix.data)
 
 
 def pack_tensor(name: str, tensor: Tensor, bits: int = EXACT_BITS) -> pb.Tensor:

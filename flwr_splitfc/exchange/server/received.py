@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec, Link, PayloadError, unpack_labels
+from flwr_splitfc.codec import CodedMatrix, CutCodec, Link, PayloadError, unpack_labels
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.codec.labels import labels_size
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -129,8 +129,12 @@ class FeatureRules(NamedTuple):
     max_bytes: int
 
 
-def decode_features(frame: FeatureFrame, rules: FeatureRules) -> Received:
-    """Decode the features in a frame.
+def decode_features(
+    frame: FeatureFrame, rules: FeatureRules
+) -> tuple[Received, list[bytes]]:
+    """Decode the features in a frame, and return their payloads, too.
+
+    protobuf copies a payload whenever it is asked for it: this is the one time.
 
     Raises
     ------
@@ -141,12 +145,14 @@ def decode_features(frame: FeatureFrame, rules: FeatureRules) -> Received:
         raise FeaturesRefused(
             f"features of {features_bytes} bytes are over {rules.max_bytes} bytes"
         )
+    payloads: list[bytes] = []
     if not frame.parts:
         one_way = not isinstance(frame, pb.Predict) and frame.one_way
-        features = _decode_matrix(frame.features, rules, one_way=one_way)
-        return _checked(Received(features), rules)
+        features = _decode_matrix(frame.features, rules, payloads, one_way=one_way)
+        return _checked(Received(features), rules), payloads
+    decode = partial(_decode_part, rules, payloads)
     try:
-        received = Received(unpack_parts(frame.parts, partial(_decode_part, rules)))
+        received = Received(unpack_parts(frame.parts, decode))
     except PayloadError as error:
         raise FeaturesRefused(str(error)) from error
     links = received.links
@@ -161,20 +167,23 @@ def decode_features(frame: FeatureFrame, rules: FeatureRules) -> Received:
             raise FeaturesRefused(
                 f"{link.sent} of {link.rows} rows came; of several tensors all have to"
             )
-    return _checked(received, rules)
+    return _checked(received, rules), payloads
 
 
-def _decode_part(rules: FeatureRules, part: pb.Part) -> ReceivedTensor:
+def _decode_part(
+    rules: FeatureRules, payloads: list[bytes], part: pb.Part
+) -> ReceivedTensor:
     if part.WhichOneof("kind") == "coded":
-        return _decode_matrix(part.coded, rules, one_way=part.one_way)
+        return _decode_matrix(part.coded, rules, payloads, one_way=part.one_way)
     tensor = unpack_exact(part, rules.max_bytes // _EXACT_BYTES)
+    payloads.append(part.exact)
     if tensor.is_floating_point():
         raise PayloadError(f"a tensor of {tensor.dtype} is exact, wanted a coded one")
     return ReceivedTensor(tensor)
 
 
 def _decode_matrix(
-    matrix: pb.Matrix, rules: FeatureRules, *, one_way: bool
+    matrix: pb.Matrix, rules: FeatureRules, payloads: list[bytes], *, one_way: bool
 ) -> ReceivedTensor:
     # before anything takes the shape apart: it may have a million dimensions
     if len(matrix.shape) > MOST_DIMENSIONS:
@@ -196,9 +205,11 @@ def _decode_matrix(
             f"a mini-batch has {shape[0]} samples, at most {rules.max_rows} may be"
         )
     columns = prod(shape[1:])
+    coded = from_matrix(matrix)
+    payloads.append(coded.data)
     try:
         features, link = rules.codec.decode_features(
-            from_matrix(matrix), expect=(rules.max_rows, columns)
+            coded, expect=(rules.max_rows, columns)
         )
     except PayloadError as error:
         raise FeaturesRefused(str(error)) from error
@@ -264,7 +275,7 @@ def decode_labels(data: bytes, rows: int, *, max_entries: int) -> Tensor:
     return labels
 
 
-def decode_output_gradient(matrix: pb.Matrix, codec: CutCodec, link: Link) -> Tensor:
+def decode_output_gradient(coded: CodedMatrix, codec: CutCodec, link: Link) -> Tensor:
     """Decode the gradient of an output that went down with `link`, of shape (B, D).
 
     Raises
@@ -272,7 +283,7 @@ def decode_output_gradient(matrix: pb.Matrix, codec: CutCodec, link: Link) -> Te
     GradientRefused
     """
     try:
-        return codec.decode_gradient(from_matrix(matrix), link)
+        return codec.decode_gradient(coded, link)
     except PayloadError as error:
         raise GradientRefused(str(error)) from error
 

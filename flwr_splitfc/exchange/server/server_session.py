@@ -20,6 +20,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
 )
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS
 from flwr_splitfc.exchange.server.frame_traffic import (
+    Moved,
     count_downlink,
     count_resent,
     count_uplink,
@@ -43,10 +44,11 @@ class Connection(Protocol):
 
 
 class _Exchanged(NamedTuple):
-    """A frame and its answer; None is an answer that goes nowhere."""
+    """A frame, its answer and their payloads; None is an answer that goes nowhere."""
 
     frame: pb.DeviceFrame
     answer: pb.ServerFrame | None
+    moved: Moved = Moved()
 
 
 class ServerSession:
@@ -345,7 +347,7 @@ class ServerSession:
             counted = None
         else:
             self.turn.traffic.round_trips += 1
-        self._unfinished = _Exchanged(frame, counted)
+        self._unfinished = _Exchanged(frame, counted, self.turn.moved)
         return answer
 
     def _finish(self) -> None:
@@ -463,9 +465,10 @@ class ServerSession:
         return traffic
 
     def _count(self, exchanged: _Exchanged) -> None:
-        count_uplink(self.turn.traffic, exchanged.frame)
+        traffic, moved = self.turn.traffic, exchanged.moved
+        count_uplink(traffic, exchanged.frame, moved.uplink)
         if exchanged.answer is not None:
-            count_downlink(self.turn.traffic, exchanged.answer)
+            count_downlink(traffic, exchanged.answer, moved.downlink)
 
     def _count_leave(self) -> None:
         # with Close: which of the two comes first must not show in what is counted

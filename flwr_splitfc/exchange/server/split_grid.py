@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from flwr_splitfc.codec import CutCodec, ModelCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import frame_field
+from flwr_splitfc.exchange.protocol.payloads import tensor_payloads, total_bytes
 from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.server.budget_rules import (
     BudgetRule,
@@ -164,7 +165,8 @@ class SplitGrid(MeteredGrid):
             frame = pb.ServerFrame(kept=kept)
             fields |= frame_field(frame)
             traffic = Traffic()
-            count_downlink(traffic, frame)
+            state = [*tensor_payloads(kept.optimizer), *tensor_payloads(kept.state)]
+            count_downlink(traffic, frame, {"state": total_bytes(state)})
             self.ledger.add(self.round_of(message), purpose, traffic, device)
         message.content = with_fields(message.content, fields)
         return ticket.token

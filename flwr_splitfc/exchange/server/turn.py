@@ -15,9 +15,8 @@ from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
 from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts
 from flwr_splitfc.exchange.protocol.payloads import (
-    feature_payloads,
-    gradient_payloads,
     output_payloads,
+    tensor_payloads,
     total_bytes,
 )
 from flwr_splitfc.exchange.protocol.seeds import derive_seed, seeded_generator
@@ -27,9 +26,14 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     ProtocolError,
 )
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
-from flwr_splitfc.exchange.protocol.tensors import pack_tensor, write_matrix
+from flwr_splitfc.exchange.protocol.tensors import (
+    from_matrix,
+    pack_tensor,
+    write_matrix,
+)
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
+from flwr_splitfc.exchange.server.frame_traffic import Moved
 from flwr_splitfc.exchange.server.half_steps import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
 from flwr_splitfc.exchange.server.kept_tensors import check_kept
@@ -108,6 +112,8 @@ class Turn:
     ----------
     traffic : Traffic
         What was counted so far.
+    moved : Moved
+        The payloads of the last frame and of its answer.
     digest : PayloadDigest
         Of the payloads so far.
     done : bool
@@ -144,6 +150,7 @@ class Turn:
         self.budget = budget or WorkBudget(limits.max_work_bytes)
         self.on_step = on_step
         self.traffic = Traffic(sessions=1)
+        self.moved = Moved()
         self.done = False
         self._steps = 0
         self._trained_rows = 0
@@ -219,6 +226,7 @@ class Turn:
     def _answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         if self.done:
             raise ProtocolError("the session is closed")
+        self.moved = Moved()
         # filled in its place: protobuf copies a message that is put into another
         reply = pb.ServerFrame()
         match frame.WhichOneof("kind"):
@@ -265,11 +273,12 @@ class Turn:
             )
         coding = Stopwatch()
         with coding:
-            received = self._features_to_train_on(step)
+            received, payloads = self._features_to_train_on(step)
             if self.decoupled and any(received.wanted):
                 raise ProtocolError("training is decoupled: no gradient comes down")
+            label_payload = step.labels
             labels = decode_labels(
-                step.labels,
+                label_payload,
                 received.links[0].sent,
                 max_entries=self.limits.max_label_entries,
             )
@@ -286,6 +295,12 @@ class Turn:
             )
         _fill(stepped, received, returned)
         counts = received.counts
+        gradients = [one.encoded.data for one in returned]
+        feature_bytes, gradient_bytes = total_bytes(payloads), total_bytes(gradients)
+        self.moved = Moved(
+            {"features": feature_bytes, "labels": len(label_payload)},
+            {"gradient": gradient_bytes},
+        )
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
@@ -294,11 +309,8 @@ class Turn:
             self.traffic.loss_sum += begun.loss * counts.rows
             self.traffic.loss_rows += counts.rows
             self._measure_gradients(returned)
-            features, gradients = feature_payloads(step), gradient_payloads(stepped)
-            self.digest.add(*features, step.labels, *gradients)
-            self._tell(
-                counts, total_bytes(features), total_bytes(gradients), begun.loss
-            )
+            self.digest.add(*payloads, label_payload, *gradients)
+            self._tell(counts, feature_bytes, gradient_bytes, begun.loss)
 
         self._unfinished = finish
 
@@ -310,7 +322,7 @@ class Turn:
         coding = Stopwatch()
         with coding:
             self.forget()
-            received = self._features_to_train_on(forward)
+            received, payloads = self._features_to_train_on(forward)
             link = received.links[0]
             if link.samples is not None:
                 raise FeaturesRefused(
@@ -324,11 +336,11 @@ class Turn:
         with coding:
             encoded, output_link = self._encode_output(output, self.output_codec)
             write_matrix(answer.output, encoded)
-        features = feature_payloads(forward)
-        feature_bytes = total_bytes(features)
+        feature_bytes = total_bytes(payloads)
+        self.moved = Moved({"features": feature_bytes}, {"output": len(encoded.data)})
         self._waiting = _Waiting(passed, received, feature_bytes, output_link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._unfinished = partial(self.digest.add, *features, encoded.data)
+        self._unfinished = partial(self.digest.add, *payloads, encoded.data)
 
     def _backward(self, backward: pb.Backward, answer: pb.Gradients) -> None:
         waiting = self._waiting
@@ -336,8 +348,9 @@ class Turn:
             raise ProtocolError("Backward came without a Forward")
         coding = Stopwatch()
         with coding:
+            coded = from_matrix(backward.gradient)
             output_gradient = decode_output_gradient(
-                backward.gradient, self.output_codec, waiting.output_link
+                coded, self.output_codec, waiting.output_link
             )
 
         begun = self.half.begin_backward(
@@ -356,6 +369,11 @@ class Turn:
         answer.SetInParent()
         _fill(answer, received, returned)
         counts = received.counts
+        gradients = [one.encoded.data for one in returned]
+        gradient_bytes = total_bytes(gradients)
+        self.moved = Moved(
+            {"output_gradient": len(coded.data)}, {"gradient": gradient_bytes}
+        )
         self.traffic.server_codec_seconds += coding.seconds
 
         def finish() -> None:
@@ -363,9 +381,8 @@ class Turn:
             self._count_trained(counts)
             self.traffic.output_entries += output_gradient.numel()
             self._measure_gradients(returned)
-            gradients = gradient_payloads(answer)
-            self.digest.add(backward.gradient.data, *gradients)
-            self._tell(counts, feature_bytes, total_bytes(gradients), None)
+            self.digest.add(coded.data, *gradients)
+            self._tell(counts, feature_bytes, gradient_bytes, None)
 
         self._unfinished = finish
 
@@ -373,16 +390,18 @@ class Turn:
         self._count_step()
         stype = self.codec.evaluation_stype
         most = self.limits.max_predict_rows
-        received = self._features(predict, stype, most)
+        received, payloads = self._features(predict, stype, most)
         output = self.half.predict(received.sent)
         self._count_rows(received.counts)
         if isinstance(output, torch.Tensor):
             predicted.logits.CopyFrom(pack_tensor("logits", output))
         else:
             predicted.parts.extend(pack_parts(output, exact_part))
-        self._unfinished = partial(
-            self.digest.add, *feature_payloads(predict), *output_payloads(predicted)
+        outputs = output_payloads(predicted)
+        self.moved = Moved(
+            {"features": total_bytes(payloads)}, {"logits": total_bytes(outputs)}
         )
+        self._unfinished = partial(self.digest.add, *payloads, *outputs)
 
     def _close(self, close: pb.Close) -> None:
         if 0 <= close.codec_seconds < _MOST_SECONDS:
@@ -402,6 +421,8 @@ class Turn:
             kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
             self.states.check(kept)
             self._left = kept
+        state = [*tensor_payloads(close.optimizer), *tensor_payloads(close.state)]
+        self.moved = Moved({"state": total_bytes(state)})
         self.forget()
         self.traffic.digest = self.digest.value
         self.done = True
@@ -412,15 +433,20 @@ class Turn:
         if self.purpose != "train":
             raise ProtocolError("an evaluation's session cannot train")
 
-    def _features_to_train_on(self, frame: FeatureFrame) -> Received:
+    def _features_to_train_on(
+        self, frame: FeatureFrame
+    ) -> tuple[Received, list[bytes]]:
+        """Return the features in a frame, and their payloads."""
         most = self.limits.max_train_rows
-        received = self._features(frame, self.codec.stype, most)
+        received, payloads = self._features(frame, self.codec.stype, most)
         for link in received.links:
             self._check_budget(self.codec, link.rows, link.width)
         self._full_rows = max(self._full_rows, received.counts.rows)
-        return received
+        return received, payloads
 
-    def _features(self, frame: FeatureFrame, stype: str, max_rows: int) -> Received:
+    def _features(
+        self, frame: FeatureFrame, stype: str, max_rows: int
+    ) -> tuple[Received, list[bytes]]:
         rules = FeatureRules(
             self.codec,
             stype,
