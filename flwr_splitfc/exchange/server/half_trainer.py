@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 
 from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
@@ -47,6 +45,12 @@ from flwr_splitfc.exchange.server.step_checks import (
 )
 from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
+from flwr_splitfc.exchange.server.trainer_settings import (
+    check_merging,
+    check_replay,
+    check_shapes,
+    check_steps,
+)
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.structures import (
     Structure,
@@ -147,10 +151,10 @@ class HalfTrainer:
         replay_steps: int = 0,
         replay_bytes: int = _REPLAY_BYTES,
     ) -> None:
-        _check_settings(accumulate_steps, max_grad_norm)
-        _check_replay(replay_steps, loss_fn, accumulate_steps, merge_steps)
-        _check_merging(merge_steps, model, loss_fn, accumulate_steps)
-        _check_shapes(model)
+        check_steps(accumulate_steps, max_grad_norm)
+        check_replay(replay_steps, loss_fn, accumulate_steps, merge_steps)
+        check_merging(merge_steps, model, loss_fn, accumulate_steps)
+        check_shapes(model)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device).train()
@@ -801,62 +805,3 @@ def _at_most_one(tensor: Tensor) -> Tensor:
 def _stored(gradient: Tensor | None) -> Tensor | None:
     # that of a sum has one entry in memory, and looks like many
     return None if gradient is None else gradient.contiguous()
-
-
-def _check_merging(
-    merge_steps: int, model: nn.Module, loss_fn: LossFn | None, accumulate_steps: int
-) -> None:
-    if merge_steps < 1:
-        raise ValueError(f"merge_steps is {merge_steps}, wanted 1 or more")
-    if merge_steps == 1:
-        return
-    if loss_fn is None:
-        raise ValueError(
-            f"merge_steps is {merge_steps}, and the loss is the devices': "
-            "their steps have two halves, which are not merged"
-        )
-    if accumulate_steps > 1:
-        raise ValueError(
-            f"merge_steps is {merge_steps} and accumulate_steps {accumulate_steps}: "
-            "both average the gradients of mini-batches; give one"
-        )
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise ValueError(
-            f"merge_steps is {merge_steps}, and the server half has batch "
-            "normalisation: each device's rows would change the others' outputs"
-        )
-
-
-def _check_replay(
-    replay_steps: int, loss_fn: LossFn | None, accumulate_steps: int, merge_steps: int
-) -> None:
-    if replay_steps < 0:
-        raise ValueError(f"replay_steps is {replay_steps}, wanted 0 or more")
-    if replay_steps == 0:
-        return
-    if loss_fn is None:
-        raise ValueError(
-            f"replay_steps is {replay_steps}, and the loss is the devices': "
-            "the server has no labels to train on once more"
-        )
-    if accumulate_steps > 1 or merge_steps > 1:
-        raise ValueError(
-            f"replay_steps is {replay_steps}, accumulate_steps {accumulate_steps} and "
-            f"merge_steps {merge_steps}: steps of several mini-batches are not replayed"
-        )
-
-
-def _check_shapes(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(
-                f"{name} of the server half has no shape yet, and the first device "
-                "would decide it: run a batch through the model before"
-            )
-
-
-def _check_settings(accumulate_steps: int, max_grad_norm: float | None) -> None:
-    if accumulate_steps < 1:
-        raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")
