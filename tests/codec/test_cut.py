@@ -13,6 +13,7 @@ from flwr.app import Array
 
 from flwr_splitfc.codec import (
     BudgetError,
+    CodedMatrix,
     CutCodec,
     Link,
     PayloadError,
@@ -293,6 +294,20 @@ def test_arrays_that_lie_are_refused(changes: dict[str, object], message: str) -
     array, _ = cut.encode_features(torch.randn(64, 288), generator=seeded())
     with pytest.raises(PayloadError, match=message):
         cut.decode_features(with_field(array, **changes), expect=(64, 288))
+
+
+@pytest.mark.parametrize("name", ["float32", "splitfc", "splitfc-rd"])
+def test_a_coded_matrix_is_read_as_the_array_is(name: str) -> None:
+    cut = cut_codec(name)
+    array, link = cut.encode_features(torch.randn(64, 288), generator=seeded())
+    down = cut.encode_gradient(torch.randn(64, 288), link)
+    coded = CodedMatrix(array.shape, array.stype, array.data)
+    features, _ = cut.decode_features(array, expect=(64, 288))
+    gradient = cut.decode_gradient(down, link)
+    seen, _ = cut.decode_features(coded, expect=(64, 288))
+    assert torch.equal(seen, features)
+    coded = CodedMatrix(down.shape, down.stype, down.data)
+    assert torch.equal(cut.decode_gradient(coded, link), gradient)
 
 
 def test_gradients_of_another_step_are_refused() -> None:

@@ -151,6 +151,28 @@ class Broken(torch.optim.SGD):
         return super().step(closure)
 
 
+class Meddling(torch.optim.Adam):
+    """An optimizer that changes its settings and fails, in its second step.
+
+    Its learning rate is a tensor, which is changed in place.
+    """
+
+    calls = 0
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.calls += 1
+        if self.calls == 2:
+            group = self.param_groups[0]
+            group["lr"].mul_(2.0)
+            group["betas"] = (0.1, 0.2)
+            group["weight_decay"] = 1.0
+            for state in self.state.values():
+                state["step"] += 5
+                state["exp_avg"].zero_()
+            raise ArithmeticError("the optimizer fails")
+
+
 class OutOfMemory(torch.autograd.Function):
     """Fails in the backward pass, as an allocation does."""
 
@@ -161,6 +183,22 @@ class OutOfMemory(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         raise MemoryError("no memory for the backward pass")
+
+
+class Remembers(nn.Module):
+    """A half whose buffers grow, come and go with its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain_half()
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("last", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.cat([self.seen, self.seen.new_ones(1)])
+        self.last = x.detach().mean(0) if self.last is None else None
+        out = self.inner(x)
+        return OutOfMemory.apply(out) if len(self.seen) == 3 else out
 
 
 class FailsOnce(nn.Module):
@@ -177,6 +215,10 @@ class FailsOnce(nn.Module):
         return OutOfMemory.apply(out) if self.calls == 2 else out
 
 
+def meddling(parameters) -> Meddling:
+    return Meddling(parameters, lr=torch.tensor(0.01))
+
+
 FINISHED = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=1)
 
 
@@ -187,8 +229,17 @@ FINISHED = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=
         (lambda: make_trainer(optimizer=ADAM, scheduler=FINISHED), "total steps is 1"),
         (lambda: make_trainer(optimizer=partial(Broken, lr=0.1)), "optimizer fails"),
         (lambda: make_trainer(FailsOnce), "no memory"),
+        (lambda: make_trainer(optimizer=meddling), "optimizer fails"),
+        (lambda: make_trainer(Remembers), "no memory"),
     ],
-    ids=["scheduler-sgd", "scheduler-adam", "optimizer", "backward"],
+    ids=[
+        "scheduler-sgd",
+        "scheduler-adam",
+        "optimizer",
+        "backward",
+        "settings",
+        "buffers",
+    ],
 )
 def test_foreign_errors_refuse_the_step_and_change_nothing(trainer, why):
     trainer = trainer()
