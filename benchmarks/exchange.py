@@ -165,17 +165,19 @@ def in_two_processes(codec: str, tls: bool, rows: int, steps: int) -> Speed:
 def two_processes(rows: int, steps: int, rounds: int) -> Iterator[Row]:
     """Measure one process and two, with and without codec and TLS.
 
-    All variants take turns, so that a noisy machine slows all of them. Results are
-    medians.
+    All variants take turns, and each comes right after one process, to which its ratio
+    is: a noisy machine slows both. Results are medians.
     """
     variants = [(codec, tls) for codec in CODECS for tls in (False, True)]
     alone: list[float] = []
     measured: dict[tuple[str, bool], list[Speed]] = {key: [] for key in variants}
+    ratios: dict[tuple[str, bool], list[float]] = {key: [] for key in variants}
     for _ in range(rounds):
-        alone.append(in_one_process(rows, steps))
         for codec, tls in variants:
+            alone.append(in_one_process(rows, steps))
             speed = in_two_processes(codec, tls, rows, steps)
             measured[codec, tls].append(speed)
+            ratios[codec, tls].append(speed.steps_per_second / alone[-1])
     alone_speed = median(alone)
     yield Row(
         where="one process",
@@ -186,13 +188,12 @@ def two_processes(rows: int, steps: int, rounds: int) -> Iterator[Row]:
         step_bytes=0.0,
     )
     for (codec, tls), speeds in measured.items():
-        median_speed = median(own.steps_per_second for own in speeds)
         yield Row(
             where="two processes",
             codec=codec,
             tls=tls,
-            steps_per_second=median_speed,
-            ratio=median_speed / alone_speed,
+            steps_per_second=median(own.steps_per_second for own in speeds),
+            ratio=median(ratios[codec, tls]),
             step_bytes=speeds[0].step_bytes,
         )
 
