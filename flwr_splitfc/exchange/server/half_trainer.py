@@ -87,7 +87,7 @@ class HalfTrainer:
     Parameters
     ----------
     model : nn.Module
-        The layers after the cut; moved to `device`.
+        The layers after the cut; moved to `device`, and into training mode.
     loss_fn : callable or None
         ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor
         with one row a sample. None where the loss is the device's: then there is no
