@@ -460,6 +460,7 @@ HALVES = np.arange(2**20, dtype=np.int32) % 2
 ONE_OF_A_MILLION = pack_columns(np.array([2**20 - 3]), 2**20 - 1)
 
 
+@cache
 def bombs() -> list[tuple[str, bytes, bool]]:
     """Codec, payload, and whether it is legal: missing words read as zeros, so zeros are."""
     whole = np.concatenate(

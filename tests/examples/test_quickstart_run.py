@@ -11,7 +11,8 @@ from tests.processes.flwr_run import RAY_WAS_TOO_SLOW, FlwrRun
 pytestmark = [pytest.mark.extended, pytest.mark.simulation]
 
 APP = Path(__file__).parents[2] / "examples" / "quickstart"
-FEDERATION = "num-supernodes=4 client-resources-num-cpus=1"
+# one device at a time: each process of another takes seconds to start
+FEDERATION = "num-supernodes=4 init-args-num-cpus=1 client-resources-num-cpus=1"
 
 
 def run(flwr: FlwrRun, settings: str) -> str:

@@ -59,9 +59,14 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, **changes) -> nn.Module
     return device_half
 
 
-@pytest.mark.parametrize("depth", [1, 4])
 @pytest.mark.parametrize(
-    ("cuts", "turns"), [(100, 4), pytest.param(1000, 40, marks=pytest.mark.extended)]
+    ("cuts", "turns", "depth"),
+    [
+        (100, 4, 1),
+        (100, 4, 4),
+        pytest.param(1000, 40, 4, marks=pytest.mark.extended),
+        pytest.param(1000, 40, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_cuts_leave_no_trace(cuts, turns, depth):
     codec = cut_codec("splitfc", uplink_bits=3, downlink_bits=3)

@@ -31,10 +31,10 @@ def deployed_run(
 
 @pytest.fixture(scope="module")
 def secure_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Runs on a SuperLink with TLS, and three SuperNodes that authenticate themselves and name budgets."""
-    run = Deployment(tmp_path_factory, num_nodes=3, secure=True)
+    """Runs on a SuperLink with TLS, and two SuperNodes that authenticate themselves and name budgets."""
+    run = Deployment(tmp_path_factory, num_nodes=2, secure=True)
     try:
-        for index, uplink_bits in enumerate((0.1, 0.2, 0.8)):
+        for index, uplink_bits in enumerate((0.1, 0.8)):
             run.start_node(index, f"uplink-bits={uplink_bits}")
         yield run
     finally:

@@ -73,14 +73,16 @@ class FlwrRun:
         self,
         config_file: Path,
         num_devices: int = 4,
+        at_once: int = 1,
         meanwhile: Callable[[], None] | None = None,
         app: str = "mnist",
         **settings: Any,
     ) -> dict[str, Any]:
         """The run's results.json, with its log, its folder and the ServerApp's memory.
 
-        `meanwhile` is called while the run goes on; if that kills the run, there is
-        nothing but the log.
+        In a simulation so many devices train at the same time, each in a process that
+        takes seconds to start. `meanwhile` is called while the run goes on; if that kills
+        the run, there is nothing but the log.
         """
         results = self._folders.mktemp("results")
         settings = {
@@ -91,7 +93,7 @@ class FlwrRun:
         }
         command = [
             *("flwr", "run", str(ROOT / "examples" / app)),
-            *self._where(num_devices),
+            *self._where(num_devices, at_once),
             *("--stream", "--run-config", str(self._run_config(config_file, settings))),
         ]
         memory = self._run(command, meanwhile)
@@ -104,9 +106,10 @@ class FlwrRun:
         written = json.loads((results / "results.json").read_text())
         return {**written, "log": log, "folder": results, "memory": memory}
 
-    def _where(self, num_devices: int) -> list[str]:
+    def _where(self, num_devices: int, at_once: int) -> list[str]:
         """Options of `flwr run` that say where the app runs."""
-        federation = f"num-supernodes={num_devices} client-resources-num-cpus=1"
+        federation = f"num-supernodes={num_devices} init-args-num-cpus={at_once}"
+        federation += " client-resources-num-cpus=1"
         return ["--federation-config", federation]
 
     def _run_config(self, config_file: Path, settings: dict[str, Any]) -> Path:
@@ -175,7 +178,7 @@ class Deployment(FlwrRun):
         self._start("flower-superlink", *server, *where)
         wait_for_port(self.port)
 
-    def _where(self, num_devices: int) -> list[str]:
+    def _where(self, num_devices: int, at_once: int) -> list[str]:
         return ["deployment"]
 
     def _start(self, *command: str, **environment: str) -> None:

@@ -74,7 +74,7 @@ class Containers(FlwrRun):
             f'root-certificates = "{secrets / "ca.crt"}"\n'
         )
 
-    def _where(self, num_devices: int) -> list[str]:
+    def _where(self, num_devices: int, at_once: int) -> list[str]:
         return ["deployed"]
 
     def start(self, name: str, command: list[str]) -> None:

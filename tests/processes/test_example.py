@@ -56,6 +56,7 @@ def test_sampled_devices_share_one_server_half(
     }
     results = flwr_run(
         ROOT / "strategies" / "split-learning.toml",
+        at_once=2,
         **settings,
         **{"optimizer-state": "per-device"},
     )
@@ -68,6 +69,7 @@ def test_sampled_devices_share_one_server_half(
 def test_splitfed_v1_averages_copies(flwr_run: Callable[..., dict[str, Any]]) -> None:
     results = flwr_run(
         ROOT / "strategies" / "splitfed-v1.toml",
+        at_once=2,
         **{"num-rounds": 3, "evaluate-every": 3},
     )
     assert results["rounds"][2]["loss"] < results["rounds"][0]["loss"]  # 0.77 to 0.86
@@ -86,7 +88,7 @@ def test_two_hundred_devices_on_one_server_half(
         "partitioner": "iid",
     }
     results = flwr_run(
-        ROOT / "strategies" / "splitfed-v2.toml", num_devices=200, **settings
+        ROOT / "strategies" / "splitfed-v2.toml", num_devices=200, at_once=2, **settings
     )
     rounds = results["rounds"]
     assert [row["steps"] for row in rounds] == [5 * 100] * 6
