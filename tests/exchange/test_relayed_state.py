@@ -22,7 +22,14 @@ from tests.local_grid import LocalGrid
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 WEIGHT = seeded(DeviceHalf).layers[0].weight  # the device half's first parameter
-HONEST = SplitClientApp(DeviceHalf, lambda context: (batches(3), batches(1)), ADAM)
+# it trusts the size of whatever state it is given
+FUSED = partial(torch.optim.Adam, lr=1e-2, fused=True)
+
+
+def honest(optimizer: Any = ADAM) -> SplitClientApp:
+    return SplitClientApp(
+        DeviceHalf, lambda context: (batches(3), batches(1)), optimizer
+    )
 
 
 def liar(state: dict[Any, dict[str, Tensor]]) -> type[torch.optim.SGD]:
@@ -35,13 +42,16 @@ def liar(state: dict[Any, dict[str, Tensor]]) -> type[torch.optim.SGD]:
     return Liar
 
 
-def lying_in_round_two(state: dict[Any, dict[str, Tensor]]) -> Any:
+def lying_in_round_two(
+    state: dict[Any, dict[str, Tensor]], others: SplitClientApp | None = None
+) -> Any:
     """An app whose device 1 trains in the second round, and leaves `state`."""
+    others = others or honest()
 
     def app(message: Message, context: Context) -> Message:
         is_liar = context.node_config["partition-id"] == 1
         if not (is_liar and has_ticket(message)):
-            return HONEST(message, context)
+            return others(message, context)
         half = seeded(DeviceHalf)
         half.load_state_dict(message.content["arrays"].to_torch_state_dict())
         optimizer = liar(state)(half.parameters())
@@ -116,6 +126,10 @@ def adam_state(step: float, moments: float) -> dict[str, Tensor]:
     }
 
 
+ONE_NUMBER = {**adam_state(step=9.0, moments=1.0), "exp_avg": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, FUSED], ids=["adam", "fused"])
 @pytest.mark.parametrize(
     "state",
     [
@@ -123,14 +137,17 @@ def adam_state(step: float, moments: float) -> dict[str, Tensor]:
         {0: adam_state(step=-1.0, moments=1.0)},
         {0: adam_state(step=9.0, moments=-1.0)},
         {0: {"exp_avg": torch.zeros(4)}, 1: {"exp_avg": like_weight(0.0)}},
+        {0: ONE_NUMBER},
     ],
-    ids=["unknown-key", "negative-step", "negative-square", "swapped"],
+    ids=["unknown-key", "negative-step", "negative-square", "swapped", "one-number"],
 )
 def test_state_that_does_not_work_is_left_aside(
-    state: dict[Any, dict[str, Tensor]], caplog: pytest.LogCaptureFixture
+    state: dict[Any, dict[str, Tensor]],
+    optimizer: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The server does not know the optimizer; the next device does, and starts afresh."""
-    strategy = run(lying_in_round_two(state))
+    strategy = run(lying_in_round_two(state, honest(optimizer)))
     assert [strategy.ledger.failures(number) for number in (1, 2, 3, 4)] == 4 * [{}]
     assert caplog.text.count("starts afresh") == 1
 

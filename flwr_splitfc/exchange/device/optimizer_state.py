@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.exchange.protocol.fused_kernels import (
+    check_state_shapes,
+    lay_out_state,
+    step_without_gradient,
+    stepped_copy,
+)
 
 logger = getLogger("flwr")
 
@@ -55,34 +61,16 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
         restore_optimizer(trial, copies)
-        if _takes_steps(deepcopy(optimizer)):
-            _step_without_gradient(trial)
+        stepped = stepped_copy(optimizer)
+        if stepped is not None:
+            check_state_shapes(trial, stepped)
+            step_without_gradient(trial)
     except Exception as error:
         logger.warning(
             "The optimizer starts afresh: the state that came does not work: %r", error
         )
         return
     restore_optimizer(optimizer, tensors)
-
-
-def _takes_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer without state takes a step; not all do without a closure."""
-    try:
-        _step_without_gradient(optimizer)
-    except Exception:
-        return False
-    return True
-
-
-def _step_without_gradient(optimizer: torch.optim.Optimizer) -> None:
-    """Make a step with gradients of zero, after which parameters have to be finite."""
-    parameters = _trained(_parameters(optimizer)).values()
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for parameter in parameters:
-        if not parameter.isfinite().all():
-            raise PayloadError("a step makes parameters that are not finite")
 
 
 def restore_optimizer(
@@ -115,6 +103,7 @@ def restore_optimizer(
         state.setdefault(indices[int(number)], {})[key] = tensor
     settings = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": settings})
+    lay_out_state(optimizer)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

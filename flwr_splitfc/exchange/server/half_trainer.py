@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
+from flwr_splitfc.exchange.protocol.fused_kernels import (
+    check_state_shapes,
+    in_layout_of,
+    lay_out_state,
+    stepped_copy,
+)
 from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
@@ -284,7 +290,7 @@ class HalfTrainer:
             gradients = state["gradients"]
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 if gradient is not None:
-                    gradient = gradient.to(self.device)
+                    gradient = in_layout_of(parameter, gradient.to(self.device))
                 parameter.grad = gradient
             self._steps = state["steps"]
             self._updates = [Update(*update) for update in state["updates"]]
@@ -293,6 +299,11 @@ class HalfTrainer:
 
     def _try_optimizer(self) -> None:
         """Make a step of the optimizer and take it back."""
+        with self._update_rng():
+            stepped = stepped_copy(self._optimizer)
+        if stepped is not None:
+            check_state_shapes(self._optimizer, stepped)
+        lay_out_state(self._optimizer)
         self._undo.save_buffers()
         self._undo.save_weights()
         try:
@@ -653,7 +664,8 @@ class HalfTrainer:
             ]
 
     def _apply(self, grads: Sequence[Tensor | None]) -> None:
-        for parameter, grad in zip(self._parameters, grads, strict=True):
+        for parameter, found in zip(self._parameters, grads, strict=True):
+            grad = None if found is None else in_layout_of(parameter, found)
             # never in place: `StepUndo` holds the gradients of before
             if parameter.grad is None:
                 parameter.grad = grad
