@@ -99,28 +99,46 @@ def test_state_that_is_handed_on_goes_to_the_same_entries(optimizer: Any) -> Non
     assert same(weights(strategy.server_model), weights(server))
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [lambda own: own.new_ones(()), lambda own: own.new_ones(1).expand(own.shape)],
-    ids=["one number", "one number in memory"],
-)
-@every_fused
-def test_a_checkpoint_is_read_within_its_bounds(
-    optimizer: Any, lie: Callable[[Tensor], Tensor]
-) -> None:
+def trained_half(optimizer: Any) -> HalfTrainer:
     half = HalfTrainer(seeded(ServerHalf), LOSS, optimizer, device="cpu")
-    half.step(*batches(1, rows=16)[0])
+    half.step(*batches(1)[0])
+    return half
+
+
+def checkpoint_of(
+    half: HalfTrainer, changed: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """Its state, with another tensor in place of each of the optimizer's."""
     state = deepcopy(half.state_dict())
     for values in state["optimizer"]["state"].values():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim:
-                values[key] = lie(value)
-    lied_shape = lie(torch.zeros(3, 2)).shape == ()
-    if lied_shape:
-        with pytest.raises(ValueError, match=r"has shape \(\), the optimizer's own"):
-            half.load_state_dict(state)
-        return
-    half.load_state_dict(state)
-    half.step(*batches(1, rows=16)[0])
-    for weight in weights(half.model).values():
-        assert weight.isfinite().all()
+                values[key] = changed(value)
+    return state
+
+
+@every_fused
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_checkpoint_with_state_too_small_is_refused(
+    optimizer: Any, weight: float
+) -> None:
+    half = trained_half(optimizer)
+    state = checkpoint_of(half, lambda own: own.new_ones(()))
+    for value in state["model"].values():
+        value.fill_(weight)
+    with pytest.raises(ValueError, match=r"has shape \(\), the optimizer's own"):
+        half.load_state_dict(state)
+
+
+@every_fused
+def test_a_checkpoint_whose_state_is_one_number_in_memory_is_as_it_reads(
+    optimizer: Any,
+) -> None:
+    wide, narrow = trained_half(optimizer), trained_half(optimizer)
+    wide.load_state_dict(checkpoint_of(wide, torch.ones_like))
+    narrow.load_state_dict(
+        checkpoint_of(narrow, lambda own: own.new_ones(1).expand(own.shape))
+    )
+    for half in (wide, narrow):
+        half.step(*batches(1)[0])
+    assert same(weights(wide.model), weights(narrow.model))

@@ -17,6 +17,7 @@ from flwr_splitfc import (
     trained_only,
 )
 from flwr_splitfc.exchange import has_ticket
+from flwr_splitfc.exchange.device.optimizer_state import start_from
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -150,6 +151,17 @@ def test_state_that_does_not_work_is_left_aside(
     strategy = run(lying_in_round_two(state, honest(optimizer)))
     assert [strategy.ledger.failures(number) for number in (1, 2, 3, 4)] == 4 * [{}]
     assert caplog.text.count("starts afresh") == 1
+
+
+def test_nor_does_it_work_with_weights_that_are_not_finite(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    half = seeded(DeviceHalf)
+    for weight in half.parameters():
+        nn.init.constant_(weight, float("nan"))
+    state = {f"0.{key}": value for key, value in ONE_NUMBER.items()}
+    start_from(FUSED(half.parameters()), state)
+    assert "'0.exp_avg' has shape ()" in caplog.text
 
 
 def test_a_resumed_run_has_nothing_of_it(tmp_path: Any) -> None:

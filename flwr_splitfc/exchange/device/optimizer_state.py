@@ -65,12 +65,19 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         if stepped is not None:
             check_state_shapes(trial, stepped)
             step_without_gradient(trial)
+            _check_parameters(trial)
     except Exception as error:
         logger.warning(
             "The optimizer starts afresh: the state that came does not work: %r", error
         )
         return
     restore_optimizer(optimizer, tensors)
+
+
+def _check_parameters(optimizer: torch.optim.Optimizer) -> None:
+    for parameter in _trained(_parameters(optimizer)).values():
+        if not parameter.isfinite().all():
+            raise PayloadError("a step makes parameters that are not finite")
 
 
 def restore_optimizer(
