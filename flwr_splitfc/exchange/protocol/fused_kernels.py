@@ -41,7 +41,12 @@ def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
-    """Copy an optimizer, parameters and all, and take a first step without a gradient.
+    """Copy an optimizer, parameters and all, and take a step without a gradient.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Whose state is its own, or none.
 
     Returns
     -------
@@ -49,7 +54,6 @@ def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | No
         None if it takes none: some want a closure.
     """
     copy = deepcopy(optimizer)
-    copy.state.clear()
     try:
         step_without_gradient(copy)
     except Exception:
@@ -76,7 +80,7 @@ def check_state_shapes(
     optimizer : Optimizer
         With the state.
     stepped : Optimizer
-        Its `stepped_copy`.
+        The `stepped_copy` of another one over the same parameters.
 
     Raises
     ------

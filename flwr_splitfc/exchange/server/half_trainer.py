@@ -299,8 +299,9 @@ class HalfTrainer:
 
     def _try_optimizer(self) -> None:
         """Make a step of the optimizer and take it back."""
+        fresh = self._make_optimizer(self._model.parameters())
         with self._update_rng():
-            stepped = stepped_copy(self._optimizer)
+            stepped = stepped_copy(fresh)
         if stepped is not None:
             check_state_shapes(self._optimizer, stepped)
         lay_out_state(self._optimizer)
