@@ -60,6 +60,11 @@ class ClusterRun(FlwrRun):
         status = subprocess.run(command, env=self.env, capture_output=True, text=True)
         return len(re.findall(r"^ 1 node_", status.stdout, re.MULTILINE))
 
+    def _where(self, num_devices: int, at_once: int) -> list[str]:
+        # how many CPUs there are is the cluster's to say
+        federation = f"num-supernodes={num_devices} client-resources-num-cpus=1"
+        return ["--federation-config", federation]
+
     def _run(self, command, meanwhile):  # type: ignore[no-untyped-def]
         return super()._run(self._machines.on(0, command), meanwhile)
 
