@@ -21,6 +21,7 @@ from flwr_splitfc.exchange.protocol.fused_kernels import (
     check_state_shapes,
     in_layout_of,
     lay_out_state,
+    step_without_gradient,
     stepped_copy,
 )
 from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
@@ -309,9 +310,7 @@ class HalfTrainer:
         self._undo.save_weights()
         try:
             with self._update_rng():
-                for parameter in self._parameters:
-                    parameter.grad = torch.zeros_like(parameter)
-                self._optimizer.step()
+                step_without_gradient(self._optimizer)
         finally:
             self._undo.restore()
 
