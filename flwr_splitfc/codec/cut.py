@@ -39,6 +39,7 @@ from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
+from flwr_splitfc.codec.subnormals import with_subnormals
 from flwr_splitfc.settings import Scalar
 
 _PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
@@ -199,6 +200,7 @@ evaluation='float16')
         # None stands for a default, and no config record holds it.
         return {key: value for key, value in values.items() if value is not None}
 
+    @with_subnormals
     def encode_features(
         self,
         features: Tensor,
@@ -304,6 +306,7 @@ evaluation='float16')
         array = payload_array(self.stype, shape, selected + quantised)
         return array, link
 
+    @with_subnormals
     def decode_features(
         self, array: Coded, *, expect: tuple[int, int]
     ) -> tuple[Tensor, Link]:
@@ -359,6 +362,7 @@ evaluation='float16')
             f"{self.stype!r} or {self.evaluation_stype!r} was wanted"
         )
 
+    @with_subnormals
     def encode_gradient(
         self,
         gradient: Tensor,
@@ -404,6 +408,7 @@ evaluation='float16')
         payload = quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 
+    @with_subnormals
     def decode_gradient(self, array: Coded, link: Link) -> Tensor:
         """Decode the gradient by the unscaled features on the device.
 

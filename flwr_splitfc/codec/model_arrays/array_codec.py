@@ -37,6 +37,7 @@ from flwr_splitfc.codec.model_arrays.octave_steps import (
     pack_octave_steps,
     unpack_octave_steps,
 )
+from flwr_splitfc.codec.subnormals import with_subnormals
 
 EXACT_BITS = 32
 """Bits at which every array comes back bit for bit."""
@@ -91,6 +92,7 @@ _UNPACK: dict[str, Callable[[memoryview, Entries], None]] = {
 # Writing
 
 
+@with_subnormals
 def encode_array(values: NDArray[np.generic], bits: int) -> Array:
     """Encode an array of a model or an optimizer.
 
@@ -174,6 +176,7 @@ def _coded(entries: NDArray[Any], bits: int) -> tuple[str, bytes] | None:
 # Reading
 
 
+@with_subnormals
 def decode_array(
     array: Array,
     *,
