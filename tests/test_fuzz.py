@@ -8,11 +8,11 @@ from fuzz import fuzz_checkpoints, fuzz_frames, fuzz_kept_state, fuzz_messages
 from fuzz.fuzzing import Target, random_inputs
 
 INPUTS = {
-    "frames": (fuzz_frames.answer, 500, 1000),
-    "kept_state": (fuzz_kept_state.answer, 500, 1500),
+    "frames": (fuzz_frames.answer, 500, 600),
+    "kept_state": (fuzz_kept_state.answer, 500, 600),
     # two rounds each
-    "messages": (fuzz_messages.answer, 50, 150),
-    "checkpoints": (fuzz_checkpoints.answer, 300, 500),
+    "messages": (fuzz_messages.answer, 50, 80),
+    "checkpoints": (fuzz_checkpoints.answer, 300, 300),
 }
 
 

@@ -123,7 +123,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
         run.end()
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.deployment
 def test_the_containers_commands_train(containers: Containers) -> None:
     commands = compose()

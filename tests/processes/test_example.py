@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.extended, pytest.mark.simulation]
+pytestmark = pytest.mark.simulation
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
 
 
+@pytest.mark.extended
 def test_splitfc_trains_digits_within_its_budgets(
     flwr_run: Callable[..., dict[str, Any]],
 ) -> None:
@@ -31,6 +32,7 @@ def test_splitfc_trains_digits_within_its_budgets(
     assert "round 12/12 | loss" in results["log"]
 
 
+@pytest.mark.slow
 def test_fedavg_trains_the_same_model(flwr_run: Callable[..., dict[str, Any]]) -> None:
     results = flwr_run(
         ROOT / "strategies" / "fedavg.toml", **{"num-rounds": 3, "evaluate-every": 3}
@@ -45,6 +47,7 @@ def test_fedavg_trains_the_same_model(flwr_run: Callable[..., dict[str, Any]]) -
     assert up > DEVICES * 100_000
 
 
+@pytest.mark.slow
 def test_sampled_devices_share_one_server_half(
     flwr_run: Callable[..., dict[str, Any]],
 ) -> None:
@@ -66,6 +69,7 @@ def test_sampled_devices_share_one_server_half(
     assert rounds[3]["loss"] < rounds[0]["loss"]  # 0.60 to 0.71
 
 
+@pytest.mark.extended
 def test_splitfed_v1_averages_copies(flwr_run: Callable[..., dict[str, Any]]) -> None:
     results = flwr_run(
         ROOT / "strategies" / "splitfed-v1.toml",

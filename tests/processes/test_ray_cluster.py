@@ -13,7 +13,7 @@ from tests.processes.flwr_run import FlwrRun
 from tests.processes.processes import wait_until
 from tests.processes.two_machines import ADDRESSES, TwoMachines
 
-pytestmark = [pytest.mark.extended, pytest.mark.simulation]
+pytestmark = [pytest.mark.slow, pytest.mark.simulation]
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 6

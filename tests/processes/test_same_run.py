@@ -131,7 +131,7 @@ def test_a_run_of_a_comparison_sends_the_same_payloads(
     ]
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(
     compared: Comparison, tmp_path: Path
