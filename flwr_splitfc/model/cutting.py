@@ -1,11 +1,11 @@
 """Cutting a model in two halves."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from flwr_splitfc.model.traced import call_of, split_traced
+from flwr_splitfc.model.traced import call_of, has_hooks, split_traced
 
 
 def split_at(
@@ -48,7 +48,10 @@ def split_at(
     ------
     ValueError
         If there is no such layer, or the model cannot be cut there, or a parameter is
-        on both sides; the message says why.
+        on both sides, or the halves would not do what the model does: it has hooks
+        itself, or does one thing in training and another in evaluation other than by
+        its layers, or changes a tensor in place between two uses of it. The message
+        says why.
 
     Examples
     --------
@@ -58,9 +61,10 @@ def split_at(
     (['0.weight', '0.bias'], ['2.weight', '2.bias'])
     """
     name = _layer_name(model, layer)
+    layers = _outermost_layers(model)
     halves: tuple[nn.Module, nn.Module]
-    if isinstance(model, nn.Sequential) and "." not in name and not also:
-        halves = _split_sequential(model, name)
+    if _is_chain(model) and name in layers and not also:
+        halves = _split_chain(layers, name)
     else:
         halves = split_traced(model, name, also, inputs)
     _check_tied(*halves)
@@ -86,14 +90,16 @@ def _check_tied(device: nn.Module, server: nn.Module) -> None:
 
 def _layer_name(model: nn.Module, layer: str | int) -> str:
     """Return the name of a layer that was given by its name or its number."""
-    children = [child for child, _ in model.named_children()]
+    children = list(_outermost_layers(model))
     if isinstance(layer, int) and isinstance(model, nn.Sequential):
+        if not -len(children) <= layer < len(children):
+            raise ValueError(f"the model has no layer {layer}, it has {len(children)}")
         return children[layer]
     name = str(layer)
-    modules = dict(model.named_modules())
+    known = {*dict(model.named_modules()), *children}
     called, _ = call_of(name)
     # the model itself is among its named modules, under the empty name
-    if not name or not {name, called} & modules.keys():
+    if not name or not {name, called} & known:
         raise ValueError(
             f"the model has no layer {layer!r}; "
             f"its outermost layers are {', '.join(children)}"
@@ -101,14 +107,31 @@ def _layer_name(model: nn.Module, layer: str | int) -> str:
     return name
 
 
-def _split_sequential(
-    model: nn.Sequential, name: str
+def _outermost_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return a model's own layers by their names, each as often as it stands there."""
+    layers = {}
+    # `named_children` leaves out a layer that was there before
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if name and "." not in name:
+            layers[name] = layer
+    return layers
+
+
+def _is_chain(model: nn.Module) -> bool:
+    """Whether a model calls its layers one after another, and does nothing else."""
+    # not the class's: `forward` may be an attribute of this very model
+    forward = getattr(model.forward, "__func__", None)
+    return forward is nn.Sequential.forward and not has_hooks(model)
+
+
+def _split_chain(
+    layers: Mapping[str, nn.Module], name: str
 ) -> tuple[nn.Sequential, nn.Sequential]:
     # OrderedDicts, so that a half's layers keep their names in the model
     device: OrderedDict[str, nn.Module] = OrderedDict()
     server: OrderedDict[str, nn.Module] = OrderedDict()
     half = device
-    for child, layer in model.named_children():
+    for child, layer in layers.items():
         half[child] = layer
         if child == name:
             half = server
@@ -116,4 +139,11 @@ def _split_sequential(
         raise ValueError(
             f"{name!r} is the model's last layer: nothing is left for the server half"
         )
+    for child, layer in server.items():
+        # one without entries may be on both sides, such as an activation
+        if layer in device.values() and layer.state_dict():
+            raise ValueError(
+                f"the model cannot be cut after {name!r}: {child} is a layer of the "
+                "device half, too, and each half trains its own"
+            )
     return nn.Sequential(device), nn.Sequential(server)

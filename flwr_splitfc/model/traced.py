@@ -6,6 +6,10 @@ that the cut layer's output depends on, the server half all others. Two things m
 cut impossible: a node of the server half that needs more of the device half than passes
 the cut; and a layer with parameters, or a tensor of the model, that both halves use, as
 each is trained on one side.
+
+A graph holds what the model's code did in one pass. So the model is traced in training
+mode and in evaluation mode, and only cut if both passes did the same: what depends on
+the mode is then within layers, which the halves have as they are.
 """
 
 import inspect
@@ -18,12 +22,12 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.nn import functional
+from torch import Tensor, fx, nn
 
 from flwr_splitfc.model.structures import leaves_of
 
-_MODE_ARGUMENTS = ("training", "use_input_stats")
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
 
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 """Functions of torch that take sizes, and make a tensor of them."""
@@ -54,17 +58,59 @@ def split_traced(
         If it cannot be traced, or cannot be cut there.
     """
     given = _inputs(model) if inputs is None else inputs
-    graph = _trace(model, name, partial(_CutTracer, [name, *also], given))
-    passing = {one: _node(model, graph, one) for one in (name, *also)}
+    layers = [name, *also]
+    _check_hooks(model, layers)
+    with _restored(model) as restore:
+        graph = _trace(model, name, partial(_CutTracer, layers, given), restore)
+        return _halves(model, graph, layers)
+
+
+def has_hooks(module: nn.Module, kinds: Sequence[str] = _HOOKS) -> bool:
+    """Whether a module has hooks of its passes."""
+    # torch has no public way to ask
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def _check_hooks(model: nn.Module, layers: Sequence[str]) -> None:
+    """Refuse hooks that would be lost: the graph has nothing that they belong to.
+
+    Forward hooks of containers are traced, as part of what these do.
+
+    Raises
+    ------
+    ValueError
+    """
+    hooked = []
+    if has_hooks(model):
+        hooked.append("the model itself")
+    for name, module in model.named_modules():
+        if _is_container(name, layers) and has_hooks(module, _BACKWARD_HOOKS):
+            hooked.append(name)
+    if hooked:
+        raise ValueError(
+            f"the model cannot be cut after {layers[0]!r}: neither half would have the "
+            f"hooks of {', '.join(hooked)}: remove them, or register them on layers"
+        )
+
+
+def _is_container(name: str, layers: Sequence[str]) -> bool:
+    return any(layer.startswith(f"{name}.") for layer in layers)
+
+
+def _halves(
+    model: nn.Module, graph: fx.Graph, layers: Sequence[str]
+) -> tuple[nn.Module, nn.Module]:
+    passing = {one: _node(model, graph, one) for one in layers}
     before = _with_checks(graph, _needed_for(passing.values()))
     _check_lost(graph, passing, before)
+    _check_order(model, graph, layers[0], before)
     device = _device_graph(graph, passing, before)
     server = _server_graph(graph, passing, before)
     both = _modules(device) & _modules(server)
     shared = sorted(target for target in both if not _is_stateless(model, target))
     if shared:
         raise ValueError(
-            f"the model cannot be cut after {name!r}: "
+            f"the model cannot be cut after {layers[0]!r}: "
             f"{', '.join(shared)} is used on both sides"
         )
     return (
@@ -138,8 +184,7 @@ class _CutTracer(fx.Tracer):
         return answer
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        within = f"{module_qualified_name}."
-        return not any(layer.startswith(within) for layer in self._layers)
+        return not _is_container(module_qualified_name, self._layers)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -149,34 +194,118 @@ class _CutTracer(fx.Tracer):
             given[name] = self.create_proxy("placeholder", name, (), {})
 
         def forward(model: nn.Module) -> Any:
-            return root_fn(model, **given)
+            # not `root_fn`, the class's: `forward` may be an attribute of this model
+            return model.forward(**given)
 
         return forward, [self.root]
 
 
-def _trace(
-    model: nn.Module, name: str, make_tracer: Callable[[Sequence[bool]], fx.Tracer]
-) -> fx.Graph:
-    def trace(answers: Sequence[bool]) -> fx.Graph:
-        return make_tracer(answers).trace(model)
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Leave a model as it was, and give a function that makes it so in between.
+
+    In a pass torch.fx keeps constants on the model, and the model's own code whatever
+    it likes; its modules' modes are set.
+    """
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+
+    def restore() -> None:
+        for module, before in attributes.items():
+            vars(module).clear()
+            vars(module).update(before)
 
     try:
+        yield restore
+    finally:
+        restore()
+
+
+def _trace(
+    model: nn.Module,
+    name: str,
+    make_tracer: Callable[[Sequence[bool]], fx.Tracer],
+    restore: Callable[[], None],
+) -> fx.Graph:
+    """Return the graph of both modes' passes, and leave its constants on the model.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be traced, or the modes' passes differ.
+    """
+
+    def trace(mode: bool, answers: Sequence[bool]) -> fx.Graph:
+        restore()
+        for module in model.modules():
+            # not by `train`, which may do more in a class of its own
+            vars(module)["training"] = mode
+        return make_tracer(answers).trace(model)
+
+    passes = []
+    # today's mode last: the halves take it from the model
+    modes = (not model.training, model.training)
+    try:
         with _traced_factories():
-            graph = _past_guards(trace)
+            for mode in modes:
+                graph = _past_guards(partial(trace, mode))
+                passes.append((graph, _tensors(model, graph)))
     except Exception as error:
         raise ValueError(
             f"the model cannot be cut after {name!r}, "
             f"because torch.fx cannot trace it ({error}): "
             "write its halves as two modules"
         ) from error
-    for node in graph.nodes:
-        if _has_fixed_mode(node):
-            raise ValueError(
-                f"the model cannot be cut by tracing: {node.name} would keep today's "
-                "training mode for ever; "
-                "use the module (nn.Dropout, ...) instead of the function"
-            )
+    _check_same(*passes)
     return graph
+
+
+def _tensors(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+    """Return what a graph takes from the model: parameters, buffers, constants."""
+    return {
+        node.target: operator.attrgetter(node.target)(model)
+        for node in graph.nodes
+        if node.op == "get_attr"
+    }
+
+
+_Pass = tuple[fx.Graph, dict[str, Any]]
+"""A graph and its tensors."""
+
+
+def _check_same(one: _Pass, other: _Pass) -> None:
+    """Refuse a model that does one thing in one mode and another in the other.
+
+    Raises
+    ------
+    ValueError
+    """
+    # the longer one has what is done in its mode alone
+    (longer, tensors), (shorter, others) = sorted(
+        (one, other), key=lambda traced: -len(traced[0].nodes)
+    )
+    # graphs end in their outputs, so none is the other's beginning
+    for node, counterpart in zip(longer.nodes, shorter.nodes, strict=False):
+        is_same = _step(node) == _step(counterpart)
+        key = str(node.target)
+        if not is_same or _differ(tensors.get(key), others.get(key)):
+            raise ValueError(
+                f"the model cannot be cut by tracing: {node.name} is not the same in "
+                "training and in evaluation, and would keep today's training mode for "
+                "ever; use a module for it (nn.Dropout, ...)"
+            )
+
+
+def _step(node: fx.Node) -> tuple[Any, ...]:
+    """Return what a node does; nodes have names by their order."""
+    # as text, in which 1 is not True, and nan is nan
+    arguments = repr((node.args, node.kwargs))
+    return node.name, node.op, node.target, arguments
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if one is other or not isinstance(one, Tensor):
+        return False
+    return one.dtype != other.dtype or not torch.equal(one, other)
 
 
 def _past_guards(trace: Callable[[Sequence[bool]], fx.Graph]) -> fx.Graph:
@@ -247,16 +376,6 @@ def _traceable(factory: Callable[..., Any]) -> Callable[..., Any]:
         return factory(*args, **kwargs)
 
     return made
-
-
-def _has_fixed_mode(node: fx.Node) -> bool:
-    """Whether a node is a function that was traced for one mode, training or not."""
-    if node.op != "call_function":
-        return False
-    # its mode may be positional, or its default
-    if node.target is functional.dropout:
-        return True
-    return any(argument in node.kwargs for argument in _MODE_ARGUMENTS)
 
 
 def _node(model: nn.Module, graph: fx.Graph, name: str) -> fx.Node:
@@ -344,6 +463,53 @@ def _check_lost(
         f"{', '.join(dict.fromkeys(lost))}. To send them to the server, too: "
         f"split_at(model, {layer!r}, also={more})"
     )
+
+
+def _check_order(
+    model: nn.Module, graph: fx.Graph, name: str, before: set[fx.Node]
+) -> None:
+    """Refuse a cut that takes a change in place to the other side of another use.
+
+    All of the device half is done before the server half begins. Changes of views are
+    not seen.
+
+    Raises
+    ------
+    ValueError
+    """
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        changed = _changed(model, node)
+        users = [] if changed is None else changed.users
+        for user in users:
+            first, second = sorted((node, user), key=places.__getitem__)
+            turns_round = first not in before and second in before
+            if turns_round and not _is_of_shape(user):
+                raise ValueError(
+                    f"the model cannot be cut after {name!r}: {node.name} changes "
+                    f"{changed} in place, and {user.name} on the other side needs it "
+                    "as it is in the whole model"
+                )
+
+
+def _changed(model: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the node whose tensor a node changes in place."""
+    called = ""
+    options: dict[str, Any] = dict(node.kwargs)
+    if node.op == "call_method":
+        called = str(node.target)
+    elif node.op == "call_function":
+        called = getattr(node.target, "__name__", "")
+    elif node.op == "call_module":
+        options = vars(model.get_submodule(str(node.target)))
+    in_place = re.search(r"[^_]_$", called) or options.get("inplace") is True
+    inputs = node.all_input_nodes
+    return inputs[0] if in_place and inputs else None
+
+
+def _is_of_shape(node: fx.Node) -> bool:
+    """Whether a node takes what no change in place changes: shape, type, place."""
+    return node.target in (getattr, "size", "dim")
 
 
 def _device_graph(

@@ -1,0 +1,402 @@
+"""Halves do what the model does, or the cut is refused: shared layers, hooks, training mode, changes in place."""
+
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flwr_splitfc import JoinedModel, split_at
+
+
+def check_same(model: nn.Module, layer: str | int, **options: Any) -> list[nn.Module]:
+    """Both halves do what the model does, in both modes, and have its entries."""
+    x = torch.randn(8, 4)
+    halves = split_at(model, layer, **options)
+    joined = JoinedModel(*halves)
+    for mode in (True, False):
+        model.train(mode)
+        joined.train(mode)
+        torch.manual_seed(0)
+        wanted = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(joined(x), wanted)
+    assert joined.unsplit_state_dict().keys() == model.state_dict().keys()
+    return list(halves)
+
+
+# -- a Sequential that has a layer more than once
+
+
+def with_one_activation() -> nn.Sequential:
+    act = nn.Tanh()
+    first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+    return nn.Sequential(first, act, second, act, third)
+
+
+@pytest.mark.parametrize(
+    ("layer", "device_layers"), [(0, 1), (1, 2), ("2", 3), (3, 4), ("3", 4), (-2, 4)]
+)
+def test_a_layer_without_parameters_is_in_a_sequential_as_often_as_it_stands_there(
+    layer: int | str, device_layers: int
+) -> None:
+    device, server = check_same(with_one_activation(), layer)
+    assert [name for name, _ in device.named_modules(remove_duplicate=False)][1:] == [
+        str(place) for place in range(device_layers)
+    ]
+    assert len(server) == 5 - device_layers
+
+
+def test_a_call_of_a_layer_in_a_sequential_may_be_named() -> None:
+    device, server = split_at(with_one_activation(), "1_0")
+    assert {name.split(".")[0] for name in device.state_dict()} == {"0"}
+    assert {name.split(".")[0] for name in server.state_dict()} == {"2", "4"}
+
+
+def twice(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def test_a_half_has_a_trained_layer_twice() -> None:
+    device, _ = check_same(twice(nn.Linear(4, 4)), 3)
+    assert list(device.state_dict())[:4] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)], ids=["linear", "norm"]
+)
+def test_a_layer_that_trains_or_counts_is_not_on_both_sides(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match="'1': 2 is a layer of the device half, too"):
+        split_at(twice(layer), 1)
+
+
+# -- what a Sequential does beside its layers
+
+
+class Scaled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def layers(outputs: int = 2) -> list[nn.Module]:
+    return [nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, outputs)]
+
+
+@pytest.mark.parametrize("layer", [0, "1"])
+def test_a_forward_of_its_own_is_kept(layer: int | str) -> None:
+    check_same(Scaled(*layers()), layer)
+
+
+def test_a_forward_of_its_own_may_need_more_at_the_cut() -> None:
+    model = Residual(*layers(4))
+    with pytest.raises(ValueError, match="also needs x"):
+        split_at(model, 1)
+    check_same(model, 1, also=("x",))
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Scaled])
+def test_a_forward_of_one_model_is_kept(kind: type[nn.Sequential]) -> None:
+    model = kind(*layers())
+    model.forward = MethodType(lambda self, x: self[2](self[0](x)) + 1, model)
+    check_same(model, 0)
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*layers(4))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x))
+
+
+def tripled(*given: Any) -> Any:
+    """Three times the last of a hook's arguments: inputs, outputs, or gradients."""
+    last = given[-1]
+    return (3 * last[0],) if isinstance(last, tuple) else 3 * last
+
+
+BACKWARD_HOOKS = ["register_full_backward_pre_hook", "register_full_backward_hook"]
+FORWARD_HOOKS = ["register_forward_pre_hook", "register_forward_hook"]
+
+
+@pytest.mark.parametrize("kind", [*FORWARD_HOOKS, *BACKWARD_HOOKS])
+@pytest.mark.parametrize(
+    ("model", "layer"), [(nn.Sequential(*layers()), 0), (Nested(), "inner")]
+)
+def test_hooks_of_the_model_itself_are_refused(
+    model: nn.Module, layer: int | str, kind: str
+) -> None:
+    hook = getattr(model, kind)(tripled)
+    with pytest.raises(ValueError, match="would have the hooks of the model itself"):
+        split_at(model, layer)
+    hook.remove()
+    check_same(model, layer)
+
+
+@pytest.mark.parametrize("kind", FORWARD_HOOKS)
+def test_forward_hooks_of_layers_and_of_what_holds_them_are_kept(kind: str) -> None:
+    model = Nested()
+    for module in (model.inner, model.inner[0], model.last):
+        getattr(module, kind)(tripled)
+    check_same(model, "inner.0")
+
+
+@pytest.mark.parametrize("kind", BACKWARD_HOOKS)
+def test_backward_hooks_of_what_holds_the_layer_are_refused(kind: str) -> None:
+    model = Nested()
+    getattr(model.inner, kind)(tripled)
+    with pytest.raises(ValueError, match="the hooks of inner: remove them"):
+        split_at(model, "inner.0")
+    check_same(model, "inner")
+
+
+# -- the training mode
+
+
+class Moded(nn.Module):
+    """Two layers; its kinds do something between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x)))
+
+    def between(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Attention(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        h = h.unsqueeze(1)
+        p = 0.5 if self.training else 0.0
+        h = functional.scaled_dot_product_attention(h, h, h, dropout_p=p)
+        return h.squeeze(1)
+
+
+class Noise(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return h + torch.randn_like(h) if self.training else h
+
+
+class OnlyInEvaluation(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return h if self.training else h.tanh()
+
+
+class Constant(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return h * torch.tensor(2.0 if self.training else 1.0)
+
+
+class Number(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return h.clamp(min=True if self.training else 1)
+
+
+class AlphaDropout(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return functional.alpha_dropout(h, 0.5, self.training)
+
+
+class Norm(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return functional.batch_norm(h, None, None, None, None, self.training)
+
+
+class OfALayer(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return functional.dropout(h, self.drop.p, self.drop.training)
+
+
+class InOneModeAlone(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        if not self.training:
+            raise RuntimeError("only for training")
+        return h
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Attention, "scaled_dot_product_attention is not the same in training and in"),
+        (Noise, "randn_like is not the same"),
+        (OnlyInEvaluation, "tanh is not the same"),
+        (Constant, "_tensor_constant0 is not the same"),
+        (Number, "clamp is not the same"),
+        (AlphaDropout, "alpha_dropout is not the same"),
+        (Norm, "batch_norm is not the same"),
+        (OfALayer, "dropout is not the same"),
+        (InOneModeAlone, "cannot trace it .only for training"),
+    ],
+)
+def test_what_depends_on_the_mode_is_refused(
+    kind: type[Moded], message: str, mode: bool
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_at(kind().train(mode), "first")
+
+
+class InLayers(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return self.drop(h)
+
+
+class Always(Moded):
+    """Drops in both modes, as nothing tells the function which it is."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return functional.dropout(h)
+
+
+class WithConstants(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        assert h.shape[0] < 100
+        # a new object in each pass, and not equal to the last one
+        nothing = float("nan")
+        return (h * torch.tensor([1.0, 2.0, 3.0, 4.0])).nan_to_num(nothing)
+
+
+class Keeping(Moded):
+    """Makes a table in its first pass, and keeps its last features."""
+
+    table: Tensor | None = None
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        self.last = h
+        return h + self.table
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("kind", [InLayers, Always])
+def test_what_does_the_same_in_both_modes_is_cut(kind: type[Moded], mode: bool) -> None:
+    model = kind().train(mode)
+    device, server = split_at(model, "first")
+    assert device.training == server.training == mode
+    check_same(model, "first")
+
+
+@pytest.mark.parametrize("kind", [WithConstants, Keeping])
+def test_a_model_with_constants_or_tables_is_cut_alike_each_time(
+    kind: type[Moded],
+) -> None:
+    model, x = kind(), torch.randn(8, 4)
+    (_, once), (device, server) = (split_at(model, "first") for _ in range(2))
+    assert list(once.state_dict()) == list(server.state_dict())
+    assert torch.equal(server(device(x)), model(x))
+
+
+@pytest.mark.parametrize("layer", ["first", "no"])
+def test_the_model_is_as_it_was(layer: str) -> None:
+    model = Keeping()
+    model.second.eval()
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    if layer == "no":
+        with pytest.raises(ValueError, match="nothing named 'no'"):
+            split_at(model, "first", also=["no"])
+    else:
+        split_at(model, layer)
+    after = {name: dict(vars(part)) for name, part in model.named_modules()}
+    assert after == before
+    assert [part.training for part in model.modules()] == [True, True, False, True]
+
+
+# -- changes in place
+
+
+class InPlace(nn.Module):
+    """Changes features after a branch has used them; its kinds do so in other ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last, self.act = nn.Linear(4, 2), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        branch = self.middle(h)
+        self.change(h)
+        return self.last(branch + h)
+
+    def change(self, h: Tensor) -> None:
+        h.mul_(2)
+
+
+class ByFunction(InPlace):
+    def change(self, h: Tensor) -> None:
+        functional.relu_(h)
+
+
+class ByOption(InPlace):
+    def change(self, h: Tensor) -> None:
+        functional.leaky_relu(h, inplace=True)
+
+
+class ByLayer(InPlace):
+    def change(self, h: Tensor) -> None:
+        self.act(h)
+
+
+@pytest.mark.parametrize("kind", [InPlace, ByFunction, ByOption, ByLayer])
+def test_a_change_in_place_does_not_go_before_what_needs_the_tensor_as_it_was(
+    kind: type[InPlace],
+) -> None:
+    with pytest.raises(ValueError, match="changes first in place, and middle on the"):
+        split_at(kind(), "first")
+    check_same(kind(), "middle", also=["first"])
+
+
+class ChangedOnTheServer(InPlace):
+    """The cut layer needs the change, whose own result is needed after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        changed = h.mul_(2)
+        return self.last(self.middle(h) + changed)
+
+
+def test_a_change_in_place_does_not_go_after_what_needs_it() -> None:
+    message = "mul_ changes first in place, and middle on"
+    with pytest.raises(ValueError, match=message):
+        split_at(ChangedOnTheServer(), "middle", also=["first"])
+
+
+class Straight(InPlace):
+    """Changes what nothing else uses, but for its shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        rows = h.shape[0]
+        h.mul_(2)
+        h = self.middle(h).relu_()
+        self.act(h)
+        return self.last(h).view(rows, 2)
+
+
+@pytest.mark.parametrize("layer", ["first", "middle"])
+def test_other_changes_in_place_are_cut(layer: str) -> None:
+    also = [] if layer == "first" else ["getitem"]
+    model, x = Straight(), torch.randn(8, 4)
+    device, server = split_at(model, layer, also=also)
+    assert torch.equal(server(device(x)), model(x))
+
+
+def test_a_number_out_of_range_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    for number in (2, -3):
+        with pytest.raises(ValueError, match=f"no layer {number}, it has 2"):
+            split_at(model, number)
