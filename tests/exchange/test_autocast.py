@@ -75,3 +75,22 @@ def test_both_cuts_of_a_u_shape(codec: str) -> None:
     assert digest == wanted_digest
     assert torch.equal(output, wanted_output)
     assert torch.equal(gradient, wanted_gradient.bfloat16())
+
+
+def test_a_scaled_loss_keeps_small_gradients_from_underflow() -> None:
+    """As with `torch.amp.GradScaler`: float16 ends at 6e-8."""
+    scale = 2.0**16
+
+    def gradient(features: torch.Tensor) -> torch.Tensor:
+        small = shared_half(loss_fn=lambda outputs, labels: outputs.sum() * 1e-9)
+        with SplitEndpoint(small, cut_codec("float32")) as endpoint:
+            with connect(ticket_message(endpoint)) as server:
+                (server.loss(features, Y) * scale).backward()
+        assert features.grad is not None
+        return features.grad
+
+    features = seeded(DeviceHalf)(X).detach()
+    in_float16 = gradient(features.half().requires_grad_())
+    wanted = gradient(features.half().float().requires_grad_())
+    assert wanted.any()
+    assert torch.equal(in_float16, wanted.half())

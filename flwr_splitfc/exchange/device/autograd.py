@@ -82,7 +82,9 @@ class _ServerLoss(torch.autograd.Function):
         ctx.watch, ctx.owed = watch, watch.owe()
         kept = []
         for gradient, tensor in zip(gradients, tensors, strict=True):
-            kept.append(gradient.reshape(tensor.shape).to(tensor.dtype))
+            dtype = torch.promote_types(gradient.dtype, tensor.dtype)
+            kept.append(gradient.reshape(tensor.shape).to(dtype))
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
         ctx.save_for_backward(*kept)
         return torch.tensor(loss, dtype=torch.float32, device=tensors[0].device)
 
@@ -90,7 +92,11 @@ class _ServerLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         ctx.watch.settle(ctx.owed)
-        gradients = [grad_output * gradient for gradient in ctx.saved_tensors]
+        # scaled before it is rounded: what a gradient scaler keeps from underflow
+        gradients = [
+            (grad_output * gradient).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return None, None, None, *gradients
 
 

@@ -1,6 +1,6 @@
 """The device half's optimizer state as tensors that travel."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from copy import deepcopy
 from logging import getLogger
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
-from flwr_splitfc.exchange.protocol.fused_kernels import (
-    check_state_shapes,
+from flwr_splitfc.exchange.protocol.optimizer_inputs import (
+    check_state,
     lay_out_state,
     step_without_gradient,
     stepped_copy,
@@ -34,14 +34,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         is_frozen = index not in numbers and index in range(len(parameters))
         for key, value in state.items():
             if value is not None and not is_frozen:
-                tensors[f"{number}.{key}"] = _as_tensor(value)
+                name = f"{number}.{key}"
+                tensors[name] = _as_tensor(name, value)
     return tensors
 
 
-def _as_tensor(value: Any) -> Tensor:
+def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, int | float):
+        return torch.tensor(value, dtype=torch.float64)
+    raise TypeError(
+        f"optimizer state {name!r} is a {type(value).__name__}, and what goes from "
+        "turn to turn are tensors and numbers: set optimizer_state='fresh' in the "
+        "strategy, or do not give the session this optimizer"
+    )
 
 
 def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -57,13 +64,15 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         As `optimizer_tensors` returns them.
     """
     trial = deepcopy(optimizer)
-    # the trial steps in place
-    copies = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
-        restore_optimizer(trial, copies)
         stepped = stepped_copy(optimizer)
         if stepped is not None:
-            check_state_shapes(trial, stepped)
+            _check_names(tensors, optimizer_tensors(stepped))
+        # the trial steps in place
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        restore_optimizer(trial, copies)
+        if stepped is not None:
+            check_state(trial, stepped)
             step_without_gradient(trial)
             _check_parameters(trial)
     except Exception as error:
@@ -72,6 +81,13 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         )
         return
     restore_optimizer(optimizer, tensors)
+
+
+def _check_names(tensors: Iterable[str], own: Container[str]) -> None:
+    """Refuse what the optimizer has no use for: it would keep it and hand it on."""
+    for name in tensors:
+        if name not in own:
+            raise PayloadError(f"{name!r} is no state of this optimizer")
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer) -> None:
@@ -130,7 +146,13 @@ def _trained(parameters: list[Tensor]) -> dict[int, Tensor]:
 
 
 def _fits(number: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:
-    """Whether the tensor is a scalar or has the shape of the parameter at `number`."""
+    """Whether a tensor is a scalar, as the parameter at `number`, or a mean of it.
+
+    A mean has 1 in place of the sizes that it is over.
+    """
     if not number.isdecimal() or int(number) >= len(shapes):
         return False
-    return tensor.shape in (shapes[int(number)], ())
+    shape = shapes[int(number)]
+    if tensor.ndim not in (0, len(shape)):
+        return False
+    return all(size in (1, own) for size, own in zip(tensor.shape, shape, strict=False))

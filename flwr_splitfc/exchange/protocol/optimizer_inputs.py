@@ -1,4 +1,4 @@
-"""What optimizers with fused kernels ask of gradients and state.
+"""What optimizers ask of the gradients and the state that they are given.
 
 With ``fused=True`` torch goes over a parameter, its gradient and its state as over rows
 of memory, as many entries as the parameter has. State of one entry is read beyond its
@@ -7,7 +7,9 @@ end, and entries that are stored in another order are taken for others. What
 from outside, may not.
 """
 
+from collections.abc import Container, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,23 @@ def in_layout_of(parameter: Tensor, tensor: Tensor) -> Tensor:
         return tensor
     laid_out = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device)
     return laid_out.copy_(tensor)
+
+
+def with_own_memory(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return gradients of which no two are in the same memory.
+
+    The gradients by two summands are one tensor. An optimizer that writes into the
+    one would write into the other, too, which `torch.Tensor.backward` sees to.
+    """
+    taken: set[int] = set()
+    own: list[Tensor | None] = []
+    for gradient in gradients:
+        if gradient is not None and gradient.layout is torch.strided:
+            if gradient.untyped_storage().data_ptr() in taken:
+                gradient = gradient.clone()
+            taken.add(gradient.untyped_storage().data_ptr())
+        own.append(gradient)
+    return own
 
 
 def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
@@ -61,19 +80,31 @@ def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | No
     return copy
 
 
-def step_without_gradient(optimizer: torch.optim.Optimizer) -> None:
-    """Make a step with gradients of zero."""
+def step_without_gradient(
+    optimizer: torch.optim.Optimizer, sparse: Container[Tensor] = ()
+) -> None:
+    """Make a step with gradients of zero.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    sparse : collection of Tensor
+        The parameters whose gradients are sparse.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+                layout = torch.sparse_coo if parameter in sparse else parameter.layout
+                parameter.grad = torch.zeros_like(parameter, layout=layout)
     optimizer.step()
 
 
-def check_state_shapes(
+def check_state(
     optimizer: torch.optim.Optimizer, stepped: torch.optim.Optimizer
 ) -> None:
-    """Refuse state in another shape than the optimizer's own.
+    """Refuse state in another shape than the optimizer's own, or of another kind.
+
+    A step count as a small integer works, until it overflows.
 
     Parameters
     ----------
@@ -90,14 +121,20 @@ def check_state_shapes(
     for index, own_values in stepped.state_dict()["state"].items():
         values = state.get(index, {})
         for key, own in own_values.items():
-            value = values.get(key, own)
-            if _shape(value) != _shape(own):
+            value = _as_tensor(values.get(key, own))
+            wanted = _as_tensor(own)
+            if value.shape != wanted.shape:
                 raise PayloadError(
-                    f"optimizer state '{index}.{key}' has shape {_shape(value)}, "
-                    f"the optimizer's own has {_shape(own)}"
+                    f"optimizer state '{index}.{key}' has shape {tuple(value.shape)}, "
+                    f"the optimizer's own has {tuple(wanted.shape)}"
+                )
+            if value.is_floating_point() != wanted.is_floating_point():
+                raise PayloadError(
+                    f"optimizer state '{index}.{key}' is {value.dtype}, "
+                    f"the optimizer's own is {wanted.dtype}"
                 )
 
 
-def _shape(value: object) -> tuple[int, ...]:
-    # of a number, too: some optimizers count in one, and what travels is a tensor
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
+def _as_tensor(value: Any) -> Tensor:
+    # some optimizers count in a number, and what travels is a tensor
+    return value if isinstance(value, Tensor) else torch.zeros((), dtype=torch.float64)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
+from math import isfinite, nan
 from threading import Lock
 from typing import Any
 
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
-from flwr_splitfc.exchange.protocol.fused_kernels import (
-    check_state_shapes,
+from flwr_splitfc.exchange.protocol.optimizer_inputs import (
+    check_state,
     in_layout_of,
     lay_out_state,
     step_without_gradient,
     stepped_copy,
+    with_own_memory,
 )
 from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
@@ -40,29 +42,34 @@ from flwr_splitfc.exchange.server.half_steps import (
 )
 from flwr_splitfc.exchange.server.replay_memory import KeptBatch, ReplayMemory
 from flwr_splitfc.exchange.server.step_checks import (
+    MOST_NEXT_NORM,
     check_buffers,
     check_finite,
     check_labels,
     check_loss,
-    check_next_step,
     check_output,
     check_prediction,
     finite_buffers,
+    next_norm,
     total_norm,
 )
 from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
 from flwr_splitfc.exchange.server.trainer_settings import (
+    check_loss_fn,
     check_merging,
     check_replay,
+    check_scheduler,
     check_shapes,
     check_steps,
+    check_trained,
 )
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.structures import (
     Structure,
     float_tensors,
     is_float,
+    leaves_of,
     mapped,
     on_device,
     rows_of,
@@ -162,6 +169,7 @@ class HalfTrainer:
         check_replay(replay_steps, loss_fn, accumulate_steps, merge_steps)
         check_merging(merge_steps, model, loss_fn, accumulate_steps)
         check_shapes(model)
+        check_loss_fn(loss_fn)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device).train()
@@ -169,7 +177,9 @@ class HalfTrainer:
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._optimizer = optimizer(self._model.parameters())
+        check_trained(self._optimizer, self._model)
         self._scheduler = scheduler(self._optimizer) if scheduler else None
+        check_scheduler(self._scheduler)
         self.accumulate_steps = accumulate_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
@@ -183,6 +193,8 @@ class HalfTrainer:
         self._note_weights()
         self._pending: PendingUpdate | None = None
         self._draws_on_cpu = True
+        # of the model into its features; not known before the first pass
+        self._writes: bool | None = None
         self._lock = Lock()
         self.merge_steps = merge_steps
         self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
@@ -304,13 +316,13 @@ class HalfTrainer:
         with self._update_rng():
             stepped = stepped_copy(fresh)
         if stepped is not None:
-            check_state_shapes(self._optimizer, stepped)
+            check_state(self._optimizer, stepped)
         lay_out_state(self._optimizer)
         self._undo.save_buffers()
         self._undo.save_weights()
         try:
             with self._update_rng():
-                step_without_gradient(self._optimizer)
+                step_without_gradient(self._optimizer, _sparse_weights(self._model))
         finally:
             self._undo.restore()
 
@@ -493,12 +505,16 @@ class HalfTrainer:
         # it visits each module, which takes as long as a small layer
         if not self._model.training:
             self._model.train()
+        given = x if self._writes is False else mapped(x, _copied)
         try:
-            return model(x)
+            output = model(given)
         except Exception as error:
             raise FeaturesRefused(
                 f"the server half does not take features {shapes_of(x)}: {error}"
             ) from error
+        if self._writes is None:
+            self._writes = any(_was_written(leaf) for leaf in leaves_of(given))
+        return output
 
     def _pass(self, x: Structure, step: int) -> ForwardPass:
         # Not the model's own buffers: to put them back would invalidate the graph of
@@ -552,10 +568,7 @@ class HalfTrainer:
     ) -> BegunStep:
         """Go back from `out` to `x`, and leave the step to be applied."""
         leaves = [tensor for tensor in float_tensors(x) if tensor.requires_grad]
-        found = torch.autograd.grad(
-            out, [*leaves, *self._parameters], out_grad, allow_unused=True
-        )
-        x_grads, grads = found[: len(leaves)], found[len(leaves) :]
+        x_grads, grads = self._gradients_by(out, leaves, out_grad)
         loss = 0.0 if out.ndim else out.item()
         # alone: nobody waits for the check of the others
         check_finite("the gradient by the features", x_grads)
@@ -576,12 +589,8 @@ class HalfTrainer:
         """Return each batch's part of a step, and the mean gradient by the weights."""
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         # of the sum: a batch's features are in no other batch's loss
-        found = torch.autograd.grad(
-            torch.stack(list(losses)).sum(),
-            [*wanted, *self._parameters],
-            allow_unused=True,
-        )
-        x_grads, grads = list(found[: len(wanted)]), found[len(wanted) :]
+        total = torch.stack(list(losses)).sum()
+        x_grads, grads = self._gradients_by(total, wanted)
         check_buffers(self._model, self._finite_buffers)
         begun = []
         for loss, leaf in zip(losses, leaves, strict=True):
@@ -596,6 +605,16 @@ class HalfTrainer:
             None if grad is None else grad / len(losses) for grad in grads
         ]
         return begun, means
+
+    def _gradients_by(
+        self, out: Tensor, leaves: Sequence[Tensor], out_grad: Tensor | None = None
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return gradients by leaves and by weights, each with memory of its own."""
+        found = torch.autograd.grad(
+            out, [*leaves, *self._parameters], out_grad, allow_unused=True
+        )
+        gradients = with_own_memory(found)
+        return gradients[: len(leaves)], gradients[len(leaves) :]
 
     # -- applying a step ---------------------------------------------------------------
 
@@ -630,10 +649,9 @@ class HalfTrainer:
         self, batch: KeptBatch, name: tuple[SeedPart, ...]
     ) -> Sequence[Tensor | None]:
         with self._rng(*name), self._as_a_whole():
-            # a copy: the model may write into what it is given
-            output = self._run(self._model, KeptBatch.of(*batch).features)
+            output = self._run(self._model, batch.features)
             loss = self._loss(output, batch.labels)
-            grads = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            _, grads = self._gradients_by(loss, [])
             check_buffers(self._model, self._finite_buffers)
         return grads
 
@@ -775,10 +793,37 @@ class HalfTrainer:
         if norm <= _GROWTH * self._checked_norm:
             return
         probe = mapped(x, _at_most_one)
-        with self._step_rng():
-            passed = self._pass(probe, self._steps)
-        check_next_step(passed.output, [*float_tensors(probe), *self._parameters])
+        next_norm = self._next_norm(probe)
+        if not next_norm <= MOST_NEXT_NORM:
+            # a half that takes no such features gives NaN before and after
+            before = self._next_norm(probe, self._undo.saved_weights())
+            if isfinite(next_norm) or isfinite(before):
+                raise StepRefused(
+                    "the step would leave weights that cannot be trained any more: "
+                    f"a gradient of norm {next_norm:.3g}, and at most "
+                    f"{MOST_NEXT_NORM:g} is wanted"
+                )
         self._checked_norm = norm
+
+    def _next_norm(
+        self, probe: Structure, weights: Sequence[Tensor] | None = None
+    ) -> float:
+        """Return the norm of a next step's gradient; NaN if it cannot be tried."""
+        weights = self._parameters if weights is None else weights
+        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        state = {**dict(zip(names, weights, strict=True)), **buffers}
+
+        def model(features: Structure) -> Any:
+            return functional_call(self._model, state, (features,))
+
+        try:
+            with self._step_rng():
+                output = self._run(model, probe)
+            return next_norm(output, [*float_tensors(probe), *weights])
+        # a half may give what has no gradient, or check its numbers by itself
+        except Exception:
+            return nan
 
 
 @contextmanager
@@ -802,6 +847,23 @@ def _both(
         yield
 
 
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _was_written(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf._version > 0
+
+
+def _sparse_weights(model: nn.Module) -> set[Tensor]:
+    """Return the weights whose gradients are sparse."""
+    return {
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+
+
 def _leaf_again(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
@@ -816,4 +878,6 @@ def _at_most_one(tensor: Tensor) -> Tensor:
 
 def _stored(gradient: Tensor | None) -> Tensor | None:
     # that of a sum has one entry in memory, and looks like many
-    return None if gradient is None else gradient.contiguous()
+    if gradient is None or gradient.layout is not torch.strided:
+        return gradient
+    return gradient.contiguous()

@@ -84,6 +84,7 @@ class CopiedHalves(Halves):
         self._most_at_once = max(len(set(devices)), 1)
         self._rows = 0
         self._sums: dict[str, Tensor] = {}
+        self._changed: set[str] = set()
 
     @property
     def steps_at_once(self) -> int:
@@ -102,8 +103,13 @@ class CopiedHalves(Halves):
     def give_back(self, half: HalfTrainer, rows: int) -> None:
         with self._lock:
             self._rows += rows
+            before = self.half.model.state_dict()
             for name, value in half.model.state_dict().items():
-                weighted = value.to(self.half.device).double() * rows
+                value = value.to(self.half.device)
+                # a sum of frozen weights or of large integers may be rounded
+                if not torch.equal(value, before[name]):
+                    self._changed.add(name)
+                weighted = _as_wide(value) * rows
                 if name in self._sums:
                     weighted = self._sums[name] + weighted
                 self._sums[name] = weighted
@@ -116,9 +122,17 @@ class CopiedHalves(Halves):
                 self._take_mean()
             self._rows = 0
             self._sums = {}
+            self._changed = set()
 
     def _take_mean(self) -> None:
         for name, value in self.half.model.state_dict().items():
+            if name not in self._changed:
+                continue
             mean = self._sums[name] / self._rows
             # counts of batches are integers
-            value.copy_(mean if value.is_floating_point() else mean.round())
+            is_whole = not (value.is_floating_point() or value.is_complex())
+            value.copy_(mean.round() if is_whole else mean)
+
+
+def _as_wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128) if value.is_complex() else value.double()

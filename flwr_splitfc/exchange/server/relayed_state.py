@@ -2,12 +2,14 @@
 
 The server does not know the devices' optimizer. It knows the arrays of the device half,
 of which the optimizer's parameters are some, in an order of its own: a state tensor has
-the shape of its parameter, or is a scalar.
+the shape of its parameter, with 1 in place of some sizes where it is a mean over them,
+or is a scalar.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from math import prod
 from typing import TypeAlias
 
 from flwr_splitfc.codec import PayloadError
@@ -35,28 +37,62 @@ def check_relayed(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
     ------
     StateRefused
     """
-    most = _MOST_PER_PARAMETER * len(half)
-    if len(frames) > most:
-        raise StateRefused(
-            f"the optimizer state has {len(frames)} tensors, at most {most} may be"
-        )
-    known = set(half)
-    shapes: dict[int, Shape] = {}
+    # all of it before anything is decoded: a few bytes may claim any size
+    _check_entries(frames, half)
+    shapes = _shapes_by_parameter(frames, len(half))
+    wholes = {number: _whole(number, own, half) for number, own in shapes.items()}
+    _check_wholes(Counter(wholes.values()), Counter(half))
     for frame in frames:
-        number = _parameter_number(frame.name, len(half))
-        shape = tuple(frame.shape)
-        # before it is decoded: a few bytes may claim any size
-        if shape and shape not in known:
-            raise StateRefused(
-                f"optimizer state has shape {shape}, as no array of the device half"
-            )
         _check_values(frame)
-        if shape and shapes.setdefault(number, shape) != shape:
+
+
+def _check_entries(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
+    entries = sum(prod(frame.shape) for frame in frames)
+    most = _MOST_PER_PARAMETER * sum(prod(shape) + 1 for shape in half)
+    if entries > most:
+        raise StateRefused(
+            f"the optimizer state has {entries} entries, at most {most} may be"
+        )
+
+
+def _shapes_by_parameter(
+    frames: Sequence[pb.Tensor], arrays: int
+) -> dict[int, set[Shape]]:
+    """Return the shapes, scalars left out, that the state of each parameter has."""
+    counts: Counter[int] = Counter()
+    shapes: defaultdict[int, set[Shape]] = defaultdict(set)
+    for frame in frames:
+        number = _parameter_number(frame.name, arrays)
+        counts[number] += 1
+        if counts[number] > _MOST_PER_PARAMETER:
             raise StateRefused(
-                f"optimizer state of parameter {number} has two shapes, "
-                f"{shapes[number]} and {shape}"
+                f"optimizer state of parameter {number} has more than "
+                f"{_MOST_PER_PARAMETER} tensors"
             )
-    _check_shapes(shapes, half)
+        if frame.shape:
+            shapes[number].add(tuple(frame.shape))
+    return shapes
+
+
+def _whole(number: int, own: set[Shape], half: Sequence[Shape]) -> Shape | None:
+    """Return the shape of a parameter by its state; None if that has means alone."""
+    fitting = {
+        array for array in half if all(_is_mean_over(shape, array) for shape in own)
+    }
+    if not fitting:
+        raise StateRefused(
+            f"optimizer state of parameter {number} has shape "
+            f"{' and '.join(map(str, sorted(own)))}, as no array of the device half"
+        )
+    return next(iter(fitting & own), None)
+
+
+def _is_mean_over(shape: Shape, array: Shape) -> bool:
+    if len(shape) != len(array):
+        return False
+    return all(
+        size in (1, of_array) for size, of_array in zip(shape, array, strict=True)
+    )
 
 
 def _parameter_number(name: str, arrays: int) -> int:
@@ -84,12 +120,11 @@ def _check_values(frame: pb.Tensor) -> None:
         raise StateRefused(f"optimizer state {frame.name!r} is not finite")
 
 
-def _check_shapes(shapes: dict[int, Shape], half: Sequence[Shape]) -> None:
+def _check_wholes(parameters: Counter[Shape | None], arrays: Counter[Shape]) -> None:
     """Refuse more parameters of a shape than the half has arrays of it."""
-    there = Counter(half)
-    for shape, parameters in Counter(shapes.values()).items():
-        if parameters > there[shape]:
+    for shape, count in parameters.items():
+        if shape is not None and count > arrays[shape]:
             raise StateRefused(
-                f"optimizer state is of {parameters} parameters of shape {shape}, "
-                f"the device half has {there[shape]}"
+                f"optimizer state is of {count} parameters of shape {shape}, "
+                f"the device half has {arrays[shape]}"
             )

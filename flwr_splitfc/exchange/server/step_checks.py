@@ -11,8 +11,11 @@ from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of
 
 _MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
-# the same with room for features of up to 1,000, which may come into it twice
-_MOST_PROBE_NORM = 1e12
+
+MOST_NEXT_NORM = 1e12
+"""The same with room for features of up to 1,000, which may come into it twice."""
+
+_CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
 _BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -169,8 +172,14 @@ def finite_buffers(model: nn.Module) -> list[str]:
     return [
         name
         for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and bool(buffer.isfinite().all())
+        if _has_numbers(buffer) and bool(buffer.isfinite().all())
     ]
+
+
+def _has_numbers(buffer: Tensor) -> bool:
+    if buffer.layout is not torch.strided or buffer.dtype not in _CHECKED_TYPES:
+        return False
+    return buffer.numel() > 0
 
 
 def check_buffers(model: nn.Module, names: Sequence[str]) -> None:
@@ -190,14 +199,17 @@ def check_buffers(model: nn.Module, names: Sequence[str]) -> None:
     if not names:
         return
     buffers = dict(model.named_buffers())
+    # a forward pass may have dropped or emptied one
+    there = [buffers[name] for name in names if name in buffers]
+    there = [buffer for buffer in there if buffer.numel()]
     # NaN counts as the largest
-    largest = nn.utils.get_total_norm([buffers[name] for name in names], torch.inf)
+    largest = nn.utils.get_total_norm(there, torch.inf)
     if not largest.isfinite():
         raise StepRefused("the server half's buffers would not be finite any more")
 
 
-def check_next_step(output: Structure, leaves: Sequence[Tensor]) -> None:
-    """Refuse a step after which the next would be refused for its norm.
+def next_norm(output: Structure, leaves: Sequence[Tensor]) -> float:
+    """Return how large the gradient of a next step may be.
 
     It is tried with the loss (o^2 + o) / 2, summed over the entries o of the output:
     its gradient by the output grows with the output, as that of a squared error does,
@@ -210,18 +222,12 @@ def check_next_step(output: Structure, leaves: Sequence[Tensor]) -> None:
     leaves : sequence of Tensor
         The features and the weights that it depends on.
 
-    Raises
-    ------
-    StepRefused
+    Returns
+    -------
+    float
+        Its norm, which is of no use beyond `MOST_NEXT_NORM`.
     """
     losses = [((o.square() + o) / 2).sum() for o in float_tensors(output)]
     loss = torch.stack(losses).sum()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    there = [gradient for gradient in gradients if gradient is not None]
-    norm = nn.utils.get_total_norm(there)
-    if not norm <= _MOST_PROBE_NORM:
-        raise StepRefused(
-            "the step would leave weights that cannot be trained any more: "
-            f"a gradient of norm {norm.item():.3g}, and at most "
-            f"{_MOST_PROBE_NORM:g} is wanted"
-        )
+    return total_norm([gradient for gradient in gradients if gradient is not None])

@@ -75,6 +75,14 @@ class StepUndo:
             self._schedule = deepcopy(self._scheduler.state_dict())
         self._has_weights = True
 
+    def saved_weights(self) -> list[Tensor]:
+        """Return copies of the weights that train, as of the last `save_weights`."""
+        return [
+            self._weights[place].clone().requires_grad_()
+            for place, weight in enumerate(self._parameters)
+            if weight.requires_grad
+        ]
+
     @torch.no_grad()
     def restore(self) -> None:
         """Make all what it was at the last `save_buffers`."""

@@ -1,0 +1,297 @@
+"""Server halves, optimizers and losses that few have, beside the same training unsplit."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from flwr_splitfc import SplitClientApp, SplitLearning
+from flwr_splitfc.exchange import CopiedHalves, HalfTrainer
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
+from tests.local_grid import LocalGrid
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+LOSS = nn.CrossEntropyLoss()
+FEATURES = 6
+STEPS = 4
+
+
+class Delta(nn.Module):
+    """The gradients by its two summands are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, FEATURES))
+        self.delta = nn.Parameter(torch.zeros(4, FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight + self.delta).T
+
+
+class Shifted(nn.Module):
+    """Writes into its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(FEATURES))
+        self.layer = nn.Linear(FEATURES, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.shift
+        return self.layer(x)
+
+
+def inplace() -> nn.Module:
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(FEATURES, 4))
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make()
+
+
+def mini_batches() -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(8, FEATURES, generator=draw),
+            torch.randint(4, (8,), generator=draw),
+        )
+        for _ in range(STEPS)
+    ]
+
+
+def unsplit(model: nn.Module, optimizer: Any, max_grad_norm: float | None) -> nn.Module:
+    steps = optimizer(model.parameters())
+    for x, y in mini_batches():
+        steps.zero_grad()
+        LOSS(model(x.clone()), y).backward()
+        if max_grad_norm is not None:
+            clip_grad_norm_(model.parameters(), max_grad_norm)
+        steps.step()
+    return model
+
+
+@pytest.mark.parametrize("make", [Delta, Shifted, inplace])
+@pytest.mark.parametrize(
+    "optimizer",
+    [ADAM, partial(SGD, momentum=0.9, nesterov=True, foreach=True)],
+    ids=["adam", "nesterov"],
+)
+@pytest.mark.parametrize("max_grad_norm", [None, 0.1])
+def test_training_is_that_of_the_half_alone(
+    make: Callable[[], nn.Module], optimizer: Any, max_grad_norm: float | None
+) -> None:
+    wanted = weights(unsplit(made(make), optimizer, max_grad_norm))
+    half = HalfTrainer(
+        made(make), LOSS, optimizer, max_grad_norm=max_grad_norm, device="cpu"
+    )
+    for x, y in mini_batches():
+        half.step(x, y)
+    assert same(weights(half.model), wanted)
+
+
+@pytest.mark.parametrize("other_step", [False, True])
+def test_a_pass_that_is_made_again_has_the_features_of_the_first(
+    other_step: bool,
+) -> None:
+    """A frozen first half wants no gradient, and its features may be written into."""
+    half = HalfTrainer(made(Shifted), None, SGD, device="cpu")
+    (x, _), (other, _), *_ = mini_batches()
+    passed = half.forward(x, wanted=[False])
+    if other_step:
+        between = half.forward(other, wanted=[False])
+        half.begin_backward(between, torch.zeros(8, 4)).finish()
+    half.begin_backward(passed, torch.ones(8, 4)).finish()
+    wanted = made(Shifted)
+    wanted(mini_batches()[0][0]).backward(torch.ones(8, 4))
+    SGD(wanted.parameters()).step()
+    assert same(weights(half.model), weights(wanted))
+
+
+# -- weights that grow -----------------------------------------------------------------
+
+
+class Named(NamedTuple):
+    logits: Tensor
+
+
+class GivesNamed(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return Named(super().forward(x))
+
+
+class GivesNormal(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return torch.distributions.Normal(super().forward(x), 1.0)
+
+
+class Acosh(nn.Linear):
+    """It has numbers above 1 alone, and a step is tried with smaller ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x.abs() + 1).clamp(min=1.5).acosh() + (x - 9).acosh())
+
+
+GROWING = {
+    "named": (GivesNamed, lambda out, y: -out.logits.sum()),
+    "normal": (GivesNormal, lambda out, y: -out.mean.sum()),
+    "acosh": (Acosh, lambda out, y: -out.sum()),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_half_that_the_probe_cannot_try_trains_on(name: str) -> None:
+    make, loss_fn = GROWING[name]
+    half = HalfTrainer(make(FEATURES, 4), loss_fn, SGD, device="cpu")
+    for x, y in 3 * mini_batches():
+        half.step(x.abs() + 11, y)
+    assert half.steps == 3 * STEPS
+
+
+# -- sparse gradients, and buffers of all kinds ----------------------------------------
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x.abs().long().clamp(max=9)).mean(1)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [torch.optim.SparseAdam, partial(SGD, momentum=0.9), torch.optim.Adagrad],
+)
+def test_sparse_gradients_go_on_after_a_restart(optimizer: Any) -> None:
+    whole = HalfTrainer(made(Words), LOSS, optimizer, device="cpu", accumulate_steps=1)
+    first = HalfTrainer(made(Words), LOSS, optimizer, device="cpu")
+    for number, (x, y) in enumerate(mini_batches()):
+        whole.step(x, y)
+        if number == STEPS // 2:
+            state = deepcopy(first.state_dict())
+            first = HalfTrainer(made(Words), LOSS, optimizer, device="cpu")
+            first.load_state_dict(state)
+        first.step(x, y)
+    assert same(weights(first.model), weights(whole.model))
+
+
+class WithBuffers(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(FEATURES, 4)
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("cache", torch.zeros(3))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = None
+        return super().forward(x)
+
+
+def test_buffers_may_be_empty_or_sparse_or_go_away() -> None:
+    half = HalfTrainer(WithBuffers(), LOSS, SGD, device="cpu")
+    for x, y in mini_batches():
+        half.step(x, y)
+    assert half.steps == STEPS
+
+
+# -- what cannot be trained as it is meant ---------------------------------------------
+
+
+class WeightedLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return LOSS(outputs, labels) * self.log_scale.exp() - self.log_scale
+
+
+def test_what_would_never_be_trained_is_refused() -> None:
+    model = nn.Linear(FEATURES, 4)
+    with pytest.raises(ValueError, match="log_scale"):
+        HalfTrainer(model, WeightedLoss(), SGD, device="cpu")
+    others = nn.Linear(FEATURES, 4)
+    with pytest.raises(ValueError, match="not of the model"):
+        HalfTrainer(model, LOSS, lambda _: SGD(others.parameters()), device="cpu")
+    with pytest.raises(ValueError, match="LBFGS"):
+        HalfTrainer(model, LOSS, torch.optim.LBFGS, device="cpu")
+    with pytest.raises(ValueError, match="ReduceLROnPlateau"):
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        HalfTrainer(model, LOSS, SGD, scheduler=plateau, device="cpu")
+    norm = nn.InstanceNorm1d(3, track_running_stats=True)
+    with pytest.raises(ValueError, match="running statistics"):
+        HalfTrainer(norm, LOSS, SGD, merge_steps=2, device="cpu")
+
+
+def test_an_optimizer_of_the_original_is_refused_before_the_first_copy() -> None:
+    model = seeded(ServerHalf)
+    with pytest.raises(ValueError, match="not of the model"):
+        SplitLearning(
+            model,
+            LOSS,
+            lambda _: SGD(model.parameters()),
+            shared_server_half=False,
+            device="cpu",
+        )
+
+
+# -- copies ----------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wave = nn.Parameter(torch.randn(FEATURES, 4, dtype=torch.complex64))
+        third = torch.full((4,), 1 / 3, dtype=torch.float64)
+        self.frozen = nn.Parameter(third, requires_grad=False)
+        self.register_buffer("key", torch.tensor(2**53 + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(torch.complex64) @ self.wave).abs() + self.frozen.float()
+
+
+def test_copies_are_averaged_whatever_their_numbers_are() -> None:
+    halves = CopiedHalves(HalfTrainer(made(Mixed), LOSS, SGD, device="cpu"))
+    copies = [halves.take(device, 1) for device in ("0", "1", "2")]
+    for copy, (x, y) in zip(copies, mini_batches(), strict=False):
+        copy.step(x, y)
+        halves.give_back(copy, 8)
+    mean = torch.stack([weights(copy.model)["wave"] for copy in copies]).mean(0)
+    halves.end_round()
+    after = halves.half.model
+    torch.testing.assert_close(weights(after)["wave"], mean)
+    assert after.frozen.equal(made(Mixed).frozen)
+    assert int(after.key) == 2**53 + 1
+
+
+# -- devices ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adafactor, partial(torch.optim.NAdam, lr=1e-2)]
+)
+def test_state_is_relayed_whoever_the_next_device_is(optimizer: Any) -> None:
+    """All devices have the same batches, so it is the same which of them has its turn."""
+
+    def trained(devices: int) -> dict[str, Tensor]:
+        app = SplitClientApp(
+            DeviceHalf, lambda context: (batches(2), batches(1)), optimizer
+        )
+        strategy = SplitLearning(seeded(ServerHalf), LOSS, ADAM, device="cpu")
+        arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+        result = strategy.start(LocalGrid(app, devices, workers=0), arrays, 3)
+        failures = [strategy.ledger.failures(number) for number in (1, 2, 3)]
+        assert failures == [{}, {}, {}]
+        return result.arrays.to_torch_state_dict()
+
+    assert same(trained(devices=3), trained(devices=2))
