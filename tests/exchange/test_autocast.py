@@ -83,9 +83,11 @@ def test_a_scaled_loss_keeps_small_gradients_from_underflow() -> None:
 
     def gradient(features: torch.Tensor) -> torch.Tensor:
         small = shared_half(loss_fn=lambda outputs, labels: outputs.sum() * 1e-9)
-        with SplitEndpoint(small, cut_codec("float32")) as endpoint:
-            with connect(ticket_message(endpoint)) as server:
-                (server.loss(features, Y) * scale).backward()
+        with (
+            SplitEndpoint(small, cut_codec("float32")) as endpoint,
+            connect(ticket_message(endpoint)) as server,
+        ):
+            (server.loss(features, Y) * scale).backward()
         assert features.grad is not None
         return features.grad
 

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from flwr_splitfc import SplitClientApp, SplitLearning
 from flwr_splitfc.exchange import CopiedHalves, HalfTrainer
+from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -202,6 +203,28 @@ def test_buffers_may_be_empty_or_sparse_or_go_away() -> None:
     for x, y in mini_batches():
         half.step(x, y)
     assert half.steps == STEPS
+
+
+class Bounded(nn.Module):
+    """Its table's rows are scaled down in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4, max_norm=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x.abs().long().clamp(max=9)).mean(1)
+
+
+def test_a_step_that_is_refused_leaves_a_bounded_table_as_it_was() -> None:
+    half = HalfTrainer(made(Bounded), LOSS, SGD, device="cpu")
+    before = weights(half.model)
+    (x, y), *_ = mini_batches()
+    with pytest.raises(LabelsRefused):
+        half.step(x, y + 99)
+    assert same(weights(half.model), before)
+    half.step(x, y)
+    assert not same(weights(half.model), before)
 
 
 # -- what cannot be trained as it is meant ---------------------------------------------

@@ -46,6 +46,12 @@ class StepUndo:
         # once: to walk over a model in each step takes as long as a small layer
         self._modules = list(model.modules())
         self._parameters = list(model.parameters())
+        # embeddings whose forward pass writes into their weight
+        self._renormed = [
+            module
+            for module in self._modules
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm
+        ]
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._has_weights = False
@@ -91,12 +97,15 @@ class StepUndo:
             self._restore_weights()
 
     def _buffers_now(self) -> dict[_Place, Tensor]:
-        return {
+        buffers: dict[_Place, Tensor] = {
             (module, name): buffer
             for module in self._modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         }
+        for module in self._renormed:
+            buffers[module, "weight"] = module.get_parameter("weight")
+        return buffers
 
     def _restore_buffers(self) -> None:
         buffers = self._buffers_now()
