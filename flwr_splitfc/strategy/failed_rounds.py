@@ -1,10 +1,14 @@
 """Rounds in which every device failed: too many of them end the run."""
 
 from collections.abc import Iterable
+from itertools import takewhile
+from logging import getLogger
 
 from flwr.app import Message
 
 from flwr_splitfc.run.progress import Progress
+
+logger = getLogger("flwr")
 
 
 class RunFailed(RuntimeError):
@@ -20,21 +24,20 @@ class FailedRounds:
         The run's, whose ledger has the reasons.
     most : int
         How many such rounds end the run.
-
-    Attributes
-    ----------
-    in_a_row : int
-        Up to the last round; 0 after one in which a device succeeded.
     """
 
     def __init__(self, progress: Progress, most: int) -> None:
         if most < 1:
             raise ValueError(f"max_failed_rounds is {most}, wanted 1 or more")
-        self.in_a_row = 0
         self._progress = progress
         self._most = most
-        self._any_succeeded = False
-        self._last_round = 0
+        self._failed: dict[int, bool] = {}  # by round, of those that asked a device
+
+    @property
+    def in_a_row(self) -> int:
+        """Up to the last round; 0 after one in which a device succeeded."""
+        latest_first = reversed(self._failed.values())
+        return sum(takewhile(bool, latest_first))
 
     def check(
         self, server_round: int, replies: Iterable[Message], turns_of_all: int = 1
@@ -55,16 +58,37 @@ class FailedRounds:
             If it is one too many. It says why the round's first device failed.
         """
         if any(reply.has_content() for reply in replies):
-            self._any_succeeded = True
-            self.in_a_row = 0
+            self._failed[server_round] = False
         # without failures no device was asked
-        elif self._progress.ledger.failures(server_round):
-            self.in_a_row += 1
-            self._last_round = server_round
+        elif self._progress.ledger.failures(server_round, "train"):
+            self._failed[server_round] = True
         if self.in_a_row >= self._most * turns_of_all:
             # Flower ends the others; the results show this one, too
             self._progress.end_round(server_round, {}, {})
             raise RunFailed(f"{self._why()} (max_failed_rounds is {self._most})")
+
+    def fail(self, server_round: int, why: str, turns_of_all: int = 1) -> None:
+        """Count a round as failed whose replies were good, each by itself.
+
+        Parameters
+        ----------
+        server_round : int
+            A round that was checked.
+        why : str
+            Every device failed with it.
+        turns_of_all : int (default: 1)
+            As in `check`.
+
+        Raises
+        ------
+        RunFailed
+            As in `check`.
+        """
+        logger.warning("Round %d failed: %s", server_round, why)
+        ledger = self._progress.ledger
+        asked = ledger.links(server_round, "train")
+        ledger.add_failures(server_round, "train", dict.fromkeys(asked, why))
+        self.check(server_round, [], turns_of_all)
 
     def check_end(self) -> None:
         """Refuse to call a run finished in which no device ever succeeded.
@@ -73,14 +97,14 @@ class FailedRounds:
         ------
         RunFailed
         """
-        if self.in_a_row and not self._any_succeeded:
+        if self.in_a_row and all(self._failed.values()):
             raise RunFailed(f"nothing was trained: {self._why()}")
 
     def _why(self) -> str:
-        failures = self._progress.ledger.failures(self._last_round)
+        last = next(reversed(self._failed))
+        failures = self._progress.ledger.failures(last, "train")
         device, reason = next(iter(failures.items()))
-        first = self._last_round - self.in_a_row + 1
-        rounds = f"round {self._last_round}"
+        rounds = f"round {last}"
         if self.in_a_row > 1:
-            rounds = f"rounds {first} to {self._last_round}"
+            rounds = f"rounds {last - self.in_a_row + 1} to {last}"
         return f"every device failed in {rounds}, device {device} with: {reason}"

@@ -23,7 +23,7 @@ def with_totals(
     total = MetricRecord({**(metrics or {}), **traffic.metrics()})
     # a device's own measure; the ledger has it as device_codec_seconds
     total.pop("codec_seconds", None)
-    total["failures"] = len(ledger.failures(server_round))
+    total["failures"] = len(ledger.failures(server_round, purpose))
     # none where devices have the loss, and do not tell it
     if purpose == "train" and traffic.loss_rows:
         total["train_loss"] = traffic.loss

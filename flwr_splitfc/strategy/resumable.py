@@ -1,5 +1,8 @@
 """What the strategy in `devices` remembers between rounds, for a checkpoint."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -95,6 +98,16 @@ def restore_devices(devices: Strategy, state: dict[str, Any]) -> None:
         return
     for name in remembered(devices):
         setattr(devices, name, _to_arrays(state[name]))
+
+
+def way_back(devices: Strategy) -> Callable[[], None]:
+    """Return what makes `devices` remember later what it remembers now."""
+    if isinstance(devices, Resumable):
+        state = deepcopy(devices.state_dict())
+        return partial(devices.load_state_dict, state)
+    # Flower's strategies change nothing that they remember, they replace it
+    attributes = dict(vars(devices))
+    return partial(vars(devices).update, attributes)
 
 
 def _to_tensors(value: Any) -> Any:

@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -57,7 +58,8 @@ from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
 from flwr_splitfc.strategy.measured import log_devices, with_totals
-from flwr_splitfc.strategy.resumable import check_resumable
+from flwr_splitfc.strategy.overflow import overflowed
+from flwr_splitfc.strategy.resumable import check_resumable, way_back
 from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
@@ -298,6 +300,9 @@ class SplitLearning(Strategy):
             merge_steps=merge_steps,
             replay_steps=replay_steps,
         )
+        if not shared_server_half:
+            # now, not in each device's turn: an optimizer may be of the original alone
+            self.half.copy(seed)
         self.half.record_updates = record_updates
         self._torch_devices = torch_devices
         self.server_model = self.half.model
@@ -604,7 +609,8 @@ class SplitLearning(Strategy):
         Raises
         ------
         RunFailed
-            If every device failed once too often.
+            If every device failed once too often, or what comes of their halves is not
+            finite.
         """
         server_round += self._run.rounds_done
         replies = list(replies)
@@ -612,10 +618,29 @@ class SplitLearning(Strategy):
         traffic = self.ledger.of(server_round, "train")
         if traffic.downlink_bytes["gradient"] or self.decoupled:
             self._run.standstill.check(server_round, self._run.sent, replies)
-        arrays, averages = self.devices.aggregate_train(server_round, replies)
+        arrays, averages = self._combined(server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "train")
         self._run.metrics.train = metrics
         return arrays, metrics
+
+    def _combined(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return what `devices` makes of replies; nothing where it is not finite."""
+        go_back = way_back(self.devices)
+        # what overflows is found below
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays, averages = self.devices.aggregate_train(server_round, replies)
+        if arrays is None:
+            return None, averages
+        found = overflowed(self.devices, self._run.sent, arrays)
+        if found is None:
+            return arrays, averages
+        go_back()
+        name = type(self.devices).__name__
+        why = f"what {name} made of the devices' arrays is not finite: {found}"
+        self._run.failed_rounds.fail(server_round, why, self._run.turns_of_all)
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

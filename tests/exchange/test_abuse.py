@@ -6,6 +6,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -17,7 +18,8 @@ from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint, TokenR
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
-from tests.exchange.raw_device import session_call
+from flwr_splitfc.exchange.server import line_pace
+from tests.exchange.raw_device import RawDevice, session_call
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
@@ -165,6 +167,33 @@ def test_tokens_are_not_logged(caplog):
     assert "split session refused" in caplog.text
     for message in messages:
         assert Ticket.from_message(message).token.partition(".")[2] not in caplog.text
+
+
+def test_strangers_write_few_lines_into_the_log(caplog, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(line_pace, "time", clock)
+
+    def refused(what: str) -> list[str]:
+        return [line for line in caplog.messages if f"refused: {what}" in line]
+
+    with make_endpoint() as endpoint, ThreadPoolExecutor(8) as strangers:
+        for _ in range(2):
+            attempts = [
+                strangers.submit(raw, endpoint, "guess", open_frame())
+                for _ in range(25)
+            ]
+            assert all(attempt.result()[-1].refused for attempt in attempts)
+            clock.now += 5.0
+        assert len(refused("peer=")) == 10
+        assert not refused("left_out=")
+        # who has a ticket is another matter
+        device = RawDevice(endpoint, endpoint.issue("train", "7", 1))
+        device.ask(pb.DeviceFrame(number=77, close=pb.Close()))
+        assert [line for line in refused("id=") if "device=7" in line]
+        raw(endpoint, "guess", open_frame())
+        assert refused("left_out=") == ["split session refused: left_out=40"]
+        assert len(refused("peer=")) == 11
 
 
 def test_steps_from_many_devices_at_the_limit_of_sessions():

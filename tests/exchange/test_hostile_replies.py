@@ -3,9 +3,11 @@
 Device 1 of three replies as it likes, each time it is asked to train.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +30,20 @@ from torch import nn
 
 from flwr_splitfc import (
     EndpointConfig,
+    HeadAndTail,
     Limits,
     RoundRobin,
     SplitClientApp,
     SplitLearning,
 )
+from flwr_splitfc.exchange import Ledger
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
+from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
+from flwr_splitfc.model import JoinedModel
+from flwr_splitfc.run.progress import Progress
+from flwr_splitfc.run.rounds import Round
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -108,7 +116,7 @@ def with_metrics(**changed: Any) -> Change:
     def change(reply: Message) -> None:
         metrics = reply.content.metric_records["metrics"]
         for name, value in changed.items():
-            name = name.replace("_", "-")
+            name = name.replace("num_", "num-")
             if value is None:
                 del metrics[name]
             else:
@@ -306,12 +314,12 @@ def test_a_reply_that_is_wrong_and_the_only_one(change: Change, why: str) -> Non
 @pytest.mark.parametrize(
     "change",
     [
-        with_metrics(more=1.0),
-        with_metrics(train_loss=[1.0, 2.0]),
+        with_metrics(steps=[1.0, 2.0]),
         with_metrics(steps=[]),
         with_metrics(steps=None),
+        with_metrics(steps=None, more=1.0),
     ],
-    ids=["more", "list", "empty-list", "less"],
+    ids=["list", "empty-list", "less", "other"],
 )
 def test_metrics_unlike_those_of_most_devices(change: Change) -> None:
     for kind in ("train", "evaluate"):
@@ -320,6 +328,148 @@ def test_metrics_unlike_those_of_most_devices(change: Change) -> None:
         only_device_one_failed(strategy, "unlike those of most devices", [1, 2, 3])
         assert len(result.train_metrics_clientapp) == 3
         assert len(result.evaluate_metrics_clientapp) == 3
+
+
+def test_metrics_beside_those_of_most_devices_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    more = {f"{number}{'x' * 90}": 1.0 for number in range(100)}
+    for kind in ("train", "evaluate"):
+        caplog.clear()
+        devices = FedAvg(min_available_nodes=3)
+        strategy, result = run(hostile(with_metrics(**more), kind), devices)
+        only_device_one_failed(strategy, "", [])
+        for metrics in (
+            *result.train_metrics_clientapp.values(),
+            *result.evaluate_metrics_clientapp.values(),
+        ):
+            assert not metrics.keys() & more.keys()
+            assert "num-examples" in metrics
+        lines = [line for line in caplog.messages if "They are left out" in line]
+        assert len(lines) == 3
+        for line in lines:
+            assert "node 1001 has" in line
+            assert "0xxx" in line
+            assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_metrics(more=1.0),
+        with_metrics(train_loss=[1.0, 2.0]),
+        with_metrics(steps=None),
+        with_metrics(steps=None, more=1.0),
+    ],
+    ids=["more", "list", "less", "other"],
+)
+def test_of_two_devices_neither_says_alone_which_metrics_are_usual(
+    change: Change,
+) -> None:
+    """The one with other metrics comes first, by its name."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = HONEST(message, context)
+        is_device_zero = context.node_config["partition-id"] == 0
+        if is_device_zero and message.metadata.message_type in ("train", "evaluate"):
+            change(reply)
+        return reply
+
+    strategy = make(FedAvg(min_available_nodes=2))
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    result = strategy.start(LocalGrid(app, 2), arrays, 2)
+    assert [strategy.ledger.failures(number) for number in (1, 2)] == [{}, {}]
+    for number in (1, 2):
+        assert "more" not in result.train_metrics_clientapp[number]
+        assert "more" not in result.evaluate_metrics_clientapp[number]
+
+
+NO_COUNTS = [NAN, np.inf, -3, 2.5, 1e300]
+
+
+@pytest.mark.parametrize(
+    ("steps", "counted"), [(2.0, 2), *((no, 0) for no in NO_COUNTS)]
+)
+def test_steps_that_are_no_count(steps: float, counted: int, tmp_path: Path) -> None:
+    """In a run of the whole model devices are all that know them."""
+    honest = SplitClientApp(
+        DeviceHalf,
+        lambda context: (batches(2), batches(1)),
+        ADAM,
+        server_model=ServerHalf,
+        loss_fn=nn.functional.cross_entropy,
+    )
+
+    def app(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        if context.node_config["partition-id"] == 1:
+            reply.content.metric_records["metrics"]["steps"] = steps
+        return reply
+
+    arrays = ArrayRecord(
+        JoinedModel(seeded(DeviceHalf), seeded(ServerHalf)).state_dict()
+    )
+    progress = Progress(1, Ledger())
+    checks = ReplyChecks(arrays, "num-examples")
+    grid = MeteredGrid(LocalGrid(app, 3), progress.ledger, checks)
+    together().start(grid, arrays, 1, evaluate_fn=progress.watch(None))
+    progress.write(tmp_path / "results.json")
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rounds"]
+    assert Round.from_json(row).steps == 4 + counted
+
+
+@pytest.mark.parametrize(
+    ("reported", "loss_rows"),
+    [
+        ({"num_examples": 48.0}, 144),
+        ({"num_examples": 47.5}, 96),
+        ({"train_loss": NAN}, 144),
+        ({"train_loss": np.inf}, 144),
+        ({"train_loss": 1.7e308}, 144),
+    ],
+    ids=str,
+)
+def test_a_loss_that_devices_report_leaves_a_checkpoint_and_results(
+    reported: dict[str, float], loss_rows: int, tmp_path: Path
+) -> None:
+    """With the last layers on devices the loss is what they say it is."""
+    tail = partial(nn.Linear, 32, 4)
+    honest = SplitClientApp(
+        DeviceHalf,
+        lambda context: (batches(3), batches(1)),
+        ADAM,
+        tail=tail,
+        loss_fn=nn.functional.cross_entropy,
+    )
+    change = with_metrics(**reported)
+
+    def app(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        is_device_one = context.node_config["partition-id"] == 1
+        if is_device_one and message.metadata.message_type == "train":
+            change(reply)
+        return reply
+
+    def make_middle() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
+
+    arrays = ArrayRecord(HeadAndTail(seeded(DeviceHalf), seeded(tail)).state_dict())
+    for rounds in (1, 2):
+        strategy = SplitLearning(
+            seeded(make_middle),
+            None,
+            ADAM,
+            device="cpu",
+            devices=together(),
+            checkpoint=tmp_path,
+        )
+        strategy.start(LocalGrid(app, 3), arrays, rounds)
+        assert strategy.ledger.of(1, "train").loss_rows == loss_rows
+        strategy.progress.write(tmp_path / "results.json")
+        rows = json.loads((tmp_path / "results.json").read_text())["rounds"]
+        is_told = "train_loss" not in reported
+        for done in (*strategy.progress.rounds, *map(Round.from_json, rows)):
+            assert (done.loss is not None) == is_told
 
 
 @pytest.mark.parametrize(("change", "why"), METRICS)

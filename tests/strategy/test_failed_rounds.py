@@ -1,15 +1,24 @@
 """Rounds in which every device fails: they end the run, with the reason."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, QFedAvg, Strategy
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedYogi,
+    QFedAvg,
+    Strategy,
+)
 from torch import nn
 
 from flwr_splitfc import (
@@ -22,8 +31,10 @@ from flwr_splitfc import (
     SplitLearning,
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.strategy.checkpoint import load_checkpoint
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import App, LocalGrid
+from tests.strategy.test_checkpoint import Remembering
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 GOOD = SplitClientApp(DeviceHalf, lambda context: (batches(2), batches(1)), ADAM)
@@ -145,3 +156,144 @@ def test_the_run_goes_on_once_the_cause_is_cured(
     _, cured = start(GOOD, 6, devices=devices(), checkpoint=tmp_path)
     _, whole = start(GOOD, 6, devices=devices())
     assert same(cured.to_torch_state_dict(), whole.to_torch_state_dict())
+
+
+# -- arrays that overflow together -----------------------------------------------------
+
+WEIGHT = "layers.0.weight"
+
+
+def large(rounds: Collection[int]) -> App:
+    """An app whose devices reply with large arrays in some rounds, finite ones."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = GOOD(message, context)
+        trains = message.metadata.message_type == "train"
+        if trains and Ticket.from_message(message).server_round in rounds:
+            arrays = reply.content.array_records["arrays"]
+            arrays[WEIGHT] = Array(np.full((4, 1, 3, 3), 3e38, np.float32))
+        return reply
+
+    return app
+
+
+class Doubling(Remembering):
+    """Counts its rounds, and doubles a weight."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        arrays[WEIGHT] = Array(2 * arrays[WEIGHT].numpy())
+        return arrays, metrics
+
+
+OVERFLOWING = pytest.mark.parametrize(
+    "devices",
+    [
+        partial(sample, FedYogi),
+        partial(sample, FedAvgM, server_momentum=0.9, server_learning_rate=2.0),
+        partial(sample, Doubling),
+        lambda: RoundRobin(
+            turns_at_once=3, min_available_nodes=3, fraction_evaluate=0.0
+        ),
+    ],
+    ids=["FedYogi", "FedAvgM", "Resumable", "RoundRobin"],
+)
+
+
+@OVERFLOWING
+def test_a_half_that_overflows_is_a_round_that_failed(
+    devices: Callable[[], Strategy], tmp_path: Path
+) -> None:
+    name = type(devices()).__name__
+    reason = (
+        rf"every device failed in round 3, device \d with: what {name} made of the "
+        rf"devices' arrays is not finite: .*array '{WEIGHT}'"
+    )
+    with pytest.raises(RunFailed, match=reason):
+        start(large([3]), 5, devices=devices(), checkpoint=tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["round"] == 2
+    _, cured = start(GOOD, 5, devices=devices(), checkpoint=tmp_path)
+    _, whole = start(GOOD, 5, devices=devices())
+    assert same(cured.to_torch_state_dict(), whole.to_torch_state_dict())
+
+
+@OVERFLOWING
+def test_training_goes_on_after_a_half_that_overflowed(
+    devices: Callable[[], Strategy],
+) -> None:
+    after_round = {}
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        after_round[server_round] = arrays.to_torch_state_dict()
+
+    run = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        devices=devices(),
+        max_failed_rounds=2,
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    run.start(LocalGrid(large([2]), 3), arrays, 3, evaluate_fn=evaluate)
+    assert [len(row["failures"]) for row in run.progress.rows] == [0, 3, 0]
+    assert same(after_round[1], after_round[2])
+    change = (after_round[3][WEIGHT] - after_round[2][WEIGHT]).abs()
+    assert (change > 0).all()
+    assert (change < 10).all()
+    if isinstance(run.devices, Doubling):
+        assert run.devices.rounds == 2
+
+
+def test_halves_that_overflow_in_a_row_end_the_run() -> None:
+    with pytest.raises(RunFailed, match=r"in rounds 3 to 4, .*max_failed_rounds is 2"):
+        start(large([1, 3, 4]), 5, devices=sample(FedYogi), max_failed_rounds=2)
+    with pytest.raises(RunFailed, match="nothing was trained"):
+        start(large([1]), 1, devices=sample(FedYogi), max_failed_rounds=2)
+
+
+def test_a_mask_of_infinities_overflows_nothing() -> None:
+    """Entries that were not finite from the start may become anything."""
+
+    class Masked(DeviceHalf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    app = SplitClientApp(Masked, lambda context: (batches(2), batches(1)), ADAM)
+    run = SplitLearning(
+        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=sample(FedAdam)
+    )
+    run.start(LocalGrid(app, 3), ArrayRecord(seeded(Masked).state_dict()), 1)
+    assert run.ledger.failures(1) == {}
+
+
+def test_an_error_of_several_lines_is_told_as_a_whole() -> None:
+    def app(message: Message, context: Context) -> Message:
+        DeviceHalf().load_state_dict({})
+        raise AssertionError("weights are missing")
+
+    why = r"Error\(s\) in loading state_dict for DeviceHalf: Missing key\(s\).*weight"
+    with pytest.raises(RunFailed, match=why):
+        start(app, rounds=1, devices=sample())
+
+
+def test_a_run_ends_with_why_training_failed_whatever_evaluation_did() -> None:
+    def app(message: Message, context: Context) -> Message:
+        raise ZeroDivisionError(f"the fault of {message.metadata.message_type}")
+
+    devices = FedAvg(min_available_nodes=3)
+    with pytest.raises(RunFailed, match="the fault of train"):
+        start(app, rounds=1, devices=devices, max_failed_rounds=2)
+
+
+def test_failures_of_training_are_none_of_evaluation() -> None:
+    run, _ = start(
+        failing(lambda device, number: device == 0),
+        rounds=1,
+        devices=FedAvg(min_available_nodes=3),
+    )
+    assert run.ledger.failures(1, "train").keys() == {"0"}
+    assert run.ledger.failures(1, "evaluate") == {}
+    assert run.ledger.failures(1).keys() == {"0"}

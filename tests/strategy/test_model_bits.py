@@ -165,7 +165,7 @@ def state(**fields: Any) -> pb.Tensor:
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (state(shape=[10**9], coding=pb.ARRAY_UNIFORM), "as no array of the device"),
+        (state(shape=[10**9], coding=pb.ARRAY_UNIFORM), "1000000000 entries"),
         (state(coding=pb.ARRAY_LOG, data=b"\0"), "ends early"),
         (state(coding=7), "has coding 7"),
         (state(coding=pb.ARRAY_UNIFORM, dtype="int64"), "coded as array-uniform/1"),

@@ -1,19 +1,21 @@
 """Reading Flower's messages: what they are for, and what they carry and report."""
 
 from collections.abc import Iterator
-from typing import Any
+from math import nan
 
 from flwr.app import Error, Message, MetricRecord
 from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.told_text import indented, one_line
+from flwr_splitfc.exchange.server.told_text import INDENT, indented, one_line
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
 _MOST_REASON_CHARACTERS = 500
 _OF_SIMULATION = "Exception ClientAppException occurred. Message: "
 _UNKNOWN_ERROR = 0  # among Flower's error codes
+_MOST_COUNT = 2**53  # whole numbers up to it are exact as floats
+_MOST_LOSS = 1e30  # or sums over samples and rounds would not be finite
 
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, DecodeError)
 """What Flower raises for a message whose bytes are none, whoever sent them."""
@@ -37,21 +39,27 @@ def round_told_in(message: Message) -> int | None:
 
 
 def reported_steps(reply: Message) -> Traffic:
-    """Return the samples and steps that a reply's metrics report."""
+    """Return the samples and steps that a reply's metrics report.
+
+    What is no count, such as half a step, is 0.
+    """
     traffic = Traffic()
     for metrics in _metrics_of(reply):
-        traffic.rows += _number(metrics.get("num-examples"))
-        traffic.steps += _number(metrics.get("steps"))
+        traffic.rows += _count(metrics.get("num-examples"))
+        traffic.steps += _count(metrics.get("steps"))
     return traffic
 
 
 def reported_loss(reply: Message) -> Traffic:
-    """Return the training loss that a reply's metrics report, over its samples."""
+    """Return the training loss that a reply's metrics report, over its samples.
+
+    It is NaN where they report one that is not finite.
+    """
     traffic = Traffic()
     for metrics in _metrics_of(reply):
         if "train_loss" in metrics:
-            rows = _number(metrics.get("num-examples"))
-            traffic.loss_sum += _number(metrics["train_loss"]) * rows
+            rows = _count(metrics.get("num-examples"))
+            traffic.loss_sum += _loss(metrics["train_loss"]) * rows
             traffic.loss_rows += rows
     return traffic
 
@@ -68,30 +76,39 @@ def readable_error(message: Message, error: Error) -> Message:
 
 
 def failure_of(reply: Message) -> str:
-    """Return why a device failed; of a traceback, the line with the error."""
-    lines = [line.strip() for line in (reply.error.reason or "").splitlines()]
-    told = [line for line in lines if line]
+    """Return why a device failed; of a traceback, the error."""
+    lines = (reply.error.reason or "").splitlines()
+    told = [line.removeprefix(INDENT) for line in lines if line.strip()]
     if not told:
         return "no reason given"
-    return one_line(_error_line(told), _MOST_REASON_CHARACTERS)
+    return one_line(_error_of(told), _MOST_REASON_CHARACTERS)
 
 
-def _error_line(lines: list[str]) -> str:
-    last = lines[-1]
-    if not last.startswith(_OF_SIMULATION):
-        return last
+def _error_of(lines: list[str]) -> str:
+    # torch's longer errors go on in lines that begin with a tab, which was escaped
+    starts = [index for index, line in enumerate(lines) if line[0] not in " \t\\"]
+    start = starts[-1] if starts else 0
+    first, *more = [line.removeprefix("\\t").strip() for line in lines[start:]]
+    if not first.startswith(_OF_SIMULATION):
+        return " ".join([first, *more])
     # the simulation engine's own error repeats the text of the app's, not its type
-    text = last.removeprefix(_OF_SIMULATION).removesuffix("'>")
-    typed = [line for line in lines if line.endswith(f": {text}")]
-    return typed[0] if typed else text
+    text = first.removeprefix(_OF_SIMULATION).removesuffix("'>")
+    typed = [line for line in lines[:start] if line.endswith(f": {text}")]
+    return " ".join([typed[0] if typed else text, *more]).removesuffix("'>")
 
 
 def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
     yield from reply.content.metric_records.values()
 
 
-def _number(value: object) -> Any:
-    # a device may report a list of numbers, or nothing
-    if isinstance(value, int | float):
-        return value
-    return 0
+def _count(value: object) -> int:
+    # a device may report a float, a list of numbers, or nothing
+    if not isinstance(value, int | float) or not 0 <= value <= _MOST_COUNT:
+        return 0
+    return int(value) if value == int(value) else 0
+
+
+def _loss(value: object) -> float:
+    if isinstance(value, int | float) and abs(value) <= _MOST_LOSS:
+        return float(value)
+    return nan

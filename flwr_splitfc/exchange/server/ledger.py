@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.devices import name_order
@@ -39,7 +39,7 @@ class Ledger:
         self._rounds: dict[_RoundKey, Traffic] = {}
         self._devices: dict[_DeviceKey, Traffic] = {}
         self._links: dict[_RoundKey, _LinksByDevice] = {}
-        self._failures: dict[int, _FailuresByDevice] = {}
+        self._failures: dict[tuple[int, Purpose], _FailuresByDevice] = {}
 
     def add(
         self,
@@ -128,17 +128,29 @@ class Ledger:
             links = self._links.get((server_round, purpose), {})
             return dict(links)
 
-    def add_failures(self, server_round: int, failures: Mapping[str, str]) -> None:
+    def add_failures(
+        self, server_round: int, purpose: Purpose, failures: Mapping[str, str]
+    ) -> None:
         """Enter which devices failed in a round, and why."""
         with self._lock:
-            of_round = self._failures.setdefault(server_round, {})
+            of_round = self._failures.setdefault((server_round, purpose), {})
             of_round.update(failures)
 
-    def failures(self, server_round: int) -> dict[str, str]:
-        """Return by device why it failed in a round."""
+    def failures(
+        self, server_round: int, purpose: Purpose | None = None
+    ) -> dict[str, str]:
+        """Return by device why it failed in a round.
+
+        By default that is of both purposes; of a device that failed twice, why it did
+        in training.
+        """
+        purposes = get_args(Purpose) if purpose is None else (purpose,)
+        failures: dict[str, str] = {}
         with self._lock:
-            failures = self._failures.get(server_round, {})
-            return dict(failures)
+            for one in purposes:
+                for device, why in self._failures.get((server_round, one), {}).items():
+                    failures.setdefault(device, why)
+        return failures
 
     def of(self, server_round: int, purpose: Purpose) -> Traffic:
         """Return the sum over one round's sessions, a copy."""

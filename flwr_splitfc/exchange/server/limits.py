@@ -1,6 +1,15 @@
 """The limits of what one device may ask of the server, and how long it may take."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
+from typing import Final
+
+_MOST_OF_GRPC = 2**31 - 1  # its options are C's int
+_MOST: Final[Mapping[str, float]] = {
+    "max_frame_bytes": _MOST_OF_GRPC,
+    "connection_idle_timeout_s": _MOST_OF_GRPC // 1000,  # gRPC counts milliseconds
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Limits:
     max_label_entries : int (default: 2^24)
         Entries of one mini-batch's labels.
     max_frame_bytes : int (default: 1 GiB - 1)
-        Size of one frame.
+        Size of one frame; 2 GiB - 1 at most.
     open_timeout_s : float (default: 600)
         Seconds that a device may leave its session unopened while no other device is in
         one: where few processes serve many devices, it may have to wait for its turn.
@@ -53,12 +62,13 @@ class Limits:
         Seconds that a round waits until there are as many devices as it needs; then the
         run ends.
     connection_idle_timeout_s : float (default: 10)
-        Seconds that a connection may stay without a session.
+        Seconds that a connection may stay without a session; 2147483 at most, some 25
+        days.
 
     Raises
     ------
     ValueError
-        If one of them is not above 0.
+        If one of them is not above 0, or more than gRPC takes.
     """
 
     max_sessions: int = 256
@@ -84,3 +94,6 @@ class Limits:
             limit = getattr(self, field.name)
             if not limit > 0:
                 raise ValueError(f"{field.name} is {limit}, wanted more than 0")
+            most = _MOST.get(field.name, inf)
+            if limit > most:
+                raise ValueError(f"{field.name} is {limit}, wanted at most {most}")

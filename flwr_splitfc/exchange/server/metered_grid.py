@@ -153,7 +153,9 @@ class MeteredGrid(DelegatingGrid):
             logger.warning(
                 "Device %s failed in round %d: %s", device, server_round, why
             )
-        self.ledger.add_failures(server_round, failures)
+        purpose = purpose_of(asked[0])
+        assert purpose is not None  # those asked have one
+        self.ledger.add_failures(server_round, purpose, failures)
 
     def _missing(
         self,

@@ -7,10 +7,11 @@ refused here becomes an error reply, which fails its device alone.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from logging import getLogger
+from typing import NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from flwr_splitfc.exchange.server.flower_messages import (
     error_reply,
@@ -24,8 +25,7 @@ _MOST_NUMBERS = 1000  # of one reply's metrics
 _MOST_NAME_CHARACTERS = 100
 _NO_LIST = -1  # of a metric; a list may be empty
 
-# the records' keys, and the metrics with how many numbers each has
-_Form: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
+logger = getLogger("flwr")
 
 
 class ReplyRefused(ValueError):
@@ -39,14 +39,21 @@ class Reply(NamedTuple):
     asked: Message
 
 
+class _Form(NamedTuple):
+    """The keys of a reply's records, and its metrics with how many numbers each has."""
+
+    keys: tuple[str, ...]
+    metrics: frozenset[tuple[str, int]]
+
+
 class ReplyChecks:
     """What the reply of a device that trained or evaluated has to be.
 
     It has one `MetricRecord`. After training it has as many `ArrayRecord` as the
     message that asked for it, each with the names, shapes and dtypes of the half's
     arrays, and finite but for entries that were not from the start, as in a mask. The
-    metrics are those of most replies of the round; one that is not finite spoils no
-    more than its own mean.
+    metrics are those that most replies of the round have; further ones are left out.
+    One that is not finite spoils no more than its own mean.
 
     Parameters
     ----------
@@ -66,7 +73,7 @@ class ReplyChecks:
         checked = [self._refused_or_same(reply) for reply in replies]
         usual = _usual_form(message for message in checked if _has_form(message))
         return [
-            _alike(message, reply.asked, usual)
+            _as_usual(message, reply.asked, usual)
             for message, reply in zip(checked, replies, strict=True)
         ]
 
@@ -199,9 +206,20 @@ def _values_of(name: str, array: Array) -> np.ndarray:
 
 
 def _usual_form(messages: Iterable[Message]) -> _Form | None:
-    """Return the form that most messages have; of two as frequent ones the first's."""
-    forms = Counter(_form(message) for message in messages)
-    return max(forms, key=forms.__getitem__, default=None)
+    """Return the form that most messages have.
+
+    Of forms as frequent it is what they have in common, so that a device that tells
+    more than another does not decide what is usual. Where their keys differ, those of
+    the first message count.
+    """
+    counts = Counter(_form(message) for message in messages)
+    if not counts:
+        return None
+    most = max(counts.values())
+    tied = [form for form, count in counts.items() if count == most]
+    keys = tied[0].keys
+    metrics = [form.metrics for form in tied if form.keys == keys]
+    return _Form(keys, frozenset.intersection(*metrics))
 
 
 def _form(message: Message) -> _Form:
@@ -211,15 +229,37 @@ def _form(message: Message) -> _Form:
         for name, value in record.items():
             metrics[name] = len(value) if isinstance(value, list) else _NO_LIST
     keys = (*content.metric_records, *content.array_records)
-    return keys, tuple(sorted(metrics.items()))
+    return _Form(keys, frozenset(metrics.items()))
 
 
-def _alike(message: Message, asked: Message, usual: _Form | None) -> Message:
-    """Return a message that has the usual form; for another one, an error reply."""
-    if not _has_form(message) or _form(message) == usual:
+def _as_usual(message: Message, asked: Message, usual: _Form | None) -> Message:
+    """Return a message with the usual metrics; an error reply for one without them."""
+    if usual is None or not _has_form(message):
         return message
-    return error_reply(
-        asked,
-        "records and metrics of the reply are unlike those of most devices: "
-        f"{_form(message)!r:.300}",
-    )
+    form = _form(message)
+    if form.keys != usual.keys or not form.metrics >= usual.metrics:
+        told = (form.keys, sorted(form.metrics))
+        return error_reply(
+            asked,
+            "records and metrics of the reply are unlike those of most devices: "
+            f"{told!r:.300}",
+        )
+    further = sorted(name for name, _ in form.metrics - usual.metrics)
+    if further:
+        _leave_out(message, further)
+        logger.warning(
+            "The reply of node %d has metrics that other devices do not report. "
+            "They are left out: %s",
+            asked.metadata.dst_node_id,
+            f"{further!r:.300}",
+        )
+    return message
+
+
+def _leave_out(message: Message, names: Sequence[str]) -> None:
+    # a copy: a device in this process may hold the records
+    content = RecordDict(dict(message.content))
+    for key, metrics in content.metric_records.items():
+        kept = {name: value for name, value in metrics.items() if name not in names}
+        content[key] = MetricRecord(kept)
+    message.content = content

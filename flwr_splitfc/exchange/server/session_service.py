@@ -18,6 +18,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
 from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
+from flwr_splitfc.exchange.server.line_pace import LinePace
 from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
@@ -28,6 +29,9 @@ from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 _MOST_OPEN_BYTES = 1024
 # of a refusal; clients take 8 KiB of metadata
 _MOST_DETAIL_CHARACTERS = 1000
+# of connections that are of no session, or a stranger could fill a disk
+_MOST_STRANGERS_LINES = 10
+_STRANGERS_WINDOW_S = 10.0
 
 _Reply = TypeVar("_Reply", pb.ServerFrame, pb.ServerFrame | None)
 
@@ -57,6 +61,7 @@ class SessionService:
         self._accounts = accounts
         self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
         self._workers = StepWorkers(steps_at_once)
+        self._strangers_lines = LinePace(_MOST_STRANGERS_LINES, _STRANGERS_WINDOW_S)
 
     # -- streams -----------------------------------------------------------------------
 
@@ -74,15 +79,24 @@ class SessionService:
         except SplitError as refusal:
             # or a connection that broke within the metadata would look like an intruder
             if context.is_active():
-                log_session(
-                    WARNING, "refused", session, peer=context.peer(), why=refusal
-                )
+                self._log_refused(session, context.peer(), refusal)
             _abort(context, refusal)
         except grpc.RpcError:
             pass  # the connection broke; the session may come back on another
         finally:
             if session is not None and session.lost(context):
                 log_session(INFO, "disconnected", session, peer=context.peer())
+
+    def _log_refused(
+        self, session: ServerSession | None, peer: str, why: SplitError
+    ) -> None:
+        if session is None:
+            left_out = self._strangers_lines.next_line()
+            if left_out is None:
+                return
+            if left_out:
+                log_session(WARNING, "refused", None, left_out=left_out)
+        log_session(WARNING, "refused", session, peer=peer, why=why)
 
     def _replies(
         self,

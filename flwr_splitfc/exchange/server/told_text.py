@@ -2,6 +2,9 @@
 
 _MOST_LINES = 100
 
+INDENT = "    "
+"""Of all lines but the first, in what `indented` returns."""
+
 
 def one_line(text: str, most: int) -> str:
     r"""Return a text in one line that no terminal obeys, of its last characters.
@@ -28,7 +31,7 @@ def indented(text: str, most: int) -> str:
     It keeps the last hundred lines, and `most` characters of each.
     """
     lines = text.strip().splitlines()[-_MOST_LINES:]
-    return "\n    ".join(one_line(line, most) for line in lines)
+    return f"\n{INDENT}".join(one_line(line, most) for line in lines)
 
 
 def _escaped(character: str) -> str:
