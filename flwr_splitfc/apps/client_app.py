@@ -16,6 +16,7 @@ from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
+from flwr_splitfc.apps.returned import batches_for, metrics_of
 from flwr_splitfc.apps.run_defence import defend, device_defence
 from flwr_splitfc.apps.turn_seed import turn_seed
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
@@ -180,7 +181,7 @@ class SplitClientApp(ClientApp):
         config = MessageConfig(message)
         model = self._starting_model(message, context)
         model.train()
-        batches, _ = self.load_data(context)
+        batches = batches_for("train", self.load_data(context))
         optimizer = self._optimizer_of(model, config.learning_rate)
         proximal = ProximalTerm(model, config.proximal_mu)
         with self._turn(message, context, model, optimizer) as turn:
@@ -198,7 +199,7 @@ class SplitClientApp(ClientApp):
         config = MessageConfig(message)
         model = self._starting_model(message, context)
         model.eval()
-        _, batches = self.load_data(context)
+        batches = batches_for("evaluate", self.load_data(context))
         with (
             self._turn(message, context, model) as turn,
             device_autocast(config.device_precision, self.device),
@@ -350,7 +351,8 @@ class SplitClientApp(ClientApp):
         metrics: dict[str, float] = {}
         if self.loss_fn is not None:
             metrics["eval_loss"] = self.loss_fn(outputs, labels).item()
-        return metrics | self.metrics_fn(outputs, labels)
+        own = self.metrics_fn(outputs, labels)
+        return metrics | metrics_of("metrics_fn(outputs, labels)", own)
 
 
 def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.apps.returned import pair_of
 from flwr_splitfc.defence import SecretNoise
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session
@@ -95,7 +96,7 @@ class ClientTurn:
             if batch is None:
                 return
             if self._begin_step(number):
-                x, y = batch
+                x, y = pair_of(batch)
                 yield on_device(x, self._device), y.to(self._device)
 
     def _begin_step(self, number: int) -> bool:

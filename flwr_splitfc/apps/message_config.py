@@ -2,8 +2,8 @@
 
 from flwr.app import ConfigRecord, Message
 
-CONFIG_KEY = "config"
-"""Key of the config's record, as Flower's strategies name it by default."""
+_DEFAULT_KEY = "config"
+_ROUND_KEY = "server-round"
 
 
 class MessageConfig:
@@ -16,8 +16,7 @@ class MessageConfig:
     """
 
     def __init__(self, message: Message) -> None:
-        records = message.content.config_records
-        self._record = records.get(CONFIG_KEY, ConfigRecord())
+        self._record = _config_of(message)
 
     @property
     def steps_per_turn(self) -> int | None:
@@ -50,8 +49,23 @@ class MessageConfig:
     @property
     def server_round(self) -> str:
         """The round, where no ticket tells it."""
-        return str(self._record.get("server-round", 0))
+        return str(self._record.get(_ROUND_KEY, 0))
 
     def torch_threads(self, default: int) -> int:
         """Return the number of CPU threads for torch."""
         return int(str(self._record.get("torch-threads", default)))
+
+
+def _config_of(message: Message) -> ConfigRecord:
+    """Return the strategy's config, under whatever ``configrecord_key`` it came.
+
+    It is the record with the round, which Flower's strategies put there; of another
+    strategy that under Flower's default key, or the only one.
+    """
+    records = message.content.config_records
+    for record in records.values():
+        if _ROUND_KEY in record:
+            return record
+    if len(records) == 1:
+        return next(iter(records.values()))
+    return records.get(_DEFAULT_KEY, ConfigRecord())

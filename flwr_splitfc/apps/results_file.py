@@ -9,6 +9,7 @@ from typing import Any
 from flwr_splitfc.callbacks import BestModel, Callback, RunSoFar
 from flwr_splitfc.run import Progress, Round, run_record
 from flwr_splitfc.settings import RunConfig
+from flwr_splitfc.strategy import RunFailed
 
 # A file of a thousand rounds is a megabyte: not after each of them.
 _EVERY_S = 5.0
@@ -19,7 +20,8 @@ logger = getLogger("flwr")
 class ResultsFile(Callback):
     """Writes ``results.json`` while a run goes on, and at its end.
 
-    A run that is killed leaves its rounds up to some seconds before.
+    A run that is killed leaves its rounds up to some seconds before. One that an error
+    of the app's own ends, as of its evaluation, leaves its model beside the file.
 
     Parameters
     ----------
@@ -54,6 +56,9 @@ class ResultsFile(Callback):
 
     def on_end(self, run: RunSoFar) -> None:
         self._stopped = run.stopped
+        # Ctrl-C and `RunFailed` are the strategy's to handle
+        if isinstance(run.error, Exception) and not isinstance(run.error, RunFailed):
+            self._save(run)
 
     def write(self, **outcome: Any) -> None:
         """Write the file, with how the run ended unless it went to its last round.
@@ -67,9 +72,14 @@ class ResultsFile(Callback):
             about["stopped"] = self._stopped
         self._progress().write(self.path, **about, **outcome)
 
+    def _save(self, run: RunSoFar) -> None:
+        if run.rounds:
+            run.save(self.path.parent)
+            logger.info("Saved the model in %s", self.path.parent)
+
     def _best(self) -> dict[str, Any]:
         keeps = self._best_model
         if keeps is None or keeps.best is None:
             return {}
-        value = keeps.metric.of(keeps.best)
+        (value,) = keeps.metric.of([keeps.best])
         return {"best": {"round": keeps.best.round, keeps.metric.name: value}}

@@ -18,14 +18,33 @@ from flwr_splitfc.strategy.splitfc import splitfc_codec
 def codec_of(config: RunConfig) -> CutCodec:
     """Return the codec of a run-config: of strategy ``splitfc``, or of key ``codec``.
 
+    Raises
+    ------
+    ValueError
+        If there is no such codec or setting, or both keys name codecs, and others.
+
     >>> config = {"strategy": "splitfed-v2", "codec": "top-s", "uplink-bits": 0.1}
     >>> codec_of({**config, "codec-settings": "downlink-bits=0.2", "seed": 7})
     cut_codec('top-s', uplink_bits=0.1, downlink_bits=0.2, evaluation='float16')
     """
     if config.get("strategy", "splitfc") == "splitfc":
-        return splitfc_codec(**settings_of("splitfc", config))
+        cut = splitfc_codec(**settings_of("splitfc", config))
+        _check_none_beside(cut, config)
+        return cut
     name = str(config.get("codec", "float32"))
     return cut_codec(name, **settings_of(name, config))
+
+
+def _check_none_beside(cut: CutCodec, config: RunConfig) -> None:
+    """Refuse a codec beside strategy ``splitfc``, but for the one that it is anyway."""
+    name = config.get("codec", "")
+    # the default of the key, which apps list
+    if name not in ("", "float32", cut.name):
+        raise ValueError(
+            f"codec is {name!r}, and strategy is 'splitfc', whose codec follows from "
+            f"quality, uplink-bits, downlink-bits and reduction: {cut.name!r} here. "
+            "Give these, or strategy 'split-learning' for another codec"
+        )
 
 
 def output_codec_of(config: RunConfig) -> CutCodec:

@@ -126,7 +126,11 @@ class RunSettings:
             self.best_model(Path())
         except ValueError as error:
             raise ValueError(f"best-metric: {error}") from None
-        self.defence()  # raises for numbers out of range
+        try:
+            self.defence()
+        except ValueError as error:
+            keys = "feature-clip-norm, feature-noise and nopeek"
+            raise ValueError(f"{keys}: {error}") from None
         self.server_devices()  # raises for what is no device
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -15,6 +15,7 @@ from torch import nn
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.results_file import ResultsFile
 from flwr_splitfc.apps.results_folder import results_folder
+from flwr_splitfc.apps.returned import metrics_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of, settings_of
 from flwr_splitfc.apps.run_defence import clip
 from flwr_splitfc.apps.run_settings import RunSettings
@@ -28,14 +29,16 @@ from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.callbacks import Callback
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
+from flwr_splitfc.exchange.server.endpoint_config import Transport
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.part_checks import check_factory, check_optimizer
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.progress import EvaluateFn
-from flwr_splitfc.settings import RunConfig, read_settings
+from flwr_splitfc.settings import RunConfig, check_choice, read_settings
 from flwr_splitfc.strategy import RunFailed, SplitLearning
+from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.waiting import wait_for_devices
 
 Evaluate = Callable[[nn.Module, Context], dict[str, float]]
@@ -122,7 +125,7 @@ class SplitServerApp(ServerApp):
     ``u-shaped``              true          whether the app's `tail` is used: the last
                                             layers and the labels on devices
     ``codec``                 "float32"     of the split strategies but splitfc, which
-                                            is one
+                                            makes its own and refuses another
     ``codec-settings``        ""            the codec's settings in one string, such as
                                             "reduction=8 correction=0.1"
     ``uplink-bits``, ...      the codec's   or any of `codec_settings` under a key of
@@ -195,8 +198,8 @@ class SplitServerApp(ServerApp):
                                             by ``torch.autocast``
     ``results-dir``           "results"     for results.json and, of split strategies,
                                             the trained halves
-    ``checkpoint-dir``        ""            a folder from which a killed run goes on; ""
-                                            keeps no checkpoint
+    ``checkpoint-dir``        ""            a folder from which a killed run of a split
+                                            strategy goes on; "" keeps no checkpoint
     ``split-...``             loopback      where sessions are served: see
                                             `EndpointConfig.from_run_config`
     ========================= ============= ============================================
@@ -206,7 +209,9 @@ class SplitServerApp(ServerApp):
     While a run goes on, ``results.json`` has its rounds up to some seconds ago, and
     ``unfinished``; so it does after Ctrl-C, with all rounds. Where a callback has ended
     the run, it has the reason under ``stopped``. Where every device fails, the app
-    raises `RunFailed`, no model is saved, and the reason is under ``failed``.
+    raises `RunFailed`, no model is saved, and the reason is under ``failed``. An error
+    of `evaluate` is under ``failed``, too; the model of the last complete round is
+    saved, as after Ctrl-C.
 
     Examples
     --------
@@ -288,6 +293,13 @@ class SplitServerApp(ServerApp):
             raise
         except (KeyboardInterrupt, SystemExit):
             results.write(unfinished=True)
+            raise
+        except CheckpointError:
+            # the run has not begun, and the file is that of the one before
+            raise
+        except Exception as error:
+            results.write(failed=f"{type(error).__name__}: {error}")
+            logger.info("Wrote %s", path)
             raise
         results.write()
         logger.info("\n%s\n\nWrote %s", run.progress().table(), path)
@@ -418,6 +430,12 @@ class SplitServerApp(ServerApp):
 
         The grid counts its bytes, for the same table.
         """
+        if settings.checkpoint_folder is not None:
+            logger.warning(
+                "checkpoint-dir is not used: strategy %r keeps no checkpoint, and a "
+                "killed run starts anew",
+                settings.strategy,
+            )
         ledger = Ledger()
         progress = Progress(
             settings.num_rounds, ledger, evaluate_every=settings.evaluate_every
@@ -461,7 +479,10 @@ class SplitServerApp(ServerApp):
             return None
 
         def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            return MetricRecord({**evaluate(load(arrays), context)})
+            found = evaluate(load(arrays), context)
+            function = "evaluate(joined_model, context)"
+            # a MetricRecord takes lists of numbers, too
+            return MetricRecord(metrics_of(function, found, also=(list,)))
 
         return evaluate_fn
 
@@ -502,6 +523,8 @@ def _endpoint_config(config: RunConfig) -> EndpointConfig:
     A training loop of one's own may send more rows than its run-config's batch-size, as
     where a row is a token.
     """
+    transport = config.get("split-transport") or "stream"
+    check_choice("split-transport", transport, get_args(Transport))
     if "batch-size" in config:
         config = {"split-max-train-rows": config["batch-size"], **config}
     return EndpointConfig.from_run_config(config)

@@ -1,5 +1,6 @@
 """The best model of a run, kept as files."""
 
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -34,31 +35,32 @@ class BestModel(Callback):
 
     def on_start(self, run: RunSoFar) -> None:
         # a run that goes on has written its best before
-        self.best = None
-        for done in run.rounds:
-            if self._is_best(done):
-                self.best = done
+        self.best = self._best_of(run.rounds)
 
     def on_round(self, done: Round, run: RunSoFar) -> None:
         if run.evaluates(done.round):
             self.metric.check_known(run.rounds)
-        if self._is_best(done):
+        self.best = self._best_of(run.rounds)
+        if self.best is done:
             run.save(self.folder)
-            self.best = done
 
     def on_end(self, run: RunSoFar) -> None:
         if self.best is not None:
+            (value,) = self.metric.of([self.best])
             logger.info(
                 "The model of round %d is the best (%s: %.4g), and is in %s",
                 self.best.round,
                 self.metric,
-                self.metric.of(self.best),
+                value,
                 self.folder,
             )
 
-    def _is_best(self, done: Round) -> bool:
-        value = self.metric.of(done)
-        if value is None:
-            return False
-        before = None if self.best is None else self.metric.of(self.best)
-        return self.metric.is_better(value, before)
+    def _best_of(self, rounds: Sequence[Round]) -> Round | None:
+        """Return the first of the rounds that have the best metric."""
+        best = None
+        best_value = None
+        values = self.metric.of(rounds)
+        for done, value in zip(rounds, values, strict=True):
+            if value is not None and self.metric.is_better(value, best_value):
+                best, best_value = done, value
+        return best

@@ -18,8 +18,9 @@ class EarlyStopping(Callback):
         So many rounds that have the metric, one after another and none better than the
         best before.
     metric : str (default: "highest accuracy")
-        "highest" or "lowest" and a field of `Round`, or one of the app's own metrics of
-        evaluation.
+        "highest" or "lowest", and a number that the app's evaluation returns or a field
+        of `Round`. Of a name that both have, evaluation's counts, so "lowest loss" is
+        the training loss only where evaluation returns no ``loss``.
     least_change : float (default: 0.0)
         By how much the metric has to improve to count.
 
@@ -54,8 +55,8 @@ class EarlyStopping(Callback):
     def _check(self, run: RunSoFar) -> None:
         best: float | None = None
         best_round = since = 0
-        for done in run.rounds:
-            value = self.metric.of(done)
+        values = self.metric.of(run.rounds)
+        for done, value in zip(run.rounds, values, strict=True):
             if value is None:
                 continue
             if self._improves(value, best):

@@ -1,13 +1,13 @@
 """A number by which rounds are compared."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from flwr_splitfc.run import Round
+from flwr_splitfc.run.columns import known
 
 _BETTER = ("highest", "lowest")
-_NUMBERS = (int, float)
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class RoundMetric:
     Parameters
     ----------
     name : str
-        A field of `Round`, such as ``accuracy`` or ``loss``, or one of the app's own
-        metrics of evaluation.
+        A number that the app's evaluation returned or, if none has the name, a field of
+        `Round`, such as ``accuracy`` or ``loss``.
     better : "highest" or "lowest"
     """
 
@@ -45,9 +45,17 @@ class RoundMetric:
     def __str__(self) -> str:
         return f"{self.better} {self.name}"
 
-    def of(self, done: Round) -> float | None:
-        """Return the number of a round; None where it has none."""
-        value = _numbers(done).get(self.name)
+    def of(self, rounds: Sequence[Round]) -> list[float | None]:
+        """Return the number of each round; None where it has none.
+
+        Rounds without evaluation have none if evaluation gives it in others: a training
+        loss says nothing beside losses of evaluation.
+        """
+        evaluated = any(self.name in done.evaluation for done in rounds)
+        numbers_of = _evaluation if evaluated else _own_numbers
+        return [self._comparable(numbers_of(done).get(self.name)) for done in rounds]
+
+    def _comparable(self, value: float | None) -> float | None:
         if value is not None and math.isnan(value):
             return math.inf if self.better == "lowest" else -math.inf
         return value
@@ -66,17 +74,25 @@ class RoundMetric:
         ValueError
             It says which metrics the last round has.
         """
-        if all(self.of(done) is None for done in rounds):
-            there = ", ".join(_numbers(rounds[-1]))
+        if not known(self.of(rounds)):
+            last = rounds[-1]
+            there = ", ".join({**_evaluation(last), **_own_numbers(last)})
             raise ValueError(f"no round has {self.name!r}; this one has {there}")
 
 
-def _numbers(done: Round) -> dict[str, float]:
-    """Return all numbers of a round by their names."""
-    own = {each.name: getattr(done, each.name) for each in fields(done)}
-    every = {**done.evaluation, **own}
+def _evaluation(done: Round) -> dict[str, float]:
+    """Return the numbers of a round's evaluation, by their names."""
+    return _numbers(done.evaluation)
+
+
+def _own_numbers(done: Round) -> dict[str, float]:
+    """Return a round's fields that are numbers, by their names."""
+    return _numbers({each.name: getattr(done, each.name) for each in fields(done)})
+
+
+def _numbers(values: Mapping[str, object]) -> dict[str, float]:
     return {
         name: float(value)
-        for name, value in every.items()
-        if isinstance(value, _NUMBERS)
+        for name, value in values.items()
+        if isinstance(value, int | float)
     }

@@ -31,7 +31,8 @@ class TensorBoard(Callback):
     """Writes a run's numbers into a folder for ``tensorboard --logdir``.
 
     Those of mini-batches are under ``step/``, over the run's mini-batches; those of
-    rounds, with the app's own metrics, under ``round/``, over the rounds.
+    rounds, with those of evaluation, under ``round/``, over the rounds. What evaluation
+    gives under a name that a round has, such as ``loss``, is under ``evaluation/``.
 
     Parameters
     ----------
@@ -75,7 +76,9 @@ class TensorBoard(Callback):
         for name in _ROUND_NUMBERS:
             self._add(f"round/{name}", getattr(done, name), done.round)
         for name, value in done.evaluation.items():
-            self._add(f"round/{name}", value, done.round)
+            # a name of both is training's above
+            group = "evaluation" if name in _ROUND_NUMBERS else "round"
+            self._add(f"{group}/{name}", value, done.round)
 
     def on_end(self, run: RunSoFar) -> None:
         if self._writer is not None:

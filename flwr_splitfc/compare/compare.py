@@ -182,8 +182,11 @@ def _attack_missing(
     all_attacked = True
     for run, outcome in comparison.outcomes():
         folder = comparison.folder_of(run)
-        before = (outcome.results or {}).get("leakage", {})
-        if before.get("steps") == options.leakage or not folder.device_half.exists():
+        # a failed run leaves its last model, too
+        if outcome.results is None or not folder.device_half.exists():
+            continue
+        before = outcome.results.get("leakage", {})
+        if before.get("steps") == options.leakage:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

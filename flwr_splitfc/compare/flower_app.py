@@ -3,13 +3,14 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.compare.supplied_keys import supplied_keys
+from flwr_splitfc.run.app_keys import flat_settings
 from flwr_splitfc.settings import RunConfig, Scalar, parse_toml_value
 
 
@@ -84,7 +85,7 @@ class FlowerApp:
             app = project["tool"]["flwr"]["app"]
             server_app = app["components"]["serverapp"]
             client_app = app["components"]["clientapp"]
-            defaults = _flat(app["config"])
+            defaults = flat_settings(app["config"])
         except KeyError as error:
             raise SettingsError(
                 f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]"
@@ -169,7 +170,7 @@ def digest_of_files(folder: Path, names: Iterable[Path]) -> str:
 
 def read_run_config(path: Path) -> dict[str, Scalar]:
     """Read a run-config file, as for ``flwr run --run-config``."""
-    return _flat(_read_toml(path))
+    return flat_settings(_read_toml(path))
 
 
 def parse_setting(text: str) -> dict[str, Scalar]:
@@ -181,7 +182,7 @@ def parse_setting(text: str) -> dict[str, Scalar]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
         raise SettingsError(f"a setting is key=value, got {text!r}")
-    return _flat({key: parse_toml_value(value)})
+    return flat_settings({key: parse_toml_value(value)})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -189,17 +190,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """Put nested tables under dotted keys, as Flower does."""
-    flat: dict[str, Scalar] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _like(default: Scalar, value: object, what: str) -> Scalar:

@@ -24,9 +24,15 @@ from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, sta
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _ACCURACY_KEYS = ("accuracy", "eval_acc")
-_LOSS_KEYS = ("loss", "eval_loss", "train_loss")
-_COUNT_KEYS = (*Traffic().metrics(), "failures", "codec_seconds")
-_MOST_OWN_METRICS = 5
+_COUNT_KEYS = {
+    *Traffic().metrics(),
+    "codec_seconds",
+    "failures",
+    "feature_error",
+    "gradient_error",
+}
+_MOST_METRICS = 100
+_MOST_METRICS_IN_LINE = 5
 _MOST_TABLE_ROWS = 12
 
 logger = getLogger("flwr")
@@ -145,7 +151,7 @@ class Progress:
             accuracy=accuracy,
             device_accuracy=device_accuracy,
             seconds=now - self._round_started,
-            evaluation=_own_metrics({**device_metrics, **metrics}),
+            evaluation=_evaluation(metrics, device_metrics),
         )
         self._round_started = now
         self.rounds.append(done)
@@ -159,8 +165,7 @@ class Progress:
         standing = standings(self.rounds)[-1]
         done = standing.last
         parts = [f"round {done.round}/{self.num_rounds}{line_of(standing)}"]
-        for key, value in done.evaluation.items():
-            parts.append(f"{key} {value:.4g}")
+        parts += _evaluation_parts(done)
         left = timedelta(seconds=round(self._left_s()))
         parts.append(f"ETA {left}")
         return " | ".join(parts)
@@ -231,14 +236,34 @@ def _accuracy(metrics: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _own_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the first few of an app's own metrics: numbers that no column shows."""
-    known = {*_ACCURACY_KEYS, *_LOSS_KEYS, *_COUNT_KEYS}
-    own: dict[str, float] = {}
-    for key, value in metrics.items():
-        if key not in known and isinstance(value, int | float):
-            own[key] = float(value)
-    return dict(islice(own.items(), _MOST_OWN_METRICS))
+def _evaluation(
+    metrics: Mapping[str, Any], device_metrics: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the numbers that an app's evaluation found, the server's first.
+
+    The exchange's counts, which come with those of devices, are none of them.
+    """
+    on_devices = {
+        key: value for key, value in device_metrics.items() if key not in _COUNT_KEYS
+    }
+    numbers = {
+        key: float(value)
+        for key, value in {**metrics, **on_devices, **metrics}.items()
+        # the row has the accuracy under its own name
+        if key != "accuracy" and isinstance(value, int | float)
+    }
+    return dict(islice(numbers.items(), _MOST_METRICS))
+
+
+def _evaluation_parts(done: Round) -> list[str]:
+    """Return what the line of a round says of its evaluation, beside the accuracy."""
+    parts = []
+    for key, value in done.evaluation.items():
+        if key not in _ACCURACY_KEYS:
+            # the line has the loss of training, too
+            whose = "evaluation's " if key == "loss" else ""
+            parts.append(f"{whose}{key} {value:.4g}")
+    return parts[:_MOST_METRICS_IN_LINE]
 
 
 def _thinned(rows: list[Standing]) -> list[Standing]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flwr_splitfc.run.app_keys import app_with_keys, settings_text
 from flwr_splitfc.run.record import changed_versions
 
 _DESCRIPTION = (
@@ -62,7 +63,12 @@ def main(options: argparse.Namespace) -> int:
     if record["run_config"].get("feature-noise"):
         _complain("the run's features had noise that nobody can draw again")
     config = _config_of_rerun(record["run_config"], results_dir)
-    _flwr_run(options.app, config, options.further)
+    try:
+        with app_with_keys(options.app, config) as app:
+            _flwr_run(app, config, options.further)
+    except ValueError as error:
+        _complain(str(error))
+        return 2
     return _compare(record, results_dir / "results.json")
 
 
@@ -96,8 +102,7 @@ def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
     command = ["flwr", "run", str(app), "--stream"]
     with tempfile.TemporaryDirectory() as folder:
         run_config = Path(folder) / "run-config.toml"
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
-        run_config.write_text("".join(lines))
+        run_config.write_text(settings_text(config))
         command += ["--run-config", str(run_config), *further]
         if "num-devices" in config and "--federation-config" not in further:
             devices = config["num-devices"]

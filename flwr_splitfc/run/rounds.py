@@ -62,7 +62,9 @@ class Round:
         bytes down, round trips, and of steps under way at once bytes up and down. None
         in results of versions that did not write it.
     evaluation : mapping of str to float
-        The metrics of evaluation that have no field here, such as the app's own.
+        The numbers that the app's evaluation returned, without its accuracy: at most
+        a hundred, those of the server before those of devices. One may have the name of
+        a field, such as ``loss``.
     """
 
     round: int

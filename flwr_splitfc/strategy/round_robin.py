@@ -46,7 +46,7 @@ class RoundRobin(FedAvg):
         that the order is the same in each run. Later turns go to those that are there.
     **fedavg_options
         Other parameters as in `FedAvg`; those about sampling for training mean nothing
-        here.
+        here. A `train_metrics_aggr_fn` gets the metrics of a single turn, too.
     """
 
     def __init__(
@@ -61,6 +61,9 @@ class RoundRobin(FedAvg):
         # FedAvg's own default is two, which a run with one device would wait for
         fedavg_options.setdefault("min_evaluate_nodes", 1)
         super().__init__(min_available_nodes=min_available_nodes, **fedavg_options)
+        # FedAvg's own function drops the weights, and an average may round
+        own_metrics = fedavg_options.get("train_metrics_aggr_fn")
+        self._has_own_metrics = own_metrics is not None
         self.turns_at_once = turns_at_once
         self._sent = ArrayRecord()
         self._devices: Devices | None = None
@@ -96,7 +99,8 @@ class RoundRobin(FedAvg):
         """Return the device's arrays and metrics, untouched.
 
         Of several devices these are the start with all their changes, and the averages
-        of their metrics. Both are None if every turn failed.
+        of their metrics. Metrics go through the `train_metrics_aggr_fn` that was given.
+        Both are None if every turn failed.
         """
         trained = []
         for reply in replies:
@@ -109,8 +113,12 @@ class RoundRobin(FedAvg):
         if len(trained) > 1:
             return self._together(trained)
         arrays = trained[0].array_records.values()
-        metrics = trained[0].metric_records.values()
-        return next(iter(arrays), None), next(iter(metrics), None)
+        return next(iter(arrays), None), self._metrics_of_one(trained[0])
+
+    def _metrics_of_one(self, trained: RecordDict) -> MetricRecord | None:
+        if self._has_own_metrics:
+            return self.train_metrics_aggr_fn([trained], self.weighted_by_key)
+        return next(iter(trained.metric_records.values()), None)
 
     def _together(self, trained: list[RecordDict]) -> tuple[ArrayRecord, MetricRecord]:
         models = [next(iter(each.array_records.values())) for each in trained]

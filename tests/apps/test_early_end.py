@@ -12,6 +12,7 @@ from flwr.app import Context
 from torch import nn
 
 from flwr_splitfc.apps.results_folder import results_folder
+from flwr_splitfc.strategy.checkpoint import CheckpointError
 from tests.apps.server_runs import accuracy, joined, run
 from tests.halves import same
 
@@ -114,6 +115,73 @@ def test_ctrl_c_leaves_the_rounds_the_model_and_a_checkpoint_to_go_on_from(
     whole = run(tmp_path / "whole", strategy=strategy, num_rounds=6)
     assert after["payload_digest"] == whole["payload_digest"]
     assert same(joined(tmp_path / "run"), joined(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+def test_an_error_of_evaluation_leaves_the_rounds_the_reason_and_the_model(
+    strategy: str, tmp_path: Path
+) -> None:
+    checkpoint = str(tmp_path / "checkpoint")
+    settings: dict[str, Any] = {"strategy": strategy, "checkpoint_dir": checkpoint}
+    evaluated = []
+
+    def broken(model: nn.Module, context: Context) -> dict[str, float]:
+        evaluated.append(model)
+        if len(evaluated) == 4:  # the first is before the first round
+            raise ZeroDivisionError("no test set")
+        return accuracy(model, context)
+
+    with pytest.raises(ZeroDivisionError, match="no test set"):
+        run(tmp_path / "run", evaluate=broken, num_rounds=4, **settings)
+    before = written(tmp_path / "run")
+    assert [row["round"] for row in before["rounds"]] == [1, 2]
+    assert before["failed"] == "ZeroDivisionError: no test set"
+    assert all(tensor.isfinite().all() for tensor in joined(tmp_path / "run").values())
+    if strategy == "fedavg":
+        return  # it keeps no checkpoint
+    after = run(tmp_path / "run", num_rounds=4, **settings)
+    assert after["rounds"][:2] == before["rounds"]
+    assert (len(after["rounds"]), "failed" in after) == (4, False)
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_results_of_before(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {
+        "strategy": "split-learning",
+        "checkpoint_dir": str(tmp_path / "checkpoint"),
+    }
+    evaluated = []
+
+    def broken(model: nn.Module, context: Context) -> dict[str, float]:
+        evaluated.append(model)
+        if len(evaluated) == 3:
+            raise ZeroDivisionError("no test set")
+        return accuracy(model, context)
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "run", evaluate=broken, **settings)
+    before = written(tmp_path / "run")
+    (tmp_path / "checkpoint" / "checkpoint.bin").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError):
+        run(tmp_path / "run", **settings)
+    assert written(tmp_path / "run") == before
+
+
+def test_a_checkpoint_that_a_strategy_does_not_keep_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+
+    def told(strategy: str, **options: Any) -> int:
+        caplog.clear()
+        run(tmp_path / strategy, strategy=strategy, num_rounds=2, **options)
+        return caplog.text.count("checkpoint-dir is not used")
+
+    assert told("fedavg", checkpoint_dir=str(checkpoint)) == 1
+    assert not checkpoint.exists()
+    assert told("fedprox") == 0
+    assert told("split-learning", checkpoint_dir=str(checkpoint)) == 0
 
 
 def test_a_run_that_is_under_way_has_its_rounds_in_the_file(tmp_path: Path) -> None:

@@ -27,10 +27,25 @@ def test_a_codec_takes_its_own_settings_and_no_others() -> None:
         "channel-dim": 2,
         "reduction": 4.0,
     }
-    its_own = codec_of({**config, "strategy": "splitfc", "codec": "float16"})
-    assert its_own.config()["name"] == "splitfc"
+    for codec in ("", "float32", "splitfc"):  # the key's default among them
+        its_own = codec_of({**config, "strategy": "splitfc", "codec": codec})
+        assert its_own.config()["name"] == "splitfc"
     with pytest.raises(ValueError, match="unknown codec 'gzip'; known are"):
         codec_of({**config, "codec": "gzip"})
+
+
+@pytest.mark.parametrize("codec", ["top-s", "gzip", "splitfc", "splitfc-rd"])
+@pytest.mark.parametrize("strategy", [{"strategy": "splitfc"}, {}])
+def test_strategy_splitfc_refuses_a_codec_that_is_not_its_own(
+    codec: str, strategy: dict[str, str]
+) -> None:
+    config = {**strategy, "codec": codec}
+    # without budgets it is splitfc-rd, with them splitfc
+    if codec == "splitfc-rd":
+        assert codec_of(config).name == codec
+        config["uplink-bits"] = 0.2
+    with pytest.raises(ValueError, match=f"codec is '{codec}', and strategy is 'split"):
+        codec_of(config)
 
 
 def test_a_codecs_settings_in_one_string() -> None:

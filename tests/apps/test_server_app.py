@@ -597,6 +597,13 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("downlink_schedule", 4.0, "downlink-schedule is 4.0, wanted str"),
         ("uplink_bits", "few", "uplink_bits must be float, got 'few'"),
         ("reduction", 0.5, "reduction"),
+        ("feature_noise", 0.1, "feature-clip-norm, feature-noise and nopeek: noise is"),
+        (
+            "split_transport",
+            "message",
+            "split-transport is 'message', wanted one of stream, messages",
+        ),
+        ("codec", "no-such-codec", "codec is 'no-such-codec', and strategy is"),
         ("codec_settings", 8, "codec-settings is 8, wanted str"),
         ("codec_settings", "reduction", "codec-settings: a setting is key=value"),
         ("codec_settings", "seed=3", "codec 'splitfc-rd' has no setting 'seed'"),

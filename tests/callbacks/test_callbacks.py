@@ -25,8 +25,8 @@ from flwr_splitfc.callbacks import (
     TargetAccuracy,
     TensorBoard,
 )
-from flwr_splitfc.exchange import TrainedStep
-from flwr_splitfc.run import Round
+from flwr_splitfc.exchange import Ledger, Traffic, TrainedStep
+from flwr_splitfc.run import Progress, Round
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import LocalGrid
 
@@ -302,6 +302,84 @@ def test_a_metric_that_no_round_has_is_named(caplog: pytest.LogCaptureFixture) -
     assert len(strategy.progress.rounds) == 3
     (warning,) = warnings_in(caplog)
     assert "no round has 'acuracy'; this one has f1, round, loss, accuracy" in warning
+
+
+def losses(values: list[float], *, every: int = 1) -> Any:
+    """Rounds that are evaluated now and then, with a loss that rises as training falls."""
+    progress = Progress(len(values), Ledger(), evaluate_every=every)
+    for number, loss in enumerate(values, start=1):
+        trained = Traffic(loss_sum=10.0 / number, loss_rows=1)
+        progress.ledger.add(number, "train", trained, "0")
+        found = {"loss": loss} if progress.due(number) else {}
+        progress.end_round(number, found, {})
+    return progress
+
+
+def heard(callback: Callback, progress: Progress) -> tuple[RunSoFar, list[int]]:
+    """What a callback makes of rounds, and after which of them it saves the model."""
+    saved: list[int] = []
+    so_far = Progress(progress.num_rounds, progress.ledger)
+    so_far.evaluate_every = progress.evaluate_every
+    run = RunSoFar(so_far, ArrayRecord(), lambda *_: saved.append(len(so_far.rounds)))
+    callback.on_start(run)
+    for done in progress.rounds:
+        so_far.rounds.append(done)
+        callback.on_round(done, run)
+    return run, saved
+
+
+def test_a_metric_of_evaluation_goes_before_training_s_of_the_same_name() -> None:
+    progress = losses([2.0, 3.0, 4.0])
+    best = BestModel("best", "lowest loss")
+    _, saved = heard(best, progress)
+    assert (best.best, saved) == (progress.rounds[0], [1])
+    run, _ = heard(EarlyStopping(2, "lowest loss"), progress)
+    assert run.stopped.startswith("the lowest loss was 2 in round 1, and 2 rounds")
+
+
+def test_training_s_metric_does_not_stand_in_where_a_round_is_not_evaluated() -> None:
+    progress = losses([0.0, 3.0, 0.0, 4.0, 0.0, 2.0], every=2)
+    best = BestModel("best", "lowest loss")
+    _, saved = heard(best, progress)
+    assert best.best == progress.rounds[5]
+    assert saved == [1, 2, 6], "the first before an evaluation gave a loss"
+    run, _ = heard(EarlyStopping(2, "lowest loss"), losses([0.0, 3.0] * 3, every=2))
+    assert run.stopped.startswith("the lowest loss was 3 in round 2, and 2 rounds")
+
+
+def test_training_s_loss_counts_where_evaluation_gives_none() -> None:
+    progress = Progress(2, Ledger())
+    for number, loss in ((1, 5.0), (2, 4.0)):
+        progress.ledger.add(number, "train", Traffic(loss_sum=loss, loss_rows=1), "0")
+        progress.end_round(number, {"accuracy": 0.5}, {})
+    best = BestModel("best", "lowest loss")
+    assert heard(best, progress)[1] == [1, 2]
+
+
+def test_the_loss_of_devices_evaluation_is_a_metric() -> None:
+    stopping = EarlyStopping(9, "lowest eval_loss")
+    strategy = SplitFedV2(
+        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, callbacks=[stopping]
+    )
+    data = batches(STEPS)
+    app = SplitClientApp(
+        DeviceHalf, lambda context: (data, data), ADAM, loss_fn=nn.CrossEntropyLoss()
+    )
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    result = strategy.start(LocalGrid(app, 2), arrays, 2)
+    told = [found["eval_loss"] for found in result.evaluate_metrics_clientapp.values()]
+    assert stopping.metric.of(strategy.progress.rounds) == told
+    # the exchange's counts are none of the app's metrics
+    assert strategy.progress.rows[0]["evaluation"].keys() == {"eval_loss", "eval_acc"}
+
+
+def test_tensorboard_has_both_losses(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path)
+    heard(callback, losses([2.0, 3.0]))
+    callback.on_end(RunSoFar(Progress(1, Ledger()), ArrayRecord(), lambda *_: None))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for tag, values in (("round/loss", [10.0, 5.0]), ("evaluation/loss", [2.0, 3.0])):
+        assert [event.value for event in events.Scalars(tag)] == values
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

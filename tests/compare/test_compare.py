@@ -98,7 +98,8 @@ def test_codecs_are_methods_by_their_names(
 def test_all_has_codecs_that_no_file_has(
     pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.toml").write_text('codec = "top-s"\n')
+    mine = 'strategy = "split-learning"\ncodec = "top-s"\n'
+    (tmp_path / "mine.toml").write_text(mine)
     command = ["compare", "--all", "--shelf", str(tmp_path), *APP, "--list"]
     assert main(command) == 0
     listed = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
@@ -106,6 +107,14 @@ def test_all_has_codecs_that_no_file_has(
     assert len(listed) == 1 + len(others)
     for name, run_id in zip(["mine", *others], listed, strict=True):
         assert run_id.startswith(f"{name}-")
+
+
+def test_a_codec_that_the_strategy_would_not_use_is_refused(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text('strategy = "splitfc"\ncodec = "top-s"\n')
+    assert main(["compare", str(tmp_path / "mine.toml"), *APP, "--list"]) == 2
+    assert "codec is 'top-s', and strategy is 'splitfc'" in capsys.readouterr().err
 
 
 def test_another_setting_is_another_run_and_the_old_one_is_kept(
@@ -138,6 +147,26 @@ def test_failed_runs_are_tried_again_and_impossible_ones_are_not(
     pool.ends = {}
     assert main(command) == 0
     assert pool.made == ["splitfc seed 0", "fedavg seed 0", "fedavg seed 0"]
+
+
+def test_the_model_that_a_failed_run_left_is_not_attacked(
+    pool: type[Pretender], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attacked: list[str] = []
+
+    def attack(run: Path, *_: Any) -> dict[str, Any]:
+        attacked.append(run.name)
+        return {}
+
+    monkeypatch.setattr("flwr_splitfc.leakage.leakage.attack", attack)
+    pool.ends = {"splitfc": Outcome("failed", "ValueError: no test set")}
+    command = ["compare", SPLITFC, *APP, "--out", str(tmp_path)]
+    assert main(command) == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    (run / "output").mkdir()
+    (run / "output" / "device.pt").touch()
+    assert main([*command, "--leakage", "5"]) == 1
+    assert attacked == []
 
 
 def test_everything_is_written(

@@ -259,7 +259,7 @@ def test_configs_that_cannot_work():
         ({"split-max-sessions": 2.5}, "split-max-sessions is 2.5, wanted int"),
         ({"split-port": "9099x"}, "split-port is '9099x', wanted int"),
         ({"split-host": 7}, "split-host is 7, wanted str"),
-        ({"split-hosts": "::"}, r"unknown run-config keys \['split-hosts'\]"),
+        ({"split-hosts": "::"}, r"split-hosts \(did you mean split-host\?\)"),
     ],
 )
 def test_run_configs_that_cannot_work(config, match):

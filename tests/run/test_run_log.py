@@ -89,8 +89,25 @@ def test_metrics_of_the_apps_own_are_in_the_line(
     on_devices = {"eval_acc": 0.5, "auc": 0.81234, "steps": 7, "list": [1.0]}
     progress.end_round(1, MetricRecord({"loss": 0.3, "f1": 1}), on_devices)
     (line,) = lines_at_info(caplog)
-    assert " MB | auc 0.8123 | f1 1 | ETA " in line
-    assert progress.rows[0]["evaluation"] == {"auc": 0.81234, "f1": 1.0}
+    assert " MB | evaluation's loss 0.3 | f1 1 | auc 0.8123 | ETA " in line
+    assert progress.rows[0]["evaluation"] == {
+        "loss": 0.3,
+        "f1": 1.0,
+        "eval_acc": 0.5,
+        "auc": 0.81234,
+    }
+
+
+def test_the_line_has_five_metrics_and_the_row_all_up_to_a_hundred(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "flwr")
+    progress = Progress(1, Ledger())
+    found = {f"m{number}": float(number) for number in range(200)}
+    progress.end_round(1, MetricRecord({"accuracy": 0.5, **found}), {})
+    (line,) = lines_at_info(caplog)
+    assert " MB | m0 0 | m1 1 | m2 2 | m3 3 | m4 4 | ETA " in line
+    assert progress.rows[0]["evaluation"] == {f"m{i}": float(i) for i in range(100)}
 
 
 def shown(console: Console) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final, Literal, get_args, get_type_hints
 
 from flwr_splitfc.exchange.protocol.address import (
@@ -175,9 +176,16 @@ def _given_settings(config: RunConfig) -> dict[str, Scalar]:
     }
     unknown = given.keys() - _KEYS
     if unknown:
-        keys = sorted(_PREFIX + key for key in unknown)
-        raise ValueError(f"unknown run-config keys {keys}")
+        hints = ", ".join(map(_with_hint, sorted(unknown)))
+        raise ValueError(f"unknown run-config keys: {hints}")
     return given
+
+
+def _with_hint(key: str) -> str:
+    hint = _PREFIX + key
+    for close in get_close_matches(key, _KEYS, n=1):
+        hint += f" (did you mean {_PREFIX}{close}?)"
+    return hint
 
 
 def _certificate(given: Mapping[str, Scalar]) -> Certificate | None:

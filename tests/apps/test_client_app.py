@@ -1,0 +1,156 @@
+"""What `SplitClientApp` takes from a user's functions, and from a strategy's messages."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor, nn
+
+from flwr_splitfc import RunFailed, SplitClientApp, SplitFedV2
+from flwr_splitfc.run import Round
+from tests.apps.server_runs import CROSS_ENTROPY, run
+from tests.halves import DeviceHalf, ServerHalf, batches, seeded
+from tests.local_grid import LocalGrid
+
+ADAM = torch.optim.Adam
+DATA = batches(4)
+X, Y = DATA[0]
+
+
+def round_of(
+    data: Any = (DATA, DATA),
+    *,
+    devices: FedAvg | None = None,
+    config: dict[str, Any] | None = None,
+    **options: Any,
+) -> Round:
+    """The one round of a run whose devices get `data` from their function."""
+    strategy = SplitFedV2(
+        seeded(ServerHalf), CROSS_ENTROPY, ADAM, devices=devices, device="cpu"
+    )
+    app = SplitClientApp(DeviceHalf, lambda context: data, ADAM, **options)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    strategy.start(
+        LocalGrid(app, 2), arrays, 1, train_config=ConfigRecord(config or {})
+    )
+    return strategy.progress.rounds[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            DATA,
+            r"load_data\(context\) returned a list of 4, wanted two: batches to train",
+        ),
+        (None, r"load_data\(context\) returned None, wanted two"),
+        (
+            (None, DATA),
+            r"load_data\(context\) returned None as the batches to train on",
+        ),
+        (
+            ([{"img": X, "label": Y}], DATA),
+            r"is a dict with 'img', 'label', .*, such as \(batch\['img'\], batch\['labe",
+        ),
+        (([(X, Y, Y)], DATA), "a batch of load_data is a tuple of 3, wanted a pair"),
+        (
+            ([X], DATA),
+            r"a batch of load_data is a Tensor of shape \(16, .* wanted a pair",
+        ),
+        (
+            ([(X.numpy(), Y)], DATA),
+            r"x of a batch of load_data has a ndarray of shape \(16, .* torch.as_tensor",
+        ),
+        (([(X, Y.tolist())], DATA), "y of a batch of load_data has a int, wanted"),
+    ],
+)
+def test_wrong_data_is_described(data: Any, message: str) -> None:
+    with pytest.raises(RunFailed, match=message):
+        round_of(data)
+
+
+def test_batches_to_evaluate_on_may_be_missing_where_nobody_asks_for_them() -> None:
+    alone = FedAvg(fraction_evaluate=0.0)
+    assert round_of((DATA, None), devices=alone).failures == {}
+    failures = round_of((DATA, None)).failures.values()
+    assert all("returned None as the batches to evaluate on" in why for why in failures)
+    assert len(failures) == 2
+
+
+@pytest.mark.parametrize(
+    "half", [torch.tensor(0.5), np.float32(0.5), np.array(0.5), 0.5]
+)
+def test_metrics_may_be_numbers_of_torch_and_numpy(half: Any) -> None:
+    done = round_of(metrics_fn=lambda outputs, labels: {"half": half})
+    assert (done.failures, done.evaluation) == ({}, {"half": 0.5})
+
+
+WRONG_METRICS = [
+    (None, "returned None, wanted a dict of numbers, such as {'accuracy': 0.9}"),
+    (0.5, "returned a float, wanted a dict of numbers"),
+    ({"m": None}, "returned None as 'm', wanted a number"),
+    ({"m": torch.zeros(3)}, "returned a Tensor of shape (3,) as 'm', wanted a number"),
+]
+
+
+@pytest.mark.parametrize(("returned", "message"), WRONG_METRICS)
+def test_wrong_metrics_are_described(returned: Any, message: str) -> None:
+    done = round_of(metrics_fn=lambda outputs, labels: returned)
+    why = f"ValueError: metrics_fn(outputs, labels) {message}"
+    assert all(why in failure for failure in done.failures.values())
+    assert len(done.failures) == 2
+
+
+@pytest.mark.parametrize("found", [torch.tensor(0.5), np.float32(0.5), 0.5])
+def test_the_servers_evaluation_may_give_numbers_of_torch_and_numpy(
+    found: Any, tmp_path: Any
+) -> None:
+    def evaluate(model: nn.Module, context: Context) -> Any:
+        return {"accuracy": found, "by class": [0.25, 0.75]}
+
+    results = run(tmp_path, num_rounds=1, evaluate=evaluate)
+    assert results["rounds"][0]["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(("returned", "message"), WRONG_METRICS)
+def test_wrong_results_of_the_servers_evaluation_are_described(
+    returned: Any, message: str, tmp_path: Any
+) -> None:
+    why = re.escape(f"evaluate(joined_model, context) {message}")
+    with pytest.raises(ValueError, match=f"^{why}"):
+        run(tmp_path, num_rounds=1, evaluate=lambda model, context: returned)
+
+
+@pytest.mark.parametrize("key", ["config", "mine"])
+def test_the_config_counts_under_any_key(key: str) -> None:
+    """And with a record beside it, in which the ticket then is not."""
+    devices = FedAvg(configrecord_key=key, fraction_evaluate=0.0)
+    done = round_of(devices=devices, config={"steps-per-turn": 3})
+    assert done.steps == 2 * 3
+
+    class WithAnother(FedAvg):
+        def configure_train(self, *arguments: Any) -> Any:
+            messages = list(super().configure_train(*arguments))
+            messages[0].content["another"] = ConfigRecord({"steps-per-turn": 1})
+            return messages
+
+    devices = WithAnother(configrecord_key=key, fraction_evaluate=0.0)
+    done = round_of(devices=devices, config={"steps-per-turn": 3})
+    assert done.steps == 2 * 3
+
+
+def test_structures_of_tensors_are_batches() -> None:
+    class Half(DeviceHalf):
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            return super().forward(x["pixels"])
+
+    data = [[{"pixels": x, "unused": None}, y] for x, y in DATA]
+    strategy = SplitFedV2(seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu")
+    app = SplitClientApp(Half, lambda context: (data, data), ADAM)
+    arrays = ArrayRecord(seeded(Half).state_dict())
+    strategy.start(LocalGrid(app, 2), arrays, 1)
+    assert strategy.progress.rounds[0].failures == {}
