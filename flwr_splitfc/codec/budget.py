@@ -14,6 +14,7 @@ from math import ceil
 from typing import Literal, TypeAlias, get_args
 
 from flwr_splitfc.codec.errors import BudgetError
+from flwr_splitfc.codec.quality import NO_CEILING
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.selector import Selector
 
@@ -118,6 +119,9 @@ class Budgets:
         them.
     mirrored : bool
         Whether features go down and their gradient up.
+    only_ceilings : bool
+        Whether a quality says what is spent. `NO_CEILING` then pays for float32 beside
+        the smallest payload, of any shape.
     """
 
     worst_case: WorstCase
@@ -125,6 +129,7 @@ class Budgets:
     downlink_bits: float
     evaluation_bits: float | None
     mirrored: bool
+    only_ceilings: bool
 
     def features_bytes(self, *, training: bool) -> int:
         """Return the bytes that the features may take."""
@@ -223,6 +228,8 @@ class Budgets:
 
     def _bits(self, setting: Setting) -> float | None:
         bits: float | None = getattr(self, setting)
+        if bits == NO_CEILING and self.only_ceilings:
+            return NO_CEILING + self._least_bits(setting)
         # An integer would be printed without its decimal point.
         return None if bits is None else float(bits)
 

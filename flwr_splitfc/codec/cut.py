@@ -503,6 +503,7 @@ evaluation='float16')
                 self.downlink_bits,
                 self._evaluation_bits,
                 self.mirrored,
+                only_ceilings=self.quality is not None,
             )
         return budgets
 

@@ -44,7 +44,7 @@ _LEAST_AUTOMATIC, _MOST_AUTOMATIC = 12.5, 32.5
 """What was tried: 64 to 4,096 entries a label, and a little beyond."""
 
 NO_CEILING = 32.0
-"""Bits per entry that no payload reaches: float32."""
+"""Bits per entry: float32's, which no entries reach. As a ceiling it is none."""
 
 
 def check_quality(quality: float) -> None:

@@ -90,6 +90,61 @@ def test_a_budget_is_the_ceiling_of_a_quality(name: str) -> None:
     assert coded(high, features, gradient) == free
 
 
+TINY = [(1, 1), (1, 4), (1, 11), (2, 5), (4, 3), (8, 1), (3, 16)]
+
+
+@pytest.mark.parametrize("quality", [0.0, 20.0, 60.0])
+@pytest.mark.parametrize("name", WITH_QUALITY)
+@pytest.mark.parametrize("shape", TINY)
+def test_without_a_ceiling_every_shape_is_sent_as_precisely_as_any(
+    name: str, quality: float, shape: tuple[int, int]
+) -> None:
+    """However much more than its entries the smallest payload takes."""
+    features = noise(*shape)
+    free = cut_codec(name, quality=quality, evaluation="codec")
+    high = cut_codec(
+        name,
+        quality=quality,
+        evaluation="codec",
+        uplink_bits=4000.0,
+        downlink_bits=4000.0,
+    )
+    free.check_budget(*shape)
+    assert coded(free, features, features) == coded(high, features, features)
+    assert coded(free.mirror(), features, features) == coded(
+        high.mirror(), features, features
+    )
+    for training in (True, False):
+        # as a session's last batch, too
+        for full_rows in (None, 64):
+            payloads = [
+                cut.encode_features(features, training=training, full_rows=full_rows)[0]
+                for cut in (free, high)
+            ]
+            assert payloads[0].data == payloads[1].data
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("name", WITH_QUALITY)
+def test_small_batches_are_as_precise_as_large_ones(name: str, rows: int) -> None:
+    features = noise(rows, 512)
+    for quality in (20.0, 30.0):
+        _, error, *_ = coded(cut_codec(name, quality=quality), features, features)
+        assert error < 1.5 * 10 ** (-quality / 10)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("name", WITH_QUALITY)
+def test_columns_that_do_not_vary_take_no_precision_from_others(
+    name: str, share: float
+) -> None:
+    features = noise(64, 512)
+    constant = int(512 * share)
+    features[:, :constant] = 3 * noise(1, constant, seed=1)
+    _, error, *_ = coded(cut_codec(name, quality=20), features, features)
+    assert error < 1.5 * 10**-2
+
+
 def test_the_automatic_quality_goes_by_the_entries_of_a_label() -> None:
     """Whether the session tells the labels or the shape does."""
     features = noise(16, 64, 32)  # 64 positions of 32 channels

@@ -130,7 +130,9 @@ class FeatureDropout(Selector):
         rows, width = matrix.shape
         if self.reduction == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
-        uniform = torch.rand(width, generator=selection.generator, dtype=torch.float64)
+        uniform = torch.rand(
+            width, generator=selection.generator, dtype=torch.float64, device="cpu"
+        )
         dispersion = _dispersion(matrix, selection.channels)
         drawn, scales = _draw(dispersion.numpy(), uniform.numpy(), self.reduction)
         scale = torch.from_numpy(scales).to(matrix.device)

@@ -51,7 +51,9 @@ class RandomTopEntries(EntrySelector):
         if not training:
             return largest
         rows, width = magnitude.shape
-        uniform = torch.rand(rows, width, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(
+            rows, width, generator=generator, dtype=torch.float64, device="cpu"
+        )
         # In the unit of time in which the others' rate is 1. The times of the largest
         # are shorter by the ratio of the rates.
         minus_times = uniform.log_()

@@ -84,7 +84,7 @@ class RowSample(Selector):
             sent = min(sent, rows_in_time(rows, width, groups))
         if sent == rows or not selection.training or selection.all_rows:
             return matrix, link
-        order = torch.randperm(rows, generator=selection.generator)
+        order = torch.randperm(rows, generator=selection.generator, device="cpu")
         samples = order[:sent].sort().values
         link = replace(link, samples=samples)
         return link.restrict(matrix), link

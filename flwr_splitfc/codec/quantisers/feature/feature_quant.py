@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log2
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -259,10 +259,7 @@ class _SteppedQuant(FeatureQuant):
         if columns == 0:
             return super().encode(matrix, budget_bytes)
         statistics = _statistics(matrix)
-        ranges = statistics.high - statistics.low
-        levels = np.minimum(ranges / self.step + 1, MOST_LEVELS)
-        entries_bytes = rows * float(np.log2(levels).sum()) / 8
-        worthwhile_bytes = ceil(entries_bytes) + quant_header_bytes(columns, columns)
+        worthwhile_bytes = _worthwhile_bytes(statistics, rows, self.step)
         return _encode(matrix, statistics, min(worthwhile_bytes, budget_bytes))
 
 
@@ -279,6 +276,28 @@ def _statistics(matrix: Tensor) -> _Statistics:
     # to float32 like the ends of their grid, and not beyond the column's own
     mean = column_means(matrix).float().double().clamp(low, high)
     return _Statistics(low.numpy(), high.numpy(), mean.numpy())
+
+
+def _worthwhile_bytes(statistics: _Statistics, rows: int, step: float) -> int:
+    """Return what a payload takes that tells apart what differs by a step."""
+    ranges = statistics.high - statistics.low
+    varies = ranges > 0
+    two_stage = int(varies.sum())
+    endpoint_bits = 2 * log2(ENDPOINT_LEVELS) * two_stage
+    entry_bits = rows * _level_bits(ranges, step).sum()
+    means = statistics.mean[~varies]
+    mean_span = np.ptp(means) if len(means) else 0.0
+    mean_bits = len(means) * _level_bits(mean_span, step)
+    symbol_bits = float(endpoint_bits + entry_bits + mean_bits)
+    header_bytes = quant_header_bytes(two_stage, len(ranges))
+    return header_bytes + ceil(symbol_bits / 8)
+
+
+def _level_bits(span: float | Doubles, step: float) -> Doubles:
+    """Return the bits of one of the levels into which a step divides a span."""
+    levels = np.minimum(span / step + 1, MOST_LEVELS)
+    bits: Doubles = np.log2(levels)
+    return bits
 
 
 def _encode(matrix: Tensor, statistics: _Statistics, budget_bytes: int) -> bytes:

@@ -86,11 +86,11 @@ class MaskEncoded(Quantiser):
         if entries == 0:
             if len(data):
                 raise PayloadError(f"payload of no entry has {len(data)} bytes")
-            return torch.zeros(rows, columns)
+            return torch.zeros(rows, columns, dtype=torch.float32, device="cpu")
         mask, sent = unpack_mask(data, entries)
         symbols = torch.from_numpy(mask)
         third = sent.abs().min() / 3
-        levels = torch.tensor(_THIRDS) * third
+        levels = torch.tensor(_THIRDS, dtype=torch.float32, device="cpu") * third
         values = levels.index_select(0, symbols)
         values.masked_scatter_(symbols == MASK_TOP, sent)
         return values.view(rows, columns)

@@ -85,7 +85,7 @@ def trained_centroids(
     generator : torch.Generator
         On the CPU.
     """
-    order = torch.randperm(len(vectors), generator=generator)
+    order = torch.randperm(len(vectors), generator=generator, device="cpu")
     drawn = order[:count].to(vectors.device)
     centroids = vectors[drawn]
     for _ in range(steps):

@@ -105,7 +105,7 @@ class ProductQuant(Quantiser):
         if columns == 0:
             if len(data):
                 raise PayloadError(f"payload of no column has {len(data)} bytes")
-            return torch.zeros(rows, 0)
+            return torch.zeros(rows, 0, dtype=torch.float32, device="cpu")
         codebook, stream = unpack_codebook(data, rows, columns)
         groups, count, length = codebook.shape
         division = Division(length, groups, count)

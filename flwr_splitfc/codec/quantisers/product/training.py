@@ -87,5 +87,5 @@ def _sample(vectors: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     """Draw so many vectors, with replacement, or take all if there are no more."""
     if len(vectors) <= wanted:
         return vectors
-    drawn = torch.randint(len(vectors), (wanted,), generator=generator)
+    drawn = torch.randint(len(vectors), (wanted,), generator=generator, device="cpu")
     return vectors[drawn.to(vectors.device)]

@@ -53,7 +53,7 @@ def dct_matrix(length: int) -> Tensor:
             entry = factor * cos(angle)
             wave.append(round(entry))
         waves.append(wave)
-    return torch.tensor(waves, dtype=torch.float64)
+    return torch.tensor(waves, dtype=torch.float64, device="cpu")
 
 
 def _norm(frequency: int, length: int) -> float:

@@ -95,7 +95,8 @@ def to_directions(parts: Tensor, vectors: Ints) -> Tensor:
     if 2 * count < size:
         # few reflections: two products that are narrow
         return parts - w @ (a @ parts)
-    transposed = torch.eye(size).to(parts) - w @ a
+    identity = torch.eye(size, dtype=parts.dtype, device=parts.device)
+    transposed = identity - w @ a
     return transposed @ parts
 
 

@@ -9,14 +9,16 @@ Of two steps that were tried, the second e^moved times as large, ``p = (excess o
 first - excess of the second) / moved``: the secant method, in logarithms.
 
 First, the bits are estimated (`code_length`), which is fast, on some of the rows and
-then on all. Then payloads are packed, mostly one or two. See docs/splitfc-rd.md, "The
-method", 5.
+then on all. Then payloads are packed, mostly one or two. Steps are tried between those
+that were too fine and those that were too coarse; where the power law leaves this
+interval, its middle is tried. See docs/splitfc-rd.md, "The method", 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import exp, inf, log, sqrt
+from itertools import count
+from math import exp, log, sqrt
 
 from torch import Tensor
 
@@ -37,7 +39,15 @@ _TOLERANCE = 0.05
 """The relative error of the estimated bits with which the estimates end."""
 
 _MOST_ESTIMATES = 4
+
 _MOST_PAYLOADS = 6
+"""More only where none of them is tolerable."""
+
+_TOLERABLE = 0.5
+"""The share of the budget with which a payload is, where better ones are rare."""
+
+_CLOSE = 1.001
+"""Where steps are too fine and too coarse that differ by less, none is right."""
 
 _NONZERO_BITS = 5.2
 """About what a coefficient that is not zero takes, for a first guess."""
@@ -45,13 +55,18 @@ _NONZERO_BITS = 5.2
 _FIRST_POWER = 1.8
 """p before two steps were tried."""
 
-_LEAST_POWER = 0.6
+_LEAST_POWER = 0.1
+"""With b bits for each coefficient, p is about ``1 / (b ln 2)``."""
+
 _MOST_POWER = 6.0
+
+_MOST_MOVE = 2.3
+"""Logarithm of a factor; beyond ten times a step, p is another."""
 
 _MOST_RATIO = 4.0
 """A step's bits count as at most 4 times the wanted ones, and as at least a fourth."""
 
-_LEAST_MOVE = 0.1
+_LEAST_MOVE = 0.05
 """Logarithm of a factor; two steps that are nearer to each other do not tell p."""
 
 
@@ -66,7 +81,7 @@ class StepSearch:
     Attributes
     ----------
     step : float
-        The step to try next.
+        The step to try next; another may be put in its place before `correct`.
 
     Examples
     --------
@@ -81,21 +96,34 @@ class StepSearch:
     def __init__(self, step: float) -> None:
         self.step = step
         self._power = _FIRST_POWER
-        # of the step before, and from that to this one
-        self._excess = 0.0
-        self._moved = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the steps before, as where bits are counted in another way now."""
+        # logarithms of a step and of its ratio
+        self._before: tuple[float, float] | None = None
 
     def correct(self, ratio: float) -> None:
-        """Move on from a step that takes `ratio` times the bits that are wanted."""
+        """Move on from the step, which takes `ratio` times the bits that are wanted."""
         clipped = _clip(ratio, 1 / _MOST_RATIO, _MOST_RATIO)
         excess = log(clipped)
-        # p from this step and the one before
-        if abs(self._moved) > _LEAST_MOVE:
-            power = (self._excess - excess) / self._moved
+        self._learn(log(self.step), excess)
+        move = _clip(excess / self._power, -_MOST_MOVE, _MOST_MOVE)
+        self.step *= exp(move)
+
+    def _learn(self, log_step: float, excess: float) -> None:
+        """Tell p from this step and the one before."""
+        if self._before is not None:
+            log_before, excess_before = self._before
+            moved = log_step - log_before
+            if abs(moved) < _LEAST_MOVE:
+                # this tells no power, but whether less than half of the way was made
+                if excess * excess_before > excess_before**2 / 2:
+                    self._power = max(self._power / 2, _LEAST_POWER)
+                return
+            power = (excess_before - excess) / moved
             self._power = _clip(power, _LEAST_POWER, _MOST_POWER)
-        self._excess = excess
-        self._moved = excess / self._power
-        self.step *= exp(self._moved)
+        self._before = log_step, excess
 
 
 def estimated_search(values: Tensor, largest: float, budget_bits: float) -> StepSearch:
@@ -126,6 +154,7 @@ def estimated_search(values: Tensor, largest: float, budget_bits: float) -> Step
             break
     if share < 1:
         # some rows have not quite their share of the bits
+        search.forget()
         all_bits = estimated_bits(values, search.step)
         search.correct(all_bits / goal_bits)
     return search
@@ -134,6 +163,7 @@ def estimated_search(values: Tensor, largest: float, budget_bits: float) -> Step
 def largest_payload(
     search: StepSearch,
     pack: Callable[[float], bytes],
+    largest: float,
     finest_step: float,
     budget_bytes: int,
 ) -> bytes:
@@ -144,6 +174,8 @@ def largest_payload(
     search : StepSearch
     pack : callable
         Makes the payload with a step.
+    largest : float
+        The largest magnitude of the values.
     finest_step : float
         The least step that is allowed.
     budget_bytes : int
@@ -155,9 +187,14 @@ def largest_payload(
     """
     best = b""
     too_fine = 0.0
-    too_coarse = inf
-    for _ in range(_MOST_PAYLOADS):
-        step = max(search.step, finest_step)
+    # nothing would be left of the values
+    too_coarse = coarsest_step(largest)
+    search.step = min(search.step, largest)
+    # the lengths that follow are no estimates
+    search.forget()
+    for tries in count(1):
+        is_finest = search.step <= finest_step
+        step = search.step = max(search.step, finest_step)
         data = pack(step)
         if len(data) > budget_bytes:
             too_fine = step
@@ -165,12 +202,17 @@ def largest_payload(
             too_coarse = step
             best = max(best, data, key=len)
             # a finer step, with a larger payload, is not allowed
-            is_finest = step > search.step
             if is_finest or len(data) >= _ENOUGH * budget_bytes:
                 break
+        in_time = tries < _MOST_PAYLOADS
+        is_hopeless = too_coarse < _CLOSE * too_fine
+        is_tolerable = len(best) >= _TOLERABLE * budget_bytes
+        if not in_time and (is_tolerable or is_hopeless):
+            break
         goal_bytes = max(_FILL * budget_bytes, 1)
         search.correct(len(data) / goal_bytes)
-        if not too_fine < search.step < too_coarse:
+        is_between = too_fine < search.step < too_coarse
+        if not (in_time and is_between):
             # the power law failed: halve the interval, in logarithms
             search.step = sqrt(too_fine * too_coarse)
     return best

@@ -101,7 +101,8 @@ def fit_reflectors(samples: Tensor, count: int) -> Ints:
     leading = _leading_directions(samples, count)
     packed, _ = torch.geqrf(leading)
     # what LAPACK leaves out of its vectors: the 1 on the diagonal, the zeros above
-    vectors = packed.tril(-1) + torch.eye(size, count)
+    ones = torch.eye(size, count, dtype=packed.dtype, device=packed.device)
+    vectors = packed.tril(-1) + ones
     lengths = vectors.norm(dim=0)
     scaled = vectors * (REFLECTOR_STEPS / lengths)
     rounded: Ints = scaled.round().long().numpy()
@@ -137,12 +138,13 @@ def _robust_eigenvectors(second_moment: Tensor) -> Tensor:
     # a little white noise: no eigenvalue is zero, the directions stay what they are
     size = len(second_moment)
     scaled = second_moment.double() / second_moment.trace().double()
-    noise = 1e-9 * torch.eye(size, dtype=torch.float64)
+    identity = torch.eye(size, dtype=scaled.dtype, device=scaled.device)
+    noise = 1e-9 * identity
     eigenvectors = _eigenvectors(scaled + noise)
     if eigenvectors is None:
         # any orthonormal basis will do, only worse: the channels or rows themselves
         order = scaled.diagonal().argsort()
-        eigenvectors = torch.eye(size, dtype=torch.float64)[:, order]
+        eigenvectors = identity[:, order]
     return eigenvectors.float()
 
 

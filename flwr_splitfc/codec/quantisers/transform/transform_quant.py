@@ -78,10 +78,7 @@ from flwr_splitfc.codec.quantisers.transform.sampling import (
 )
 from flwr_splitfc.codec.statistics import matrix_extremes
 
-_MOST_STEPS = 4000
-"""Steps of a coefficient with which a budget is spent."""
-
-_MOST_STEPS_OF_QUALITY = 32000
+_MOST_STEPS = 32000
 """Steps of a coefficient; a decoder refuses more than 2^15."""
 
 _LEAST_STEP = 1e-35
@@ -198,7 +195,7 @@ class _ToldQuant(TransformQuant):
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, reader = unpack_transform(data)
         if header.step == 0:
-            return torch.zeros(rows, columns)
+            return torch.zeros(rows, columns, dtype=torch.float32, device="cpu")
         layout = self._layout((rows, columns))
         channels = layout.channels.count
         places = layout.places
@@ -274,24 +271,29 @@ class _TransformedBatch:
         # a float32 whatever it is
         any_step = 1.0
         side_bytes = len(pack_transform(self._header(any_step), self.reflections))
-        largest = float(self.values.abs().max())
-        search = estimated_search(self.values, largest, 8 * (budget_bytes - side_bytes))
-        finest_step = self._finest_step(largest, _MOST_STEPS)
-        payload = largest_payload(search, self.payload, finest_step, budget_bytes)
+        left_bits = 8 * (budget_bytes - side_bytes)
+        search = estimated_search(self.values, self._largest, left_bits)
+        payload = largest_payload(
+            search, self.payload, self._largest, self._finest_step, budget_bytes
+        )
         return payload or ZERO_MATRIX
 
     def payload_at(self, step: float, budget_bytes: int) -> bytes:
         """Return the payload with a step, or with the one that takes the budget."""
-        largest = float(self.values.abs().max())
-        finest_step = self._finest_step(largest, _MOST_STEPS_OF_QUALITY)
-        payload = self.payload(max(step, finest_step))
+        payload = self.payload(max(step, self._finest_step))
         if len(payload) > budget_bytes:
             return self.payload_within(budget_bytes)
         return payload
 
-    def _finest_step(self, largest: float, most_steps: int) -> float:
-        """Return the least step with which the largest magnitude has so many."""
-        return max(largest / most_steps, _LEAST_STEP / self.unit)
+    @cached_property
+    def _largest(self) -> float:
+        """The largest magnitude of the values."""
+        return float(self.values.abs().max())
+
+    @property
+    def _finest_step(self) -> float:
+        """The least step that is sent, in the values' unit."""
+        return max(self._largest / _MOST_STEPS, _LEAST_STEP / self.unit)
 
     def payload(self, step: float) -> bytes:
         """Return the payload with a step in the values' unit."""

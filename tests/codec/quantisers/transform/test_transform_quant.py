@@ -80,6 +80,14 @@ def test_the_scale_does_not_matter(scale: float) -> None:
     assert error(matrix * scale, 300) == pytest.approx(error(matrix, 300), rel=0.1)
 
 
+def test_budgets_pay_for_what_offsets_hide() -> None:
+    """One coefficient has the offset of all entries, and is far above the others."""
+    matrix = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    lost = error(matrix + 30, 64 * 512 * 6 // 8)
+    # relative to the noise, not to its offset
+    assert lost * (30**2 + 1) < 0.01
+
+
 def test_what_is_never_negative_stays_so() -> None:
     features = smooth_maps(16, 8, 8)
     cut = cut_codec("splitfc-rd", uplink_bits=0.3)
