@@ -71,7 +71,7 @@ def many_sessions(
     merge_steps : int
         As in `HalfTrainer`.
     """
-    # Adam's means of gradients that stay zero become subnormal in 770 steps, which are slow
+    # Adam's means of gradients that stay zero become subnormal in 770 steps
     torch.set_flush_denormal(True)
     # each session's connection and end, otherwise
     logging.getLogger("flwr").setLevel(logging.ERROR)
