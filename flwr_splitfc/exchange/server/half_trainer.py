@@ -793,14 +793,14 @@ class HalfTrainer:
         if norm <= _GROWTH * self._checked_norm:
             return
         probe = mapped(x, _at_most_one)
-        next_norm = self._next_norm(probe)
-        if not next_norm <= MOST_NEXT_NORM:
+        after = self._next_norm(probe)
+        if not after <= MOST_NEXT_NORM:
             # a half that takes no such features gives NaN before and after
             before = self._next_norm(probe, self._undo.saved_weights())
-            if isfinite(next_norm) or isfinite(before):
+            if isfinite(after) or isfinite(before):
                 raise StepRefused(
                     "the step would leave weights that cannot be trained any more: "
-                    f"a gradient of norm {next_norm:.3g}, and at most "
+                    f"a gradient of norm {after:.3g}, and at most "
                     f"{MOST_NEXT_NORM:g} is wanted"
                 )
         self._checked_norm = norm
