@@ -24,6 +24,7 @@ from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, sta
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _ACCURACY_KEYS = ("accuracy", "eval_acc")
+_LOSS_KEYS = ("loss", "eval_loss", "train_loss")
 _COUNT_KEYS = {
     *Traffic().metrics(),
     "codec_seconds",
@@ -256,13 +257,14 @@ def _evaluation(
 
 
 def _evaluation_parts(done: Round) -> list[str]:
-    """Return what the line of a round says of its evaluation, beside the accuracy."""
-    parts = []
-    for key, value in done.evaluation.items():
-        if key not in _ACCURACY_KEYS:
-            # the line has the loss of training, too
-            whose = "evaluation's " if key == "loss" else ""
-            parts.append(f"{whose}{key} {value:.4g}")
+    """Return what the line of a round says of its evaluation, in further parts."""
+    # a line has one accuracy and one loss, training's
+    shown = {
+        key: value
+        for key, value in done.evaluation.items()
+        if key not in (*_ACCURACY_KEYS, *_LOSS_KEYS)
+    }
+    parts = [f"{key} {value:.4g}" for key, value in shown.items()]
     return parts[:_MOST_METRICS_IN_LINE]
 
 

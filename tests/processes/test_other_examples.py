@@ -101,5 +101,5 @@ def test_tabular_with_numbers_for_labels(flwr_run: Run) -> None:
     assert sum(losses[4:]) < sum(losses[:4])  # 0.73 to 0.86
     assert all(row["steps"] == 20 and row["accuracy"] is None for row in rounds)
     assert all(0.1 < row["uplink_bits_per_entry"] <= 0.2 for row in rounds)
-    assert " | r2 " in results["log"]
+    assert " MB | r2 " in results["log"]
     assert ["evaluation" in row for row in rounds] == 2 * [False, False, False, True]

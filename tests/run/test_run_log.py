@@ -89,7 +89,7 @@ def test_metrics_of_the_apps_own_are_in_the_line(
     on_devices = {"eval_acc": 0.5, "auc": 0.81234, "steps": 7, "list": [1.0]}
     progress.end_round(1, MetricRecord({"loss": 0.3, "f1": 1}), on_devices)
     (line,) = lines_at_info(caplog)
-    assert " MB | evaluation's loss 0.3 | f1 1 | auc 0.8123 | ETA " in line
+    assert " MB | f1 1 | auc 0.8123 | ETA " in line
     assert progress.rows[0]["evaluation"] == {
         "loss": 0.3,
         "f1": 1.0,
