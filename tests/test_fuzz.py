@@ -8,11 +8,11 @@ from fuzz import fuzz_checkpoints, fuzz_frames, fuzz_kept_state, fuzz_messages
 from fuzz.fuzzing import Target, random_inputs
 
 INPUTS = {
-    "frames": (fuzz_frames.answer, 500, 600),
-    "kept_state": (fuzz_kept_state.answer, 500, 600),
+    "frames": (fuzz_frames.answer, 500, 3000),
+    "kept_state": (fuzz_kept_state.answer, 500, 3000),
     # two rounds each
-    "messages": (fuzz_messages.answer, 50, 80),
-    "checkpoints": (fuzz_checkpoints.answer, 300, 300),
+    "messages": (fuzz_messages.answer, 50, 400),
+    "checkpoints": (fuzz_checkpoints.answer, 300, 1500),
 }
 
 
@@ -31,7 +31,7 @@ def test_inputs(name: str) -> None:
     check(target, random_inputs(few, seed=0))
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 def test_many_inputs(name: str) -> None:
     target, _, many = INPUTS[name]

@@ -96,12 +96,16 @@ def last_known(values: Iterable[Value | None]) -> Value | None:
 
 
 def megabytes(size_bytes: float) -> str:
-    """Write bytes in MB of 1e6 bytes.
+    """Write bytes in MB of 1e6 bytes, so that a few are not none.
 
-    >>> megabytes(17_310_000)
-    '17.31'
+    >>> [megabytes(size) for size in (17_310_000, 21_800, 4_321, 0)]
+    ['17.31', '0.02', '0.0043', '0.00']
     """
-    return f"{size_bytes / 1e6:.2f}"
+    size = size_bytes / 1e6
+    if 0 < size < 0.01:
+        two_digits = float(f"{size:.2g}")
+        return f"{two_digits:f}".rstrip("0")
+    return f"{size:.2f}"
 
 
 def percent(share: float) -> str:

@@ -147,7 +147,7 @@ def test_every_truncation_is_refused(vector: MatrixVector) -> None:
 
 
 @pytest.mark.parametrize("vector", MATRICES, ids=fixture.ids(MATRICES))
-@pytest.mark.parametrize("step", [9, pytest.param(3, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("step", [9, pytest.param(3, marks=pytest.mark.slow)])
 def test_flipped_bits_are_refused_or_legal(vector: MatrixVector, step: int) -> None:
     for data in flips(vector.payload, step):
         agreed_outcome(vector, vector.array(data))

@@ -64,7 +64,7 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, **changes) -> nn.Module
     [
         (100, 4, 1),
         (100, 4, 4),
-        pytest.param(400, 16, 4, marks=pytest.mark.extended),
+        pytest.param(200, 8, 4, marks=pytest.mark.extended),
         pytest.param(1000, 40, 1, marks=pytest.mark.slow),
         pytest.param(1000, 40, 4, marks=pytest.mark.slow),
     ],

@@ -52,7 +52,7 @@ def test_simulation_and_deployment_send_the_same_payloads(
     assert deployed["torch_threads"] == simulated["torch_threads"] == 1
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_rerun_repeats_a_run_from_its_results(
     simulated: dict[str, Any],
@@ -119,7 +119,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
     end_processes_of(comparison.home)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_a_run_of_a_comparison_sends_the_same_payloads(
     simulated: dict[str, Any], compared: Comparison

@@ -60,7 +60,7 @@ def test_splitfc_in_the_simulation_engine(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.deployment
-@pytest.mark.extended
+@pytest.mark.slow
 def test_real_nodes(shell: Shell, tmp_path: Path) -> None:
     commands = last_commands(tmp_path, 6)
     ports = {port: str(free_port()) for port in ("8000", "8001", "8002", "9099")}

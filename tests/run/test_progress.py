@@ -41,7 +41,7 @@ def test_a_line_tells_of_its_round_and_holds_its_row(
         progress = run(3, eval_acc=0.25)
     first, second, _ = caplog.records
     assert first.getMessage().startswith(
-        "round 1/3 | loss - | accuracy - | bits/entry up 2.000 down 4.000 | 0.00 MB | "
+        "round 1/3 | loss - | accuracy - | bits/entry up 2.000 down 4.000 | 0.00075 MB | "
     )
     assert "| accuracy 2.0%, on devices 25.0% |" in second.getMessage()
     told = vars(second)

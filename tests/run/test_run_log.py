@@ -51,7 +51,7 @@ def test_a_round_is_a_line(
     # and nothing between them
     assert rounds[2] - rounds[0] == 2
     assert lines[0] == (
-        f"Starting {strategy.__name__}: 3 rounds, devices train 0.00 MB"
+        f"Starting {strategy.__name__}: 3 rounds, devices train 0.00042 MB"
     )
     assert lines[-1].startswith("Finished in 0:00:")
     assert len(lines) < 16

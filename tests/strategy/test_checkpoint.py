@@ -62,7 +62,14 @@ def kill_after_round(number: int, process: subprocess.Popen[str], folder: Path) 
     process.kill()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.extended)])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        1,
+        pytest.param(3, marks=pytest.mark.extended),
+        pytest.param(9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_ends_as_an_undisturbed_one(kills: int, tmp_path: Path) -> None:
     with start_run(tmp_path / "undisturbed", tmp_path / "a") as undisturbed:
         assert undisturbed.wait() == 0
