@@ -18,6 +18,7 @@ from flwr_splitfc.exchange import SharedHalf
 from flwr_splitfc.exchange.server import frame_bytes, half_trainer, turn
 from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.frame_traffic import count_uplink
+from flwr_splitfc.exchange.server.half_guard import HalfGuard
 from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
@@ -34,7 +35,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (turn.Turn, "_encode_gradients", "encode the gradient"),
     (StepUndo, "save_weights", "copy the weights, to go back to"),
     (HalfTrainer, "_apply", "optimizer"),
-    (HalfTrainer, "_check_weights", "check the weights"),
+    (HalfGuard, "check_weights", "check the weights"),
     (PayloadDigest, "catch_up", "digest"),
 )
 

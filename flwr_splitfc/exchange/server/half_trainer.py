@@ -5,11 +5,9 @@ the step (the optimizer, and what makes it possible to go back) can follow when 
 device has its answer. It is applied before anything else is done with the half.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
-from math import isfinite, nan
 from threading import Lock
 from typing import Any
 
@@ -26,7 +24,7 @@ from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     stepped_copy,
     with_own_memory,
 )
-from flwr_splitfc.exchange.protocol.seeds import SeedPart, derive_seed, seeded_generator
+from flwr_splitfc.exchange.protocol.seeds import SeedPart, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import (
     FeaturesRefused,
     LabelsRefused,
@@ -34,6 +32,8 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     StepRefused,
 )
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
+from flwr_splitfc.exchange.server.half_guard import HalfGuard
+from flwr_splitfc.exchange.server.half_randomness import HalfRandomness
 from flwr_splitfc.exchange.server.half_steps import (
     BegunStep,
     ForwardPass,
@@ -42,16 +42,11 @@ from flwr_splitfc.exchange.server.half_steps import (
 )
 from flwr_splitfc.exchange.server.replay_memory import KeptBatch, ReplayMemory
 from flwr_splitfc.exchange.server.step_checks import (
-    MOST_NEXT_NORM,
-    check_buffers,
     check_finite,
     check_labels,
     check_loss,
     check_output,
     check_prediction,
-    finite_buffers,
-    next_norm,
-    total_norm,
 )
 from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
@@ -68,7 +63,6 @@ from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.structures import (
     Structure,
     float_tensors,
-    is_float,
     leaves_of,
     mapped,
     on_device,
@@ -76,19 +70,7 @@ from flwr_splitfc.model.structures import (
     shapes_of,
 )
 
-_GROWTH = 2.0
-"""How often the weights' norm may grow before the half is tried out."""
-
 _REPLAY_BYTES = 2**26
-
-_STEP_RNG = "server-half"
-"""Names the randomness of steps, with their number."""
-
-_GENERATOR = Lock()
-"""Of torch's generator, which is one for all threads: copies of a half share it."""
-
-_GPU_GENERATORS: defaultdict[int, Lock] = defaultdict(Lock)
-"""Of each GPU's, by its index."""
 
 
 class HalfTrainer:
@@ -183,6 +165,7 @@ class HalfTrainer:
         self.accumulate_steps = accumulate_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self._randomness = HalfRandomness(seed, self.device)
         self.record_updates = False
         self.feature_shape = as_feature_shape(feature_shape)
         self._steps = 0
@@ -190,9 +173,8 @@ class HalfTrainer:
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._undo = StepUndo(self._model, self._optimizer, self._scheduler)
         self._changes = 0
-        self._note_weights()
+        self._guard = HalfGuard(self._model, self._try_run)
         self._pending: PendingUpdate | None = None
-        self._draws_on_cpu = True
         # of the model into its features; not known before the first pass
         self._writes: bool | None = None
         self._lock = Lock()
@@ -266,7 +248,9 @@ class HalfTrainer:
             seed=seed,
             feature_shape=self.feature_shape,
         )
-        copy._draws_on_cpu = not beside_others or copy.device.type == "cpu"
+        copy._randomness = HalfRandomness(
+            seed, copy.device, draws_on_cpu=not beside_others
+        )
         return copy
 
     def state_dict(self) -> dict[str, Any]:
@@ -308,7 +292,7 @@ class HalfTrainer:
             self._steps = state["steps"]
             self._updates = [Update(*update) for update in state["updates"]]
             self._try_optimizer()
-            self._note_weights()
+            self._guard.take_as_good()
 
     def _try_optimizer(self) -> None:
         """Make a step of the optimizer and take it back."""
@@ -455,7 +439,7 @@ class HalfTrainer:
         Parameters and errors are those of `backward`, but for what only applying it
         shows.
         """
-        with self._exclusively(), self._rng(_STEP_RNG, passed.step), self._as_a_whole():
+        with self._exclusively(), self._step_rng(passed.step), self._as_a_whole():
             # torch refuses a graph whose tensors were written since
             if passed.changes != self._changes:
                 features = mapped(passed.features, _leaf_again)
@@ -516,6 +500,10 @@ class HalfTrainer:
             self._writes = any(_was_written(leaf) for leaf in leaves_of(given))
         return output
 
+    def _try_run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
+        with self._step_rng():
+            return self._run(model, x)
+
     def _pass(self, x: Structure, step: int) -> ForwardPass:
         # Not the model's own buffers: to put them back would invalidate the graph of
         # another session's pass.
@@ -572,7 +560,7 @@ class HalfTrainer:
         loss = 0.0 if out.ndim else out.item()
         # alone: nobody waits for the check of the others
         check_finite("the gradient by the features", x_grads)
-        check_buffers(self._model, self._finite_buffers)
+        self._guard.check_buffers()
         gradients = []
         for leaf, x_grad in zip(leaves, x_grads, strict=True):
             # a server half may ignore its input
@@ -591,7 +579,7 @@ class HalfTrainer:
         # of the sum: a batch's features are in no other batch's loss
         total = torch.stack(list(losses)).sum()
         x_grads, grads = self._gradients_by(total, wanted)
-        check_buffers(self._model, self._finite_buffers)
+        self._guard.check_buffers()
         begun = []
         for loss, leaf in zip(losses, leaves, strict=True):
             gradients = []
@@ -648,11 +636,11 @@ class HalfTrainer:
     def _replayed_gradient(
         self, batch: KeptBatch, name: tuple[SeedPart, ...]
     ) -> Sequence[Tensor | None]:
-        with self._rng(*name), self._as_a_whole():
+        with self._randomness.of(*name), self._as_a_whole():
             output = self._run(self._model, batch.features)
             loss = self._loss(output, batch.labels)
             _, grads = self._gradients_by(loss, [])
-            check_buffers(self._model, self._finite_buffers)
+            self._guard.check_buffers()
         return grads
 
     def _apply_update(
@@ -672,7 +660,7 @@ class HalfTrainer:
                 self._apply(grads)
                 if origins and self._optimizer_is_due:
                     self._step_scheduler()
-            self._check_weights(features)
+            self._guard.check_weights(features, self._undo.saved_weights)
         self._steps += len(origins)
         if self.record_updates:
             self._updates += [
@@ -721,22 +709,10 @@ class HalfTrainer:
             self._apply_pending()
             yield
 
-    def _step_rng(self) -> AbstractContextManager[None]:
-        return self._rng(_STEP_RNG, self._steps)
-
-    def _rng(self, *name: SeedPart) -> AbstractContextManager[None]:
-        """Give a step a generator state of its own, by its name.
-
-        Sessions at the same time leave each other's draws alone.
-        """
-        seed = derive_seed(self.seed, *name)
-        on_cpu = _seeded(torch.default_generator, _GENERATOR, seed)
-        if self.device.type != "cuda":
-            return on_cpu
-        index = self.device.index or 0
-        generator = torch.cuda.default_generators[index]
-        on_gpu = _seeded(generator, _GPU_GENERATORS[index], seed)
-        return _both(on_cpu, on_gpu) if self._draws_on_cpu else on_gpu
+    def _step_rng(self, step: int | None = None) -> AbstractContextManager[None]:
+        """Seed torch by a step's number, by default the next one's."""
+        number = self._steps if step is None else step
+        return self._randomness.of("server-half", number)
 
     def _update_rng(self) -> AbstractContextManager[None]:
         # Devices go on meanwhile, and in a simulation of one process they may draw from
@@ -771,81 +747,6 @@ class HalfTrainer:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    # -- weights that run away ---------------------------------------------------------
-
-    def _note_weights(self) -> None:
-        """Take the weights and buffers as good: what is checked starts from them."""
-        self._finite_buffers = finite_buffers(self._model)
-        self._checked_norm = max(self._weights_norm(), 1.0)
-
-    def _weights_norm(self) -> float:
-        weights = [parameter.detach() for parameter in self._parameters]
-        return total_norm(weights)
-
-    def _check_weights(self, x: Structure) -> None:
-        """Refuse a step after which the half could not be trained any more.
-
-        To try that costs as much as a step, so it is done when the weights have grown
-        twofold since the last time, which is seldom.
-        """
-        norm = self._weights_norm()
-        # NaN is not at most anything
-        if norm <= _GROWTH * self._checked_norm:
-            return
-        probe = mapped(x, _at_most_one)
-        after = self._next_norm(probe)
-        if not after <= MOST_NEXT_NORM:
-            # a half that takes no such features gives NaN before and after
-            before = self._next_norm(probe, self._undo.saved_weights())
-            if isfinite(after) or isfinite(before):
-                raise StepRefused(
-                    "the step would leave weights that cannot be trained any more: "
-                    f"a gradient of norm {after:.3g}, and at most "
-                    f"{MOST_NEXT_NORM:g} is wanted"
-                )
-        self._checked_norm = norm
-
-    def _next_norm(
-        self, probe: Structure, weights: Sequence[Tensor] | None = None
-    ) -> float:
-        """Return the norm of a next step's gradient; NaN if it cannot be tried."""
-        weights = self._parameters if weights is None else weights
-        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        state = {**dict(zip(names, weights, strict=True)), **buffers}
-
-        def model(features: Structure) -> Any:
-            return functional_call(self._model, state, (features,))
-
-        try:
-            with self._step_rng():
-                output = self._run(model, probe)
-            return next_norm(output, [*float_tensors(probe), *weights])
-        # a half may give what has no gradient, or check its numbers by itself
-        except Exception:
-            return nan
-
-
-@contextmanager
-def _seeded(generator: torch.Generator, lock: Lock, seed: int) -> Iterator[None]:
-    """Seed a generator of torch's own, and leave it as it was."""
-    with lock:
-        state = generator.get_state()
-        # not by `torch.manual_seed`, which takes as long as a small layer
-        generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            generator.set_state(state)
-
-
-@contextmanager
-def _both(
-    one: AbstractContextManager[None], other: AbstractContextManager[None]
-) -> Iterator[None]:
-    with one, other:
-        yield
-
 
 def _copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
@@ -866,14 +767,6 @@ def _sparse_weights(model: nn.Module) -> set[Tensor]:
 
 def _leaf_again(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def _at_most_one(tensor: Tensor) -> Tensor:
-    """Scale a floating point tensor down to entries of at most 1, as a leaf."""
-    if not is_float(tensor):
-        return tensor
-    largest = tensor.abs().max().clamp(min=1.0)
-    return (tensor / largest).requires_grad_()
 
 
 def _stored(gradient: Tensor | None) -> Tensor | None:
