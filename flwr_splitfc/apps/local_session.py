@@ -28,7 +28,9 @@ class LocalSession:
         self._loss_fn = loss_fn
         self._rows = 0
         self._steps = 0
-        self._loss_sum: float | None = None
+        self._loss_sum = 0.0
+        self._predicted_rows = 0
+        self._predictions = 0
 
     def __enter__(self) -> "LocalSession":
         return self
@@ -40,10 +42,9 @@ class LocalSession:
         """Return the loss of the outputs."""
         assert self._loss_fn is not None  # SplitClientApp has seen to it
         loss = self._loss_fn(outputs, labels)
-        if self._loss_sum is None:
-            self._loss_sum = 0.0
         self._loss_sum += loss.item() * len(labels)
-        self._count(len(labels))
+        self._rows += len(labels)
+        self._steps += 1
         return loss
 
     def pipelined(
@@ -55,19 +56,19 @@ class LocalSession:
 
     def predict(self, outputs: Structure) -> Structure:
         """Return the outputs themselves."""
-        self._count(rows_of(outputs))
+        self._predicted_rows += rows_of(outputs)
+        self._predictions += 1
         return outputs
 
     def metrics(self) -> dict[str, int | float]:
-        """Return the metrics of `Session.metrics`, without those of traffic."""
-        metrics: dict[str, int | float] = {
+        """Return the metrics of `Session.metrics`, without those of traffic.
+
+        They are of what was trained, or else of what was predicted.
+        """
+        if not self._steps:
+            return {"num-examples": self._predicted_rows, "steps": self._predictions}
+        return {
             "num-examples": self._rows,
             "steps": self._steps,
+            "train_loss": self._loss_sum / max(self._rows, 1),
         }
-        if self._loss_sum is not None:
-            metrics["train_loss"] = self._loss_sum / max(self._rows, 1)
-        return metrics
-
-    def _count(self, rows: int) -> None:
-        self._rows += rows
-        self._steps += 1

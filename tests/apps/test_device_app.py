@@ -28,6 +28,8 @@ from tests.local_grid import LocalGrid
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 BATCHES = batches(5)
+BITS = ("uplink_bits_per_entry", "downlink_bits_per_entry")
+VALIDATION = batches(1, rows=48, seed=1)[0][0]
 
 
 def net() -> nn.Module:
@@ -39,7 +41,10 @@ def joined() -> nn.Module:
 
 
 def make_app(
-    make_model: Callable[[], nn.Module], cut: int | None, pipelined: bool = False
+    make_model: Callable[[], nn.Module],
+    cut: int | None,
+    pipelined: bool = False,
+    validates: bool = False,
 ) -> DeviceApp:
     app = DeviceApp(mods=[arrays_size_mod])
 
@@ -55,6 +60,9 @@ def make_app(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                if validates:
+                    with torch.no_grad():
+                        server.predict(model(VALIDATION))
             metrics = MetricRecord({**server.metrics()})
         content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
         return Message(RecordDict(content), reply_to=msg)
@@ -107,6 +115,36 @@ def test_the_loop_trains_the_same_weights_with_fedavg(
         for each in (result, alone_result)
     ]
     assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("kind", [FedAvg, SplitLearning, SplitFC])
+def test_validation_in_the_training_turn_leaves_weights_and_metrics(kind: Any) -> None:
+    def run(validates: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        told: dict[str, Any] = {}
+        app = make_app(net, 0, validates=validates)
+
+        def listening(msg: Message, context: Context) -> Message:
+            reply = app(msg, context)
+            if msg.metadata.message_type == "train":
+                told.update(reply.content["metrics"])
+            return reply
+
+        strategy, model = alone(), seeded(net)
+        if kind is not FedAvg:
+            model, server = split_at(model, 0)
+            strategy = kind(server, CROSS_ENTROPY, ADAM, devices=in_turn())
+        grid = LocalGrid(listening, 1)
+        result = strategy.start(grid, ArrayRecord(model.state_dict()), 1)
+        metrics = {**told, **result.train_metrics_clientapp[1]}
+        names = ("train_loss", "num-examples", "steps", *BITS)
+        kept = {name: metrics.get(name) for name in names}
+        return result.arrays.to_torch_state_dict(), kept
+
+    weights, metrics = run(validates=True)
+    wanted_weights, wanted = run(validates=False)
+    assert same(weights, wanted_weights)
+    assert metrics == wanted
+    assert metrics["num-examples"] == 5 * 16
 
 
 def test_names_and_coded_models_need_nothing_more() -> None:
@@ -172,3 +210,16 @@ def test_a_turns_seed_is_of_the_run_the_device_and_the_round(kind: Any) -> None:
     assert len(set(first)) == 4
     assert seeds(0) == first
     assert not set(seeds(1)) & set(first)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["arrays", "control"], "'arrays', 'control'"), ([], "none")]
+)
+def test_a_message_without_one_model_names_its_records(
+    names: list[str], told: str
+) -> None:
+    arrays = ArrayRecord(joined().state_dict())
+    content = RecordDict(dict.fromkeys(names, arrays))
+    message = Message(content, dst_node_id=1, message_type="train")
+    with pytest.raises(ValueError, match=f"has the ArrayRecords {told}, and model_for"):
+        model_for(message, joined())

@@ -132,17 +132,21 @@ def test_a_loop_that_is_left_early_takes_the_answers_that_are_under_way():
         assert endpoint.halves.half.steps == 5
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_the_ledger_knows_the_bytes_that_went_up_and_came_down_at_once(depth):
+@pytest.mark.parametrize(("depth", "predictions"), [(1, 0), (4, 0), (4, STEPS)])
+def test_the_ledger_knows_the_bytes_that_went_up_and_came_down_at_once(
+    depth, predictions
+):
     device_half = seeded(DeviceHalf)
     with make_endpoint(depth) as endpoint:
         with connect(ticket_message(endpoint)) as server:
             for loss in server.pipelined(device_half, batches(STEPS)):
                 loss.backward()
+            for x, _ in batches(predictions):
+                server.predict(device_half(x))
         traffic = endpoint.ledger.of(1, "train")
         link = endpoint.ledger.links(1, "train")["0"]
     # and one of Close
-    assert link[2] == STEPS // depth + 1
+    assert link[2] == STEPS // depth + predictions + 1
     if depth == 1:
         assert len(link) == 3
     else:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from flwr.app import Message, RecordDict
 from torch import nn
 
 from flwr_splitfc import PayloadError, connect, cut_codec
+from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import (
     DeviceStates,
     EndpointConfig,
@@ -19,6 +21,7 @@ from flwr_splitfc.exchange import (
     LimitExceeded,
     Limits,
     ProtocolError,
+    Session,
     SessionCancelled,
     SplitEndpoint,
     StepRefused,
@@ -26,11 +29,13 @@ from flwr_splitfc.exchange import (
     TicketExpired,
     TokenRefused,
 )
+from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
-from tests.exchange.raw_device import open_frame, session_call
+from flwr_splitfc.exchange.server.traffic import Traffic
+from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
@@ -112,6 +117,50 @@ def test_metrics_and_ledger_count_the_same_session(endpoint, device_half):
     assert traffic.link_seconds > 0
 
 
+def trained(codec: CutCodec, *, validates: bool) -> tuple[Traffic, dict, dict]:
+    """Traffic, the device's metrics and the server half of a turn of training."""
+    device_half = seeded(DeviceHalf)
+    with SplitEndpoint(shared_half(), codec) as endpoint:
+        with connect(ticket_message(endpoint)) as session:
+            for x, y in batches(3):
+                if validates:
+                    session.predict(device_half(torch.cat([x, x])))
+                session.loss(device_half(x), y)
+            metrics = session.metrics()
+        return endpoint.ledger.of(1, "train"), metrics, everything(endpoint)
+
+
+@pytest.mark.parametrize("name", ["float32", "splitfc", "splitfc-rd"])
+def test_a_turn_of_training_is_measured_by_what_it_trained_on(name):
+    codec = cut_codec(name, uplink_bits=3, downlink_bits=3)
+    traffic, metrics, half = trained(codec, validates=True)
+    wanted, wanted_metrics, wanted_half = trained(codec, validates=False)
+    assert same(half, wanted_half)
+    for count in ("num-examples", "steps", "train_loss"):
+        assert metrics[count] == wanted_metrics[count]
+    for count in ("steps", "rows", "entries", "loss", "feature_error"):
+        assert getattr(traffic, count) == getattr(wanted, count)
+    assert traffic.uplink_bits_per_entry == wanted.uplink_bits_per_entry
+    assert traffic.downlink_bits_per_entry == wanted.downlink_bits_per_entry
+    assert (traffic.predictions, wanted.predictions) == (3, 0)
+    # float16, and its logits of four classes in float32
+    assert traffic.uplink_bytes["validation"] == 3 * 32 * 64 * 2
+    assert traffic.downlink_bytes["logits"] == 3 * 32 * 4 * 4
+    more = metrics["uplink_bytes"] - wanted_metrics["uplink_bytes"]
+    assert traffic.uplink_bytes.total() - wanted.uplink_bytes.total() > more > 12_288
+
+
+def test_a_large_prediction_leaves_the_budget_to_bind_training(good):
+    codec = cut_codec("splitfc", uplink_bits=0.001, reduction=4)
+    with (
+        SplitEndpoint(shared_half(), codec) as endpoint,
+        connect(ticket_message(endpoint)) as session,
+    ):
+        session.predict(torch.rand(64, 4, 4, 4))
+        with pytest.raises(ValueError, match="uplink_bits"):
+            session.loss(*good)
+
+
 def refused(endpoint, error, match, features, labels, message=None):
     """The step is refused by name, and the server half is as before."""
     message = message or ticket_message(endpoint)
@@ -138,10 +187,32 @@ def test_used_token(endpoint, good):
     message = ticket_message(endpoint)
     with connect(message) as session:
         session.loss(*good)
-        refused(endpoint, TokenRefused, "used before", *good, message)
+        other = RawDevice(endpoint, session.ticket)
+        assert other.opened.refused.reason == pb.TOKEN
+        assert "used before, by another process or an" in other.opened.refused.detail
+        other.drop()
         session.loss(*good)
-    refused(endpoint, TokenRefused, "used before", *good, message)
     assert endpoint.halves.half.steps == 2
+
+
+def test_a_message_admits_to_one_session(endpoint, good):
+    message = ticket_message(endpoint)
+    with connect(message) as session:
+        session.loss(*good)
+        refused(endpoint, TokenRefused, "within one `with`", *good, message)
+        session.loss(*good)
+    refused(endpoint, TokenRefused, "within one `with`", *good, message)
+
+
+def test_a_session_that_was_never_opened_may_be_tried_again(endpoint, good):
+    ticket = Ticket.from_message(ticket_message(endpoint))
+    nobody = Session(
+        ticket, Stream(replace(ticket, reconnect_timeout_s=0.01), "[::1]:1")
+    )
+    with pytest.raises(EndpointUnreachable), nobody:
+        nobody.loss(*good)
+    with Session(ticket, Stream(ticket)) as session:
+        session.loss(*good)
 
 
 def test_expired_ticket(endpoint, good):
@@ -230,6 +301,17 @@ def test_limit_of_steps(good):
             for _ in range(3):
                 session.loss(*good)
         assert endpoint.halves.half.steps == 2
+
+
+def test_predictions_count_for_the_limit_of_steps(good):
+    with (
+        limited(max_steps=2) as endpoint,
+        pytest.raises(LimitExceeded, match="2 steps"),
+        connect(ticket_message(endpoint)) as session,
+    ):
+        session.loss(*good)
+        session.predict(good[0])
+        session.predict(good[0])
 
 
 def test_a_matrix_over_the_limit(good):

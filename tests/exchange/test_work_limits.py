@@ -45,10 +45,17 @@ def test_training_and_prediction_have_limits_of_their_own():
         with connect(ticket_message(endpoint)) as session:
             session.predict(features)
         with (
-            pytest.raises(LimitExceeded, match="16 samples, at most 8"),
+            pytest.raises(LimitExceeded, match="16 samples, at most 8") as train,
             connect(ticket_message(endpoint)) as session,
         ):
             session.loss(features, labels)
+        with (
+            pytest.raises(LimitExceeded, match="17 samples, at most 16") as predict,
+            connect(ticket_message(endpoint, "evaluate")) as session,
+        ):
+            session.predict(torch.rand(17, 4, 4, 4))
+    assert "Limits(max_train_rows=...)" in str(train.value)
+    assert "split-max-predict-rows" in str(predict.value)
 
 
 def test_work_waits_until_it_fits():

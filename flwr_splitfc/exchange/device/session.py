@@ -42,6 +42,7 @@ def connect(
 
     Enter it with ``with``. The connection is opened with the first frame that is sent:
     what keeps it from standing is an error of the first step, and none of ``with``.
+    A message admits to one session: a second one is refused with `TokenRefused`.
 
     Parameters
     ----------
@@ -175,7 +176,8 @@ class Session:
             finite, and for a budget too small for any payload.
         SplitError
             One of its kinds if the server cannot be reached, refuses the step, or the
-            session broke; the server half is then as it was.
+            session broke; the server half is then as it was. The session is over: each
+            later call raises an error, too.
         """
         if self._u_shaped_steps is not None:
             raise RuntimeError(
@@ -324,7 +326,8 @@ class Session:
         """Return the server half's output for features, in evaluation mode.
 
         No labels leave the device, nothing trains, and the codec's `evaluation` says
-        how features go up.
+        how features go up. In a turn of training it validates, and `metrics` stay those
+        of what was trained.
 
         Parameters
         ----------
@@ -345,10 +348,10 @@ class Session:
         Returns
         -------
         dict of str to int or float
-            ``num-examples`` (of all mini-batches, also those that `send` left here),
-            ``steps`` (of the server half), ``train_loss`` (mean over the samples that
-            went up; not in evaluation, nor where the loss is the device's: its code
-            adds it),
+            ``num-examples`` (of all mini-batches, also those that `send` left here; in
+            a turn of training, of those that trained), ``steps`` (of the server half,
+            likewise), ``train_loss`` (mean over the samples that went up; not in
+            evaluation, nor where the loss is the device's: its code adds it),
             ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
             ``reconnects`` (connections that broke and were opened again) and
             ``codec_seconds`` (this device's).
@@ -356,15 +359,19 @@ class Session:
         self._one_way_steps.settle()
         counts = self._steps.counts
         transport = self._line.transport
+        trains = self.ticket.purpose == "train"
+        rows, steps = counts.predicted_rows, counts.predictions
+        if trains:
+            rows, steps = counts.rows + counts.unsent_rows, counts.steps
         metrics: dict[str, int | float] = {
-            "num-examples": counts.rows + counts.unsent_rows,
-            "steps": counts.steps,
+            "num-examples": rows,
+            "steps": steps,
             "uplink_bytes": transport.uplink_bytes,
             "downlink_bytes": transport.downlink_bytes,
             "reconnects": max(transport.reconnects, 0),
             "codec_seconds": counts.coding.seconds,
         }
-        if self.ticket.purpose == "train" and self._u_shaped_steps is None:
+        if trains and self._u_shaped_steps is None:
             metrics["train_loss"] = counts.loss_sum / max(counts.rows, 1)
         return metrics
 

@@ -190,12 +190,12 @@ class Steps:
         """Return the server half's output for features of shape (B, ...)."""
         counts = self.counts
         rows = rows_of(features)
-        counts.full_rows = max(counts.full_rows, rows)
+        counts.predicted_full_rows = max(counts.predicted_full_rows, rows)
         frame = pb.DeviceFrame()
         with counts.coding:
             self._fill(frame.predict, features, self._encode_to_predict)
-        counts.steps += 1
-        counts.rows += rows
+        counts.predictions += 1
+        counts.predicted_rows += rows
         predicted = self.line.ask(frame, "predicted").predicted
         device = float_tensors(features)[0].device
         if predicted.parts:
@@ -204,7 +204,7 @@ class Steps:
 
     def _encode_to_predict(self, features: Tensor) -> SentTensor:
         array, link = self.codec.encode_features(
-            features, training=False, full_rows=self.counts.full_rows
+            features, training=False, full_rows=self.counts.predicted_full_rows
         )
         return SentTensor(features, array, link)
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.device.retries import Retries
 from flwr_splitfc.exchange.device.session_call import SessionCall, refusal_in
+from flwr_splitfc.exchange.device.used_tokens import check_unused, note_used
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -155,6 +156,7 @@ class Stream:
 
     def _open_first(self) -> None:
         """Open the session for the first time, and send what waits."""
+        check_unused(self.ticket.token)
         host, _ = split_address(self.address)
         if self.ticket.tls == "off" and not is_loopback(host):
             logger.warning(
@@ -164,6 +166,7 @@ class Stream:
         patience_s = min(_FIRST_CONNECT_S, self.ticket.reconnect_timeout_s)
         began = time.perf_counter()
         call = self._until_done(self._open, patience_s)
+        note_used(self.ticket.token)
         self.connecting_s += max(call.connected_at - began, 0.0)
 
     def _until_done(

@@ -20,6 +20,12 @@ class TurnCounts:
         Samples of all steps that are over.
     loss_sum : float
         Of all these samples.
+    predictions : int
+        Mini-batches that were predicted on. They are no steps, and have no number.
+    predicted_full_rows : int
+        Rows of the largest of them.
+    predicted_rows : int
+        Samples of all of them.
     feature_error_sum : float
         Of the features as the server decodes them, in the measured steps.
     feature_error_steps : int
@@ -37,6 +43,9 @@ class TurnCounts:
     full_rows: int = 0
     rows: int = 0
     loss_sum: float = 0.0
+    predictions: int = 0
+    predicted_full_rows: int = 0
+    predicted_rows: int = 0
     feature_error_sum: float = 0.0
     feature_error_steps: int = 0
     coding: Stopwatch = field(default_factory=Stopwatch)
@@ -50,6 +59,9 @@ class TurnCounts:
             "full_rows": self.full_rows,
             "rows": self.rows,
             "loss_sum": self.loss_sum,
+            "predictions": self.predictions,
+            "predicted_full_rows": self.predicted_full_rows,
+            "predicted_rows": self.predicted_rows,
             "feature_error_sum": self.feature_error_sum,
             "feature_error_steps": self.feature_error_steps,
             "codec_seconds": self.coding.seconds,
@@ -65,6 +77,9 @@ class TurnCounts:
             full_rows=int(saved["full_rows"]),
             rows=int(saved["rows"]),
             loss_sum=saved["loss_sum"],
+            predictions=int(saved["predictions"]),
+            predicted_full_rows=int(saved["predicted_full_rows"]),
+            predicted_rows=int(saved["predicted_rows"]),
             feature_error_sum=saved["feature_error_sum"],
             feature_error_steps=int(saved["feature_error_steps"]),
             coding=Stopwatch(saved["codec_seconds"]),

@@ -24,7 +24,7 @@ class TicketError(SplitError):
 
 
 class TokenRefused(SplitError):
-    """The server does not know the token, or another process used it before."""
+    """The server does not know the token, or another session used it before."""
 
     reason = pb.TOKEN
 

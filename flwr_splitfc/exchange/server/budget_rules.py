@@ -26,6 +26,7 @@ class LastTurn:
         The budgets that it had, at the cut in question; what it took of them where they
         are the ceilings of a quality.
     steps : int
+        Its mini-batches, those that it predicted on included.
     uplink_bytes, downlink_bytes : int
         Of all its frames but for what is kept between turns.
     link_seconds : float
@@ -51,7 +52,7 @@ class LastTurn:
         return cls(
             uplink_bits=uplink_bits,
             downlink_bits=downlink_bits,
-            steps=traffic.steps,
+            steps=traffic.mini_batches,
             uplink_bytes=uplink.total() - uplink["state"],
             downlink_bytes=downlink.total() - downlink["state"],
             link_seconds=traffic.link_seconds,

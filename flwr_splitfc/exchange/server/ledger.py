@@ -66,7 +66,7 @@ class Ledger:
             traffic.downlink_bytes.total(),
             traffic.round_trips,
         ]
-        if 0 < traffic.round_trips < traffic.steps:
+        if 0 < traffic.round_trips < traffic.mini_batches:
             now += [traffic.step_uplink_bytes, traffic.step_downlink_bytes]
         links[device] = [
             one + other for one, other in zip_longest(before, now, fillvalue=0)

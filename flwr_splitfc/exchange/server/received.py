@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ from flwr_splitfc.model.structures import Structure, leaves_of, mapped
 
 FeatureFrame: TypeAlias = pb.Step | pb.Forward | pb.Predict
 """The frames that hold features."""
+
+RowsLimit = Literal["max_train_rows", "max_predict_rows"]
+"""The fields of `Limits` that say how many samples a mini-batch may have."""
 
 _FLOAT32_BYTES = 4
 _EXACT_BYTES = 8  # the largest type has so many
@@ -115,6 +118,8 @@ class FeatureRules(NamedTuple):
         The byte format that is agreed for what the device does, of those of `codec`.
     feature_shape : structure of shapes, or None
         Of a sample, as `HalfTrainer` has it; None is any.
+    rows_limit : RowsLimit
+        The limit that `max_rows` is.
     max_rows : int
         The most samples.
     max_bytes : int
@@ -125,6 +130,7 @@ class FeatureRules(NamedTuple):
     codec: CutCodec
     stype: str
     feature_shape: FeatureShape
+    rows_limit: RowsLimit
     max_rows: int
     max_bytes: int
 
@@ -201,8 +207,12 @@ def _decode_matrix(
             f"features have shape {shape}, wanted (B, ...) with no empty dimension"
         )
     if shape[0] > rules.max_rows:
+        limit = rules.rows_limit
+        run_config_key = "split-" + limit.replace("_", "-")
         raise LimitExceeded(
-            f"a mini-batch has {shape[0]} samples, at most {rules.max_rows} may be"
+            f"a mini-batch has {shape[0]} samples, at most {rules.max_rows} may be: "
+            f"send smaller ones, or raise the strategy's Limits({limit}=...) "
+            f"(run-config: {run_config_key})"
         )
     columns = prod(shape[1:])
     coded = from_matrix(matrix)

@@ -229,7 +229,9 @@ class ServerSession:
     def _check_nonce(self, nonce: bytes) -> None:
         # before `ended`: who is not the session's process is told nothing of it
         if self._nonce and not hmac.compare_digest(self._nonce, nonce):
-            raise TokenRefused("this token was used before, by another process")
+            raise TokenRefused(
+                "this token was used before, by another process or an earlier session"
+            )
 
     def _begin(self) -> None:
         self.opened_at = time.monotonic()

@@ -18,6 +18,7 @@ UPLINK_KINDS = (
     "framing",
     "resent",
     "output_gradient",
+    "validation",
 )
 DOWNLINK_KINDS = (
     "gradient",
@@ -65,9 +66,12 @@ class Traffic:
         goes with another frame, and Close may go with the reply. Mini-batches that are
         under way at once share one.
     steps : int
-        Mini-batches, of training and of prediction.
+        Mini-batches of training; in evaluation, of prediction.
     rows : int
         Samples in these mini-batches.
+    predictions : int
+        Mini-batches that were predicted in turns of training. Neither they nor their
+        samples and entries are among those counted here.
     loss_sum : float
         The sum of the training loss over `loss_rows` samples. Where devices have the
         last layers, it comes with their replies.
@@ -97,7 +101,7 @@ class Traffic:
         their content (`MessageMeter`). "framing" is what the exchange's frames hold
         beside the other kinds, with gRPC's five bytes a frame; HTTP/2 and TCP headers
         are not in it. "resent" is whole frames that were sent again after a connection
-        broke.
+        broke. "validation" is features that were predicted on in turns of training.
     digest : int
         Of all payloads (features, labels, gradients, outputs) in their order within a
         session. Over sessions it adds up, so that their order does not show.
@@ -108,6 +112,7 @@ class Traffic:
     round_trips: int = _count()
     steps: int = _count()
     rows: int = _count("num-examples")
+    predictions: int = 0
     loss_sum: float = 0.0
     loss_rows: int = 0
     feature_error_sum: float = 0.0
@@ -133,6 +138,11 @@ class Traffic:
             else:
                 setattr(self, name, mine + theirs)
         self.digest %= 2**DIGEST_BITS
+
+    @property
+    def mini_batches(self) -> int:
+        """All of them: of training and of prediction."""
+        return self.steps + self.predictions
 
     @property
     def uplink_bits_per_entry(self) -> float:

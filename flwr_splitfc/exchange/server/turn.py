@@ -45,6 +45,7 @@ from flwr_splitfc.exchange.server.received import (
     FeatureRules,
     Received,
     ReceivedTensor,
+    RowsLimit,
     check_budget,
     claimed_bytes,
     decode_features,
@@ -152,7 +153,9 @@ class Turn:
         self.traffic = Traffic(sessions=1)
         self.moved = Moved()
         self.done = False
+        # of training, and of prediction
         self._steps = 0
+        self._predictions = 0
         self._trained_rows = 0
         # The largest batch so far. A smaller one, the last of an epoch, may go over the
         # budget where no payload fits into it, see `CutCodec.encode_features`.
@@ -387,19 +390,19 @@ class Turn:
         self._unfinished = finish
 
     def _predict(self, predict: pb.Predict, predicted: pb.Predicted) -> None:
-        self._count_step()
+        self._check_steps()
+        self._predictions += 1
         stype = self.codec.evaluation_stype
-        most = self.limits.max_predict_rows
-        received, payloads = self._features(predict, stype, most)
+        received, payloads = self._features(predict, stype, "max_predict_rows")
         output = self.half.predict(received.sent)
-        self._count_rows(received.counts)
+        kind = self._count_predicted(received.counts)
         if isinstance(output, torch.Tensor):
             predicted.logits.CopyFrom(pack_tensor("logits", output))
         else:
             predicted.parts.extend(pack_parts(output, exact_part))
         outputs = output_payloads(predicted)
         self.moved = Moved(
-            {"features": total_bytes(payloads)}, {"logits": total_bytes(outputs)}
+            {kind: total_bytes(payloads)}, {"logits": total_bytes(outputs)}
         )
         self._unfinished = partial(self.digest.add, *payloads, *outputs)
 
@@ -412,9 +415,10 @@ class Turn:
             self.traffic.link_seconds = close.waited_seconds - busy_seconds
         if self.purpose == "train":
             self._take_feature_errors(close)
-            # each step was counted as one
-            if 0 < close.round_trips < self._steps:
-                self.traffic.round_trips -= self._steps - close.round_trips
+            # each was counted as one
+            asked = self._steps + self._predictions
+            if 0 < close.round_trips < asked:
+                self.traffic.round_trips -= asked - close.round_trips
             most_bytes = self.limits.max_state_bytes
             check_kept(close.state, most_bytes)
             check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))
@@ -437,21 +441,22 @@ class Turn:
         self, frame: FeatureFrame
     ) -> tuple[Received, list[bytes]]:
         """Return the features in a frame, and their payloads."""
-        most = self.limits.max_train_rows
-        received, payloads = self._features(frame, self.codec.stype, most)
+        stype = self.codec.stype
+        received, payloads = self._features(frame, stype, "max_train_rows")
         for link in received.links:
             self._check_budget(self.codec, link.rows, link.width)
         self._full_rows = max(self._full_rows, received.counts.rows)
         return received, payloads
 
     def _features(
-        self, frame: FeatureFrame, stype: str, max_rows: int
+        self, frame: FeatureFrame, stype: str, rows_limit: RowsLimit
     ) -> tuple[Received, list[bytes]]:
         rules = FeatureRules(
             self.codec,
             stype,
             self.half.feature_shape,
-            max_rows,
+            rows_limit,
+            getattr(self.limits, rows_limit),
             self.limits.max_matrix_bytes,
         )
         return decode_features(frame, rules)
@@ -542,10 +547,22 @@ class Turn:
 
     # -- counts ------------------------------------------------------------------------
 
-    def _count_step(self) -> None:
-        if self._steps == self.limits.max_steps:
+    def _check_steps(self) -> None:
+        if self._steps + self._predictions == self.limits.max_steps:
             raise LimitExceeded(f"a session may take {self.limits.max_steps} steps")
+
+    def _count_step(self) -> None:
+        self._check_steps()
         self._steps += 1
+
+    def _count_predicted(self, counts: BatchCounts) -> str:
+        """Count a prediction; return the kind of its features' bytes."""
+        if self.purpose == "evaluate":
+            self._count_rows(counts)
+            return "features"
+        # a turn of training is measured by what it trained on
+        self.traffic.predictions += 1
+        return "validation"
 
     def _count_trained(self, counts: BatchCounts) -> None:
         self._trained_rows += counts.rows
