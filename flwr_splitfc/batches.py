@@ -108,7 +108,7 @@ def evaluate(
     """Return the joined model's mean cross-entropy and accuracy over all labels.
 
     The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of
-    each of its places. It keeps its mode.
+    each of its places. Labels of -100 are left out. It keeps its mode.
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -123,6 +123,6 @@ def evaluate(
             scores = model(inputs.to(device))
             loss += F.cross_entropy(scores, labels, reduction="sum").item()
             correct += int((scores.argmax(1) == labels).sum())
-            count += labels.numel()
+            count += int((labels >= 0).sum())
     model.train(was_training)
     return {"loss": loss / count, "accuracy": correct / count}

@@ -96,3 +96,25 @@ def test_evaluate_counts_each_place_of_a_sample() -> None:
     assert found["loss"] == pytest.approx(
         -Places.scores.log_softmax(0)[0].mean().item()
     )
+
+
+def test_evaluate_leaves_ignored_labels_out() -> None:
+    """The last batch has none that counts."""
+    labels = torch.tensor([0, -100, 0, 1, -100, -100])
+
+    class Rows:
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(len(index), 1), labels[index]
+
+    model = nn.Linear(1, 2)
+    nn.init.zeros_(model.weight)
+    model.bias = nn.Parameter(torch.tensor([1.0, 0.0]))
+    found = evaluate(model, Rows(), batch_size=2)
+    assert found["accuracy"] == 2 / 3
+    scores = model(torch.ones(6, 1))
+    assert found["loss"] == pytest.approx(
+        nn.functional.cross_entropy(scores, labels).item()
+    )

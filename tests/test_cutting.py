@@ -1,5 +1,6 @@
 """Halves do what the model does, or the cut is refused: shared layers, hooks, training mode, changes in place."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import MethodType
 from typing import Any
 
@@ -23,7 +24,8 @@ def check_same(model: nn.Module, layer: str | int, **options: Any) -> list[nn.Mo
         wanted = model(x)
         torch.manual_seed(0)
         assert torch.equal(joined(x), wanted)
-    assert joined.unsplit_state_dict().keys() == model.state_dict().keys()
+    device, server = (half.state_dict() for half in halves)
+    assert {**device, **server}.keys() == model.state_dict().keys()
     return list(halves)
 
 
@@ -400,3 +402,29 @@ def test_a_number_out_of_range_is_refused() -> None:
     for number in (2, -3):
         with pytest.raises(ValueError, match=f"no layer {number}, it has 2"):
             split_at(model, number)
+
+
+class Beside(nn.Module):
+    """While its pass is traced, another thread calls a model, and one of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.second = nn.Linear(3, 2)
+        self.outputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = nn.Sequential(nn.Linear(3, 2))
+        ones = torch.ones(1, 3)
+        with ThreadPoolExecutor() as pool:
+            for model in (other, self.second):
+                self.outputs.append(pool.submit(model, ones).result())
+        return self.second(self.first(x))
+
+
+def test_passes_in_other_threads_go_on_while_a_model_is_cut() -> None:
+    model = Beside()
+    device, server = split_at(model, "first")
+    assert [type(output) for output in model.outputs] == 4 * [Tensor]
+    x = torch.randn(5, 4)
+    assert torch.equal(server(device(x)), model(x))

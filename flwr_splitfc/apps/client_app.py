@@ -52,20 +52,39 @@ MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
 def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
     """Return the share of right classes as ``eval_acc``.
 
-    The result is empty where labels are not class indices.
+    Negative labels, such as -100 for losses, are left out. The result is empty where no
+    label is left, or where outputs are no scores of classes.
 
     Parameters
     ----------
     outputs : Tensor of shape (B, classes, ...)
-        Structures of tensors give no metric.
+        Of two classes or more. Outputs (B, T, classes), the classes last, need a
+        `metrics_fn`: where T is the number of classes, they cannot be told apart.
     labels : Tensor of shape (B, ...)
+        Class indices.
     """
-    if not isinstance(outputs, Tensor) or labels.is_floating_point():
+    if not _are_scores(outputs, labels):
         return {}
-    if outputs.ndim != labels.ndim + 1:
+    counted = labels >= 0
+    if not counted.any():
         return {}
     right = outputs.argmax(1) == labels
-    return {"eval_acc": right.float().mean().item()}
+    return {"eval_acc": right[counted].float().mean().item()}
+
+
+def _are_scores(outputs: Structure, labels: Tensor) -> bool:
+    if not isinstance(outputs, Tensor) or labels.is_floating_point():
+        return False
+    if outputs.ndim != labels.ndim + 1 or outputs.shape[1] == 1:
+        return False
+    return outputs.shape[:1] + outputs.shape[2:] == labels.shape
+
+
+def _labels_that_count(outputs: Structure, labels: Tensor) -> int:
+    """Return over how many labels a mean loss is, as `accuracy` takes them."""
+    if not _are_scores(outputs, labels):
+        return len(labels)
+    return int((labels >= 0).sum())
 
 
 class SplitClientApp(ClientApp):
@@ -113,7 +132,7 @@ class SplitClientApp(ClientApp):
         `SplitServerApp`, too.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
-        over its samples.
+        over its samples. The default is for outputs (B, classes, ...).
     torch_threads : int (default: 1)
         CPU threads for torch in this process. Simulated devices share the machine.
     mods, train_mods : list, optional
@@ -206,7 +225,7 @@ class SplitClientApp(ClientApp):
         ):
             for x, y in turn.batches(batches):
                 outputs = _outputs(turn, model, x)
-                turn.add(self._batch_metrics(outputs, y), len(y))
+                self._add_metrics(turn, outputs, y)
             turn.metrics = turn.server.metrics()
         return turn.reply()
 
@@ -347,12 +366,12 @@ class SplitClientApp(ClientApp):
         turn.add({"auxiliary_loss": loss.item()}, len(y))
         return loss
 
-    def _batch_metrics(self, outputs: Structure, labels: Tensor) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _add_metrics(self, turn: ClientTurn, outputs: Structure, y: Tensor) -> None:
+        counted = _labels_that_count(outputs, y)
         if self.loss_fn is not None:
-            metrics["eval_loss"] = self.loss_fn(outputs, labels).item()
-        own = self.metrics_fn(outputs, labels)
-        return metrics | metrics_of("metrics_fn(outputs, labels)", own)
+            turn.add({"eval_loss": self.loss_fn(outputs, y).item()}, counted)
+        own = metrics_of("metrics_fn(outputs, labels)", self.metrics_fn(outputs, y))
+        turn.add(own, counted if self.metrics_fn is accuracy else len(y))
 
 
 def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:

@@ -56,8 +56,9 @@ class ClientTurn:
         self._device = _device_of(model)
         self._seed = seed
         self._noise = noise or SecretNoise()
-        # of metrics, each times its batch's rows
+        # of metrics, each times its batch's weight, and of these weights
         self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
 
     def __enter__(self) -> "ClientTurn":
         self.server.__enter__()
@@ -103,10 +104,14 @@ class ClientTurn:
         """Get ready for a step, counted from 1; return whether it has to be made."""
         return True
 
-    def add(self, metrics: Mapping[str, float], rows: int) -> None:
-        """Add the means of a batch of so many rows to those of the turn."""
+    def add(self, metrics: Mapping[str, float], weight: int) -> None:
+        """Add a batch's means over so many rows or labels to those of the turn."""
+        # a mean over nothing is no number
+        if weight == 0:
+            return
         for key, value in metrics.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value * rows
+            self._sums[key] = self._sums.get(key, 0.0) + value * weight
+            self._weights[key] = self._weights.get(key, 0.0) + weight
 
     def reply(self, arrays: ArrayRecord | None = None) -> Message:
         """Return the reply to the message: metrics, and `arrays` if given.
@@ -117,8 +122,7 @@ class ClientTurn:
         return Message(self._outcome(arrays), reply_to=self._message)
 
     def _outcome(self, arrays: ArrayRecord | None) -> RecordDict:
-        rows = max(self.metrics.get("num-examples", 0), 1)
-        means = {key: value / rows for key, value in self._sums.items()}
+        means = {key: value / self._weights[key] for key, value in self._sums.items()}
         content = RecordDict({"metrics": MetricRecord({**self.metrics, **means})})
         if arrays is not None:
             content["arrays"] = arrays
@@ -133,10 +137,16 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _repeated(batches: LabelledBatches) -> Iterator[tuple[Structure, Tensor]]:
-    while True:
+    for passes in count():
         empty = True
         for batch in batches:
             empty = False
             yield batch
+        if empty and passes:
+            raise ValueError(
+                f"load_data gave a {type(batches).__name__}, which can be gone through "
+                "only once, and steps-per-turn is more than its batches: return a "
+                "DataLoader or a list"
+            )
         if empty:
             raise ValueError("load_data gave no batch to train on")

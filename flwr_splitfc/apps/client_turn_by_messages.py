@@ -4,6 +4,8 @@ The body of the turn is left at the first frame without an answer, and taken up 
 with the next message, from the state before that step.
 """
 
+from collections.abc import Mapping
+
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import nn
@@ -18,6 +20,7 @@ from flwr_splitfc.exchange.protocol.frames import frame_reply, server_frame
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 
 _SUM_PREFIX = "sum."
+_WEIGHT_PREFIX = "weight."
 
 
 class ClientTurnByMessages(ClientTurn):
@@ -94,6 +97,7 @@ class ClientTurnByMessages(ClientTurn):
         counts = self.server.counts()
         for key, value in self._sums.items():
             counts[_SUM_PREFIX + key] = value
+            counts[_WEIGHT_PREFIX + key] = self._weights[key]
         self._stored.save(self._model, self._optimizer, counts, self.server.state)
         self._stored.noise_key = self._noise.key
 
@@ -101,11 +105,16 @@ class ClientTurnByMessages(ClientTurn):
         counts, kept = self._stored.restore(self._model, self._optimizer)
         self.server.resume(counts, kept)
         self._noise.key = self._stored.noise_key
-        self._sums = {
-            key.removeprefix(_SUM_PREFIX): value
-            for key, value in counts.items()
-            if key.startswith(_SUM_PREFIX)
-        }
+        self._sums = _under(_SUM_PREFIX, counts)
+        self._weights = _under(_WEIGHT_PREFIX, counts)
+
+
+def _under(prefix: str, counts: Mapping[str, float]) -> dict[str, float]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in counts.items()
+        if key.startswith(prefix)
+    }
 
 
 def first_arrays(message: Message, context: Context) -> ArrayRecord:

@@ -8,7 +8,7 @@ the device has the whole model and the loss.
 from collections.abc import Sequence
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import nn
@@ -88,14 +88,26 @@ def model_for(
     Raises
     ------
     ValueError
-        If the model is to be cut, and nothing says where.
+        If the model is to be cut, and nothing says where; or if the message does not
+        bring the arrays of one model.
     """
     model = whole
     if has_ticket(message):
         model = _device_half(whole, cut, also, inputs)
-    (arrays,) = message.content.array_records.values()
-    model.load_state_dict(arrays.to_torch_state_dict())
+    model.load_state_dict(_only_arrays(message).to_torch_state_dict())
     return model
+
+
+def _only_arrays(message: Message) -> ArrayRecord:
+    records = message.content.array_records
+    if len(records) != 1:
+        names = ", ".join(map(repr, records)) or "none"
+        raise ValueError(
+            f"the message has the ArrayRecords {names}, and model_for wants one, the "
+            "model's: take others out of message.content first"
+        )
+    (arrays,) = records.values()
+    return arrays
 
 
 def _device_half(
@@ -123,6 +135,10 @@ def session_for(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Session | LocalSession:
     """Return the session of a turn: with the server half, or of the device alone.
+
+    A message with a ticket admits to one session. So a turn that trains and validates
+    does both within one ``with``, validation by ``server.predict``; its metrics stay
+    those of training.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -167,6 +167,11 @@ class _CutTracer(fx.Tracer):
         The arguments that are nodes; others have their defaults.
     answers : sequence of bool
         To the conditions in the model's code that depend on the batch, in order.
+
+    Notes
+    -----
+    While it traces, calls and parameters of all modules come to it, in all threads.
+    Those of other threads are none of its model's pass.
     """
 
     def __init__(
@@ -176,6 +181,25 @@ class _CutTracer(fx.Tracer):
         self._layers = layers
         self._inputs = inputs
         self._answers = iter(answers)
+        self._thread = get_ident()
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(
+        self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]
+    ) -> Any:
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         answer = next(self._answers, None)

@@ -99,7 +99,7 @@ class SplitLearning(Strategy):
         ``server.forward``, and labels stay with them.
     optimizer : callable
         ``optimizer(parameters)`` makes the server half's optimizer. Its state lives as
-        long as `start`.
+        long as the strategy: a second `start` goes on with it.
     codec : CutCodec or str (default: "float32")
         What is done at the cut; see `flwr_splitfc.codec.cut_codec`.
     output_codec : CutCodec or str, optional
@@ -118,7 +118,8 @@ class SplitLearning(Strategy):
         another: each gets a `DeviceRound` and gives ``(uplink_bits, downlink_bits)``,
         or None to leave them. Default `NodeConfigBudgets()`; ``()`` for none.
     devices : Strategy, optional
-        Any Flower strategy, over the device halves; default `RoundRobin()`.
+        Any Flower strategy, over the device halves; default `RoundRobin()`. A `start`
+        of its own is not called.
     shared_server_half : bool (default: True)
         Whether all devices train one server half, or each a copy of its own. Copies
         start each round from the same weights with a fresh optimizer; those of the
@@ -161,7 +162,8 @@ class SplitLearning(Strategy):
         It holds for devices that give `connect` their optimizer, as `SplitClientApp`
         does.
     scheduler, accumulate_steps, max_grad_norm
-        For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`.
+        For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`. A
+        copy's schedule and accumulated gradients end with its turn.
     device : torch.device, str or sequence of these, optional
         Where the server half is: CUDA where present, otherwise the CPU. Copies are
         spread over several, such as ``["cuda:0", "cuda:1"]``, and train at the same
@@ -315,6 +317,7 @@ class SplitLearning(Strategy):
         self.model_codec = ModelCodec.of(model_bits)
         self.budgets = _as_rules(budgets)
         self.devices = RoundRobin() if devices is None else devices
+        _warn_of_start(self.devices)
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
         by_messages = endpoint is not None and endpoint.transport == "messages"
@@ -773,6 +776,16 @@ def _as_torch_devices(
             "wanted one device, or shared_server_half=False"
         )
     return devices
+
+
+def _warn_of_start(devices: Strategy) -> None:
+    if type(devices).start is Strategy.start:
+        return
+    logger.warning(
+        "%s has a start() of its own, which is not called: what it does belongs in "
+        "evaluate_fn, callbacks= or save_to=",
+        type(devices).__name__,
+    )
 
 
 def _as_codec(codec: CutCodec | str) -> CutCodec:

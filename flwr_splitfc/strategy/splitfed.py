@@ -12,14 +12,16 @@ from flwr_splitfc.strategy.split_learning import SplitLearning
 class SplitFedV1(SplitLearning):
     """SplitFed with a copy of the server half for each sampled device.
 
-    A round ends with the averages of both halves.
+    A round ends with the averages of both halves, and each turn begins with a fresh
+    optimizer of the device half unless `optimizer_state` says otherwise.
 
     Implementation based on https://arxiv.org/abs/2004.12088
 
     Parameters
     ----------
     server_model, loss_fn, optimizer
-        As in `SplitLearning`; each copy has a fresh optimizer each round.
+        As in `SplitLearning`. Each copy has a fresh optimizer and `scheduler` each
+        round; with more `accumulate_steps` than a turn has batches, it never learns.
     devices : Strategy, optional
         Samples devices and combines their halves; default `FedAvg()`.
     **split_options

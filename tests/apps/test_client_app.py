@@ -10,7 +10,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
-from flwr_splitfc import RunFailed, SplitClientApp, SplitFedV2
+from flwr_splitfc import JoinedModel, RunFailed, SplitClientApp, SplitFedV2
+from flwr_splitfc.apps.client_app import accuracy
+from flwr_splitfc.apps.client_turn import ClientTurn
+from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.codec import cut_codec
+from flwr_splitfc.exchange import EndpointConfig
 from flwr_splitfc.run import Round
 from tests.apps.server_runs import CROSS_ENTROPY, run
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
@@ -71,6 +76,17 @@ def round_of(
 def test_wrong_data_is_described(data: Any, message: str) -> None:
     with pytest.raises(RunFailed, match=message):
         round_of(data)
+
+
+def test_batches_that_are_gone_after_one_pass_are_told() -> None:
+    """As many as there are may be asked for."""
+    message: Any = None
+    turn = ClientTurn(message, LocalSession(CROSS_ENTROPY, 0), DeviceHalf(), 0)
+    assert len(list(turn.batches(iter(DATA), len(DATA)))) == len(DATA)
+    with pytest.raises(ValueError, match="a list_iterator, which can be gone through"):
+        list(turn.batches(iter(DATA), len(DATA) + 1))
+    with pytest.raises(ValueError, match="gave no batch to train on"):
+        list(turn.batches([], 1))
 
 
 def test_batches_to_evaluate_on_may_be_missing_where_nobody_asks_for_them() -> None:
@@ -154,3 +170,63 @@ def test_structures_of_tensors_are_batches() -> None:
     arrays = ArrayRecord(seeded(Half).state_dict())
     strategy.start(LocalGrid(app, 2), arrays, 1)
     assert strategy.progress.rounds[0].failures == {}
+
+
+# -- the default metric ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "found"),
+    [
+        ([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [0, 1, -100], {"eval_acc": 1.0}),
+        ([[2.0, 1.0], [1.0, 2.0]], [-1, -1], {}),
+        ([[[1.0, 2.0], [2.0, 1.0]]], [[1, -100]], {"eval_acc": 1.0}),
+        # one score a sample, and classes last
+        ([[2.0], [-1.0]], [1, 0], {}),
+        ([[[1.0, 2.0, 3.0], [2.0, 1.0, 0.0]]], [[2, 0]], {}),
+        ([2.0, -1.0], [1, 0], {}),
+        ([[2.0, 1.0]], [0.5], {}),
+    ],
+)
+def test_accuracy_is_of_class_indices_that_count(
+    outputs: Any, labels: Any, found: dict[str, float]
+) -> None:
+    assert accuracy(torch.tensor(outputs), torch.tensor(labels)) == found
+
+
+@pytest.mark.parametrize("transport", ["stream", "messages"])
+def test_evaluation_is_over_the_labels_that_count(transport: Any) -> None:
+    """Of batches one has few of them, and one has none; without a ticket it is the same."""
+    few, none = Y.clone(), torch.full_like(Y, -100)
+    few[3:] = -100
+    data = [(X, few), (X, none), DATA[1]]
+    app = SplitClientApp(
+        DeviceHalf,
+        lambda context: (DATA, data),
+        ADAM,
+        server_model=ServerHalf,
+        loss_fn=CROSS_ENTROPY,
+    )
+    halves = seeded(DeviceHalf), seeded(ServerHalf)
+    endpoint = EndpointConfig(transport=transport)
+    split = SplitFedV2(
+        halves[1],
+        CROSS_ENTROPY,
+        ADAM,
+        codec=cut_codec("float32", evaluation="float32"),
+        device="cpu",
+        devices=FedAvg(fraction_train=0.0),
+        endpoint=endpoint,
+    )
+    whole = JoinedModel(*halves).eval()
+    labels = torch.cat([y for _, y in data])
+    outputs = whole(torch.cat([x for x, _ in data]))
+    wanted = {
+        "eval_loss": CROSS_ENTROPY(outputs, labels).item(),
+        **accuracy(outputs, labels),
+    }
+    for strategy, model in ((split, halves[0]), (FedAvg(fraction_train=0.0), whole)):
+        arrays = ArrayRecord(model.state_dict())
+        result = strategy.start(LocalGrid(app, 2), arrays, 1)
+        found = result.evaluate_metrics_clientapp[1]
+        assert {key: found[key] for key in wanted} == pytest.approx(wanted)

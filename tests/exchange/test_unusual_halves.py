@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
 
-from flwr_splitfc import SplitClientApp, SplitLearning
+from flwr_splitfc import SplitClientApp, SplitFedV1, SplitLearning
 from flwr_splitfc.exchange import CopiedHalves, HalfTrainer
-from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused
+from flwr_splitfc.exchange.protocol.split_errors import FeaturesRefused, LabelsRefused
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -295,6 +295,67 @@ def test_copies_are_averaged_whatever_their_numbers_are() -> None:
     torch.testing.assert_close(weights(after)["wave"], mean)
     assert after.frozen.equal(made(Mixed).frozen)
     assert int(after.key) == 2**53 + 1
+
+
+def test_copies_of_a_compiled_half_are_averaged() -> None:
+    """One that was traced loses its compilation, and with it the prefix of its names."""
+    compiled: Any = torch.compile(fx.symbolic_trace(made(inplace)))
+    halves = CopiedHalves(HalfTrainer(compiled, LOSS, SGD, device="cpu"))
+    copies = [halves.take(device, 1) for device in ("0", "1")]
+    for copy, (x, y) in zip(copies, mini_batches(), strict=False):
+        copy.step(x, y)
+        halves.give_back(copy, 8)
+    halves.end_round()
+    found = [half.model.state_dict().values() for half in (halves.half, *copies)]
+    for mean, *values in zip(*found, strict=True):
+        torch.testing.assert_close(mean, torch.stack(values).mean(0))
+
+
+def test_a_half_that_cannot_be_copied_is_refused_when_the_strategy_is_made() -> None:
+    with pytest.warns(FutureWarning):
+        half = nn.utils.weight_norm(nn.Linear(FEATURES, 4))
+    SplitLearning(half, LOSS, SGD, device="cpu")
+    with pytest.raises(ValueError, match="that of its parametrizations can"):
+        SplitFedV1(half, LOSS, SGD, device="cpu")
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, 4))
+    SplitFedV1(parametrised, LOSS, SGD, device="cpu")
+
+
+def test_copies_that_never_step_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    half = HalfTrainer(made(inplace), LOSS, SGD, accumulate_steps=2, device="cpu")
+    halves = CopiedHalves(half)
+
+    def turn(steps: int) -> None:
+        copy = halves.take("0", 1)
+        for x, y in mini_batches()[:steps]:
+            copy.step(x, y)
+        halves.give_back(copy, 8)
+
+    for turns in ((1, 2), (2,), ()):
+        for steps in turns:
+            turn(steps)
+        halves.end_round()
+    assert "learns nothing" not in caplog.text
+    for _ in range(2):
+        turn(1)
+        halves.end_round()
+    assert caplog.text.count("The server half learns nothing") == 1
+
+
+def test_a_half_of_float64_says_how_it_takes_features() -> None:
+    half = HalfTrainer(nn.Linear(FEATURES, 4).double(), LOSS, SGD, device="cpu")
+    (x, y), *_ = mini_batches()
+    advice = r"features arrive as float32: features.to\(torch.float64\)"
+    with pytest.raises(FeaturesRefused, match=advice):
+        half.step(x, y)
+    with pytest.raises(FeaturesRefused, match=advice):
+        half.predict(x)
+    half = HalfTrainer(nn.Linear(FEATURES, 4), LOSS, SGD, device="cpu")
+    with pytest.raises(FeaturesRefused) as refused:
+        half.step(x[:, 1:], y)
+    assert "float32" not in str(refused.value)
 
 
 # -- devices ---------------------------------------------------------------------------

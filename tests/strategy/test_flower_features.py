@@ -185,6 +185,23 @@ def test_one_around_the_split_strategy_says_where_it_belongs(
     assert not grid.trained
 
 
+class Saving(FedAvg):
+    def start(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError
+
+
+def test_a_start_that_is_not_called_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", "flwr"):
+        for name in STRATEGIES:
+            devices = make_strategy(name)
+            SplitFC(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=devices)
+        assert "start()" not in caplog.text
+        SplitFC(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=Saving())
+    assert "Saving has a start() of its own, which is not called" in caplog.text
+
+
 def moved(devices: Strategy, train_mods: list[Any]) -> float:
     """How far the device half goes in a round."""
     strategy = SplitFC(

@@ -232,9 +232,14 @@ class HalfTrainer:
         beside_others : bool (default: False)
             Whether others train on other GPUs at the same time. The copy then draws its
             randomness from its GPU's generator alone: the CPU's is one for all.
+
+        Raises
+        ------
+        ValueError
+            If the model cannot be copied.
         """
         with self._exclusively():
-            model = deepcopy(self._model)
+            model = _copy_of(self._model)
         # gradients that the original has accumulated are its own
         model.zero_grad()
         copy = HalfTrainer(
@@ -467,6 +472,7 @@ class HalfTrainer:
             except Exception as error:
                 raise FeaturesRefused(
                     f"the server half does not take {shapes_of(features)}: {error}"
+                    + _advice_on_type(self._model)
                 ) from error
             finally:
                 self._model.train()
@@ -495,6 +501,7 @@ class HalfTrainer:
         except Exception as error:
             raise FeaturesRefused(
                 f"the server half does not take features {shapes_of(x)}: {error}"
+                + _advice_on_type(self._model)
             ) from error
         if self._writes is None:
             self._writes = any(_was_written(leaf) for leaf in leaves_of(given))
@@ -746,6 +753,24 @@ class HalfTrainer:
                 "the server half cannot apply the step: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            "each device is to have a copy of the server half, which cannot be copied "
+            "(weight_norm of torch.nn.utils cannot, that of its parametrizations can): "
+            f"{error}"
+        ) from error
+
+
+def _advice_on_type(model: nn.Module) -> str:
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if not types or torch.float32 in types:
+        return ""
+    return f" (features arrive as float32: features.to({types.pop()}) in its forward)"
 
 
 def _copied(leaf: Any) -> Any:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import cycle
+from logging import getLogger
 from threading import Lock
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+
+logger = getLogger("flwr")
 
 
 class Halves(ABC):
@@ -85,6 +88,8 @@ class CopiedHalves(Halves):
         self._rows = 0
         self._sums: dict[str, Tensor] = {}
         self._changed: set[str] = set()
+        self._any_stepped = False
+        self._warned = False
 
     @property
     def steps_at_once(self) -> int:
@@ -103,8 +108,12 @@ class CopiedHalves(Halves):
     def give_back(self, half: HalfTrainer, rows: int) -> None:
         with self._lock:
             self._rows += rows
+            if half.steps >= half.accumulate_steps:
+                self._any_stepped = True
             before = self.half.model.state_dict()
-            for name, value in half.model.state_dict().items():
+            # by place: a copy of what `torch.compile` makes may have other names
+            values = half.model.state_dict().values()
+            for name, value in zip(before, values, strict=True):
                 value = value.to(self.half.device)
                 # a sum of frozen weights or of large integers may be rounded
                 if not torch.equal(value, before[name]):
@@ -120,9 +129,11 @@ class CopiedHalves(Halves):
             # where no device has replied, the half stays as it is
             if self._rows:
                 self._take_mean()
+                self._warn_if_none_stepped()
             self._rows = 0
             self._sums = {}
             self._changed = set()
+            self._any_stepped = False
 
     def _take_mean(self) -> None:
         for name, value in self.half.model.state_dict().items():
@@ -132,6 +143,16 @@ class CopiedHalves(Halves):
             # counts of batches are integers
             is_whole = not (value.is_floating_point() or value.is_complex())
             value.copy_(mean.round() if is_whole else mean)
+
+    def _warn_if_none_stepped(self) -> None:
+        if self._any_stepped or self._warned:
+            return
+        self._warned = True
+        logger.warning(
+            "The server half learns nothing: accumulate_steps is %d, no device had as "
+            "many mini-batches in its turn, and a copy's gradients end with the turn",
+            self.half.accumulate_steps,
+        )
 
 
 def _as_wide(value: Tensor) -> Tensor:
