@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints, from_ints, to_ints
+from flwr_splitfc.codec.channels import LARGEST_KLT
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.column_sets import (
     pack_selection,
@@ -30,9 +31,8 @@ from flwr_splitfc.codec.statistics import check_entries
 _MOST_PRODUCTS = 2**25
 _FEWEST_CHANNELS = 64
 
-# Selectors do not import quantisers: this is `klt.LARGEST_KLT` of the transform codec.
-LARGEST_KLT = 512
-"""Channels; with more, there is no KLT and its cost does not grow further."""
+_PRECISE_BITS = 0.5
+"""Bits an entry from which a budget is for precision, and time does not bound it."""
 
 _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
@@ -55,15 +55,17 @@ def rows_worthwhile(rows: int, columns: int, budget_bytes: int) -> int:
 def rows_in_time(rows: int, columns: int, channels: int) -> int:
     """Return how many samples there is time for.
 
-    An eighth of the batch, or more while the KLT of the channels is small.
+    An eighth of the batch, or more while the KLT of the channels is small. Two at
+    least, for a BatchNorm behind the cut.
 
     >>> rows_in_time(256, 8192, channels=128)
     32
     """
+    # with more channels there is no KLT, and its cost does not grow further
     klt_channels = min(max(channels, _FEWEST_CHANNELS), LARGEST_KLT)
     products_of_a_row = columns * klt_channels
     quick = _MOST_PRODUCTS // products_of_a_row
-    return max(1, rows // 8, quick)
+    return max(2, rows // 8, quick)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class RowSample(Selector):
         groups = selection.channels.count
         link = Link(rows, width, device=matrix.device, groups=groups)
         sent = rows_worthwhile(rows, width, selection.budget_bytes)
-        if selection.in_haste:
+        bits_per_entry = 8 * selection.budget_bytes / matrix.numel()
+        if selection.in_haste and bits_per_entry < _PRECISE_BITS:
             sent = min(sent, rows_in_time(rows, width, groups))
         if sent == rows or not selection.training or selection.all_rows:
             return matrix, link

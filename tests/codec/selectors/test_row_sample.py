@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import cut_codec
-from flwr_splitfc.codec.quantisers.transform import klt
-from flwr_splitfc.codec.selectors import row_sample
 from flwr_splitfc.codec.selectors.row_sample import rows_in_time, rows_worthwhile
 
 
@@ -22,7 +20,7 @@ from flwr_splitfc.codec.selectors.row_sample import rows_in_time, rows_worthwhil
         ((256, 8192), 128, 10**6, 32),
         ((256, 8192), 8192, 10**6, 32),
         ((256, 2**20), 32, 10**6, 32),
-        ((4, 2**20), 32, 10**6, 1),
+        ((4, 2**20), 32, 10**6, 2),
     ],
 )
 def test_rows_that_a_budget_is_spent_on(
@@ -45,11 +43,31 @@ def test_of_a_part_of_the_batch_an_entry_takes_at_most_five_eighths_of_a_bit() -
     features = torch.randn(
         64, 128, 8, 8, generator=torch.Generator().manual_seed(5)
     ).relu()
-    cut = cut_codec("splitfc-rd", uplink_bits=4.0, downlink_bits=4.0)
+    cut = cut_codec("splitfc-rd", uplink_bits=0.45, downlink_bits=4.0)
     array, link = cut.encode_features(features)
     most = 5 * 32 * 8192 // 64
     assert link.sent == 32
     assert 0.9 * most < len(array.data) < most + 64
+
+
+@pytest.mark.parametrize("bits", [1.0, 4.0])
+@pytest.mark.parametrize("shape", [(32, 8192), (4, 65536), (64, 128, 8, 8)])
+def test_what_a_budget_of_bits_pays_for_is_spent(
+    shape: tuple[int, ...], bits: float
+) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(5)).relu()
+    cut = cut_codec("splitfc-rd", uplink_bits=bits, downlink_bits=bits)
+    array, link = cut.encode_features(features)
+    assert link.samples is None
+    # four rows have few steps to choose from
+    assert 0.6 * bits < 8 * len(array.data) / features.numel() <= bits
+
+
+def test_two_rows_stay_however_long_they_take() -> None:
+    """BatchNorm behind the cut wants two."""
+    cut = cut_codec("splitfc-rd", uplink_bits=0.1, downlink_bits=0.1)
+    _, link = cut.encode_features(torch.randn(4, 64, 64, 64).relu())
+    assert link.sent == 2
 
 
 def test_a_sample_of_rows_is_uniform_and_its_gradient_unbiased() -> None:
@@ -89,7 +107,3 @@ def test_every_row_goes_up_where_the_loss_is_elsewhere() -> None:
         )[1],
     ):
         assert link.samples is None
-
-
-def test_selector_and_quantiser_agree_on_the_largest_klt() -> None:
-    assert row_sample.LARGEST_KLT == klt.LARGEST_KLT
