@@ -1,8 +1,10 @@
 """Settings: scalars that a person writes, checked against the types of a dataclass."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from math import inf
 from typing import (
     Any,
     Literal,
@@ -158,10 +160,33 @@ def check_choice(
 def check_least(settings: object, **least: float) -> None:
     """Raise a `ValueError` that names the first of `settings` below its least value.
 
-    A setting that is None is not checked.
+    An infinite one is refused, too. A setting that is None is not checked.
     """
     for name, bound in least.items():
         value = getattr(settings, name)
-        if value is not None and not value >= bound:
-            key = name.replace("_", "-")
-            raise ValueError(f"{key} is {value}, wanted {bound} or more")
+        if value is None or bound <= value < inf:
+            continue
+        key = name.replace("_", "-")
+        wanted = "a finite number" if value == inf else f"{bound} or more"
+        raise ValueError(f"{key} is {value}, wanted {wanted}")
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Put a key before the message of a `ValueError` or `OSError` of the block.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> with under_key("split-port"):
+    ...     int("many")
+    Traceback (most recent call last):
+    ValueError: split-port: invalid literal for int() with base 10: 'many'
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from None

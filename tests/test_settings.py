@@ -1,12 +1,20 @@
 """Settings in a dataclass, in one string, and their types."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from flwr_splitfc.codec import cut_codec
-from flwr_splitfc.settings import Scalar, check_scalar, parse_settings, read_settings
+from flwr_splitfc.settings import (
+    Scalar,
+    check_least,
+    check_scalar,
+    parse_settings,
+    read_settings,
+    under_key,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,30 @@ def test_a_field_without_a_key_keeps_its_default() -> None:
 def test_a_key_of_the_wrong_type_is_named() -> None:
     with pytest.raises(ValueError, match=r"^batch-size is 2\.5, wanted int$"):
         read_settings(Turn, {"batch-size": 2.5})
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted"),
+    [
+        (-1.0, "0.0 or more"),
+        (float("nan"), "0.0 or more"),
+        (float("inf"), "a finite number"),
+    ],
+)
+def test_a_number_that_is_too_small_or_infinite_is_named(
+    rate: float, wanted: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^learning-rate is {rate}, wanted {wanted}$"):
+        check_least(Turn(learning_rate=rate), learning_rate=0.0)
+    check_least(Turn(), learning_rate=0.0)
+
+
+def test_an_error_under_a_key_names_it(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"^split-certificate: .*nope"),
+        under_key("split-certificate"),
+    ):
+        (tmp_path / "nope").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ Flower overrides only keys that an app lists, with values of the listed type. So
 number of 0 is the value of a key that is listed and not set.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
-from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
+from flwr_splitfc.settings import RunConfig, Scalar, parse_settings, under_key
 from flwr_splitfc.strategy.splitfc import splitfc_codec
 
 
@@ -28,11 +30,11 @@ def codec_of(config: RunConfig) -> CutCodec:
     cut_codec('top-s', uplink_bits=0.1, downlink_bits=0.2, evaluation='float16')
     """
     if config.get("strategy", "splitfc") == "splitfc":
-        cut = splitfc_codec(**settings_of("splitfc", config))
+        cut = _made(splitfc_codec, settings_of("splitfc", config))
         _check_none_beside(cut, config)
         return cut
     name = str(config.get("codec", "float32"))
-    return cut_codec(name, **settings_of(name, config))
+    return _made(partial(cut_codec, name), settings_of(name, config))
 
 
 def _check_none_beside(cut: CutCodec, config: RunConfig) -> None:
@@ -55,7 +57,21 @@ def output_codec_of(config: RunConfig) -> CutCodec:
     cut_codec('top-s', uplink_bits=0.2, downlink_bits=0.1, evaluation='float16')
     """
     name = str(config.get("output-codec", "float32"))
-    return cut_codec(name, **settings_of(name, config, prefix="output-"))
+    settings = settings_of(name, config, prefix="output-")
+    return _made(partial(cut_codec, name), settings, prefix="output-")
+
+
+def _made(
+    make: Callable[..., CutCodec], settings: Mapping[str, Any], *, prefix: str = ""
+) -> CutCodec:
+    """Make a codec; the error of a setting that is wrong by itself names its key."""
+    try:
+        return make(**settings)
+    except ValueError:
+        for setting, value in settings.items():
+            with under_key(_key(setting, prefix)):
+                make(**{setting: value})
+        raise
 
 
 def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, Any]:
@@ -71,7 +87,7 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     """
     settings: dict[str, Any] = {}
     for setting in codec_settings(name):
-        key = prefix + setting.replace("_", "-")
+        key = _key(setting, prefix)
         if config.get(key, 0) != 0:
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
@@ -83,7 +99,9 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
 def _parsed(key: str, text: Scalar) -> dict[str, Scalar]:
     if not isinstance(text, str):
         raise ValueError(f"{key} is {text!r}, wanted str")
-    try:
+    with under_key(key):
         return parse_settings(text)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+
+
+def _key(setting: str, prefix: str) -> str:
+    return prefix + setting.replace("_", "-")

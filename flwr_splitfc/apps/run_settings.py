@@ -1,6 +1,7 @@
 """What a run-config says about a run, but for its codecs."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flwr_splitfc.codec import ModelCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
-from flwr_splitfc.settings import check_choice, check_least, parse_settings
+from flwr_splitfc.settings import check_choice, check_least, parse_settings, under_key
 from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
 from flwr_splitfc.strategy.budgets import budget_rules
 
@@ -113,24 +114,22 @@ class RunSettings:
                 f"send-every is {self.send_every}, and decoupled is false: "
                 "a device half that needs gradients sends every mini-batch"
             )
-        if not self.round_timeout_s > 0:
+        if not 0 < self.round_timeout_s < inf:
             raise ValueError(
-                f"round-timeout-s is {self.round_timeout_s}, wanted more than 0"
+                f"round-timeout-s is {self.round_timeout_s}, "
+                "wanted more than 0, and finite"
             )
         if not 0.0 <= self.target_accuracy <= 1.0:
             raise ValueError(
                 f"target-accuracy is {self.target_accuracy}, wanted 0 to 1, "
                 "such as 0.9 for 90%"
             )
-        try:
+        if not self.results_dir:
+            raise ValueError("results-dir is '', wanted a folder")
+        with under_key("best-metric"):
             self.best_model(Path())
-        except ValueError as error:
-            raise ValueError(f"best-metric: {error}") from None
-        try:
+        with under_key("feature-clip-norm, feature-noise and nopeek"):
             self.defence()
-        except ValueError as error:
-            keys = "feature-clip-norm, feature-noise and nopeek"
-            raise ValueError(f"{keys}: {error}") from None
         self.server_devices()  # raises for what is no device
         self.models()  # raises for bits that are none
         self.budgets()  # raises for texts that are no rule and no schedule
@@ -145,11 +144,13 @@ class RunSettings:
         if not self.server_device:
             return None
         try:
-            return [torch.device(name) for name in self.server_device.split()]
-        except RuntimeError as error:
+            # what torch cannot put an array on is no device of this machine
+            names = self.server_device.split()
+            return [torch.empty(0, device=name).device for name in names]
+        except (AssertionError, RuntimeError) as error:
             raise ValueError(
                 f"server-device is {self.server_device!r}, wanted names of torch "
-                'devices, such as "cuda:0 cuda:1"'
+                f'devices here, such as "cuda:0 cuda:1": {error}'
             ) from error
 
     def budgets(self) -> list[BudgetRule]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -26,17 +26,17 @@ from flwr_splitfc.apps.strategies import (
     sampling_strategy,
 )
 from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
+from flwr_splitfc.batches import TurnSettings
 from flwr_splitfc.callbacks import Callback
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
-from flwr_splitfc.exchange.server.endpoint_config import Transport
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.part_checks import check_factory, check_optimizer
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.progress import EvaluateFn
-from flwr_splitfc.settings import RunConfig, check_choice, read_settings
+from flwr_splitfc.settings import RunConfig, read_settings
 from flwr_splitfc.strategy import RunFailed, SplitLearning
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.waiting import wait_for_devices
@@ -114,8 +114,9 @@ class SplitServerApp(ServerApp):
                                             its `load_data` gives
     ``learning-rate``         `optimizer`'s of both halves
     ``optimizer-state``       ""            of the device half between turns: relay,
-                                            per-device or fresh; "" is relay for devices
-                                            in turn, else per-device
+                                            per-device or fresh; "" is fresh for
+                                            splitfed-v1, else relay for devices in turn
+                                            and per-device for a sample
     ``model-bits``            0             bits per entry of models on their way, of
                                             what training changed in them, and of
                                             optimizer state: 2 to 16, or 32 for exact
@@ -523,8 +524,7 @@ def _endpoint_config(config: RunConfig) -> EndpointConfig:
     A training loop of one's own may send more rows than its run-config's batch-size, as
     where a row is a token.
     """
-    transport = config.get("split-transport") or "stream"
-    check_choice("split-transport", transport, get_args(Transport))
     if "batch-size" in config:
-        config = {"split-max-train-rows": config["batch-size"], **config}
+        batch_size = read_settings(TurnSettings, config).batch_size
+        config = {"split-max-train-rows": batch_size, **config}
     return EndpointConfig.from_run_config(config)

@@ -19,6 +19,9 @@ from torch import Tensor
 from flwr_splitfc.codec.arrays import Doubles
 from flwr_splitfc.codec.compiled import compiled
 
+LARGEST_KLT = 512
+"""Channels or rows; for more there is no KLT, whose matrix grows with their square."""
+
 _KNOWN_SHAPES = 64
 
 

@@ -30,8 +30,8 @@ from flwr_splitfc.codec.quality import (
     automatic_quality,
     check_quality,
     feature_scale,
-    gradient_scale,
     quality_step,
+    root_mean_square,
 )
 from flwr_splitfc.codec.quantisers.float16 import Float16
 from flwr_splitfc.codec.quantisers.float32 import Float32
@@ -404,7 +404,7 @@ evaluation='float16')
         kept = link.restrict(matrix)
         if self.quality is not None:
             quality = self._decibels(link, labels_per_row) - GRADIENT_OFFSET
-            quantiser = _at_quality(quantiser, gradient_scale(kept), quality)
+            quantiser = _at_quality(quantiser, root_mean_square(kept), quality)
         payload = quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 

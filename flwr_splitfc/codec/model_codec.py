@@ -22,6 +22,7 @@ from flwr_splitfc.codec.model_arrays import (
     decode_array,
     encode_array,
 )
+from flwr_splitfc.settings import under_key
 
 _FEW = 4096  # entries that an empty array's other sizes may be
 
@@ -59,10 +60,8 @@ class ModelCodec:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            try:
+            with under_key(field.name):
                 check_bits(getattr(self, field.name))
-            except ValueError as error:
-                raise ValueError(f"{field.name}: {error}") from None
 
     @classmethod
     def of(cls, bits: int | ModelCodec) -> ModelCodec:

@@ -99,12 +99,18 @@ def feature_scale(matrix: Tensor) -> float:
     """
     means = column_means(matrix).float()
     deviations = matrix - means.to(matrix.device)
-    return _root_mean_square(deviations) or gradient_scale(matrix)
+    return root_mean_square(deviations) or root_mean_square(matrix)
 
 
-def gradient_scale(matrix: Tensor) -> float:
-    """Return the root mean square of a (B, D) gradient."""
-    return _root_mean_square(matrix)
+def root_mean_square(entries: Tensor) -> float:
+    """Return the root mean square of all entries.
+
+    It is taken in float64: squares of float32 overflow and vanish.
+    """
+    if entries.numel() == 0:
+        return 0.0
+    norm = torch.linalg.vector_norm(entries, dtype=torch.float64)
+    return float(norm) / sqrt(entries.numel())
 
 
 def feature_error(exact: Tensor, seen: Tensor) -> float:
@@ -133,20 +139,12 @@ def gradient_error(exact: Tensor, seen: Tensor) -> float:
     >>> round(error, 4)
     0.64
     """
-    return _relative(exact, seen, gradient_scale(exact))
+    return _relative(exact, seen, root_mean_square(exact))
 
 
 def _relative(exact: Tensor, seen: Tensor, scale: float) -> float:
-    error = _root_mean_square(seen - exact)
+    error = root_mean_square(seen - exact)
     if error == 0:
         return 0.0
     # nothing was there to be sent, and something came
     return (error / scale) ** 2 if scale else float("inf")
-
-
-def _root_mean_square(entries: Tensor) -> float:
-    """Return it in float64: squares of float32 overflow and vanish."""
-    if entries.numel() == 0:
-        return 0.0
-    norm = torch.linalg.vector_norm(entries, dtype=torch.float64)
-    return float(norm) / sqrt(entries.numel())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from flwr_splitfc.codec import CodecEntry, codec_table
+from flwr_splitfc.codec.cut import shared_settings
 from flwr_splitfc.run.columns import Column, table_text, terminal_table
 from flwr_splitfc.settings import Scalar
 
@@ -17,6 +18,22 @@ def _selector(entry: CodecEntry) -> str:
 
 def _quantiser(entry: CodecEntry) -> str:
     return entry.quantiser.__name__
+
+
+def _settings(entry: CodecEntry) -> dict[str, Scalar | None]:
+    """Return the settings that not every codec has, or not with this default."""
+    shared = _shared_settings().items()
+    return {
+        name: default
+        for name, default in entry.settings.items()
+        if (name, default) not in shared
+    }
+
+
+def _shared_settings() -> dict[str, Scalar | None]:
+    shared = shared_settings()
+    del shared["quality"]  # some have none
+    return shared
 
 
 def settings_text(settings: Mapping[str, Scalar | None]) -> str:
@@ -40,7 +57,9 @@ CODEC_COLUMNS: list[Column[CodecEntry]] = [
     Column("name", "codec", justify="left"),
     Column("selector", "selector", of=_selector, justify="left"),
     Column("quantiser", "quantiser", of=_quantiser, justify="left"),
-    Column("own_settings", "settings", settings_text, justify="left", wraps=True),
+    Column(
+        "settings", "settings", settings_text, of=_settings, justify="left", wraps=True
+    ),
     Column("summary", "what it does", _plain, justify="left", wraps=True),
 ]
 
@@ -63,15 +82,6 @@ def main(options: argparse.Namespace) -> int:
         Console().print(table)
     else:
         sys.stdout.write(f"{table_text(table)}\n")  # whole lines for a pipe or a file
-    sys.stdout.write(f"\nAll have also: {_shared_settings(entries)}\n")
+    shared = settings_text(_shared_settings())
+    sys.stdout.write(f"\nAll have also, unless their line says otherwise: {shared}\n")
     return 0
-
-
-def _shared_settings(entries: list[CodecEntry]) -> str:
-    first = entries[0]
-    shared = {
-        name: default
-        for name, default in first.settings.items()
-        if name not in first.own_settings
-    }
-    return settings_text(shared)

@@ -29,6 +29,7 @@ from flwr_splitfc.settings import Scalar
 
 _EXTRA_OF_MODULE = {"matplotlib": "compare", "ray": "simulation"}
 _EXTRA_OF_ATTACKS = {"sklearn": "leakage", "torchmetrics": "leakage"}
+_USUAL_SHELF = Path("strategies")
 _INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
@@ -120,14 +121,24 @@ def _runs(app: FlowerApp, options: argparse.Namespace) -> list[Run]:
 
 def _methods(options: argparse.Namespace) -> list[Method]:
     methods = [method_of(text) for text in options.methods]
+    shelf = options.shelf or _USUAL_SHELF
     if options.all:
-        methods += methods_on_shelf(options.shelf, methods)
+        _check_shelf(options.shelf)
+        methods += methods_on_shelf(shelf, methods)
     if not methods:
         raise SettingsError(
             "no strategy to run: name run-config files or codecs, "
-            f"or --all for those in {options.shelf}"
+            f"or --all for those in {shelf}"
         )
     return methods
+
+
+def _check_shelf(given: Path | None) -> None:
+    """Refuse a shelf that is not there; say so where that is the usual one."""
+    if given is not None and not given.is_dir():
+        raise SettingsError(f"--shelf {given} is no folder")
+    if given is None and not _USUAL_SHELF.is_dir():
+        _complain(f"there is no folder ./{_USUAL_SHELF}: --all is the codecs alone")
 
 
 def _settings_of_all(options: argparse.Namespace) -> dict[str, Scalar]:

@@ -80,6 +80,10 @@ class FlowerApp:
             If the folder holds no Flower app, or one that has no ``results-dir``.
         """
         path = folder.resolve() / "pyproject.toml"
+        if not path.exists():
+            raise SettingsError(
+                f"{folder} is no app: no pyproject.toml in {path.parent}"
+            )
         project = _read_toml(path)
         try:
             app = project["tool"]["flwr"]["app"]

@@ -66,11 +66,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
         help="every TOML file on the shelf, and every codec that has none there",
     )
     parser.add_argument(
-        "--shelf",
-        type=Path,
-        default=Path("strategies"),
-        metavar="DIR",
-        help="for --all; default: ./strategies",
+        "--shelf", type=Path, metavar="DIR", help="for --all; default: ./strategies"
     )
 
 
@@ -178,7 +174,12 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def parse_seeds(text: str) -> list[int]:
     """Parse seeds with commas between."""
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SettingsError(
+            f"seeds are whole numbers with commas between, got {text!r}"
+        ) from error
 
 
 def parse_budgets(text: str) -> list[Budget]:
@@ -196,7 +197,6 @@ def parse_percent(text: str) -> float:
 
 def parse_count(text: str) -> int:
     """Parse a whole number, 1 or more."""
-    count = int(text)
-    if count < 1:
-        raise SettingsError(f"wanted 1 or more, got {count}")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"wanted a whole number, 1 or more, got {text!r}")
+    return int(text)

@@ -8,16 +8,16 @@ from pathlib import Path
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import codec_table
+from flwr_splitfc.exchange.server.endpoint_config import ENDPOINT_KEYS
 from flwr_splitfc.settings import Scalar
 
 _LEARNING_RATE = (
     1e-3  # of its type alone: without the key the app's optimizer has its own
 )
+_PREFIXES = ("", "output-")  # of the keys of both codecs
 _CODEC_KEYS: dict[str, Scalar] = {
     "codec": "float32",
     "codec-settings": "",
-    "output-codec": "float32",
-    "output-codec-settings": "",
     # 0 leaves a number to the codec
     "uplink-bits": 0.0,
     "downlink-bits": 0.0,
@@ -38,13 +38,23 @@ def supplied_keys(folder: Path, server_app: str) -> dict[str, Scalar]:
     if not isinstance(_imported(folder, server_app), SplitServerApp):
         return {}
     keys: dict[str, Scalar] = {"learning-rate": _LEARNING_RATE}
-    for entry in codec_table():
-        for name, value in entry.own_settings.items():
-            if value is not None:
-                keys[_key(name)] = value
+    for key, kind in ENDPOINT_KEYS.items():
+        keys[key] = kind()  # of its type alone, too
     for field in fields(RunSettings):
         if field.default is not None:
             keys[_key(field.name)] = field.default  # type: ignore[assignment]
+    for prefix in _PREFIXES:
+        for key, value in _codec_keys().items():
+            keys[prefix + key] = value
+    return keys
+
+
+def _codec_keys() -> dict[str, Scalar]:
+    """Return a codec and all settings that one may have; None is 0, as not set."""
+    keys: dict[str, Scalar] = {}
+    for entry in codec_table():
+        for name, value in entry.settings.items():
+            keys[_key(name)] = 0 if value is None else value
     return {**keys, **_CODEC_KEYS}
 
 

@@ -295,8 +295,8 @@ def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:
     component = load_component(app.client_app)
     if isinstance(component, SplitClientApp):
         return AppParts(
-            load_component(model) if model else component.model,
-            load_component(load_data) if load_data else component.load_data,
+            _named("--model", model) if model else component.model,
+            _named("--load-data", load_data) if load_data else component.load_data,
             component.defence,
         )
     if not (model and load_data):
@@ -304,7 +304,15 @@ def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:
             f"{app.client_app} is no SplitClientApp: say how its device half and its "
             "data are made, by --model module:name and --load-data module:name"
         )
-    return AppParts(load_component(model), load_component(load_data))
+    return AppParts(_named("--model", model), _named("--load-data", load_data))
+
+
+def _named(option: str, function: str) -> Any:
+    """Import the function that an option names."""
+    try:
+        return load_component(function)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise SettingsError(f"{option} {function}: {error}") from error
 
 
 def _under(prefix: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -72,33 +72,6 @@ class JoinedModel(nn.Module):
             return self.device(*inputs, **named, server=self.server)
         return self.server(self.device(*inputs, **named))
 
-    def unsplit_state_dict(self) -> dict[str, Tensor]:
-        """Return the entries of all parts under the names that they have there.
-
-        For halves of `split_at` this is the state dict of the model that was cut.
-
-        Raises
-        ------
-        ValueError
-            If both halves have an entry of the same name.
-        """
-        merged: dict[str, Tensor] = {}
-        for part in self._parts():
-            entries = part.state_dict()
-            both = sorted(merged.keys() & entries.keys())
-            if both:
-                raise ValueError(
-                    f"both halves have {', '.join(both)}: "
-                    "they were not made by split_at"
-                )
-            merged.update(entries)
-        return merged
-
-    def _parts(self) -> list[nn.Module]:
-        if isinstance(self.device, HeadAndTail):
-            return [self.device.head, self.device.tail, self.server]
-        return [self.device, self.server]
-
 
 def joined_state_dict(
     device: Iterable[tuple[str, Tensor]], server: Iterable[tuple[str, Tensor]]

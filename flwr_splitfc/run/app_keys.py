@@ -4,8 +4,10 @@ Flower refuses a run-config with a key that the app's ``pyproject.toml`` does no
 """
 
 import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +40,16 @@ def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scala
 def settings_text(settings: RunConfig) -> str:
     """Write settings as TOML, a line for each."""
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def commands_env() -> dict[str, str]:
+    """Return this process' environment, with this Python's commands first on the PATH.
+
+    ``flwr`` is one of them, and starts others by the PATH.
+    """
+    folder = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": folder + os.pathsep + path}
 
 
 @contextmanager
@@ -90,6 +102,7 @@ def _copy(app: Path, copy: Path) -> None:
         built = subprocess.run(
             ["flwr", "build", "--app", str(app.resolve())],
             cwd=folder,
+            env=commands_env(),
             capture_output=True,
             text=True,
             check=False,

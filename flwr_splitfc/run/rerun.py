@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.run.app_keys import app_with_keys, settings_text
+from flwr_splitfc.run.app_keys import app_with_keys, commands_env, settings_text
 from flwr_splitfc.run.record import changed_versions
 
 _DESCRIPTION = (
@@ -108,7 +108,7 @@ def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
             devices = config["num-devices"]
             federation = f"num-supernodes={devices} client-resources-num-cpus=1"
             command += ["--federation-config", federation]
-        subprocess.run(command, check=False)
+        subprocess.run(command, env=commands_env(), check=False)
 
 
 def _compare(record: Mapping[str, Any], new: Path) -> int:

@@ -85,6 +85,19 @@ def test_the_string_wins_over_a_setting_s_own_key(prefix: str, word: str) -> Non
     assert make(config).config()[key] == 4.0
 
 
+@pytest.mark.parametrize("prefix", ["", "output-"])
+def test_a_setting_that_is_wrong_is_named_by_its_key(prefix: str) -> None:
+    make = output_codec_of if prefix else codec_of
+    config = {
+        "strategy": "split-learning",
+        f"{prefix}codec": "dropout-only",
+        f"{prefix}reduction": 4.0,
+        f"{prefix}uplink-bits": -1.0,
+    }
+    with pytest.raises(ValueError, match=f"^{prefix}uplink-bits: uplink_bits must be"):
+        make(config)
+
+
 def test_a_setting_that_the_string_gives_twice_is_an_error() -> None:
     config = {"codec-settings": "reduction=2 reduction=4"}
     with pytest.raises(ValueError, match="stands twice"):

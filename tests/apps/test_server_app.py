@@ -9,9 +9,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Context
+from flwr.app import Array, Context, Message, RecordDict
 from torch import nn
 
 from flwr_splitfc import (
@@ -29,7 +30,9 @@ from tests.apps.server_runs import (
     results_of,
     run,
 )
-from tests.halves import DeviceHalf, ServerHalf, same
+from tests.exchange.test_hostile_replies import Wire
+from tests.halves import DeviceHalf, ServerHalf, same, weights
+from tests.local_grid import LocalGrid
 
 
 def test_a_run_config_without_a_key_trains_splitfc_on_devices_in_turn(
@@ -354,6 +357,95 @@ def test_unsplit_strategies_train_the_whole_model(
     assert 3 * model_bytes < rounds[0]["uplink_bytes"] < 3 * (model_bytes + 6 * 600)
 
 
+class WithTable(DeviceHalf):
+    """Has large numbers from the start, so that devices may reply with such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.full((2,), 2e18))
+
+
+WHOLE = SplitClientApp(
+    WithTable,
+    load_data,
+    torch.optim.Adam,
+    server_model=ServerHalf,
+    loss_fn=CROSS_ENTROPY,
+)
+
+
+def whole_run(
+    folder: Path, grid: LocalGrid, evaluate: Any = None, **config: Any
+) -> dict[str, Any]:
+    """The results.json of three rounds of a strategy of Flower's."""
+    config = {"num-devices": 3, "num-rounds": 3, "results-dir": str(folder), **config}
+    for context in grid.contexts.values():
+        context.run_config = config
+    server = SplitServerApp(
+        WithTable,
+        lambda context: ServerHalf(),
+        CROSS_ENTROPY,
+        torch.optim.Adam,
+        evaluate=evaluate,
+    )
+    server(grid, Context(1, 1, {}, RecordDict(), config))
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_reply_that_flower_cannot_read_fails_its_device_alone(tmp_path: Path) -> None:
+    results = whole_run(tmp_path, Wire(WHOLE, 3), strategy="fedavg")
+    assert [list(row["failures"]) for row in results["rounds"]] == 3 * [["1"]]
+    assert [row["steps"] for row in results["rounds"]] == 3 * [10]
+    for row in results["rounds"]:
+        assert "its reply cannot be read" in row["failures"]["1"]
+
+
+class Large:
+    """Device 1 replies with large numbers in round 2, finite ones."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name = name
+        self.large = Array(np.full(shape, 3e38, np.float32))
+        self.turns = 0
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = WHOLE(message, context)
+        if context.node_config["partition-id"] == 1 and "arrays" in reply.content:
+            self.turns += 1
+            if self.turns == 2:
+                reply.content["arrays"][self.name] = self.large
+        return reply
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "failed", "why"),
+    [
+        ("device.layers.0.weight", (4, 1, 3, 3), ["1"], "an entry of 3e+38, beyond"),
+        ("device.table", (2,), ["0", "1", "2"], "what FedAdam made of the devices' "),
+    ],
+)
+def test_a_whole_model_survives_large_numbers(
+    name: str, shape: tuple[int, ...], failed: list[str], why: str, tmp_path: Path
+) -> None:
+    """FedAdam squares them, and would move nothing any more."""
+    after_round = []
+
+    def evaluate(model: nn.Module, context: Context) -> dict[str, float]:
+        after_round.append(weights(model))
+        return {"accuracy": 0.5}
+
+    grid = LocalGrid(Large(name, shape), 3)
+    config = {"strategy": "fedadam", "max-failed-rounds": 2}
+    results = whole_run(tmp_path, grid, evaluate, **config)
+    assert [sorted(row["failures"]) for row in results["rounds"]] == [[], failed, []]
+    for reason in results["rounds"][1]["failures"].values():
+        assert why in reason
+    *_, second, third = after_round
+    weight = "device.layers.0.weight"
+    assert not torch.equal(second[weight], third[weight])
+    assert all(array.isfinite().all() for array in third.values())
+
+
 def test_a_share_of_the_devices_and_steps_of_a_turn(tmp_path: Path) -> None:
     results = run(
         tmp_path, strategy="splitfed-v2", fraction_train=0.67, steps_per_turn=7
@@ -573,6 +665,7 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("learning_rate", "1e-3", "learning-rate is '1e-3', wanted float"),
         ("learning_rate", -1.0, "learning-rate is -1.0, wanted 0.0 or more"),
         ("learning_rate", float("nan"), "learning-rate is nan"),
+        ("learning_rate", float("inf"), "learning-rate is inf, wanted a finite number"),
         (
             "fraction_train",
             0,
@@ -581,6 +674,11 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ("fraction_train", 1.5, "fraction-train is 1.5"),
         ("evaluate_on_devices", 1, "evaluate-on-devices is 1, wanted bool"),
         ("round_timeout_s", 0, "round-timeout-s is 0.0, wanted more than 0"),
+        ("round_timeout_s", float("inf"), "round-timeout-s is inf, .* and finite"),
+        ("batch_size", 0, "batch-size is 0, wanted 1 or more"),
+        ("batch_size", "a", "batch-size is 'a', wanted int"),
+        ("server_device", "cuda:99", "server-device is 'cuda:99', wanted names of"),
+        ("results_dir", "", "results-dir is '', wanted a folder"),
         ("seed", "0", "seed is '0', wanted int"),
         ("results_dir", 3, "results-dir is 3, wanted str"),
         (
@@ -595,13 +693,13 @@ def test_other_options_reach_the_strategy(tmp_path: Path) -> None:
         ),
         ("uplink_schedule", "4x", "uplink-schedule is '4x', wanted 'warmup 4x 20'"),
         ("downlink_schedule", 4.0, "downlink-schedule is 4.0, wanted str"),
-        ("uplink_bits", "few", "uplink_bits must be float, got 'few'"),
-        ("reduction", 0.5, "reduction"),
+        ("uplink_bits", "few", "uplink-bits: uplink_bits must be float, got 'few'"),
+        ("reduction", 0.5, "reduction: reduction"),
         ("feature_noise", 0.1, "feature-clip-norm, feature-noise and nopeek: noise is"),
         (
             "split_transport",
             "message",
-            "split-transport is 'message', wanted one of stream, messages",
+            "split-transport: transport is 'message', wanted one of stream, messages",
         ),
         ("codec", "no-such-codec", "codec is 'no-such-codec', and strategy is"),
         ("codec_settings", 8, "codec-settings is 8, wanted str"),

@@ -32,6 +32,7 @@ def traffic(**counts: Any) -> dict[str, Any]:
         "entries": 0,
         "uplink_bytes": {},
         "downlink_bytes": {},
+        "digest": "0",
     }
     return {"train": {**nothing, **counts}, "evaluate": nothing}
 

@@ -15,7 +15,11 @@ def test_every_codec_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     (rand_top_s,) = [line for line in lines if line.startswith("rand-top-s")]
     assert rand_top_s.split()[1:4] == ["RandomTopEntries", "Float16", "alpha=0.1"]
     assert "at random" in rand_top_s
-    assert lines[-1].startswith("All have also: uplink-bits=")
+    (splitfc_rd,) = [line for line in lines if line.startswith("splitfc-rd")]
+    own = {"quality=0.0", "uplink-bits=32.0", "downlink-bits=32.0"}
+    assert set(splitfc_rd.split()[3:6]) == own
+    shared = "All have also, unless their line says otherwise: uplink-bits=0.2"
+    assert lines[-1].startswith(shared)
 
 
 def test_the_help_of_compare_names_every_codec(

@@ -109,6 +109,16 @@ def test_all_has_codecs_that_no_file_has(
         assert run_id.startswith(f"{name}-")
 
 
+def test_all_says_where_the_usual_shelf_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--all", *APP, "--list"]) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == len(codec_names())
+    assert "no folder ./strategies: --all is the codecs alone" in told.err
+
+
 def test_a_codec_that_the_strategy_would_not_use_is_refused(
     pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +252,8 @@ def test_list_runs_nothing(
         ([SPLITFC, "--set", "results-dir=x"], "each run gets a folder of its own"),
         ([SPLITFC, "--config", "missing.toml"], r"missing\.toml cannot be read"),
         (["missing.toml"], r"missing\.toml cannot be read"),
+        (["--all", "--shelf", "nope"], "--shelf nope is no folder"),
+        ([SPLITFC, "--app", "nope"], r"nope is no app: no pyproject\.toml in "),
         (
             [SPLITFC, "--federation-config", "num-nodes=3"],
             "num-nodes=3: unknown setting; use num-supernodes",
@@ -261,24 +273,25 @@ def test_mistakes_are_named_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "complaint"),
     [
-        ["--jobs", "0"],
-        ["--link", "10"],
-        ["--target", "0.9"],
-        ["--budgets", "x"],
-        ["--seeds", "a"],
-        ["--set", "x"],
-        ["--nonsense"],
+        ("--jobs 0", "--jobs: wanted a whole number, 1 or more, got '0'"),
+        ("--jobs a", "--jobs: wanted a whole number, 1 or more, got 'a'"),
+        ("--link 10", "--link"),
+        ("--target 0.9", "--target"),
+        ("--budgets x", "--budgets"),
+        ("--seeds a", "--seeds: seeds are whole numbers with commas between, got 'a'"),
+        ("--set x", "--set"),
+        ("--nonsense", "--nonsense"),
     ],
 )
 def test_arguments_that_are_none_end_with_the_usage(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["compare", SPLITFC, *APP, *arguments])
+        main(["compare", SPLITFC, *APP, *arguments.split()])
     assert ended.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    assert complaint in capsys.readouterr().err
 
 
 def test_missing_matplotlib_is_said_first(

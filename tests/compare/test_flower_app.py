@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from flwr_splitfc import EndpointConfig
+from flwr_splitfc.apps.run_codecs import codec_of
 from flwr_splitfc.compare.flower_app import (
     FlowerApp,
     Layer,
@@ -69,6 +71,21 @@ def test_a_split_server_app_has_the_keys_that_it_understands(tmp_path: Path) -> 
     assert "steps-per-turn" not in merged, "the app's own default holds"
     with pytest.raises(SettingsError, match="file: 'num-round'"):
         app.run_config([Layer("file", {"num-round": 3})])
+    settings = {
+        "evaluation": "codec",
+        "evaluation-bits": 0.3,
+        "channel-dim": 2,
+        "output-uplink-bits": 1.0,
+        "output-reduction": 4,
+        "split-max-sessions": 8,
+        "split-idle-timeout-s": 60,
+        "split-tls": "off",
+    }
+    merged = app.run_config([Layer("--set", settings)])
+    assert settings.items() <= merged.items()
+    codec = {"strategy": "split-learning", "codec": "dropout-only"}
+    assert codec_of({**merged, **codec}).config()["channel-dim"] == 2
+    assert EndpointConfig.from_run_config(merged).limits.max_sessions == 8
 
 
 def test_values_take_the_type_of_the_default(tmp_path: Path) -> None:
@@ -100,8 +117,8 @@ def test_settings_of_a_command_line(text: str, value: object) -> None:
 def test_what_is_no_setting_or_no_app_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key=value"):
         parse_setting("seed")
-    with pytest.raises(SettingsError, match=r"pyproject\.toml cannot be read"):
-        FlowerApp.load(tmp_path)
+    with pytest.raises(SettingsError, match=r"is no app: no pyproject\.toml in "):
+        FlowerApp.load(tmp_path / "nope")
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     with pytest.raises(SettingsError, match="describes no Flower app"):
         FlowerApp.load(tmp_path)

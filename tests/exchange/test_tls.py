@@ -249,8 +249,12 @@ def test_configs_that_cannot_work():
     [
         ({"split-tls": "yes"}, "split-tls is 'yes'"),
         ({"split-certificate": "/x.pem"}, "belong together"),
-        ({"split-transport": "pigeon"}, "transport is 'pigeon'"),
-        ({"split-idle-timeout-s": 0}, "idle_timeout_s is 0"),
+        ({"split-transport": "pigeon"}, "split-transport: transport is 'pigeon'"),
+        ({"split-port": 70000}, "split-port: port is 70000"),
+        ({"split-address": "x:99999"}, "split-address: address is 'x:99999'"),
+        ({"split-host": "0.0.0.0"}, "split-host: .* listens on every address"),
+        ({"split-max-sessions": 0}, "split-max-sessions: max_sessions is 0"),
+        ({"split-idle-timeout-s": 0}, "split-idle-timeout-s: idle_timeout_s is 0"),
         ({"split-connection-idle-timeout-s": float("inf")}, "wanted at most 2147483$"),
         ({"split-connection-idle-timeout-s": 1e7}, "connection_idle_timeout_s is 1000"),
         ({"split-max-frame-bytes": 2**31}, "max_frame_bytes is .* most 2147483647$"),
@@ -287,6 +291,14 @@ def test_a_run_config_gives_the_endpoint(tmp_path):
     assert made.limits == Limits(max_steps=7)
     assert made.certificate == Certificate.from_files(pki.chain, pki.key, pki.ca)
     assert EndpointConfig.from_run_config({"seed": 3}) == EndpointConfig()
+    everywhere = {"split-host": "::", "split-address": "ml.example.org"}
+    assert EndpointConfig.from_run_config(everywhere).encrypted
+    with pytest.raises(ValueError, match=r"split-certificate: .* tls=False"):
+        EndpointConfig.from_run_config({**config, "split-tls": "off"})
+    config["split-private-key"] = "/nope"
+    keys = "split-certificate, split-private-key, split-ca-certificate"
+    with pytest.raises(ValueError, match=f"^{keys}: .* '/nope'$"):
+        EndpointConfig.from_run_config(config)
 
 
 @pytest.mark.parametrize(

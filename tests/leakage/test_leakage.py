@@ -192,6 +192,13 @@ def test_what_is_wrong_is_said(
     assert "has no setting 'loudness'" in refused(
         capsys, plain, "--codecs", "float32:loudness=1"
     )
+    for option, function in (
+        ("--model", "nowhere:half"),
+        ("--model", "splitmnist.task"),
+        ("--load-data", "splitmnist.task:nothing"),
+    ):
+        told = refused(capsys, plain, option, function)
+        assert told.startswith(f"flwr-splitfc: {option} {function}: ")
 
 
 def test_a_run_without_halves_is_refused(

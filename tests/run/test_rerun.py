@@ -83,13 +83,14 @@ def app_that_lists(folder: Path, config: str) -> Path:
 
 @pytest.fixture
 def strict_flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command `flwr` in whose place nothing runs."""
+    """A command `flwr` beside Python, in whose place nothing runs; the PATH has none."""
     command = tmp_path / "bin" / "flwr"
     command.parent.mkdir()
     real = str(Path(sys.executable).parent / "flwr")
     command.write_text(FLWR.format(python=sys.executable, flwr=real))
     command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
 
 

@@ -9,7 +9,7 @@ probable levels takes ``24 - log2(floor(2**24 / q))`` bits, a little above ``log
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from math import ceil
 from typing import TypeAlias
@@ -102,6 +102,24 @@ def pack_symbols(runs: Iterable[tuple[Symbols, Model]]) -> bytes:
         return b""
     count = struct.pack("<I", len(words) // _WORD_BYTES)
     return count + words
+
+
+def pack_within(pack: Callable[[int], tuple[bytes, bool]], budget_bytes: int) -> bytes:
+    """Return the payload of at most the budget, or else the smallest that there is.
+
+    Parameters
+    ----------
+    pack : callable
+        Makes a payload of about so many bytes, and tells whether none is smaller.
+    """
+    target_bytes = budget_bytes
+    while True:
+        payload, is_smallest = pack(target_bytes)
+        excess_bytes = len(payload) - budget_bytes
+        if excess_bytes <= 0 or is_smallest:
+            return payload
+        # the estimate was short by this much; streams grow and shrink by words
+        target_bytes -= max(_WORD_BYTES, excess_bytes)
 
 
 def pack_words(runs: Iterable[tuple[Symbols, Model]]) -> bytes:

@@ -23,7 +23,12 @@ from typing import Any, Literal, TypeAlias
 
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.exchange.server.traffic import DOWNLINK_KINDS, UPLINK_KINDS, Traffic
+from flwr_splitfc.exchange.server.traffic import (
+    DOWNLINK_KINDS,
+    UPLINK_KINDS,
+    Traffic,
+    traffic_from_json,
+)
 from flwr_splitfc.run.columns import NO_VALUE, Column, last_known, megabytes, percent
 from flwr_splitfc.run.rounds import Round
 
@@ -58,11 +63,11 @@ class RunTotals:
 
     @cached_property
     def _train(self) -> Traffic:
-        return _counts_of(self.results["traffic"]["train"])
+        return traffic_from_json(self.results["traffic"]["train"])
 
     @cached_property
     def _evaluate(self) -> Traffic:
-        return _counts_of(self.results["traffic"]["evaluate"])
+        return traffic_from_json(self.results["traffic"]["evaluate"])
 
     # -- accuracy
 
@@ -226,25 +231,6 @@ class RunTotals:
     def target_link_s(self) -> float | None:
         """The time on the link until the target was reached."""
         return None if self._at_target is None else self._at_target.link_s
-
-
-def _counts_of(counts: Mapping[str, Any]) -> Traffic:
-    """Read those counts of a ``results.json`` that are used here.
-
-    Older versions wrote no ``output_entries`` and no errors.
-    """
-    return Traffic(
-        sessions=counts["sessions"],
-        steps=counts["steps"],
-        entries=counts["entries"],
-        output_entries=counts.get("output_entries", 0),
-        feature_error_sum=counts.get("feature_error_sum", 0.0),
-        feature_error_steps=counts.get("feature_error_steps", 0),
-        gradient_error_sum=counts.get("gradient_error_sum", 0.0),
-        gradient_error_steps=counts.get("gradient_error_steps", 0),
-        uplink_bytes=Counter(counts["uplink_bytes"]),
-        downlink_bytes=Counter(counts["downlink_bytes"]),
-    )
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -1,7 +1,6 @@
 """Seconds spent in parts of the code."""
 
 import time
-from types import TracebackType
 
 
 class Stopwatch:
@@ -29,10 +28,5 @@ class Stopwatch:
         self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.seconds += time.perf_counter() - self._started

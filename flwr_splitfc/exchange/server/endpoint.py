@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import replace
 from logging import getLogger
-from types import TracebackType
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
@@ -110,12 +109,7 @@ class SplitEndpoint:
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         # first, or open streams would hold up `stop` for its grace period
         tokens = [session.token for session in self._registry.sessions()]
         self.revoke(tokens)

@@ -1,9 +1,9 @@
 """Where the split endpoint listens, how devices reach it, and what it grants them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Final, Literal, TypeVar, get_args, get_type_hints
 
 from flwr_splitfc.exchange.protocol.address import (
     is_loopback,
@@ -12,9 +12,17 @@ from flwr_splitfc.exchange.protocol.address import (
 )
 from flwr_splitfc.exchange.server.certificate import Certificate
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.settings import RunConfig, Scalar, check_scalar
+from flwr_splitfc.settings import (
+    RunConfig,
+    Scalar,
+    check_choice,
+    check_scalar,
+    under_key,
+)
 
 Transport = Literal["stream", "messages"]
+
+Made = TypeVar("Made", "EndpointConfig", Limits)
 
 _PREFIX = "split-"
 _TLS: Final[Mapping[Scalar, bool | None]] = {"auto": None, "on": True, "off": False}
@@ -83,10 +91,7 @@ class EndpointConfig:
             )
         if self.certificate and self.tls is False:
             raise ValueError("a certificate was given, and tls=False")
-        if self.transport not in get_args(Transport):
-            raise ValueError(
-                f"transport is {self.transport!r}, wanted one of {get_args(Transport)}"
-            )
+        check_choice("transport", self.transport, get_args(Transport))
 
     @classmethod
     def from_run_config(cls, config: RunConfig) -> "EndpointConfig":
@@ -110,12 +115,12 @@ class EndpointConfig:
         Limits(max_sessions=8, ...)
         """
         given = _given_settings(config)
-        settings = _typed(given, _TYPES)
-        if "tls" in given:
-            settings["tls"] = _read_tls(given["tls"])
-        limits = _typed(given, _LIMIT_TYPES)
-        named = {key.replace("-", "_"): limit for key, limit in limits.items()}
-        return cls(**settings, certificate=_certificate(given), limits=Limits(**named))
+        limits = _with_settings(Limits(), given, _LIMIT_TYPES)
+        tls = _read_tls(given.get("tls", "auto"))
+        made = _with_settings(cls(limits=limits, tls=tls), given, _TYPES)
+        certificate = _certificate(given)
+        with under_key(f"{_PREFIX}certificate"):
+            return replace(made, certificate=certificate)
 
     @property
     def encrypted(self) -> bool:
@@ -146,25 +151,37 @@ def _read_tls(value: Scalar) -> bool | None:
 
 # Keys without their prefix. Those of single fields are the fields' names.
 _TYPES: Final[Mapping[str, type]] = {
-    "host": str,
     "port": int,
     "address": str,
+    "host": str,  # "0.0.0.0" needs the address
     "transport": str,
 }
 _CERTIFICATE_FILES = ("certificate", "private-key", "ca-certificate")
 _LIMIT_TYPES: Final[Mapping[str, type]] = {
     name.replace("_", "-"): kind for name, kind in get_type_hints(Limits).items()
 }
-_KEYS = {*_TYPES, "tls", *_CERTIFICATE_FILES, *_LIMIT_TYPES}
+_KEYS: Final[Mapping[str, type]] = {
+    **_TYPES,
+    **dict.fromkeys(("tls", *_CERTIFICATE_FILES), str),
+    **_LIMIT_TYPES,
+}
+ENDPOINT_KEYS: Final[Mapping[str, type]] = {
+    _PREFIX + key: kind for key, kind in _KEYS.items()
+}
+"""The keys of `EndpointConfig.from_run_config`, with their types."""
 
 
-def _typed(given: Mapping[str, Scalar], types: Mapping[str, type]) -> dict[str, Any]:
-    """Return the settings among `types`, each of its type; a float may be whole."""
-    return {
-        key: check_scalar(_PREFIX + key, given[key], kind)
-        for key, kind in types.items()
-        if key in given
-    }
+def _with_settings(
+    made: Made, given: Mapping[str, Scalar], types: Mapping[str, type]
+) -> Made:
+    """Set those among `types` one by one, so that an error names its key."""
+    for name, kind in types.items():
+        if name in given:
+            key = _PREFIX + name
+            value = check_scalar(key, given[name], kind)
+            with under_key(key):
+                made = replace(made, **{name.replace("-", "_"): value})
+    return made
 
 
 def _given_settings(config: RunConfig) -> dict[str, Scalar]:
@@ -174,7 +191,7 @@ def _given_settings(config: RunConfig) -> dict[str, Scalar]:
         for key, value in config.items()
         if key.startswith(_PREFIX) and value != ""
     }
-    unknown = given.keys() - _KEYS
+    unknown = given.keys() - _KEYS.keys()
     if unknown:
         hints = ", ".join(map(_with_hint, sorted(unknown)))
         raise ValueError(f"unknown run-config keys: {hints}")
@@ -192,7 +209,9 @@ def _certificate(given: Mapping[str, Scalar]) -> Certificate | None:
     paths = [str(given.get(key, "")) for key in _CERTIFICATE_FILES]
     chain, private_key, authority = paths
     if chain and private_key:
-        return Certificate.from_files(chain, private_key, authority or None)
+        keys = ", ".join(_PREFIX + key for key in _CERTIFICATE_FILES)
+        with under_key(keys):
+            return Certificate.from_files(chain, private_key, authority or None)
     if any(paths):
         raise ValueError(
             f"{_PREFIX}certificate and {_PREFIX}private-key belong together"

@@ -14,6 +14,7 @@ from flwr_splitfc.codec.format.symbols import (
     SymbolReader,
     most_levels,
     pack_symbols,
+    pack_within,
     stream_bytes,
 )
 from flwr_splitfc.codec.quantisers.entry.even_levels import (
@@ -35,9 +36,6 @@ SEARCH_LEVELS = 2**10
 
 _FEWEST_LEVELS = 2
 """Of a matrix with more than one value."""
-
-_WORD_BYTES = 4
-"""The range coder writes words; a smaller budget than that changes nothing."""
 
 
 class EntryQuant(Quantiser):
@@ -76,16 +74,15 @@ class EntryQuant(Quantiser):
         # one value needs no symbols
         if low == high:
             return pack_level_header(self.fit(matrix, low, high, levels=1))
-        target_bytes = budget_bytes - self._header_bytes()
-        while True:
-            levels = most_levels(target_bytes, matrix.numel())
+
+        def pack(target_bytes: int) -> tuple[bytes, bool]:
+            symbol_bytes = target_bytes - self._header_bytes()
+            levels = most_levels(symbol_bytes, matrix.numel())
             header = self.fit(matrix, low, high, levels)
             data = pack_level_header(header) + self._pack_entries(matrix, header)
-            excess_bytes = len(data) - budget_bytes
-            if excess_bytes <= 0 or levels <= _FEWEST_LEVELS:
-                return data
-            # the estimate of the symbols' size was short by this much
-            target_bytes -= max(_WORD_BYTES, excess_bytes)
+            return data, levels <= _FEWEST_LEVELS
+
+        return pack_within(pack, budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         header, stream = unpack_level_header(data, parameter=self.has_parameter)

@@ -29,6 +29,7 @@ from flwr_splitfc.codec.format.symbols import (
     MOST_LEVELS,
     SymbolReader,
     pack_symbols,
+    pack_within,
     stream_bytes,
 )
 from flwr_splitfc.codec.quantisers.feature.allocation.plan import Plan, plan_budget
@@ -43,9 +44,6 @@ from flwr_splitfc.codec.quantisers.feature.header import (
 from flwr_splitfc.codec.quantisers.feature.upgrades import column_levels
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.statistics import column_extremes, column_means
-
-_WORD_BYTES = 4
-"""The range coder writes words; a smaller budget than that changes nothing."""
 
 
 class _EntryGrid(NamedTuple):
@@ -302,15 +300,12 @@ def _level_bits(span: float | Doubles, step: float) -> Doubles:
 
 def _encode(matrix: Tensor, statistics: _Statistics, budget_bytes: int) -> bytes:
     """Encode in at most the budget, with the least error bound."""
-    target_bytes = budget_bytes
-    while True:
+
+    def pack(target_bytes: int) -> tuple[bytes, bool]:
         plan = plan_budget(*statistics, len(matrix), target_bytes)
-        data = _pack(matrix, plan, statistics.mean)
-        excess_bytes = len(data) - budget_bytes
-        if excess_bytes <= 0 or plan.is_smallest:
-            return data
-        # the plan's estimate was short by this much
-        target_bytes -= max(_WORD_BYTES, excess_bytes)
+        return _pack(matrix, plan, statistics.mean), plan.is_smallest
+
+    return pack_within(pack, budget_bytes)
 
 
 def _pack(matrix: Tensor, plan: Plan, mean: Doubles) -> bytes:

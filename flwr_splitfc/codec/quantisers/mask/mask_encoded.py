@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.symbols import stream_bytes
+from flwr_splitfc.codec.format.symbols import pack_within, stream_bytes
 from flwr_splitfc.codec.quantisers.float16 import Float16
 from flwr_splitfc.codec.quantisers.mask.choice import choose
 from flwr_splitfc.codec.quantisers.mask.header import (
@@ -29,9 +29,6 @@ from flwr_splitfc.codec.statistics import check_entries, half_scale, to_half
 
 _THIRDS = [0, 1, 2, -1, -2, 0]
 """What each symbol stands for; the last one's entries are put in afterwards."""
-
-_WORD_BYTES = 4
-"""A range-coded stream grows and shrinks by words."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,14 @@ class MaskEncoded(Quantiser):
         scaled = to_half(matrix / scale, scale).add_(0.0)
         halves = scaled.cpu().numpy().ravel()
         histogram = MagnitudeCounts.of(halves)
-        target_bytes = budget_bytes
-        while True:
+
+        def pack(target_bytes: int) -> tuple[bytes, bool]:
             choice = choose(histogram, target_bytes)
             symbols = choice.symbols(halves)
             data = pack_mask(symbols, halves[symbols == MASK_TOP], scale)
-            excess_bytes = len(data) - budget_bytes
-            if excess_bytes <= 0 or choice.is_smallest:
-                return data
-            # the estimate of the bytes was too low, which is rare
-            target_bytes -= max(_WORD_BYTES, excess_bytes)
+            return data, choice.is_smallest
+
+        return pack_within(pack, budget_bytes)
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:
         entries = rows * columns

@@ -30,9 +30,6 @@ from torch import Tensor
 from flwr_splitfc.codec.arrays import Doubles, Ints
 from flwr_splitfc.codec.quantisers.transform.fixed_point import whole
 
-LARGEST_KLT = 512
-"""Channels or rows; for more there is no KLT, whose matrix grows with their square."""
-
 KLT_BITS = 14
 """Entries of the decoder's matrix are in units of ``2^-14``."""
 

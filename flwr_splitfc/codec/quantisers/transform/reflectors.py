@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.channels import LARGEST_KLT
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.bits import Run, symbol_runs
 from flwr_splitfc.codec.format.symbols import SymbolReader
@@ -30,7 +31,6 @@ from flwr_splitfc.codec.quantisers.transform.integer_codes import (
     read_signed,
     signed_runs,
 )
-from flwr_splitfc.codec.quantisers.transform.klt import LARGEST_KLT
 
 REFLECTOR_STEPS = 32
 """The length of a vector, and so the largest magnitude of its integer entries."""
