@@ -1,17 +1,31 @@
 """A device at a server that does not answer as servers do."""
 
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
 import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from flwr_splitfc import connect
-from flwr_splitfc.exchange import ProtocolError
+from flwr_splitfc import PayloadError, connect, cut_codec, model_codec_mod
+from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
+from flwr_splitfc.exchange import ProtocolError, SplitEndpoint
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import (
+    FREE_ENTRIES,
+    check_claims,
+    claimed_entries,
+)
+from flwr_splitfc.exchange.protocol.frames import frame_field
+from flwr_splitfc.exchange.protocol.model_record import pack_model
+from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.rpc import SESSION_METHOD
-from tests.exchange.test_reconnect import make_endpoint
+from flwr_splitfc.exchange.protocol.tensors import to_matrix
+from tests.exchange import test_u_shape as u_shape
+from tests.exchange.test_reconnect import ADAM, make_endpoint
 from tests.halves import DeviceHalf, batches, seeded
 from tests.local_grid import ticket_message
 
@@ -55,3 +69,149 @@ def test_bytes_that_are_no_frame(answers):
             connect(message) as session,
         ):
             session.loss(seeded(DeviceHalf)(x), y)
+
+
+# -- few bytes that stand for many entries
+
+MUCH = FREE_ENTRIES // 4
+BOMB = pb.Tensor(name="0.exp_avg", coding=pb.ARRAY_UNIFORM, shape=[MUCH])
+EMPTY = pb.Tensor(shape=[0, 2**32 - 1])
+ZEROS = pack_label_header(LabelHeader("int64", (MUCH,), "symbols", levels=1))
+OF_FIVE = [pb.Part(tuple=5), *[pb.Part(exact=ZEROS)] * 5]
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
+
+
+def ask(endpoint: SplitEndpoint, method: str, answer: pb.ServerFrame) -> None:
+    """Open a session, call its `forward` or `predict`, and answer that."""
+    answer.number = 1
+    purpose = "train" if method == "forward" else "evaluate"
+    with serving(OPENED, answer.SerializeToString()) as address:
+        message = ticket_message(endpoint, purpose, address=address)
+        with connect(message) as session:
+            getattr(session, method)(u_shape.features())
+
+
+@pytest.mark.parametrize(
+    ("predicted", "error"),
+    [
+        (pb.Predicted(logits=BOMB), "'0.exp_avg' is encoded, wanted it plain"),
+        (pb.Predicted(logits=EMPTY), "has 4294967295 entries"),
+        (pb.Predicted(parts=OF_FIVE), rf"the output of \d+ bytes has {5 * MUCH} e"),
+    ],
+)
+def test_predictions_of_few_bytes(predicted, error):
+    with (
+        make_endpoint() as endpoint,
+        little_memory(),
+        pytest.raises(PayloadError, match=error),
+    ):
+        ask(endpoint, "predict", pb.ServerFrame(predicted=predicted))
+
+
+def test_what_takes_a_bit_an_entry_may_be_of_any_size():
+    check_claims("a model", FREE_ENTRIES + 8 * 1000, 1000)
+    with pytest.raises(PayloadError, match="a model of 1000 bytes has"):
+        check_claims("a model", FREE_ENTRIES + 8 * 1000 + 1, 1000)
+
+
+def test_many_dimensions_are_refused_before_they_are_multiplied():
+    with pytest.raises(PayloadError, match="has 1000000 dimensions"):
+        claimed_entries(10**6 * [2**32 - 1])
+
+
+def bringing(message: Message, kept: pb.Kept) -> Message:
+    message.content = with_fields(
+        message.content, frame_field(pb.ServerFrame(kept=kept))
+    )
+    return message
+
+
+def test_what_a_device_left_comes_back_plain():
+    with make_endpoint() as endpoint, little_memory():
+        message = bringing(ticket_message(endpoint), pb.Kept(state=[BOMB]))
+        with pytest.raises(PayloadError, match="is encoded, wanted it plain"):
+            connect(message).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error"),
+    [
+        (BOMB, f"the optimizer state has {MUCH} entries, at most"),
+        (pb.Tensor(name="0.exp_avg", dtype="no"), "unknown dtype 'no'"),
+    ],
+)
+def test_optimizer_state_that_cannot_be_read_is_left_aside(tensor, error, caplog):
+    ((x, y),) = batches(1)
+    half = seeded(DeviceHalf)
+    with make_endpoint() as endpoint:
+        message = bringing(ticket_message(endpoint), pb.Kept(optimizer=[tensor]))
+        with (
+            little_memory(),
+            connect(message, optimizer=ADAM(half.parameters())) as session,
+        ):
+            session.loss(half(x), y).backward()
+    assert "starts afresh" in caplog.text
+    assert error in caplog.text
+
+
+def test_the_arrays_of_models_are_limited_together():
+    array = Array("float32", (MUCH,), "array-uniform/1", b"")
+    half = pack_model(ArrayRecord({"a": array, "b": array}))
+    one = pack_model(ArrayRecord({"a": array}))
+    content = RecordDict({"head": half, "middle": half, "tail": one})
+    context = Context(1, 1, {}, RecordDict(), {})
+
+    def app(message: Message, context: Context) -> Message:
+        raise AssertionError("the app got the models")
+
+    with (
+        little_memory(),
+        pytest.raises(
+            PayloadError, match=rf"model of \d+ bytes has {5 * MUCH} entries"
+        ),
+    ):
+        model_codec_mod(Message(content, 1, "train"), context, app)
+
+
+# -- with last layers on the device
+
+
+def test_an_output_of_few_bytes():
+    """This codec says in a dozen bytes that nothing of a matrix is worth sending."""
+    codec = cut_codec("splitfc-rd", uplink_bits=0.05, downlink_bits=0.05)
+    array, _ = codec.encode_features(torch.zeros(16, 2**10))
+    output = to_matrix(array)
+    output.shape[1] = FREE_ENTRIES // 15
+    with (
+        u_shape.make_endpoint(output_codec="splitfc-rd") as endpoint,
+        little_memory(),
+        pytest.raises(PayloadError, match=r"the output of \d+ bytes has \d+ entries"),
+    ):
+        ask(endpoint, "forward", pb.ServerFrame(output=pb.Output(output=output)))
+
+
+OF_THREE_ROWS = {
+    "forward": pb.ServerFrame(output=pb.Output(output=pb.Matrix(shape=[3, 32]))),
+    "predict": pb.ServerFrame(
+        predicted=pb.Predicted(logits=pb.Tensor(shape=[3, 32], data=bytes(384)))
+    ),
+}
+
+
+@pytest.mark.parametrize("method", OF_THREE_ROWS)
+def test_an_output_has_a_row_for_each_of_the_features(method):
+    with (
+        u_shape.make_endpoint() as endpoint,
+        pytest.raises(PayloadError, match=r"has shape \(3, 32\), wanted 16 rows"),
+    ):
+        ask(endpoint, method, OF_THREE_ROWS[method])

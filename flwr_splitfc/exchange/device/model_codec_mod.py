@@ -1,5 +1,6 @@
 """The client mod that lets an app see float32 where coded arrays travel."""
 
+from collections.abc import Collection
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
 from flwr_splitfc.exchange.protocol.device_query import QUERY_TYPE
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.protocol.model_record import (
@@ -117,14 +119,30 @@ def _taken_out(context: Context) -> _Start:
 
 def _decoded(message: Message) -> _Start:
     """Return the coded models in a message, by their records' keys."""
+    models = _coded_models(message)
+    _check_models(models.values())
     start = {}
+    for key, model in models.items():
+        codec = _codec(model.change_bits)
+        start[key] = codec.decode_weights(unpack_model(model)), codec
+    return start
+
+
+def _coded_models(message: Message) -> dict[str, pb.Model]:
+    models = {}
     for key, record in message.content.array_records.items():
         packed = packed_model(record)
         if packed is not None:
-            model = pb.Model.FromString(packed)
-            codec = _codec(model.change_bits)
-            start[key] = codec.decode_weights(unpack_model(model)), codec
-    return start
+            models[key] = pb.Model.FromString(packed)
+    return models
+
+
+def _check_models(models: Collection[pb.Model]) -> None:
+    """Refuse models that together claim too many entries."""
+    shapes = [array.shape for model in models for array in model.arrays]
+    entries = sum(claimed_entries(shape) for shape in shapes)
+    sent_bytes = sum(model.ByteSize() for model in models)
+    check_claims("the model", entries, sent_bytes)
 
 
 def _codec(change_bits: Any) -> ModelCodec:

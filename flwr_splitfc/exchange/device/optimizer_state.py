@@ -1,6 +1,6 @@
 """The device half's optimizer state as tensors that travel."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from copy import deepcopy
 from logging import getLogger
 from typing import Any
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     check_state,
+    check_state_entries,
     lay_out_state,
     step_without_gradient,
     stepped_copy,
 )
+from flwr_splitfc.exchange.protocol.tensors import unpack_tensors
 
 logger = getLogger("flwr")
 
@@ -51,6 +54,23 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     )
 
 
+def start_from_kept(
+    optimizer: torch.optim.Optimizer, frames: Sequence[pb.Tensor]
+) -> None:
+    """Give `optimizer` the state in a message, as `start_from` does.
+
+    More entries than an optimizer over its parameters has are not decoded.
+    """
+    try:
+        shapes = [parameter.shape for parameter in _parameters(optimizer)]
+        check_state_entries(frames, shapes)
+        tensors = unpack_tensors(frames)
+    except Exception as error:
+        _warn_of(error)
+        return
+    start_from(optimizer, tensors)
+
+
 def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Give `optimizer` the state that a turn before left, perhaps on another device.
 
@@ -76,11 +96,15 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
             step_without_gradient(trial)
             _check_parameters(trial)
     except Exception as error:
-        logger.warning(
-            "The optimizer starts afresh: the state that came does not work: %r", error
-        )
+        _warn_of(error)
         return
     restore_optimizer(optimizer, tensors)
+
+
+def _warn_of(error: Exception) -> None:
+    logger.warning(
+        "The optimizer starts afresh: the state that came does not work: %r", error
+    )
 
 
 def _check_names(tensors: Iterable[str], own: Container[str]) -> None:

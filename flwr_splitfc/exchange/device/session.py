@@ -12,7 +12,10 @@ from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
-from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
+from flwr_splitfc.exchange.device.optimizer_state import (
+    optimizer_tensors,
+    start_from_kept,
+)
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
@@ -23,7 +26,7 @@ from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
-from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
+from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_plain
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.model.structures import Structure, float_tensors
 from flwr_splitfc.settings import Scalar
@@ -340,6 +343,8 @@ class Session:
         """
         check_features("server.predict", features)
         self._one_way_steps.settle()
+        if self._u_shaped_steps is not None:
+            return self._u_shaped_steps.predict(features)
         return self._steps.predict(features)
 
     def metrics(self) -> dict[str, int | float]:
@@ -385,9 +390,9 @@ class Session:
     # Opening and closing
 
     def __enter__(self) -> "Session":
-        self.state = unpack_tensors(self._kept.state)
+        self.state = {frame.name: unpack_plain(frame) for frame in self._kept.state}
         if self._optimizer is not None and self._kept.optimizer:
-            start_from(self._optimizer, unpack_tensors(self._kept.optimizer))
+            start_from_kept(self._optimizer, self._kept.optimizer)
         self._line.open()
         return self
 

@@ -20,7 +20,7 @@ from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, unpack_
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import (
     coded_gradient,
-    unpack_tensor,
+    unpack_plain,
     write_matrix,
 )
 from flwr_splitfc.model.structures import (
@@ -200,7 +200,7 @@ class Steps:
         device = float_tensors(features)[0].device
         if predicted.parts:
             return on_device(unpack_output(predicted.parts), device)
-        return unpack_tensor(predicted.logits).to(device)
+        return unpack_plain(predicted.logits).to(device)
 
     def _encode_to_predict(self, features: Tensor) -> SentTensor:
         array, link = self.codec.encode_features(

@@ -4,6 +4,7 @@ The first takes features up and the server half's output down; the second, in th
 backward pass, takes the output's gradient up and the features' gradient down.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,8 +19,9 @@ from flwr_splitfc.exchange.device.steps import (
     full_precision,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
 from flwr_splitfc.exchange.protocol.tensors import from_matrix, write_matrix
-from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.model.structures import Structure, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +81,20 @@ class UShapedSteps:
 
     def _decode_output(self, matrix: pb.Matrix, rows: int) -> tuple[Tensor, Link]:
         shape = tuple(matrix.shape)
+        _check_rows(shape, rows)
+        coded = from_matrix(matrix)
+        check_claims("the output", claimed_entries(shape), len(coded.data))
         output, link = self._output_codec.decode_features(
-            from_matrix(matrix), expect=(rows, prod(shape[1:]))
+            coded, expect=(rows, prod(shape[1:]))
         )
-        if shape[0] != rows:
-            raise PayloadError(f"the output has {shape[0]} rows, the features {rows}")
         return output.reshape(shape), link
+
+    def predict(self, features: Structure) -> Structure:
+        """Return the server half's output, as `Steps.predict` does, for last layers."""
+        output = self._steps.predict(features)
+        if isinstance(output, Tensor):
+            _check_rows(output.shape, rows_of(features))
+        return output
 
     @full_precision
     def end(self, gradient: Tensor, step: BegunStep) -> Gradients:
@@ -122,3 +132,8 @@ class UShapedSteps:
             gradients = self._steps.decode_gradients(answer, step.tensors)
         counts.rows += len(gradient)
         return gradients
+
+
+def _check_rows(shape: Sequence[int], rows: int) -> None:
+    if tuple(shape[:1]) != (rows,):
+        raise PayloadError(f"the output has shape {tuple(shape)}, wanted {rows} rows")

@@ -7,7 +7,7 @@ end, and entries that are stored in another order are taken for others. What
 from outside, may not.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import claimed_entries
+from flwr_splitfc.exchange.protocol.split_errors import StateRefused
+
+MOST_STATE_TENSORS = 16
+"""Of one parameter. Adam has three."""
 
 
 def in_layout_of(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -133,6 +139,30 @@ def check_state(
                     f"optimizer state '{index}.{key}' is {value.dtype}, "
                     f"the optimizer's own is {wanted.dtype}"
                 )
+
+
+def check_state_entries(
+    frames: Iterable[pb.Tensor], parameters: Iterable[Sequence[int]]
+) -> None:
+    """Refuse state that claims more entries than any optimizer has.
+
+    Parameters
+    ----------
+    frames : iterable of pb.Tensor
+        Not decoded yet: a few bytes may claim any size.
+    parameters : iterable of sequence of int
+        The shapes of the parameters, and perhaps of more.
+
+    Raises
+    ------
+    StateRefused
+    """
+    entries = sum(claimed_entries(frame.shape) for frame in frames)
+    most = MOST_STATE_TENSORS * sum(claimed_entries(shape) + 1 for shape in parameters)
+    if entries > most:
+        raise StateRefused(
+            f"the optimizer state has {entries} entries, at most {most} may be"
+        )
 
 
 def _as_tensor(value: Any) -> Tensor:

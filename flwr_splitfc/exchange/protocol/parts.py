@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
+from flwr_splitfc.codec.labels import labels_size
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import FREE_ENTRIES, check_claims
 from flwr_splitfc.model.structures import Structure
 
 MOST_PARTS = 128
@@ -14,9 +16,6 @@ MOST_PARTS = 128
 
 MOST_DEPTH = 8
 """Tuples, lists and dicts within one another."""
-
-MOST_ENTRIES = 2**28
-"""Of an exact tensor, for a receiver without a limit of its own."""
 
 
 def pack_parts(
@@ -110,7 +109,7 @@ def exact_part(tensor: Tensor) -> pb.Part:
     return pb.Part(exact=pack_labels(tensor))
 
 
-def unpack_exact(part: pb.Part, most_entries: int = MOST_ENTRIES) -> Tensor:
+def unpack_exact(part: pb.Part, most_entries: int = FREE_ENTRIES) -> Tensor:
     """Return the tensor that `exact_part` was given.
 
     Raises
@@ -129,6 +128,9 @@ def unpack_output(parts: Sequence[pb.Part]) -> Structure:
     Raises
     ------
     PayloadError
-        If it is none.
+        If it is none, or claims too many entries.
     """
+    entries = sum(labels_size(part.exact) for part in parts)
+    sent_bytes = sum(part.ByteSize() for part in parts)
+    check_claims("the output", entries, sent_bytes)
     return unpack_parts(parts, unpack_exact)

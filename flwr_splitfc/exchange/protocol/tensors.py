@@ -22,6 +22,7 @@ from flwr_splitfc.codec.model_arrays import (
     encode_array,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
 
 _DTYPES = {
     "bool": torch.bool,
@@ -118,6 +119,19 @@ def unpack_tensor(frame: pb.Tensor) -> Tensor:
     """
     if frame.coding != pb.ARRAY_EXACT:
         return torch.from_numpy(decode_array(unpack_array(frame)))
+    return unpack_plain(frame)
+
+
+def unpack_plain(frame: pb.Tensor) -> Tensor:
+    """Return the tensor in `frame`, which takes as many bytes as came.
+
+    Raises
+    ------
+    PayloadError
+        As `unpack_tensor` does, and if the tensor is encoded.
+    """
+    if frame.coding != pb.ARRAY_EXACT:
+        raise PayloadError(f"tensor {frame.name!r:.100} is encoded, wanted it plain")
     dtype = _DTYPES.get(frame.dtype or _USUAL_DTYPE)
     if dtype is None:
         raise PayloadError(
@@ -147,6 +161,9 @@ def _check_size(frame: pb.Tensor, dtype: torch.dtype) -> None:
             f"tensor {frame.name!r} has {len(frame.data)} bytes, "
             f"its shape needs {wanted_bytes}"
         )
+    # torch computes the strides of an empty tensor, too
+    entries = claimed_entries(frame.shape)
+    check_claims(f"tensor {frame.name!r}", entries, wanted_bytes)
 
 
 def pack_array(name: str, array: Array) -> pb.Tensor:

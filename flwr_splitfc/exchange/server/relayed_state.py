@@ -9,11 +9,14 @@ or is a scalar.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from math import prod
 from typing import TypeAlias
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.optimizer_inputs import (
+    MOST_STATE_TENSORS,
+    check_state_entries,
+)
 from flwr_splitfc.exchange.protocol.split_errors import StateRefused
 from flwr_splitfc.exchange.protocol.tensors import unpack_tensor
 
@@ -21,7 +24,6 @@ Shape: TypeAlias = tuple[int, ...]
 
 # the parameter's number, and the optimizer's own word
 _NAME = re.compile(r"(?P<number>\d{1,9})\.[\w.-]{1,100}", re.ASCII)
-_MOST_PER_PARAMETER = 16  # Adam has three
 
 
 def check_relayed(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
@@ -38,21 +40,12 @@ def check_relayed(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
     StateRefused
     """
     # all of it before anything is decoded: a few bytes may claim any size
-    _check_entries(frames, half)
+    check_state_entries(frames, half)
     shapes = _shapes_by_parameter(frames, len(half))
     wholes = {number: _whole(number, own, half) for number, own in shapes.items()}
     _check_wholes(Counter(wholes.values()), Counter(half))
     for frame in frames:
         _check_values(frame)
-
-
-def _check_entries(frames: Sequence[pb.Tensor], half: Sequence[Shape]) -> None:
-    entries = sum(prod(frame.shape) for frame in frames)
-    most = _MOST_PER_PARAMETER * sum(prod(shape) + 1 for shape in half)
-    if entries > most:
-        raise StateRefused(
-            f"the optimizer state has {entries} entries, at most {most} may be"
-        )
 
 
 def _shapes_by_parameter(
@@ -64,10 +57,10 @@ def _shapes_by_parameter(
     for frame in frames:
         number = _parameter_number(frame.name, arrays)
         counts[number] += 1
-        if counts[number] > _MOST_PER_PARAMETER:
+        if counts[number] > MOST_STATE_TENSORS:
             raise StateRefused(
                 f"optimizer state of parameter {number} has more than "
-                f"{_MOST_PER_PARAMETER} tensors"
+                f"{MOST_STATE_TENSORS} tensors"
             )
         if frame.shape:
             shapes[number].add(tuple(frame.shape))
