@@ -27,14 +27,10 @@ with instrumented("flwr_splitfc.exchange"):
     from flwr_splitfc.exchange import DeviceStates, HalfTrainer, SharedHalf, SplitError
     from flwr_splitfc.exchange.device.optimizer_state import (
         optimizer_tensors,
-        start_from,
+        start_from_kept,
     )
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
-    from flwr_splitfc.exchange.protocol.tensors import (
-        pack_tensor,
-        pack_tensors,
-        unpack_tensors,
-    )
+    from flwr_splitfc.exchange.protocol.tensors import pack_tensor, pack_tensors
     from flwr_splitfc.exchange.server.frame_bytes import parse_frame
     from flwr_splitfc.exchange.server.turn import Turn
     from fuzz.valid_frames import WIRES
@@ -141,7 +137,7 @@ def start_next_device(turn: Turn, make: OptimizerFn) -> None:
     assert not kept.state, "one device got what another one keeps"
     model = device_half()
     optimizer = make(model.parameters())
-    start_from(optimizer, unpack_tensors(kept.optimizer))
+    start_from_kept(optimizer, kept.optimizer)
     take_step(model, optimizer)
     for parameter in model.parameters():
         assert parameter.isfinite().all(), "the next device's step is not finite"
