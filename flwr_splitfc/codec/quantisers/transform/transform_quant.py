@@ -3,7 +3,8 @@
 A (B, D) matrix is seen as (B, C, f): rows, channels, places of a channel's map. The
 encoder
 
-1. writes it in directions of the channels and of the rows (`klt`, `reflectors`),
+1. writes it in directions of the channels and of the rows (`klt`, `reflectors`), or of
+   the rows alone, where an offset is too large for that (`row_means`),
 2. then in frequencies of the maps (`dct`);
 3. searches a step that takes the budget (`rate_search`, `code_length`),
 4. and codes the coefficients in steps (`dead_zone`, `margins`, `coefficients`).
@@ -15,10 +16,11 @@ See docs/splitfc-rd.md, "The method", and docs/wire-format.md, section 14.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import frexp, isqrt
+from itertools import chain
+from math import frexp, inf, isqrt
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +31,7 @@ from flwr_splitfc.codec.arrays import Ints, Mask
 from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.format.bits import Run
 from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
-from flwr_splitfc.codec.quality import AUTOMATIC
+from flwr_splitfc.codec.quality import AUTOMATIC, root_mean_square
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.quantisers.transform.centroids import (
     UNITS_PER_STEP,
@@ -72,6 +74,7 @@ from flwr_splitfc.codec.quantisers.transform.reflectors import (
     reflector_runs,
     reflectors_worthwhile,
 )
+from flwr_splitfc.codec.quantisers.transform.row_means import mean_reflectors
 from flwr_splitfc.codec.quantisers.transform.sampling import (
     channel_samples,
     row_samples,
@@ -89,6 +92,12 @@ _LEAST_EXPONENT = -126
 
 _LIKELY_BITS = 2
 """About what an entry takes with a step; what reflections may take goes by it."""
+
+_PROMISED_STEPS = 0.4
+"""What entries may be off by, root mean square; most steps make it sqrt(1 / 12)."""
+
+_FINE_UNITS = 2.0**24
+"""In the encoder's unit; what the decoder rounds to integers is then next to exact."""
 
 _LEAST_BYTES = 32
 """For coefficients, where the smallest budget that is accepted is set."""
@@ -165,19 +174,45 @@ class _ToldQuant(TransformQuant):
         unit = _power_of_two_above(max(most, -least))
         layout = self._layout(matrix.shape)
         parts = layout.split(matrix / unit)
+        by_klts = self._by_klts(parts, layout, budget_bytes)
+        batch = _TransformedBatch(*by_klts, unit, least >= 0)
+        if self.step is None:
+            return batch.payload_within(budget_bytes)
+        step = self.step / unit
+        payload = batch.payload_at(step, budget_bytes)
+        if batch.finest_step <= step:
+            return payload
+        # mostly because the KLTs made one coefficient of an offset
+        others = (
+            _TransformedBatch(*spread, unit, least >= 0).payload_at(step, budget_bytes)
+            for spread in _offset_spread(parts.cpu(), layout)
+        )
+        enough = _PROMISED_STEPS * self.step
+        return self._most_precise(chain([payload], others), matrix.cpu(), enough)
+
+    def _by_klts(
+        self, parts: Tensor, layout: Layout, budget_bytes: int
+    ) -> tuple[Tensor, Ints, Ints]:
+        """Return coefficients of (B, C, f), and reflections of channels and rows."""
         count_by_channel, count_by_row = self._reflectors(parts.shape, budget_bytes)
         by_channel = fit_reflectors(channel_samples(parts), count_by_channel)
         directions = to_directions(parts, by_channel)
-        # for the rows' transform a whole row is one place
-        matrix = directions.reshape(len(matrix), -1)
-        by_row = fit_reflectors(row_samples(matrix), count_by_row)
-        directions = to_directions(matrix, by_row).view(parts.shape)
-        # the range coder needs the CPU
-        values = to_frequencies(directions, layout.axes).cpu()
-        batch = _TransformedBatch(values, unit, by_channel, by_row, least >= 0)
-        if self.step is None:
-            return batch.payload_within(budget_bytes)
-        return batch.payload_at(self.step / unit, budget_bytes)
+        by_row = fit_reflectors(row_samples(directions.flatten(1)), count_by_row)
+        return _coefficients(directions, layout, by_row), by_channel, by_row
+
+    def _most_precise(
+        self, payloads: Iterable[bytes], matrix: Tensor, enough: float
+    ) -> bytes:
+        """Return the first payload with an error that is small enough, or the least."""
+        best, least_error = ZERO_MATRIX, inf
+        for payload in payloads:
+            seen = self.decode(memoryview(payload), *matrix.shape)
+            error = root_mean_square(seen - matrix)
+            if error < least_error:
+                best, least_error = payload, error
+            if error <= enough:
+                break
+        return best
 
     def _reflectors(self, shape: Sequence[int], budget_bytes: int) -> tuple[int, int]:
         """Return how many reflections to send for the channels and for the rows."""
@@ -219,6 +254,31 @@ class _ToldQuant(TransformQuant):
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
 
+def _offset_spread(
+    parts: Tensor, layout: Layout
+) -> Iterator[tuple[Tensor, Ints, Ints]]:
+    """Yield coefficients with an offset in a few of the rows, then with it in all."""
+    rows, channels, _ = parts.shape
+    is_live = np.ones((rows, channels), np.bool_)
+    by_channel = np.zeros((channels, 0), np.int64)
+    for by_row in (mean_reflectors(rows), np.zeros((rows, 0), np.int64)):
+        values = _coefficients(parts, layout, by_row)
+        # of a large offset, the decoder's rounded matrices would leave a large error
+        in_units = (values.double() * _FINE_UNITS).round_()
+        seen = _inverted(in_units, layout, is_live, by_channel, by_row) / _FINE_UNITS
+        missing = (parts - seen).float()
+        values = values + _coefficients(missing, layout, by_row)
+        yield values, by_channel, by_row
+
+
+def _coefficients(directions: Tensor, layout: Layout, by_row: Ints) -> Tensor:
+    """Transform directions of the channels (B, C, f) along rows and maps."""
+    # for the rows' transform a whole row is one place
+    flat = to_directions(directions.flatten(1), by_row)
+    # the range coder needs the CPU
+    return to_frequencies(flat.view(directions.shape), layout.axes).cpu()
+
+
 def _inverted(
     parts: Tensor, layout: Layout, is_live: Mask, by_channel: Ints, by_row: Ints
 ) -> Tensor:
@@ -248,17 +308,17 @@ class _TransformedBatch:
     ----------
     values : Tensor of shape (B, C, f)
         float32, on the CPU, in units of `unit`.
-    unit : float
     by_channel, by_row : ndarrays
         The reflections of the channels and of the rows.
+    unit : float
     clamped : bool
         Whether no entry was negative.
     """
 
     values: Tensor
-    unit: float
     by_channel: Ints
     by_row: Ints
+    unit: float
     clamped: bool
 
     @cached_property
@@ -274,13 +334,13 @@ class _TransformedBatch:
         left_bits = 8 * (budget_bytes - side_bytes)
         search = estimated_search(self.values, self._largest, left_bits)
         payload = largest_payload(
-            search, self.payload, self._largest, self._finest_step, budget_bytes
+            search, self.payload, self._largest, self.finest_step, budget_bytes
         )
         return payload or ZERO_MATRIX
 
     def payload_at(self, step: float, budget_bytes: int) -> bytes:
         """Return the payload with a step, or with the one that takes the budget."""
-        payload = self.payload(max(step, self._finest_step))
+        payload = self.payload(max(step, self.finest_step))
         if len(payload) > budget_bytes:
             return self.payload_within(budget_bytes)
         return payload
@@ -291,7 +351,7 @@ class _TransformedBatch:
         return float(self.values.abs().max())
 
     @property
-    def _finest_step(self) -> float:
+    def finest_step(self) -> float:
         """The least step that is sent, in the values' unit."""
         return max(self._largest / _MOST_STEPS, _LEAST_STEP / self.unit)
 

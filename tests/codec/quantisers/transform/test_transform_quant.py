@@ -8,7 +8,10 @@ from torch import Tensor
 
 from flwr_splitfc.codec import cut_codec
 from flwr_splitfc.codec.channels import Layout
+from flwr_splitfc.codec.quality import feature_error
+from flwr_splitfc.codec.quantisers.transform import transform_quant
 from flwr_splitfc.codec.quantisers.transform.transform_quant import TransformQuant
+from tests.codec import independent_decoder as independent
 
 
 def smooth_maps(rows: int, channels: int, side: int, seed: int = 0) -> Tensor:
@@ -86,6 +89,83 @@ def test_budgets_pay_for_what_offsets_hide() -> None:
     lost = error(matrix + 30, 64 * 512 * 6 // 8)
     # relative to the noise, not to its offset
     assert lost * (30**2 + 1) < 0.01
+
+
+def precision(
+    features: Tensor, quality: float, ceiling: float = 32.0
+) -> tuple[float, float]:
+    """Bits per entry, and the error relative to how features vary, in what was wanted."""
+    cut = cut_codec("splitfc-rd", quality=quality, uplink_bits=ceiling)
+    flat = features.flatten(1)
+    array, _ = cut.encode_features(features)
+    seen, _ = cut.decode_features(array, expect=tuple(flat.shape))
+    bits = 8 * len(array.data) / features.numel()
+    return bits, feature_error(flat, seen) / 10 ** (-quality / 10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [300, 1000])
+@pytest.mark.parametrize(
+    "shape", [(1, 64), (2, 64), (64, 512), (600, 40), (32, 16, 8, 8), (32, 64, 64)]
+)
+def test_offsets_cost_no_quality(
+    shape: tuple[int, ...], offset: float, seed: int
+) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    for quality in (15, 20):
+        _, error = precision(features + offset, quality)
+        assert error < 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [300, 1000])
+@pytest.mark.parametrize("shape", [(9, 40), (32, 128), (64, 512)])
+def test_offsets_of_columns_cost_no_quality(
+    shape: tuple[int, int], offset: float, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(shape, generator=draw)
+    offsets = offset * torch.randn(1, shape[1], generator=draw)
+    for quality in (15, 20):
+        _, error = precision(features + offsets, quality)
+        assert error < 2
+
+
+def test_offsets_cost_few_bits() -> None:
+    features = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    plain_bits, plain_error = precision(features, 20)
+    for offset in (100, 300, 1000):
+        bits, error = precision(features + offset, 20)
+        assert bits < 1.15 * plain_bits
+        assert error < 1.05 * plain_error
+        # a ceiling costs precision, and no more than without an offset
+        capped_bits, capped_error = precision(features + offset, 20, ceiling=2.0)
+        assert capped_bits <= 2
+        assert capped_error < 1.5 * precision(features, 20, ceiling=2.0)[1]
+
+
+def test_spread_offsets_are_decoded_as_the_format_says() -> None:
+    features = torch.randn(9, 40, generator=torch.Generator().manual_seed(0)) + 2500
+    cut = cut_codec("splitfc-rd", quality=20)
+    array, _ = cut.encode_features(features)
+    seen, _ = cut.decode_features(array, expect=(9, 40))
+    by_format, _ = independent.decode_features(
+        array.stype,
+        array.shape,
+        array.data,
+        agreed=array.stype,
+        most_rows=9,
+        columns=40,
+    )
+    assert seen.flatten().tolist() == by_format
+    assert feature_error(features, seen) < 0.02
+
+
+def test_small_offsets_are_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) + 30
+    before = precision(features, 20)
+    monkeypatch.delattr(transform_quant, "mean_reflectors")
+    assert precision(features, 20) == before
 
 
 def test_what_is_never_negative_stays_so() -> None:
