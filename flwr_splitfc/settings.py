@@ -24,6 +24,7 @@ RunConfig: TypeAlias = Mapping[str, Scalar]
 Settings = TypeVar("Settings")
 
 _COMPLAINT = "{key} is {value!r}, wanted {wanted}"
+_TOO_MANY = 2**31  # torch and Flower hold counts in 32 bits
 
 
 def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
@@ -35,7 +36,8 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     Raises
     ------
     ValueError
-        If a value is not of its field's type; an integer is a float, too.
+        If a value is not of its field's type, or an integer of more than 64 bits; an
+        integer is a float, too.
 
     Examples
     --------
@@ -53,6 +55,8 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
         name = field.name
         key = name.replace("_", "-")
         if key in config:
+            with under_key(key):
+                check_int64(config[key])
             values[name] = check_scalar(key, config[key], hints[name])
     return kind(**values)
 
@@ -97,7 +101,7 @@ def parse_toml_value(text: str) -> Any:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (RecursionError, ValueError):
         return text
 
 
@@ -135,7 +139,8 @@ def check_scalar(
     if type(value) in kinds:
         return value
     if type(value) is int and float in kinds:
-        return float(value)
+        with under_key(key):
+            return float(value)
     names = [kind.__name__ for kind in kinds if kind is not type(None)]
     wanted = " or ".join(names)
     message = complaint.format(key=key, value=value, wanted=wanted)
@@ -157,23 +162,33 @@ def check_choice(
         raise ValueError(message)
 
 
+def check_int64(value: object) -> None:
+    """Raise a `ValueError` if an integer does not fit into 64 bits, as in messages."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} is no integer of 64 bits")
+
+
 def check_least(settings: object, **least: float) -> None:
     """Raise a `ValueError` that names the first of `settings` below its least value.
 
-    An infinite one is refused, too. A setting that is None is not checked.
+    An infinite one is refused, too, and an integer of more than 31 bits. A setting that
+    is None is not checked.
     """
     for name, bound in least.items():
         value = getattr(settings, name)
-        if value is None or bound <= value < inf:
+        too_many = _TOO_MANY if isinstance(value, int) else inf
+        if value is None or bound <= value < too_many:
             continue
         key = name.replace("_", "-")
-        wanted = "a finite number" if value == inf else f"{bound} or more"
+        wanted = f"{bound} or more"
+        if value >= too_many:
+            wanted = "a finite number" if value == inf else f"less than {too_many}"
         raise ValueError(f"{key} is {value}, wanted {wanted}")
 
 
 @contextmanager
 def under_key(key: str) -> Iterator[None]:
-    """Put a key before the message of a `ValueError` or `OSError` of the block.
+    """Put a key before the message of an error of the block about a value or a file.
 
     Raises
     ------
@@ -188,5 +203,5 @@ def under_key(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from None

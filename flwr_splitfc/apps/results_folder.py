@@ -1,13 +1,12 @@
 """The folder of a run's results, which holds those of no other run."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from flwr_splitfc.run.held_folder import FolderInUse, held_folder
+from flwr_splitfc.run.results import ResultsError, read_results
 from flwr_splitfc.settings import RunConfig
 
 
@@ -43,9 +42,9 @@ def _is_taken(path: Path, config: RunConfig) -> bool:
     if not path.exists():
         return False
     try:
-        before: Mapping[str, Any] = json.loads(path.read_text())
-        goes_on = "unfinished" in before or "failed" in before
-        return not goes_on or before["run_config"] != dict(config)
-    except (ValueError, LookupError, TypeError):
+        before = read_results(path, "run_config")
+    except ResultsError:
         # whatever it is, it is not this run's
         return True
+    goes_on = "unfinished" in before or "failed" in before
+    return not goes_on or before["run_config"] != dict(config)

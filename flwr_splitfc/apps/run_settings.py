@@ -126,6 +126,10 @@ class RunSettings:
             )
         if not self.results_dir:
             raise ValueError("results-dir is '', wanted a folder")
+        with under_key("results-dir"):
+            _absolute(self.results_dir)
+        with under_key("checkpoint-dir"):
+            _absolute(self.checkpoint_dir)
         with under_key("best-metric"):
             self.best_model(Path())
         with under_key("feature-clip-norm, feature-noise and nopeek"):

@@ -1,6 +1,7 @@
 """A whole ServerApp from the halves of a model, a loss and an optimizer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -271,8 +272,9 @@ class SplitServerApp(ServerApp):
         """Make the run, and leave its results and its model in a folder."""
         best_model = settings.best_model(folder)
         callbacks = [*settings.stopping(), *known([best_model])]
-        path = folder / "results.json"
-        results = ResultsFile(path, context.run_config, settings.seed, best_model)
+        results = ResultsFile(
+            folder / "results.json", context.run_config, settings.seed, best_model
+        )
         callbacks.append(results)
         if self.callbacks is not None:
             callbacks += self.callbacks(context)
@@ -288,22 +290,16 @@ class SplitServerApp(ServerApp):
         results.follow(run.progress, run.about)
         try:
             run.start()
-        except RunFailed as error:
-            results.write(failed=str(error))
-            logger.info("Wrote %s", path)
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            results.write(unfinished=True)
-            raise
         except CheckpointError:
             # the run has not begun, and the file is that of the one before
             raise
-        except Exception as error:
-            results.write(failed=f"{type(error).__name__}: {error}")
-            logger.info("Wrote %s", path)
+        except BaseException as error:
+            # that the file cannot be written must not hide why the run has ended
+            with suppress(OSError):
+                _write_at_end(results, **_ending(error))
             raise
-        results.write()
-        logger.info("\n%s\n\nWrote %s", run.progress().table(), path)
+        logger.info("\n%s\n", run.progress().table())
+        _write_at_end(results)
 
     def _make_halves(
         self, context: Context, settings: RunSettings
@@ -505,6 +501,30 @@ class _Run:
     start: Callable[[], object]
     progress: Callable[[], Progress]
     about: Callable[[], dict[str, Any]]
+
+
+def _ending(error: BaseException) -> dict[str, Any]:
+    """Return what ``results.json`` says about a run that an error ends."""
+    if isinstance(error, RunFailed):
+        return {"failed": str(error)}
+    if isinstance(error, Exception):
+        return {"failed": f"{type(error).__name__}: {error}"}
+    return {"unfinished": True}
+
+
+def _write_at_end(results: ResultsFile, **outcome: Any) -> None:
+    """Write a run's results, and log where they are, or why they are not.
+
+    Raises
+    ------
+    OSError
+    """
+    try:
+        results.write(**outcome)
+    except OSError as error:
+        logger.error("%s could not be written: %s", results.path, error)
+        raise
+    logger.info("Wrote %s", results.path)
 
 
 def _about(strategy: SplitLearning) -> dict[str, Any]:

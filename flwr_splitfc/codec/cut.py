@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
-from math import isfinite
 from typing import Any, Final, Literal, final
 
 import torch
@@ -47,6 +46,7 @@ _PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Flo
 
 # shapes differ where sequences do, and a device may make up any
 _MOST_KNOWN_BUDGETS = 64
+_MOST_BUDGET = 1_000_000  # in no payload's way, and no product with it is infinite
 
 
 @final
@@ -113,9 +113,9 @@ class CutCodec:
     def __post_init__(self) -> None:
         for setting in ("uplink_bits", "downlink_bits", "evaluation_bits"):
             bits = getattr(self, setting)
-            if bits is not None and not (isfinite(bits) and bits > 0):
+            if bits is not None and not 0 < bits <= _MOST_BUDGET:
                 raise ValueError(
-                    f"{setting} must be a finite number above 0, got {bits}"
+                    f"{setting} must be above 0 and at most {_MOST_BUDGET}, got {bits}"
                 )
         if self.quality is not None:
             if not self.quantiser.has_quality:

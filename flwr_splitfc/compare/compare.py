@@ -173,6 +173,8 @@ def _make_missing(pool: Pool, comparison: Comparison, jobs: int) -> None:
             settled[run.id] = outcome
         else:
             missing.append(run)
+            if outcome.state == "to do" and outcome.reason:
+                _complain(f"{run.label} is made anew: {outcome.summary}")
     _note_other_sources(list(settled.values()))
     took_s = {run_id: _seconds(outcome) for run_id, outcome in settled.items()}
     events = pool.make(missing, comparison.folder_of)

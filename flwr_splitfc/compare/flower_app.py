@@ -11,7 +11,13 @@ from typing import Any
 
 from flwr_splitfc.compare.supplied_keys import supplied_keys
 from flwr_splitfc.run.app_keys import flat_settings
-from flwr_splitfc.settings import RunConfig, Scalar, parse_toml_value
+from flwr_splitfc.settings import (
+    RunConfig,
+    Scalar,
+    check_int64,
+    parse_toml_value,
+    under_key,
+)
 
 
 class SettingsError(ValueError):
@@ -192,7 +198,7 @@ def parse_setting(text: str) -> dict[str, Scalar]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
 
 
@@ -202,6 +208,8 @@ def _like(default: Scalar, value: object, what: str) -> Scalar:
     A float may stand where the default is an integer: the default may be a round number
     by chance.
     """
+    with under_key(what):
+        check_int64(value)
     wanted = type(default)
     given = type(value)
     if given is wanted or (wanted is int and given is float):

@@ -11,7 +11,7 @@ from flwr_splitfc.codec.quality import NO_CEILING
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
-from flwr_splitfc.settings import RunConfig
+from flwr_splitfc.settings import RunConfig, check_int64, under_key
 
 _UPLINK_BITS = "uplink-bits"
 _DOWNLINK_BITS = "downlink-bits"
@@ -46,6 +46,8 @@ def expand(
         own_budgets = budgets if budgets and has_cut_budget(settled) else None
         for chosen in _layers(settings, own_budgets, seeds):
             config = app.run_config([*chosen, last])
+            with under_key("seed"):  # the run's name has it
+                check_int64(int(config.get("seed", 0)))
             run = Run(method.name, config, _budget_of(config), origin)
             runs[run.id] = run
     return list(runs.values())

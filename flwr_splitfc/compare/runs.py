@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any, Literal, TypeAlias
 
 import flwr_splitfc
 from flwr_splitfc.compare.flower_app import digest_of_files
-from flwr_splitfc.run.results import results_text, write_whole
+from flwr_splitfc.run.results import (
+    ResultsError,
+    read_object,
+    read_results,
+    results_text,
+    write_whole,
+)
 from flwr_splitfc.settings import RunConfig, Scalar
 
 Budget: TypeAlias = tuple[float, float]
@@ -94,7 +101,7 @@ class Outcome:
         "impossible" is a budget that the codec cannot meet: the same at every try, and
         no failure.
     reason : str
-        Why the run has no results.
+        Why the run has no results; of one to do, which file of it is damaged, if any.
     results : dict, optional
         The ``results.json`` of a run that is finished, with what an attack on its
         features came to as ``leakage``, if there was one.
@@ -204,17 +211,34 @@ class RunFolder:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def outcome(self) -> Outcome:
-        """Read what the run has come to by now."""
-        results = _read_json(self._results)
-        if results is not None:
-            leakage = _read_json(self.leakage)
-            if leakage is not None:
-                results["leakage"] = leakage
-            return Outcome("finished", results=results)
-        failure = _read_json(self._failure)
-        if failure is not None:
-            return Outcome(failure["state"], reason=failure["reason"])
-        return Outcome("to do")
+        """Read what the run has come to by now.
+
+        What cannot be read counts for nothing, and is the reason of a run to do.
+        """
+        damaged = ""
+        readers = {self._results: self._finished, self._failure: self._failed}
+        for path, read in readers.items():
+            try:
+                if path.exists():
+                    return read()
+            except ResultsError as error:
+                damaged = str(error)
+        return Outcome("to do", damaged)
+
+    def _finished(self) -> Outcome:
+        results = read_results(self._results, "rounds", "traffic")
+        # damaged scores are those of no attack
+        with suppress(ResultsError):
+            results["leakage"] = read_object(self.leakage, "scores of an attack")
+        return Outcome("finished", results=results)
+
+    def _failed(self) -> Outcome:
+        name = "failure of a run"
+        failure = read_object(self._failure, name)
+        state, reason = failure.get("state"), failure.get("reason")
+        if state not in ("impossible", "failed") or not isinstance(reason, str):
+            raise ResultsError(f"{self._failure} is no {name}: {failure}")
+        return Outcome(state, reason)
 
 
 @cache
@@ -246,11 +270,3 @@ def budget_text(budget: Budget | None) -> str:
 def method_label(method: str, budget: Budget | None) -> str:
     """Write a method and its budget, if it has one."""
     return f"{method} {budget_text(budget)}".strip()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    return dict(content)

@@ -4,13 +4,12 @@ The run's folder has ``results.json`` and the halves as `SplitLearning.save` wri
 them; the app that made it has the code.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from flwr.app import Context, RecordDict
@@ -28,6 +27,7 @@ from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.run.columns import last_known
+from flwr_splitfc.run.results import read_results
 from flwr_splitfc.settings import RunConfig
 
 _HALF_FILE = "device.pt"
@@ -88,11 +88,12 @@ class LoadedRun:
 
         Raises
         ------
+        ResultsError
+            If the folder holds no run.
         SettingsError
-            If the folder holds no run of a split strategy, or the app does not say how
-            its device half and its data are made.
+            If the app does not say how its device half and its data are made.
         """
-        results = _read_results(folder / "results.json")
+        results = read_results(folder / "results.json", "run_config", "rounds")
         app = FlowerApp.load(app_folder)
         sys.path.insert(0, str(app.folder))
         return cls(folder, app, results, _parts_of(app, model, load_data))
@@ -228,12 +229,18 @@ class LoadedRun:
     def _entries(self, name: str) -> dict[str, Tensor]:
         path = self._file(name)
         try:
-            entries: dict[str, Tensor] = torch.load(path, weights_only=True)
+            entries: object = torch.load(path, weights_only=True)
         except FileNotFoundError as error:
             raise SettingsError(
                 f"{path} does not exist: the run of a split strategy leaves it, "
                 "which was given save_to"
             ) from error
+        except Exception as error:
+            # torch lets through whatever its own reading of damaged bytes raises
+            reason = type(error).__name__
+            raise SettingsError(f"{path} is no state dict: {reason}") from error
+        if not _is_state_dict(entries):
+            raise SettingsError(f"{path} is no state dict: wanted tensors by name")
         return entries
 
 
@@ -281,13 +288,11 @@ class UShape:
         return codec.decode_gradient(up, server_link).reshape(output.shape)
 
 
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        record["run_config"], record["rounds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path} is no results.json of a run: {error}") from error
-    return record
+def _is_state_dict(entries: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(entries, dict) and all(
+        isinstance(name, str) and isinstance(entry, Tensor)
+        for name, entry in entries.items()
+    )
 
 
 def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:

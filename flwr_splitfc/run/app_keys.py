@@ -91,7 +91,7 @@ def _listed(pyproject: str, path: Path) -> dict[str, Scalar]:
     """Return the run-config that the text of an app's ``pyproject.toml`` lists."""
     try:
         app = tomllib.loads(pyproject)["tool"]["flwr"]["app"]
-    except (KeyError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} describes no Flower app: {error}") from error
     return flat_settings(app.get("config", {}))
 

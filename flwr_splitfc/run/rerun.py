@@ -1,7 +1,6 @@
 """The command that repeats a run from its ``results.json``."""
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 
 from flwr_splitfc.run.app_keys import app_with_keys, commands_env, settings_text
 from flwr_splitfc.run.record import changed_versions
+from flwr_splitfc.run.results import read_results
 
 _DESCRIPTION = (
     "Repeat a run with the settings in its results.json, "
@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     """Repeat the run that the options name, and return the exit status."""
     results_dir = options.results_dir.resolve()
     try:
-        record = _read_record(options.results)
+        record = read_results(options.results, "run_config")
         _check_unused(results_dir)
     except ValueError as error:
         _complain(str(error))
@@ -66,20 +66,10 @@ def main(options: argparse.Namespace) -> int:
     try:
         with app_with_keys(options.app, config) as app:
             _flwr_run(app, config, options.further)
+        return _compare(record, results_dir / "results.json")
     except ValueError as error:
         _complain(str(error))
         return 2
-    return _compare(record, results_dir / "results.json")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Read a ``results.json``, and raise a `ValueError` if it is none."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        record["run_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results.json of a run: {error}") from error
-    return record
 
 
 def _check_unused(results_dir: Path) -> None:
@@ -117,7 +107,7 @@ def _compare(record: Mapping[str, Any], new: Path) -> int:
         _complain("the run failed, see its log above")
         return 1
     first_digest = record.get("payload_digest")
-    new_digest = json.loads(new.read_text()).get("payload_digest")
+    new_digest = read_results(new).get("payload_digest")
     same = first_digest == new_digest
     verdict = "as in" if same else "differ from"
     print(f"{new}: payloads {verdict} the first run ({first_digest}, {new_digest})")

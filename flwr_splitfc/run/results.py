@@ -2,11 +2,102 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from flwr_splitfc.exchange.protocol.ticket import Purpose
+from flwr_splitfc.exchange.server.traffic import traffic_from_json
+from flwr_splitfc.run.rounds import Round
 from flwr_splitfc.run.whole_file import whole_file
+from flwr_splitfc.settings import Scalar, check_scalar
+
+_NAME = "results.json of a run"
+
+
+class ResultsError(ValueError):
+    """A file is not what a run leaves; the message names it and what is wrong."""
+
+
+def read_results(path: Path, *wanted: str) -> dict[str, Any]:
+    """Read a run's ``results.json``.
+
+    Parameters
+    ----------
+    path : Path
+    *wanted : str
+        What it must have: "run_config", "rounds", "traffic".
+
+    Raises
+    ------
+    ResultsError
+    """
+    results = read_object(path, _NAME)
+    try:
+        _check_kind("versions", results.get("versions", {}), dict)
+        for part in wanted:
+            if part not in results:
+                raise ValueError(f"it has no {part}")
+            _CHECKS[part](results[part])
+    # what is no mapping has no items
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path} is no {_NAME}: {error}") from error
+    return results
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+        What the file should be, for the error.
+
+    Raises
+    ------
+    ResultsError
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        _check_kind("it", content, dict)
+    except (OSError, RecursionError, ValueError) as error:
+        raise ResultsError(f"{path} is no {name}: {error}") from error
+    return content
+
+
+def _check_kind(what: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        given = type(value).__name__
+        raise ValueError(f"{what} is {given}, wanted {kind.__name__}")
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    _check_kind("run_config", config, dict)
+    for key, value in config.items():
+        check_scalar(key, value, Scalar)
+
+
+def _check_rounds(rounds: list[Any]) -> None:
+    _check_kind("rounds", rounds, list)
+    for row in rounds:
+        _check_kind("a round", row, dict)
+        Round.from_json(row)
+
+
+def _check_traffic(traffic: dict[str, Any]) -> None:
+    _check_kind("traffic", traffic, dict)
+    for purpose in get_args(Purpose):
+        counts: Any = traffic.get(purpose)
+        _check_kind(f"traffic in {purpose}", counts, dict)
+        traffic_from_json(counts)
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "run_config": _check_config,
+    "rounds": _check_rounds,
+    "traffic": _check_traffic,
+}
 
 
 def results_text(results: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def test_a_target_ends_the_run_and_the_last_row_is_kept(
         f"Stops after round {len(rounds)} of 200: {results['stopped']}"
         in caplog.messages
     )
-    table = caplog.messages[-1]
+    table = caplog.messages[-2]
     assert f"\n{len(rounds):>7} " in table
     if strategy != "fedavg":
         assert same(joined(tmp_path), joined(tmp_path / "best"))
@@ -144,6 +144,30 @@ def test_an_error_of_evaluation_leaves_the_rounds_the_reason_and_the_model(
     assert (len(after["rounds"]), "failed" in after) == (4, False)
 
 
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_disk_that_is_full_at_the_end_hides_neither_the_table_nor_the_error(
+    fails: bool, strategy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+    evaluated = []
+
+    def full(model: nn.Module, context: Context) -> dict[str, float]:
+        evaluated.append(model)
+        if len(evaluated) == 3:
+            # what a file is written to before it takes its place
+            (tmp_path / ".results.json.new").mkdir(exist_ok=True)
+            if fails:
+                raise ZeroDivisionError("no test set")
+        return {"accuracy": 0.5}
+
+    error = ZeroDivisionError if fails else OSError
+    with pytest.raises(error):
+        run(tmp_path, strategy=strategy, num_rounds=2, evaluate=full)
+    assert f"{tmp_path / 'results.json'} could not be written" in caplog.messages[-1]
+    assert fails or "\n      2 " in caplog.messages[-2]
+
+
 def test_a_checkpoint_that_is_refused_leaves_the_results_of_before(
     tmp_path: Path,
 ) -> None:
@@ -219,6 +243,8 @@ CONFIG = {"seed": 0}
     [
         ("", "results-2"),
         ("[]", "results-2"),
+        ("[" * 200_000, "results-2"),
+        ('{"run_config": null, "failed": ""}', "results-2"),
         ('{"run_config": {"seed": 0}}', "results-2"),
         ('{"run_config": {"seed": 0}, "unfinished": true}', "results"),
         ('{"run_config": {"seed": 0}, "failed": "no devices"}', "results"),
@@ -232,6 +258,12 @@ def test_a_folder_is_taken_unless_the_same_run_went_on_there(
     (tmp_path / "results" / "results.json").write_text(text)
     with results_folder(tmp_path / "results", CONFIG) as folder:
         assert folder.name == name
+
+
+def test_a_folder_in_the_place_of_results_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results" / "results.json").mkdir(parents=True)
+    with results_folder(tmp_path / "results", CONFIG) as folder:
+        assert folder.name == "results-2"
 
 
 def hold(folder: Path, names: Any) -> None:

@@ -67,7 +67,11 @@ def test_defaults_and_spelling() -> None:
         ({"name": "splitfc", "reduction": True}, "reduction must be float, got True"),
         (
             {"name": "splitfc", "uplink-bits": 0},
-            "uplink_bits must be a finite number above 0, got 0.0",
+            "uplink_bits must be above 0 and at most 1000000, got 0.0",
+        ),
+        (
+            {"name": "splitfc", "uplink-bits": 1e308},
+            "uplink_bits must be .* at most 1000000, got 1e\\+308",
         ),
         (
             {"name": "splitfc", "downlink-bits": float("nan")},

@@ -82,6 +82,24 @@ def test_what_is_finished_is_not_run_again(
     assert pool.made[1:] == ["fedavg seed 0", "fedavg seed 1", "splitfc seed 1"]
 
 
+def test_a_run_whose_results_are_damaged_is_made_anew(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", SPLITFC, *APP, "--out", str(tmp_path), "--seeds", "0,1"]
+    assert main(command) == 0
+    damaged = sorted(tmp_path.glob("runs/*/results.json"))[1]
+    damaged.write_text(damaged.read_text()[:-9])
+    capsys.readouterr()
+    assert main([*command, "--list"]) == 0
+    finished, to_do = capsys.readouterr().out.splitlines()
+    assert finished.startswith("finished ")
+    assert to_do.startswith("to do ")
+    assert f"({damaged} is no results.json" in to_do
+    assert main(command) == 0
+    assert pool.made[2:] == ["splitfc seed 1"]
+    assert f"splitfc 0.2/0.4 seed 1 is made anew: {damaged}" in capsys.readouterr().err
+
+
 def test_codecs_are_methods_by_their_names(
     pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

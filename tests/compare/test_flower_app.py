@@ -130,6 +130,16 @@ def test_what_is_no_setting_or_no_app_is_refused(tmp_path: Path) -> None:
         FlowerApp.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", [f"a = {'[' * 100_000}", f"a = {'9' * 5000}"], ids=["deep", "long"]
+)
+def test_a_file_that_nobody_can_read_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"mine\.toml cannot be read as TOML"):
+        Layer.from_file(path)
+
+
 def test_the_fingerprint_is_of_the_python_files(tmp_path: Path) -> None:
     app = app_in(tmp_path, "")
     before = app.fingerprint()

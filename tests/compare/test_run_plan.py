@@ -86,6 +86,12 @@ def test_settings_in_order_of_precedence(app: FlowerApp, tmp_path: Path) -> None
     ] == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("seed", [float("inf"), 1e300, 2**63, 10**400])
+def test_a_seed_of_more_than_64_bits_is_refused(app: FlowerApp, seed: float) -> None:
+    with pytest.raises(ValueError, match="seed: "):
+        expand(app, shelf("splitfc"), over={"seed": seed})
+
+
 def test_two_files_of_one_name_are_refused(app: FlowerApp, tmp_path: Path) -> None:
     other = tmp_path / "splitfc.toml"
     other.write_text("reduction = 4\n")

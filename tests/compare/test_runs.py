@@ -1,11 +1,21 @@
 """A run's name, and what it leaves on disk."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flwr_splitfc.codec import BudgetError, cut_codec
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder, sources_digest
+from tests.compare.conftest import traffic
+
+RESULTS = {"rounds": [], "traffic": traffic()}
+
+
+def counts(**changes: Any) -> str:
+    """The text of results with other counts."""
+    return json.dumps({**RESULTS, "traffic": traffic(**changes)})
 
 
 def test_an_id_is_of_all_settings_and_of_the_app() -> None:
@@ -35,9 +45,51 @@ def test_a_folder_tells_how_far_its_run_is(tmp_path: Path) -> None:
     assert not folder.checkpoint.exists()
     folder.start()
     assert folder.outcome() == Outcome("to do")
-    folder.finish({"rounds": []})
-    assert folder.outcome() == Outcome("finished", results={"rounds": []})
+    folder.finish(RESULTS)
+    assert folder.outcome() == Outcome("finished", results=RESULTS)
     assert folder.outcome().settled
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("results.json", '{"rounds": [', "Expecting value"),
+        ("results.json", "[" * 200_000, "maximum recursion depth"),
+        ("results.json", "[1]", "it is list, wanted dict"),
+        ("results.json", '{"rounds": []}', "it has no traffic"),
+        ("results.json", '{"rounds": [{}], "traffic": {}}', "missing"),
+        ("results.json", '{"rounds": [], "traffic": {}}', "traffic in train is None"),
+        ("results.json", counts(frogs=3), "unexpected keyword argument 'frogs'"),
+        ("results.json", counts(uplink_bytes=3), "no attribute 'items'"),
+        ("failed.json", "x", "Expecting value"),
+        ("failed.json", "{}", "{}"),
+        ("failed.json", '{"state": "failed", "reason": 5}', "'reason': 5"),
+        ("failed.json", '{"state": "finished", "reason": ""}', "'finished'"),
+    ],
+)
+def test_a_run_whose_files_are_damaged_is_to_do(
+    name: str, text: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    outcome = RunFolder(tmp_path).outcome()
+    assert outcome.state == "to do"
+    assert outcome.reason.startswith(f"{tmp_path / name} is no ")
+    assert why in outcome.reason
+    assert (tmp_path / name).exists()
+
+
+def test_damaged_results_do_not_hide_a_later_failure(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "results.json").write_text("[")
+    folder.end(Outcome("failed", "no data"))
+    assert folder.outcome() == Outcome("failed", "no data")
+
+
+def test_damaged_scores_are_those_of_no_attack(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.finish(RESULTS)
+    folder.leakage.write_text("[")
+    assert folder.outcome() == Outcome("finished", results=RESULTS)
 
 
 def test_a_run_has_folders_of_its_own(tmp_path: Path) -> None:

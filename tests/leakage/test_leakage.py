@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flwr_splitfc.command import main
 from tests.apps.server_runs import results_of
@@ -206,6 +207,32 @@ def test_a_run_without_halves_is_refused(
 ) -> None:
     (tmp_path / "results.json").write_text((plain / "results.json").read_text())
     assert "device.pt does not exist" in refused(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [("[3]", "a round is int, wanted dict"), ("3", "rounds is int, wanted list")],
+)
+def test_results_that_are_damaged_are_refused(
+    rows: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(f'{{"run_config": {{}}, "rounds": {rows}}}')
+    assert f"results.json is no results.json of a run: {why}" in refused(
+        capsys, tmp_path
+    )
+
+
+@pytest.mark.parametrize("saved", [b"", b"garbage" * 20, [1, 2], {1: torch.ones(1)}])
+def test_halves_that_are_damaged_are_refused(
+    saved: Any, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(plain / "results.json", tmp_path)
+    half = tmp_path / "device.pt"
+    if isinstance(saved, bytes):
+        half.write_bytes(saved)
+    else:
+        torch.save(saved, half)
+    assert f"{half} is no state dict: " in refused(capsys, tmp_path)
 
 
 def test_halves_of_another_model_are_refused(

@@ -185,25 +185,34 @@ def test_flower_repeats_a_run_of_an_app_that_lists_one_key(
     assert "payloads as in the first run" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "Expecting value"),
+        ("not json", "Expecting value"),
+        ("[" * 200_000, "maximum recursion depth"),
+        ("[]", "it is list, wanted dict"),
+        ("{}", "it has no run_config"),
+        ('{"run_config": []}', "run_config is list, wanted dict"),
+        ('{"run_config": null}', "run_config is NoneType, wanted dict"),
+        ('{"run_config": {"seed": [1]}}', "seed is [1], wanted bool or int"),
+        ('{"run_config": {}, "versions": 3}', "versions is int, wanted dict"),
+    ],
+)
 def test_files_that_are_no_results_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content in ("", "[]", "{}", "not json"):
-        (tmp_path / "results.json").write_text(content)
-        assert (
-            main(
-                [
-                    "rerun",
-                    str(tmp_path / "results.json"),
-                    "app",
-                    "--results-dir",
-                    str(tmp_path / "new"),
-                ]
-            )
-            == 2
-        )
-        assert "is no results.json of a run" in capsys.readouterr().err
-    assert main(["rerun", str(tmp_path / "missing.json"), "app"]) == 2
+    results = tmp_path / "results.json"
+    results.write_text(content)
+    new = ["--results-dir", str(tmp_path / "new")]
+    assert main(["rerun", str(results), "app", *new]) == 2
+    told = f"{results} is no results.json of a run: {why}"
+    assert told in capsys.readouterr().err
+
+
+def test_results_that_are_no_file_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.json", tmp_path):
+        assert main(["rerun", str(path), "app"]) == 2
 
 
 def test_results_that_are_there_are_not_overwritten(

@@ -90,7 +90,7 @@ class RunTotals:
 
     def leaked(self, score: str) -> float | None:
         """Return a score of the attack; None without one."""
-        return self.leakage[score] if self.leakage else None
+        return self.leakage.get(score) if self.leakage else None
 
     # -- counts
 

@@ -36,6 +36,7 @@ from flwr_splitfc.compare.workers.simulation import (
     simulate,
     wait_until_ready,
 )
+from flwr_splitfc.run.results import ResultsError, read_results
 from flwr_splitfc.run.rounds import Round
 
 Tell: TypeAlias = Callable[[Report], None]
@@ -166,13 +167,10 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"the app wrote no results.json into its results-dir, {path.parent}"
         )
-    results: dict[str, Any] = json.loads(path.read_text())
-    if "rounds" not in results or "traffic" not in results:
-        raise ValueError(
-            "the app's results.json was not written by Progress.write: "
-            "it has no rounds and traffic"
-        )
-    return results
+    try:
+        return read_results(path, "rounds", "traffic")
+    except ResultsError as error:
+        raise ResultsError(f"wanted a file of Progress.write: {error}") from error
 
 
 def log_to(path: Path) -> None:

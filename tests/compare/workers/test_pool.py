@@ -22,7 +22,7 @@ from flwr_splitfc.compare.workers.pool import (
 )
 from flwr_splitfc.compare.workers.process import WorkerDied
 from flwr_splitfc.run import Round
-from tests.compare.conftest import TOY, row
+from tests.compare.conftest import TOY, row, traffic
 
 
 class Process:
@@ -51,7 +51,7 @@ class Process:
         if mood == "ill":
             yield Outcome("failed", "OSError")
         else:
-            job.run_folder.finish({"rounds": []})
+            job.run_folder.finish({"rounds": [], "traffic": traffic()})
             yield Outcome("finished")
 
     def close(self) -> None:
