@@ -14,6 +14,7 @@ from flwr_splitfc.run import Progress
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
+from flwr_splitfc.strategy.overflow import Overflow, combined
 from flwr_splitfc.strategy.saved_halves import save_whole
 
 
@@ -51,6 +52,7 @@ class WholeModelStrategy(Strategy):
         self.progress = progress
         self.callbacks = callbacks
         self._failed_rounds = FailedRounds(progress, max_failed_rounds)
+        self._sent = ArrayRecord()
         self.evaluation: MetricRecord | None = None
         self.stopped = ""
 
@@ -94,6 +96,7 @@ class WholeModelStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the strategy's messages."""
+        self._sent = arrays
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -104,11 +107,16 @@ class WholeModelStrategy(Strategy):
         Raises
         ------
         RunFailed
-            If every device failed once too often.
+            If every device failed once too often, or what comes of their arrays is not
+            finite.
         """
         replies = list(replies)
         self._failed_rounds.check(server_round, replies)
-        return self.strategy.aggregate_train(server_round, replies)
+        try:
+            return combined(self.strategy, server_round, replies, self._sent)
+        except Overflow as overflow:
+            self._failed_rounds.fail(server_round, str(overflow))
+            return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,16 +1,51 @@
-"""Finding what overflowed where a strategy combined device halves.
+"""Combining replies, and finding what overflowed in it.
 
 Replies are finite one by one, but their sum, or the square of a change, need not be.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from flwr_splitfc.strategy.resumable import remembered
+from flwr_splitfc.strategy.resumable import remembered, way_back
+
+
+class Overflow(ArithmeticError):
+    """What a strategy made of finite arrays is not finite."""
+
+
+def combined(
+    devices: Strategy, server_round: int, replies: Iterable[Message], sent: ArrayRecord
+) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    """Return what a strategy makes of replies, as `Strategy.aggregate_train`.
+
+    Parameters
+    ----------
+    devices : Strategy
+    server_round : int
+    replies : iterable of Message
+        Those to the round's messages.
+    sent : ArrayRecord
+        The arrays in these.
+
+    Raises
+    ------
+    Overflow
+        If it is not finite; the strategy remembers what it did before.
+    """
+    go_back = way_back(devices)
+    # what overflows is found below
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays, averages = devices.aggregate_train(server_round, replies)
+    found = None if arrays is None else overflowed(devices, sent, arrays)
+    if found is None:
+        return arrays, averages
+    go_back()
+    name = type(devices).__name__
+    raise Overflow(f"what {name} made of the devices' arrays is not finite: {found}")
 
 
 def overflowed(

@@ -6,7 +6,6 @@ from math import ceil
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -58,8 +57,8 @@ from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
 from flwr_splitfc.strategy.measured import log_devices, with_totals
-from flwr_splitfc.strategy.overflow import overflowed
-from flwr_splitfc.strategy.resumable import check_resumable, way_back
+from flwr_splitfc.strategy.overflow import Overflow, combined
+from flwr_splitfc.strategy.resumable import check_resumable
 from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
@@ -630,20 +629,12 @@ class SplitLearning(Strategy):
         self, server_round: int, replies: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return what `devices` makes of replies; nothing where it is not finite."""
-        go_back = way_back(self.devices)
-        # what overflows is found below
-        with np.errstate(over="ignore", invalid="ignore"):
-            arrays, averages = self.devices.aggregate_train(server_round, replies)
-        if arrays is None:
-            return None, averages
-        found = overflowed(self.devices, self._run.sent, arrays)
-        if found is None:
-            return arrays, averages
-        go_back()
-        name = type(self.devices).__name__
-        why = f"what {name} made of the devices' arrays is not finite: {found}"
-        self._run.failed_rounds.fail(server_round, why, self._run.turns_of_all)
-        return None, None
+        run = self._run
+        try:
+            return combined(self.devices, server_round, replies, run.sent)
+        except Overflow as overflow:
+            run.failed_rounds.fail(server_round, str(overflow), run.turns_of_all)
+            return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

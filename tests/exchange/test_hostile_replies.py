@@ -31,7 +31,6 @@ from torch import nn
 from flwr_splitfc import (
     EndpointConfig,
     HeadAndTail,
-    Limits,
     RoundRobin,
     SplitClientApp,
     SplitLearning,
@@ -132,6 +131,21 @@ def with_record(key: str, record: Any) -> Change:
     return change
 
 
+def with_keys(new_keys: dict[str, str]) -> Change:
+    def change(reply: Message) -> None:
+        content = reply.content.items()
+        renamed = {new_keys.get(key, key): record for key, record in content}
+        reply.content = RecordDict(renamed)
+
+    return change
+
+
+def hide_metrics(reply: Message) -> None:
+    """Another record has the usual key of the metrics."""
+    with_keys({"metrics": "more"})(reply)
+    reply.content["metrics"] = ConfigRecord({"more": 1.0})
+
+
 def without(key: str) -> Change:
     def change(reply: Message) -> None:
         del reply.content[key]
@@ -153,6 +167,7 @@ def raw(
 ARRAYS = [
     (with_arrays({WEIGHT: Array(GOOD * NAN)}), f"'{WEIGHT}' is not finite"),
     (with_arrays({WEIGHT: Array(GOOD + np.inf)}), "is not finite"),
+    (with_arrays({WEIGHT: Array(GOOD - 3e38)}), r"of -3e\+38, beyond 1e\+18"),
     (with_arrays({WEIGHT: Array(GOOD[0])}), r"wanted float32 of shape \(4, 1, 3, 3\)"),
     (with_arrays({WEIGHT: Array(GOOD.astype(np.float64))}), "wanted float32"),
     (with_arrays({WEIGHT: Array(GOOD.astype("U1"))}), "wanted float32"),
@@ -279,18 +294,108 @@ def test_a_metric_that_is_not_finite_fails_no_device() -> None:
     assert all(not strategy.ledger.failures(number) for number in (1, 2, 3))
 
 
-def test_entries_that_were_never_finite_may_stay_so() -> None:
+def replies_with(asked: list[ArrayRecord], *contents: dict[str, Any]) -> list[Reply]:
+    """A good reply of each device, but for what is in it."""
+    sent = RecordDict({f"arrays{number}": each for number, each in enumerate(asked)})
+    messages = [Message(sent, node, "train") for node, _ in enumerate(contents)]
+    return [
+        Reply(Message(RecordDict(content), reply_to=message), message)
+        for message, content in zip(messages, contents, strict=True)
+    ]
+
+
+LEAST = np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize(
+    ("was", "came", "is_refused"),
+    [
+        (np.float32([0.0, -np.inf]), np.float32([0.5, -np.inf]), False),
+        (np.float32([0.0, -np.inf]), np.float32([np.inf, -np.inf]), True),
+        (np.float32([0.0, LEAST]), np.float32([0.5, LEAST]), False),
+        (np.float32([0.0, LEAST]), np.float32([LEAST, LEAST]), True),
+        (np.float32([0.0, LEAST]), np.float32([0.0, -np.inf]), True),
+        (np.float16([0.0]), np.float16([6e4]), False),
+        (np.array(0.0), np.array(1e18), False),
+        (np.array(0.0), np.array(1.1e18), True),
+        (np.array(0), np.array(2**62), False),
+        (np.array([False]), np.array([True]), False),
+    ],
+    ids=str,
+)
+def test_large_entries_are_refused_where_none_were(
+    was: np.ndarray, came: np.ndarray, is_refused: bool
+) -> None:
     """A transformer's mask of minus infinities is an array of its half."""
-    mask = np.array([[0.0, -np.inf], [0.0, 0.0]], np.float32)
-    asked = Message(RecordDict({"arrays": ArrayRecord([mask])}), 1, "train")
-    checks = ReplyChecks(ArrayRecord([mask]))
-    for entry, is_refused in ((0.5, False), (np.inf, True)):
-        came = mask.copy()
-        came[1, 0] = entry
-        content = {"arrays": ArrayRecord([came]), "metrics": MetricRecord({"a": 1})}
-        reply = Message(RecordDict(content), reply_to=asked)
-        (checked,) = checks.checked([Reply(reply, asked)])
-        assert checked.has_error() == is_refused
+    half = ArrayRecord([was])
+    content = {"arrays0": ArrayRecord([came]), "metrics": MetricRecord({"a": 1})}
+    (checked,) = ReplyChecks(half).checked(replies_with([half], content))
+    assert checked.has_error() == is_refused
+
+
+def test_several_records_have_their_keys_in_any_order() -> None:
+    half = ArrayRecord([GOOD])
+    metrics = MetricRecord({"a": 1})
+    keys = [("arrays0", "arrays1"), ("arrays1", "arrays0"), ("arrays0", "other")]
+    replies = replies_with(
+        [half, half], *({"metrics": metrics, a: half, b: half} for a, b in keys)
+    )
+    checked = ReplyChecks(half).checked(replies)
+    assert [message.has_error() for message in checked] == [False, False, True]
+    assert "unlike those of most devices: ['arrays0', 'other']" in str(checked[2].error)
+
+
+@pytest.mark.parametrize(
+    ("classes", "refused"),
+    [
+        ([1, 2, 3, 4, 5], []),
+        ([1, 1, 2, 3, 4], []),  # device 0 makes a pair with 1
+        ([1, 1, 1, 0, 0], []),  # or a majority of those that tell one
+        ([1, 0, 0, 0, 0], []),
+        ([0, 1, 1, 1, 1], [0]),
+        ([2, 1, 1, 1, 1], [0]),
+        ([1, 0], []),
+        ([2, 1], []),
+    ],
+    ids=str,
+)
+def test_device_0_decides_for_no_other_which_metrics_are_usual(
+    classes: list[int], refused: list[int]
+) -> None:
+    """Devices tell the AUC of each of their classes, those of one class none."""
+    metrics = [
+        {"a": 1, "auc": [0.5] * count} if count else {"a": 1} for count in classes
+    ]
+    contents = [{"metrics": MetricRecord(each)} for each in metrics]
+    checked = ReplyChecks(weight="a").checked(replies_with([], *contents))
+    assert [node for node, each in enumerate(checked) if each.has_error()] == refused
+    is_usual = bool(refused)
+    for reply in checked:
+        if reply.has_content():
+            assert ("auc" in reply.content["metrics"]) == is_usual
+
+
+class ByName(FedAvg):
+    """Reads records by the keys that its devices' app gives them."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        for reply in replies:
+            assert {"trained", "found"} <= reply.content.keys()
+        return super().aggregate_train(server_round, replies)
+
+
+def test_an_app_may_have_keys_of_its_own() -> None:
+    own_keys = with_keys({"arrays": "trained", "metrics": "found"})
+
+    def app(message: Message, context: Context) -> Message:
+        reply = HONEST(message, context)
+        if context.node_config["partition-id"] != 1:
+            own_keys(reply)
+        return reply
+
+    devices = ByName(min_available_nodes=3, fraction_evaluate=0.0)
+    strategy, _ = run(app, devices)
+    only_device_one_failed(strategy, "", [])
 
 
 class TurnsByFedAvg(FedAvg):
@@ -360,18 +465,21 @@ def test_metrics_beside_those_of_most_devices_are_left_out(
         with_metrics(train_loss=[1.0, 2.0]),
         with_metrics(steps=None),
         with_metrics(steps=None, more=1.0),
+        with_keys({"metrics": "more"}),
+        with_keys({"arrays": "more"}),
+        with_keys({"metrics": "arrays", "arrays": "metrics"}),
+        hide_metrics,
     ],
-    ids=["more", "list", "less", "other"],
+    ids=["more", "list", "less", "other", "key", "array-key", "swapped", "hidden"],
 )
-def test_of_two_devices_neither_says_alone_which_metrics_are_usual(
-    change: Change,
+@pytest.mark.parametrize("device", [0, 1])
+def test_of_two_devices_neither_says_alone_what_is_usual(
+    change: Change, device: int
 ) -> None:
-    """The one with other metrics comes first, by its name."""
-
     def app(message: Message, context: Context) -> Message:
         reply = HONEST(message, context)
-        is_device_zero = context.node_config["partition-id"] == 0
-        if is_device_zero and message.metadata.message_type in ("train", "evaluate"):
+        is_other = context.node_config["partition-id"] == device
+        if is_other and message.metadata.message_type in ("train", "evaluate"):
             change(reply)
         return reply
 
@@ -544,6 +652,7 @@ class Wire(LocalGrid):
     """Replies come as Flower's bytes, those of device 1 with a broken array."""
 
     broken_type = "train"
+    broken_by = b"["
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [
@@ -557,26 +666,33 @@ class Wire(LocalGrid):
         if is_device_one and reply.metadata.message_type == self.broken_type:
             for key, each in objects.items():
                 if not isinstance(each, Message):
-                    contents[key] = contents[key].replace(b"{", b"[")
+                    contents[key] = contents[key].replace(b"{", self.broken_by)
         read = inflate_object_from_contents(reply.object_id, contents)
         assert isinstance(read, Message)
         read.metadata.__dict__["_message_id"] = reply.metadata.message_id
         return read
 
 
+@pytest.mark.parametrize("devices", [in_turn, together])
+@pytest.mark.parametrize("broken_by", [b"[", b"[" * 100_000], ids=["one", "deep"])
 @pytest.mark.parametrize("broken_type", ["train", "query.split_device"])
 def test_messages_that_flower_cannot_read(
-    broken_type: str, caplog: pytest.LogCaptureFixture
+    broken_type: str,
+    broken_by: bytes,
+    devices: Callable[[], Strategy],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """What comes at the same time is lost with one that is pulled with it."""
     grid = Wire(HONEST, 3)
     grid.broken_type = broken_type
-    strategy = make(
-        in_turn(), endpoint=EndpointConfig(limits=Limits(reply_timeout_s=2))
-    )
+    grid.broken_by = broken_by
+    strategy = make(devices())
     strategy.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
     assert "cannot be read" in caplog.text
+    is_in_turn = isinstance(strategy.devices, RoundRobin)
     if broken_type == "train":
-        only_device_one_failed(strategy, "no reply within 2 s", [2])
+        rounds = [2] if is_in_turn else [1, 2, 3]
+        only_device_one_failed(strategy, "its reply cannot be read", rounds)
     else:
         assert strategy.ledger.devices().keys() == {"0", "1001", "2"}
-        assert strategy.ledger.total("train").steps == 9
+        assert strategy.ledger.total("train").steps == (9 if is_in_turn else 27)

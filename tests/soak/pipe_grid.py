@@ -65,13 +65,8 @@ class Courier:
             self._pipe.send(what)
 
     def take(self, message_ids: Iterable[str]) -> list[Packed]:
-        """The replies to these messages that are in; others nobody waits for any more."""
-        wanted = set(message_ids)
-        replies = self._replies
-        for message_id in list(replies):
-            if message_id not in wanted:
-                del replies[message_id]
-        return [replies.pop(one) for one in list(replies)]
+        """The replies to these messages that are in."""
+        return [self._replies.pop(one) for one in message_ids if one in self._replies]
 
     def _collect(self) -> None:
         while True:

@@ -55,11 +55,15 @@ def failing(fails: Callable[[int, int], bool]) -> App:
 
 
 def start(
-    app: App, rounds: int, strategy: type[SplitLearning] = SplitLearning, **options: Any
+    app: App,
+    rounds: int,
+    strategy: type[SplitLearning] = SplitLearning,
+    half: type[DeviceHalf] = DeviceHalf,
+    **options: Any,
 ) -> tuple[SplitLearning, ArrayRecord]:
     random.seed(0)  # of which device comes first in a sample
     run = strategy(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, **options)
-    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    arrays = ArrayRecord(seeded(half).state_dict())
     result = run.start(LocalGrid(app, 3, workers=0), arrays, rounds)
     return run, result.arrays
 
@@ -163,26 +167,38 @@ def test_the_run_goes_on_once_the_cause_is_cured(
 WEIGHT = "layers.0.weight"
 
 
+class WithTable(DeviceHalf):
+    """Has large numbers from the start, so that devices may reply with such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.full((2,), 2e18))
+
+
+WITH_TABLE = SplitClientApp(WithTable, lambda context: (batches(2), batches(1)), ADAM)
+start_with_table = partial(start, half=WithTable)
+
+
 def large(rounds: Collection[int]) -> App:
-    """An app whose devices reply with large arrays in some rounds, finite ones."""
+    """An app whose devices reply with larger numbers in some rounds, finite ones."""
 
     def app(message: Message, context: Context) -> Message:
-        reply = GOOD(message, context)
+        reply = WITH_TABLE(message, context)
         trains = message.metadata.message_type == "train"
         if trains and Ticket.from_message(message).server_round in rounds:
             arrays = reply.content.array_records["arrays"]
-            arrays[WEIGHT] = Array(np.full((4, 1, 3, 3), 3e38, np.float32))
+            arrays["table"] = Array(np.full(2, 3e38, np.float32))
         return reply
 
     return app
 
 
 class Doubling(Remembering):
-    """Counts its rounds, and doubles a weight."""
+    """Counts its rounds, and doubles the table."""
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         arrays, metrics = super().aggregate_train(server_round, replies)
-        arrays[WEIGHT] = Array(2 * arrays[WEIGHT].numpy())
+        arrays["table"] = Array(2 * arrays["table"].numpy())
         return arrays, metrics
 
 
@@ -207,15 +223,15 @@ def test_a_half_that_overflows_is_a_round_that_failed(
     name = type(devices()).__name__
     reason = (
         rf"every device failed in round 3, device \d with: what {name} made of the "
-        rf"devices' arrays is not finite: .*array '{WEIGHT}'"
+        r"devices' arrays is not finite: .*array 'table'"
     )
     with pytest.raises(RunFailed, match=reason):
-        start(large([3]), 5, devices=devices(), checkpoint=tmp_path)
+        start_with_table(large([3]), 5, devices=devices(), checkpoint=tmp_path)
     state = load_checkpoint(tmp_path)
     assert state is not None
     assert state["round"] == 2
-    _, cured = start(GOOD, 5, devices=devices(), checkpoint=tmp_path)
-    _, whole = start(GOOD, 5, devices=devices())
+    _, cured = start_with_table(WITH_TABLE, 5, devices=devices(), checkpoint=tmp_path)
+    _, whole = start_with_table(WITH_TABLE, 5, devices=devices())
     assert same(cured.to_torch_state_dict(), whole.to_torch_state_dict())
 
 
@@ -235,7 +251,7 @@ def test_training_goes_on_after_a_half_that_overflowed(
         devices=devices(),
         max_failed_rounds=2,
     )
-    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    arrays = ArrayRecord(seeded(WithTable).state_dict())
     run.start(LocalGrid(large([2]), 3), arrays, 3, evaluate_fn=evaluate)
     assert [len(row["failures"]) for row in run.progress.rows] == [0, 3, 0]
     assert same(after_round[1], after_round[2])
@@ -248,9 +264,11 @@ def test_training_goes_on_after_a_half_that_overflowed(
 
 def test_halves_that_overflow_in_a_row_end_the_run() -> None:
     with pytest.raises(RunFailed, match=r"in rounds 3 to 4, .*max_failed_rounds is 2"):
-        start(large([1, 3, 4]), 5, devices=sample(FedYogi), max_failed_rounds=2)
+        start_with_table(
+            large([1, 3, 4]), 5, devices=sample(FedYogi), max_failed_rounds=2
+        )
     with pytest.raises(RunFailed, match="nothing was trained"):
-        start(large([1]), 1, devices=sample(FedYogi), max_failed_rounds=2)
+        start_with_table(large([1]), 1, devices=sample(FedYogi), max_failed_rounds=2)
 
 
 def test_a_mask_of_infinities_overflows_nothing() -> None:

@@ -3,7 +3,8 @@
 From outside to inside:
 
 - `SplitGrid` (split_grid) puts a ticket into each of Flower's messages, on top of
-  `MeteredGrid`, which counts the models in them; messages_in_flight waits for replies.
+  `MeteredGrid`, which counts the models in them; pushed_messages waits for replies,
+  messages_in_flight for those that bring frames.
 - `SplitEndpoint` (endpoint) puts the following together: `StreamServer` listens,
   `SessionRegistry` knows the tokens, `SessionService` answers frames and ends sessions,
   `TurnAccounts` enters what they moved in the `Ledger`, and timeouts says when a device

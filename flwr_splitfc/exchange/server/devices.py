@@ -14,7 +14,8 @@ from flwr_splitfc.exchange.protocol.device_query import (
     QUERY_TYPE,
 )
 from flwr_splitfc.exchange.protocol.model_record import takes_coded_arrays
-from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, failure_of
+from flwr_splitfc.exchange.server.flower_messages import failure_of
+from flwr_splitfc.exchange.server.pushed_messages import replies_to
 from flwr_splitfc.settings import Scalar
 
 _NodeConfig: TypeAlias = dict[str, Scalar]
@@ -76,31 +77,13 @@ class Devices:
             self._owners.setdefault(str(node_id), node_id)
         queries = [Message(RecordDict(), node_id, QUERY_TYPE) for node_id in node_ids]
         timeout_s = _QUERY_TIMEOUT_S + _QUERY_S_PER_DEVICE * len(queries)
-        try:
-            replies = list(self.grid.send_and_receive(queries, timeout=timeout_s))
-        except UNREADABLE:
-            self._ask_one_by_one(node_ids)
-            return
+        answered = replies_to(queries, self.grid, timeout_s)
         # by what was asked, not by what a reply says of its origin
-        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        for query in sorted(queries, key=_node_asked):
-            reply = answers.get(query.metadata.message_id)
-            if reply is None:
-                continue
+        for reply, query in sorted(answered, key=lambda pair: _node_asked(pair[1])):
             if reply.has_content():
                 self._note_answer(_node_asked(query), reply)
             else:
                 self._note_error(_node_asked(query), reply)
-
-    def _ask_one_by_one(self, node_ids: list[int]) -> None:
-        """Ask nodes of which one gives an answer that Flower cannot read."""
-        if len(node_ids) == 1:
-            (node_id,) = node_ids
-            logger.warning("node %d goes by its id: its answer cannot be read", node_id)
-            self._names[node_id] = str(node_id)
-            return
-        for node_id in node_ids:
-            self._ask([node_id])
 
     def _note_answer(self, node_id: int, reply: Message) -> None:
         records = reply.content.config_records

@@ -17,7 +17,14 @@ _UNKNOWN_ERROR = 0  # among Flower's error codes
 _MOST_COUNT = 2**53  # whole numbers up to it are exact as floats
 _MOST_LOSS = 1e30  # or sums over samples and rounds would not be finite
 
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, DecodeError)
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    DecodeError,
+)
 """What Flower raises for a message whose bytes are none, whoever sent them."""
 
 

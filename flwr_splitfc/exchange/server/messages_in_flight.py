@@ -1,13 +1,10 @@
-"""The messages of a round that wait for their replies."""
+"""The messages of a round that wait for their replies, and the frames in these."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from logging import getLogger
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import (
     frame_field,
@@ -19,40 +16,15 @@ from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
-from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, error_reply
+from flwr_splitfc.exchange.server.flower_messages import error_reply
 from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.message_bytes import MessageMeter
-from flwr_splitfc.exchange.server.told_text import one_line
+from flwr_splitfc.exchange.server.pushed_messages import Outgoing, PushedMessages
 from flwr_splitfc.exchange.server.traffic import Traffic
 
-logger = getLogger("flwr")
 
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A message to send.
-
-    Parameters
-    ----------
-    message : Message
-    token : str, optional
-        Of the session that it admits to, if any.
-    asked : Message, optional
-        The strategy's message, of which this one is the next after a frame.
-    """
-
-    message: Message
-    token: str | None = None
-    asked: Message | None = None
-
-    @property
-    def strategy_message(self) -> Message:
-        """The strategy's message, which the device's last reply is for."""
-        return self.asked or self.message
-
-
-class MessagesInFlight:
-    """The messages that a grid has pushed and that wait for a reply.
+class MessagesInFlight(PushedMessages):
+    """The messages of a round of sessions that wait for a reply.
 
     A device's reply may bring the last frame of its session, Close, beside what is for
     the strategy. Where frames travel in messages, replies bring the earlier ones, too,
@@ -67,41 +39,8 @@ class MessagesInFlight:
     """
 
     def __init__(self, grid: Grid, endpoint: SplitEndpoint) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._endpoint = endpoint
-        self._waiting: dict[str, Outgoing] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def push(self, outgoing: Sequence[Outgoing]) -> None:
-        """Send messages, and wait for the replies of nodes that are still there."""
-        messages = [each.message for each in outgoing]
-        pushed = self._grid.push_messages(messages)
-        by_id = {each.message.metadata.message_id: each for each in outgoing}
-        # Flower gives no id, or None, for a message whose node is gone.
-        self._waiting |= {
-            message_id: by_id[message_id] for message_id in pushed if message_id
-        }
-
-    def pull(self) -> list[tuple[Message, Outgoing]]:
-        """Return the replies that are in, each with what it replies to."""
-        pulled = []
-        try:
-            replies = list(self._grid.pull_messages(list(self._waiting)))
-        except BudgetError:
-            raise  # by a grid of one's own, as comparisons have: it ends the run
-        except UNREADABLE as error:
-            # Flower does not say whose it was, and what was pulled with it is lost:
-            # their devices' time to reply runs out
-            logger.warning("A reply cannot be read: %s", one_line(repr(error), 200))
-            return []
-        for reply in replies:
-            asked = self._waiting.pop(reply.metadata.reply_to_message_id, None)
-            # A reply that nothing waits for must not end the run for all.
-            if asked is not None:
-                pulled.append((reply, asked))
-        return pulled
 
     def answer(
         self, pulled: Sequence[tuple[Message, Outgoing]]

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
-from flwr_splitfc.exchange.server.devices import Devices
+from flwr_splitfc.exchange.server.devices import Devices, name_order
 from flwr_splitfc.exchange.server.flower_messages import (
     failure_of,
     purpose_of,
@@ -19,6 +19,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.model_coder import ModelCoder
+from flwr_splitfc.exchange.server.pushed_messages import replies_to
 from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
@@ -93,15 +94,12 @@ class MeteredGrid(DelegatingGrid):
         for message in messages:
             self._coder.encode(message)
         self._count_sent(messages, names)
-        replies = self.inner.send_and_receive(messages, timeout=timeout)
-        asked = {message.metadata.message_id: message for message in messages}
-        answered = []
-        for reply in replies:
-            message_id = reply.metadata.reply_to_message_id
-            # a reply that nothing waits for must not end the run for all
-            if message_id in asked:
-                answered.append(self._received(reply, asked[message_id], names))
-        checked = self.checks.checked(answered)
+        answered = replies_to(messages, self.inner, timeout)
+        # the order of arrival decides nothing
+        answered.sort(key=lambda pair: _order_of(pair[1], names))
+        checked = self.checks.checked(
+            [self._received(reply, asked, names) for reply, asked in answered]
+        )
         self._report(messages, names, checked, timeout)
         return checked
 
@@ -181,6 +179,10 @@ class MeteredGrid(DelegatingGrid):
             else:
                 missing[device] = "its node is gone"
         return missing
+
+
+def _order_of(asked: Message, names: dict[int, str]) -> tuple[bool, int, str]:
+    return name_order(names.get(asked.metadata.dst_node_id, ""))
 
 
 def _errors(names: dict[int, str], replies: Sequence[Message]) -> dict[str, str]:

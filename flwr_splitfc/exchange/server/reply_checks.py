@@ -6,7 +6,7 @@ refused here becomes an error reply, which fails its device alone.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from logging import getLogger
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
     purpose_of,
     readable_error,
 )
+from flwr_splitfc.exchange.server.step_checks import MOST_NORM
 
 _MOST_HEADER_BYTES = 4096  # of an array, beside its entries
 _MOST_WEIGHT = 2**53  # whole numbers up to it are exact as floats
@@ -39,11 +40,11 @@ class Reply(NamedTuple):
     asked: Message
 
 
-class _Form(NamedTuple):
-    """The keys of a reply's records, and its metrics with how many numbers each has."""
+class _Keys(NamedTuple):
+    """The keys of a reply's `MetricRecord`, and of its `ArrayRecord` after training."""
 
-    keys: tuple[str, ...]
-    metrics: frozenset[tuple[str, int]]
+    metrics: str
+    arrays: frozenset[str]
 
 
 class ReplyChecks:
@@ -51,9 +52,10 @@ class ReplyChecks:
 
     It has one `MetricRecord`. After training it has as many `ArrayRecord` as the
     message that asked for it, each with the names, shapes and dtypes of the half's
-    arrays, and finite but for entries that were not from the start, as in a mask. The
-    metrics are those that most replies of the round have; further ones are left out.
-    One that is not finite spoils no more than its own mean.
+    arrays, and entries that are finite and at most 1e18, but for those that were not
+    from the start, as in a mask. The records' keys are made those of most replies. The
+    metrics are those that two replies in three of the round have; further ones are left
+    out. One that is not finite spoils no more than its own mean.
 
     Parameters
     ----------
@@ -70,12 +72,11 @@ class ReplyChecks:
 
     def checked(self, replies: Sequence[Reply]) -> list[Message]:
         """Return the replies to one strategy's messages, with errors for wrong ones."""
-        checked = [self._refused_or_same(reply) for reply in replies]
-        usual = _usual_form(message for message in checked if _has_form(message))
-        return [
-            _as_usual(message, reply.asked, usual)
-            for message, reply in zip(checked, replies, strict=True)
+        checked = [
+            Reply(self._refused_or_same(reply), reply.asked) for reply in replies
         ]
+        alike = _with_usual_metrics(_with_usual_keys(checked))
+        return [reply.message for reply in alike]
 
     def _refused_or_same(self, reply: Reply) -> Message:
         if purpose_of(reply.asked) is None:
@@ -126,10 +127,6 @@ def _check_origin(reply: Reply) -> None:
         )
     if not reply.message.has_content():
         raise ReplyRefused("the reply is empty")
-
-
-def _has_form(message: Message) -> bool:
-    return message.has_content() and purpose_of(message) is not None
 
 
 def _check_count(what: str, count: int, wanted: int) -> None:
@@ -185,9 +182,26 @@ def _check_array(name: str, array: Array, wanted: Array) -> None:
             f"array {name!r} is {dtype} of shape {shape}, "
             f"wanted {wanted.dtype} of shape {wanted.shape}"
         )
-    # a mask of minus infinities is part of some models
-    if not np.isfinite(values[np.isfinite(_values_of(name, wanted))]).all():
+    _check_entries(name, values, _values_of(name, wanted))
+
+
+def _check_entries(name: str, values: np.ndarray, wanted: np.ndarray) -> None:
+    # a mask of minus infinities, or of the least numbers, is part of some models
+    if not np.isfinite(values[np.isfinite(wanted)]).all():
         raise ReplyRefused(f"array {name!r} is not finite")
+    if np.issubdtype(values.dtype, np.inexact):
+        beyond = _is_beyond(values) & ~_is_beyond(wanted)
+        if beyond.any():
+            raise ReplyRefused(
+                f"array {name!r} has an entry of {values[beyond][0]:g}, "
+                f"beyond {MOST_NORM:g}"
+            )
+
+
+def _is_beyond(values: np.ndarray) -> np.ndarray:
+    # a Python float would become a float16 beside one, and infinite
+    is_within: np.ndarray = np.abs(values) <= np.float64(MOST_NORM)
+    return ~is_within
 
 
 def _values_of(name: str, array: Array) -> np.ndarray:
@@ -202,55 +216,103 @@ def _values_of(name: str, array: Array) -> np.ndarray:
     return values
 
 
-# -- forms -----------------------------------------------------------------------------
+# -- what replies have in common -------------------------------------------------------
 
 
-def _usual_form(messages: Iterable[Message]) -> _Form | None:
-    """Return the form that most messages have.
+def _is_good(reply: Reply) -> bool:
+    return reply.message.has_content() and purpose_of(reply.asked) is not None
 
-    Of forms as frequent it is what they have in common, so that a device that tells
-    more than another does not decide what is usual. Where their keys differ, those of
-    the first message count.
+
+def _with_usual_keys(replies: Sequence[Reply]) -> list[Reply]:
+    """Give records the keys that those of most good replies have.
+
+    A device chooses its keys, and its name, by which replies are in order: of keys as
+    frequent, those of the message that asked count.
     """
-    counts = Counter(_form(message) for message in messages)
+    good = [reply for reply in replies if _is_good(reply)]
+    counts = Counter(_keys(reply.message) for reply in good)
     if not counts:
-        return None
-    most = max(counts.values())
-    tied = [form for form, count in counts.items() if count == most]
-    keys = tied[0].keys
-    metrics = [form.metrics for form in tied if form.keys == keys]
-    return _Form(keys, frozenset.intersection(*metrics))
+        return list(replies)
+    asked = _Keys("metrics", _array_keys(good[0].asked))
+    usual = max(counts, key=lambda keys: (counts[keys], keys == asked))
+    return [
+        reply._replace(message=_renamed(reply, usual)) if _is_good(reply) else reply
+        for reply in replies
+    ]
 
 
-def _form(message: Message) -> _Form:
-    content = message.content
-    metrics: dict[str, int] = {}
-    for record in content.metric_records.values():
-        for name, value in record.items():
-            metrics[name] = len(value) if isinstance(value, list) else _NO_LIST
-    keys = (*content.metric_records, *content.array_records)
-    return _Form(keys, frozenset(metrics.items()))
+def _keys(message: Message) -> _Keys:
+    (metrics,) = message.content.metric_records
+    return _Keys(metrics, _array_keys(message))
 
 
-def _as_usual(message: Message, asked: Message, usual: _Form | None) -> Message:
-    """Return a message with the usual metrics; an error reply for one without them."""
-    if usual is None or not _has_form(message):
+def _array_keys(message: Message) -> frozenset[str]:
+    # of an evaluation no arrays are asked
+    trains = purpose_of(message) == "train"
+    return frozenset(message.content.array_records if trains else ())
+
+
+def _renamed(reply: Reply, usual: _Keys) -> Message:
+    """Return a good reply with the usual keys; an error reply where it cannot be."""
+    message = reply.message
+    keys = _keys(message)
+    if keys == usual:
         return message
-    form = _form(message)
-    if form.keys != usual.keys or not form.metrics >= usual.metrics:
-        told = (form.keys, sorted(form.metrics))
+    new_keys = {keys.metrics: usual.metrics}
+    if len(keys.arrays) == len(usual.arrays) == 1:
+        new_keys |= zip(keys.arrays, usual.arrays, strict=True)
+    elif keys.arrays != usual.arrays:
         return error_reply(
-            asked,
-            "records and metrics of the reply are unlike those of most devices: "
-            f"{told!r:.300}",
+            reply.asked,
+            "ArrayRecords of the reply are unlike those of most devices: "
+            f"{sorted(keys.arrays)!r:.300}",
         )
-    further = sorted(name for name, _ in form.metrics - usual.metrics)
+    content = dict(message.content)
+    renamed = {new: content.pop(old) for old, new in new_keys.items()}
+    message.content = RecordDict({**content, **renamed})
+    return message
+
+
+def _with_usual_metrics(replies: Sequence[Reply]) -> list[Reply]:
+    """Leave out metrics that are not usual, and refuse replies without those that are.
+
+    A metric is usual if two good replies in three have it, with as many numbers. So of
+    five devices or two, none decides alone what the others have to report.
+    """
+    good = [reply for reply in replies if _is_good(reply)]
+    counts = Counter(metric for reply in good for metric in _metrics(reply.message))
+    usual = {metric for metric, count in counts.items() if 3 * count >= 2 * len(good)}
+    return [
+        reply._replace(message=_as_usual(reply, usual)) if _is_good(reply) else reply
+        for reply in replies
+    ]
+
+
+def _metrics(message: Message) -> set[tuple[str, int]]:
+    """Return the names of metrics, each with how many numbers it has."""
+    (metrics,) = message.content.metric_records.values()
+    return {
+        (name, len(value) if isinstance(value, list) else _NO_LIST)
+        for name, value in metrics.items()
+    }
+
+
+def _as_usual(reply: Reply, usual: set[tuple[str, int]]) -> Message:
+    message = reply.message
+    metrics = _metrics(message)
+    if not metrics >= usual:
+        return error_reply(
+            reply.asked,
+            "metrics of the reply are unlike those of most devices: "
+            f"{sorted(metrics)!r:.300}",
+        )
+    further = sorted(name for name, _ in metrics - usual)
     if further:
         _leave_out(message, further)
         logger.warning(
-            "The reply of node %d has metrics that other devices do not report. "
+            "The reply of node %d has metrics that too few other devices report. "
             "They are left out: %s",
-            asked.metadata.dst_node_id,
+            reply.asked.metadata.dst_node_id,
             f"{further!r:.300}",
         )
     return message

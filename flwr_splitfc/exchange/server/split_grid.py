@@ -24,9 +24,10 @@ from flwr_splitfc.exchange.server.flower_messages import (
     reported_loss,
 )
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
-from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight, Outgoing
+from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight
 from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
+from flwr_splitfc.exchange.server.pushed_messages import Outgoing
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
 
@@ -180,10 +181,11 @@ class SplitGrid(MeteredGrid):
         in_flight.push(outgoing)
         replies: list[tuple[Message, Outgoing]] = []
         while in_flight:
-            pulled = in_flight.pull()
+            is_last = pace.is_over
+            pulled = in_flight.pull(is_last=is_last)
             replies += in_flight.answer(pulled)
             replies += in_flight.give_up()
-            if not in_flight or pace.is_over:
+            if is_last or not in_flight:
                 break
             pace.pause(some_came=bool(pulled))
         return replies

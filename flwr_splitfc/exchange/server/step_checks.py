@@ -10,7 +10,8 @@ from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefus
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of
 
-_MOST_NORM = 1e18  # an optimizer squares it in float32, which ends at 3.4e38
+MOST_NORM = 1e18
+"""An optimizer squares it in float32, which ends at 3.4e38."""
 
 MOST_NEXT_NORM = 1e12
 """The same with room for features of up to 1,000, which may come into it twice."""
@@ -155,7 +156,7 @@ def check_finite(what: str, parts: Sequence[Tensor | None]) -> None:
     there = [part for part in parts if part is not None]
     norm = total_norm(there)
     # a norm of NaN is not at most anything
-    if not norm <= _MOST_NORM:
+    if not norm <= MOST_NORM:
         raise StepRefused(f"{what} of norm {norm} is not finite, or beyond 1e18")
 
 
