@@ -4,19 +4,16 @@ from collections.abc import Iterable, Sequence
 from logging import getLogger
 from math import ceil
 from pathlib import Path
-from typing import TypeAlias
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Result, Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from flwr_splitfc.callbacks import Callback, RunSoFar
 from flwr_splitfc.callbacks.callback import check_callbacks
 from flwr_splitfc.callbacks.notifier import Notifier, RunStopped
-from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
-from flwr_splitfc.codec.model_arrays import EXACT_BITS
+from flwr_splitfc.codec import CutCodec, ModelCodec
 from flwr_splitfc.exchange import (
     CopiedHalves,
     EndpointConfig,
@@ -52,7 +49,6 @@ from flwr_splitfc.model.part_checks import (
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
-from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
@@ -63,18 +59,21 @@ from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
+from flwr_splitfc.strategy.split_settings import (
+    ONE_WAY_DEPTH,
+    TorchDevices,
+    as_codec,
+    as_rules,
+    as_torch_devices,
+    check_copies,
+    check_decoupled,
+    check_depth,
+    check_devices,
+    check_send_every,
+    default_model_bits,
+    default_optimizer_state,
+)
 from flwr_splitfc.strategy.waiting import wait_for_devices
-
-_ONE_WAY_DEPTH = 16
-"""Mini-batches under way whose answers nobody waits for: a second at 60 ms each."""
-
-_COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
-"""Beside a budget at the cut: next to what that loses, these bits lose nothing."""
-
-_PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
-"""Beside a quality at the cut, which is as precise as training needs."""
-
-TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | None
 
 logger = getLogger("flwr")
 
@@ -261,33 +260,17 @@ class SplitLearning(Strategy):
         if scheduler is not None:
             example = "functools.partial(StepLR, step_size=100)"
             check_factory("scheduler", scheduler, "scheduler(optimizer)", example)
-        if devices is not None and not isinstance(devices, Strategy):
-            raise ValueError(
-                f"devices is {devices!r:.100}, wanted a strategy, such as "
-                "FedAvg(fraction_train=0.1)"
-            )
+        self.devices = RoundRobin() if devices is None else devices
+        check_devices(self.devices)
         check_callbacks(callbacks)
-        if isinstance(devices, FedXgbBagging | FedXgbCyclic):
-            raise ValueError(
-                f"devices is a {type(devices).__name__}, which combines trees, and "
-                "device halves are arrays: wanted a strategy such as FedAvg()"
-            )
         if loss_fn is not None and output_codec is not None:
             raise ValueError(
                 "output_codec is for loss_fn=None: "
                 "with a loss_fn the output stays on the server"
             )
-        if merge_steps > 1 and not shared_server_half:
-            raise ValueError(
-                f"merge_steps is {merge_steps}, and each device has a copy of the "
-                "server half: no two batches wait for the same one"
-            )
-        if replay_steps and not shared_server_half:
-            raise ValueError(
-                f"replay_steps is {replay_steps}, and each device has a copy of the "
-                "server half, which has seen no mini-batch of before"
-            )
-        torch_devices = _as_torch_devices(device, shared_server_half)
+        if not shared_server_half:
+            check_copies(merge_steps, replay_steps)
+        torch_devices = as_torch_devices(device, shared_server_half)
         self.half = HalfTrainer(
             server_model,
             loss_fn,
@@ -307,31 +290,29 @@ class SplitLearning(Strategy):
         self.half.record_updates = record_updates
         self._torch_devices = torch_devices
         self.server_model = self.half.model
-        self.codec = _as_codec(codec)
+        self.codec = as_codec(codec)
         self.output_codec: CutCodec | None = None
         if loss_fn is None:
-            self.output_codec = _as_codec(output_codec or "float32")
+            self.output_codec = as_codec(output_codec or "float32")
         if model_bits is None:
-            model_bits = _default_model_bits(self.codec)
+            model_bits = default_model_bits(self.codec)
         self.model_codec = ModelCodec.of(model_bits)
-        self.budgets = _as_rules(budgets)
-        self.devices = RoundRobin() if devices is None else devices
-        _warn_of_start(self.devices)
+        self.budgets = as_rules(budgets)
         self.shared_server_half = shared_server_half
         self.evaluate_every = evaluate_every
         by_messages = endpoint is not None and endpoint.transport == "messages"
         if decoupled:
-            _check_decoupled(loss_fn, self.budgets)
-        _check_send_every(send_every, decoupled)
+            check_decoupled(loss_fn, self.budgets)
+        check_send_every(send_every, decoupled)
         if pipeline_depth is None:
-            pipeline_depth = _ONE_WAY_DEPTH if decoupled and not by_messages else 1
-        _check_depth(pipeline_depth, loss_fn, by_messages)
+            pipeline_depth = ONE_WAY_DEPTH if decoupled and not by_messages else 1
+        check_depth(pipeline_depth, loss_fn, by_messages)
         self.decoupled = decoupled
         self.send_every = send_every
         self.pipeline_depth = pipeline_depth
         self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
-            optimizer_state = _default_optimizer_state(self.devices)
+            optimizer_state = default_optimizer_state(self.devices)
         self.optimizer_state = optimizer_state
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
@@ -751,95 +732,3 @@ class SplitLearning(Strategy):
         """Return the device half's state dict from the arrays that devices train."""
         entries = arrays.to_torch_state_dict()
         return without_auxiliary(entries.items()) if self.decoupled else dict(entries)
-
-
-def _as_torch_devices(
-    device: TorchDevices, shared_server_half: bool
-) -> list[torch.device]:
-    if device is None:
-        return []
-    if isinstance(device, str | torch.device):
-        return [torch.device(device)]
-    devices = [torch.device(one) for one in device]
-    if len(devices) > 1 and shared_server_half:
-        raise ValueError(
-            f"device is {list(map(str, devices))}, and the server half is one for all: "
-            "wanted one device, or shared_server_half=False"
-        )
-    return devices
-
-
-def _warn_of_start(devices: Strategy) -> None:
-    if type(devices).start is Strategy.start:
-        return
-    logger.warning(
-        "%s has a start() of its own, which is not called: what it does belongs in "
-        "evaluate_fn, callbacks= or save_to=",
-        type(devices).__name__,
-    )
-
-
-def _as_codec(codec: CutCodec | str) -> CutCodec:
-    return cut_codec(codec) if isinstance(codec, str) else codec
-
-
-def _default_model_bits(codec: CutCodec) -> int | ModelCodec:
-    if codec.name == "float32":
-        return EXACT_BITS
-    return _COARSE_MODELS if codec.quality is None else _PRECISE_MODELS
-
-
-def _as_rules(
-    budgets: BudgetRule | Sequence[BudgetRule] | None,
-) -> tuple[BudgetRule, ...]:
-    if budgets is None:
-        return (NodeConfigBudgets(),)
-    if callable(budgets):
-        return (budgets,)
-    return tuple(budgets)
-
-
-def _check_decoupled(loss_fn: LossFn | None, budgets: Sequence[BudgetRule]) -> None:
-    if loss_fn is None:
-        raise ValueError(
-            "decoupled is for a loss of the server's: where the last layers are on "
-            "devices, the server half cannot train without a gradient of theirs"
-        )
-    if any(isinstance(rule, ThroughputBudgets) for rule in budgets):
-        raise ValueError(
-            "ThroughputBudgets go by how long devices wait for answers, "
-            "and decoupled ones wait for none: give other budgets"
-        )
-
-
-def _check_send_every(send_every: int, decoupled: bool) -> None:
-    if send_every < 1:
-        raise ValueError(f"send_every is {send_every}, wanted 1 or more")
-    if send_every > 1 and not decoupled:
-        raise ValueError(
-            f"send_every is {send_every}, and a coupled device half learns nothing "
-            "from a mini-batch that does not go up: it needs decoupled=True"
-        )
-
-
-def _check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
-    if depth < 1:
-        raise ValueError(f"pipeline_depth is {depth}, wanted 1 or more")
-    if depth == 1:
-        return
-    if loss_fn is None:
-        raise ValueError(
-            f"pipeline_depth is {depth}, and the loss is the devices': "
-            "each of their steps needs the server half's output first"
-        )
-    if by_messages:
-        raise ValueError(
-            f"pipeline_depth is {depth}, and frames travel in Flower's messages, "
-            'one at a time: it needs the transport "stream"'
-        )
-
-
-def _default_optimizer_state(devices: Strategy) -> OptimizerState:
-    # in turn the device half is handed on, and its optimizer's state with it;
-    # in parallel no device comes before another
-    return "relay" if isinstance(devices, RoundRobin) else "per-device"

@@ -78,8 +78,8 @@ class Devices:
         metadata = reply.metadata.__dict__
         metadata["_src_node_id"] = metadata.pop("forged_node", node)
         answer = Packed.of(reply, node, packed.message_id)
-        # one at a time: what is lost with a reply that Flower cannot read is the others'
-        if is_hostile and leg.name == "in turn" and self._draws[node].random() < 0.05:
+        # Flower cannot read it
+        if is_hostile and self._draws[node].random() < 0.05:
             answer = answer.broken()
         with self._sending, contextlib.suppress(OSError):
             self._pipe.send(answer)

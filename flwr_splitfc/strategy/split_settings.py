@@ -1,0 +1,153 @@
+"""What `SplitLearning` is given: defaults, and what cannot work together."""
+
+from collections.abc import Sequence
+from logging import getLogger
+from typing import TypeAlias
+
+import torch
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
+
+from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
+from flwr_splitfc.codec.model_arrays import EXACT_BITS
+from flwr_splitfc.exchange.server.budget_rules import BudgetRule
+from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.model import LossFn
+from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
+from flwr_splitfc.strategy.round_robin import RoundRobin
+
+ONE_WAY_DEPTH = 16
+"""Mini-batches under way whose answers nobody waits for: a second at 60 ms each."""
+
+_COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
+"""Beside a budget at the cut: next to what that loses, these bits lose nothing."""
+
+_PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
+"""Beside a quality at the cut, which is as precise as training needs."""
+
+TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | None
+
+logger = getLogger("flwr")
+
+
+def check_devices(devices: Strategy) -> None:
+    """Refuse what combines no device halves; warn of a `start` of its own."""
+    if not isinstance(devices, Strategy):
+        raise ValueError(
+            f"devices is {devices!r:.100}, wanted a strategy, such as "
+            "FedAvg(fraction_train=0.1)"
+        )
+    if isinstance(devices, FedXgbBagging | FedXgbCyclic):
+        raise ValueError(
+            f"devices is a {type(devices).__name__}, which combines trees, and "
+            "device halves are arrays: wanted a strategy such as FedAvg()"
+        )
+    if type(devices).start is not Strategy.start:
+        logger.warning(
+            "%s has a start() of its own, which is not called: what it does belongs in "
+            "evaluate_fn, callbacks= or save_to=",
+            type(devices).__name__,
+        )
+
+
+def check_copies(merge_steps: int, replay_steps: int) -> None:
+    """Refuse what needs one server half for all, where each device has a copy."""
+    if merge_steps > 1:
+        raise ValueError(
+            f"merge_steps is {merge_steps}, and each device has a copy of the "
+            "server half: no two batches wait for the same one"
+        )
+    if replay_steps:
+        raise ValueError(
+            f"replay_steps is {replay_steps}, and each device has a copy of the "
+            "server half, which has seen no mini-batch of before"
+        )
+
+
+def as_torch_devices(
+    device: TorchDevices, shared_server_half: bool
+) -> list[torch.device]:
+    """Return where the server half and its copies train; none for the default."""
+    if device is None:
+        return []
+    if isinstance(device, str | torch.device):
+        return [torch.device(device)]
+    devices = [torch.device(one) for one in device]
+    if len(devices) > 1 and shared_server_half:
+        raise ValueError(
+            f"device is {list(map(str, devices))}, and the server half is one for all: "
+            "wanted one device, or shared_server_half=False"
+        )
+    return devices
+
+
+def as_codec(codec: CutCodec | str) -> CutCodec:
+    """Return a codec by its name, or itself."""
+    return cut_codec(codec) if isinstance(codec, str) else codec
+
+
+def default_model_bits(codec: CutCodec) -> int | ModelCodec:
+    """Return how models travel beside a codec at the cut."""
+    if codec.name == "float32":
+        return EXACT_BITS
+    return _COARSE_MODELS if codec.quality is None else _PRECISE_MODELS
+
+
+def as_rules(
+    budgets: BudgetRule | Sequence[BudgetRule] | None,
+) -> tuple[BudgetRule, ...]:
+    """Return rules of budgets as a tuple."""
+    if budgets is None:
+        return (NodeConfigBudgets(),)
+    if callable(budgets):
+        return (budgets,)
+    return tuple(budgets)
+
+
+def check_decoupled(loss_fn: LossFn | None, budgets: Sequence[BudgetRule]) -> None:
+    """Refuse what device halves with a loss of their own cannot be beside."""
+    if loss_fn is None:
+        raise ValueError(
+            "decoupled is for a loss of the server's: where the last layers are on "
+            "devices, the server half cannot train without a gradient of theirs"
+        )
+    if any(isinstance(rule, ThroughputBudgets) for rule in budgets):
+        raise ValueError(
+            "ThroughputBudgets go by how long devices wait for answers, "
+            "and decoupled ones wait for none: give other budgets"
+        )
+
+
+def check_send_every(send_every: int, decoupled: bool) -> None:
+    """Refuse to leave mini-batches out where a device half needs their gradient."""
+    if send_every < 1:
+        raise ValueError(f"send_every is {send_every}, wanted 1 or more")
+    if send_every > 1 and not decoupled:
+        raise ValueError(
+            f"send_every is {send_every}, and a coupled device half learns nothing "
+            "from a mini-batch that does not go up: it needs decoupled=True"
+        )
+
+
+def check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
+    """Refuse several mini-batches under way where each step waits for the last."""
+    if depth < 1:
+        raise ValueError(f"pipeline_depth is {depth}, wanted 1 or more")
+    if depth == 1:
+        return
+    if loss_fn is None:
+        raise ValueError(
+            f"pipeline_depth is {depth}, and the loss is the devices': "
+            "each of their steps needs the server half's output first"
+        )
+    if by_messages:
+        raise ValueError(
+            f"pipeline_depth is {depth}, and frames travel in Flower's messages, "
+            'one at a time: it needs the transport "stream"'
+        )
+
+
+def default_optimizer_state(devices: Strategy) -> OptimizerState:
+    """Return where the optimizer state of a device half goes between turns."""
+    # in turn the device half is handed on, and its optimizer's state with it;
+    # in parallel no device comes before another
+    return "relay" if isinstance(devices, RoundRobin) else "per-device"
