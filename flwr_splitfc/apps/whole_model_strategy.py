@@ -69,6 +69,11 @@ class WholeModelStrategy(Strategy):
         """Train as `Strategy.start` does, log it, and tell the callbacks.
 
         The `Result` of a run that a callback ended has its arrays alone.
+
+        Raises
+        ------
+        RunFailed
+            If every device failed in too many rounds, or in all.
         """
         name = type(self.strategy).__name__
         so_far = RunSoFar(self.progress, initial_arrays, _save)
@@ -90,6 +95,7 @@ class WholeModelStrategy(Strategy):
             except RunStopped as stopped:
                 self.stopped = str(stopped)
                 result = Result(arrays=so_far.arrays)
+        self._failed_rounds.check_end()
         return result
 
     def configure_train(

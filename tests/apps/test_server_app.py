@@ -606,6 +606,32 @@ def test_a_run_in_which_every_device_fails_says_so_and_leaves_no_model(
     assert all(row["failures"] for row in written["rounds"])
 
 
+@pytest.mark.parametrize("strategy", ["splitfed-v2", "fedavg"])
+def test_a_run_in_which_nothing_was_trained_is_not_finished(
+    strategy: str, tmp_path: Path
+) -> None:
+    """Fewer rounds than may fail in a row."""
+
+    def load(context: Context) -> Any:
+        raise FileNotFoundError("no pictures here")
+
+    config = {
+        "strategy": strategy,
+        "num-devices": 3,
+        "num-rounds": 2,
+        "max-failed-rounds": 9,
+        "results-dir": str(tmp_path),
+    }
+    adam = torch.optim.Adam
+    server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
+    client = SplitClientApp(
+        DeviceHalf, load, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
+    )
+    with pytest.raises(RunFailed, match=r"nothing was trained: .*no pictures here"):
+        results_of(server, client, config)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["results.json"]
+
+
 def test_no_batch_is_larger_than_the_run_config_says(tmp_path: Path) -> None:
     """A device that sends more samples fails; a limit of its own wins."""
     settings = {"strategy": "split-learning", "num_rounds": 1, "batch_size": 4}
