@@ -576,27 +576,25 @@ def test_a_rounds_timeout_is_a_key(strategy: str, tmp_path: Path) -> None:
     assert results["rounds"][0]["steps"] == 10
 
 
-@pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v1", "fedavg"])
-def test_a_run_in_which_every_device_fails_says_so_and_leaves_no_model(
-    strategy: str, tmp_path: Path
-) -> None:
+def run_without_pictures(folder: Path, **config: Any) -> None:
     def load(context: Context) -> Any:
         raise FileNotFoundError("no pictures here")
 
-    config = {
-        "strategy": strategy,
-        "num-devices": 3,
-        "num-rounds": 9,
-        "max-failed-rounds": 2,
-        "results-dir": str(tmp_path),
-    }
     adam = torch.optim.Adam
     server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
     client = SplitClientApp(
         DeviceHalf, load, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
     )
+    results_of(server, client, {"results-dir": str(folder), "num-devices": 3, **config})
+
+
+@pytest.mark.parametrize("strategy", ["splitfc", "splitfed-v1", "fedavg"])
+def test_a_run_in_which_every_device_fails_says_so_and_leaves_no_model(
+    strategy: str, tmp_path: Path
+) -> None:
+    config = {"strategy": strategy, "num-rounds": 9, "max-failed-rounds": 2}
     with pytest.raises(RunFailed, match="FileNotFoundError: no pictures here"):
-        results_of(server, client, config)
+        run_without_pictures(tmp_path, **config)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["results.json"]
     written = json.loads((tmp_path / "results.json").read_text())
     assert "FileNotFoundError: no pictures here" in written["failed"]
@@ -611,24 +609,9 @@ def test_a_run_in_which_nothing_was_trained_is_not_finished(
     strategy: str, tmp_path: Path
 ) -> None:
     """Fewer rounds than may fail in a row."""
-
-    def load(context: Context) -> Any:
-        raise FileNotFoundError("no pictures here")
-
-    config = {
-        "strategy": strategy,
-        "num-devices": 3,
-        "num-rounds": 2,
-        "max-failed-rounds": 9,
-        "results-dir": str(tmp_path),
-    }
-    adam = torch.optim.Adam
-    server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
-    client = SplitClientApp(
-        DeviceHalf, load, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
-    )
+    config = {"strategy": strategy, "num-rounds": 2, "max-failed-rounds": 9}
     with pytest.raises(RunFailed, match=r"nothing was trained: .*no pictures here"):
-        results_of(server, client, config)
+        run_without_pictures(tmp_path, **config)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["results.json"]
 
 
