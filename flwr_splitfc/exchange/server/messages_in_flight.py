@@ -42,7 +42,12 @@ class MessagesInFlight(PushedMessages):
         super().__init__(grid)
         self._endpoint = endpoint
 
-    def answer(
+    def _settled(
+        self, pulled: Sequence[tuple[Message, Outgoing]]
+    ) -> list[tuple[Message, Outgoing]]:
+        return [*self._answered(pulled), *self._given_up()]
+
+    def _answered(
         self, pulled: Sequence[tuple[Message, Outgoing]]
     ) -> list[tuple[Message, Outgoing]]:
         """Answer the frames in replies, and return the replies for the strategy."""
@@ -97,14 +102,8 @@ class MessagesInFlight(PushedMessages):
             ticket.server_round, ticket.purpose, traffic, ticket.device
         )
 
-    def give_up(self) -> list[tuple[Message, Outgoing]]:
-        """Stop waiting for devices that are silent for too long.
-
-        Returns
-        -------
-        list of tuple of Message and Outgoing
-            An error reply for each.
-        """
+    def _given_up(self) -> list[tuple[Message, Outgoing]]:
+        """Stop waiting for devices that are silent for too long: an error for each."""
         reasons = self._endpoint.sweep()
         replies = []
         for message_id, asked in list(self._waiting.items()):

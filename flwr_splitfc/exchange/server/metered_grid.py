@@ -96,7 +96,7 @@ class MeteredGrid(DelegatingGrid):
         self._count_sent(messages, names)
         answered = replies_to(messages, self.inner, timeout)
         # the order of arrival decides nothing
-        answered.sort(key=lambda pair: _order_of(pair[1], names))
+        answered.sort(key=lambda pair: order_of(pair[1], names))
         checked = self.checks.checked(
             [self._received(reply, asked, names) for reply, asked in answered]
         )
@@ -181,7 +181,8 @@ class MeteredGrid(DelegatingGrid):
         return missing
 
 
-def _order_of(asked: Message, names: dict[int, str]) -> tuple[bool, int, str]:
+def order_of(asked: Message, names: dict[int, str]) -> tuple[bool, int, str]:
+    """Return the place of a message's device, by its name, for a sort."""
     return name_order(names.get(asked.metadata.dst_node_id, ""))
 
 

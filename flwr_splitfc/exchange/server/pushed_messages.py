@@ -60,6 +60,31 @@ class PushedMessages:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def replies(
+        self, outgoing: Sequence[Outgoing], timeout_s: float | None
+    ) -> list[tuple[Message, Outgoing]]:
+        """Send messages, and return the replies that come until the timeout is over.
+
+        Each is with what it replies to.
+        """
+        pace = PollingPace(timeout_s)
+        self.push(outgoing)
+        replies: list[tuple[Message, Outgoing]] = []
+        while self:
+            is_last = pace.is_over
+            pulled = self.pull(is_last=is_last)
+            replies += self._settled(pulled)
+            if is_last or not self:
+                break
+            pace.pause(some_came=bool(pulled))
+        return replies
+
+    def _settled(
+        self, pulled: Sequence[tuple[Message, Outgoing]]
+    ) -> Sequence[tuple[Message, Outgoing]]:
+        """Return the replies that are for the strategy, after each look for some."""
+        return pulled
+
     def push(self, outgoing: Sequence[Outgoing]) -> None:
         """Send messages, and wait for the replies of nodes that are still there."""
         messages = [each.message for each in outgoing]
@@ -110,15 +135,6 @@ def replies_to(
     messages: Sequence[Message], grid: Grid, timeout_s: float | None
 ) -> list[tuple[Message, Message]]:
     """Send messages, and return the replies that come, each with its message."""
-    pushed = PushedMessages(grid)
-    pace = PollingPace(timeout_s)
-    pushed.push([Outgoing(message) for message in messages])
-    replies: list[tuple[Message, Message]] = []
-    while pushed:
-        is_last = pace.is_over
-        pulled = pushed.pull(is_last=is_last)
-        replies += [(reply, asked.message) for reply, asked in pulled]
-        if is_last or not pushed:
-            break
-        pace.pause(some_came=bool(pulled))
-    return replies
+    outgoing = [Outgoing(message) for message in messages]
+    replies = PushedMessages(grid).replies(outgoing, timeout_s)
+    return [(reply, asked.message) for reply, asked in replies]

@@ -25,8 +25,7 @@ from flwr_splitfc.exchange.server.flower_messages import (
 )
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.messages_in_flight import MessagesInFlight
-from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
-from flwr_splitfc.exchange.server.polling_pace import PollingPace
+from flwr_splitfc.exchange.server.metered_grid import MeteredGrid, order_of
 from flwr_splitfc.exchange.server.pushed_messages import Outgoing
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.exchange.server.traffic import Traffic
@@ -97,7 +96,8 @@ class SplitGrid(MeteredGrid):
                     token = self._admit(message, device, *codecs)
                     outgoing.append(Outgoing(message, token))
             self._count_sent([each.message for each in outgoing], names)
-            answered = self._replies(outgoing, timeout)
+            in_flight = MessagesInFlight(self.inner, self.endpoint)
+            answered = in_flight.replies(outgoing, timeout)
             replies = self._checked(answered, names) + refusals
         finally:
             tokens = [each.token for each in outgoing if each.token is not None]
@@ -172,35 +172,12 @@ class SplitGrid(MeteredGrid):
         message.content = with_fields(message.content, fields)
         return ticket.token
 
-    def _replies(
-        self, outgoing: Sequence[Outgoing], timeout: float | None
-    ) -> list[tuple[Message, Outgoing]]:
-        """Send messages, and wait for the replies until the timeout has passed."""
-        in_flight = MessagesInFlight(self.inner, self.endpoint)
-        pace = PollingPace(timeout)
-        in_flight.push(outgoing)
-        replies: list[tuple[Message, Outgoing]] = []
-        while in_flight:
-            is_last = pace.is_over
-            pulled = in_flight.pull(is_last=is_last)
-            replies += in_flight.answer(pulled)
-            replies += in_flight.give_up()
-            if is_last or not in_flight:
-                break
-            pace.pause(some_came=bool(pulled))
-        return replies
-
     def _checked(
         self, answered: Sequence[tuple[Message, Outgoing]], names: dict[int, str]
     ) -> list[Message]:
         """Return the replies as the strategy gets them, and settle the good ones."""
-
-        def order(pair: tuple[Message, Outgoing]) -> tuple[bool, int, str]:
-            node_id = pair[1].message.metadata.dst_node_id
-            return name_order(names.get(node_id, ""))
-
         # the order of arrival decides nothing
-        in_order = sorted(answered, key=order)
+        in_order = sorted(answered, key=lambda pair: order_of(pair[1].message, names))
         replies = self.checks.checked(
             [
                 self._received(reply, asked.strategy_message, names)
