@@ -1,12 +1,12 @@
 """A run in TensorBoard."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr_splitfc.callbacks.callback import Callback
 from flwr_splitfc.callbacks.run_so_far import RunSoFar
 from flwr_splitfc.exchange import TrainedStep
+from flwr_splitfc.extras import check_installed
 from flwr_splitfc.run import Round
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: str | Path, *, every_steps: int = 1) -> None:
-        if find_spec("tensorboard") is None:
-            raise ValueError(
-                "tensorboard is missing: pip install 'flwr-splitfc[tensorboard]'"
-            )
+        check_installed("tensorboard", "tensorboard")
         if every_steps < 1:
             raise ValueError(f"every_steps is {every_steps}, wanted 1 or more")
         self.folder = Path(folder)

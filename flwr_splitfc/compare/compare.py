@@ -7,10 +7,9 @@ and `report` writes what they came to.
 import argparse
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from flwr_splitfc.compare.display import Display
@@ -24,11 +23,10 @@ from flwr_splitfc.compare.run_plan import expand
 from flwr_splitfc.compare.runs import Outcome, Outcomes, Run, RunFolder, package_digest
 from flwr_splitfc.compare.workers.federation import Federation
 from flwr_splitfc.compare.workers.pool import Pool
+from flwr_splitfc.extras import check_installed
 from flwr_splitfc.run.results import results_text, write_whole
 from flwr_splitfc.settings import Scalar
 
-_EXTRA_OF_MODULE = {"matplotlib": "compare", "ray": "simulation"}
-_EXTRA_OF_ATTACKS = {"sklearn": "leakage", "torchmetrics": "leakage"}
 _USUAL_SHELF = Path("strategies")
 _INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -65,9 +63,10 @@ class Comparison:
 def main(options: argparse.Namespace) -> int:
     """Do what the command line asks, and return the exit status."""
     try:
-        _check_packages(_EXTRA_OF_MODULE)
+        check_installed("compare", "matplotlib")
+        check_installed("simulation", "ray")
         if options.leakage:
-            _check_packages(_EXTRA_OF_ATTACKS)
+            check_installed("leakage", "sklearn", "torchmetrics")
         app = FlowerApp.load(options.app)
         comparison = Comparison(_runs(app, options), options.out)
         federation = Federation.of(options.federation_config, options.jobs)
@@ -98,14 +97,6 @@ def main(options: argparse.Namespace) -> int:
             return _INTERRUPTED
         settled = _report(app, comparison, options)
         return 0 if settled and attacked else 1
-
-
-def _check_packages(extra_of_module: Mapping[str, str]) -> None:
-    for module, extra in extra_of_module.items():
-        if find_spec(module) is None:
-            raise SettingsError(
-                f"{module} is missing: pip install 'flwr-splitfc[{extra}]'"
-            )
 
 
 def _runs(app: FlowerApp, options: argparse.Namespace) -> list[Run]:

@@ -8,6 +8,8 @@ since the server sees which steps a sample is in.
 
 from typing import Any
 
+from flwr_splitfc.extras import missing
+
 _LOW_ORDERS = [1 + number / 1000 for number in range(2, 100, 2)]
 
 
@@ -48,9 +50,8 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     try:
         from opacus.accountants import RDPAccountant
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "opacus is missing: pip install 'flwr-splitfc[privacy]'", name=error.name
-        ) from error
+        why = missing("opacus", "privacy")
+        raise ModuleNotFoundError(why, name=error.name) from error
     accountant = RDPAccountant()
     # (multiplier, sampling rate, number of steps)
     accountant.history = [(noise / 2, 1.0, releases)]

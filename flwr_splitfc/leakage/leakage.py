@@ -4,20 +4,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.apps.run_codecs import settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.compare.flower_app import SettingsError
+from flwr_splitfc.extras import check_installed
 from flwr_splitfc.leakage.attack import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
 from flwr_splitfc.settings import RunConfig, parse_settings
 
-_MODULES = ("matplotlib", "sklearn", "torchmetrics")
 _KNOWN = 4000  # samples
 _ATTACKED = 1000
 _OWN = "run"
@@ -162,11 +161,7 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for module in _MODULES:
-        if find_spec(module) is None:
-            raise SettingsError(
-                f"{module} is missing: pip install 'flwr-splitfc[leakage]'"
-            )
+    check_installed("leakage", "matplotlib", "sklearn", "torchmetrics")
     for option in ("known", "attacked", "steps", "width"):
         number = getattr(options, option)
         if number < 1:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from flwr_splitfc.extras import how_to_install
+
 
 def extra_module(name: str) -> Any:
     """Import a module that comes with the extra ``examples``.
@@ -16,7 +18,6 @@ def extra_module(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{name} cannot be imported ({error}): "
-            "pip install 'flwr-splitfc[examples]'",
+            f"{name} cannot be imported ({error}): {how_to_install('examples')}",
             name=error.name,
         ) from error

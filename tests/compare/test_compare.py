@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import flwr_splitfc
+from flwr_splitfc import extras
 from flwr_splitfc.codec import codec_names
 from flwr_splitfc.command import main
 from flwr_splitfc.compare import compare, lock
@@ -316,7 +317,7 @@ def test_missing_matplotlib_is_said_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        compare, "find_spec", lambda name: None if name == "matplotlib" else name
+        extras, "find_spec", lambda name: None if name == "matplotlib" else name
     )
     assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'flwr-splitfc[compare]'" in capsys.readouterr().err

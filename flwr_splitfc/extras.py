@@ -1,0 +1,24 @@
+"""Packages that only come with an extra of this one."""
+
+from importlib.util import find_spec
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs what an extra brings.
+
+    >>> how_to_install("privacy")
+    "pip install 'flwr-splitfc[privacy]'"
+    """
+    return f"pip install 'flwr-splitfc[{extra}]'"
+
+
+def missing(module: str, extra: str) -> str:
+    """Return the message that a module of an extra is not there."""
+    return f"{module} is missing: {how_to_install(extra)}"
+
+
+def check_installed(extra: str, *modules: str) -> None:
+    """Raise a `ValueError` that names the first of an extra's modules not there."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise ValueError(missing(module, extra))
