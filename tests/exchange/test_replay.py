@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc import SplitFedV1, connect, cut_codec
 from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange.server import replay_memory
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
@@ -49,7 +50,7 @@ def trained(trainer: HalfTrainer, steps: int = 5) -> HalfTrainer:
     return trainer
 
 
-def test_each_batch_is_followed_by_the_one_before_it():
+def test_each_batch_is_followed_by_the_one_before_it(monkeypatch):
     model = seeded(partial(nn.Linear, FEATURES, CLASSES))
     optimizer = SGD(model.parameters())
 
@@ -61,7 +62,8 @@ def test_each_batch_is_followed_by_the_one_before_it():
         return features.grad
 
     # there is room for one
-    trainer = half(replay_bytes=BATCH_BYTES, replay_steps=2)
+    monkeypatch.setattr(replay_memory, "MOST_BYTES", BATCH_BYTES)
+    trainer = half(replay_steps=2)
     for seed in range(4):
         _, gradient = trainer.step(*batch(seed))
         assert torch.equal(gradient, step(*batch(seed)))
@@ -72,10 +74,10 @@ def test_each_batch_is_followed_by_the_one_before_it():
     assert trainer.steps == 4
 
 
-def test_a_batch_without_room_is_not_kept():
+def test_a_batch_without_room_is_not_kept(monkeypatch):
+    monkeypatch.setattr(replay_memory, "MOST_BYTES", BATCH_BYTES - 1)
     assert same(
-        weights(trained(half(replay_bytes=BATCH_BYTES - 1)).model),
-        weights(trained(half(replay_steps=0)).model),
+        weights(trained(half()).model), weights(trained(half(replay_steps=0)).model)
     )
 
 

@@ -70,8 +70,6 @@ from flwr_splitfc.model.structures import (
     shapes_of,
 )
 
-_REPLAY_BYTES = 2**26
-
 
 class HalfTrainer:
     """Trains a server half on the features that devices send.
@@ -115,8 +113,6 @@ class HalfTrainer:
         Further optimizer steps after each mini-batch, on mini-batches of before: their
         features as they were decoded then, drawn at random. They follow the answer, and
         count in nothing.
-    replay_bytes : int (default: 64 MiB)
-        What is kept for them, the newest mini-batches.
 
     Attributes
     ----------
@@ -145,7 +141,6 @@ class HalfTrainer:
         feature_shape: FeatureShape = None,
         merge_steps: int = 1,
         replay_steps: int = 0,
-        replay_bytes: int = _REPLAY_BYTES,
     ) -> None:
         check_steps(accumulate_steps, max_grad_norm)
         check_replay(replay_steps, loss_fn, accumulate_steps, merge_steps)
@@ -181,7 +176,7 @@ class HalfTrainer:
         self.merge_steps = merge_steps
         self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
         self.replay_steps = replay_steps
-        self._memory = ReplayMemory(replay_bytes)
+        self._memory = ReplayMemory()
 
     @property
     def model(self) -> nn.Module:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from flwr_splitfc.model.structures import Structure, leaves_of, mapped
 
+MOST_BYTES = 2**26
+
 
 class KeptBatch(NamedTuple):
     """A mini-batch as the server half took it, on its device.
@@ -35,15 +37,9 @@ class KeptBatch(NamedTuple):
 
 
 class ReplayMemory:
-    """Keeps the newest mini-batches, as many as a bound of bytes allows.
+    """Keeps the newest mini-batches, as many as `MOST_BYTES` allow."""
 
-    Parameters
-    ----------
-    most_bytes : int
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self) -> None:
         self._batches: deque[KeptBatch] = deque()
         self._kept_bytes = 0
 
@@ -51,7 +47,7 @@ class ReplayMemory:
         """Keep a mini-batch, and drop the oldest ones that have no room beside it."""
         self._batches.append(batch)
         self._kept_bytes += batch.size_bytes
-        while self._kept_bytes > self.most_bytes:
+        while self._kept_bytes > MOST_BYTES:
             self._kept_bytes -= self._batches.popleft().size_bytes
 
     def draw(self, generator: torch.Generator) -> KeptBatch | None:
