@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
+from flwr_splitfc.apps.accuracy import accuracy, labels_that_count
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.client_turn_by_messages import ClientTurnByMessages, first_arrays
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
@@ -47,44 +48,6 @@ LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
 
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
 """``metrics_fn(outputs, labels)`` gives the metrics of a batch."""
-
-
-def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
-    """Return the share of right classes as ``eval_acc``.
-
-    Negative labels, such as -100 for losses, are left out. The result is empty where no
-    label is left, or where outputs are no scores of classes.
-
-    Parameters
-    ----------
-    outputs : Tensor of shape (B, classes, ...)
-        Of two classes or more. Outputs (B, T, classes), the classes last, need a
-        `metrics_fn`: where T is the number of classes, they cannot be told apart.
-    labels : Tensor of shape (B, ...)
-        Class indices.
-    """
-    if not _are_scores(outputs, labels):
-        return {}
-    counted = labels >= 0
-    if not counted.any():
-        return {}
-    right = outputs.argmax(1) == labels
-    return {"eval_acc": right[counted].float().mean().item()}
-
-
-def _are_scores(outputs: Structure, labels: Tensor) -> bool:
-    if not isinstance(outputs, Tensor) or labels.is_floating_point():
-        return False
-    if outputs.ndim != labels.ndim + 1 or outputs.shape[1] == 1:
-        return False
-    return outputs.shape[:1] + outputs.shape[2:] == labels.shape
-
-
-def _labels_that_count(outputs: Structure, labels: Tensor) -> int:
-    """Return over how many labels a mean loss is, as `accuracy` takes them."""
-    if not _are_scores(outputs, labels):
-        return len(labels)
-    return int((labels >= 0).sum())
 
 
 class SplitClientApp(ClientApp):
@@ -367,11 +330,16 @@ class SplitClientApp(ClientApp):
         return loss
 
     def _add_metrics(self, turn: ClientTurn, outputs: Structure, y: Tensor) -> None:
-        counted = _labels_that_count(outputs, y)
+        """Add a batch's loss and metrics, each over the labels that it is a mean of."""
+        counted = labels_that_count(outputs, y)
         if self.loss_fn is not None:
-            turn.add({"eval_loss": self.loss_fn(outputs, y).item()}, counted)
-        own = metrics_of("metrics_fn(outputs, labels)", self.metrics_fn(outputs, y))
-        turn.add(own, counted if self.metrics_fn is accuracy else len(y))
+            loss = self.loss_fn(outputs, y)
+            turn.add({"eval_loss": loss.item()}, counted)
+        returned = self.metrics_fn(outputs, y)
+        metrics = metrics_of("metrics_fn(outputs, labels)", returned)
+        # which labels another function leaves out, nobody knows
+        weight = counted if self.metrics_fn is accuracy else len(y)
+        turn.add(metrics, weight)
 
 
 def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:

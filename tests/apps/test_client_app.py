@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from flwr_splitfc import JoinedModel, RunFailed, SplitClientApp, SplitFedV2
-from flwr_splitfc.apps.client_app import accuracy
+from flwr_splitfc.apps.accuracy import accuracy
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.codec import cut_codec
