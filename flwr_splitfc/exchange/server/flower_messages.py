@@ -12,7 +12,10 @@ from flwr_splitfc.exchange.server.traffic import Traffic
 
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}
 _MOST_REASON_CHARACTERS = 500
+_TAB = "\\t"  # as it is escaped
+_MARGIN = " \t\\"  # with which an error's further lines begin
 _OF_SIMULATION = "Exception ClientAppException occurred. Message: "
+_END_OF_SIMULATION = "'>"
 _UNKNOWN_ERROR = 0  # among Flower's error codes
 _MOST_COUNT = 2**53  # whole numbers up to it are exact as floats
 _MOST_LOSS = 1e30  # or sums over samples and rounds would not be finite
@@ -92,16 +95,29 @@ def failure_of(reply: Message) -> str:
 
 
 def _error_of(lines: list[str]) -> str:
-    # torch's longer errors go on in lines that begin with a tab, which was escaped
-    starts = [index for index, line in enumerate(lines) if line[0] not in " \t\\"]
-    start = starts[-1] if starts else 0
-    first, *more = [line.removeprefix("\\t").strip() for line in lines[start:]]
-    if not first.startswith(_OF_SIMULATION):
-        return " ".join([first, *more])
-    # the simulation engine's own error repeats the text of the app's, not its type
-    text = first.removeprefix(_OF_SIMULATION).removesuffix("'>")
-    typed = [line for line in lines[:start] if line.endswith(f": {text}")]
-    return " ".join([typed[0] if typed else text, *more]).removesuffix("'>")
+    """Return the error with which a traceback ends."""
+    start = _start_of_error(lines)
+    first, *more = [line.removeprefix(_TAB).strip() for line in lines[start:]]
+    if first.startswith(_OF_SIMULATION):
+        return _error_in_simulation(first, more, lines[:start])
+    return " ".join([first, *more])
+
+
+def _start_of_error(lines: list[str]) -> int:
+    """Return where an error begins: with the last line that has no margin."""
+    # torch's longer errors go on in lines that begin with a tab
+    starts = [index for index, line in enumerate(lines) if line[0] not in _MARGIN]
+    return starts[-1] if starts else 0
+
+
+def _error_in_simulation(first: str, more: list[str], traceback: list[str]) -> str:
+    """Return the app's error, of which the simulation engine repeats the text alone."""
+    text = first.removeprefix(_OF_SIMULATION).removesuffix(_END_OF_SIMULATION)
+    # the traceback before it has the type, too
+    typed = [line for line in traceback if line.endswith(f": {text}")]
+    told = typed[0] if typed else text
+    # the end stands in the last line
+    return " ".join([told, *more]).removesuffix(_END_OF_SIMULATION)
 
 
 def _metrics_of(reply: Message) -> Iterator[MetricRecord]:
