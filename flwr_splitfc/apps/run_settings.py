@@ -66,14 +66,21 @@ class RunSettings:
     checkpoint_dir: str = ""
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_least()
+        self._check_ranges()
+        self._check_together()
+        self._check_folders()
+        self._check_made()
+
+    def _check_choices(self) -> None:
+        optimizer_states = ["", "relay", "per-device", "fresh"]
         check_choice("strategy", self.strategy, [*SPLIT, *UNSPLIT])
         check_choice("devices", self.devices, ["", "round-robin", *UNSPLIT])
-        check_choice(
-            "optimizer-state",
-            self.optimizer_state,
-            ["", "relay", "per-device", "fresh"],
-        )
+        check_choice("optimizer-state", self.optimizer_state, optimizer_states)
         check_choice("device-precision", self.device_precision, PRECISIONS)
+
+    def _check_least(self) -> None:
         check_least(
             self,
             num_rounds=1,
@@ -93,11 +100,26 @@ class RunSettings:
             feature_noise=0.0,
             nopeek=0.0,
         )
+
+    def _check_ranges(self) -> None:
         if not 0.0 < self.fraction_train <= 1.0:
             raise ValueError(
                 f"fraction-train is {self.fraction_train}, "
                 "wanted more than 0 and at most 1"
             )
+        if not 0 < self.round_timeout_s < inf:
+            raise ValueError(
+                f"round-timeout-s is {self.round_timeout_s}, "
+                "wanted more than 0, and finite"
+            )
+        if not 0.0 <= self.target_accuracy <= 1.0:
+            raise ValueError(
+                f"target-accuracy is {self.target_accuracy}, wanted 0 to 1, "
+                "such as 0.9 for 90%"
+            )
+
+    def _check_together(self) -> None:
+        """Refuse settings that do not go with the others."""
         if self.decoupled and self.strategy in UNSPLIT:
             raise ValueError(
                 f"decoupled is true, and strategy is {self.strategy!r}, which has no "
@@ -114,29 +136,24 @@ class RunSettings:
                 f"send-every is {self.send_every}, and decoupled is false: "
                 "a device half that needs gradients sends every mini-batch"
             )
-        if not 0 < self.round_timeout_s < inf:
-            raise ValueError(
-                f"round-timeout-s is {self.round_timeout_s}, "
-                "wanted more than 0, and finite"
-            )
-        if not 0.0 <= self.target_accuracy <= 1.0:
-            raise ValueError(
-                f"target-accuracy is {self.target_accuracy}, wanted 0 to 1, "
-                "such as 0.9 for 90%"
-            )
+
+    def _check_folders(self) -> None:
         if not self.results_dir:
             raise ValueError("results-dir is '', wanted a folder")
         with under_key("results-dir"):
             _absolute(self.results_dir)
         with under_key("checkpoint-dir"):
             _absolute(self.checkpoint_dir)
+
+    def _check_made(self) -> None:
+        """Make what raises an error of its own for a setting that is none."""
         with under_key("best-metric"):
             self.best_model(Path())
         with under_key("feature-clip-norm, feature-noise and nopeek"):
             self.defence()
-        self.server_devices()  # raises for what is no device
-        self.models()  # raises for bits that are none
-        self.budgets()  # raises for texts that are no rule and no schedule
+        self.server_devices()
+        self.models()
+        self.budgets()
 
     @property
     def _in_turn(self) -> bool:
