@@ -21,7 +21,7 @@ import numpy as np
 from flwr_splitfc.codec.arrays import Ints, Octets
 from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.format.fields import take, take_bytes
 
 _COUNT_BYTES = 4
 
@@ -185,18 +185,15 @@ def unpack_columns(data: memoryview, count: int, total: int) -> tuple[Ints, memo
     if count in (0, total):
         return np.arange(count), data
     size = column_set_bytes(count, total)
-    if len(data) < size:
-        raise PayloadError(
-            f"column set ends early: {len(data)} bytes left where {size} were wanted"
-        )
-    octets = np.frombuffer(data[:size], np.uint8)
+    packed, rest = take_bytes(data, size, "column set ends")
+    octets = np.frombuffer(packed, np.uint8)
     columns = _code(count, total).decode(octets)
     # One set has one form: what decodes is what `pack_columns` writes.
     if len(columns) != count or not _is_increasing(columns, total):
         raise PayloadError(
             f"column set is not {count} increasing columns below {total}"
         )
-    return columns, data[size:]
+    return columns, rest
 
 
 def pack_selection(columns: Ints | None, width: int) -> bytes:

@@ -35,12 +35,19 @@ def take(data: memoryview, layout: str) -> tuple[tuple[Any, ...], memoryview]:
     ((7,), b'\\xff')
     """
     fields = _little_endian(layout)
-    if len(data) < fields.size:
+    octets, rest = take_bytes(data, fields.size, "payload ends")
+    return fields.unpack(octets), rest
+
+
+def take_bytes(
+    data: memoryview, size: int, what_ends: str
+) -> tuple[memoryview, memoryview]:
+    """Return so many bytes and those that follow; an error says what ends early."""
+    if len(data) < size:
         raise PayloadError(
-            f"payload ends early: {len(data)} bytes left where {fields.size} were "
-            "wanted"
+            f"{what_ends} early: {len(data)} bytes left where {size} were wanted"
         )
-    return fields.unpack_from(data), data[fields.size :]
+    return data[:size], data[size:]
 
 
 @lru_cache(2**8)

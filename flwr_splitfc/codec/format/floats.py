@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.fields import take_bytes
 
 MAGNITUDE_LIMIT = 1e38
 """Largest absolute value that is coded: sums of two stay finite in float32."""
@@ -51,15 +52,12 @@ def unpack_scaled(
     if not (isfinite(scale) and scale > 0):
         raise PayloadError(f"scale is {scale}; a finite positive number was wanted")
     size = 2 * rows * columns
-    if len(data) < size:
-        raise PayloadError(
-            f"entries end early: {len(data)} bytes left where {size} were wanted"
-        )
-    in_units_of_scale = unpack_floats(data[:size], rows, columns, "<f2")
+    entries, rest = take_bytes(data, size, "entries end")
+    in_units_of_scale = unpack_floats(entries, rows, columns, "<f2")
     matrix = in_units_of_scale.mul_(scale)
     # The product may exceed what its factors do not.
     check_decoded(matrix)
-    return matrix, data[size:]
+    return matrix, rest
 
 
 def check_decoded(matrix: Tensor) -> None:

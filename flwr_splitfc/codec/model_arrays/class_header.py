@@ -16,7 +16,7 @@ from constriction import stream
 
 from flwr_splitfc.codec.arrays import Ints, Octets, Symbols
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.format.fields import take, take_bytes
 from flwr_splitfc.codec.format.symbols import (
     SYMBOL_PRECISION_BITS,
     weighted_model,
@@ -201,11 +201,8 @@ def _take_marks(
             raise PayloadError("one class alone has weights of eight bits; none wanted")
         return np.zeros(0, np.uint8), data
     size = mark_bytes(symbols, mark_bits)
-    if len(data) < size:
-        raise PayloadError(
-            f"weights end early: {len(data)} bytes left where {size} were wanted"
-        )
-    marks = unpack_marks(data[:size], symbols, mark_bits)
+    packed, rest = take_bytes(data, size, "weights end")
+    marks = unpack_marks(packed, symbols, mark_bits)
     if not marks.any():
         raise PayloadError(f"all {symbols} weights of classes are 0")
-    return marks, data[size:]
+    return marks, rest
