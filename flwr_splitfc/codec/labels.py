@@ -27,7 +27,7 @@ from flwr_splitfc.codec.format.counted_integers import (
     pack_counted,
     unpack_counted,
 )
-from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.format.fields import allocated_entries, view
 from flwr_splitfc.codec.format.floats import pack_floats
 from flwr_splitfc.codec.format.label_header import (
     LABEL_DTYPES,
@@ -139,12 +139,7 @@ def labels_size(data: bytes) -> int:
         header, _ = unpack_label_header(view(data))
     except PayloadError:
         return 0
-    return _allocated(header)
-
-
-def _allocated(header: LabelHeader) -> int:
-    # Sizes of 0 would make any other size free.
-    return prod(size or 1 for size in header.shape)
+    return allocated_entries(header.shape)
 
 
 def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
@@ -163,7 +158,7 @@ def _unpack_entries(data: memoryview, header: LabelHeader) -> Entries:
 
 
 def _check_header(header: LabelHeader, max_entries: int) -> None:
-    if _allocated(header) > max_entries:
+    if allocated_entries(header.shape) > max_entries:
         raise PayloadError(
             f"labels have shape {header.shape}; "
             f"at most {max_entries} entries were wanted"

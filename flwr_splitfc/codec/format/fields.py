@@ -9,7 +9,9 @@ have their high bit set. It has no more bytes than it needs.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from flwr_splitfc.codec.errors import PayloadError
@@ -48,6 +50,17 @@ def take_bytes(
             f"{what_ends} early: {len(data)} bytes left where {size} were wanted"
         )
     return data[:size], data[size:]
+
+
+def allocated_entries(shape: Iterable[int]) -> int:
+    """Return the entries that a shape off the wire stands for, to be checked.
+
+    A size of 0 counts as 1: it would make any other size free.
+
+    >>> allocated_entries([3, 0, 4])
+    12
+    """
+    return prod(size or 1 for size in shape)
 
 
 @lru_cache(2**8)

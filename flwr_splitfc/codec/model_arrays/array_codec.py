@@ -22,7 +22,7 @@ from flwr.app import Array
 from numpy.typing import NDArray
 
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.format.fields import allocated_entries, view
 from flwr_splitfc.codec.model_arrays.even_steps import (
     Entries,
     pack_even_steps,
@@ -249,9 +249,7 @@ def _is_size(size: object) -> bool:
 
 
 def _check_entries(shape: tuple[int, ...], max_entries: int) -> None:
-    # Sizes of 0 would make any other size free.
-    allocated = prod(size or 1 for size in shape)
-    if allocated > max_entries:
+    if allocated_entries(shape) > max_entries:
         raise PayloadError(
             f"array has shape {shape}; at most {max_entries} entries were wanted"
         )

@@ -5,9 +5,9 @@ gives, nor the model that it gets.
 """
 
 from collections.abc import Iterable
-from math import prod
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.codec.format.fields import allocated_entries
 
 FREE_ENTRIES = 2**28
 """Of all tensors of a message together, whatever their bytes: 1 GiB as float32."""
@@ -34,7 +34,7 @@ def claimed_entries(shape: Iterable[int]) -> int:
         raise PayloadError(
             f"a tensor has {len(sizes)} dimensions, at most {_MOST_SIZES} may be"
         )
-    return prod(size or 1 for size in sizes)
+    return allocated_entries(sizes)
 
 
 def check_claims(what: str, entries: int, sent_bytes: int) -> None:
