@@ -31,6 +31,7 @@ from flwr_splitfc.batches import TurnSettings
 from flwr_splitfc.callbacks import Callback
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
+from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.part_checks import check_factory, check_optimizer
@@ -306,9 +307,7 @@ class SplitServerApp(ServerApp):
     ) -> tuple[nn.Module, nn.Module]:
         """Return what devices have of the model and what the server has."""
         tail = tail_of(self.tail, context)
-        # torch.manual_seed would seed CUDA, too, which fork_rng does not put back here
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
+        with torch_seeded(settings.seed):
             device = make_half(self.model, context)
             server = make_half(self.server_model, context)
             if tail is not None:

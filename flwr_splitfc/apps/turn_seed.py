@@ -15,8 +15,7 @@ def turn_seed(message: Message, context: Context) -> int:
     strategy sends in its config, as Flower's do, or else ``seed`` of the run-config.
     """
     if has_ticket(message):
-        ticket = Ticket.from_message(message)
-        return derive_seed(ticket.seed, ticket.device, ticket.server_round)
+        return Ticket.from_message(message).turn_seed
     config = MessageConfig(message)
     seed = config.seed
     if seed is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.leakage.decoders import decoder_for
 from flwr_splitfc.leakage.releases import Releases
 from flwr_splitfc.leakage.scores import Scores, scores_of
@@ -161,8 +162,7 @@ def _trained(
     """Train a decoder from features (N, ...) to what is wanted of each (N, ...)."""
     tokens = 0 if wanted.is_floating_point() else int(wanted.max()) + 1
     shapes = features.shape[1:], wanted.shape[1:]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
+    with torch_seeded(settings.seed):
         decoder = decoder_for(*shapes, settings.width, tokens=tokens)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
         falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)

@@ -1,7 +1,5 @@
 """The attacker of a run: what it has, and what it tries."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import SettingsError
+from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.leakage.attack import AttackSettings, Reconstruction, reconstruct
 from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
 from flwr_splitfc.leakage.loaded_run import LoadedRun, UShape
@@ -115,7 +114,10 @@ class Attacker:
         """Return what the attacker knows, and what it attacks."""
         half = self.run.device_half()
         evaluation = self.auxiliary == "evaluation"
-        with _seeded(self.settings.seed) as draw:
+        seed = self.settings.seed
+        # of the codecs alone: batches draw from torch's own
+        draw = torch.Generator().manual_seed(seed)
+        with torch_seeded(seed):
             known = released(
                 half,
                 codec,
@@ -133,14 +135,6 @@ class Attacker:
                 all_rows=all_rows,
             )
         return known, attacked
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[torch.Generator]:
-    """Seed torch's generator, which batches draw from; give another for a codec."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
 
 
 def _gradients(u_shape: UShape, releases: Releases) -> Tensor:

@@ -24,7 +24,6 @@ from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import server_frame
-from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_plain
 from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -130,7 +129,7 @@ class Session:
         kept: pb.Kept | None = None,
     ) -> None:
         self.ticket = ticket
-        self.seed = derive_seed(ticket.seed, ticket.device, ticket.server_round)
+        self.seed = ticket.turn_seed
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
         # what earlier turns left, as the message brought it

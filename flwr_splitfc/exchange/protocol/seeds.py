@@ -4,6 +4,8 @@ The seed of a name is the upper 63 bits of BLAKE2b-64 of its parts, joined by "/
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -31,3 +33,14 @@ def seeded_generator(*parts: SeedPart) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(derive_seed(*parts))
     return generator
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator for a block, and put it back after it.
+
+    `torch.manual_seed` would seed CUDA, too, which `fork_rng` does not put back here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

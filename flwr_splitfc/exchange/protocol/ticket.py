@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from flwr_splitfc.codec.model_arrays import EXACT_BITS, check_bits
 from flwr_splitfc.exchange.protocol.records import fields_of
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.settings import Scalar
@@ -131,6 +132,11 @@ class Ticket:
             fields[_OUTPUT_CODEC_PREFIX + key] = value
         # Flower cannot count the bytes of an empty text
         return {key: value for key, value in fields.items() if value != ""}
+
+    @property
+    def turn_seed(self) -> int:
+        """The seed of (run seed, device, round), for what is random in the turn."""
+        return derive_seed(self.seed, self.device, self.server_round)
 
     @property
     def is_for_messages(self) -> bool:
