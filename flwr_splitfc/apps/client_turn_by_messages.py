@@ -4,8 +4,6 @@ The body of the turn is left at the first frame without an answer, and taken up 
 with the next message, from the state before that step.
 """
 
-from collections.abc import Mapping
-
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import nn
@@ -17,6 +15,7 @@ from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stored_turn import StoredTurn
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import frame_reply, server_frame
+from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 
 _SUM_PREFIX = "sum."
@@ -105,16 +104,8 @@ class ClientTurnByMessages(ClientTurn):
         counts, kept = self._stored.restore(self._model, self._optimizer)
         self.server.resume(counts, kept)
         self._noise.key = self._stored.noise_key
-        self._sums = _under(_SUM_PREFIX, counts)
-        self._weights = _under(_WEIGHT_PREFIX, counts)
-
-
-def _under(prefix: str, counts: Mapping[str, float]) -> dict[str, float]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in counts.items()
-        if key.startswith(prefix)
-    }
+        self._sums = without_prefix(_SUM_PREFIX, counts)
+        self._weights = without_prefix(_WEIGHT_PREFIX, counts)
 
 
 def first_arrays(message: Message, context: Context) -> ArrayRecord:

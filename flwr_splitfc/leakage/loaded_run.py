@@ -25,6 +25,7 @@ from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
 from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.defence import FeatureDefence
+from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.run.columns import last_known
 from flwr_splitfc.run.results import read_results
@@ -161,7 +162,7 @@ class LoadedRun:
         """
         entries = self._entries(_HALF_FILE)
         if self.is_u_shaped:
-            entries = _under("head.", entries)
+            entries = without_prefix("head.", entries)
         half = make_half(self.parts.model, self.context(0))
         half = _with_entries(half, entries, self._file(_HALF_FILE))
         defend(half, self.parts.defence or defence_of(self.config))
@@ -195,7 +196,7 @@ class LoadedRun:
         server_file = self._file("server.pt")
         middle = make_half(server_app.server_model, context)
         middle = _with_entries(middle, self._entries("server.pt"), server_file)
-        tail_entries = _under("tail.", self._entries(_HALF_FILE))
+        tail_entries = without_prefix("tail.", self._entries(_HALF_FILE))
         last = make_half(tail, context)
         last = _with_entries(last, tail_entries, self._file(_HALF_FILE))
         codec = output_codec_of(self.config).mirror()
@@ -318,15 +319,6 @@ def _named(option: str, function: str) -> Any:
         return load_component(function)
     except (AttributeError, ImportError, ValueError) as error:
         raise SettingsError(f"{option} {function}: {error}") from error
-
-
-def _under(prefix: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the entries below a prefix, without it."""
-    return {
-        name.removeprefix(prefix): entry
-        for name, entry in entries.items()
-        if name.startswith(prefix)
-    }
 
 
 def _with_entries(

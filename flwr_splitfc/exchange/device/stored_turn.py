@@ -23,6 +23,7 @@ from flwr_splitfc.exchange.device.optimizer_state import (
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import raw_array, server_frame
+from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.exchange.protocol.split_errors import TicketExpired
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -166,19 +167,13 @@ class StoredTurn:
         model.load_state_dict(_unpack(tensors["model"].data))
         if optimizer is not None:
             restore_optimizer(optimizer, _unpack(tensors["optimizer"].data))
-        return self._counts(), _unpack(tensors["kept"].data)
+        counts = without_prefix(_COUNT_PREFIX, self._record())
+        return counts, _unpack(tensors["kept"].data)
 
     def clear(self) -> None:
         """Remove the turn from the context, once it is over."""
         for key in (_TURN_KEY, _START_KEY, _TENSORS_KEY, _ANSWERS_KEY):
             self._state.pop(key, None)
-
-    def _counts(self) -> dict[str, float]:
-        return {
-            key.removeprefix(_COUNT_PREFIX): cast(float, value)
-            for key, value in self._record().items()
-            if key.startswith(_COUNT_PREFIX)
-        }
 
     def _record(self) -> ConfigRecord:
         return self._state.config_records.get(_TURN_KEY, ConfigRecord())

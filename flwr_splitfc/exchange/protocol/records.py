@@ -45,9 +45,20 @@ def with_fields(content: RecordDict, fields: Mapping[str, Any]) -> RecordDict:
 
 def fields_of(content: RecordDict) -> dict[str, Any]:
     """Return the fields of `with_fields` in a message's content, by their keys."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for config in content.config_records.values():
-        for key, value in config.items():
-            if key.startswith(FIELD_PREFIX):
-                fields[key.removeprefix(FIELD_PREFIX)] = value
+        fields |= without_prefix(FIELD_PREFIX, config)
     return fields
+
+
+def without_prefix(prefix: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose keys start with a prefix, under the rest of their keys.
+
+    >>> without_prefix("codec.", {"codec.name": "splitfc", "seed": 0})
+    {'name': 'splitfc'}
+    """
+    return {
+        key.removeprefix(prefix): entry
+        for key, entry in entries.items()
+        if key.startswith(prefix)
+    }

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from flwr.app import Message
 
 from flwr_splitfc.codec.model_arrays import EXACT_BITS, check_bits
-from flwr_splitfc.exchange.protocol.records import fields_of
+from flwr_splitfc.exchange.protocol.records import fields_of, without_prefix
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
 from flwr_splitfc.exchange.protocol.tls import Tls
@@ -169,8 +169,8 @@ class Ticket:
             device=_typed(record, "device", str),
             server_round=_typed(record, "server-round", int),
             seed=_typed(record, "seed", int),
-            codec=_settings(record, _CODEC_PREFIX),
-            output_codec=_settings(record, _OUTPUT_CODEC_PREFIX),
+            codec=without_prefix(_CODEC_PREFIX, record),
+            output_codec=without_prefix(_OUTPUT_CODEC_PREFIX, record),
             tls=_one_of(record, "tls", get_args(Tls)),
             authority=_typed(record, "authority", str, default=""),
             reconnect_timeout_s=_typed(
@@ -234,12 +234,3 @@ def _one_of(record: _Fields, key: str, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise TicketError(f"ticket field {key!r} is {value!r}, wanted one of {choices}")
     return value
-
-
-def _settings(record: _Fields, prefix: str) -> Any:
-    """The fields whose keys start with `prefix`, under the rest of their keys."""
-    return {
-        key.removeprefix(prefix): value
-        for key, value in record.items()
-        if key.startswith(prefix)
-    }
