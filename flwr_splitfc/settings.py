@@ -27,6 +27,24 @@ _COMPLAINT = "{key} is {value!r}, wanted {wanted}"
 _TOO_MANY = 2**31  # torch and Flower hold counts in 32 bits
 
 
+def key_of(field: str) -> str:
+    """Return the key of a field, which is its name in kebab case.
+
+    >>> key_of("batch_size")
+    'batch-size'
+    """
+    return field.replace("_", "-")
+
+
+def field_of(key: str) -> str:
+    """Return the name of a key's field.
+
+    >>> field_of("batch-size")
+    'batch_size'
+    """
+    return key.replace("-", "_")
+
+
 def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     """Fill the dataclass `kind` from the keys of a run-config.
 
@@ -53,7 +71,7 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]
         name = field.name
-        key = name.replace("_", "-")
+        key = key_of(name)
         if key in config:
             with under_key(key):
                 check_int64(config[key])
@@ -179,7 +197,7 @@ def check_least(settings: object, **least: float) -> None:
         too_many = _TOO_MANY if isinstance(value, int) else inf
         if value is None or bound <= value < too_many:
             continue
-        key = name.replace("_", "-")
+        key = key_of(name)
         wanted = f"{bound} or more"
         if value >= too_many:
             wanted = "a finite number" if value == inf else f"less than {too_many}"

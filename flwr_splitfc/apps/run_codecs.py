@@ -13,7 +13,14 @@ from functools import partial
 from typing import Any
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
-from flwr_splitfc.settings import RunConfig, Scalar, parse_settings, under_key
+from flwr_splitfc.settings import (
+    RunConfig,
+    Scalar,
+    field_of,
+    key_of,
+    parse_settings,
+    under_key,
+)
 from flwr_splitfc.strategy.splitfc import splitfc_codec
 
 
@@ -69,7 +76,7 @@ def _made(
         return make(**settings)
     except ValueError:
         for setting, value in settings.items():
-            with under_key(_key(setting, prefix)):
+            with under_key(prefix + key_of(setting)):
                 make(**{setting: value})
         raise
 
@@ -87,12 +94,12 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     """
     settings: dict[str, Any] = {}
     for setting in codec_settings(name):
-        key = _key(setting, prefix)
+        key = prefix + key_of(setting)
         if config.get(key, 0) != 0:
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
     for word, value in _parsed(key, config.get(key, "")).items():
-        settings[word.replace("-", "_")] = value
+        settings[field_of(word)] = value
     return settings
 
 
@@ -101,7 +108,3 @@ def _parsed(key: str, text: Scalar) -> dict[str, Scalar]:
         raise ValueError(f"{key} is {text!r}, wanted str")
     with under_key(key):
         return parse_settings(text)
-
-
-def _key(setting: str, prefix: str) -> str:
-    return prefix + setting.replace("_", "-")

@@ -33,7 +33,7 @@ from flwr_splitfc.codec.selectors.random_top_entries import RandomTopEntries
 from flwr_splitfc.codec.selectors.row_sample import RowSample
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.selectors.top_entries import TopEntries
-from flwr_splitfc.settings import Scalar, check_scalar
+from flwr_splitfc.settings import Scalar, check_scalar, field_of
 
 ENTRY_POINTS = "flwr_splitfc.codecs"
 """The entry-point group of other packages' codecs.
@@ -216,7 +216,7 @@ def _checked_settings(entry: CodecEntry, settings: Mapping[str, Any]) -> dict[st
     known = entry.settings
     checked = {}
     for given_key, value in settings.items():
-        key = given_key.replace("-", "_")
+        key = field_of(given_key)
         if key not in known:
             names = ", ".join(sorted(known))
             raise ValueError(

@@ -39,7 +39,7 @@ from flwr_splitfc.codec.selectors.all_columns import AllColumns
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.subnormals import with_subnormals
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.settings import Scalar, key_of
 
 _PRECISIONS: Final[dict[str, Quantiser]] = {"float16": Float16(), "float32": Float32()}
 """How features go up without training, unless this codec sends them itself."""
@@ -186,7 +186,7 @@ evaluation='float16')
         """
         config: dict[str, Scalar] = {"name": self.name}
         for key, value in self._settings().items():
-            config[key.replace("_", "-")] = value
+            config[key_of(key)] = value
         return config
 
     def _settings(self) -> dict[str, Scalar]:

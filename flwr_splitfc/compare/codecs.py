@@ -9,7 +9,7 @@ from rich.console import Console
 from flwr_splitfc.codec import CodecEntry, codec_table
 from flwr_splitfc.codec.cut import shared_settings
 from flwr_splitfc.run.columns import Column, table_text, terminal_table
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.settings import Scalar, key_of
 
 
 def _selector(entry: CodecEntry) -> str:
@@ -44,7 +44,7 @@ def settings_text(settings: Mapping[str, Scalar | None]) -> str:
     """
     texts = []
     for name, default in settings.items():
-        key = name.replace("_", "-")
+        key = key_of(name)
         texts.append(key if default is None else f"{key}={default}")
     return " ".join(texts)
 

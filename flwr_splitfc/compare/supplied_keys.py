@@ -9,7 +9,7 @@ from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import codec_table
 from flwr_splitfc.exchange.server.endpoint_config import ENDPOINT_KEYS
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.settings import Scalar, key_of
 
 _LEARNING_RATE = (
     1e-3  # of its type alone: without the key the app's optimizer has its own
@@ -42,7 +42,7 @@ def supplied_keys(folder: Path, server_app: str) -> dict[str, Scalar]:
         keys[key] = kind()  # of its type alone, too
     for field in fields(RunSettings):
         if field.default is not None:
-            keys[_key(field.name)] = field.default  # type: ignore[assignment]
+            keys[key_of(field.name)] = field.default  # type: ignore[assignment]
     for prefix in _PREFIXES:
         for key, value in _codec_keys().items():
             keys[prefix + key] = value
@@ -54,12 +54,8 @@ def _codec_keys() -> dict[str, Scalar]:
     keys: dict[str, Scalar] = {}
     for entry in codec_table():
         for name, value in entry.settings.items():
-            keys[_key(name)] = 0 if value is None else value
+            keys[key_of(name)] = 0 if value is None else value
     return {**keys, **_CODEC_KEYS}
-
-
-def _key(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _imported(folder: Path, component: str) -> object:

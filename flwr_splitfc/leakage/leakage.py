@@ -15,7 +15,7 @@ from flwr_splitfc.leakage.attack import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
-from flwr_splitfc.settings import RunConfig, parse_settings
+from flwr_splitfc.settings import RunConfig, field_of, parse_settings
 
 _KNOWN = 4000  # samples
 _ATTACKED = 1000
@@ -233,9 +233,7 @@ def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:
 
 def _codec(name: str, settings: str, config: RunConfig) -> CutCodec:
     """Make a codec from its own settings, and those of the run that it has."""
-    own = {
-        key.replace("-", "_"): value for key, value in parse_settings(settings).items()
-    }
+    own = {field_of(key): value for key, value in parse_settings(settings).items()}
     # the run's quality or budget would bind beside the one that is given
     kept = {key: value for key, value in config.items() if key not in _PRECISION}
     inherited = settings_of(name, {**kept, "codec-settings": ""})

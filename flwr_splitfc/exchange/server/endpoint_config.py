@@ -17,6 +17,8 @@ from flwr_splitfc.settings import (
     Scalar,
     check_choice,
     check_scalar,
+    field_of,
+    key_of,
     under_key,
 )
 
@@ -158,7 +160,7 @@ _TYPES: Final[Mapping[str, type]] = {
 }
 _CERTIFICATE_FILES = ("certificate", "private-key", "ca-certificate")
 _LIMIT_TYPES: Final[Mapping[str, type]] = {
-    name.replace("_", "-"): kind for name, kind in get_type_hints(Limits).items()
+    key_of(name): kind for name, kind in get_type_hints(Limits).items()
 }
 _KEYS: Final[Mapping[str, type]] = {
     **_TYPES,
@@ -180,7 +182,7 @@ def _with_settings(
             key = _PREFIX + name
             value = check_scalar(key, given[name], kind)
             with under_key(key):
-                made = replace(made, **{name.replace("-", "_"): value})
+                made = replace(made, **{field_of(name): value})
     return made
 
 

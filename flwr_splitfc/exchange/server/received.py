@@ -21,6 +21,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
 from flwr_splitfc.exchange.protocol.tensors import from_matrix
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, is_shaped
 from flwr_splitfc.model.structures import Structure, leaves_of, mapped
+from flwr_splitfc.settings import key_of
 
 FeatureFrame: TypeAlias = pb.Step | pb.Forward | pb.Predict
 """The frames that hold features."""
@@ -208,7 +209,7 @@ def _decode_matrix(
         )
     if shape[0] > rules.max_rows:
         limit = rules.rows_limit
-        run_config_key = "split-" + limit.replace("_", "-")
+        run_config_key = "split-" + key_of(limit)
         raise LimitExceeded(
             f"a mini-batch has {shape[0]} samples, at most {rules.max_rows} may be: "
             f"send smaller ones, or raise the strategy's Limits({limit}=...) "
