@@ -310,17 +310,13 @@ class HalfTrainer:
         finally:
             self._undo.restore()
 
-    def step(
-        self, features: Structure, labels: Tensor, origin: Update | None = None
-    ) -> tuple[float, Tensor]:
+    def step(self, features: Structure, labels: Tensor) -> tuple[float, Tensor]:
         """Train on one mini-batch.
 
         Parameters
         ----------
         features : structure of Tensor of shape (B, ...)
         labels : Tensor of shape (B, ...)
-        origin : Update, optional
-            Where the batch comes from, for `updates`.
 
         Returns
         -------
@@ -333,7 +329,7 @@ class HalfTrainer:
         FeaturesRefused, LabelsRefused, StepRefused
             Nothing has changed then: neither weights nor buffers nor optimizer.
         """
-        begun = self.begin_step(features, labels, origin)
+        begun = self.begin_step(features, labels)
         begun.finish()
         return begun.loss, begun.gradients[0]
 
@@ -348,8 +344,9 @@ class HalfTrainer:
         """Make the gradients of a `step`, which is applied later.
 
         Parameters and errors are those of `step`, but for what only applying it shows.
-        `wanted` says of each floating point tensor of the features whether its gradient
-        is; by default all are.
+        `origin` says where the batch comes from, for `updates`, and `wanted` of each
+        floating point tensor of the features whether its gradient is; by default all
+        are.
         """
         batch = WaitingBatch(features, labels, origin, wanted)
         if self.merge_steps > 1:
@@ -400,9 +397,7 @@ class HalfTrainer:
             check_output(passed.output, rows_of(features))
         return passed
 
-    def backward(
-        self, passed: ForwardPass, gradient: Tensor, origin: Update | None = None
-    ) -> Tensor:
+    def backward(self, passed: ForwardPass, gradient: Tensor) -> Tensor:
         """Make the second half of a step: train on the mini-batch of a `forward`.
 
         Where another step came between, the forward pass is made again on the weights
@@ -414,8 +409,6 @@ class HalfTrainer:
         passed : ForwardPass
         gradient : Tensor of shape (B, ...)
             Of the device's loss by the output.
-        origin : Update, optional
-            As in `step`.
 
         Returns
         -------
@@ -427,7 +420,7 @@ class HalfTrainer:
         StepRefused
             Nothing has changed then.
         """
-        begun = self.begin_backward(passed, gradient, origin)
+        begun = self.begin_backward(passed, gradient)
         begun.finish()
         return begun.gradients[0]
 
@@ -437,7 +430,7 @@ class HalfTrainer:
         """Make the gradient of a `backward`, which is applied later.
 
         Parameters and errors are those of `backward`, but for what only applying it
-        shows.
+        shows; `origin` is as in `begin_step`.
         """
         with self._exclusively(), self._step_rng(passed.step), self._as_a_whole():
             # torch refuses a graph whose tensors were written since
@@ -563,11 +556,7 @@ class HalfTrainer:
         # alone: nobody waits for the check of the others
         check_finite("the gradient by the features", x_grads)
         self._guard.check_buffers()
-        gradients = []
-        for leaf, x_grad in zip(leaves, x_grads, strict=True):
-            # a server half may ignore its input
-            gradient = torch.zeros_like(leaf) if x_grad is None else x_grad
-            gradients.append(gradient.cpu())
+        gradients = [_to_send(*pair) for pair in zip(leaves, x_grads, strict=True)]
         begun = BegunStep(self.apply_begun, loss, gradients)
         detached = mapped(x, lambda tensor: tensor.detach())
         self._pending = PendingUpdate(begun, grads, detached, origin, kept)
@@ -588,8 +577,7 @@ class HalfTrainer:
             if leaf.requires_grad:
                 x_grad = x_grads.pop(0)
                 check_finite("the gradient by the features", [x_grad])
-                gradient = torch.zeros_like(leaf) if x_grad is None else x_grad
-                gradients.append(gradient.cpu())
+                gradients.append(_to_send(leaf, x_grad))
             begun.append(BegunStep(self.apply_begun, loss.item(), gradients))
         means: list[Tensor | None] = [
             None if grad is None else grad / len(losses) for grad in grads
@@ -794,3 +782,10 @@ def _stored(gradient: Tensor | None) -> Tensor | None:
     if gradient is None or gradient.layout is not torch.strided:
         return gradient
     return gradient.contiguous()
+
+
+def _to_send(leaf: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return the gradient by a leaf, on the CPU."""
+    # a server half may ignore its input
+    there = torch.zeros_like(leaf) if gradient is None else gradient
+    return there.cpu()

@@ -176,12 +176,11 @@ class Turn:
         kept = self.states.of(self.device)
         return pb.Kept(optimizer=kept.optimizer, state=kept.state)
 
-    def open(self) -> pb.ServerFrame:
-        """Answer Open: the turn begins."""
+    def open(self) -> None:
+        """Begin the turn."""
         with self._busy:
             if self.purpose == "train":
                 self.half = self.halves.take(self.device, self.server_round)
-        return pb.ServerFrame(opened=pb.Opened())
 
     def answer(self, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame after the first.
