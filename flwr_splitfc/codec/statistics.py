@@ -30,7 +30,7 @@ _BLOCK_COLUMNS = 2**12
 _LARGEST_SCALE = 1e38
 
 # The greatest float16.
-_HALF_LIMIT = 65504
+HALF_LIMIT = 65504
 
 # Half precision is best where magnitudes reach 2^14 to 2^15.
 _HALF_EXPONENT = 15
@@ -97,7 +97,7 @@ def half_scale(matrix: Tensor) -> float:
 
 def to_half(scaled: Tensor, scale: float) -> Tensor:
     """Round to float16, but not beyond a magnitude of 1e38 in units of `scale`."""
-    limit_in_units = min(MAGNITUDE_LIMIT / scale, _HALF_LIMIT)
+    limit_in_units = min(MAGNITUDE_LIMIT / scale, HALF_LIMIT)
     rounded = np.float16(limit_in_units)
     # Rounding may have taken it beyond the limit; the float16 below is within it.
     below = np.nextafter(rounded, np.float16(0))

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec.format.floats import pack_floats, unpack_floats
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
-from flwr_splitfc.codec.statistics import check_entries
-
-_FLOAT16_LIMIT = 65504.0
+from flwr_splitfc.codec.statistics import HALF_LIMIT, check_entries
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Float16(Quantiser):
 
     def encode(self, matrix: Tensor, budget_bytes: int) -> bytes:
         check_entries(matrix)
-        entries = matrix.half().clamp_(-_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        entries = matrix.half().clamp_(-HALF_LIMIT, HALF_LIMIT)
         return pack_floats(entries.cpu().numpy(), "<f2")
 
     def decode(self, data: memoryview, rows: int, columns: int) -> Tensor:

@@ -24,7 +24,7 @@ class Selector(ABC):
     """The version of the byte format; old payloads do not decode with a new one."""
 
     budgeted: ClassVar[bool] = False
-    """Whether ``K`` follows from the budgets; otherwise the selection is what it is."""
+    """Whether ``K`` follows from the budgets; otherwise the selector alone decides."""
 
     @property
     def rescales(self) -> bool:

@@ -495,7 +495,10 @@ def _check_open(frame: pb.DeviceFrame) -> None:
             f"the device {hello.protocol}"
         )
     if not _LEAST_NONCE_BYTES <= len(hello.nonce) <= _MOST_NONCE_BYTES:
-        raise ProtocolError(f"the nonce has {len(hello.nonce)} bytes, wanted 16 to 64")
+        raise ProtocolError(
+            f"the nonce has {len(hello.nonce)} bytes, "
+            f"wanted {_LEAST_NONCE_BYTES} to {_MOST_NONCE_BYTES}"
+        )
 
 
 def _failure(error: Exception, what: str) -> SplitError:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.format.floats import check_interval
+from flwr_splitfc.codec.format.grid import grid_step
 
 
 class LevelHeader(NamedTuple):
@@ -34,7 +35,7 @@ class LevelHeader(NamedTuple):
     @property
     def step(self) -> float:
         """Between two even levels; 0 if there is one level."""
-        return (self.high - self.low) / max(self.levels - 1, 1)
+        return grid_step(self.low, self.high, self.levels)
 
 
 _LEVELS = "Hff"
