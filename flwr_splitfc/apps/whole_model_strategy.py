@@ -45,7 +45,7 @@ class WholeModelStrategy(Strategy):
         strategy: Strategy,
         progress: Progress,
         max_failed_rounds: int,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback],
     ) -> None:
         check_callbacks(callbacks)
         self.strategy = strategy

@@ -16,11 +16,11 @@ class OneWaySteps:
     steps : Steps
     most : int
         How many may be under way at once, the newest one included.
-    every : int (default: 1)
+    every : int
         Of so many mini-batches one goes up, the first.
     """
 
-    def __init__(self, steps: Steps, most: int, every: int = 1) -> None:
+    def __init__(self, steps: Steps, most: int, every: int) -> None:
         self.steps = steps
         self.most = most
         self.every = every

@@ -61,7 +61,7 @@ class ServerSession:
     Parameters
     ----------
     turn : Turn
-    answers : int (default: 1)
+    answers : int
         How many are kept: as many as the device may wait for at once.
 
     Attributes
@@ -77,7 +77,7 @@ class ServerSession:
         When the device was through, and left its stream to reply; 0.0 before.
     """
 
-    def __init__(self, turn: Turn, answers: int = 1) -> None:
+    def __init__(self, turn: Turn, answers: int) -> None:
         self.id = secrets.token_hex(4)
         self._secret = secrets.token_urlsafe(32)
         self.turn = turn

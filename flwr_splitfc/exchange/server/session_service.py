@@ -46,7 +46,7 @@ class SessionService:
     accounts : TurnAccounts
         Where what sessions moved is entered.
     limits : Limits
-    steps_at_once : int (default: 1)
+    steps_at_once : int
         How many frames to answer at the same time, at least, as the server half wants.
     """
 
@@ -55,7 +55,7 @@ class SessionService:
         registry: SessionRegistry,
         accounts: TurnAccounts,
         limits: Limits,
-        steps_at_once: int = 1,
+        steps_at_once: int,
     ) -> None:
         self._registry = registry
         self._accounts = accounts

@@ -46,13 +46,13 @@ class SplitGrid(MeteredGrid):
         The grid that does the work.
     endpoint : SplitEndpoint
         An entered endpoint.
-    budgets : sequence of BudgetRule, optional
+    budgets : sequence of BudgetRule
         What makes a device's budgets other than the endpoint's. A device for which a
         rule has none gets no message, and an error reply says why.
-    checks : ReplyChecks, optional
+    checks : ReplyChecks
         What replies of devices have to be; those that are not become error replies, and
         what the device trained of a server half of its own is dropped.
-    model_codec : ModelCodec, optional
+    model_codec : ModelCodec
         How device halves travel; by default as they are.
     """
 
@@ -60,9 +60,9 @@ class SplitGrid(MeteredGrid):
         self,
         grid: Grid,
         endpoint: SplitEndpoint,
-        budgets: Sequence[BudgetRule] = (),
-        checks: ReplyChecks | None = None,
-        model_codec: ModelCodec | None = None,
+        budgets: Sequence[BudgetRule],
+        checks: ReplyChecks,
+        model_codec: ModelCodec,
     ) -> None:
         super().__init__(grid, endpoint.ledger, checks, model_codec)
         self.endpoint = endpoint
