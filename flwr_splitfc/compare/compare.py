@@ -6,7 +6,6 @@ and `report` writes what they came to.
 
 import argparse
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from flwr_splitfc.compare.runs import Outcome, Outcomes, Run, RunFolder, package
 from flwr_splitfc.compare.workers.federation import Federation
 from flwr_splitfc.compare.workers.pool import Pool
 from flwr_splitfc.extras import check_installed
+from flwr_splitfc.run.complaint import complain
 from flwr_splitfc.run.results import results_text, write_whole
 from flwr_splitfc.settings import Scalar
 
 _USUAL_SHELF = Path("strategies")
+_REFUSED = 2  # the exit status, as for arguments that are none
 _INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
@@ -73,12 +74,14 @@ def main(options: argparse.Namespace) -> int:
         for run in comparison.runs:
             federation.num_supernodes(run.config)  # raises where it is unknown
     except ValueError as error:
-        return _complain(str(error))
+        complain(str(error))
+        return _REFUSED
     if options.list:
         return _list(comparison)
     with held(options.out) as lock:
         if lock is None:
-            return _complain(f"another comparison is at work in {options.out}")
+            complain(f"another comparison is at work in {options.out}")
+            return _REFUSED
         pool = Pool(
             app,
             federation,
@@ -129,7 +132,7 @@ def _check_shelf(given: Path | None) -> None:
     if given is not None and not given.is_dir():
         raise SettingsError(f"--shelf {given} is no folder")
     if given is None and not _USUAL_SHELF.is_dir():
-        _complain(f"there is no folder ./{_USUAL_SHELF}: --all is the codecs alone")
+        complain(f"there is no folder ./{_USUAL_SHELF}: --all is the codecs alone")
 
 
 def _settings_of_all(options: argparse.Namespace) -> dict[str, Scalar]:
@@ -165,7 +168,7 @@ def _make_missing(pool: Pool, comparison: Comparison, jobs: int) -> None:
         else:
             missing.append(run)
             if outcome.state == "to do" and outcome.reason:
-                _complain(f"{run.label} is made anew: {outcome.summary}")
+                complain(f"{run.label} is made anew: {outcome.summary}")
     _note_other_sources(list(settled.values()))
     took_s = {run_id: _seconds(outcome) for run_id, outcome in settled.items()}
     events = pool.make(missing, comparison.folder_of)
@@ -197,7 +200,7 @@ def _attack_missing(
             found = options.attack(folder.path, app.folder, options.leakage)
         except Exception as error:
             # of the app's own code, too; the other runs are attacked yet
-            _complain(f"{run.label} cannot be attacked: {error}")
+            complain(f"{run.label} cannot be attacked: {error}")
             all_attacked = False
         else:
             write_whole(folder.leakage, results_text(found))
@@ -245,8 +248,3 @@ def _report(
     print(f"\n{tables}")
     print(f"Wrote {page}, table.md, results.csv, results.json and the figures")
     return all(outcome.settled for _, outcome in outcomes)
-
-
-def _complain(what: str) -> int:
-    print(f"flwr-splitfc: {what}", file=sys.stderr)
-    return 2

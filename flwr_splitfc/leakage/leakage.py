@@ -1,7 +1,6 @@
 """The command that attacks a run's features, and reports what they give away."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from flwr_splitfc.leakage.attack import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
+from flwr_splitfc.run.complaint import complain
 from flwr_splitfc.settings import RunConfig, field_of, parse_settings
 
 _KNOWN = 4000  # samples
@@ -121,7 +121,7 @@ def main(options: argparse.Namespace) -> int:
         _check(options)
         report = _report(options)
     except ValueError as error:
-        print(f"flwr-splitfc: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     report.write(options.out)
     print(f"\n{report.text()}")

@@ -2,13 +2,13 @@
 
 import argparse
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.run.app_keys import app_with_keys, commands_env, settings_text
+from flwr_splitfc.run.complaint import complain
 from flwr_splitfc.run.record import changed_versions
 from flwr_splitfc.run.results import read_results
 
@@ -46,30 +46,37 @@ def main(options: argparse.Namespace) -> int:
         record = read_results(options.results, "run_config")
         _check_unused(results_dir)
     except ValueError as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
-    for change in changed_versions(record):
-        _complain(f"the run had {change}; results may differ")
-    if record["run_config"].get("merge-steps", 1) != 1:
-        _complain(
-            "the run merged mini-batches as they met in the server (merge-steps): "
-            "a repetition merges others, and its payloads differ"
-        )
-    if record["run_config"].get("turns-at-once", 1) != 1:
-        _complain(
-            "devices had their turns at the same time (turns-at-once): a repetition "
-            "takes their mini-batches in another order, and its payloads differ"
-        )
-    if record["run_config"].get("feature-noise"):
-        _complain("the run's features had noise that nobody can draw again")
+    for warning in _warnings(record):
+        complain(warning)
     config = _config_of_rerun(record["run_config"], results_dir)
     try:
         with app_with_keys(options.app, config) as app:
             _flwr_run(app, config, options.further)
         return _compare(record, results_dir / "results.json")
     except ValueError as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
+
+
+def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a repetition may differ."""
+    config = record["run_config"]
+    for change in changed_versions(record):
+        yield f"the run had {change}; results may differ"
+    if config.get("merge-steps", 1) != 1:
+        yield (
+            "the run merged mini-batches as they met in the server (merge-steps): "
+            "a repetition merges others, and its payloads differ"
+        )
+    if config.get("turns-at-once", 1) != 1:
+        yield (
+            "devices had their turns at the same time (turns-at-once): a repetition "
+            "takes their mini-batches in another order, and its payloads differ"
+        )
+    if config.get("feature-noise"):
+        yield "the run's features had noise that nobody can draw again"
 
 
 def _check_unused(results_dir: Path) -> None:
@@ -104,7 +111,7 @@ def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
 def _compare(record: Mapping[str, Any], new: Path) -> int:
     """Say whether both runs sent the same payloads, and return the exit status."""
     if not new.exists():
-        _complain("the run failed, see its log above")
+        complain("the run failed, see its log above")
         return 1
     first_digest = record.get("payload_digest")
     new_digest = read_results(new).get("payload_digest")
@@ -112,7 +119,3 @@ def _compare(record: Mapping[str, Any], new: Path) -> int:
     verdict = "as in" if same else "differ from"
     print(f"{new}: payloads {verdict} the first run ({first_digest}, {new_digest})")
     return 0 if same else 1
-
-
-def _complain(what: str) -> None:
-    print(f"flwr-splitfc: {what}", file=sys.stderr)
