@@ -385,17 +385,7 @@ class SplitServerApp(ServerApp):
             "save_to": folder,
             "callbacks": callbacks,
         }
-        # only if they are given: presets have defaults of their own
-        server_devices = settings.server_devices()
-        if server_devices is not None:
-            options["device"] = server_devices
-        model_codec = settings.models()
-        if model_codec is not None:
-            options["model_bits"] = model_codec
-        if settings.pipeline_depth:
-            options["pipeline_depth"] = settings.pipeline_depth
-        if settings.optimizer_state:
-            options["optimizer_state"] = settings.optimizer_state
+        options |= _given_options(settings)
         codec = codec_of(config)
         if name == "splitfc":
             # SplitFC makes its codec itself; codec_of has checked the settings
@@ -500,6 +490,17 @@ class _Run:
     start: Callable[[], object]
     progress: Callable[[], Progress]
     about: Callable[[], dict[str, Any]]
+
+
+def _given_options(settings: RunSettings) -> dict[str, Any]:
+    """Return the options that are set; for others presets have their own defaults."""
+    options = {
+        "device": settings.server_devices(),
+        "model_bits": settings.models(),
+        "pipeline_depth": settings.pipeline_depth or None,
+        "optimizer_state": settings.optimizer_state or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _ending(error: BaseException) -> dict[str, Any]:
