@@ -2,12 +2,12 @@
 
 import sys
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import codec_table
+from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.exchange.server.endpoint_config import ENDPOINT_KEYS
 from flwr_splitfc.settings import Scalar, key_of
 
@@ -59,10 +59,9 @@ def _codec_keys() -> dict[str, Scalar]:
 
 
 def _imported(folder: Path, component: str) -> object:
-    module, _, name = component.partition(":")
     sys.path.insert(0, str(folder))
     try:
-        return getattr(import_module(module), name)
+        return load_component(component)
     except Exception:
         # an app that cannot be imported has no keys; its runs say why
         return None
