@@ -324,9 +324,6 @@ class SplitServerApp(ServerApp):
             )
         return make_half(self.auxiliary, context)
 
-    # -- a split model
-    # --------------------------------------------------------------------------------
-
     def _split_run(
         self,
         grid: Grid,
@@ -400,9 +397,6 @@ class SplitServerApp(ServerApp):
         if settings.learning_rate is not None:
             optimizer = partial(optimizer, lr=settings.learning_rate)
         return SPLIT[name](server, loss_fn, optimizer, **options)
-
-    # -- the whole model
-    # --------------------------------------------------------------------------------
 
     def _whole_run(
         self,

@@ -75,8 +75,6 @@ class ModelCodec:
         """Whether arrays and their changes go as they are."""
         return self.weights == self.changes == EXACT_BITS
 
-    # -- down --------------------------------------------------------------------------
-
     def encode_weights(self, weights: ArrayRecord) -> ArrayRecord:
         """Encode a model for a device."""
         coded = ArrayRecord()
@@ -96,8 +94,6 @@ class ModelCodec:
         for name, array in coded.items():
             weights[name] = Array(decode_array(array))
         return weights
-
-    # -- up ----------------------------------------------------------------------------
 
     def encode_changes(self, trained: ArrayRecord, start: ArrayRecord) -> ArrayRecord:
         """Encode a model after training, by its change where that is coded.

@@ -345,9 +345,6 @@ class SplitLearning(Strategy):
         """The shared server half's mini-batches, in order."""
         return self.half.updates
 
-    # -- a run of Flower's Strategy
-    # --------------------------------------------------------------------------------
-
     def start(
         self,
         grid: Grid,
@@ -548,8 +545,7 @@ class SplitLearning(Strategy):
         arrays = resume(self._run, self.checkpoint, initial_arrays)
         return initial_arrays if arrays is None else arrays
 
-    # -- a round; Flower counts those of this process, we those of the whole run
-    # --------------------------------------------------------------------------------
+    # Flower counts the rounds of this process, we those of the whole run.
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -680,9 +676,6 @@ class SplitLearning(Strategy):
             return run.metrics.central
 
         return end_of_round
-
-    # -- the whole model
-    # --------------------------------------------------------------------------------
 
     def joined_model(
         self, device_model: nn.Module, arrays: ArrayRecord | None = None

@@ -97,8 +97,6 @@ class SplitEndpoint:
         )
         self._server = StreamServer(self.config, self._service.serve)
 
-    # -- life --------------------------------------------------------------------------
-
     def __enter__(self) -> "SplitEndpoint":
         if self._streams:
             self._server.start()
@@ -139,8 +137,6 @@ class SplitEndpoint:
     def address(self) -> str:
         """``host:port``, as devices are told; none where frames travel in messages."""
         return self._server.address if self._streams else ""
-
-    # -- tickets -----------------------------------------------------------------------
 
     def issue(
         self,
@@ -236,8 +232,6 @@ class SplitEndpoint:
     def last_turn(self, device: str, cut: Cut) -> LastTurn | None:
         """Return the last turn of training that a device finished, as seen at a cut."""
         return self._accounts.last_turn(device, cut)
-
-    # -- ends --------------------------------------------------------------------------
 
     def end_round(self, tokens: list[str]) -> None:
         """End a round: revoke its tickets, and settle its server halves."""

@@ -467,8 +467,6 @@ class HalfTrainer:
         check_prediction(output)
         return on_device(output, torch.device("cpu"))
 
-    # -- forward -----------------------------------------------------------------------
-
     def _leaves(self, features: Structure, wanted: Sequence[bool] | None) -> Structure:
         """Return the features on the half's device, as the leaves of a graph."""
         x = on_device(features, self.device)
@@ -539,8 +537,6 @@ class HalfTrainer:
         check_loss(loss)
         return loss
 
-    # -- backward ----------------------------------------------------------------------
-
     def _gradient(
         self,
         out: Tensor,
@@ -593,8 +589,6 @@ class HalfTrainer:
         )
         gradients = with_own_memory(found)
         return gradients[: len(leaves)], gradients[len(leaves) :]
-
-    # -- applying a step ---------------------------------------------------------------
 
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, None
@@ -689,8 +683,6 @@ class HalfTrainer:
     def _step_scheduler(self) -> None:
         if self._scheduler is not None:
             self._scheduler.step()
-
-    # -- around a step -----------------------------------------------------------------
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:

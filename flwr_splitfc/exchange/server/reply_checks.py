@@ -134,9 +134,6 @@ def _check_count(what: str, count: int, wanted: int) -> None:
         raise ReplyRefused(f"the reply has {count} {what}, wanted {wanted}")
 
 
-# -- metrics ---------------------------------------------------------------------------
-
-
 def _check_name(name: str) -> None:
     if not name.isprintable() or len(name) > _MOST_NAME_CHARACTERS:
         raise ReplyRefused(
@@ -154,9 +151,6 @@ def _check_weight(name: str, metrics: MetricRecord) -> None:
             f"metric {name!r} is {value!r:.100}, "
             f"wanted more than 0 and at most {_MOST_WEIGHT}"
         )
-
-
-# -- arrays ----------------------------------------------------------------------------
 
 
 def _check_arrays(arrays: ArrayRecord, half: ArrayRecord) -> None:
@@ -214,9 +208,6 @@ def _values_of(name: str, array: Array) -> np.ndarray:
     if not isinstance(values, np.ndarray):
         raise ReplyRefused(f"array {name!r} cannot be read: it is an archive")
     return values
-
-
-# -- what replies have in common -------------------------------------------------------
 
 
 def _is_good(reply: Reply) -> bool:

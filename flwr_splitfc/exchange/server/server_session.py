@@ -132,8 +132,6 @@ class ServerSession:
         """Seconds since it was opened, which it was."""
         return time.monotonic() - self.opened_at
 
-    # -- from opening to ending --------------------------------------------------------
-
     def check(self, token: str) -> None:
         """Refuse every token but this session's own.
 
@@ -456,8 +454,6 @@ class ServerSession:
         connection = self._connection
         if connection is not None:
             connection.cancel()
-
-    # -- counts ------------------------------------------------------------------------
 
     def take_traffic(self) -> Traffic:
         """Return what was counted since the last time."""

@@ -63,8 +63,6 @@ class SessionService:
         self._workers = StepWorkers(steps_at_once)
         self._strangers_lines = LinePace(_MOST_STRANGERS_LINES, _STRANGERS_WINDOW_S)
 
-    # -- streams -----------------------------------------------------------------------
-
     def serve(
         self, frames: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[pb.ServerFrame]:
@@ -166,8 +164,6 @@ class SessionService:
             self._end(session, refusal)
             raise
 
-    # -- messages ----------------------------------------------------------------------
-
     def deliver(self, session: ServerSession, frame: pb.DeviceFrame) -> pb.ServerFrame:
         """Answer a frame that came in a message; a refusal is an answer, too."""
         if not session.opened:
@@ -177,8 +173,6 @@ class SessionService:
         except SplitError as refusal:
             log_session(WARNING, "refused", session, why=refusal)
             return _refused(refusal)
-
-    # -- both --------------------------------------------------------------------------
 
     def _answered(self, session: ServerSession, answer: Callable[[], _Reply]) -> _Reply:
         """The answer to a frame of a session, which ends with a refusal or Close."""

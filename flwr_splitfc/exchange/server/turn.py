@@ -263,8 +263,6 @@ class Turn:
             self.states.keep(self.device, left)
             self.halves.give_back(half, self._trained_rows)
 
-    # -- the frames --------------------------------------------------------------------
-
     def _step(self, step: pb.Step, stepped: pb.Stepped) -> None:
         self._count_step()
         self._check_trains()
@@ -430,8 +428,6 @@ class Turn:
         self.traffic.digest = self.digest.value
         self.done = True
 
-    # -- parts of them -----------------------------------------------------------------
-
     def _check_trains(self) -> None:
         if self.purpose != "train":
             raise ProtocolError("an evaluation's session cannot train")
@@ -543,8 +539,6 @@ class Turn:
         if 0 <= close.feature_error_sum <= measured * MOST_ERROR:
             self.traffic.feature_error_sum = close.feature_error_sum
             self.traffic.feature_error_steps = measured
-
-    # -- counts ------------------------------------------------------------------------
 
     def _check_steps(self) -> None:
         if self._steps + self._predictions == self.limits.max_steps:
