@@ -19,7 +19,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import cycle
@@ -27,20 +27,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from constriction import stream
+from range_coder import Runs, range_decode, range_encode, symbols_read
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from flwr_splitfc.codec import CutCodec, Link, codec_names, cut_codec
-from flwr_splitfc.codec.arrays import Symbols
-from flwr_splitfc.codec.format.symbols import Model, SymbolReader
 
 T = TypeVar("T")
 Shape = tuple[int, int]
-Runs = list[tuple[Symbols, Model]]
-"""Symbols in the order in which a payload has them, with their models."""
 
 # bits per entry, or more where a codec needs more
 UPLINK_BITS, DOWNLINK_BITS = 0.2, 0.4
@@ -211,45 +206,8 @@ def kept_error(seen: Tensor, matrix: Tensor, link: Link) -> float:
 # The range coder alone
 
 
-@contextmanager
-def symbols_read() -> Iterator[Runs]:
-    """Collect the symbols of every payload that is decoded meanwhile."""
-    runs: Runs = []
-    read = SymbolReader.read
-
-    def collecting(reader: SymbolReader, count: int, levels: Model) -> Symbols:
-        symbols = read(reader, count, levels)
-        runs.append((symbols, levels))
-        return symbols
-
-    SymbolReader.read = collecting  # type: ignore[assignment,method-assign]
-    try:
-        yield runs
-    finally:
-        SymbolReader.read = read  # type: ignore[method-assign]
-
-
 def range_code(runs: Runs) -> None:
-    """Encode and decode the symbols, and do nothing else."""
-    encoder = stream.queue.RangeEncoder()
-    for symbols, levels in runs:
-        encoder.encode(symbols, *coder_model(levels))
-    decoder = stream.queue.RangeDecoder(encoder.get_compressed())
-    for symbols, levels in runs:
-        if isinstance(levels, np.ndarray):
-            # one number of levels a symbol tells how many there are
-            decoder.decode(*coder_model(levels))
-        else:
-            decoder.decode(*coder_model(levels), len(symbols))
-
-
-def coder_model(levels: Model) -> list[Any]:
-    """Return the arguments by which the range coder is told a model."""
-    if isinstance(levels, np.ndarray):
-        return [stream.model.Uniform(), levels]
-    if isinstance(levels, int):
-        return [stream.model.Uniform(levels)]
-    return [levels]
+    range_decode(range_encode(runs), runs)
 
 
 # Measuring

@@ -11,20 +11,20 @@ the columns mean.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from sessions import coded_step, trainer
+from written import write_rows
 
 from flwr_splitfc import EndpointConfig, Limits, cut_codec
 from flwr_splitfc.exchange import SharedHalf, SplitEndpoint
@@ -219,8 +219,7 @@ def main() -> None:
         rows.append(row)
     print(table(rows))
     if options.json:
-        results = {"rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

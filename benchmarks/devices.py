@@ -18,11 +18,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from exchange import EXAMPLE, free_port
+from written import write_rows
 
 SAMPLED = 50
 BENCHMARKS = Path(__file__).parent
@@ -209,8 +210,7 @@ def main() -> None:
         rows.append(measured(devices, options.rounds, in_turn=options.in_turn))
         print(table(rows), flush=True)
     if options.json:
-        results = {"rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

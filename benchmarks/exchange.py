@@ -26,26 +26,30 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 from digits import ADAM, EXAMPLE, batch, halves
-from sessions import SessionsRow, many_sessions
+from sessions import (
+    SESSION_TIMEOUT_S,
+    WARM_UP_STEPS,
+    SessionsRow,
+    many_sessions,
+    trainer,
+)
 from step_profile import step_profile
 from torch import Tensor, nn
+from written import write_rows
 
 from flwr_splitfc import EndpointConfig, cut_codec
-from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange import Session, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
 CODECS = ("float32", "splitfc")
 
-WARM_UP_STEPS = 10
-
-SESSION_TIMEOUT_S = 300
 PORT_TIMEOUT_S = 60.0
 
 
@@ -146,13 +150,11 @@ def run_device(
 
 def in_two_processes(codec: str, tls: bool, rows: int, steps: int) -> Speed:
     """Train in a session over loopback; the server is in this process."""
-    _, server_half = halves()
-    trainer = HalfTrainer(server_half, nn.CrossEntropyLoss(), ADAM, device="cpu")
     config = EndpointConfig(tls=tls)
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     with SplitEndpoint(
-        SharedHalf(trainer), cut_codec(codec), config=config
+        SharedHalf(trainer()), cut_codec(codec), config=config
     ) as endpoint:
         ticket = endpoint.issue("train", "0", 1)
         process = spawn.Process(target=run_device, args=(ticket, rows, steps, answers))
@@ -432,8 +434,7 @@ def main() -> None:
             rows += deployed(options.rows, options.steps, alone)
         print(table(rows))
     if options.json:
-        results = {"rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

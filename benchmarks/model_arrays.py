@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
-from constriction import stream
 from numpy.typing import NDArray
+from range_coder import range_decode, range_encode, symbols_read
 
-from flwr_splitfc.codec.arrays import Symbols
-from flwr_splitfc.codec.format.symbols import Model, SymbolReader
 from flwr_splitfc.codec.model_arrays import decode_array, encode_array
 
 T = TypeVar("T")
-Runs = list[tuple[Symbols, list[Any]]]
-"""Symbols and the arguments by which the range coder is told their model."""
 
 
 def gaussian(entries: int, draw: np.random.Generator) -> NDArray[Any]:
@@ -47,43 +42,6 @@ CONTENTS = {
     "laplacian": laplacian,
     "second moment": second_moment,
 }
-
-
-# The range coder alone
-
-
-@contextmanager
-def symbols_read() -> Iterator[Runs]:
-    """Collect the symbols of every payload that is decoded meanwhile."""
-    runs: Runs = []
-    read = SymbolReader.read
-
-    def collecting(reader: SymbolReader, count: int, model: Model) -> Symbols:
-        symbols = read(reader, count, model)
-        of_each = isinstance(model, np.ndarray)
-        runs.append((symbols, [stream.model.Uniform(), model] if of_each else [model]))
-        return symbols
-
-    SymbolReader.read = collecting  # type: ignore[method-assign]
-    try:
-        yield runs
-    finally:
-        SymbolReader.read = read  # type: ignore[method-assign]
-
-
-def range_encode(runs: Runs) -> NDArray[np.uint32]:
-    encoder = stream.queue.RangeEncoder()
-    for symbols, model in runs:
-        encoder.encode(symbols, *model)
-    return encoder.get_compressed()
-
-
-def range_decode(words: NDArray[np.uint32], runs: Runs) -> None:
-    decoder = stream.queue.RangeDecoder(words)
-    for symbols, model in runs:
-        # one number of levels a symbol tells how many there are
-        counts = [] if len(model) == 2 else [len(symbols)]
-        decoder.decode(*model, *counts)
 
 
 # Measuring

@@ -12,24 +12,24 @@ from an auxiliary head, and 16 mini-batches are under way.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product, repeat
 from pathlib import Path
 from statistics import median
 
 import torch
 from digits import ADAM, batch, halves
-from exchange import SESSION_TIMEOUT_S, WARM_UP_STEPS, Speed, in_one_process
+from exchange import Speed, in_one_process
 from link import DelayedLink
-from sessions import trainer
+from sessions import SESSION_TIMEOUT_S, WARM_UP_STEPS, trainer
 from torch import Tensor
 from torch.nn import functional
+from written import write_rows
 
 from flwr_splitfc import AuxiliaryHead, DecoupledHalf, cut_codec
 from flwr_splitfc.exchange import Session, SharedHalf, SplitEndpoint
@@ -247,8 +247,7 @@ def main() -> None:
     )
     print(table(rows))
     if options.json:
-        results = {"rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_rows(options.json, rows)
 
 
 def _names(text: str) -> list[str]:
