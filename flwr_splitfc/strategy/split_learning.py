@@ -253,13 +253,7 @@ class SplitLearning(Strategy):
         save_to: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        check_module("server_model", server_model)
-        check_optimizer(optimizer)
-        if loss_fn is not None:
-            check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
-        if scheduler is not None:
-            example = "functools.partial(StepLR, step_size=100)"
-            check_factory("scheduler", scheduler, "scheduler(optimizer)", example)
+        _check_parts(server_model, loss_fn, optimizer, scheduler)
         self.devices = RoundRobin() if devices is None else devices
         check_devices(self.devices)
         check_callbacks(callbacks)
@@ -290,6 +284,8 @@ class SplitLearning(Strategy):
         self.half.record_updates = record_updates
         self._torch_devices = torch_devices
         self.server_model = self.half.model
+        self.shared_server_half = shared_server_half
+
         self.codec = as_codec(codec)
         self.output_codec: CutCodec | None = None
         if loss_fn is None:
@@ -298,18 +294,19 @@ class SplitLearning(Strategy):
             model_bits = default_model_bits(self.codec)
         self.model_codec = ModelCodec.of(model_bits)
         self.budgets = as_rules(budgets)
-        self.shared_server_half = shared_server_half
-        self.evaluate_every = evaluate_every
-        by_messages = endpoint is not None and endpoint.transport == "messages"
+
         if decoupled:
             check_decoupled(loss_fn, self.budgets)
         check_send_every(send_every, decoupled)
+        by_messages = endpoint is not None and endpoint.transport == "messages"
         if pipeline_depth is None:
             pipeline_depth = ONE_WAY_DEPTH if decoupled and not by_messages else 1
         check_depth(pipeline_depth, loss_fn, by_messages)
         self.decoupled = decoupled
         self.send_every = send_every
         self.pipeline_depth = pipeline_depth
+
+        self.evaluate_every = evaluate_every
         self.max_failed_rounds = max_failed_rounds
         if not optimizer_state:
             optimizer_state = default_optimizer_state(self.devices)
@@ -725,3 +722,19 @@ class SplitLearning(Strategy):
         """Return the device half's state dict from the arrays that devices train."""
         entries = arrays.to_torch_state_dict()
         return without_auxiliary(entries.items()) if self.decoupled else dict(entries)
+
+
+def _check_parts(
+    server_model: nn.Module,
+    loss_fn: LossFn | None,
+    optimizer: OptimizerFn,
+    scheduler: SchedulerFn | None,
+) -> None:
+    """Refuse what is no model, loss, or maker of an optimizer or a scheduler."""
+    check_module("server_model", server_model)
+    check_optimizer(optimizer)
+    if loss_fn is not None:
+        check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
+    if scheduler is not None:
+        example = "functools.partial(StepLR, step_size=100)"
+        check_factory("scheduler", scheduler, "scheduler(optimizer)", example)

@@ -25,9 +25,9 @@ class WaitingBatch(NamedTuple):
             return False
         if not isinstance(other.features, Tensor):
             return False
-        return _row_kind(self.features) == _row_kind(other.features) and _row_kind(
-            self.labels
-        ) == _row_kind(other.labels)
+        same_features = _row_kind(self.features) == _row_kind(other.features)
+        same_labels = _row_kind(self.labels) == _row_kind(other.labels)
+        return same_features and same_labels
 
 
 def _row_kind(batch: Tensor) -> tuple[object, ...]:
