@@ -41,6 +41,9 @@ class ResultsFile(Callback):
         self._best_model = best_model
         self._stopped = ""
         self._written_at = 0.0
+        # from `follow` on
+        self._progress: Callable[[], Progress]
+        self._about: Callable[[], dict[str, Any]]
 
     def follow(
         self, progress: Callable[[], Progress], about: Callable[[], dict[str, Any]]

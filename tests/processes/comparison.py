@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.exchange.server.traffic import MEASURED
+from tests.measured import MEASURED
 
 ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from flwr_splitfc.command import main; sys.exit(main())"

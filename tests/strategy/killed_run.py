@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC
-from flwr_splitfc.exchange.server.traffic import MEASURED
 from tests.halves import DeviceHalf, batches, seeded
 from tests.local_grid import LocalGrid
+from tests.measured import MEASURED
 
 ROUNDS = 60
 

@@ -16,7 +16,6 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, QFedAvg, Strategy
 from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitLearning
-from flwr_splitfc.exchange.server.traffic import MEASURED
 from flwr_splitfc.strategy import CheckpointError
 from flwr_splitfc.strategy.checkpoint import (
     SCHEMA,
@@ -26,6 +25,7 @@ from flwr_splitfc.strategy.checkpoint import (
 )
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
+from tests.measured import MEASURED
 from tests.strategy.killed_run import ROUNDS
 
 ROOT = Path(__file__).parents[2]

@@ -234,13 +234,6 @@ class Traffic:
 
 _FIELDS = [declared.name for declared in fields(Traffic)]
 
-MEASURED = tuple(
-    declared.name
-    for declared in fields(Traffic)
-    if declared.metadata.get("group") == "measured"
-)
-"""The counts that differ when a run is repeated, because they depend on the machine."""
-
 
 def _mean(total: float, count: int) -> float:
     return total / count if count else float("nan")
