@@ -11,8 +11,10 @@ from flwr_splitfc.run import Progress, Round, run_record
 from flwr_splitfc.settings import RunConfig
 from flwr_splitfc.strategy import RunFailed
 
-# A file of a thousand rounds is a megabyte: not after each of them.
+# A file of a thousand rounds is a megabyte: not after each of them, and the less often
+# the longer it takes.
 _EVERY_S = 5.0
+_MOST_SHARE = 0.05  # of the time, for writing
 
 logger = getLogger("flwr")
 
@@ -40,7 +42,7 @@ class ResultsFile(Callback):
         self._record = run_record(config, seed=seed)
         self._best_model = best_model
         self._stopped = ""
-        self._written_at = 0.0
+        self._due_at = 0.0
         # from `follow` on
         self._progress: Callable[[], Progress]
         self._about: Callable[[], dict[str, Any]]
@@ -53,9 +55,11 @@ class ResultsFile(Callback):
         self._about = about
 
     def on_round(self, done: Round, run: RunSoFar) -> None:
-        if time.monotonic() - self._written_at >= _EVERY_S:
+        begun = time.monotonic()
+        if begun >= self._due_at:
             self.write(unfinished=True)
-            self._written_at = time.monotonic()
+            written = time.monotonic()
+            self._due_at = written + max(_EVERY_S, (written - begun) / _MOST_SHARE)
 
     def on_end(self, run: RunSoFar) -> None:
         self._stopped = run.stopped

@@ -52,8 +52,13 @@ class BestModel(Callback):
                 self.best.round,
                 self.metric,
                 value,
-                self.folder,
+                self._where(),
             )
+
+    def _where(self) -> str:
+        if any(self.folder.glob("*.pt")):
+            return str(self.folder)
+        return "the folder of the run's earlier part, which went to its checkpoint"
 
     def _best_of(self, rounds: Sequence[Round]) -> Round | None:
         """Return the first of the rounds that have the best metric."""

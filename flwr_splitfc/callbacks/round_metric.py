@@ -1,8 +1,9 @@
 """A number by which rounds are compared."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from flwr_splitfc.run import Round
 from flwr_splitfc.run.columns import known
@@ -51,14 +52,21 @@ class RoundMetric:
         Rounds without evaluation have none if evaluation gives it in others: a training
         loss says nothing beside losses of evaluation.
         """
-        evaluated = any(self.name in done.evaluation for done in rounds)
-        numbers_of = _evaluation if evaluated else _own_numbers
-        return [self._comparable(numbers_of(done).get(self.name)) for done in rounds]
+        if any(self.name in done.evaluation for done in rounds):
+            values: list[Any] = [done.evaluation.get(self.name) for done in rounds]
+        elif self.name in _FIELDS:
+            values = [getattr(done, self.name) for done in rounds]
+        else:
+            values = [None] * len(rounds)
+        return [self._comparable(value) for value in values]
 
-    def _comparable(self, value: float | None) -> float | None:
-        if value is not None and math.isnan(value):
+    def _comparable(self, value: object) -> float | None:
+        """Return a number, NaN as the worst there is, and None for all else."""
+        if not isinstance(value, int | float):
+            return None
+        if math.isnan(value):
             return math.inf if self.better == "lowest" else -math.inf
-        return value
+        return float(value)
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Return whether a number is better than another, or there is no other."""
@@ -76,23 +84,15 @@ class RoundMetric:
         """
         if not known(self.of(rounds)):
             last = rounds[-1]
-            there = ", ".join({**_evaluation(last), **_own_numbers(last)})
+            there = ", ".join(_names_of_numbers(last))
             raise ValueError(f"no round has {self.name!r}; this one has {there}")
 
 
-def _evaluation(done: Round) -> dict[str, float]:
-    """Return the numbers of a round's evaluation, by their names."""
-    return _numbers(done.evaluation)
+_FIELDS = [each.name for each in fields(Round)]
 
 
-def _own_numbers(done: Round) -> dict[str, float]:
-    """Return a round's fields that are numbers, by their names."""
-    return _numbers({each.name: getattr(done, each.name) for each in fields(done)})
-
-
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float)
-    }
+def _names_of_numbers(done: Round) -> list[str]:
+    """Return the names of a round's numbers, those of its evaluation first."""
+    own = {name: getattr(done, name) for name in _FIELDS}
+    values = {**done.evaluation, **own}
+    return [name for name, value in values.items() if isinstance(value, int | float)]

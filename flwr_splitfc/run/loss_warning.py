@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from logging import getLogger
 from statistics import fmean
 
+from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.rounds import Round
 
 # Of 58 runs of 80 to 600 rounds that learned (digits, MNIST, CIFAR-10, Omniglot and
@@ -23,8 +24,10 @@ class LossWarning:
 
     def check(self, rounds: Sequence[Round]) -> None:
         """Compare the last rounds with the first."""
-        losses = [done.loss for done in rounds if done.loss is not None]
-        if self._warned or len(losses) < 2 * _ROUNDS:
+        if self._warned:
+            return
+        losses = known(done.loss for done in rounds)
+        if len(losses) < 2 * _ROUNDS:
             return
         first = fmean(losses[:_ROUNDS])
         last = fmean(losses[-_ROUNDS:])

@@ -15,7 +15,12 @@ from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.traffic import Traffic, traffic_to_json
-from flwr_splitfc.run.columns import shown_columns, table_text, terminal_table
+from flwr_splitfc.run.columns import (
+    last_known,
+    shown_columns,
+    table_text,
+    terminal_table,
+)
 from flwr_splitfc.run.error_warnings import ErrorWarnings
 from flwr_splitfc.run.loss_warning import LossWarning
 from flwr_splitfc.run.results import results_text, write_whole
@@ -76,6 +81,7 @@ class Progress:
         self.ledger = ledger
         self.evaluate_every = evaluate_every
         self.rounds: list[Round] = []
+        self._standing: Standing | None = None
         self._warnings = ErrorWarnings(codec) if codec else None
         self._loss_warning = LossWarning()
         self._resumed_rounds = 0
@@ -93,6 +99,7 @@ class Progress:
     def resume(self, rounds: Iterable[Round]) -> None:
         """Take the rounds of a former process; the time of this one starts now."""
         self.rounds = list(rounds)
+        self._standing = last_known(standings(self.rounds))
         self._resumed_rounds = len(self.rounds)
         self._start_clock()
 
@@ -156,14 +163,14 @@ class Progress:
         )
         self._round_started = now
         self.rounds.append(done)
+        self._standing = Standing.after(done, self._standing)
         about = {"progress_row": done.to_json(), "num_rounds": self.num_rounds}
-        logger.info("%s", self._line(), extra=about)
+        logger.info("%s", self._line(self._standing), extra=about)
         if self._warnings is not None:
             self._warnings.check(done)
         self._loss_warning.check(self.rounds)
 
-    def _line(self) -> str:
-        standing = standings(self.rounds)[-1]
+    def _line(self, standing: Standing) -> str:
         done = standing.last
         parts = [f"round {done.round}/{self.num_rounds}{line_of(standing)}"]
         parts += _evaluation_parts(done)

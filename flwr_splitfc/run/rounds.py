@@ -177,18 +177,25 @@ class Standing:
     feature_error: float | None = None
     gradient_error: float | None = None
 
+    @classmethod
+    def after(cls, last: Round, before: "Standing | None") -> "Standing":
+        """Return how a run stands after a round, from how it stood before it."""
+        if before is None:
+            return cls(last, last.moved_bytes, last.feature_error, last.gradient_error)
+        return cls(
+            last,
+            before.moved_bytes + last.moved_bytes,
+            last_known([before.feature_error, last.feature_error]),
+            last_known([before.gradient_error, last.gradient_error]),
+        )
+
 
 def standings(rounds: Iterable[Round]) -> list[Standing]:
     """Return how a run stood after each of its rounds."""
-    moved_bytes = 0
-    feature_error = gradient_error = None
-    after_each = []
+    after_each: list[Standing] = []
     for last in rounds:
-        moved_bytes += last.moved_bytes
-        feature_error = last_known([feature_error, last.feature_error])
-        gradient_error = last_known([gradient_error, last.gradient_error])
-        standing = Standing(last, moved_bytes, feature_error, gradient_error)
-        after_each.append(standing)
+        before = after_each[-1] if after_each else None
+        after_each.append(Standing.after(last, before))
     return after_each
 
 

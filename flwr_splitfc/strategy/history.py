@@ -35,8 +35,7 @@ class RoundMetrics:
 class History:
     """The rounds so far: their metrics, traffic and progress rows.
 
-    Lines are written once, so that a checkpoint costs the same after a thousand rounds
-    as after ten.
+    A line is made once. A checkpoint is one file, so each one writes all lines again.
     """
 
     def __init__(self) -> None:

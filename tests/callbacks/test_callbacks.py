@@ -297,6 +297,19 @@ def test_a_run_that_goes_on_keeps_the_best_model_of_before(tmp_path: Path) -> No
     assert (tmp_path / "best" / "joined.pt").stat().st_mtime_ns == saved_at
 
 
+def test_a_best_model_of_before_is_not_said_to_be_in_a_new_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"values": [0.9, 0.4, 0.6], "checkpoint": tmp_path / "checkpoint"}
+    start([BestModel(tmp_path / "best")], rounds=2, **options)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="flwr"):
+        start([BestModel(tmp_path / "best-2")], rounds=3, **options)
+    (told,) = [each for each in caplog.messages if each.startswith("The model of")]
+    assert told.startswith("The model of round 1 is the best (highest accuracy: 0.9)")
+    assert str(tmp_path) not in told
+
+
 def test_a_metric_that_no_round_has_is_named(caplog: pytest.LogCaptureFixture) -> None:
     strategy, _ = start([EarlyStopping(1, "highest acuracy")], rounds=3)
     assert len(strategy.progress.rounds) == 3

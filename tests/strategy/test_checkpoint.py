@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, QFedAvg, Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Krum, QFedAvg, Strategy
 from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitLearning
@@ -116,10 +116,20 @@ def make(
     )
 
 
-def run(strategy: SplitLearning, rounds: int) -> tuple[dict[str, torch.Tensor], Any]:
-    grid = LocalGrid(SplitClientApp(DeviceHalf, load_data, ADAM), 3)
-    result = strategy.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), rounds)
+def run(
+    strategy: SplitLearning, rounds: int, half: type[nn.Module] = DeviceHalf
+) -> tuple[dict[str, torch.Tensor], Any]:
+    grid = LocalGrid(SplitClientApp(half, load_data, ADAM), 3)
+    result = strategy.start(grid, ArrayRecord(seeded(half).state_dict()), rounds)
     return strategy.joined_state_dict(result.arrays), result
+
+
+class NormalisedHalf(DeviceHalf):
+    """Strategies average its count of batches, which is a whole number, in floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers.append(nn.BatchNorm2d(4))
 
 
 def everyone(strategy: Any, **options: Any) -> Strategy:
@@ -160,17 +170,18 @@ class Remembering(FedAvg):
         lambda: RoundRobin(min_available_nodes=3, fraction_evaluate=0.0),
         lambda: everyone(FedAdam, eta=0.05),
         lambda: everyone(FedAvgM, server_momentum=0.9),
+        lambda: everyone(Krum),
         lambda: everyone(Remembering),
     ],
-    ids=["round-robin", "fedadam", "fedavgm", "own-hook"],
+    ids=["round-robin", "fedadam", "fedavgm", "krum", "own-hook"],
 )
 def test_strategies_go_on_with_what_they_remember(tmp_path: Path, devices: Any) -> None:
     """One device trains after another, so that the shared half sees the same order twice."""
     options = {"optimizer_state": "per-device", "shared_server_half": False}
-    wanted, whole = run(make(None, devices(), **options), 6)
-    run(make(tmp_path, devices(), **options), 2)
-    run(make(tmp_path, devices(), **options), 5)
-    got, resumed = run(make(tmp_path, devices(), **options), 6)
+    wanted, whole = run(make(None, devices(), **options), 6, NormalisedHalf)
+    run(make(tmp_path, devices(), **options), 2, NormalisedHalf)
+    run(make(tmp_path, devices(), **options), 5, NormalisedHalf)
+    got, resumed = run(make(tmp_path, devices(), **options), 6, NormalisedHalf)
     assert same(got, wanted)
     assert (
         list(resumed.train_metrics_clientapp)
