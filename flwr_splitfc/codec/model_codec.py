@@ -5,6 +5,10 @@ sends Q(w' - Q(w)), which the server adds to w. So no error of a weight is train
 twice, and neither side depends on what the other one remembers: each message is decoded
 by itself, and a device that missed rounds or a server that was started again cannot
 diverge.
+
+That is true of large arrays, whose errors are small beside what training does, and of
+which a model has most entries. Biases, gains and running statistics go exactly: a
+device that trains around ``Q(w)`` of a gain leaves the exact one where nobody trained.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from flwr_splitfc.codec.model_arrays import (
 from flwr_splitfc.settings import under_key
 
 _FEW = 4096  # entries that an empty array's other sizes may be
+_SHORT_VECTOR = 2**16
+"""Entries up to which arrays of at most one dimension go as they are."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class ModelCodec:
     """Compresses a model's arrays on their way to a device and back.
 
     Each setting is in bits per entry, 2 to 16, or 32 for arrays as they are. Arrays of
-    fewer than 16 entries, and those that are not floats, are always sent exactly. The
-    bits are those of Gaussian entries; what is more peaked takes fewer.
+    fewer than 16 entries, and those that are not floats, are always sent exactly, and
+    so are a model's arrays of at most one dimension with up to 65,536 entries. The bits
+    are those of Gaussian entries; what is more peaked takes fewer.
 
     Parameters
     ----------
@@ -47,9 +54,10 @@ class ModelCodec:
     Examples
     --------
     >>> codec = ModelCodec.of(8)
-    >>> weights = ArrayRecord({"kernel": Array(np.linspace(-1, 1, 1000))})
+    >>> kernel = np.linspace(-1, 1, 1000).reshape(20, 50)
+    >>> weights = ArrayRecord({"kernel": Array(kernel)})
     >>> seen = codec.decode_weights(codec.encode_weights(weights))
-    >>> error = np.abs(seen["kernel"].numpy() - weights["kernel"].numpy()).max()
+    >>> error = np.abs(seen["kernel"].numpy() - kernel).max()
     >>> bool(error < 0.005)
     True
     """
@@ -79,7 +87,8 @@ class ModelCodec:
         """Encode a model for a device."""
         coded = ArrayRecord()
         for name, array in weights.items():
-            coded[name] = encode_array(array.numpy(), self.weights)
+            values = array.numpy()
+            coded[name] = encode_array(values, _bits_of(values, self.weights))
         return coded
 
     def decode_weights(self, coded: ArrayRecord) -> ArrayRecord:
@@ -98,8 +107,8 @@ class ModelCodec:
     def encode_changes(self, trained: ArrayRecord, start: ArrayRecord) -> ArrayRecord:
         """Encode a model after training, by its change where that is coded.
 
-        Arrays that `start` has not, or in another shape, go as they are; so do small
-        ones, and all that are no floats.
+        Arrays that `start` has not, or in another shape, go as they are; so do short
+        vectors, and all that are no floats.
 
         Parameters
         ----------
@@ -117,7 +126,9 @@ class ModelCodec:
             # of a mask's infinities there is none, and then the array goes as it is
             with np.errstate(invalid="ignore", over="ignore"):
                 change = trained - start.numpy()
-            coded = encode_array(change, self.changes)
+            # that nothing changed takes no bytes, whatever the array
+            bits = _bits_of(change, self.changes) if change.any() else self.changes
+            coded = encode_array(change, bits)
             if coded.stype != EXACT_STYPE:
                 return coded
         return encode_array(trained, EXACT_BITS)
@@ -141,6 +152,12 @@ class ModelCodec:
         for name, array in coded.items():
             trained[name] = _decode_change(name, array, weights.get(name))
         return trained
+
+
+def _bits_of(values: np.ndarray, bits: int) -> int:
+    """Return the bits of an array where the others have `bits`."""
+    is_short_vector = values.ndim <= 1 and values.size <= _SHORT_VECTOR
+    return EXACT_BITS if is_short_vector else bits
 
 
 def _has_change(trained: np.ndarray, start: Array) -> bool:

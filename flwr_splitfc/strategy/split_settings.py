@@ -22,7 +22,7 @@ _COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
 """Beside a budget at the cut: next to what that loses, these bits lose nothing."""
 
 _PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
-"""Beside a quality at the cut, which is as precise as training needs."""
+"""Beside a cut that no budget binds: what it saves must not be lost here."""
 
 TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | None
 
@@ -89,7 +89,13 @@ def default_model_bits(codec: CutCodec) -> int | ModelCodec:
     """Return how models travel beside a codec at the cut."""
     if codec.name == "float32":
         return EXACT_BITS
-    return _COARSE_MODELS if codec.quality is None else _PRECISE_MODELS
+    return _COARSE_MODELS if _spends_budgets(codec) else _PRECISE_MODELS
+
+
+def _spends_budgets(codec: CutCodec) -> bool:
+    """Whether payloads are as precise as budgets allow, and not as a quality wants."""
+    parts = (codec.selector, codec.quantiser, codec.quantiser.for_gradient())
+    return codec.quality is None and any(part.budgeted for part in parts)
 
 
 def as_rules(

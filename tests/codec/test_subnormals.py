@@ -12,11 +12,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec import codec_names, cut_codec
-from flwr_splitfc.codec.model_arrays import decode_array, encode_array
+from flwr_splitfc.codec.model_arrays import decode_array, encode_array, encode_state
 
 ROWS, COLUMNS = 32, 96
 BITS = 6.0
@@ -97,12 +98,17 @@ def test_a_step_is_the_same_in_all_modes(name: str, matrices: Matrices) -> None:
 @pytest.mark.parametrize("matrices", MATRICES)
 @pytest.mark.parametrize("bits", [4, 32])
 def test_arrays_are_the_same_in_all_modes(bits: int, matrices: Matrices) -> None:
+    def encode_drawn(values: NDArray[np.float32], bits: int) -> Array:
+        return encode_state(values, bits, np.random.default_rng(0))
+
     changes = matrices(np.random.default_rng(0)).astype(np.float32)
-    for values in (changes, abs(changes)):
-        coded = encode_array(values, bits)
+    for values, encode in product(
+        (changes, abs(changes)), (encode_array, encode_drawn)
+    ):
+        coded = encode(values, bits)
         decoded = decode_array(coded).tobytes()
         with flushed(True):
-            assert encode_array(values, bits).data == coded.data
+            assert encode(values, bits).data == coded.data
             assert decode_array(coded).tobytes() == decoded
 
 

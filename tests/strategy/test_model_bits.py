@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from flwr_splitfc import (
+    EndpointConfig,
     ModelCodec,
     RoundRobin,
     SplitClientApp,
@@ -22,6 +23,7 @@ from flwr_splitfc import (
     model_codec_mod,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.split_errors import StateRefused
 from flwr_splitfc.exchange.server.relayed_state import check_relayed
 from tests.halves import ServerHalf, batches, same, seeded
@@ -48,8 +50,8 @@ def load_data(context: Context) -> Any:
     return data, data
 
 
-def app(**options: Any) -> SplitClientApp:
-    return SplitClientApp(DeviceHalf, load_data, ADAM, **options)
+def app(optimizer: Any = ADAM) -> SplitClientApp:
+    return SplitClientApp(DeviceHalf, load_data, optimizer)
 
 
 def run(client: Any = None, rounds: int = 4, **options: Any) -> tuple[Any, Any]:
@@ -76,6 +78,9 @@ def test_the_default_codes_models_where_the_cut_is_coded() -> None:
     assert precise.model_codec == ModelCodec(weights=6, changes=5, state=4)
     within_budgets = SplitFC(ServerHalf(), cross_entropy, ADAM, uplink_bits=0.2)
     assert within_budgets.model_codec == ModelCodec(weights=4, changes=3, state=3)
+    for codec in ("float16", "int8"):
+        no_budget = SplitLearning(ServerHalf(), cross_entropy, ADAM, codec=codec)
+        assert no_budget.model_codec == precise.model_codec
     given = SplitFC(ServerHalf(), cross_entropy, ADAM, model_bits=8)
     assert given.model_codec == ModelCodec(8, 8, 8)
     with pytest.raises(ValueError, match="weights: bits must be 2 to 16, or 32"):
@@ -101,6 +106,43 @@ def test_a_run_repeats_bit_for_bit() -> None:
     assert one.ledger.digest() == other.ledger.digest()
     device = result.arrays.to_torch_state_dict()
     assert same(device, other_result.arrays.to_torch_state_dict())
+
+
+class StateSeen:
+    """An app that notes the optimizer state with which each turn begins."""
+
+    def __init__(self, optimizer: Any = ADAM) -> None:
+        self.inner = app(optimizer=optimizer)
+        self.turns: list[list[pb.Tensor]] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        frame = server_frame(message)
+        if message.metadata.message_type == "train" and frame.number == 0:
+            self.turns.append(list(frame.kept.optimizer))
+        reply: Message = self.inner(message, context)
+        return reply
+
+
+def test_state_is_rounded_alike_in_runs_and_over_transports() -> None:
+    states = []
+    for transport in ("stream", "stream", "messages"):
+        client = StateSeen()
+        run(client, model_bits=4, endpoint=EndpointConfig(transport=transport))
+        states.append(client.turns)
+    assert states[0] == states[1] == states[2]
+    assert any(tensor.coding == pb.ARRAY_LOG for tensor in states[0][-1])
+
+
+def test_a_variance_of_two_moments_goes_exactly(caplog: Any) -> None:
+    """`square_avg` less the square of `grad_avg`, in RMSprop's own step."""
+    client = StateSeen(partial(torch.optim.RMSprop, lr=1e-3, centered=True))
+    run(client, rounds=3, model_bits=4)
+    assert all(tensor.coding == pb.ARRAY_EXACT for tensor in client.turns[-1])
+    assert {tensor.name for tensor in client.turns[-1]} >= {
+        "0.square_avg",
+        "0.grad_avg",
+    }
+    assert "starts afresh" not in caplog.text
 
 
 def test_averages_of_coded_halves_and_of_batch_counts() -> None:

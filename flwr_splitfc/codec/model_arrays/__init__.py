@@ -10,6 +10,7 @@ from flwr_splitfc.codec.model_arrays.array_codec import (
     check_bits,
     decode_array,
     encode_array,
+    encode_state,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "check_bits",
     "decode_array",
     "encode_array",
+    "encode_state",
 ]

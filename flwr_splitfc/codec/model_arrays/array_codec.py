@@ -6,16 +6,21 @@ The sender chooses one of three byte formats by the content, and the stype names
 ``array-exact/1``   the entries themselves: at 32 bits; other types than float16 to
                     float64; fewer than 16 entries; NaN or infinity among them; and
                     wherever a code is not shorter
-``array-log/1``     no entry is negative, and not all are zero: `octave_steps`
+``array-log/1``     of an optimizer's state: no entry is negative, and not all are zero:
+                    `octave_steps`
 ``array-uniform/1``  all others: `even_steps`
 ==================  ==================================================================
+
+Weights of normalisation and running variances are never negative, either. They are no
+moments: what matters of them is how far they are off, as of all that a model has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from flwr.app import Array
@@ -29,7 +34,6 @@ from flwr_splitfc.codec.model_arrays.even_steps import (
     unpack_even_steps,
 )
 from flwr_splitfc.codec.model_arrays.exact_entries import (
-    AnyEntries,
     pack_exact_entries,
     unpack_exact_entries,
 )
@@ -88,20 +92,24 @@ _UNPACK: dict[str, Callable[[memoryview, Entries], None]] = {
 }
 """By stype, what reads a payload into entries."""
 
+_Coded: TypeAlias = tuple[str, bytes]
+"""The stype and the payload."""
+
+_Code: TypeAlias = Callable[[NDArray[Any], int], _Coded | None]
+"""Codes finite floats at a number of bits; None where it cannot."""
+
 
 # Writing
 
 
 @with_subnormals
 def encode_array(values: NDArray[np.generic], bits: int) -> Array:
-    """Encode an array of a model or an optimizer.
+    """Encode an array of a model, or the change of one.
 
     Floats take about so many bits an entry if they are Gaussian and fewer if they are
-    more peaked. Coded entries of both signs are off by half a step at most, the step
-    being ``rms * 2^(2 - bits)``. Arrays without negative entries, such as second
-    moments, are coded by ratio: entries are off by a factor of ``2^(2^(3 - bits))`` at
-    most, and zeros stay zeros. What is too small to be worth it, no float, or not
-    finite, comes back exactly. The sign of a zero may be lost otherwise.
+    more peaked. Coded entries are off by half a step at most, the step being ``rms *
+    2^(2 - bits)``. What is too small to be worth it, no float, or not finite, comes
+    back exactly. The sign of a zero may be lost otherwise.
 
     Parameters
     ----------
@@ -129,6 +137,48 @@ def encode_array(values: NDArray[np.generic], bits: int) -> Array:
     >>> decode_array(array).shape
     (32, 64)
     """
+    return _encoded(values, bits, _coded_model)
+
+
+@with_subnormals
+def encode_state(
+    values: NDArray[np.generic], bits: int, draw: np.random.Generator
+) -> Array:
+    """Encode an array of an optimizer's state, right on average.
+
+    Each entry becomes one of the two coded values around it, at random. Entries of both
+    signs are off by less than a step, the step being ``rms * 2^(2 - bits)``, and become
+    0 below half a step. Arrays without negative entries, such as second moments, are
+    coded by ratio: entries are off by a factor of less than ``2^(2^(4 - bits))``, and
+    zeros stay zeros. Otherwise it is as `encode_array`.
+
+    Parameters
+    ----------
+    values : ndarray
+    bits : int
+    draw : numpy.random.Generator
+        The source of all randomness.
+
+    Returns
+    -------
+    Array
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> moments = np.full(1000, 0.7)
+    >>> array = encode_state(moments, bits=4, draw=np.random.default_rng(0))
+    >>> seen = decode_array(array)
+    >>> np.unique(seen).tolist(), seen.mean().round(1).item()
+    ([0.5, 1.0], 0.7)
+    """
+    return _encoded(values, bits, partial(_coded_state, draw=draw))
+
+
+def _encoded(values: NDArray[np.generic], bits: int, code: _Code) -> Array:
     check_bits(bits)
     dtype = values.dtype.name
     if dtype not in ARRAY_DTYPES:
@@ -139,7 +189,7 @@ def encode_array(values: NDArray[np.generic], bits: int) -> Array:
             f"at most {_MOST_DIMENSIONS} dimensions can be sent, got {values.ndim}"
         )
     entries = values.reshape(-1)
-    coded = _coded(entries, bits) if _is_worth_coding(entries, bits) else None
+    coded = code(entries, bits) if _is_worth_coding(entries, bits) else None
     if coded is None or len(coded[1]) >= entries.nbytes:
         coded = EXACT_STYPE, pack_exact_entries(entries)
     stype, payload = coded
@@ -154,22 +204,28 @@ def check_bits(bits: int) -> None:
         )
 
 
-def _is_worth_coding(entries: AnyEntries, bits: int) -> bool:
+def _is_worth_coding(entries: NDArray[Any], bits: int) -> bool:
     if bits == EXACT_BITS or entries.dtype.name not in CODED_DTYPES:
         return False
-    return len(entries) >= _FEWEST_CODED_ENTRIES
-
-
-def _coded(entries: NDArray[Any], bits: int) -> tuple[str, bytes] | None:
-    """Return stype and payload; None where entries cannot be coded."""
-    least = entries.min()
-    greatest = entries.max()
+    if len(entries) < _FEWEST_CODED_ENTRIES:
+        return False
     # NaN is both then
-    if not (np.isfinite(least) and np.isfinite(greatest)):
-        return None
-    if least >= 0 and greatest > 0:
-        return _LOG, pack_octave_steps(entries, bits)
+    return bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
+
+
+def _coded_model(entries: Entries, bits: int) -> _Coded | None:
+    """Return stype and payload; None where float32 has no step that fits."""
     payload = pack_even_steps(entries, bits)
+    return None if payload is None else (_UNIFORM, payload)
+
+
+def _coded_state(
+    entries: Entries, bits: int, draw: np.random.Generator
+) -> _Coded | None:
+    """Return stype and payload; None where float32 has no step that fits."""
+    if entries.min() >= 0 and entries.any():
+        return _LOG, pack_octave_steps(entries, bits, draw)
+    payload = pack_even_steps(entries, bits, draw)
     return None if payload is None else (_UNIFORM, payload)
 
 
@@ -184,7 +240,7 @@ def decode_array(
     dtype: str | None = None,
     max_entries: int | None = None,
 ) -> NDArray[np.generic]:
-    """Decode what `encode_array` made.
+    """Decode what `encode_array` or `encode_state` made.
 
     Parameters
     ----------

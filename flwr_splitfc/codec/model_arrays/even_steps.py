@@ -5,6 +5,11 @@ bits)`` and ``k = rint(x / step)``. Gaussian entries then take ``bits + 0.05`` b
 each: their entropy is ``log2(rms sqrt(2 pi e) / step)``, and ``log2 sqrt(2 pi e)`` is
 2.05. Entries of which many are near zero take fewer.
 
+Entries of an optimizer's state are rounded up or down at random, so that they are right
+on average: they have no exact copy, and an average that moves by less than half a step
+a turn would never move. Below half a step they become 0 all the same. A whole step may
+be a thousand times such an entry, and the optimizer may divide it by a root as small.
+
 One step is for the whole tensor. Blocks with a step each, by their largest entry, are
 for codes without a range coder: they even out how many levels entries take, which is
 what the range coder makes free. At a given number of bytes, one step has the least
@@ -19,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flwr_splitfc.codec.arrays import Doubles
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.model_arrays.blocks import blocks
@@ -29,10 +35,13 @@ Entries = NDArray[np.floating[Any]]
 """Those of an array, flat."""
 
 
-def pack_even_steps(entries: Entries, bits: int) -> bytes | None:
+def pack_even_steps(
+    entries: Entries, bits: int, draw: np.random.Generator | None = None
+) -> bytes | None:
     """Write finite entries; None where float32 has no step that fits.
 
-    Entries that are all zero take no bytes.
+    They are rounded by `draw` if there is one, otherwise to the nearest. Entries that
+    are all zero take no bytes.
     """
     greatest = float(np.abs(entries).max())
     if greatest == 0:
@@ -43,8 +52,21 @@ def pack_even_steps(entries: Entries, bits: int) -> bytes | None:
     multiples = np.empty(len(entries), np.int32)
     for block in blocks(len(entries)):
         doubles = entries[block].astype(np.float64)
-        multiples[block] = np.rint(doubles / step)
+        quotients = doubles / step
+        if draw is None:
+            multiples[block] = np.rint(quotients)
+        else:
+            multiples[block] = _drawn_multiples(quotients, draw)
     return struct.pack("<f", step) + pack_integers(multiples)
+
+
+def _drawn_multiples(quotients: Doubles, draw: np.random.Generator) -> Doubles:
+    """Round to one of the two integers around, as often as it is near; some to 0."""
+    below = np.floor(quotients)
+    rises = draw.random(len(quotients)) < quotients - below
+    multiples: Doubles = below + rises
+    multiples[np.abs(quotients) < 0.5] = 0
+    return multiples
 
 
 def _step(entries: Entries, bits: int) -> float:

@@ -1,9 +1,13 @@
 """Entries that are not negative, at equal ratios; zeros stay zeros and no others do.
 
 The value of the integer ``k`` is ``2^(k beta)``, with ``beta = 2^(4 - bits)`` octaves,
-so an entry is off by a factor of ``2^(beta / 2)`` at most. The entries of an
-optimizer's second moment span decades and it divides by their root: what matters of
-them is their ratio, and a small one that became zero would make a huge step.
+so an entry is off by a factor of less than ``2^beta``. The entries of an optimizer's
+second moment span decades and it divides by their root: what matters of them is their
+ratio, and a small one that became zero would make a huge step.
+
+A sender draws one of the two values around an entry, so that it is right on average.
+The entries have no exact copy, and they move slowly: Adam's fall by 1 in 1,000 a step.
+To the nearest value, what moves by less than half a ratio a turn would never move.
 
 No logarithm is computed, as mathematical libraries differ in its last bits. For ``beta
 = 2^-j``, the powers of 2 between 1 and 2 are products of ``sqrt(2)``, its root and so
@@ -11,9 +15,8 @@ on, which IEEE arithmetic has alike on all machines::
 
     2^(f / 2^j) = product of 2^(2^-i) over the bits i = 1 ... j of f, the highest first
 
-A sender takes the octave from the float's exponent and finds the fraction among the
-geometric midpoints of these powers, the powers at odd ``f`` of the table for ``j + 1``.
-Geometric midpoints rather than arithmetic ones bound the ratio alike above and below.
+A sender takes the octave from the float's exponent and finds the fraction among these
+powers.
 
 Integers are sent less their median.
 """
@@ -45,13 +48,16 @@ _BITS_FIELD = 4
 """Low bits of the header that have `bits - 2`; the others are the median."""
 
 
-def pack_octave_steps(entries: Entries, bits: int) -> bytes:
-    """Write finite entries of which none is negative and one at least is above 0."""
+def pack_octave_steps(entries: Entries, bits: int, draw: np.random.Generator) -> bytes:
+    """Write finite entries of which none is negative and one at least is above 0.
+
+    They are rounded by `draw`.
+    """
     zeros = entries == 0
     steps = np.empty(len(entries), np.int32)
     for block in blocks(len(entries)):
         doubles = entries[block].astype(np.float64)
-        steps[block] = _nearest_steps(doubles, bits)
+        steps[block] = _drawn_steps(doubles, bits, draw)
     centre = _median(steps[~zeros])
     steps -= centre
     steps[zeros] = 0
@@ -64,19 +70,21 @@ def _median(steps: Symbols) -> int:
     return int(np.partition(steps, half)[half])
 
 
-def _nearest_steps(doubles: Doubles, bits: int) -> Ints:
-    """Return k of each positive entry."""
+def _drawn_steps(doubles: Doubles, bits: int, draw: np.random.Generator) -> Ints:
+    """Return k of each positive entry: one of the two around it, right on average."""
+    octaves_a_span = 1 << max(_BITS_OF_AN_OCTAVE - bits, 0)
+    powers = _powers(max(bits - _BITS_OF_AN_OCTAVE, 0))
+    # the values from one power of 2 to another, which begins the next span
+    values = np.append(powers, 2.0**octaves_a_span)
     mantissas, exponents = np.frexp(doubles)
     # of 2^octave times a number from 1 to 2
     octaves = exponents.astype(np.int64) - 1
-    fraction_bits = bits - _BITS_OF_AN_OCTAVE
-    if fraction_bits < 0:
-        octaves_a_step = 1 << -fraction_bits
-        return (octaves + octaves_a_step // 2) // octaves_a_step
-    midpoints = _powers(fraction_bits + 1)[1::2]
-    # may be one more than there are fractions, which is the next octave
-    fractions = np.searchsorted(midpoints, 2 * mantissas)
-    steps: Ints = (octaves << fraction_bits) + fractions
+    spans, octaves_within = np.divmod(octaves, octaves_a_span)
+    within = np.ldexp(2 * mantissas, octaves_within)
+    below = np.searchsorted(values, within, side="right") - 1
+    distance = within - values[below]
+    rises = draw.random(len(doubles)) * np.diff(values)[below] < distance
+    steps: Ints = spans * len(powers) + below + rises
     return steps
 
 

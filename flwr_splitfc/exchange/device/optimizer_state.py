@@ -6,9 +6,10 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitfc.codec import PayloadError
+from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     check_state,
@@ -17,9 +18,35 @@ from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     step_without_gradient,
     stepped_copy,
 )
-from flwr_splitfc.exchange.protocol.tensors import unpack_tensors
+from flwr_splitfc.exchange.protocol.tensors import pack_state, unpack_tensors
+
+_MOST_ENTRY = 1e18
+"""Of weights: the server refuses a reply with larger ones."""
+
+_MOST_GROWTH = 1e6
+"""Of the largest weight, or of 1 if that is more, by the first steps of a turn."""
 
 logger = getLogger("flwr")
+
+
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer, bits: int, seed: int
+) -> list[pb.Tensor]:
+    """Return the optimizer's state in wire form, at so many bits an entry.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    bits : int
+    seed : int
+        Of the turn: a turn that is repeated leaves the same bytes.
+    """
+    if any(group.get("centered") for group in optimizer.param_groups):
+        # RMSprop takes one tensor less the square of another for a variance; coded, it
+        # would be negative now and then
+        bits = EXACT_BITS
+    tensors = optimizer_tensors(optimizer)
+    return [pack_state(name, tensor, bits, seed) for name, tensor in tensors.items()]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -93,8 +120,7 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         restore_optimizer(trial, copies)
         if stepped is not None:
             check_state(trial, stepped)
-            step_without_gradient(trial)
-            _check_parameters(trial)
+            _check_first_steps(trial)
     except Exception as error:
         _warn_of(error)
         return
@@ -114,10 +140,36 @@ def _check_names(tensors: Iterable[str], own: Container[str]) -> None:
             raise PayloadError(f"{name!r} is no state of this optimizer")
 
 
-def _check_parameters(optimizer: torch.optim.Optimizer) -> None:
+def _check_first_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse state with which the weights run away.
+
+    A momentum moves them without a gradient; a step size, as Adadelta's state has one,
+    with it alone.
+    """
+    before = _largest_entry(optimizer)
+    most = min(_MOST_GROWTH * max(before, 1.0), _MOST_ENTRY)
+    step_without_gradient(optimizer)
+    _step_on_ones(optimizer)
+    after = _largest_entry(optimizer)
+    # NaN is not at most anything
+    if not after <= most:
+        raise PayloadError(
+            f"the first steps take the largest weight from {before:g} to {after:g}, "
+            f"at most {most:g} may be"
+        )
+
+
+def _step_on_ones(optimizer: torch.optim.Optimizer) -> None:
     for parameter in _trained(_parameters(optimizer)).values():
-        if not parameter.isfinite().all():
-            raise PayloadError("a step makes parameters that are not finite")
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def _largest_entry(optimizer: torch.optim.Optimizer) -> float:
+    """Return the largest absolute entry of the weights that train; NaN if one is."""
+    trained = _trained(_parameters(optimizer)).values()
+    weights = [weight.detach() for weight in trained if weight.numel()]
+    return float(nn.utils.get_total_norm(weights, torch.inf))
 
 
 def restore_optimizer(

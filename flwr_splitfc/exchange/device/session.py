@@ -12,10 +12,7 @@ from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
-from flwr_splitfc.exchange.device.optimizer_state import (
-    optimizer_tensors,
-    start_from_kept,
-)
+from flwr_splitfc.exchange.device.optimizer_state import pack_optimizer, start_from_kept
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
@@ -412,12 +409,14 @@ class Session:
 
     def _close(self) -> None:
         """Leave what is kept until the next turn, and let the stream end."""
-        optimizer_state = {}
+        optimizer_state: list[pb.Tensor] = []
         if self._optimizer is not None:
-            optimizer_state = optimizer_tensors(self._optimizer)
+            optimizer_state = pack_optimizer(
+                self._optimizer, self.ticket.state_bits, self.seed
+            )
         counts = self._steps.counts
         close = pb.Close(
-            optimizer=pack_tensors(optimizer_state, self.ticket.state_bits),
+            optimizer=optimizer_state,
             state=pack_tensors(self.state),
             codec_seconds=counts.coding.seconds,
             waited_seconds=self._line.waited_s,

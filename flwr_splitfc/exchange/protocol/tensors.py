@@ -1,7 +1,7 @@
 """Tensors on the wire: encoded matrices, and tensors that are plain or encoded.
 
 Plain, bit by bit, are logits and whatever a device keeps; optimizer state is encoded
-where the ticket says so.
+where the ticket says so, which is `pack_state`.
 """
 
 import math
@@ -19,10 +19,11 @@ from flwr_splitfc.codec.model_arrays import (
     EXACT_BITS,
     EXACT_STYPE,
     decode_array,
-    encode_array,
+    encode_state,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
+from flwr_splitfc.exchange.protocol.seeds import derive_seed
 
 _DTYPES = {
     "bool": torch.bool,
@@ -71,32 +72,52 @@ def coded_gradient(matrix: pb.Matrix, codec: CutCodec, link: Link) -> CodedMatri
     return CodedMatrix((link.rows, link.width), codec.stype, matrix.data)
 
 
-def pack_tensor(name: str, tensor: Tensor, bits: int = EXACT_BITS) -> pb.Tensor:
-    """Return the wire form of `tensor`.
-
-    Parameters
-    ----------
-    name : str
-    tensor : Tensor
-    bits : int
-        Bits per entry of floats, see `flwr_splitfc.codec.model_arrays.encode_array`; by
-        default, and where a code is not worth it, all are sent bit by bit.
+def pack_tensor(name: str, tensor: Tensor) -> pb.Tensor:
+    """Return the wire form of `tensor`, bit by bit.
 
     Raises
     ------
     ValueError
         If its dtype has no name on the wire.
     """
+    dtype = _dtype_name(name, tensor)
+    return pb.Tensor(
+        name=name, dtype=_sent(dtype), shape=tensor.shape, data=_bytes_of(tensor)
+    )
+
+
+def pack_state(name: str, tensor: Tensor, bits: int, seed: int) -> pb.Tensor:
+    """Return the wire form of a tensor of optimizer state.
+
+    Parameters
+    ----------
+    name : str
+    tensor : Tensor
+    bits : int
+        Bits per entry of floats, see `flwr_splitfc.codec.model_arrays.encode_state`;
+        at 32, and where a code is not worth it, all are sent bit by bit.
+    seed : int
+        Of the turn. From this and the name come the random numbers of the rounding.
+
+    Raises
+    ------
+    ValueError
+        If its dtype has no name on the wire.
+    """
+    if bits == EXACT_BITS or _dtype_name(name, tensor) not in CODED_DTYPES:
+        return pack_tensor(name, tensor)
+    draw = np.random.default_rng(derive_seed(seed, "state", name))
+    values = tensor.detach().cpu().numpy()
+    return pack_array(name, encode_state(values, bits, draw))
+
+
+def _dtype_name(name: str, tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(
             f"cannot send {name!r} of dtype {tensor.dtype}; known: {', '.join(_DTYPES)}"
         )
-    if bits != EXACT_BITS and dtype in CODED_DTYPES:
-        return pack_array(name, encode_array(tensor.detach().cpu().numpy(), bits))
-    return pb.Tensor(
-        name=name, dtype=_sent(dtype), shape=tensor.shape, data=_bytes_of(tensor)
-    )
+    return dtype
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
@@ -167,7 +188,7 @@ def _check_size(frame: pb.Tensor, dtype: torch.dtype) -> None:
 
 
 def pack_array(name: str, array: Array) -> pb.Tensor:
-    """Return the wire form of an array that `encode_array` made."""
+    """Return the wire form of an array that the codec of arrays made."""
     return pb.Tensor(
         name=name,
         dtype=_sent(array.dtype),
@@ -199,11 +220,9 @@ def _sent(dtype: str) -> str:
     return "" if dtype == _USUAL_DTYPE else dtype
 
 
-def pack_tensors(
-    tensors: Mapping[str, Tensor], bits: int = EXACT_BITS
-) -> list[pb.Tensor]:
+def pack_tensors(tensors: Mapping[str, Tensor]) -> list[pb.Tensor]:
     """Return the wire form of a flat dict of tensors, as `pack_tensor` does."""
-    return [pack_tensor(name, tensor, bits) for name, tensor in tensors.items()]
+    return [pack_tensor(name, tensor) for name, tensor in tensors.items()]
 
 
 def unpack_tensors(frames: Iterable[pb.Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log2, prod
 
 import numpy as np
@@ -19,9 +20,11 @@ from flwr_splitfc.codec.model_arrays import (
     MOST_BITS,
     decode_array,
     encode_array,
+    encode_state,
 )
 
 Entries = NDArray[np.float32]
+Encode = Callable[[np.ndarray, int], Array]
 
 BITS = range(LEAST_BITS, MOST_BITS + 1)
 FLOATS = ["float16", "float32", "float64"]
@@ -31,8 +34,14 @@ OTHERS = [
 SHAPES = [(64,), (8, 3, 3, 3), (1, 1000), (300, 1), (17, 19)]
 
 
-def there_and_back(values: np.ndarray, bits: int) -> tuple[Array, np.ndarray]:
-    array = encode_array(values, bits)
+def encode_drawn(values: np.ndarray, bits: int) -> Array:
+    return encode_state(values, bits, np.random.default_rng(0))
+
+
+def there_and_back(
+    values: np.ndarray, bits: int, encode: Encode = encode_array
+) -> tuple[Array, np.ndarray]:
+    array = encode(values, bits)
     assert array.dtype == values.dtype.name
     assert array.shape == values.shape
     back = decode_array(array, shape=values.shape, dtype=values.dtype.name)
@@ -43,9 +52,10 @@ def there_and_back(values: np.ndarray, bits: int) -> tuple[Array, np.ndarray]:
 
 
 def assert_exact(values: np.ndarray, bits: int) -> None:
-    array, back = there_and_back(values, bits)
-    assert array.stype == "array-exact/1"
-    assert back.tobytes() == values.tobytes()
+    for encode in (encode_array, encode_drawn):
+        array, back = there_and_back(values, bits, encode)
+        assert array.stype == "array-exact/1"
+        assert back.tobytes() == values.tobytes()
 
 
 # Precision
@@ -54,12 +64,15 @@ def assert_exact(values: np.ndarray, bits: int) -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_both_signs_are_off_by_half_a_step(
-    dtype: str, shape: tuple[int, ...], bits: int
+@pytest.mark.parametrize(
+    ("encode", "most_steps"), [(encode_array, 0.5), (encode_drawn, 1.0)]
+)
+def test_entries_are_off_by_half_a_step_and_drawn_ones_by_one(
+    encode: Encode, most_steps: float, dtype: str, shape: tuple[int, ...], bits: int
 ) -> None:
     draw = np.random.default_rng(bits)
     values = draw.laplace(size=shape).astype(dtype)
-    array, back = there_and_back(values, bits)
+    array, back = there_and_back(values, bits, encode)
     if array.stype == "array-exact/1":
         assert dtype == "float16"
         assert back.tobytes() == values.tobytes()
@@ -70,19 +83,19 @@ def test_both_signs_are_off_by_half_a_step(
     # of the step to float32 and of the result to its type
     rounding = np.abs(doubles) * (2.0**-23 + np.finfo(dtype).eps)
     error = np.abs(back.astype(np.float64) - doubles)
-    assert (error <= step / 2 + rounding).all()
+    assert (error <= most_steps * step + rounding).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_positive_entries_are_off_by_half_a_ratio(
+def test_positive_state_is_off_by_a_ratio(
     dtype: str, shape: tuple[int, ...], bits: int
 ) -> None:
     draw = np.random.default_rng(bits)
     values = np.exp(2 * draw.normal(size=shape)).astype(dtype)
     values.flat[::5] = 0
-    array, back = there_and_back(values, bits)
+    array, back = there_and_back(values, bits, encode_drawn)
     assert np.array_equal(back == 0, values == 0)
     if array.stype == "array-exact/1":
         assert dtype == "float16"
@@ -93,7 +106,7 @@ def test_positive_entries_are_off_by_half_a_ratio(
     beta = 2.0 ** (4 - bits)
     # where a result is subnormal in float16, it is one of few numbers
     rounding = 2 * np.finfo(dtype).eps + 1e-12
-    assert np.abs(octaves).max() <= beta / 2 + rounding
+    assert np.abs(octaves).max() <= beta + rounding
 
 
 @given(
@@ -107,7 +120,7 @@ def test_positive_entries_are_off_by_half_a_ratio(
 )
 @settings(max_examples=200)
 def test_zeros_stay_zeros_and_no_others_do(entries: Entries, bits: int) -> None:
-    _, back = there_and_back(entries, bits)
+    _, back = there_and_back(entries, bits, encode_drawn)
     assert np.array_equal(back == 0, entries == 0)
     assert np.isfinite(back).all()
     assert (back >= 0).all()
@@ -119,31 +132,110 @@ def test_the_smallest_and_the_largest_stay_in_range(dtype: str, bits: int) -> No
     limits = np.finfo(dtype)
     edges = [limits.smallest_subnormal, limits.tiny, 1.0, limits.max]
     positive = np.array(edges * 40, dtype)
-    _, back = there_and_back(positive, bits)
+    _, back = there_and_back(positive, bits, encode_drawn)
     assert np.isfinite(back).all()
     assert (back > 0).all()
-    _, back = there_and_back(np.concatenate([positive, -positive]), bits)
-    assert np.isfinite(back).all()
+    for encode in (encode_array, encode_drawn):
+        both = np.concatenate([positive, -positive])
+        assert np.isfinite(there_and_back(both, bits, encode)[1]).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_powers_of_two_come_back_exactly(bits: int) -> None:
     """Up to one octave a step; a second moment of 1 is 1."""
     powers = np.ldexp(1.0, np.arange(-149, 128)).astype(np.float32)
-    _, back = there_and_back(powers, bits)
+    _, back = there_and_back(powers, bits, encode_drawn)
     if bits >= 4:
         assert np.array_equal(back, powers)
     ones = np.ones(100, np.float32)
-    assert np.array_equal(there_and_back(ones, bits)[1], ones)
+    assert np.array_equal(there_and_back(ones, bits, encode_drawn)[1], ones)
 
 
 def test_decoding_and_encoding_again_changes_nothing_in_octave_steps() -> None:
-    """What a device sends back unchanged does not drift."""
+    """What a device sends back unchanged does not drift: powers of 2 to the bit."""
     values = np.exp(3 * np.random.default_rng(0).normal(size=500)).astype(np.float32)
-    for bits in BITS:
-        _, once = there_and_back(values, bits)
-        _, twice = there_and_back(once, bits)
+    for bits in (2, 3, 4):
+        _, once = there_and_back(values, bits, encode_drawn)
+        _, twice = there_and_back(once, bits, encode_drawn)
         assert np.array_equal(once, twice)
+
+
+# Right on average
+
+DRAWS = 400
+
+
+def mean_of_draws(values: np.ndarray, bits: int, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    total = np.zeros(values.shape)
+    for _ in range(DRAWS):
+        total += decode_array(encode_state(values, bits, draw)).astype(np.float64)
+    return total / DRAWS
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_second_moments_are_right_on_average(bits: int) -> None:
+    """Within 2.8 of these deviations in ten seeds; to the nearest, 7 to 19."""
+    values = np.exp(2 * np.random.default_rng(0).normal(size=100))
+    most_deviation = values * (2.0**2.0 ** (4 - bits) - 1) / 2
+    error = np.abs(mean_of_draws(values, bits) - values)
+    assert (error <= 5 * most_deviation / np.sqrt(DRAWS)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_state_of_both_signs_is_right_on_average_and_zero_below_half_a_step(
+    bits: int,
+) -> None:
+    values = np.random.default_rng(0).normal(size=100)
+    step = np.sqrt(np.mean(values**2)) * 2.0 ** (2 - bits)
+    mean = mean_of_draws(values, bits)
+    is_small = np.abs(values) < 0.49 * step
+    assert (mean[is_small] == 0).all()
+    large = np.abs(values) > 0.51 * step
+    error = np.abs(mean - values)[large]
+    assert (error <= 6 * 0.5 * step / np.sqrt(DRAWS)).all()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_slow_average_falls_through_the_code(bits: int) -> None:
+    """By 1 % a turn, as in ten steps of Adam, each turn coded anew."""
+    moments = np.random.default_rng(0).uniform(0.5, 2, 1000)
+    fallen = 0.99**200 * moments
+    draw = np.random.default_rng(1)
+    for _ in range(200):
+        moments = decode_array(encode_state(0.99 * moments, bits, draw))
+    # 0.87 to 1.14 in ten seeds; to the nearest, none falls: 5.8 to 7.9
+    assert 0.5 < moments.mean() / fallen.mean() < 2
+
+
+def test_momentum_dies_down_where_gradients_end() -> None:
+    """By 10 % a turn, in turns of one step; to the nearest, it never does."""
+    moving = np.resize([1.0, -1.0], 500)
+    ending = np.full(500, 0.3)
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        momentum = np.concatenate([moving, 0.9 * ending])
+        ending = decode_array(encode_state(momentum, 4, draw))[500:]
+    assert not ending.any()
+
+
+def test_a_draw_gives_the_same_bytes_again() -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    for state in (values, values**2):
+        first, again, other = [
+            encode_state(state, 4, np.random.default_rng(seed)).data
+            for seed in (7, 7, 8)
+        ]
+        assert first == again != other
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_models_are_coded_by_even_steps_whatever_their_signs(bits: int) -> None:
+    """By ratio, gains from 0.71 to 1.41 were all 1 at 4 bits."""
+    gains = np.random.default_rng(0).uniform(0.5, 1.5, (1, 64))
+    array, back = there_and_back(gains, bits)
+    assert array.stype == "array-uniform/1"
+    assert np.abs(back - gains).max() <= 0.51 * 2.0 ** (2 - bits) * 1.1
 
 
 # Exact arrays
@@ -249,8 +341,8 @@ def test_size_is_near_the_entropy(shape_of: str, bits: int) -> None:
 def test_second_moments_are_near_their_entropy(bits: int) -> None:
     """At most 0.7% more in ten seeds, header and all."""
     values = np.exp(3 * np.random.default_rng(bits).normal(size=50_000))
-    array, _ = there_and_back(values.astype(np.float32), bits)
-    floor = entropy_bits(np.rint(np.log2(values) * 2.0 ** (bits - 4)))
+    array, back = there_and_back(values.astype(np.float32), bits, encode_drawn)
+    floor = entropy_bits(np.rint(np.log2(back) * 2.0 ** (bits - 4)))
     assert floor <= 8 * len(array.data) <= 1.02 * floor
 
 
@@ -270,7 +362,7 @@ def test_headers_are_small() -> None:
 
 def test_constants_take_next_to_nothing() -> None:
     assert len(encode_array(np.zeros(10**6, np.float32), 8).data) == 0
-    assert len(encode_array(np.full(10**6, 0.1, np.float32), 8).data) == 6
+    assert len(encode_drawn(np.full(10**6, 0.125, np.float32), 8).data) == 6
 
 
 # What the receiver knows

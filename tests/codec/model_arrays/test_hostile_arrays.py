@@ -15,7 +15,12 @@ from flwr.app import Array
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.format.symbols import pack_words, weighted_model
-from flwr_splitfc.codec.model_arrays import STYPES, decode_array, encode_array
+from flwr_splitfc.codec.model_arrays import (
+    STYPES,
+    decode_array,
+    encode_array,
+    encode_state,
+)
 from tests import fixture
 from tests.codec import independent_decoder as independent
 from tests.codec.test_hostile_bytes import flips, mutated
@@ -257,7 +262,7 @@ def bombs() -> dict[str, bytes]:
         "uniform rare": encode_array(one_in_a_block, 8).data,
         "uniform long": encode_array(draw.normal(size=ENTRIES).astype("f4"), 16).data,
         "log equal": OCTAVES + ZERO_ALONE,
-        "log long": encode_array(draw.random(ENTRIES, "f4"), 16).data,
+        "log long": encode_state(draw.random(ENTRIES, "f4"), 16, draw).data,
     }
 
 
