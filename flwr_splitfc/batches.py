@@ -102,13 +102,25 @@ def turn_batches(
     return train, evaluation
 
 
+def counted_labels(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return which labels (B, ...) are those of a class of scores (B, classes, ...).
+
+    Others are marks, such as -100, or 255 for pixels that have no class.
+    """
+    classes = scores.shape[1]
+    # a byte would be compared with the lowest byte of a larger number
+    indices = labels.long()
+    return (indices >= 0) & (indices < classes)
+
+
 def evaluate(
     model: nn.Module, test: Samples, batch_size: int = 1000
 ) -> dict[str, float]:
     """Return the joined model's mean cross-entropy and accuracy over all labels.
 
     The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of
-    each of its places. Labels of -100 are left out. It keeps its mode.
+    each of its places. Labels that are no class's, such as -100 and 255, are left out.
+    It keeps its mode.
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -121,8 +133,10 @@ def evaluate(
             inputs, labels = test[indices]
             labels = labels.to(device)
             scores = model(inputs.to(device))
+            counted = counted_labels(scores, labels)
+            labels = labels.masked_fill(~counted, -100)  # which cross_entropy ignores
             loss += F.cross_entropy(scores, labels, reduction="sum").item()
             correct += int((scores.argmax(1) == labels).sum())
-            count += int((labels >= 0).sum())
+            count += int(counted.sum())
     model.train(was_training)
     return {"loss": loss / count, "accuracy": correct / count}

@@ -98,9 +98,10 @@ def test_evaluate_counts_each_place_of_a_sample() -> None:
     )
 
 
-def test_evaluate_leaves_ignored_labels_out() -> None:
+@pytest.mark.parametrize("mark", [-100, -1, 255])
+def test_evaluate_leaves_ignored_labels_out(mark: int) -> None:
     """The last batch has none that counts."""
-    labels = torch.tensor([0, -100, 0, 1, -100, -100])
+    labels = torch.tensor([0, mark, 0, 1, mark, mark])
 
     class Rows:
         def __len__(self) -> int:
@@ -116,5 +117,5 @@ def test_evaluate_leaves_ignored_labels_out() -> None:
     assert found["accuracy"] == 2 / 3
     scores = model(torch.ones(6, 1))
     assert found["loss"] == pytest.approx(
-        nn.functional.cross_entropy(scores, labels).item()
+        nn.functional.cross_entropy(scores, labels, ignore_index=mark).item()
     )

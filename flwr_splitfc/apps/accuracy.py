@@ -2,14 +2,16 @@
 
 from torch import Tensor
 
+from flwr_splitfc.batches import counted_labels
+from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure
 
 
 def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
     """Return the share of right classes as ``eval_acc``.
 
-    Negative labels, such as -100 for losses, are left out. The result is empty where no
-    label is left, or where outputs are no scores of classes.
+    Labels that are no class's, such as -100 and 255, are left out. The result is empty
+    where no label is left, or where outputs are no scores of classes.
 
     Parameters
     ----------
@@ -19,9 +21,16 @@ def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
     labels : Tensor of shape (B, ...)
         Class indices.
     """
+    return accuracy_beside(None, outputs, labels)
+
+
+def accuracy_beside(
+    loss_fn: LossFn | None, outputs: Structure, labels: Tensor
+) -> dict[str, float]:
+    """Return `accuracy` without the labels that a loss ignores; None ignores -100."""
     if not _are_scores(outputs, labels):
         return {}
-    counted = labels >= 0
+    counted = _counted(loss_fn, outputs, labels)
     if not counted.any():
         return {}
     right = outputs.argmax(1) == labels
@@ -36,8 +45,16 @@ def _are_scores(outputs: Structure, labels: Tensor) -> bool:
     return outputs.shape[:1] + outputs.shape[2:] == labels.shape
 
 
-def labels_that_count(outputs: Structure, labels: Tensor) -> int:
-    """Return over how many labels a mean loss is, as `accuracy` takes them."""
+def _counted(loss_fn: LossFn | None, scores: Tensor, labels: Tensor) -> Tensor:
+    ignored = getattr(loss_fn, "ignore_index", -100)
+    # a byte would be compared with the lowest byte of -100
+    return counted_labels(scores, labels) & (labels.long() != ignored)
+
+
+def labels_that_count(
+    loss_fn: LossFn | None, outputs: Structure, labels: Tensor
+) -> int:
+    """Return over how many labels a mean loss is, as `accuracy_beside` takes them."""
     if not _are_scores(outputs, labels):
         return len(labels)
-    return int((labels >= 0).sum())
+    return int(_counted(loss_fn, outputs, labels).sum())

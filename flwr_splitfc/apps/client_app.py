@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from flwr_splitfc.apps.accuracy import accuracy, labels_that_count
+from flwr_splitfc.apps.accuracy import accuracy, accuracy_beside, labels_that_count
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.client_turn_by_messages import ClientTurnByMessages, first_arrays
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
@@ -95,7 +95,8 @@ class SplitClientApp(ClientApp):
         `SplitServerApp`, too.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
-        over its samples. The default is for outputs (B, classes, ...).
+        over its samples. The default is for outputs (B, classes, ...), and leaves out
+        the `ignore_index` of `loss_fn`.
     torch_threads : int (default: 1)
         CPU threads for torch in this process. Simulated devices share the machine.
     mods, train_mods : list, optional
@@ -313,8 +314,10 @@ class SplitClientApp(ClientApp):
             return turn.server.loss(model(x), y)
         assert self.loss_fn is not None  # _device_model has seen to it
         assert isinstance(turn.server, Session)
-        loss = self.loss_fn(model(x, turn.server.forward), y)
-        turn.add({"train_loss": loss.item()}, len(y))
+        outputs = model(x, turn.server.forward)
+        loss = self.loss_fn(outputs, y)
+        counted = labels_that_count(self.loss_fn, outputs, y)
+        turn.add({"train_loss": loss.item()}, counted)
         return loss
 
     def _auxiliary_loss(
@@ -325,21 +328,25 @@ class SplitClientApp(ClientApp):
         assert isinstance(turn.server, Session)
         features = model(x)
         turn.server.send(features, y)
-        loss = self.loss_fn(model.auxiliary(features), y)
-        turn.add({"auxiliary_loss": loss.item()}, len(y))
+        outputs = model.auxiliary(features)
+        loss = self.loss_fn(outputs, y)
+        counted = labels_that_count(self.loss_fn, outputs, y)
+        turn.add({"auxiliary_loss": loss.item()}, counted)
         return loss
 
     def _add_metrics(self, turn: ClientTurn, outputs: Structure, y: Tensor) -> None:
         """Add a batch's loss and metrics, each over the labels that it is a mean of."""
-        counted = labels_that_count(outputs, y)
+        counted = labels_that_count(self.loss_fn, outputs, y)
         if self.loss_fn is not None:
             loss = self.loss_fn(outputs, y)
             turn.add({"eval_loss": loss.item()}, counted)
+        if self.metrics_fn is accuracy:
+            turn.add(accuracy_beside(self.loss_fn, outputs, y), counted)
+            return
         returned = self.metrics_fn(outputs, y)
         metrics = metrics_of("metrics_fn(outputs, labels)", returned)
         # which labels another function leaves out, nobody knows
-        weight = counted if self.metrics_fn is accuracy else len(y)
-        turn.add(metrics, weight)
+        turn.add(metrics, len(y))
 
 
 def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:

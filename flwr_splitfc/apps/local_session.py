@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from flwr_splitfc.apps.accuracy import labels_that_count
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure, rows_of
@@ -27,6 +28,7 @@ class LocalSession:
         self.seed = seed
         self._loss_fn = loss_fn
         self._rows = 0
+        self._labels = 0
         self._steps = 0
         self._loss_sum = 0.0
         self._predicted_rows = 0
@@ -42,7 +44,11 @@ class LocalSession:
         """Return the loss of the outputs."""
         assert self._loss_fn is not None  # SplitClientApp has seen to it
         loss = self._loss_fn(outputs, labels)
-        self._loss_sum += loss.item() * len(labels)
+        counted = labels_that_count(self._loss_fn, outputs, labels)
+        # a mean over nothing is no number
+        if counted:
+            self._loss_sum += loss.item() * counted
+        self._labels += counted
         self._rows += len(labels)
         self._steps += 1
         return loss
@@ -70,5 +76,5 @@ class LocalSession:
         return {
             "num-examples": self._rows,
             "steps": self._steps,
-            "train_loss": self._loss_sum / max(self._rows, 1),
+            "train_loss": self._loss_sum / max(self._labels, 1),
         }

@@ -32,7 +32,7 @@ from flwr_splitfc.codec.quality import (
     quality_step,
     root_mean_square,
 )
-from flwr_splitfc.codec.quantisers.float16 import Float16
+from flwr_splitfc.codec.quantisers.float16 import Float16, is_half_enough
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
@@ -74,7 +74,8 @@ class CutCodec:
         spends the budgets.
     evaluation : {"float16", "float32", "codec"}
         How features go up when nothing trains: all columns at that precision, or as
-        this codec sends them without anything random (no dropout).
+        this codec sends them without anything random (no dropout). What float16
+        would change too much, beside how it varies, goes up as float32.
     evaluation_bits : float, optional
         The budget of ``evaluation="codec"``; default `uplink_bits`.
     channel_dim : int, optional
@@ -169,12 +170,14 @@ evaluation='float16')
         return f"{self.name}/{version}"
 
     @cached_property
-    def evaluation_stype(self) -> str:
-        """The `stype` of features that are sent without training."""
+    def evaluation_stypes(self) -> tuple[str, ...]:
+        """Each `stype` that features may have that are sent without training."""
         if self.evaluation == "codec":
-            return self.stype
-        version = _version(AllColumns(), _PRECISIONS[self.evaluation])
-        return f"{self.evaluation}/{version}"
+            return (self.stype,)
+        stypes = [_precision_stype(self.evaluation)]
+        if self.evaluation == "float16":
+            stypes.append(_precision_stype("float32"))
+        return tuple(stypes)
 
     def config(self) -> dict[str, Scalar]:
         """Return the flat mapping, in kebab case, from which `cut_codec` makes this.
@@ -272,8 +275,11 @@ evaluation='float16')
     ) -> tuple[Array, Link]:
         """Encode features as `evaluation` says, where that is not this codec."""
         rows, columns = matrix.shape
-        payload = _PRECISIONS[self.evaluation].encode(matrix, 0)
-        array = payload_array(self.evaluation_stype, shape, payload)
+        precision: str = self.evaluation
+        if precision == "float16" and not is_half_enough(matrix):
+            precision = "float32"
+        payload = _PRECISIONS[precision].encode(matrix, 0)
+        array = payload_array(_precision_stype(precision), shape, payload)
         link = Link(rows, columns, device=matrix.device)
         return array, link
 
@@ -355,12 +361,11 @@ evaluation='float16')
         """Return the parts that encoded the features in an array, by its `stype`."""
         if array.stype == self.stype:
             return self.selector, self.quantiser
-        if array.stype == self.evaluation_stype:
-            return AllColumns(), _PRECISIONS[self.evaluation]
-        raise PayloadError(
-            f"stype is {array.stype!r}; "
-            f"{self.stype!r} or {self.evaluation_stype!r} was wanted"
-        )
+        if array.stype in self.evaluation_stypes:
+            precision, _, _ = array.stype.partition("/")
+            return AllColumns(), _PRECISIONS[precision]
+        wanted = " or ".join(map(repr, [self.stype, *self.evaluation_stypes]))
+        raise PayloadError(f"stype is {array.stype!r}; {wanted} was wanted")
 
     @with_subnormals
     def encode_gradient(
@@ -559,6 +564,12 @@ def _at_quality(quantiser: Quantiser, scale: float, quality: float) -> Quantiser
 def _version(selector: Selector, quantiser: Quantiser) -> int:
     """Return a payload's version: each change of either part's adds one."""
     return selector.version + quantiser.version - 1
+
+
+def _precision_stype(precision: str) -> str:
+    """Return the `stype` of features at one of `_PRECISIONS`."""
+    version = _version(AllColumns(), _PRECISIONS[precision])
+    return f"{precision}/{version}"
 
 
 def _check_scaled(kept: Tensor, link: Link) -> None:

@@ -1,6 +1,7 @@
 """What `SplitClientApp` takes from a user's functions, and from a strategy's messages."""
 
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
-from flwr_splitfc import JoinedModel, RunFailed, SplitClientApp, SplitFedV2
+from flwr_splitfc import HeadAndTail, JoinedModel, RunFailed, SplitClientApp, SplitFedV2
 from flwr_splitfc.apps.accuracy import accuracy
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.local_session import LocalSession
@@ -18,7 +19,7 @@ from flwr_splitfc.codec import cut_codec
 from flwr_splitfc.exchange import EndpointConfig
 from flwr_splitfc.run import Round
 from tests.apps.server_runs import CROSS_ENTROPY, run
-from tests.halves import DeviceHalf, ServerHalf, batches, seeded
+from tests.halves import CLASSES, DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import LocalGrid
 
 ADAM = torch.optim.Adam
@@ -180,6 +181,8 @@ def test_structures_of_tensors_are_batches() -> None:
     [
         ([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [0, 1, -100], {"eval_acc": 1.0}),
         ([[2.0, 1.0], [1.0, 2.0]], [-1, -1], {}),
+        ([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [0, 1, 255], {"eval_acc": 1.0}),
+        ([[2.0, 1.0], [1.0, 2.0]], [2, 1], {"eval_acc": 1.0}),
         ([[[1.0, 2.0], [2.0, 1.0]]], [[1, -100]], {"eval_acc": 1.0}),
         # one score a sample, and classes last
         ([[2.0], [-1.0]], [1, 0], {}),
@@ -192,6 +195,13 @@ def test_accuracy_is_of_class_indices_that_count(
     outputs: Any, labels: Any, found: dict[str, float]
 ) -> None:
     assert accuracy(torch.tensor(outputs), torch.tensor(labels)) == found
+
+
+def test_labels_of_a_byte_are_class_indices_like_others() -> None:
+    """Of 300 classes, and -100 is 156 in a byte."""
+    outputs = torch.eye(300)[[155, 156]]
+    labels = torch.tensor([155, 156], dtype=torch.uint8)
+    assert accuracy(outputs, labels) == {"eval_acc": 1.0}
 
 
 @pytest.mark.parametrize("transport", ["stream", "messages"])
@@ -230,3 +240,73 @@ def test_evaluation_is_over_the_labels_that_count(transport: Any) -> None:
         result = strategy.start(LocalGrid(app, 2), arrays, 1)
         found = result.evaluate_metrics_clientapp[1]
         assert {key: found[key] for key in wanted} == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("ignored", [255, 0])
+def test_evaluation_leaves_out_what_the_loss_ignores(ignored: int) -> None:
+    """A mark that is no class, or one of the classes; training means over the same."""
+    loss_fn = nn.CrossEntropyLoss(ignore_index=ignored)
+    few, none = Y.clone(), torch.full_like(Y, ignored)
+    few[3:] = ignored
+    data = [(X, few), (X, none), DATA[1]]
+    app = SplitClientApp(
+        DeviceHalf,
+        lambda context: (data, data),
+        partial(torch.optim.SGD, lr=0.0),
+        server_model=ServerHalf,
+        loss_fn=loss_fn,
+    )
+    halves = seeded(DeviceHalf), seeded(ServerHalf)
+    split = SplitFedV2(
+        halves[1],
+        loss_fn,
+        ADAM,
+        codec=cut_codec("float32", evaluation="float32"),
+        device="cpu",
+        devices=FedAvg(fraction_train=0.0),
+    )
+    whole = JoinedModel(*halves).eval()
+    labels = torch.cat([y for _, y in data])
+    outputs = whole(torch.cat([x for x, _ in data]))
+    loss = loss_fn(outputs, labels).item()
+    counted = labels != ignored
+    right = (outputs.argmax(1) == labels)[counted]
+    wanted = {"eval_loss": loss, "eval_acc": right.float().mean().item()}
+    for strategy, model in ((split, halves[0]), (FedAvg(), whole)):
+        arrays = ArrayRecord(model.state_dict())
+        result = strategy.start(LocalGrid(app, 2), arrays, 1)
+        found = result.evaluate_metrics_clientapp[1]
+        assert {key: found[key] for key in wanted} == pytest.approx(wanted)
+    assert result.train_metrics_clientapp[1]["train_loss"] == pytest.approx(loss)
+
+
+def test_training_with_last_layers_means_over_the_labels_that_count() -> None:
+    loss_fn = nn.CrossEntropyLoss(ignore_index=255)
+    few = Y.clone()
+    few[3:] = 255
+    data = [(X, few), DATA[1]]
+    tail = nn.Linear(CLASSES, CLASSES)
+    app = SplitClientApp(
+        DeviceHalf,
+        lambda context: (data, data),
+        partial(torch.optim.SGD, lr=0.0),
+        tail=lambda: tail,
+        loss_fn=loss_fn,
+    )
+    device_half, middle = seeded(DeviceHalf), seeded(ServerHalf)
+    strategy = SplitFedV2(
+        middle,
+        None,
+        partial(torch.optim.SGD, lr=0.0),
+        codec=cut_codec("float32"),
+        output_codec=cut_codec("float32"),
+        device="cpu",
+        devices=FedAvg(fraction_evaluate=0.0),
+    )
+    model = HeadAndTail(device_half, tail)
+    outputs = tail(middle(device_half(torch.cat([x for x, _ in data]))))
+    loss = loss_fn(outputs, torch.cat([y for _, y in data])).item()
+    arrays = ArrayRecord(model.state_dict())
+    result = strategy.start(LocalGrid(app, 2), arrays, 1)
+    found = result.train_metrics_clientapp[1]
+    assert found["train_loss"] == pytest.approx(loss)

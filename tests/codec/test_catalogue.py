@@ -45,7 +45,8 @@ def test_defaults_and_spelling() -> None:
     assert cut_codec({"name": "splitfc", "uplink-bits": 0.1}) == cut_codec(
         "splitfc", uplink_bits=0.1
     )
-    assert (cut.stype, cut.evaluation_stype) == ("splitfc/1", "float16/1")
+    assert cut.stype == "splitfc/1"
+    assert cut.evaluation_stypes == ("float16/1", "float32/1")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,16 @@ def test_evaluation_sends_all_columns() -> None:
     assert torch.equal(seen, features.flatten(1))
 
 
+@pytest.mark.parametrize("name", ["splitfc-rd", "float32", "float16"])
+def test_evaluation_sends_float32_where_float16_would_distort(name: str) -> None:
+    features = 1e5 * torch.randn(9, 48) + 5e5
+    cut = cut_codec(name)
+    array, _ = cut.encode_features(features, training=False)
+    assert array.stype == "float32/1"
+    seen, _ = cut.decode_features(array, expect=(9, 48))
+    assert torch.equal(seen, features)
+
+
 def test_same_seed_same_bytes() -> None:
     features, cut = torch.randn(32, 96), cut_codec("splitfc", uplink_bits=1)
     one, two, other = (
@@ -360,7 +370,7 @@ def test_pickles_are_not_read() -> None:
 
     cut = cut_codec("splitfc")
     array, _ = cut.encode_features(torch.randn(64, 288), generator=seeded())
-    for stype in (cut.stype, cut.evaluation_stype):
+    for stype in (cut.stype, *cut.evaluation_stypes):
         with pytest.raises(PayloadError):
             cut.decode_features(
                 with_field(array, data=pickle.dumps(Bomb()), stype=stype),
@@ -387,7 +397,7 @@ def test_evaluation_by_the_codec_keeps_its_own_budget_and_drops_nothing() -> Non
     features = torch.rand(64, 200, generator=torch.Generator().manual_seed(0))
     array, link = cut.encode_features(features, training=False)
     seen, _ = cut.decode_features(array, expect=(64, 200))
-    assert array.stype == cut.evaluation_stype == cut.stype
+    assert cut.evaluation_stypes == (array.stype,) == (cut.stype,)
     assert len(array.data) <= 64 * 200 * 0.8 / 8
     assert link.kept == 200
     assert (seen != 0).any(0).all()

@@ -245,9 +245,10 @@ def run_mutations(count: int, seed: int) -> dict[str, int]:
         array = mutated_array(vector, draw)
         if (
             vector.direction == "features"
-            and array.stype == vector.cut.evaluation_stype != vector.stype
+            and array.stype in vector.cut.evaluation_stypes
+            and array.stype != vector.stype
         ):
-            # the package's codec takes both; the exchange takes the agreed one
+            # the package's codec takes all; the exchange takes the agreed one
             array.stype = vector.stype
         counts["refused" if agreed_outcome(vector, array) is None else "decoded"] += 1
     for _ in range(count // 10):

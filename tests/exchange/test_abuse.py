@@ -19,7 +19,7 @@ from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
 from flwr_splitfc.exchange.server import line_pace
-from tests.exchange.raw_device import RawDevice, session_call
+from tests.exchange.raw_device import NONCE, RawDevice, session_call
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
@@ -117,6 +117,36 @@ def test_two_hundred_connections_that_say_nothing():
                 stranger.sendall(b"PRI * HT")
 
         assert same(turn(endpoint, slow_loris), quiet)
+
+
+def test_a_stranger_is_told_nothing_of_a_session_that_is_over():
+    with make_endpoint() as endpoint:
+        token = endpoint.issue("train", "7", 1).token
+        endpoint.revoke([token])
+        session_id = token.partition(".")[0]
+        for guess in (session_id, f"{session_id}.guess", token[:-1]):
+            assert raw(endpoint, guess, open_frame())[-1].refused.reason == pb.TOKEN
+        assert raw(endpoint, token, open_frame())[-1].refused.reason == pb.EXPIRED
+
+
+@pytest.mark.parametrize("how", ["revoked", "refused"])
+def test_refused_streams_of_a_session_that_is_over_leave_nothing(how):
+    """gRPC counts a stream as open as long as anything of it is kept."""
+    with make_endpoint() as endpoint:
+        ticket = endpoint.issue("train", "7", 1)
+        reason = pb.EXPIRED
+        if how == "revoked":
+            endpoint.revoke([ticket.token])
+        else:
+            device = RawDevice(endpoint, ticket)
+            device.ask(pb.DeviceFrame(number=77, close=pb.Close()))
+            reason = pb.PROTOCOL
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(endpoint.address, options=options) as channel:
+            for _ in range(40):
+                frames = iter([open_frame(NONCE)])
+                (reply,) = session_call(channel, ticket.token, frames)
+                assert reply.refused.reason == reason
 
 
 def test_two_hundred_streams_at_once_with_wrong_tokens():

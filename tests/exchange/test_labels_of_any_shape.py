@@ -1,5 +1,7 @@
 """Labels that are not one class a sample: a class for each place, and numbers."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -44,7 +46,23 @@ def classes() -> torch.Tensor:
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 MSE = nn.MSELoss()
-LOSSES = (MSE, nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.functional.mse_loss)
+LOSSES = (
+    MSE,
+    nn.L1Loss(),
+    nn.SmoothL1Loss(),
+    nn.HuberLoss(),
+    nn.PoissonNLLLoss(),
+    nn.KLDivLoss(reduction="batchmean", log_target=True),
+    nn.MultiLabelSoftMarginLoss(),
+    nn.SoftMarginLoss(),
+    nn.HingeEmbeddingLoss(),
+    nn.functional.mse_loss,
+    nn.functional.poisson_nll_loss,
+    partial(nn.functional.kl_div, reduction="batchmean", log_target=True),
+    nn.functional.multilabel_soft_margin_loss,
+    nn.functional.soft_margin_loss,
+    nn.functional.hinge_embedding_loss,
+)
 PROBABILITIES = torch.full((16, CLASSES, PLACES), 1 / CLASSES)
 SOME_IGNORED = classes().where(classes() > 0, -100)
 
@@ -110,8 +128,11 @@ BOTH_SHAPES = r"\(16,\), the outputs \(16, 2\)"
             (numbers, loss, targets()[:, 0], LabelsRefused, BOTH_SHAPES)
             for loss in LOSSES
         ),
+        *(
+            (numbers, loss, targets()[:, :1], LabelsRefused, r"\(16, 1\)")
+            for loss in LOSSES
+        ),
         (numbers, MSE, targets()[:, :, None, None], LabelsRefused, r"\(16, 2, 1, 1\)"),
-        (numbers, MSE, targets()[:, :1], LabelsRefused, r"\(16, 1\)"),
         (numbers, MSE, with_one(targets(), torch.nan), StepRefused, "not finite"),
         (numbers, MSE, with_one(targets(), torch.inf), StepRefused, "not finite"),
         (numbers, MSE, with_one(targets(), 1e30), StepRefused, "not finite"),

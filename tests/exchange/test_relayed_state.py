@@ -18,6 +18,8 @@ from flwr_splitfc import (
 )
 from flwr_splitfc.exchange import has_ticket
 from flwr_splitfc.exchange.device.optimizer_state import start_from
+from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
+from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -186,12 +188,139 @@ def test_nor_does_it_work_with_weights_that_are_not_finite(
     assert "'0.exp_avg' has shape ()" in caplog.text
 
 
+RUNS_AWAY = {
+    "momentum": (
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        {0: {"momentum_buffer": like_weight(1e22)}},
+    ),
+    "less-momentum": (
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        {0: {"momentum_buffer": like_weight(1e12)}},
+    ),
+    "adam": (
+        ADAM,
+        {0: {**adam_state(step=5.0, moments=0.0), "exp_avg": like_weight(1e22)}},
+    ),
+    "step-size": (
+        torch.optim.Adadelta,
+        {
+            0: {
+                "step": torch.tensor(5.0),
+                "acc_delta": like_weight(1e37),
+                "square_avg": like_weight(0.0),
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_AWAY)
+def test_state_with_which_weights_run_away_is_left_aside(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finite as they are, such weights would fail each device that gets the state."""
+    optimizer, state = RUNS_AWAY[name]
+    strategy = run(lying_in_round_two(state, honest(optimizer)))
+    assert [strategy.ledger.failures(number) for number in (1, 2, 3, 4)] == 4 * [{}]
+    assert "the first steps take the largest weight from" in caplog.text
+
+
+@pytest.mark.parametrize("momentum", [1.0, 1e4])
+def test_state_with_which_weights_take_a_large_step_is_not(
+    momentum: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = seeded(DeviceHalf)
+    optimizer = torch.optim.SGD(half.parameters(), lr=10.0, momentum=0.9)
+    state = {"0.momentum_buffer": like_weight(momentum)}
+    start_from(optimizer, state)
+    assert not caplog.records
+    (kept,) = optimizer.state[half.layers[0].weight].values()
+    assert torch.equal(kept, state["0.momentum_buffer"])
+
+
 def test_a_resumed_run_has_nothing_of_it(tmp_path: Any) -> None:
     app = lying_in_round_two(LIES[0][0])
     run(app, rounds=2, checkpoint=tmp_path)
     resumed = run(app, rounds=4, checkpoint=tmp_path)
     assert [resumed.ledger.failures(number) for number in (3, 4)] == [{}, {}]
     assert resumed.ledger.of(4, "train").steps == 3
+
+
+def replying(change: Any, device: int = 1) -> Any:
+    """An app of which a device trains as the others, and changes its replies."""
+    others = honest()
+
+    def app(message: Message, context: Context) -> Message:
+        reply = others(message, context)
+        trained = has_ticket(message) and message.metadata.message_type == "train"
+        if trained and context.node_config["partition-id"] == device:
+            change(reply)
+        return reply
+
+    return app
+
+
+def fill(value: float) -> Any:
+    def change(reply: Message) -> None:
+        arrays = reply.content["arrays"].to_torch_state_dict()
+        arrays["layers.0.bias"].fill_(value)
+        reply.content["arrays"] = ArrayRecord(arrays)
+
+    return change
+
+
+def without_weight(reply: Message) -> None:
+    del reply.content["metrics"]["num-examples"]
+
+
+def steps_behind(strategy: SplitLearning) -> float | None:
+    """Return the step count in the state that the next device would start from."""
+    for tensor in strategy._run.device_states.of("0").optimizer:
+        if tensor.name == "0.step":
+            return float(unpack_tensor(tensor))
+    return None
+
+
+def die(reply: Message) -> None:
+    raise RuntimeError("the device is out of memory")
+
+
+FAILURES = [fill(1e22), without_weight, die]
+LARGE = {0: adam_state(step=5.0, moments=1e22)}
+
+
+@pytest.mark.parametrize("change", FAILURES)
+def test_large_state_after_which_a_device_fails_is_dropped(
+    change: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who has left it may be honest ever since: the devices after it must not all fail."""
+    app = lying_in_round_two(LARGE, replying(change, device=2))
+    assert steps_behind(run(app, rounds=3)) is None
+    assert "Device 2 failed after it had started from" in caplog.text
+    assert steps_behind(run(app, rounds=4)) == 3
+
+
+@pytest.mark.parametrize("change", FAILURES)
+def test_usual_state_outlives_the_devices_that_fail(change: Any) -> None:
+    """Or one device that fails would cost all others their momentum."""
+    strategy = run(replying(change), rounds=4)
+    assert strategy.ledger.failures(2).keys() == {"1"}
+    assert steps_behind(strategy) == 9
+
+
+def test_what_another_device_has_left_since_is_not_dropped() -> None:
+    states = DeviceStates("relay", [tuple(WEIGHT.shape)])
+    large, usual = (
+        Kept([pack_tensor("0.exp_avg", like_weight(value))]) for value in (1e22, 1.0)
+    )
+    states.keep("1", large)
+    started_from = states.of("2")
+    states.keep("0", usual)
+    assert not states.drop_unusual(started_from)
+    assert states.of("2") == usual
+    states.keep("1", large)
+    assert states.drop_unusual(states.of("2"))
+    assert states.of("2") == Kept()
 
 
 def test_state_of_adapters_is_relayed_past_what_is_frozen() -> None:

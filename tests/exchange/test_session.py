@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 from torch import nn
 
 from flwr_splitfc import PayloadError, connect, cut_codec
-from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec import CutCodec, pack_labels
 from flwr_splitfc.exchange import (
     DeviceStates,
     EndpointConfig,
@@ -32,7 +32,7 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.records import with_fields
-from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
+from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix, unpack_tensor
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
 from flwr_splitfc.exchange.server.traffic import Traffic
 from tests.exchange.raw_device import RawDevice, open_frame, session_call
@@ -85,6 +85,34 @@ def test_predict_returns_the_server_halfs_output_and_trains_nothing(
     assert torch.equal(logits, seeded(ServerHalf)(features.half().float()))
     assert same(everything(endpoint), before)
     assert endpoint.ledger.of(1, "evaluate").uplink_bits_per_entry == 16
+
+
+@pytest.mark.parametrize("purpose", ["evaluate", "train"])
+def test_predictions_of_features_in_units_of_their_own_are_exact(endpoint, purpose):
+    """Beyond float16, or with an offset that leaves it few bits: they go up as float32."""
+    torch.manual_seed(0)
+    kind = "features" if purpose == "evaluate" else "validation"
+    server = seeded(ServerHalf).eval()
+    with connect(ticket_message(endpoint, purpose)) as session, torch.no_grad():
+        for features in (
+            1e5 * torch.randn(16, 4, 4, 4),
+            torch.randn(16, 4, 4, 4) + 1000,
+        ):
+            assert torch.equal(session.predict(features), server(features))
+    traffic = endpoint.ledger.of(1, purpose)
+    assert traffic.uplink_bytes[kind] == 2 * 16 * 64 * 4
+
+
+def test_float32_in_place_of_float16_is_for_predictions_alone(good):
+    features, y = good
+    matrix = to_matrix(FLOAT32.encode_features(features)[0])
+    predict = pb.DeviceFrame(predict=pb.Predict(features=matrix))
+    step = pb.DeviceFrame(step=pb.Step(features=matrix, labels=pack_labels(y)))
+    with SplitEndpoint(shared_half(), cut_codec("float16")) as endpoint:
+        stream = Stream(endpoint.issue("train", "0", 1))
+        assert stream.ask(predict).predicted.logits.data
+        with pytest.raises(FeaturesRefused, match=r"agreed is 'float16/1'$"):
+            stream.ask(step)
 
 
 def test_training_needs_a_graph(endpoint, device_half):

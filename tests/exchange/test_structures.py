@@ -240,6 +240,17 @@ def test_predictions_may_be_several_tensors():
     assert counted == sum(len(pack_labels(tensor)) for tensor in predicted.values())
 
 
+def test_each_tensor_of_a_prediction_is_as_precise_as_it_needs():
+    hidden, thin = torch.rand(ROWS, 4, 4, 4), 1e5 * torch.randn(ROWS, 24)
+    with make_endpoint() as endpoint:
+        with connect(ticket_message(endpoint, "evaluate")) as server:
+            predicted = server.predict((hidden, thin))
+        counted = endpoint.ledger.of(1, "evaluate").uplink_bytes["features"]
+    wanted = seeded(ServerHalf).eval()((hidden.half().float(), thin))
+    assert torch.equal(predicted, wanted)
+    assert counted == 2 * hidden.numel() + 4 * thin.numel()
+
+
 def test_an_output_of_several_tensors_cannot_go_to_last_layers():
     with make_endpoint(model=Several, loss_fn=None) as endpoint:
         before = everything(endpoint)

@@ -282,6 +282,60 @@ def test_a_pass_that_waits_outlives_the_failed_step_of_another_device():
     assert equal(all_of(trainer), all_of(alone))
 
 
+# -- gradients that are accumulated ----------------------------------------------------
+
+MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+DECAY = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+
+
+def accumulating(make=plain_half, optimizer=MOMENTUM) -> HalfTrainer:
+    return make_trainer(
+        make, optimizer, scheduler=DECAY, accumulate_steps=2, loss_fn=None
+    )
+
+
+def train(trainer: HalfTrainer, gradient: float, seed: int) -> None:
+    passed = trainer.forward(batch(seed=seed)[0])
+    trainer.backward(passed, torch.full((8, 4), gradient))
+
+
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM], ids=["sgd", "momentum"])
+@pytest.mark.parametrize("make", [plain_half, normalised_half])
+def test_a_gradient_that_no_step_can_be_made_with_counts_as_zero(
+    make, optimizer, caplog
+):
+    trainer, wanted = accumulating(make, optimizer), accumulating(make, optimizer)
+    for seed, (gradient, instead) in enumerate([(1.0, 1.0), (1.0, 1.0), (1e16, 0.0)]):
+        train(trainer, gradient, seed)
+        train(wanted, instead, seed)
+    assert not caplog.messages
+    for seed in range(3, 8):
+        train(trainer, 1.0, seed)
+        train(wanted, 1.0, seed)
+    assert equal(all_of(trainer), all_of(wanted))
+    assert [message for message in caplog.messages if "left out" in message]
+
+
+def test_a_step_that_cannot_be_made_alone_leaves_those_before_it():
+    trainer = accumulating()
+    for seed in range(3):
+        train(trainer, 1.0, seed)
+    before = all_of(trainer)
+    with pytest.raises(StepRefused, match="cannot be trained"):
+        train(trainer, 1e16, seed=3)
+    assert equal(all_of(trainer), before)
+    train(trainer, 1.0, seed=4)
+
+
+def test_a_step_after_its_answer_is_made_without_what_is_accumulated():
+    trainer = make_trainer(accumulate_steps=2)
+    trainer.begin_step(*batch(1e8))
+    begun = trainer.begin_step(*batch(seed=1))
+    begun.finish()
+    assert trainer.steps == 2
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
 # -- in a session ----------------------------------------------------------------------
 
 

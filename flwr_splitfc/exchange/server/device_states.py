@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Literal, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.server.relayed_state import Shape, check_relayed
+from flwr_splitfc.exchange.server.relayed_state import Shape, check_relayed, is_usual
 
 OptimizerState = Literal["relay", "per-device", "fresh"]
 
@@ -98,6 +98,27 @@ class DeviceStates:
             self._state.pop(device, None)
             if kept.state:
                 self._state[device] = kept.state
+
+    def drop_unusual(self, kept: Kept) -> bool:
+        """Drop relayed optimizer state after which a device failed, if it is unusual.
+
+        A device may have left it on purpose, and all that start from it would fail.
+        What is usual stays: a device that fails by itself costs the others nothing.
+
+        Returns
+        -------
+        bool
+            Whether it was dropped; not if another device has left its own since.
+        """
+        # unchecked, a few bytes may claim any size
+        is_checked = self.optimizer_state == "relay" and self._half is not None
+        if not is_checked or is_usual(kept.optimizer):
+            return False
+        with self._lock:
+            if self._optimizer.get(_RELAYED) is not kept.optimizer:
+                return False
+            del self._optimizer[_RELAYED]
+            return True
 
     def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
         """Return all that is kept, as wire bytes."""

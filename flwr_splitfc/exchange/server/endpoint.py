@@ -229,6 +229,20 @@ class SplitEndpoint:
         if session is not None:
             session.settle()
 
+    def failed(self, token: str) -> None:
+        """Note that the device of a session has no good reply.
+
+        The optimizer state that it started from may be the cause.
+        """
+        session = self._registry.get(token)
+        if session is not None and session.turn.drop_start():
+            logger.warning(
+                "Device %s failed after it had started from optimizer state with "
+                "unusually large entries. The state is dropped, and the next device's "
+                "optimizer starts afresh",
+                session.turn.device,
+            )
+
     def last_turn(self, device: str, cut: Cut) -> LastTurn | None:
         """Return the last turn of training that a device finished, as seen at a cut."""
         return self._accounts.last_turn(device, cut)

@@ -24,6 +24,10 @@ Run = Callable[[Callable[[Structure], Any], Structure], Any]
 """``run(model, features)`` is a forward pass in training mode, as the next step's."""
 
 
+class WeightsRefused(StepRefused):
+    """The step would leave weights that cannot be trained any more."""
+
+
 class HalfGuard:
     """Refuses a step after which a half could not be trained any more.
 
@@ -53,7 +57,7 @@ class HalfGuard:
     def check_weights(
         self, features: Structure, weights_before: Callable[[], Sequence[Tensor]]
     ) -> None:
-        """Raise `StepRefused` if weights have run away.
+        """Raise `WeightsRefused` if weights have run away.
 
         To try that costs as much as a step, so it is done when the weights have grown
         twofold since the last time, which is seldom.
@@ -75,7 +79,7 @@ class HalfGuard:
             # a half that takes no such features gives NaN before and after
             before = self._next_norm(probe, weights_before())
             if isfinite(after) or isfinite(before):
-                raise StepRefused(
+                raise WeightsRefused(
                     "the step would leave weights that cannot be trained any more: "
                     f"a gradient of norm {after:.3g}, and at most "
                     f"{MOST_NEXT_NORM:g} is wanted"

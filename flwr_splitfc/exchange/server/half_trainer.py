@@ -8,6 +8,7 @@ device has its answer. It is applied before anything else is done with the half.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
+from logging import getLogger
 from threading import Lock
 from typing import Any
 
@@ -32,7 +33,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     StepRefused,
 )
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
-from flwr_splitfc.exchange.server.half_guard import HalfGuard
+from flwr_splitfc.exchange.server.half_guard import HalfGuard, WeightsRefused
 from flwr_splitfc.exchange.server.half_randomness import HalfRandomness
 from flwr_splitfc.exchange.server.half_steps import (
     BegunStep,
@@ -70,6 +71,8 @@ from flwr_splitfc.model.structures import (
     shapes_of,
 )
 
+logger = getLogger("flwr")
+
 
 class HalfTrainer:
     """Trains a server half on the features that devices send.
@@ -93,7 +96,9 @@ class HalfTrainer:
         ``scheduler(optimizer)`` makes a learning-rate scheduler, stepped after each
         optimizer step.
     accumulate_steps : int (default: 1)
-        Mini-batches whose gradients are averaged into one optimizer step.
+        Mini-batches whose gradients are averaged into one optimizer step. If those of
+        earlier ones would make it leave weights that cannot be trained any more, they
+        count as zero.
     max_grad_norm : float, optional
         Clips the total norm of each optimizer step's gradient.
     device : torch.device or str, optional
@@ -640,11 +645,20 @@ class HalfTrainer:
         """
         with self._as_a_whole(updates=True):
             check_finite("the gradient by the weights", grads)
-            with self._update_rng():
-                self._apply(grads)
-                if origins and self._optimizer_is_due:
-                    self._step_scheduler()
-            self._guard.check_weights(features, self._undo.saved_weights)
+            counts = bool(origins)
+            accumulated = self._has_accumulated
+            try:
+                self._apply(grads, features, counts=counts)
+            except WeightsRefused:
+                if not accumulated:
+                    raise
+                self._drop_accumulated()
+                self._apply(grads, features, counts=counts)
+                logger.warning(
+                    "The gradients that were accumulated before a step would leave "
+                    "the server half with weights that cannot be trained any more. "
+                    "They are left out of its optimizer step"
+                )
         self._steps += len(origins)
         if self.record_updates:
             self._updates += [
@@ -653,18 +667,46 @@ class HalfTrainer:
                 if origin is not None
             ]
 
-    def _apply(self, grads: Sequence[Tensor | None]) -> None:
+    @property
+    def _has_accumulated(self) -> bool:
+        return any(parameter.grad is not None for parameter in self._parameters)
+
+    def _drop_accumulated(self) -> None:
+        """Go back to before the step, and forget the gradients of those before it."""
+        self._undo.restore_weights()
+        # again, with these gradients: what is saved can be restored once
+        self._undo.save_weights()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _apply(
+        self, grads: Sequence[Tensor | None], features: Structure, *, counts: bool
+    ) -> None:
+        """Accumulate a gradient, and take the optimizer's step if it is due.
+
+        Raises
+        ------
+        WeightsRefused
+        """
+        with self._update_rng():
+            self._accumulate(grads)
+            if self._optimizer_is_due:
+                self._step_optimizer()
+                if counts:
+                    self._step_scheduler()
+        self._guard.check_weights(features, self._undo.saved_weights)
+
+    def _accumulate(self, grads: Sequence[Tensor | None]) -> None:
         for parameter, found in zip(self._parameters, grads, strict=True):
             grad = None if found is None else in_layout_of(parameter, found)
             # never in place: `StepUndo` holds the gradients of before
-            if parameter.grad is None:
-                parameter.grad = grad
-            elif grad is not None:
+            if grad is None:
+                parameter.grad = _cloned(parameter.grad)
+            elif parameter.grad is not None:
                 parameter.grad = parameter.grad + grad
             else:
-                parameter.grad = parameter.grad.clone()
-        if self._optimizer_is_due:
-            self._step_optimizer()
+                # nor that of the step, which may be applied once more
+                parameter.grad = _cloned(grad) if self.accumulate_steps > 1 else grad
 
     @property
     def _optimizer_is_due(self) -> bool:
@@ -746,6 +788,10 @@ def _advice_on_type(model: nn.Module) -> str:
     if not types or torch.float32 in types:
         return ""
     return f" (features arrive as float32: features.to({types.pop()}) in its forward)"
+
+
+def _cloned(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.clone()
 
 
 def _copied(leaf: Any) -> Any:

@@ -115,8 +115,8 @@ class FeatureRules(NamedTuple):
     ----------
     codec : CutCodec
         What is agreed at the cut.
-    stype : str
-        The byte format that is agreed for what the device does, of those of `codec`.
+    stypes : tuple of str
+        The byte formats that are agreed for what the device does, of those of `codec`.
     feature_shape : structure of shapes, or None
         Of a sample, as `HalfTrainer` has it; None is any.
     rows_limit : RowsLimit
@@ -129,7 +129,7 @@ class FeatureRules(NamedTuple):
     """
 
     codec: CutCodec
-    stype: str
+    stypes: tuple[str, ...]
     feature_shape: FeatureShape
     rows_limit: RowsLimit
     max_rows: int
@@ -198,9 +198,10 @@ def _decode_matrix(
             f"features have {len(matrix.shape)} dimensions, "
             f"at most {MOST_DIMENSIONS} may be"
         )
-    if matrix.stype != rules.stype:
+    if matrix.stype not in rules.stypes:
+        agreed = " or ".join(map(repr, rules.stypes))
         raise FeaturesRefused(
-            f"features are coded as {matrix.stype!r}, agreed is {rules.stype!r}"
+            f"features are coded as {matrix.stype!r}, agreed is {agreed}"
         )
     shape = tuple(matrix.shape)
     if len(shape) < 2 or 0 in shape:

@@ -9,6 +9,7 @@ or is a scalar.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from math import isfinite
 from typing import TypeAlias
 
 from flwr_splitfc.codec import PayloadError
@@ -21,6 +22,9 @@ from flwr_splitfc.exchange.protocol.split_errors import StateRefused
 from flwr_splitfc.exchange.protocol.tensors import unpack_tensor
 
 Shape: TypeAlias = tuple[int, ...]
+
+_MOST_USUAL = 1e12
+"""Of an entry: gradients of up to a million, squared."""
 
 # the parameter's number, and the optimizer's own word
 _NAME = re.compile(r"(?P<number>\d{1,9})\.[\w.-]{1,100}", re.ASCII)
@@ -103,14 +107,28 @@ def _parameter_number(name: str, arrays: int) -> int:
     return number
 
 
+def is_usual(frames: Sequence[pb.Tensor]) -> bool:
+    """Whether optimizer state that `check_relayed` let pass has no very large entry."""
+    try:
+        return all(_largest(frame) <= _MOST_USUAL for frame in frames)
+    except PayloadError:  # of a checkpoint, which passed no check
+        return False
+
+
 def _check_values(frame: pb.Tensor) -> None:
     try:
-        tensor = unpack_tensor(frame)
+        largest = _largest(frame)
     except PayloadError as error:
         raise StateRefused(str(error)) from error
-    # as float32, which most optimizers turn it into
-    if not tensor.float().isfinite().all():
+    if not isfinite(largest):
         raise StateRefused(f"optimizer state {frame.name!r} is not finite")
+
+
+def _largest(frame: pb.Tensor) -> float:
+    """Return the largest absolute entry, which is NaN if one is."""
+    # as float32, which most optimizers turn it into
+    entries = unpack_tensor(frame).float().abs()
+    return float(entries.max()) if entries.numel() else 0.0
 
 
 def _check_wholes(parameters: Counter[Shape | None], arrays: Counter[Shape]) -> None:

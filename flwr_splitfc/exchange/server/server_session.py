@@ -4,8 +4,9 @@ import hmac
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 from threading import Condition
 from typing import NamedTuple, Protocol
@@ -69,8 +70,6 @@ class ServerSession:
     id : str
         For the log; the part of the token before the dot.
     turn : Turn
-    ended : SplitError or None
-        Why nothing more is accepted.
     opened_at, ended_at : float
         When the session began and was over, by `time.monotonic`; 0.0 before.
     left_at : float
@@ -81,7 +80,7 @@ class ServerSession:
         self.id = secrets.token_hex(4)
         self._secret = secrets.token_urlsafe(32)
         self.turn = turn
-        self.ended: SplitError | None = None
+        self._make_ended: Callable[[], SplitError] | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
         self.left_at = 0.0
@@ -104,6 +103,11 @@ class ServerSession:
     def token(self) -> str:
         """The session's id, a dot and its secret, as tickets carry it; never logged."""
         return f"{self.id}.{self._secret}"
+
+    @property
+    def ended(self) -> SplitError | None:
+        """Why nothing more is accepted: a new error each time, as it may be raised."""
+        return self._make_ended() if self._make_ended else None
 
     @property
     def opened(self) -> bool:
@@ -444,8 +448,8 @@ class ServerSession:
 
         It takes no lock, so that a session can be ended while it answers a frame.
         """
-        if self.ended is None:
-            self.ended = why
+        if self._make_ended is None:
+            self._make_ended = remade(why)
             self.ended_at = self.ended_at or time.monotonic()
             self.turn.forget()
 
@@ -495,6 +499,15 @@ def _check_open(frame: pb.DeviceFrame) -> None:
             f"the nonce has {len(hello.nonce)} bytes, "
             f"wanted {_LEAST_NONCE_BYTES} to {_MOST_NONCE_BYTES}"
         )
+
+
+def remade(error: SplitError) -> Callable[[], SplitError]:
+    """Return what makes an error of the same class and text.
+
+    An error that is kept must not be raised: each time adds to its traceback, whose
+    frames hold streams and whatever else there was.
+    """
+    return partial(type(error), str(error))
 
 
 def _failure(error: Exception, what: str) -> SplitError:

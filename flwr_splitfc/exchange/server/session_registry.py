@@ -1,7 +1,10 @@
 """The registry of sessions: which tokens admit to which session, and which are over."""
 
-from collections.abc import Iterable
+import hmac
+from collections.abc import Callable, Iterable
+from hashlib import sha256
 from threading import Lock
+from typing import NamedTuple
 
 from flwr_splitfc.exchange.protocol.split_errors import (
     SessionCancelled,
@@ -9,12 +12,22 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     TicketExpired,
     TokenRefused,
 )
-from flwr_splitfc.exchange.server.server_session import ServerSession
+from flwr_splitfc.exchange.server.server_session import ServerSession, remade
 
 _MOST_OVER = 10_000
 """Sessions whose end is remembered, for a clear answer to a late device."""
 
-_EXPIRED = TicketExpired("the round of this ticket is over")
+
+class _Over(NamedTuple):
+    """A session that is over: whose token admitted to it, and what makes the reason."""
+
+    token_sha256: bytes
+    make_why: Callable[[], SplitError]
+
+    def check(self, token: str) -> None:
+        """Tell nothing of the session to whoever has not its token."""
+        if not hmac.compare_digest(self.token_sha256, _sha256(token)):
+            raise TokenRefused("unknown token")
 
 
 class SessionRegistry:
@@ -26,7 +39,7 @@ class SessionRegistry:
     def __init__(self) -> None:
         self._lock = Lock()
         self._sessions: dict[str, ServerSession] = {}
-        self._over: dict[str, SplitError] = {}
+        self._over: dict[str, _Over] = {}
 
     def add(self, session: ServerSession) -> None:
         """Let a session's token admit to it."""
@@ -54,11 +67,14 @@ class SessionRegistry:
         with self._lock:
             session = self._sessions.get(session_id)
             over = self._over.get(session_id)
-        if session is None:
-            unknown = "unknown token" if token else "no token came with the stream"
-            raise over or TokenRefused(unknown)
-        session.check(token)
-        return session
+        if session is not None:
+            session.check(token)
+            return session
+        if over is not None:
+            over.check(token)
+            raise over.make_why()
+        unknown = "unknown token" if token else "no token came with the stream"
+        raise TokenRefused(unknown)
 
     def revoke(self, tokens: Iterable[str]) -> list[tuple[ServerSession, SplitError]]:
         """Let tokens admit to nothing any more.
@@ -76,7 +92,8 @@ class SessionRegistry:
                     # under one lock: a device that comes in between must find its
                     # session, or why it is over
                     why = session.ended or _end_of_round(session)
-                    self._over[session.id] = why
+                    token_sha256 = _sha256(session.token)
+                    self._over[session.id] = _Over(token_sha256, remade(why))
                     revoked.append((session, why))
             self._forget_oldest()
         return revoked
@@ -91,5 +108,11 @@ def _session_id(token: str) -> str:
     return token.partition(".")[0]
 
 
+def _sha256(token: str) -> bytes:
+    return sha256(token.encode()).digest()
+
+
 def _end_of_round(session: ServerSession) -> SplitError:
-    return SessionCancelled("its round is over") if session.running else _EXPIRED
+    if session.running:
+        return SessionCancelled("its round is over")
+    return TicketExpired("the round of this ticket is over")

@@ -185,6 +185,10 @@ class SplitGrid(MeteredGrid):
             ]
         )
         for reply, (_, asked) in zip(replies, in_order, strict=True):
-            if asked.token is not None and reply.has_content():
+            if asked.token is None:
+                continue
+            if reply.has_content():
                 self.endpoint.replied(asked.token)
+            else:
+                self.endpoint.failed(asked.token)
         return replies

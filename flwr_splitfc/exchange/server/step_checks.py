@@ -1,6 +1,7 @@
 """Checks of a training step, made before it is applied."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import hypot, isfinite
 
 import torch
@@ -19,12 +20,27 @@ MOST_NEXT_NORM = 1e12
 _CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
-_BROADCASTING_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BROADCASTING_LOSSES = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.PoissonNLLLoss,
+    nn.KLDivLoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+)
 _BROADCASTING_FUNCTIONS = (
     nn.functional.mse_loss,
     nn.functional.l1_loss,
     nn.functional.smooth_l1_loss,
     nn.functional.huber_loss,
+    nn.functional.poisson_nll_loss,
+    nn.functional.kl_div,
+    nn.functional.multilabel_soft_margin_loss,
+    nn.functional.soft_margin_loss,
+    nn.functional.hinge_embedding_loss,
 )
 
 
@@ -58,7 +74,8 @@ def _takes_class_indices(loss_fn: LossFn) -> bool:
 def _broadcasts(loss_fn: LossFn) -> bool:
     if isinstance(loss_fn, _BROADCASTING_LOSSES):
         return True
-    return loss_fn in _BROADCASTING_FUNCTIONS
+    function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    return function in _BROADCASTING_FUNCTIONS
 
 
 def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
@@ -80,7 +97,8 @@ def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> No
 
 
 def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
-    # Labels (B,) with outputs (B, 1) would give B x B differences, and no error.
+    # Labels (B,) with outputs (B, 1) would give B x B differences, and no error;
+    # labels (B, 1, N) would give B x B x N, of which N may be millions.
     if labels.shape != outputs.shape:
         raise LabelsRefused(
             f"labels have shape {tuple(labels.shape)}, "

@@ -94,7 +94,7 @@ class StepUndo:
         """Make all what it was at the last `save_buffers`."""
         self._restore_buffers()
         if self._has_weights:
-            self._restore_weights()
+            self.restore_weights()
 
     def _buffers_now(self) -> dict[_Place, Tensor]:
         buffers: dict[_Place, Tensor] = {
@@ -120,7 +120,9 @@ class StepUndo:
         for module, name in buffers:
             setattr(module, name, None)
 
-    def _restore_weights(self) -> None:
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Make all but buffers what it was at the last `save_weights`, once."""
         for place, weight in enumerate(self._parameters):
             weight.copy_(self._weights[place])
             weight.grad = self._gradients[place]

@@ -165,6 +165,7 @@ class Turn:
         self._unfinished: Callable[[], None] | None = None
         # what the device leaves for its next turn, until it has replied
         self._left: Kept | None = None
+        self._start = Kept()
         # how long frames were answered so far
         self._busy = Stopwatch()
         self.digest = PayloadDigest(f"{purpose}/{device}/{server_round}/")
@@ -173,8 +174,18 @@ class Turn:
         """Return what earlier turns left for this one."""
         if self.purpose != "train":
             return pb.Kept()
-        kept = self.states.of(self.device)
+        kept = self._start = self.states.of(self.device)
         return pb.Kept(optimizer=kept.optimizer, state=kept.state)
+
+    def drop_start(self) -> bool:
+        """Drop the optimizer state that the turn started from, if it is unusual.
+
+        Returns
+        -------
+        bool
+            Whether it was dropped; what another turn has left since stays.
+        """
+        return self.states.drop_unusual(self._start)
 
     def open(self) -> None:
         """Begin the turn."""
@@ -389,8 +400,8 @@ class Turn:
     def _predict(self, predict: pb.Predict, predicted: pb.Predicted) -> None:
         self._check_steps()
         self._predictions += 1
-        stype = self.codec.evaluation_stype
-        received, payloads = self._features(predict, stype, "max_predict_rows")
+        stypes = self.codec.evaluation_stypes
+        received, payloads = self._features(predict, stypes, "max_predict_rows")
         output = self.half.predict(received.sent)
         kind = self._count_predicted(received.counts)
         if isinstance(output, torch.Tensor):
@@ -436,19 +447,19 @@ class Turn:
         self, frame: FeatureFrame
     ) -> tuple[Received, list[bytes]]:
         """Return the features in a frame, and their payloads."""
-        stype = self.codec.stype
-        received, payloads = self._features(frame, stype, "max_train_rows")
+        stypes = (self.codec.stype,)
+        received, payloads = self._features(frame, stypes, "max_train_rows")
         for link in received.links:
             self._check_budget(self.codec, link.rows, link.width)
         self._full_rows = max(self._full_rows, received.counts.rows)
         return received, payloads
 
     def _features(
-        self, frame: FeatureFrame, stype: str, rows_limit: RowsLimit
+        self, frame: FeatureFrame, stypes: tuple[str, ...], rows_limit: RowsLimit
     ) -> tuple[Received, list[bytes]]:
         rules = FeatureRules(
             self.codec,
-            stype,
+            stypes,
             self.half.feature_shape,
             rows_limit,
             getattr(self.limits, rows_limit),

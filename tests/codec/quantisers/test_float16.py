@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from flwr_splitfc.codec import Float16, PayloadError
+from flwr_splitfc.codec.quantisers.float16 import is_half_enough
+
+NORMAL = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
 
 
 def test_round_trip_to_half_precision() -> None:
@@ -27,3 +30,37 @@ def test_non_finite_payloads_are_refused() -> None:
         Float16().decode(
             memoryview(torch.tensor([float("nan")]).half().numpy().tobytes()), 1, 1
         )
+
+
+@pytest.mark.parametrize(
+    ("matrix", "enough"),
+    [
+        (NORMAL, True),
+        (100 * NORMAL.relu(), True),
+        (NORMAL + 30, True),
+        (NORMAL.new_zeros(64, 48), True),
+        # neither varies, and both are exact to half precision
+        (1000 * NORMAL[:1], True),
+        (1000 * NORMAL[:1].repeat(64, 1), True),
+        # an offset, two kinds of columns, what overflows, and what vanishes
+        (NORMAL + 1000, False),
+        (torch.cat([NORMAL, 5000 + NORMAL], 1), False),
+        (1e5 * NORMAL, False),
+        (1e5 * NORMAL[:1], False),
+        (1e37 * NORMAL, False),
+        (1e-9 * NORMAL, False),
+        (1e-30 * NORMAL[:1], False),
+    ],
+)
+def test_half_precision_is_enough_beside_how_columns_vary(
+    matrix: torch.Tensor, enough: bool
+) -> None:
+    assert is_half_enough(matrix) == enough
+
+
+def test_wide_and_long_matrices_are_judged_as_their_parts() -> None:
+    for shape in ((2, 150_000), (150_000, 2)):
+        matrix = torch.randn(shape)
+        assert is_half_enough(matrix)
+        matrix[-1, -1] = 1e5
+        assert not is_half_enough(matrix)
