@@ -34,7 +34,7 @@ class ClientTurn:
         The turn's. Each step draws its batch and what else is random from (seed,
         step).
     noise : SecretNoise, optional
-        Of the features, which each step begins.
+        Of the features. Each step begins with a new key.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class ClientTurn:
         drawn = iter(batches) if steps is None else islice(_repeated(batches), steps)
         for number in count(1):
             torch.manual_seed(derive_seed(self._seed, "step", number))
-            self._noise.begin(number)
+            self._noise.begin()
             batch = next(drawn, None)
             if batch is None:
                 return

@@ -38,7 +38,8 @@ class ClientTurnByMessages(ClientTurn):
     seed : int
         The turn's, as for `ClientTurn`.
     noise : SecretNoise
-        As for `ClientTurn`; a step that is made again draws the same noise.
+        As for `ClientTurn`. A step that is made again, to take the answer to what it
+        sent, has the key that it had.
     """
 
     server: Session
@@ -53,14 +54,12 @@ class ClientTurnByMessages(ClientTurn):
         noise: SecretNoise,
     ) -> None:
         ticket = Ticket.from_message(message)
-        in_two_parts = ticket.output_codec and ticket.purpose == "train"
-        frames_per_step = 2 if in_two_parts else 1
-        self._stored = StoredTurn(context, message, frames_per_step)
+        self._stored = StoredTurn(context, message)
         mailbox = Mailbox(message, self._stored)
         kept = server_frame(message).kept
         session = Session(ticket, mailbox, optimizer=optimizer, kept=kept)
-        # the batches that did not go up come after one that did
-        self._batches_done = self._stored.steps_done * ticket.send_every
+        # 0 where the turn begins
+        self._made_again = self._stored.step
         super().__init__(message, session, model, seed, noise)
         self._model = model
         self._optimizer = optimizer
@@ -79,31 +78,40 @@ class ClientTurnByMessages(ClientTurn):
         return True
 
     def _begin_step(self, number: int) -> bool:
-        if number <= self._batches_done:
+        if number < self._made_again:
             return False
+        if number == self._made_again:
+            # its features went up with this noise, and do not go up again
+            self._noise.begin(self._stored.noise_key)
         # the step starts anew from here if its answer is a message away
-        self._save()
+        self._save(number)
         return True
 
     def reply(self, arrays: ArrayRecord | None = None) -> Message:
         """Return the reply to the message: the next frame, or the turn's outcome."""
         if self._unanswered is not None:
+            self._stored.note_sent(self._unanswered.number)
             return frame_reply(self._message, self._unanswered)
         self._stored.clear()
         return super().reply(arrays)
 
-    def _save(self) -> None:
+    def _save(self, step: int) -> None:
         counts = self.server.counts()
         for key, value in self._sums.items():
             counts[_SUM_PREFIX + key] = value
             counts[_WEIGHT_PREFIX + key] = self._weights[key]
-        self._stored.save(self._model, self._optimizer, counts, self.server.state)
-        self._stored.noise_key = self._noise.key
+        self._stored.save(
+            step,
+            self._noise.key,
+            self._model,
+            self._optimizer,
+            counts,
+            self.server.state,
+        )
 
     def _restore(self) -> None:
         counts, kept = self._stored.restore(self._model, self._optimizer)
         self.server.resume(counts, kept)
-        self._noise.key = self._stored.noise_key
         self._sums = without_prefix(_SUM_PREFIX, counts)
         self._weights = without_prefix(_WEIGHT_PREFIX, counts)
 

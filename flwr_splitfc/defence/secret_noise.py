@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
 KEY_BYTES = 32
+_NONCE_BYTES = 16
 _WORD_BYTES = 8
 _USED_BITS = 52  # of a word: with the half there are 53, as a double has
 
@@ -25,8 +26,12 @@ class SecretNoise:
     Parameters
     ----------
     key : bytes, optional
-        32 bytes, for a device that has to draw the same noise again; it must not leave
-        the device. Default: a new one.
+        As for `begin`.
+
+    Attributes
+    ----------
+    key : bytes
+        With it the same noise can be drawn again; it must not leave the device.
 
     Raises
     ------
@@ -40,16 +45,28 @@ class SecretNoise:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
+        self.begin(key)
+
+    def begin(self, key: bytes | None = None) -> None:
+        """Start anew.
+
+        Parameters
+        ----------
+        key : bytes, optional
+            32 bytes, for what is made again and not sent again: two releases with the
+            same noise differ by their features alone. Default: a new one.
+
+        Raises
+        ------
+        ValueError
+            If `key` is of another length.
+        """
         self.key = secrets.token_bytes(KEY_BYTES) if key is None else key
         if len(self.key) != KEY_BYTES:
             raise ValueError(f"the key has {len(self.key)} bytes, wanted {KEY_BYTES}")
-        self.begin(0)
-
-    def begin(self, step: int) -> None:
-        """Start the noise of a step, which is the same for the same key and step."""
-        # ChaCha20's first four bytes count its blocks
-        nonce = bytes(4) + step.to_bytes(12, "little")
-        self._stream = Cipher(ChaCha20(self.key, nonce), mode=None).encryptor()
+        # each key has one stream, so none needs a nonce
+        cipher = Cipher(ChaCha20(self.key, bytes(_NONCE_BYTES)), mode=None)
+        self._stream = cipher.encryptor()
 
     def normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
         """Return float32 noise of mean 0 and standard deviation 1, on the CPU."""

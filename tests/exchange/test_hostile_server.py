@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from flwr_splitfc import PayloadError, connect, cut_codec, model_codec_mod
 from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
-from flwr_splitfc.exchange import ProtocolError, SplitEndpoint
+from flwr_splitfc.exchange import ProtocolError, SplitEndpoint, TicketError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import (
     FREE_ENTRIES,
@@ -69,6 +69,28 @@ def test_bytes_that_are_no_frame(answers):
             connect(message) as session,
         ):
             session.loss(seeded(DeviceHalf)(x), y)
+
+
+# -- tickets that no server issues
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("device", "a\x1b[2J\nb", r"'device' is 'a\\x1b\[2J\\nb', wanted printable"),
+        ("address", "a\n[INFO] fine b:1", "'address' is .*, wanted printable"),
+        ("address", "unix:/tmp/socket", "'address': address is 'unix:/tmp/socket'"),
+        ("address", "127.0.0.1:0", "'address': address is '127.0.0.1:0'"),
+        ("token", "id.secret\n", "'token' is not printable ASCII"),
+        ("token", "id.secret\u00e9", "'token' is not printable ASCII"),
+        ("authority", "-----BEGIN", "'authority' holds no PEM certificate"),
+        ("tls", "pinned", "'authority' holds no PEM certificate"),
+    ],
+)
+def test_a_ticket_that_is_of_no_use_is_refused_at_once(key, value, why):
+    with make_endpoint() as endpoint, pytest.raises(TicketError, match=why) as error:
+        connect(ticket_message(endpoint, **{key: value}))
+    assert "secret" not in str(error.value)
 
 
 # -- few bytes that stand for many entries

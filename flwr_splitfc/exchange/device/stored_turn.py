@@ -3,7 +3,8 @@
 Four records of the context hold it, under keys that start with "split-turn":
 
 ======================  ==========================================================
-``split-turn``          the session's id, the key of its noise, and the turn's counts
+``split-turn``          the session's id, the number of the frame that was sent last,
+                        the next step's number, its noise's key, and the turn's counts
 ``split-turn-start``    the device half as the turn's first message brought it
 ``split-turn-tensors``  model, optimizer and what else is kept, before the next step
 ``split-turn-answers``  the server's answers in a step that is not over
@@ -24,7 +25,7 @@ from flwr_splitfc.exchange.device.optimizer_state import (
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import raw_array, server_frame
 from flwr_splitfc.exchange.protocol.records import without_prefix
-from flwr_splitfc.exchange.protocol.split_errors import TicketExpired
+from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketExpired
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
@@ -34,6 +35,8 @@ _TENSORS_KEY = _TURN_KEY + "-tensors"
 _ANSWERS_KEY = _TURN_KEY + "-answers"
 
 _SESSION = "session"
+_SENT = "sent"
+_STEP = "step"
 _NOISE_KEY = "noise-key"
 _COUNT_PREFIX = "count."
 
@@ -47,37 +50,44 @@ class StoredTurn:
         The node's.
     message : Message
         With a ticket, and the server's last frame, if it sent one.
-    frames_per_step : int (default: 1)
-        The device's: 2 where the last layers and the loss are its own.
 
     Raises
     ------
     TicketExpired
         If the message goes on with a turn that is not the one in the context.
+    ProtocolError
+        If it does not answer the frame that was sent last, or does so again.
     """
 
-    def __init__(
-        self, context: Context, message: Message, frames_per_step: int = 1
-    ) -> None:
+    def __init__(self, context: Context, message: Message) -> None:
         self._state = context.state
-        self._frames_per_step = frames_per_step
         self._session = Ticket.from_message(message).session_id
         self._number = server_frame(message).number
-        if self.begun and self._record().get(_SESSION) != self._session:
-            raise TicketExpired(
-                "this node has no such turn: "
-                "it was started again, or got another one meanwhile"
-            )
+        if self.begun:
+            self._check_turn()
 
     @property
     def begun(self) -> bool:
         """Whether an earlier message brought the turn here."""
         return self._number > 0
 
-    @property
-    def steps_done(self) -> int:
-        """Steps that are behind the turn, not counting that of the last answer."""
-        return max(self._number - 1, 0) // self._frames_per_step
+    def _check_turn(self) -> None:
+        record = self._record()
+        if record.get(_SESSION) != self._session:
+            raise TicketExpired(
+                "this node has no such turn: "
+                "it was started again, or got another one meanwhile"
+            )
+        sent = record.get(_SENT)
+        if sent != self._number:
+            waiting = "none waits" if sent is None else f"frame {sent!r} waits"
+            raise ProtocolError(
+                f"the server answered frame {self._number}, and {waiting} for an answer"
+            )
+
+    def note_sent(self, number: int) -> None:
+        """Note the number of the frame that waits for its answer."""
+        self._record()[_SENT] = number
 
     @property
     def answers(self) -> list[pb.ServerFrame]:
@@ -95,13 +105,14 @@ class StoredTurn:
         self._state[_ANSWERS_KEY] = record
 
     @property
-    def noise_key(self) -> bytes:
-        """The key of the turn's noise, which no message takes from the device."""
-        return cast(bytes, self._record()[_NOISE_KEY])
+    def step(self) -> int:
+        """The step that `save` was before, counted from 1; 0 if the turn begins."""
+        return cast(int, self._record()[_STEP]) if self.begun else 0
 
-    @noise_key.setter
-    def noise_key(self, key: bytes) -> None:
-        self._record()[_NOISE_KEY] = key
+    @property
+    def noise_key(self) -> bytes:
+        """The key of that step's noise, which no message takes from the device."""
+        return cast(bytes, self._record()[_NOISE_KEY])
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -114,15 +125,21 @@ class StoredTurn:
 
     def save(
         self,
+        step: int,
+        noise_key: bytes,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
         counts: Mapping[str, float],
         kept: Mapping[str, Tensor],
     ) -> None:
-        """Put away all that the next step starts from.
+        """Put away all that the next step starts from, a frame of which is then sent.
 
         Parameters
         ----------
+        step : int
+            Its number.
+        noise_key : bytes
+            Of its noise.
         model : nn.Module
             The device half.
         optimizer : torch.optim.Optimizer or None
@@ -141,7 +158,10 @@ class StoredTurn:
         tensors["kept"] = raw_array(_pack(kept))
         self._state[_TENSORS_KEY] = tensors
 
+        # no frame waits any more: an answer is taken once
         record = ConfigRecord({_SESSION: self._session})
+        record[_STEP] = step
+        record[_NOISE_KEY] = noise_key
         for name, value in counts.items():
             record[_COUNT_PREFIX + name] = float(value)
         self._state[_TURN_KEY] = record

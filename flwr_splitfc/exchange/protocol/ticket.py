@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from cryptography import x509
 from flwr.app import Message
 
 from flwr_splitfc.codec.model_arrays import EXACT_BITS, check_bits
+from flwr_splitfc.exchange.protocol.address import split_address
 from flwr_splitfc.exchange.protocol.records import fields_of, without_prefix
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError, TicketError
@@ -150,7 +152,7 @@ class Ticket:
         Raises
         ------
         TicketError
-            If there is none, or a field is missing or of the wrong type.
+            If there is none, or a field is missing or cannot be used.
         ProtocolError
             If it was made by a version that speaks another protocol.
         """
@@ -162,17 +164,18 @@ class Ticket:
             )
         record = fields_of(message.content)
         protocol = _best_common_protocol(record)
+        tls = _one_of(record, "tls", get_args(Tls))
         return cls(
-            address=_typed(record, "address", str, default=""),
-            token=_typed(record, "token", str),
+            address=_address(record),
+            token=_token(record),
             purpose=_one_of(record, "purpose", get_args(Purpose)),
-            device=_typed(record, "device", str),
+            device=_printable(record, "device"),
             server_round=_typed(record, "server-round", int),
             seed=_typed(record, "seed", int),
             codec=without_prefix(_CODEC_PREFIX, record),
             output_codec=without_prefix(_OUTPUT_CODEC_PREFIX, record),
-            tls=_one_of(record, "tls", get_args(Tls)),
-            authority=_typed(record, "authority", str, default=""),
+            tls=tls,
+            authority=_authority(record, tls),
             reconnect_timeout_s=_typed(
                 record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
             ),
@@ -190,6 +193,50 @@ def has_ticket(message: Message) -> bool:
     Without a ticket, a device trains the joined model locally.
     """
     return message.has_content() and "token" in fields_of(message.content)
+
+
+def _printable(record: _Fields, key: str, default: str | None = None) -> str:
+    text: str = _typed(record, key, str, default=default)
+    # logs show it
+    if not text.isprintable():
+        raise TicketError(
+            f"ticket field {key!r} is {text!r:.100}, wanted printable characters"
+        )
+    return text
+
+
+def _address(record: _Fields) -> str:
+    address = _printable(record, "address", default="")
+    if address:
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise TicketError(f"ticket field 'address': {error}") from error
+    return address
+
+
+def _token(record: _Fields) -> str:
+    token: str = _typed(record, "token", str)
+    # a stream's metadata take nothing else, and the secret is not for a log
+    if not (token.isascii() and token.isprintable()):
+        raise TicketError("ticket field 'token' is not printable ASCII")
+    return token
+
+
+def _authority(record: _Fields, tls: Tls) -> str:
+    authority: str = _typed(record, "authority", str, default="")
+    if authority or tls == "pinned":
+        _check_certificates(authority)
+    return authority
+
+
+def _check_certificates(pem: str) -> None:
+    try:
+        x509.load_pem_x509_certificates(pem.encode())
+    except ValueError as error:
+        raise TicketError(
+            f"ticket field 'authority' holds no PEM certificate: {error}"
+        ) from error
 
 
 def _bits(record: _Fields) -> int:
