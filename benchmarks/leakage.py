@@ -7,9 +7,9 @@
 
 Each run trains both halves in one process, what crosses the cut through a codec and a
 defence. Then an attacker that has the device half and the data of half of the devices
-trains a decoder from features to images, and applies it to images of the other devices.
-Runs that the file already has are not repeated. `docs/results/leakage.md` has the
-numbers.
+learns the way from features to images, by a network or by ridge regression, whichever is
+better, and applies it to images of the other devices. Runs that the file already has are
+not repeated. `docs/results/leakage.md` has the numbers.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ class Run:
     images, guesses : str
         The first eight and their reconstructions, bytes in base 64.
     seconds : float
+    by : str
+        The attack that was used; earlier runs, which do not say it, had the network.
     """
 
     app: str
@@ -156,6 +158,7 @@ class Run:
     images: str
     guesses: str
     seconds: float
+    by: str = "network"
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
@@ -234,8 +237,8 @@ def run(
     )
     print(
         f"{name} {cut_name} {method} seed {seed}: loss {loss:.3f}, accuracy "
-        f"{made.accuracy:.1f} %, {made.uplink_bits:.3f} bits, SSIM {made.ssim:.3f}, "
-        f"{made.seconds:.0f} s",
+        f"{made.accuracy:.1f} %, {made.uplink_bits:.3f} bits, SSIM {made.ssim:.3f} "
+        f"by {made.by}, {made.seconds:.0f} s",
         flush=True,
     )
     return made
@@ -289,6 +292,7 @@ def _numbers(outcome: Reconstruction) -> dict[str, object]:
         "shape": list(outcome.inputs.shape[1:]),
         "images": _bytes_of(outcome.inputs[:PICTURES]),
         "guesses": _bytes_of(outcome.guesses[:PICTURES]),
+        "by": outcome.attack,
     }
 
 
@@ -425,7 +429,8 @@ def main() -> None:
         print(
             f"{run.app:6}{run.cut:8} {run.method:34}{run.seed:2}"
             f"{run.uplink_bits:8.3f} bits{run.accuracy:7.1f} %"
-            f"{run.noisy_accuracy:7.1f} %  MSE {run.mse:.4f} PSNR {run.psnr:5.2f} "
+            f"{run.noisy_accuracy:7.1f} %  {run.by:8}"
+            f"MSE {run.mse:.4f} PSNR {run.psnr:5.2f} "
             f"SSIM {run.ssim:.3f} ({run.trivial_ssim:.3f})  dCor {run.correlation:.2f} "
             f"norm {run.feature_norm:.1f}"
         )

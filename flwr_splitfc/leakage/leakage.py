@@ -1,8 +1,8 @@
 """The command that attacks a run's features, and reports what they give away."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ _ATTACKED = 1000
 _OWN = "run"
 _PRECISION = ("quality", "uplink-bits", "downlink-bits")
 _DESCRIPTION = """\
-Train a network that reconstructs devices' inputs from what the server receives of them,
-on data that the attacker has, and report how close it comes on data that it has not.
+Learn to reconstruct devices' inputs from what the server receives of them, by a network
+and by ridge regression, on data that the attacker has, and report how close the better
+one comes on data that it has not.
 """
 _EPILOG = """\
 One attack proves no safety: another network, more data, or many releases of the same
@@ -126,7 +127,7 @@ def main(options: argparse.Namespace) -> int:
     report.write(options.out)
     print(f"\n{report.text()}")
     print(f"Wrote {options.out / 'index.html'} and leakage.json")
-    return 0
+    return 1 if report.failures else 0
 
 
 def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
@@ -144,8 +145,8 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        The `steps` and the fields of `Scores`; `trivial` has those of the attack that
-        knows no features.
+        The `steps`, the `attack` that was best and the fields of its `Scores`;
+        `trivial` has those of the attack that knows no features.
 
     Raises
     ------
@@ -156,8 +157,12 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     settings = AttackSettings(steps=steps)
     attacker = Attacker(run, _usual_auxiliary(run), _KNOWN, _ATTACKED, settings)
     outcome, _ = attacker.reconstruct(run.codec())
-    trivial = asdict(outcome.trivial)
-    return {"steps": steps, **asdict(outcome.scores), "trivial": trivial}
+    return {
+        "steps": steps,
+        "attack": outcome.attack,
+        **asdict(outcome.scores),
+        "trivial": asdict(outcome.trivial),
+    }
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -175,19 +180,48 @@ def _report(options: argparse.Namespace) -> LeakageReport:
             folder, options.app, model=options.model, load_data=options.load_data
         )
         runs.append(run)
-    rows = []
+    # what is wrong with options or files is found before the first attack
+    plans = [_Plan.of(run, options) for run in runs]
+    rows: list[AttackedCodec] = []
     labels = {}
-    for run in runs:
-        attacker = _attacker(run, options)
-        for name, codec in _codecs(run, options.codecs).items():
-            outcome, bits_per_entry = attacker.reconstruct(codec)
+    # what failed, and why: errors of the app's own code, too
+    failures: dict[str, Exception] = {}
+    for plan in plans:
+        run = plan.attacker.run
+        for name, codec in plan.codecs.items():
             is_own = name == _OWN
             label = _label(run, name if not is_own else codec.name, runs)
-            rows.append(AttackedCodec(label, attacker, is_own, bits_per_entry, outcome))
-            print(f"{label} is attacked", flush=True)
-        if run.is_u_shaped:
-            labels[run.label] = attacker.infer_labels()
-    return LeakageReport(runs[0].app.folder.name, rows, labels)
+            try:
+                outcome, bits = plan.attacker.reconstruct(codec)
+            except Exception as error:
+                failures[f"{label} cannot be attacked"] = error
+            else:
+                attacked = AttackedCodec(label, plan.attacker, is_own, bits, outcome)
+                rows.append(attacked)
+                print(f"{label} is attacked", flush=True)
+        if plan.is_u_shaped:
+            try:
+                labels[run.label] = plan.attacker.infer_labels()
+            except Exception as error:
+                failures[f"{run.label}, labels cannot be inferred"] = error
+    if not rows:
+        raise next(iter(failures.values()))
+    reasons = [f"{what}: {error}" for what, error in failures.items()]
+    return LeakageReport(runs[0].app.folder.name, rows, labels, reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is to be attacked of a run."""
+
+    attacker: Attacker
+    codecs: Mapping[str, CutCodec]
+    is_u_shaped: bool
+
+    @classmethod
+    def of(cls, run: LoadedRun, options: argparse.Namespace) -> "_Plan":
+        codecs = _codecs(run, options.codecs)
+        return cls(_attacker(run, options), codecs, run.is_u_shaped)
 
 
 def _label(run: LoadedRun, codec: str, runs: Sequence[LoadedRun]) -> str:

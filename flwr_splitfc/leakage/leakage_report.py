@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -66,18 +66,18 @@ class _Row:
     name: str
     bits_per_entry: float | None
     scores: Scores
+    attack: str | None = None
     accuracy: float | None = None
     moved_bytes: int | None = None
 
     @classmethod
     def of(cls, codec: AttackedCodec) -> "_Row":
-        scores = codec.outcome.scores
+        outcome = codec.outcome
+        row = cls(codec.name, codec.bits_per_entry, outcome.scores, outcome.attack)
         if not codec.is_own:
-            return cls(codec.name, codec.bits_per_entry, scores)
+            return row
         run = codec.attacker.run
-        return cls(
-            codec.name, codec.bits_per_entry, scores, run.accuracy, run.moved_bytes
-        )
+        return replace(row, accuracy=run.accuracy, moved_bytes=run.moved_bytes)
 
 
 def _has(score: str, rows: Sequence[_Row]) -> bool:
@@ -103,6 +103,7 @@ _COLUMNS: list[Column[_Row]] = [
     Column("accuracy", "accuracy", "{:.1%}".format, shown=_any_has("accuracy")),
     Column("moved_bytes", "MB", megabytes, shown=_any_has("moved_bytes")),
     Column("bits_per_entry", "bits/entry", "{:.3f}".format),
+    Column("attack", "attack", justify="left"),
     _score_column("mse", "MSE", "{:.4f}"),
     _score_column("psnr", "PSNR, dB", "{:.2f}"),
     _score_column("ssim", "SSIM", "{:.3f}"),
@@ -122,11 +123,14 @@ class LeakageReport:
         One or more.
     labels : dict of str to LabelInference
         By run, where devices have the labels.
+    failures : sequence of str
+        What could not be attacked, and why.
     """
 
     app: str
     codecs: Sequence[AttackedCodec]
     labels: Mapping[str, LabelInference]
+    failures: Sequence[str] = ()
 
     @property
     def attacker(self) -> Attacker:
@@ -140,10 +144,10 @@ class LeakageReport:
         write_whole(folder / "index.html", self._page())
 
     def text(self) -> str:
-        """Return the table for a terminal, and what was learned of labels."""
+        """Return the table for a terminal, what was learned of labels, and failures."""
         rows = self._rows()
         table = table_text(terminal_table(shown_columns(_COLUMNS, rows), rows))
-        return "\n".join([table, *self._about_labels()])
+        return "\n".join([table, *self._about_labels(), *self.failures])
 
     def _rows(self) -> list[_Row]:
         rows = [_Row.of(codec) for codec in self.codecs]
@@ -169,6 +173,7 @@ class LeakageReport:
                     "accuracy": row.accuracy,
                     "moved_bytes": row.moved_bytes,
                     "bits_per_entry": row.bits_per_entry,
+                    "attack": row.attack,
                     **asdict(row.scores),
                 }
             )
@@ -184,6 +189,7 @@ class LeakageReport:
             "attack": asdict(attacker.settings),
             "reconstruction": rows,
             "labels": {run: asdict(found) for run, found in self.labels.items()},
+            "failures": list(self.failures),
         }
 
     def _run_configs(self) -> dict[str, object]:
@@ -195,14 +201,14 @@ class LeakageReport:
         page = files(__package__).joinpath("leakage.html").read_text()
         # the look of a comparison
         style = files("flwr_splitfc.compare.report").joinpath("page.css").read_text()
-        labels = "".join(f"<p>{escape(line)}</p>" for line in self._about_labels())
+        lines = [*self._about_labels(), *self.failures]
         return Template(page).substitute(
             title=escape(f"Leakage on {self.app}"),
             about=escape(self.attacker.about),
             caveat=escape(_CAVEAT),
             style=style,
             table=_table(rows, shown_columns(_COLUMNS, rows)),
-            labels=labels,
+            notes="".join(f"<p>{escape(line)}</p>" for line in lines),
             pictures=self._pictures(),
         )
 

@@ -29,12 +29,16 @@ class Releases:
     labels : Tensor of shape (N, ...)
     bits_per_entry : float
         Bits of all payloads over entries of all features.
+    batch : Tensor of shape (N,), optional
+        The number of the batch that each sample was sent in, rising; default: each was
+        sent alone.
     """
 
     features: Tensor
     inputs: Tensor
     labels: Tensor
     bits_per_entry: float
+    batch: Tensor | None = None
 
 
 @torch.no_grad()
@@ -71,14 +75,15 @@ def released(
         If there is no batch, the codec cannot code one, or samples differ in shape.
     """
     sender = _Sender(codec, generator, all_rows)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     count = 0
     for inputs, labels in batches:
         if count >= samples:
             break
         features, link = sender.send(device_half(inputs))
         rows = link.sent_rows(leaves_of(inputs)[0])
-        parts.append((features, rows, link.sent_rows(labels)))
+        batch = torch.full((len(features),), len(parts))
+        parts.append((features, rows, link.sent_rows(labels), batch))
         count += len(features)
     if not parts:
         raise ValueError("there is no batch of samples to look at")
@@ -86,9 +91,9 @@ def released(
         columns = [torch.cat(column)[:samples] for column in zip(*parts, strict=True)]
     except RuntimeError as error:
         raise ValueError(f"samples differ in shape: {error}") from error
-    features, inputs, labels = columns
+    features, inputs, labels, batch = columns
     bits = 8 * sender.payload_bytes / sender.entries
-    return Releases(features, inputs, labels, bits)
+    return Releases(features, inputs, labels, bits, batch)
 
 
 class _Sender:

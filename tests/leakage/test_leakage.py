@@ -9,13 +9,17 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Context
+from torch.nn import functional as F
 
 from flwr_splitfc.command import main
+from flwr_splitfc.vision import load_data
 from tests.apps.server_runs import results_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +52,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="module")
+def u_shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("u") / "run"
+    return make_run(folder, **{"u-shaped": True, "strategy": "split-learning"})
+
+
 def attack(run: Path, out: Path, *options: str) -> dict[str, Any]:
     assert (
         main(
@@ -77,6 +87,9 @@ def test_a_run_is_attacked_through_several_codecs(
     assert list(rows) == ["splitfc", *names]
     assert rows["float32"]["bits_per_entry"] == 32
     assert 0.3 < rows["splitfc:uplink-bits=0.4"]["bits_per_entry"] <= 0.4
+    attacks = {row["attack"] for row in found["reconstruction"][:-1]}
+    assert attacks <= {"ridge", "network", "mean"}
+    assert found["reconstruction"][-1]["attack"] is None
     assert all(0 < row["mse"] < 1 and -1 < row["ssim"] < 1 for row in rows.values())
     # half of three devices is one; the others are attacked
     devices = found["known_devices"] + found["attacked_devices"]
@@ -86,7 +99,9 @@ def test_a_run_is_attacked_through_several_codecs(
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 12 * 5
     assert "the training data of 1 of 3 devices" in page
-    assert "no features: the mean input" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no features: the mean input" in printed
+    assert rows["float32"]["attack"] in printed
 
 
 def test_a_comparison_is_attacked_whole(plain: Path, tmp_path: Path) -> None:
@@ -154,9 +169,8 @@ def test_a_decoupled_run_with_noise_is_attacked(tmp_path: Path) -> None:
     assert attack(run, tmp_path / "out")["attacked_samples"] == 32
 
 
-def test_labels_of_a_u_shaped_run_are_inferred(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", **{"u-shaped": True, "strategy": "split-learning"})
-    found = attack(run, tmp_path / "out", "--auxiliary", "evaluation")
+def test_labels_of_a_u_shaped_run_are_inferred(u_shaped: Path, tmp_path: Path) -> None:
+    found = attack(u_shaped, tmp_path / "out", "--auxiliary", "evaluation")
     assert found["labels"]["run"]["sign"] is None
     assert (
         0
@@ -168,6 +182,67 @@ def test_labels_of_a_u_shaped_run_are_inferred(tmp_path: Path) -> None:
         r"labels inferred: [\d.]+% by clusters",
         (tmp_path / "out" / "index.html").read_text(),
     )
+
+
+def with_class_weights(context: Context) -> list[Any]:
+    """The digits, with a weight for each class as the label."""
+    return [
+        [(x, F.one_hot(y, 10).float()) for x, y in batches]
+        for batches in load_data(context)
+    ]
+
+
+def app_with_another_server(folder: Path) -> Path:
+    """The digits' app, with a ServerApp that is no `SplitServerApp`."""
+    text = (APP / "pyproject.toml").read_text()
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(
+        text.replace("splitmnist.server_app:app", "splitmnist.client_app:app")
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other_labels", "why"),
+    [
+        (True, "labels are torch.float32 of shape (64, 10)"),
+        (False, "splitmnist.client_app:app is no SplitServerApp"),
+    ],
+)
+def test_where_labels_cannot_be_inferred_the_other_attacks_are_reported(
+    other_labels: bool,
+    why: str,
+    plain: Path,
+    u_shaped: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And runs that come after, with the reason, in text, page and numbers."""
+    options = ["--out", str(tmp_path / "out"), *SHORT]
+    if other_labels:
+        options += ["--app", str(APP), "--load-data", f"{__name__}:with_class_weights"]
+    else:
+        options += ["--app", str(app_with_another_server(tmp_path / "app"))]
+    assert main(["leakage", str(u_shaped), str(plain), *options]) == 1
+    found = json.loads((tmp_path / "out" / "leakage.json").read_text())
+    names = [row["codec"] for row in found["reconstruction"]]
+    assert names[:2] == ["run, float32", f"{plain.name}, splitfc"]
+    assert found["labels"] == {}
+    [failure] = found["failures"]
+    assert failure.startswith(f"run, labels cannot be inferred: {why}")
+    assert failure in capsys.readouterr().out
+    assert escape(failure) in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_codec_that_fails_leaves_the_others(plain: Path, tmp_path: Path) -> None:
+    codecs = "splitfc:uplink-bits=0.001,float32"
+    command = ["leakage", str(plain), "--app", str(APP), "--out", str(tmp_path)]
+    assert main([*command, *SHORT, "--codecs", codecs]) == 1
+    found = json.loads((tmp_path / "leakage.json").read_text())
+    first, _ = found["reconstruction"]
+    assert first["codec"] == "float32"
+    [failure] = found["failures"]
+    assert "uplink-bits=0.001 cannot be attacked: uplink_bits=0.001 is too" in failure
 
 
 def test_another_app_names_its_functions(plain: Path, tmp_path: Path) -> None:

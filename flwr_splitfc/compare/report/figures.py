@@ -113,7 +113,7 @@ def _draw_curves(
         _scale(panels, list(values))
     else:
         x_label += _rounds_are(curves)
-    _label(figure, x_label, "accuracy, %")
+    _label(figure, _verbatim(x_label), "accuracy, %")
     _add_legend(figure, curves, looks)
     return figure
 
@@ -282,6 +282,11 @@ def _label(figure: "Figure", x_label: str, y_label: str) -> None:
         figure.supylabel(y_label, fontsize=9)
 
 
+def _verbatim(text: str) -> str:
+    """Return text that matplotlib shows as it is: names of methods are no formulas."""
+    return text.replace("$", r"\$")
+
+
 def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None:
     """Name the methods beside the panels, the best one first."""
     from matplotlib.lines import Line2D
@@ -296,6 +301,7 @@ def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None
         label_of[curve.method] = curve.method if several else curve.label
     order = sorted(best, key=lambda method: -best[method])
     handles = [
-        Line2D([], [], label=label_of[method], **looks[method]) for method in order
+        Line2D([], [], label=_verbatim(label_of[method]), **looks[method])
+        for method in order
     ]
     figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)

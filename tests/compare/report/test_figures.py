@@ -53,6 +53,14 @@ def drawn(outcomes: Outcomes) -> dict[str, Picture]:
     return pictures(curves_of(outcomes, LINK))
 
 
+def test_a_name_is_no_formula() -> None:
+    """Also where matplotlib would not understand it."""
+    name = r"a$\foo$"
+    runs = [finished(name, None, 0, [0.5, 0.8])]
+    picture = pictures(curves_of(runs, LINK))["accuracy-vs-bytes"]
+    assert name in picture.svg
+
+
 def test_a_curve_is_the_mean_over_seeds_against_all_bytes_so_far() -> None:
     runs = [
         finished("a", None, 0, [None, 0.5, 0.8]),
