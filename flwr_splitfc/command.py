@@ -7,6 +7,9 @@ import flwr_splitfc
 from flwr_splitfc.compare import codecs, compare
 from flwr_splitfc.leakage import leakage
 from flwr_splitfc.run import rerun
+from flwr_splitfc.run.complaint import complain
+
+_INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,5 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.further = further
     # for `compare --leakage`; `compare` itself is below `leakage`
     options.attack = leakage.attack
-    status: int = options.command(options)
+    try:
+        status: int = options.command(options)
+    except KeyboardInterrupt:
+        complain("stopped")
+        return _INTERRUPTED
     return status

@@ -227,6 +227,14 @@ class RunSettings:
             config["steps-per-turn"] = self.steps_per_turn
         return ConfigRecord(config)
 
+    def device_settings(self) -> dict[str, str]:
+        """Return what devices train by, but for what else a strategy knows."""
+        return {
+            "learning-rate": str(self.learning_rate),
+            "steps-per-turn": str(self.steps_per_turn),
+            "device-precision": self.device_precision,
+        }
+
     def evaluate_config(self) -> ConfigRecord:
         """Return what `SplitClientApp` reads in a message to evaluate."""
         return ConfigRecord(self._config())

@@ -333,8 +333,11 @@ class SplitServerApp(ServerApp):
         strategy: SplitLearning,
     ) -> "_Run":
         """Make the run that trains the halves."""
+        defence = self.defence or settings.defence()
         # the server half has learned from clipped features
-        clip(device, self.defence or settings.defence())
+        clip(device, defence)
+        strategy.device_settings |= settings.device_settings()
+        strategy.device_settings["defence"] = repr(defence)
         start = partial(
             strategy.start,
             grid,

@@ -7,7 +7,7 @@ and `report` writes what they came to.
 import argparse
 import signal
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,12 @@ def main(options: argparse.Namespace) -> int:
         return _REFUSED
     if options.list:
         return _list(comparison)
-    with held(options.out) as lock:
+    with ExitStack() as held_while_runs_are_made:
+        try:
+            lock = held_while_runs_are_made.enter_context(held(options.out))
+        except ValueError as error:
+            complain(str(error))
+            return _REFUSED
         if lock is None:
             complain(f"another comparison is at work in {options.out}")
             return _REFUSED
@@ -193,7 +198,8 @@ def _attack_missing(
         if outcome.results is None or not folder.device_half.exists():
             continue
         before = outcome.results.get("leakage", {})
-        if before.get("steps") == options.leakage:
+        # before results named the attack, they were of weaker ones
+        if before.get("steps") == options.leakage and "attack" in before:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

@@ -21,9 +21,19 @@ def held(folder: Path) -> Iterator[int | None]:
     ------
     int or None
         The descriptor, for the workers; None if somebody else holds the folder.
+
+    Raises
+    ------
+    ValueError
+        If it is no folder, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder} is no folder to write into: {error}"
+        ) from error
     try:
         yield descriptor if _locked(descriptor) else None
     finally:

@@ -6,8 +6,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import IO
 
-_FILE = ".lock"
-
 logger = getLogger("flwr")
 
 
@@ -16,7 +14,7 @@ class FolderInUse(RuntimeError):
 
 
 @contextmanager
-def held_folder(folder: Path) -> Iterator[None]:
+def held_folder(folder: Path, file_name: str = ".lock") -> Iterator[None]:
     """Keep other runs out of a folder while the block runs.
 
     The system lets go of the lock when the process ends, however it does.
@@ -25,6 +23,8 @@ def held_folder(folder: Path) -> Iterator[None]:
     ----------
     folder : Path
         Made if it is missing.
+    file_name : str (default: ".lock")
+        Of the lock in it: a run may hold a folder for several purposes, each by one.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def held_folder(folder: Path) -> Iterator[None]:
         If another run has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _FILE).open("w") as file:
+    with (folder / file_name).open("w") as file:
         _lock(file, folder)
         yield
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from flwr_splitfc.run.held_folder import FolderInUse, held_folder
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 
+# another one than that of results: both may go into one folder
+_FILE = ".checkpoint.lock"
+
 
 @contextmanager
 def locked(folder: Path | None) -> Iterator[None]:
@@ -25,7 +28,7 @@ def locked(folder: Path | None) -> Iterator[None]:
     with ExitStack() as lock:
         if folder is not None:
             try:
-                lock.enter_context(held_folder(folder))
+                lock.enter_context(held_folder(folder, _FILE))
             except FolderInUse as error:
                 raise CheckpointError(
                     f"another run writes its checkpoint in {folder}: "

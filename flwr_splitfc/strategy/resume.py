@@ -57,10 +57,11 @@ def resume(
 
 
 def _check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    # a version before may have listed fewer
     changed = [
-        f"{key} {before.get(key)!r}, now {value!r}"
+        f"{key} {before[key]!r}, now {value!r}"
         for key, value in now.items()
-        if before.get(key) != value
+        if key in before and before[key] != value
     ]
     if changed:
         raise CheckpointError(f"it is of another run: {', '.join(changed)}")

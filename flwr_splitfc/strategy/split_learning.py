@@ -53,6 +53,7 @@ from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
 from flwr_splitfc.strategy.measured import log_devices, with_totals
+from flwr_splitfc.strategy.optimizer_settings import optimizer_settings
 from flwr_splitfc.strategy.overflow import Overflow, combined
 from flwr_splitfc.strategy.resumable import check_resumable
 from flwr_splitfc.strategy.resume import resume
@@ -107,9 +108,9 @@ class SplitLearning(Strategy):
     model_bits : int or ModelCodec, optional
         Bits per entry of the device half on its way down, of its change on the way up,
         and of its optimizer's state: 2 to 16, or 32 for arrays as they are; a
-        `ModelCodec` has a number for each. Default 6, 5 and 4 where `codec` has a
-        quality; 4, 3 and 3 where it has budgets; and 32 where it is "float32", which
-        compresses nothing. Devices need `model_codec_mod`, as `SplitClientApp` has it;
+        `ModelCodec` has a number for each. Default 4, 3 and 3 where `codec` spends
+        budgets; 32 where it is "float32", which compresses nothing; and 6, 5 and 4
+        otherwise. Devices need `model_codec_mod`, as `SplitClientApp` has it;
         others get and return arrays as they are.
     budgets : callable or sequence of callables, optional
         Rules by which a device's budgets in a round differ from the codec's, one after
@@ -199,6 +200,9 @@ class SplitLearning(Strategy):
     updates : list of Update
         With `record_updates`, the (round, device, step) of each mini-batch, in the
         order in which the server half took them.
+    device_settings : dict of str to str
+        What devices train by, as far as it is known here: with `checkpoint`, a run goes
+        on where that is the same. `SplitServerApp` fills it in.
     ledger : Ledger
         All traffic of the run.
     progress : Progress
@@ -282,6 +286,11 @@ class SplitLearning(Strategy):
             # now, not in each device's turn: an optimizer may be of the original alone
             self.half.copy(seed)
         self.half.record_updates = record_updates
+        # now: training changes a learning rate
+        self._optimizer_settings = optimizer_settings(
+            self.half.optimizer, self.half.scheduler
+        )
+        self.device_settings: dict[str, str] = {}
         self._torch_devices = torch_devices
         self.server_model = self.half.model
         self.shared_server_half = shared_server_half
@@ -503,9 +512,13 @@ class SplitLearning(Strategy):
             "pipeline_depth": str(self.pipeline_depth),
             "merge_steps": str(self.half.merge_steps),
             "replay_steps": str(self.half.replay_steps),
+            "accumulate_steps": str(self.half.accumulate_steps),
+            "max_grad_norm": str(self.half.max_grad_norm),
             "decoupled": str(self.decoupled),
             "send_every": str(self.send_every),
             "seed": str(self._seed),
+            **self._optimizer_settings,
+            **self.device_settings,
         }
 
     def _endpoint(self, on_step: StepListener | None) -> SplitEndpoint:

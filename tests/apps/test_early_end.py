@@ -235,6 +235,19 @@ def test_a_run_leaves_the_results_of_others_alone(tmp_path: Path) -> None:
     assert not same(joined(tmp_path / "results-2"), model)
 
 
+def test_results_and_checkpoint_may_be_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options: dict[str, Any] = {
+        "strategy": "split-learning",
+        "num_rounds": 1,
+        "checkpoint_dir": str(folder),
+    }
+    run(folder, **options)
+    assert {"results.json", "checkpoint.bin"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
 CONFIG = {"seed": 0}
 
 

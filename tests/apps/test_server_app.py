@@ -22,6 +22,7 @@ from flwr_splitfc import (
     SplitClientApp,
     SplitServerApp,
 )
+from flwr_splitfc.strategy import CheckpointError
 from tests.apps.server_runs import (
     CROSS_ENTROPY,
     accuracy,
@@ -546,6 +547,30 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", num_rounds=4, strategy="split-learning")
     assert resumed["payload_digest"] == whole["payload_digest"]
     assert same(joined(tmp_path / "resumed"), joined(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        ({"learning_rate": 1e-4}, "learning-rate '0.01', now '0.0001'"),
+        ({"feature_clip_norm": 1.0}, r"defence .*, now .*clip_norm=1\.0"),
+        ({"feature_clip_norm": 1.0, "feature_noise": 1.0}, r"defence .*noise=1\.0"),
+        ({"nopeek": 0.5}, r"defence .*nopeek=0\.5"),
+        ({"steps_per_turn": 2}, "steps-per-turn '0', now '2'"),
+        ({"device_precision": "bfloat16"}, "device-precision 'float32'"),
+    ],
+)
+def test_a_run_whose_devices_would_train_otherwise_does_not_go_on(
+    now: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "strategy": "split-learning",
+        "learning_rate": 1e-2,
+        "checkpoint_dir": str(tmp_path / "checkpoint"),
+    }
+    run(tmp_path / "first", num_rounds=1, **settings)
+    with pytest.raises(CheckpointError, match=f"of another run: .*{why}"):
+        run(tmp_path / "second", num_rounds=2, **settings | now)
 
 
 @pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])

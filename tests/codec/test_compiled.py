@@ -42,6 +42,24 @@ print(loop(5), len(loop.signatures))
 """
 
 
+FULL = """
+import logging, resource, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from compiled import compiled
+
+@compiled
+def halved(number: int) -> float:
+    return number / 2
+
+@compiled
+def tripled(number: int) -> float:
+    return 3 * halved(number)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as a quota, or a full disk
+print(tripled(4), tripled(5))
+"""
+
+
 def encoded() -> str:
     features = torch.linspace(-1, 2, 600).reshape(20, 30) ** 3
     array, _ = cut_codec("quant-only", uplink_bits=2.0).encode_features(features)
@@ -80,6 +98,16 @@ def printed_without_a_cache(code: str, folder: Path) -> str:
 def test_a_loop_is_compiled_where_no_folder_can_be_written(tmp_path: Path) -> None:
     shutil.copy(PACKAGE / "codec" / "compiled.py", tmp_path)
     assert printed_without_a_cache(LOOP, tmp_path) == "10.0 1"
+
+
+def test_a_loop_is_compiled_where_the_disk_is_full_which_is_said_once(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(PACKAGE / "codec" / "compiled.py", tmp_path)
+    kept = tmp_path / "kept"
+    warning, result = printed(FULL, tmp_path, NUMBA_CACHE_DIR=str(kept)).splitlines()
+    assert f"cannot be kept in {kept}" in warning
+    assert result == "6.0 7.5"
 
 
 @pytest.mark.extended

@@ -337,6 +337,17 @@ def test_two_comparisons_do_not_share_a_folder(
     assert pool.made == []
 
 
+def test_what_is_no_folder_is_refused(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "below"):
+        assert main(["compare", SPLITFC, *APP, "--out", str(out)]) == 2
+        assert f"--out {out} is no folder to write into" in capsys.readouterr().err
+    assert pool.made == []
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

@@ -3,11 +3,15 @@
 import socket
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import torch
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
 from flwr.app import Context, RecordDict
 from torch import nn
 
@@ -137,6 +141,83 @@ def test_files_that_are_none(tmp_path):
         Certificate.from_files(tmp_path / "missing.pem", key)
 
 
+def self_signed(folder: Path, key) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 of a private key, which is its own authority, and the key."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(
+        name,
+        name,
+        key.public_key(),
+        1,
+        now - timedelta(days=1),
+        now + timedelta(days=1),
+    )
+    host = x509.IPAddress(ip_address("127.0.0.1"))
+    made = made.add_extension(x509.SubjectAlternativeName([host]), critical=False)
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    pem = serialization.Encoding.PEM
+    chain, private = folder / "self.pem", folder / "self.key"
+    chain.write_bytes(made.sign(key, digest).public_bytes(pem))
+    plain = serialization.NoEncryption()
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    private.write_bytes(key.private_bytes(pem, pkcs8, plain))
+    return chain, private
+
+
+@pytest.mark.parametrize(
+    "make_key",
+    [
+        partial(rsa.generate_private_key, 65537, 2048),
+        partial(ec.generate_private_key, ec.SECP256R1()),
+        partial(ec.generate_private_key, ec.SECP384R1()),
+    ],
+    ids=["RSA", "P-256", "P-384"],
+)
+def test_keys_with_which_devices_connect(make_key, tmp_path):
+    chain, key = self_signed(tmp_path, make_key())
+    with make_endpoint(
+        certificate=Certificate.from_files(chain, key, chain)
+    ) as endpoint:
+        assert trains(ticket_message(endpoint))
+
+
+@pytest.mark.parametrize(
+    ("make_key", "kind"),
+    [
+        (ed25519.Ed25519PrivateKey.generate, "Ed25519"),
+        (partial(ec.generate_private_key, ec.SECP521R1()), "secp521r1"),
+        (partial(ec.generate_private_key, ec.SECP256K1()), "secp256k1"),
+    ],
+)
+def test_keys_with_which_no_device_connects_are_refused(make_key, kind, tmp_path):
+    chain, key = self_signed(tmp_path, make_key())
+    config = {"split-certificate": str(chain), "split-private-key": str(key)}
+    why = f"^split-certificate, .* is of the kind {kind}, .* wanted RSA, or"
+    with pytest.raises(ValueError, match=why):
+        EndpointConfig.from_run_config(config)
+
+
+def test_what_stands_before_a_pem_is_left_out(tmp_path):
+    files = make_ca(tmp_path, "127.0.0.1")
+    for file in files:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    with make_endpoint(certificate=Certificate.from_files(*files)) as endpoint:
+        assert trains(ticket_message(endpoint))
+
+
+def test_only_where_nobody_listens_another_machine_is_thought_of(tmp_path):
+    hint = "That address is this node's own machine"
+    given = Certificate.from_files(*make_ca(tmp_path, "elsewhere.example"))
+    with make_endpoint(certificate=given) as endpoint:
+        message = ticket_message(endpoint)
+        with pytest.raises(EndpointUnreachable) as reached:
+            trains(message)
+    with pytest.raises(EndpointUnreachable, match=hint):
+        trains(message)
+    assert hint not in str(reached.value)
+
+
 def test_private_keys_and_tokens_are_not_printed():
     with make_endpoint(tls=True) as endpoint:
         ticket = endpoint.issue("train", "0", 1)
@@ -240,6 +321,9 @@ def test_configs_that_cannot_work():
         EndpointConfig(address="a:b:c")
     with pytest.raises(ValueError, match="port is 70000"):
         EndpointConfig(port=70000)
+    for host in ("", "0", "127.1", "*", " 127.0.0.1", "[::1]", "127.0.0.1:80", "a/b"):
+        with pytest.raises(ValueError, match=r"host is .*, wanted an IP address or"):
+            EndpointConfig(host=host)
     with pytest.raises(ValueError, match="tls=False"):
         EndpointConfig(tls=False, certificate=Certificate.for_run())
 
@@ -252,6 +336,13 @@ def test_configs_that_cannot_work():
         ({"split-transport": "pigeon"}, "split-transport: transport is 'pigeon'"),
         ({"split-port": 70000}, "split-port: port is 70000"),
         ({"split-address": "x:99999"}, "split-address: address is 'x:99999'"),
+        ({"split-address": "0.0.0.0"}, "split-address: .* every address of a machine"),
+        ({"split-address": "0.0.0.0:9099"}, "split-address: .* every address of a"),
+        ({"split-address": "::"}, "split-address: .* every address of a machine"),
+        ({"split-address": "[::]:9099"}, "split-address: .* every address of a"),
+        ({"split-address": "ml.example.org/"}, "split-address: .* the name of a host"),
+        ({"split-address": "a b"}, "split-address: .* the name of a host"),
+        ({"split-address": "10.0.0.1 "}, "split-address: .* the name of a host"),
         ({"split-host": "0.0.0.0"}, "split-host: .* listens on every address"),
         ({"split-max-sessions": 0}, "split-max-sessions: max_sessions is 0"),
         ({"split-idle-timeout-s": 0}, "split-idle-timeout-s: idle_timeout_s is 0"),
@@ -325,6 +416,31 @@ def test_a_port_that_is_taken_is_named():
             make_endpoint(port=port),
         ):
             pass
+
+
+@needs_ipv6
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_a_name_of_which_one_address_is_taken_is_refused(taken):
+    """Devices would reach whoever has the other, and both addresses are of localhost."""
+    free = {"127.0.0.1": "::1", "::1": "127.0.0.1"}[taken]
+    with make_endpoint(host=taken) as endpoint:
+        port = int(endpoint.address.rpartition(":")[2])
+        with (
+            pytest.raises(OSError, match=f"cannot listen on localhost:{port}"),
+            make_endpoint(host="localhost", port=port),
+        ):
+            pass
+        # it has let go of the address that it had got
+        with make_endpoint(host=free, port=port) as beside:
+            assert trains(ticket_message(beside))
+
+
+def test_a_name_that_nobody_knows_is_said():
+    with (
+        pytest.raises(OSError, match=r"cannot listen on unknown\.invalid:0"),
+        make_endpoint(host="unknown.invalid"),
+    ):
+        pass
 
 
 def test_whatever_goes_wrong_is_a_split_error():

@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flwr_splitfc import EndpointConfig, Limits
 from flwr_splitfc.command import main
 from tests.processes.flwr_run import FlwrRun
 
@@ -67,9 +71,9 @@ if config.keys() - listed.keys():
     sys.exit("Invalid run configuration.")
 results = Path(config["results-dir"])
 results.mkdir()
-(results / "results.json").write_text(
-    json.dumps({{"run_config": {{**listed, **config}}, "payload_digest": "same"}})
-)
+record = {{"run_config": {{**listed, **config}}, "payload_digest": "same"}}
+outcome = json.loads(os.environ.get("OUTCOME", "{{}}"))
+(results / "results.json").write_text(json.dumps(record | outcome))
 """
 
 
@@ -94,11 +98,19 @@ def strict_flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
 
 
-def rerun(tmp_path: Path, app: Path, config: dict[str, Any]) -> int:
+def first_run(tmp_path: Path, config: dict[str, Any], **outcome: Any) -> Path:
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"run_config": config, "payload_digest": "same"}))
+    record = {"run_config": config, "payload_digest": "same", **outcome}
+    results.write_text(json.dumps(record))
+    return results
+
+
+def rerun(
+    tmp_path: Path, app: Path, config: dict[str, Any], *further: str, **outcome: Any
+) -> int:
+    results = first_run(tmp_path, config, **outcome)
     new = str(tmp_path / "new")
-    return main(["rerun", str(results), str(app), "--results-dir", new])
+    return main(["rerun", str(results), str(app), *further, "--results-dir", new])
 
 
 @pytest.mark.usefixtures("strict_flwr")
@@ -153,6 +165,121 @@ def test_what_is_no_app_is_named(
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert rerun(tmp_path, tmp_path, {}) == 2
     assert "pyproject.toml describes no Flower app: 'tool'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("strict_flwr")
+@pytest.mark.parametrize(
+    ("outcome", "status", "said"),
+    [
+        ({}, 0, "payloads as in the first run"),
+        ({"payload_digest": "other"}, 1, "payloads differ from the first run"),
+        ({"stopped": "at its target"}, 0, "payloads as in the first run"),
+        ({"failed": "no device"}, 1, "failed, and is not compared: no device"),
+        ({"unfinished": True}, 1, "was ended before its last round"),
+    ],
+)
+def test_only_a_repetition_that_ended_is_compared(
+    outcome: dict[str, Any],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OUTCOME", json.dumps(outcome))
+    app = app_that_lists(tmp_path / "app", "")
+    assert rerun(tmp_path, app, {"seed": 3}) == status
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+
+
+def test_a_run_without_a_digest_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of a strategy of Flower's own."""
+    fedavg = {"strategy": "fedavg"}
+    assert rerun(tmp_path, tmp_path, fedavg, payload_digest=None) == 2
+    assert "has no payload_digest" in capsys.readouterr().err
+
+
+DEPLOYED = {
+    "split-host": "0.0.0.0",
+    "split-port": 9099,
+    "split-address": "10.0.0.1",
+    "split-tls": "on",
+    "split-certificate": "/srv/server.crt",
+    "split-private-key": "/srv/server.key",
+    "split-ca-certificate": "/srv/ca.crt",
+    "split-idle-timeout-s": 9.0,
+}
+
+
+@pytest.mark.usefixtures("strict_flwr")
+@pytest.mark.parametrize(
+    ("further", "kept"),
+    [
+        ([], False),
+        (["--federation-config", "num-supernodes=2"], False),
+        (["ours"], True),
+        (["ours", "--federation", "@us/ours"], True),
+    ],
+)
+def test_a_simulation_is_not_served_where_the_first_run_was(
+    further: list[str], kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = app_that_lists(tmp_path / "app", "")
+    assert rerun(tmp_path, app, DEPLOYED, *further) == 0
+    written = json.loads((tmp_path / "new" / "results.json").read_text())
+    config = {key: written["run_config"][key] for key in DEPLOYED}
+    endpoint = EndpointConfig(limits=Limits(idle_timeout_s=9.0))
+    assert (config == DEPLOYED) is kept
+    assert kept or EndpointConfig.from_run_config(config) == endpoint
+    told = "left out of a simulation: split-host, split-port, split-address"
+    assert (told in capsys.readouterr().err) is not kept
+
+
+WAITS = """\
+#!/bin/bash
+echo $$ > "$STARTED.new" && mv "$STARTED.new" "$STARTED"
+exec sleep 1000
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_the_command_ends_what_it_has_started(
+    sent: signal.Signals, tmp_path: Path
+) -> None:
+    app = app_that_lists(tmp_path / "app", "[tool.flwr.app.config]\nresults-dir = ''\n")
+    results = first_run(tmp_path, {})
+    started = tmp_path / "started"
+    flwr = tmp_path / "bin" / "flwr"
+    flwr.parent.mkdir()
+    flwr.write_text(WAITS)
+    flwr.chmod(0o755)
+    code = f"""
+import sys
+from flwr_splitfc.command import main
+sys.executable = {str(flwr.with_name("python"))!r}
+sys.exit(main(["rerun", {str(results)!r}, {str(app)!r}]))
+"""
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "STARTED": str(started)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not started.exists():
+        assert command.poll() is None
+        time.sleep(0.01)
+    command.send_signal(sent)
+    # until the other process, too, has let go of it
+    _, told = command.communicate()
+    assert command.returncode == 130
+    assert told.splitlines()[-1].startswith("flwr-splitfc: stopped")
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
 
 
 @pytest.mark.extended
@@ -223,6 +350,8 @@ def test_results_that_are_there_are_not_overwritten(
     before = results.read_text()
     assert main(["rerun", str(results), "app", "--results-dir", str(tmp_path)]) == 2
     assert "give another --results-dir" in capsys.readouterr().err
+    assert main(["rerun", str(results), "app", "--results-dir", str(results)]) == 2
+    assert f"--results-dir {results} is no folder" in capsys.readouterr().err
     assert results.read_text() == before
 
 
@@ -240,9 +369,23 @@ def test_what_no_repetition_can_do_alike_is_said(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps({"run_config": config}))
-    new = tmp_path / "new"
     # there is no app, so nothing is run
-    main(["rerun", str(results), str(tmp_path), "--results-dir", str(new)])
+    rerun(tmp_path, tmp_path, config)
+    assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        ({"failed": "no device came"}, "the run failed: no device came"),
+        ({"unfinished": True}, "the run was ended before its last round"),
+    ],
+)
+def test_a_first_run_that_did_not_end_is_said(
+    outcome: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rerun(tmp_path, tmp_path, {}, **outcome)
     assert why in capsys.readouterr().err

@@ -102,13 +102,16 @@ def load_data(context: Any) -> tuple[list[Any], list[Any]]:
 
 
 def make(
-    folder: Path | None, devices: Strategy | None = None, **options: Any
+    folder: Path | None,
+    devices: Strategy | None = None,
+    optimizer: Any = ADAM,
+    **options: Any,
 ) -> SplitLearning:
     devices = devices or RoundRobin(min_available_nodes=3, fraction_evaluate=0.0)
     return SplitLearning(
         seeded(ServerHalf),
         nn.CrossEntropyLoss(),
-        ADAM,
+        optimizer,
         device="cpu",
         devices=devices,
         checkpoint=folder,
@@ -267,6 +270,67 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="does not fit this run"):
         run(other, 2)
+
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+STEPS = partial(torch.optim.lr_scheduler.StepLR, step_size=2)
+
+
+def in_two_groups(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first]}, {"params": others, "lr": 0.2}], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "why"),
+    [
+        (
+            {},
+            {"optimizer": partial(ADAM, lr=1e-4)},
+            "optimizer's lr '0.01', now '0.0001'",
+        ),
+        ({}, {"optimizer": SGD}, "optimizer 'Adam', now 'SGD'"),
+        (
+            {"optimizer": torch.optim.Adam},
+            {"optimizer": partial(torch.optim.AdamW, weight_decay=0.1)},
+            "weight_decay '0', now '0.1'",
+        ),
+        (
+            {"optimizer": SGD},
+            {"optimizer": partial(SGD, momentum=0.9)},
+            "'0', now '0.9'",
+        ),
+        ({"optimizer": SGD}, {"optimizer": in_two_groups}, "lr '0.1', now '0.1, 0.2'"),
+        ({}, {"scheduler": STEPS}, "scheduler 'none', now 'StepLR'"),
+        (
+            {"scheduler": STEPS},
+            {"scheduler": partial(STEPS, step_size=3)},
+            "scheduler's step_size '2', now '3'",
+        ),
+        ({}, {"max_grad_norm": 1.0}, "max_grad_norm 'None', now '1.0'"),
+        ({}, {"accumulate_steps": 2}, "accumulate_steps '1', now '2'"),
+    ],
+)
+def test_a_run_whose_server_half_would_train_otherwise_is_another(
+    before: dict[str, Any], now: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    run(make(tmp_path, **before), 1)
+    run(make(tmp_path, **before), 2)  # a scheduler has moved the rate by now
+    with pytest.raises(CheckpointError, match=f"of another run: .*{why}"):
+        run(make(tmp_path, **now), 3)
+
+
+def test_a_checkpoint_that_lists_fewer_settings_is_gone_on_from(tmp_path: Path) -> None:
+    """As those of versions before this one do."""
+    run(make(tmp_path), 1)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    settings = state["settings"]
+    state["settings"] = {k: v for k, v in settings.items() if "optimizer's" not in k}
+    save_checkpoint(tmp_path, state)
+    got, _ = run(make(tmp_path), 2)
+    wanted, _ = run(make(None), 2)
+    assert same(got, wanted)
 
 
 class Pwned:

@@ -17,7 +17,8 @@ def open_channel(
     tls : "off", "pinned" or "verified"
         See `Ticket`.
     authority : bytes
-        A certificate in PEM; if empty, the ones that this system trusts.
+        A certificate in PEM; if empty, those that come with gRPC, or in the file that
+        ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names. The system's store is neither.
     options : list of (str, int or str)
         gRPC's own.
     """

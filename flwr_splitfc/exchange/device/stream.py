@@ -45,6 +45,8 @@ logger = getLogger("flwr")
 _Result = TypeVar("_Result")
 
 _FULL = grpc.StatusCode.UNAVAILABLE
+# gRPC's words where nobody listens
+_NOBODY = "Failed to connect to remote host"
 
 
 class Stream:
@@ -279,14 +281,20 @@ class Stream:
             return EndpointUnreachable(
                 f"{what}; what listens there is no split endpoint"
             )
-        host, _ = split_address(self.address)
-        if self.reconnects < 0 and is_loopback(host):
+        if self.reconnects < 0 and self._is_elsewhere(error):
             what += (
                 ". That address is this node's own machine: where the ServerApp runs "
                 "on another one, tell its strategy host and address "
                 "(run-config: split-host, split-address)"
             )
         return EndpointUnreachable(f"{what} ({code.name})")
+
+    def _is_elsewhere(self, error: grpc.RpcError) -> bool:
+        """Whether the endpoint is perhaps on another machine than this address says."""
+        host, _ = split_address(self.address)
+        # where TLS fails, somebody was reached who has another certificate
+        was_reached = self.ticket.tls != "off" and _NOBODY not in str(error.details())
+        return is_loopback(host) and not was_reached
 
 
 def _overridden(address: str, by: str) -> str:

@@ -68,6 +68,15 @@ def join_address(host: str, port: int) -> str:
     return f"{host}:{port}"
 
 
+def is_ip(host: str) -> bool:
+    """Whether `host` is an IP address, and no name.
+
+    >>> is_ip("::1"), is_ip("localhost")
+    (True, False)
+    """
+    return _ip_of(host) is not None
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`.
 

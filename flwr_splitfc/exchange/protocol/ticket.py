@@ -65,8 +65,8 @@ class Ticket:
         How the endpoint proves itself: not at all; by its own certificate, which is
         `authority`; by a certificate for the address's host.
     authority : str
-        A certificate in PEM; if empty, "verified" goes by what the device's system
-        trusts.
+        A certificate in PEM; if empty, "verified" goes by the authorities that come
+        with gRPC, or those in the file that it is told of on the device.
     reconnect_timeout_s : float
         How many seconds the device tries to reconnect when the connection breaks.
     state_bits : int

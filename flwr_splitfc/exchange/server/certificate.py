@@ -1,5 +1,6 @@
 """The certificate by which the split endpoint proves itself to devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificatePublicKeyTypes,
+    PrivateKeyTypes,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flwr_splitfc.exchange.protocol.tls import PINNED_NAME
@@ -17,6 +21,9 @@ from flwr_splitfc.exchange.protocol.tls import PINNED_NAME
 # server's nor a device's. The end is X.509's own for none.
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+# with others gRPC listens, and no device's handshake succeeds, or it does not listen
+_CURVES = (ec.SECP256R1, ec.SECP384R1)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class Certificate:
     private_key : bytes
         Never logged, printed or sent.
     authority : bytes, optional
-        What devices check the chain with; default: what their systems trust.
+        What devices check the chain with; default: the authorities that come with
+        gRPC, or those in the file that its variable
+        ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names on the device.
     """
 
     chain: bytes
@@ -49,24 +58,23 @@ class Certificate:
         Raises
         ------
         ValueError
-            If a file holds no PEM of its kind, or the key is not the certificate's.
+            If a file holds no PEM of its kind, or the key is not the certificate's, or
+            of a kind with which devices cannot connect.
         OSError
             If a file cannot be read.
         """
-        certificate = cls(
-            chain=Path(chain).read_bytes(),
-            private_key=Path(private_key).read_bytes(),
-            authority=Path(authority).read_bytes() if authority else b"",
-        )
-        leaf = _load_certificate(certificate.chain, chain)
-        key = _load_private_key(certificate.private_key, private_key)
-        if key.public_key() != leaf.public_key():
+        certificates = _read_certificates(chain)
+        key = _read_private_key(private_key)
+        authorities = _read_certificates(authority) if authority else []
+        public_key = certificates[0].public_key()
+        if key.public_key() != public_key:
             raise ValueError(
                 f"{private_key} is not the key of the certificate in {chain}"
             )
-        if authority:
-            _load_certificate(certificate.authority, authority)
-        return certificate
+        _check_kind(public_key, chain)
+        # as they were read: gRPC refuses what may stand before a PEM, such as a mark
+        # of the byte order
+        return cls(_pem_of(certificates), _pem_of_key(key), _pem_of(authorities))
 
     @classmethod
     def for_run(cls) -> "Certificate":
@@ -76,29 +84,51 @@ class Certificate:
         """
         key = ec.generate_private_key(ec.SECP256R1())
         chain = _self_signed(key).public_bytes(serialization.Encoding.PEM)
-        private_key = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        return cls(chain, private_key, authority=chain)
+        return cls(chain, _pem_of_key(key), authority=chain)
 
 
-def _load_certificate(pem: bytes, path: str | Path) -> x509.Certificate:
-    """Return the first certificate of a file, the server's own in a chain."""
+def _read_certificates(path: str | Path) -> list[x509.Certificate]:
+    """Return a file's certificates; the server's own is the first of a chain."""
     try:
-        return x509.load_pem_x509_certificates(pem)[0]
-    except (ValueError, IndexError) as error:
+        return x509.load_pem_x509_certificates(Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} holds no PEM certificate: {error}") from error
 
 
-def _load_private_key(pem: bytes, path: str | Path) -> PrivateKeyTypes:
+def _read_private_key(path: str | Path) -> PrivateKeyTypes:
     try:
-        return serialization.load_pem_private_key(pem, password=None)
+        return serialization.load_pem_private_key(Path(path).read_bytes(), None)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} holds no PEM private key without a password: {error}"
         ) from error
+
+
+def _check_kind(key: CertificatePublicKeyTypes, path: str | Path) -> None:
+    if isinstance(key, rsa.RSAPublicKey):
+        return
+    kind = type(key).__name__.removesuffix("PublicKey")
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if isinstance(key.curve, _CURVES):
+            return
+        kind = key.curve.name
+    raise ValueError(
+        f"the key of the certificate in {path} is of the kind {kind}, with which "
+        "devices cannot connect: wanted RSA, or an elliptic curve, P-256 or P-384"
+    )
+
+
+def _pem_of(certificates: Sequence[x509.Certificate]) -> bytes:
+    encoding = serialization.Encoding.PEM
+    return b"".join(each.public_bytes(encoding) for each in certificates)
+
+
+def _pem_of_key(key: PrivateKeyTypes) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

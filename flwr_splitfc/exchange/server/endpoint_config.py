@@ -1,11 +1,13 @@
 """Where the split endpoint listens, how devices reach it, and what it grants them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Final, Literal, TypeVar, get_args, get_type_hints
 
 from flwr_splitfc.exchange.protocol.address import (
+    is_ip,
     is_loopback,
     is_wildcard,
     split_address,
@@ -27,6 +29,7 @@ Transport = Literal["stream", "messages"]
 Made = TypeVar("Made", "EndpointConfig", Limits)
 
 _PREFIX = "split-"
+_NAME = re.compile(r"[\w.-]+")  # of a host
 _TLS: Final[Mapping[Scalar, bool | None]] = {"auto": None, "on": True, "off": False}
 
 
@@ -84,8 +87,9 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}, wanted 0 (any free one) to 65535")
+        _check_host("host", self.host)
         if self.address:
-            split_address(self.address)
+            _check_address(self.address)
         elif is_wildcard(self.host):
             raise ValueError(
                 f"host {self.host!r} listens on every address of this machine: "
@@ -143,6 +147,29 @@ class EndpointConfig:
         if self.address:
             hosts.append(split_address(self.address)[0])
         return not all(is_loopback(host) for host in hosts)
+
+
+def _check_address(address: str) -> None:
+    """Refuse what no device could connect to."""
+    host, _ = split_address(address)
+    _check_host("address", host)
+    if is_wildcard(host):
+        raise ValueError(
+            f"address is {address!r}, which stands for every address of a machine: "
+            "wanted the one by which devices reach it"
+        )
+
+
+def _check_host(name: str, host: str) -> None:
+    """Refuse what is neither an IP address nor the name of a host."""
+    if is_ip(host):
+        return
+    # "0" and "127.1" are IP addresses to some systems alone
+    last_label = host.rpartition(".")[2]
+    if not _NAME.fullmatch(host) or last_label.isdecimal():
+        raise ValueError(
+            f"{name} is {host!r}, wanted an IP address or the name of a host"
+        )
 
 
 def _read_tls(value: Scalar) -> bool | None:

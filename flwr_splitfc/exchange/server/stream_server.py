@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from logging import getLogger
+from socket import AF_INET, AF_INET6, SOCK_STREAM, getaddrinfo, socket
 from typing import TypeAlias
 
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.address import join_address, split_address
+from flwr_splitfc.exchange.protocol.address import is_ip, join_address, split_address
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
@@ -89,7 +90,13 @@ class StreamServer:
             If it cannot listen there.
         """
         server = _grpc_server(self._config, self._handler)
-        self._port = self._listen(server)
+        try:
+            self._port = self._listen(server)
+        except OSError:
+            # it may have one of the host's addresses, and lets go of it when it ends
+            server.start()
+            server.stop(None).wait()
+            raise
         server.start()
         self._server = server
         self._log_start()
@@ -101,19 +108,28 @@ class StreamServer:
             self._server = None
 
     def _listen(self, server: grpc.Server) -> int:
-        wanted = join_address(self._config.host, self._config.port)
+        """Listen on every address of the host, at one port, and return it."""
+        credentials = self._credentials()
+        port = self._config.port
         try:
-            if not self._config.encrypted:
-                return int(server.add_insecure_port(wanted))
-            if self.certificate is None:
-                self.certificate = Certificate.for_run()
-            credentials = server_credentials(self.certificate)
-            return int(server.add_secure_port(wanted, credentials))
-        except RuntimeError as error:
+            for address in _addresses_of(self._config.host):
+                # where any port will do, the first address decides
+                port = _add_port(server, join_address(address, port), credentials)
+        except (OSError, RuntimeError) as error:
+            wanted = join_address(self._config.host, port)
             raise OSError(
                 f"the split endpoint cannot listen on {wanted}: "
                 "is the port taken, the host here?"
             ) from error
+        return port
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        """Return what it proves itself with; None in plaintext."""
+        if not self._config.encrypted:
+            return None
+        if self.certificate is None:
+            self.certificate = Certificate.for_run()
+        return server_credentials(self.certificate)
 
     def _log_start(self) -> None:
         logger.info(
@@ -128,6 +144,52 @@ class StreamServer:
                 "Features, gradients and tokens cross the network in plaintext, "
                 "as tls=False asks for"
             )
+
+
+def _addresses_of(host: str) -> list[str]:
+    """Return a name's addresses on this machine; an address is itself.
+
+    gRPC listens on those of a name that it gets, and is content with one: devices would
+    reach whoever has the others.
+
+    Raises
+    ------
+    OSError
+        If the name is unknown, or no address of it is here.
+    """
+    if is_ip(host):
+        return [host]
+    # gRPC knows this name as both, whatever the system says
+    addresses = ["127.0.0.1", "::1"] if host.lower() == "localhost" else _found(host)
+    here = [address for address in addresses if _is_here(address)]
+    if not here:
+        raise OSError(f"no address of {host} is here")
+    return here
+
+
+def _found(host: str) -> list[str]:
+    found = getaddrinfo(host, None, type=SOCK_STREAM)
+    # a name may stand in several lines of /etc/hosts
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+def _is_here(address: str) -> bool:
+    family = AF_INET6 if ":" in address else AF_INET
+    try:
+        with socket(family, SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        # as ::1 of localhost, where there is no IPv6
+        return False
+    return True
+
+
+def _add_port(
+    server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    if credentials is None:
+        return int(server.add_insecure_port(address))
+    return int(server.add_secure_port(address, credentials))
 
 
 def _grpc_server(config: EndpointConfig, handler: StreamHandler) -> grpc.Server:
