@@ -256,9 +256,12 @@ def test_what_ends_the_command_ends_what_it_has_started(
     flwr.parent.mkdir()
     flwr.write_text(WAITS)
     flwr.chmod(0o755)
+    # a shell that runs tests in the background has them ignore Ctrl-C
     code = f"""
+import signal
 import sys
 from flwr_splitfc.command import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.executable = {str(flwr.with_name("python"))!r}
 sys.exit(main(["rerun", {str(results)!r}, {str(app)!r}]))
 """
@@ -274,7 +277,7 @@ sys.exit(main(["rerun", {str(results)!r}, {str(app)!r}]))
         time.sleep(0.01)
     command.send_signal(sent)
     # until the other process, too, has let go of it
-    _, told = command.communicate()
+    _, told = command.communicate(timeout=60)
     assert command.returncode == 130
     assert told.splitlines()[-1].startswith("flwr-splitfc: stopped")
     assert "Traceback" not in told
