@@ -5,6 +5,7 @@ from torch import Tensor
 from flwr_splitfc.batches import counted_labels
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.model.torch_losses import ignored_label
 
 
 def accuracy(outputs: Structure, labels: Tensor) -> dict[str, float]:
@@ -46,9 +47,8 @@ def _are_scores(outputs: Structure, labels: Tensor) -> bool:
 
 
 def _counted(loss_fn: LossFn | None, scores: Tensor, labels: Tensor) -> Tensor:
-    ignored = getattr(loss_fn, "ignore_index", -100)
     # a byte would be compared with the lowest byte of -100
-    return counted_labels(scores, labels) & (labels.long() != ignored)
+    return counted_labels(scores, labels) & (labels.long() != ignored_label(loss_fn))
 
 
 def labels_that_count(

@@ -1,6 +1,7 @@
 """What `SplitClientApp` takes from a user's functions, and from a strategy's messages."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -242,10 +243,15 @@ def test_evaluation_is_over_the_labels_that_count(transport: Any) -> None:
         assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize(
+    "loss_fn_of", [nn.CrossEntropyLoss, partial(partial, nn.functional.cross_entropy)]
+)
 @pytest.mark.parametrize("ignored", [255, 0])
-def test_evaluation_leaves_out_what_the_loss_ignores(ignored: int) -> None:
+def test_evaluation_leaves_out_what_the_loss_ignores(
+    ignored: int, loss_fn_of: Callable[..., Any]
+) -> None:
     """A mark that is no class, or one of the classes; training means over the same."""
-    loss_fn = nn.CrossEntropyLoss(ignore_index=ignored)
+    loss_fn = loss_fn_of(ignore_index=ignored)
     few, none = Y.clone(), torch.full_like(Y, ignored)
     few[3:] = ignored
     data = [(X, few), (X, none), DATA[1]]

@@ -63,6 +63,7 @@ LOSSES = (
     nn.functional.soft_margin_loss,
     nn.functional.hinge_embedding_loss,
 )
+IGNORES_255 = partial(nn.functional.cross_entropy, ignore_index=255)
 PROBABILITIES = torch.full((16, CLASSES, PLACES), 1 / CLASSES)
 SOME_IGNORED = classes().where(classes() > 0, -100)
 
@@ -72,6 +73,7 @@ SOME_IGNORED = classes().where(classes() > 0, -100)
     [
         (Places, CROSS_ENTROPY, classes()),
         (Places, CROSS_ENTROPY, SOME_IGNORED),
+        (Places, IGNORES_255, classes().where(classes() > 0, 255)),
         (Places, CROSS_ENTROPY, PROBABILITIES),
         *((numbers, loss_fn, targets()) for loss_fn in LOSSES),
         (numbers, nn.BCEWithLogitsLoss(), targets().sigmoid()),
@@ -121,6 +123,7 @@ BOTH_SHAPES = r"\(16,\), the outputs \(16, 2\)"
     ("half", "loss_fn", "labels", "error", "match"),
     [
         (Places, CROSS_ENTROPY, BEYOND_CLASSES, LabelsRefused, "5 is out of range"),
+        (Places, IGNORES_255, BEYOND_CLASSES, LabelsRefused, "5 is out of range"),
         (Places, CROSS_ENTROPY, classes()[:, :-1], LabelsRefused, r"\(16, 5\)"),
         (Places, CROSS_ENTROPY, classes()[:-1], LabelsRefused, "wanted 16 rows"),
         (Places, CROSS_ENTROPY, classes()[:, 0], LabelsRefused, r"\(16,\)"),

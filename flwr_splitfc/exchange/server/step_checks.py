@@ -1,7 +1,6 @@
 """Checks of a training step, made before it is applied."""
 
 from collections.abc import Sequence
-from functools import partial
 from math import hypot, isfinite
 
 import torch
@@ -10,6 +9,11 @@ from torch import Tensor, nn
 from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefused
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of
+from flwr_splitfc.model.torch_losses import (
+    broadcasts,
+    ignored_label,
+    takes_class_indices,
+)
 
 MOST_NORM = 1e18
 """An optimizer squares it in float32, which ends at 3.4e38."""
@@ -18,30 +22,6 @@ MOST_NEXT_NORM = 1e12
 """The same with room for features of up to 1,000, which may come into it twice."""
 
 _CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CLASS_INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
-_CLASS_INDEX_FUNCTIONS = (nn.functional.cross_entropy, nn.functional.nll_loss)
-_BROADCASTING_LOSSES = (
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-    nn.PoissonNLLLoss,
-    nn.KLDivLoss,
-    nn.MultiLabelSoftMarginLoss,
-    nn.SoftMarginLoss,
-    nn.HingeEmbeddingLoss,
-)
-_BROADCASTING_FUNCTIONS = (
-    nn.functional.mse_loss,
-    nn.functional.l1_loss,
-    nn.functional.smooth_l1_loss,
-    nn.functional.huber_loss,
-    nn.functional.poisson_nll_loss,
-    nn.functional.kl_div,
-    nn.functional.multilabel_soft_margin_loss,
-    nn.functional.soft_margin_loss,
-    nn.functional.hinge_embedding_loss,
-)
 
 
 def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
@@ -59,23 +39,10 @@ def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
     ------
     LabelsRefused
     """
-    if _takes_class_indices(loss_fn) and not labels.is_floating_point():
+    if takes_class_indices(loss_fn) and not labels.is_floating_point():
         _check_class_indices(loss_fn, outputs, labels)
-    if _broadcasts(loss_fn):
+    if broadcasts(loss_fn):
         _check_same_shape(outputs, labels)
-
-
-def _takes_class_indices(loss_fn: LossFn) -> bool:
-    if isinstance(loss_fn, _CLASS_INDEX_LOSSES):
-        return True
-    return loss_fn in _CLASS_INDEX_FUNCTIONS
-
-
-def _broadcasts(loss_fn: LossFn) -> bool:
-    if isinstance(loss_fn, _BROADCASTING_LOSSES):
-        return True
-    function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
-    return function in _BROADCASTING_FUNCTIONS
 
 
 def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
@@ -86,7 +53,7 @@ def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> No
     least, greatest = labels.aminmax()
     if least.item() >= 0 and greatest.item() < classes:
         return
-    counted = labels != getattr(loss_fn, "ignore_index", -100)
+    counted = labels != ignored_label(loss_fn)
     out_of_range = (labels < 0) | (labels >= classes)
     wrong = labels[counted & out_of_range]
     if len(wrong):
