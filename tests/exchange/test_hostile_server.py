@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from flwr_splitfc import PayloadError, connect, cut_codec, model_codec_mod
 from flwr_splitfc.codec.format.label_header import LabelHeader, pack_label_header
-from flwr_splitfc.exchange import ProtocolError, SplitEndpoint, TicketError
+from flwr_splitfc.exchange import ProtocolError, SplitEndpoint, SplitError, TicketError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import (
     FREE_ENTRIES,
@@ -34,13 +34,15 @@ A_FIELD_OF_255_BYTES_THAT_ENDS = b"\x12\xff\x01"
 
 
 @contextmanager
-def serving(*answers: bytes) -> Iterator[str]:
+def serving(*answers: bytes, last_words: str = "") -> Iterator[str]:
     """Answer each session with the same frames; yield the address."""
 
     def serve(frames, context):
         for answer in answers:
             next(frames)
             yield answer
+        if last_words:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, last_words)
 
     service, method = SESSION_METHOD.strip("/").split("/")
     handler = grpc.stream_stream_rpc_method_handler(serve)
@@ -69,6 +71,28 @@ def test_bytes_that_are_no_frame(answers):
             connect(message) as session,
         ):
             session.loss(seeded(DeviceHalf)(x), y)
+
+
+OBEYED = "fine\x1b[2J\nINFO : fine"
+REFUSAL = pb.ServerFrame(refused=pb.Refused(detail=OBEYED)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("answers", "last_words"), [((REFUSAL,), ""), ((OPENED, REFUSAL), ""), ((), OBEYED)]
+)
+def test_what_a_server_tells_is_no_text_that_a_terminal_obeys(answers, last_words):
+    ((x, y),) = batches(1)
+    with (
+        make_endpoint() as endpoint,
+        serving(*answers, last_words=last_words) as address,
+    ):
+        message = ticket_message(endpoint, address=address)
+        with (
+            pytest.raises(SplitError, match=r"fine\\x1b\[2J\\nINFO") as error,
+            connect(message) as session,
+        ):
+            session.loss(seeded(DeviceHalf)(x), y)
+    assert str(error.value).isprintable()
 
 
 # -- tickets that no server issues

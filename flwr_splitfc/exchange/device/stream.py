@@ -28,6 +28,7 @@ from flwr_splitfc.exchange.protocol.address import (
 )
 from flwr_splitfc.exchange.protocol.rpc import NONCE_BYTES
 from flwr_splitfc.exchange.protocol.split_errors import (
+    MOST_DETAIL_CHARACTERS,
     EndpointUnreachable,
     LimitExceeded,
     ProtocolError,
@@ -36,6 +37,7 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     error_from,
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.exchange.protocol.told_text import one_line
 
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0
@@ -274,7 +276,8 @@ class Stream:
         if cancelled:
             return SessionCancelled("the server is gone")
         code = error.code()
-        what = f"split endpoint at {self.address}: {error.details()}"
+        details = one_line(str(error.details()), MOST_DETAIL_CHARACTERS)
+        what = f"split endpoint at {self.address}: {details}"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return LimitExceeded(what)
         if code is grpc.StatusCode.UNIMPLEMENTED:

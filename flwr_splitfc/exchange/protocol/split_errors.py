@@ -5,6 +5,10 @@ the wire; the device raises the same class again.
 """
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.told_text import one_line
+
+MOST_DETAIL_CHARACTERS = 1000
+"""Of a refusal; clients take 8 KiB of metadata."""
 
 
 class SplitError(RuntimeError):
@@ -113,4 +117,4 @@ def error_from(refused: pb.Refused) -> SplitError:
     An unknown reason, of a later version, gives a plain `SplitError`.
     """
     error = _BY_REASON.get(refused.reason, SplitError)
-    return error(refused.detail)
+    return error(one_line(refused.detail, MOST_DETAIL_CHARACTERS))

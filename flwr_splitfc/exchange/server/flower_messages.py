@@ -7,7 +7,7 @@ from flwr.app import Error, Message, MetricRecord
 from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.told_text import INDENT, indented, one_line
+from flwr_splitfc.exchange.protocol.told_text import INDENT, indented, one_line
 from flwr_splitfc.exchange.server.traffic import Traffic
 
 _PURPOSES: dict[str, Purpose] = {"train": "train", "evaluate": "evaluate"}

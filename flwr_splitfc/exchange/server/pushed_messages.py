@@ -13,9 +13,9 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import BudgetError
+from flwr_splitfc.exchange.protocol.told_text import one_line
 from flwr_splitfc.exchange.server.flower_messages import UNREADABLE, error_reply
 from flwr_splitfc.exchange.server.polling_pace import PollingPace
-from flwr_splitfc.exchange.server.told_text import one_line
 
 _LOOK_S = 0.1  # a SuperLink answers about twenty pulls in it
 

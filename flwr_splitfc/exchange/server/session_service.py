@@ -10,6 +10,7 @@ import grpc
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.split_errors import (
+    MOST_DETAIL_CHARACTERS,
     ProtocolError,
     SessionCancelled,
     SplitError,
@@ -27,8 +28,6 @@ from flwr_splitfc.exchange.server.step_workers import StepWorkers
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
 _MOST_OPEN_BYTES = 1024
-# of a refusal; clients take 8 KiB of metadata
-_MOST_DETAIL_CHARACTERS = 1000
 # of connections that are of no session, or a stranger could fill a disk
 _MOST_STRANGERS_LINES = 10
 _STRANGERS_WINDOW_S = 10.0
@@ -274,7 +273,7 @@ def _opened(
 def _refused(refusal: SplitError) -> pb.ServerFrame:
     refused = pb.Refused(
         reason=refusal.reason,  # type: ignore[arg-type]
-        detail=str(refusal)[:_MOST_DETAIL_CHARACTERS],
+        detail=str(refusal)[:MOST_DETAIL_CHARACTERS],
     )
     return pb.ServerFrame(refused=refused)
 

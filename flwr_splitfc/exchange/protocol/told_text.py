@@ -1,4 +1,4 @@
-"""Texts that devices tell, before they reach a log, a table or a file."""
+"""Texts that the other side tells, before they reach a log, a table or a file."""
 
 _MOST_LINES = 100
 
@@ -20,7 +20,7 @@ def one_line(text: str, most: int) -> str:
     >>> one_line("broke\n\x1b[2J", most=20)
     'broke\\n\\x1b[2J'
     """
-    # before it is escaped, which makes it longer: a device may tell megabytes
+    # before it is escaped, which makes it longer: a peer may tell megabytes
     escaped = "".join(_escaped(character) for character in text[-most:])
     return escaped[-most:]
 
