@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from flwr_splitfc.apps.accuracy import accuracy, accuracy_beside, labels_that_count
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.client_turn_by_messages import ClientTurnByMessages, first_arrays
-from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.factories import MakeModel, check_factories, make_half, tail_of
 from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
@@ -23,6 +24,7 @@ from flwr_splitfc.apps.turn_seed import turn_seed
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
+from flwr_splitfc.exchange.device.optimizer_state import leaves_state
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches
 from flwr_splitfc.exchange.device.session import Session, own_address
 from flwr_splitfc.exchange.device.stream import Stream
@@ -102,6 +104,8 @@ class SplitClientApp(ClientApp):
     mods, train_mods : list, optional
         Flower's mods, around training and evaluation, and around training alone. Those
         that want a model in each reply, as for differential privacy, are `train_mods`.
+        With Flower's `LocalDpMod`, and an optimizer that has state, the strategy has to
+        be one with ``optimizer_state="fresh"``: that state tells what the mod hides.
 
     Notes
     -----
@@ -143,6 +147,10 @@ class SplitClientApp(ClientApp):
         check_factory("model", model, "model()", "the class of the device half")
         check_optimizer(optimizer)
         check_function("load_data", load_data, "load_data(context)")
+        check_factories(server_model=server_model, tail=tail, auxiliary=auxiliary)
+        if loss_fn is not None:
+            check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
+        check_function("metrics_fn", metrics_fn, "metrics_fn(outputs, labels)")
         # the first, so that the others see whole models
         super().__init__(mods=[model_codec_mod])
         self.model = model
@@ -155,6 +163,9 @@ class SplitClientApp(ClientApp):
         self.defence = defence
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
+        self._is_private = any(
+            isinstance(mod, LocalDpMod) for mod in [*mods, *train_mods]
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         super().train(mods=[*mods, *train_mods])(self._train)
         super().evaluate(mods=list(mods))(self._evaluate)
@@ -166,6 +177,8 @@ class SplitClientApp(ClientApp):
         model.train()
         batches = batches_for("train", self.load_data(context))
         optimizer = self._optimizer_of(model, config.learning_rate)
+        if self._is_private:
+            _check_private(message, optimizer)
         proximal = ProximalTerm(model, config.proximal_mu)
         with self._turn(message, context, model, optimizer) as turn:
             drawn = turn.batches(batches, config.steps_per_turn)
@@ -347,6 +360,19 @@ class SplitClientApp(ClientApp):
         metrics = metrics_of("metrics_fn(outputs, labels)", returned)
         # which labels another function leaves out, nobody knows
         turn.add(metrics, len(y))
+
+
+def _check_private(message: Message, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse to send, beside a noisy device half, what tells its gradient exactly."""
+    if not has_ticket(message):
+        return
+    if Ticket.from_message(message).keeps_optimizer and leaves_state(optimizer):
+        raise ValueError(
+            "the app has a LocalDpMod, which makes the device half noisy, and the "
+            "strategy wants the optimizer's state, too, which tells the gradient "
+            'without noise: set optimizer-state = "fresh", in code '
+            'optimizer_state="fresh" of the strategy'
+        )
 
 
 def _outputs(turn: ClientTurn, model: nn.Module, x: Structure) -> Structure:

@@ -54,6 +54,7 @@ class ClientTurn:
         self.metrics: dict[str, int | float] = {}
         self._message = message
         self._device = _device_of(model)
+        self._purpose = "train" if model.training else "evaluate"
         self._seed = seed
         self._noise = noise or SecretNoise()
         # of metrics, each times its batch's weight, and of these weights
@@ -88,6 +89,11 @@ class ClientTurn:
             Inputs, or structures of tensors, and labels.
         steps : int, optional
             How many; where there are fewer, they start over. Default: one pass.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
         """
         drawn = iter(batches) if steps is None else islice(_repeated(batches), steps)
         for number in count(1):
@@ -95,10 +101,15 @@ class ClientTurn:
             self._noise.begin()
             batch = next(drawn, None)
             if batch is None:
-                return
+                break
             if self._begin_step(number):
                 x, y = pair_of(batch)
                 yield on_device(x, self._device), y.to(self._device)
+        if number == 1:
+            raise ValueError(
+                f"load_data(context) gave no batches to {self._purpose} on "
+                "(an empty share, or drop_last)"
+            )
 
     def _begin_step(self, number: int) -> bool:
         """Get ready for a step, counted from 1; return whether it has to be made."""
@@ -149,4 +160,4 @@ def _repeated(batches: LabelledBatches) -> Iterator[tuple[Structure, Tensor]]:
                 "DataLoader or a list"
             )
         if empty:
-            raise ValueError("load_data gave no batch to train on")
+            return

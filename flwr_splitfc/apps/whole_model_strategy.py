@@ -14,7 +14,7 @@ from flwr_splitfc.run import Progress
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
-from flwr_splitfc.strategy.overflow import Overflow, combined
+from flwr_splitfc.strategy.overflow import NotCombined, combined
 from flwr_splitfc.strategy.saved_halves import save_whole
 
 
@@ -120,8 +120,8 @@ class WholeModelStrategy(Strategy):
         self._failed_rounds.check(server_round, replies)
         try:
             return combined(self.strategy, server_round, replies, self._sent)
-        except Overflow as overflow:
-            self._failed_rounds.fail(server_round, str(overflow))
+        except NotCombined as error:
+            self._failed_rounds.fail(server_round, str(error))
             return None, None
 
     def configure_evaluate(

@@ -1,6 +1,7 @@
 """Flower's own log lines of a strategy, at debug level."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from flwr.serverapp import strategy
 
 _STRATEGIES = Path(strategy.__file__).parent
+
+_TOLD = re.compile(r"Privacy spent|.*Skipping aggregation")
+"""What no line of a run's own says: of strategies for differential privacy."""
 
 
 class _AtDebugLevel(logging.Filter):
@@ -20,7 +24,8 @@ class _AtDebugLevel(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every line through; handlers go by its level."""
         is_strategys = Path(record.pathname).parent == _STRATEGIES
-        if is_strategys and record.levelno == logging.INFO:
+        is_told = _TOLD.match(str(record.msg)) is not None
+        if is_strategys and record.levelno == logging.INFO and not is_told:
             record.levelno = logging.DEBUG
             record.levelname = logging.getLevelName(logging.DEBUG)
         return True

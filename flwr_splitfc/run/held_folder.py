@@ -33,11 +33,21 @@ def held_folder(folder: Path, file_name: str = ".lock") -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / file_name).open("w") as file:
-        _lock(file, folder)
+        lock_folder(file, folder)
         yield
 
 
-def _lock(file: IO[str], folder: Path) -> None:
+def lock_folder(file: IO[str], folder: Path) -> None:
+    """Lock a folder by an open file in it, until that is closed.
+
+    A system without such locks leaves it unlocked, with a warning if that is the file
+    system's.
+
+    Raises
+    ------
+    FolderInUse
+        If another run has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no such lock

@@ -65,6 +65,8 @@ class RunState:
         The device half that went out in the round that is under way.
     turns_of_all : int
         Rounds like that one after which each device has had its turn.
+    server_half : dict or None
+        The server half's entries before that round, where devices train copies of it.
     metrics : RoundMetrics
         Those of that round.
     """
@@ -93,6 +95,7 @@ class RunState:
         self.rounds_done = 0
         self.sent = ArrayRecord()
         self.turns_of_all = 1
+        self.server_half: dict[str, Any] | None = None
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
         self._half = half

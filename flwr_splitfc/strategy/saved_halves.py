@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.model import joined_state_dict
+from flwr_splitfc.model.joined import on_cpu
 from flwr_splitfc.run.whole_file import whole_file
 
 logger = getLogger("flwr")
@@ -69,4 +70,4 @@ def _save_entries(path: Path, entries: Mapping[str, Tensor]) -> None:
 
 
 def _on_cpu(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in entries.items()}
+    return {name: on_cpu(entry) for name, entry in entries.items()}

@@ -1,6 +1,7 @@
 """Split learning as a Flower strategy."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from logging import getLogger
 from math import ceil
 from pathlib import Path
@@ -49,12 +50,15 @@ from flwr_splitfc.model.part_checks import (
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
+from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
+from flwr_splitfc.strategy.failed_rounds import RunFailed
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.history import RoundMetrics
+from flwr_splitfc.strategy.innermost import innermost, name_of
 from flwr_splitfc.strategy.measured import log_devices, with_totals
 from flwr_splitfc.strategy.optimizer_settings import optimizer_settings
-from flwr_splitfc.strategy.overflow import Overflow, combined
+from flwr_splitfc.strategy.overflow import NotCombined, combined
 from flwr_splitfc.strategy.resumable import check_resumable
 from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
@@ -123,7 +127,7 @@ class SplitLearning(Strategy):
         Whether all devices train one server half, or each a copy of its own. Copies
         start each round from the same weights with a fresh optimizer; those of the
         devices whose replies arrived are averaged by samples at its end, whatever
-        `devices` is.
+        `devices` is. Where it combines no device half, the server half stays, too.
     evaluate_every : int (default: 1)
         Devices evaluate, and ``evaluate_fn`` is called, every so many rounds and after
         the last.
@@ -156,10 +160,11 @@ class SplitLearning(Strategy):
         turn.
     optimizer_state : "relay", "per-device" or "fresh", optional
         Where a device's optimizer state comes from: from the device before it, from its
-        own last turn, or nowhere. Of several devices at once, the last by name is the
-        one before. Default: "relay" where devices take turns, otherwise "per-device".
-        It holds for devices that give `connect` their optimizer, as `SplitClientApp`
-        does.
+        own last turn, or nowhere; then none is sent. Of several devices at once, the
+        last by name is the one before. Default: "relay" where devices take turns, and
+        no strategy of Flower's for differential privacy is around them, otherwise
+        "per-device". It holds for devices that give `connect` their optimizer, as
+        `SplitClientApp` does.
     scheduler, accumulate_steps, max_grad_norm
         For the server half's optimizer, as in `flwr_splitfc.exchange.HalfTrainer`. A
         copy's schedule and accumulated gradients end with its turn.
@@ -189,7 +194,7 @@ class SplitLearning(Strategy):
         `Krum`, `MultiKrum` and `Bulyan` are known.
     save_to : path, optional
         A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the
-        end of `start`, and where Ctrl-C ends it.
+        end of `start`, and where Ctrl-C or an error ends it after a round.
     callbacks : sequence of Callback, optional
         What listens to the run, and may end it: see `flwr_splitfc.callbacks`.
 
@@ -390,7 +395,10 @@ class SplitLearning(Strategy):
                     evaluate_config,
                     evaluate_fn,
                 )
-            except (KeyboardInterrupt, SystemExit):
+            except (CheckpointError, RunFailed):
+                raise
+            # whatever it is, the rounds are done: Ctrl-C, `evaluate_fn`, an accountant
+            except BaseException:
                 if self.progress.rounds:
                     self._save_result()
                 raise
@@ -481,7 +489,7 @@ class SplitLearning(Strategy):
                 "\t├──> Replayed mini-batches after each one: %d",
                 self.half.replay_steps,
             )
-        logger.info("\t├──> Device halves: %s", type(self.devices).__name__)
+        logger.info("\t├──> Device halves: %s", name_of(self.devices))
         self.devices.summary()
 
     def _new_run(self, num_rounds: int, arrays: ArrayRecord | None = None) -> RunState:
@@ -506,7 +514,7 @@ class SplitLearning(Strategy):
             "model_codec": repr(self.model_codec),
             "budgets": rules_text(self.budgets),
             "devices": type(self.devices).__name__,
-            "turns_at_once": str(getattr(self.devices, "turns_at_once", 1)),
+            "turns_at_once": str(getattr(innermost(self.devices), "turns_at_once", 1)),
             "server half": "shared" if self.shared_server_half else "copied",
             "optimizer_state": self.optimizer_state,
             "pipeline_depth": str(self.pipeline_depth),
@@ -544,7 +552,7 @@ class SplitLearning(Strategy):
         self, grid: Grid, endpoint: SplitEndpoint, arrays: ArrayRecord
     ) -> SplitGrid:
         # not of the base class: a strategy may weight replies by nothing
-        weight = getattr(self.devices, "weighted_by_key", "")
+        weight = getattr(innermost(self.devices), "weighted_by_key", "")
         checks = ReplyChecks(arrays, weight)
         return SplitGrid(grid, endpoint, self.budgets, checks, self.model_codec)
 
@@ -570,12 +578,15 @@ class SplitLearning(Strategy):
         server_round += self._run.rounds_done
         self._run.metrics = RoundMetrics()
         self._run.sent = arrays
+        # copies are averaged before device halves are combined, which may fail
+        if not self.shared_server_half:
+            self._run.server_half = deepcopy(self.server_model.state_dict())
         if not isinstance(grid, SplitGrid):
             raise TypeError(self._outer_strategy())
         # the tickets' round: not every strategy tells it in its messages
         grid.server_round = server_round
         # devices in turn wait once: later turns go to those that are left
-        if not isinstance(self.devices, RoundRobin):
+        if not isinstance(innermost(self.devices), RoundRobin):
             self._wait_for_devices(grid, "train")
         messages = self.devices.configure_train(server_round, arrays, config, grid)
         messages = list(messages)
@@ -584,7 +595,7 @@ class SplitLearning(Strategy):
 
     def _turns_of_all(self, turns: int, grid: Grid) -> int:
         """Return after how many rounds of so many turns each device has had one."""
-        if turns == 1 or isinstance(self.devices, RoundRobin):
+        if turns == 1 or isinstance(innermost(self.devices), RoundRobin):
             return ceil(len(list(grid.get_node_ids())) / max(turns, 1))
         return 1
 
@@ -605,6 +616,7 @@ class SplitLearning(Strategy):
         replies = list(replies)
         self._run.failed_rounds.check(server_round, replies, self._run.turns_of_all)
         traffic = self.ledger.of(server_round, "train")
+        self._run.standstill.check_steps(server_round, traffic.steps, replies)
         if traffic.downlink_bytes["gradient"] or self.decoupled:
             self._run.standstill.check(server_round, self._run.sent, replies)
         arrays, averages = self._combined(server_round, replies)
@@ -615,13 +627,22 @@ class SplitLearning(Strategy):
     def _combined(
         self, server_round: int, replies: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return what `devices` makes of replies; nothing where it is not finite."""
+        """Return what `devices` makes of replies; nothing where that cannot be."""
         run = self._run
         try:
-            return combined(self.devices, server_round, replies, run.sent)
-        except Overflow as overflow:
-            run.failed_rounds.fail(server_round, str(overflow), run.turns_of_all)
+            arrays, averages = combined(self.devices, server_round, replies, run.sent)
+        except NotCombined as error:
+            self._undo_average()
+            run.failed_rounds.fail(server_round, str(error), run.turns_of_all)
             return None, None
+        if arrays is None:
+            self._undo_average()
+        return arrays, averages
+
+    def _undo_average(self) -> None:
+        """Take back the average of copies, which is of halves that are not combined."""
+        if self._run.server_half is not None:
+            self.server_model.load_state_dict(self._run.server_half)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -659,10 +680,11 @@ class SplitLearning(Strategy):
 
     def _wait_for_devices(self, grid: Grid, purpose: Purpose) -> None:
         """Wait up to a limit, where Flower's strategies wait without one."""
-        if getattr(self.devices, f"fraction_{purpose}", 1.0) == 0:
+        sampler = innermost(self.devices)
+        if getattr(sampler, f"fraction_{purpose}", 1.0) == 0:
             return
         for setting in ("min_available_nodes", f"min_{purpose}_nodes"):
-            wait_for_devices(grid, getattr(self.devices, setting, 0), setting)
+            wait_for_devices(grid, getattr(sampler, setting, 0), setting)
 
     def _end_of_round(
         self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter

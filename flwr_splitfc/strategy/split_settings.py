@@ -5,7 +5,15 @@ from logging import getLogger
 from typing import TypeAlias
 
 import torch
-from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedXgbBagging,
+    FedXgbCyclic,
+    Strategy,
+)
 
 from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
@@ -13,6 +21,7 @@ from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
+from flwr_splitfc.strategy.innermost import innermost, layers
 from flwr_splitfc.strategy.round_robin import RoundRobin
 
 ONE_WAY_DEPTH = 16
@@ -23,6 +32,13 @@ _COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
 
 _PRECISE_MODELS = ModelCodec(weights=6, changes=5, state=4)
 """Beside a cut that no budget binds: what it saves must not be lost here."""
+
+_PRIVATE = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
 
 TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | None
 
@@ -36,16 +52,22 @@ def check_devices(devices: Strategy) -> None:
             f"devices is {devices!r:.100}, wanted a strategy, such as "
             "FedAvg(fraction_train=0.1)"
         )
-    if isinstance(devices, FedXgbBagging | FedXgbCyclic):
+    for layer in layers(devices):
+        _check_layer(layer)
+
+
+def _check_layer(layer: Strategy) -> None:
+    name = type(layer).__name__
+    if isinstance(layer, FedXgbBagging | FedXgbCyclic):
         raise ValueError(
-            f"devices is a {type(devices).__name__}, which combines trees, and "
-            "device halves are arrays: wanted a strategy such as FedAvg()"
+            f"devices is a {name}, which combines trees, and device halves are arrays: "
+            "wanted a strategy such as FedAvg()"
         )
-    if type(devices).start is not Strategy.start:
+    if type(layer).start is not Strategy.start:
         logger.warning(
             "%s has a start() of its own, which is not called: what it does belongs in "
             "evaluate_fn, callbacks= or save_to=",
-            type(devices).__name__,
+            name,
         )
 
 
@@ -154,6 +176,10 @@ def check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
 
 def default_optimizer_state(devices: Strategy) -> OptimizerState:
     """Return where the optimizer state of a device half goes between turns."""
+    # clipping and noise are of the half alone: its optimizer's state tells the next
+    # device what they hide
+    if any(isinstance(layer, _PRIVATE) for layer in layers(devices)):
+        return "per-device"
     # in turn the device half is handed on, and its optimizer's state with it;
     # in parallel no device comes before another
-    return "relay" if isinstance(devices, RoundRobin) else "per-device"
+    return "relay" if isinstance(innermost(devices), RoundRobin) else "per-device"

@@ -1,4 +1,4 @@
-"""A warning where devices train and the device half stays as it is."""
+"""Warnings where devices reply and a half stays as it is."""
 
 from collections.abc import Iterable
 from logging import getLogger
@@ -21,11 +21,28 @@ logger = getLogger("flwr")
 
 
 class Standstill:
-    """Warns, once, of rounds in a row that leave the device half as it was."""
+    """Warns, once each, of rounds that train no server half, or no device half."""
 
     def __init__(self) -> None:
         self._rounds = 0
         self._warned = False
+        self._warned_of_steps = False
+
+    def check_steps(
+        self, server_round: int, steps: int, replies: Iterable[Message]
+    ) -> None:
+        """Look at how many steps the server half made in a round with such replies."""
+        replied = sum(reply.has_content() for reply in replies)
+        if steps or not replied or self._warned_of_steps:
+            return
+        self._warned_of_steps = True
+        logger.warning(
+            "The server half was not trained in round %d, though devices replied (%d): "
+            "their train function opened no session, or asked it for nothing but "
+            "predict(). Use server.loss(features, labels)",
+            server_round,
+            replied,
+        )
 
     def check(
         self, server_round: int, sent: ArrayRecord, replies: Iterable[Message]

@@ -475,6 +475,39 @@ def test_optimizer_state_between_turns(mode, shared, kept, device_half):
     assert steps == [0, shared, kept]
 
 
+@pytest.mark.parametrize(
+    ("mode", "sent"), [("relay", True), ("per-device", True), ("fresh", False)]
+)
+def test_optimizer_state_that_nobody_starts_from_is_not_sent(mode, sent, device_half):
+    x, y = batches(1)[0]
+    optimizer = ADAM(device_half.parameters())
+    with SplitEndpoint(shared_half(), FLOAT32, states=DeviceStates(mode)) as endpoint:
+        message = ticket_message(endpoint)
+        # devices of before it was there go by the others
+        (config,) = message.content.config_records.values()
+        assert ("split.keeps-optimizer" in config) is not sent
+        with connect(message, optimizer=optimizer) as session:
+            session.loss(device_half(x), y).backward()
+            optimizer.step()
+        traffic = endpoint.ledger.of(1, "train")
+    assert (traffic.uplink_bytes["state"] > 0) is sent
+
+
+def test_a_device_that_sends_it_all_the_same_is_no_worse(device_half):
+    """Older ones do."""
+    x, y = batches(1)[0]
+    optimizer = ADAM(device_half.parameters())
+    states = DeviceStates("fresh")
+    with SplitEndpoint(shared_half(), FLOAT32, states=states) as endpoint:
+        message = ticket_message(endpoint, keeps_optimizer=True)
+        with connect(message, optimizer=optimizer) as session:
+            session.loss(device_half(x), y).backward()
+            optimizer.step()
+        endpoint.replied(session.ticket.token)
+        assert endpoint.ledger.of(1, "train").uplink_bytes["state"] > 0
+    assert states.of("0").optimizer == ()
+
+
 def test_other_state_stays_with_its_device(endpoint):
     seen = []
     for device in ("a", "b", "a"):

@@ -4,11 +4,13 @@ import io
 import logging
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import strategy
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from torch import nn
@@ -79,6 +81,26 @@ def test_warnings_of_flowers_strategies_stay(caplog: pytest.LogCaptureFixture) -
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "fraction_evaluate is set to 0.0" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("line", "stays"),
+    [
+        ("aggregate_train: Some clients reported errors. Skipping aggregation.", True),
+        ("Privacy spent: epsilon=2.5 at delta=1e-05 after 3 releases", True),
+        ("aggregate_train: Received 3 results and 0 failures", False),
+    ],
+)
+def test_what_flower_says_of_privacy_at_info_alone_stays(
+    line: str, stays: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flwr")
+    module = str(Path(strategy.__file__).parent / "dp_fixed_clipping.py")
+    with quiet_flower():
+        LOGGER.handle(
+            LOGGER.makeRecord("flwr", logging.INFO, module, 1, line, (), None)
+        )
+    assert lines_at_info(caplog) == ([line] if stays else [])
 
 
 def test_metrics_of_the_apps_own_are_in_the_line(

@@ -23,6 +23,7 @@ from tests.strategy.test_flower_features import (
     DEVICES,
     DP_OPTIONS,
     MOD_STRATEGY,
+    STRATEGY_SETTINGS,
     make_mod,
     make_strategy,
     nothing_failed,
@@ -91,12 +92,18 @@ def around(name: str) -> Feature:
 def of_mod(name: str, *, in_training: bool) -> Feature:
     mods = [make_mod(name)]
 
+    settings = STRATEGY_SETTINGS.get(name, {})
+
     def with_it() -> Any:
         app = whole_app([], mods) if in_training else whole_app(mods, [])
-        return run(app, devices=make_strategy(MOD_STRATEGY.get(name, "FedAvg")))
+        devices = make_strategy(MOD_STRATEGY.get(name, "FedAvg"))
+        return run(app, devices=devices, **settings)
 
     argument = "train_mods" if in_training else "mods"
-    return Feature(f"SplitClientApp(..., {argument}=[{name}])", with_it)
+    written = f"SplitClientApp(..., {argument}=[{name}])"
+    for key, value in settings.items():
+        written += f' and SplitFC(..., {key}="{value}")'
+    return Feature(written, with_it)
 
 
 FEATURES = [

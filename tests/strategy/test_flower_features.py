@@ -15,6 +15,7 @@ from torch import nn
 
 from flwr_splitfc import (
     RoundRobin,
+    RunFailed,
     SplitClientApp,
     SplitFC,
     SplitFedV1,
@@ -52,6 +53,10 @@ STRATEGIES = sorted(set(flower_strategies.__all__) - NO_STRATEGIES)
 MOD_STRATEGY = {
     "fixedclipping_mod": "DifferentialPrivacyClientSideFixedClipping",
     "adaptiveclipping_mod": "DifferentialPrivacyClientSideAdaptiveClipping",
+}
+# what a strategy has to be told beside a mod
+STRATEGY_SETTINGS: dict[str, dict[str, Any]] = {
+    "LocalDpMod": {"optimizer_state": "fresh"}
 }
 # those that look, and change nothing
 LOOKING = ("arrays_size_mod", "message_size_mod")
@@ -146,14 +151,16 @@ def test_flowers_mods(
     mods = [make_mod(name)] if name in LOOKING else []
     train_mods = [] if name in LOOKING else [make_mod(name)]
     app = make_app(mods, train_mods)
-    nothing_failed(run(app, strategy, devices=devices))
+    settings = STRATEGY_SETTINGS.get(name, {})
+    nothing_failed(run(app, strategy, devices=devices, **settings))
 
 
 @pytest.mark.parametrize("make_app", [whole_app, own_app])
 def test_a_mod_that_evaluation_cannot_have_says_where_it_belongs(
     make_app: Callable[[list[Any], list[Any]], ClientApp],
 ) -> None:
-    strategy = run(make_app([make_mod("LocalDpMod")], []), devices=FedAvg())
+    app = make_app([make_mod("LocalDpMod")], [])
+    strategy = run(app, devices=FedAvg(), **STRATEGY_SETTINGS["LocalDpMod"])
     for row in strategy.progress.rows:
         assert row["failures"].keys() == {"0", "1", "2", "3", "4"}
         for why in row["failures"].values():
@@ -205,7 +212,12 @@ def test_a_start_that_is_not_called_is_warned_of(
 def moved(devices: Strategy, train_mods: list[Any]) -> float:
     """How far the device half goes in a round."""
     strategy = SplitFC(
-        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=devices, model_bits=32
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        devices=devices,
+        model_bits=32,
+        optimizer_state="fresh",
     )
     start = ArrayRecord(seeded(DeviceHalf).state_dict())
     grid = LocalGrid(whole_app([], train_mods), DEVICES)
@@ -246,6 +258,36 @@ def test_flowers_differential_privacy_bounds_how_far_device_halves_move() -> Non
     }
     for distance in clipped.values():
         assert 0 < distance < 1.01 * CLIPPING
+
+
+MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+PLAIN = partial(torch.optim.SGD, lr=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, MOMENTUM])
+@pytest.mark.parametrize("where", ["mods", "train_mods"])
+@pytest.mark.parametrize("optimizer_state", ["per-device", "relay"])
+def test_no_optimizer_state_goes_up_beside_a_noisy_half(
+    optimizer: Any, where: str, optimizer_state: str
+) -> None:
+    """It is of the gradient, which the noise is there to hide."""
+    mods: dict[str, Any] = {where: [make_mod("LocalDpMod")]}
+    app = SplitClientApp(DeviceHalf, load_data, optimizer, **mods)
+    with pytest.raises(RunFailed, match=r'LocalDpMod.*optimizer-state = "fresh"'):
+        run(app, devices=FedAvg(), optimizer_state=optimizer_state)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "optimizer_state"), [(PLAIN, "per-device"), (ADAM, "fresh")]
+)
+def test_a_noisy_half_goes_up_where_there_is_no_such_state(
+    optimizer: Any, optimizer_state: str
+) -> None:
+    mods = [make_mod("LocalDpMod")]
+    app = SplitClientApp(DeviceHalf, load_data, optimizer, train_mods=mods)
+    strategy = run(app, devices=FedAvg(), optimizer_state=optimizer_state)
+    nothing_failed(strategy)
+    assert strategy.ledger.total("train").uplink_bytes["state"] == 0
 
 
 def test_flower_has_no_secure_aggregation_for_these_strategies() -> None:

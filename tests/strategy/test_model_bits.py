@@ -145,6 +145,18 @@ def test_a_variance_of_two_moments_goes_exactly(caplog: Any) -> None:
     assert "starts afresh" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "maximum"),
+    [(torch.optim.Adamax, "exp_inf"), (partial(ADAM, amsgrad=True), "max_exp_avg_sq")],
+)
+def test_a_maximum_of_all_turns_goes_exactly(optimizer: Any, maximum: str) -> None:
+    client = StateSeen(optimizer)
+    run(client, rounds=3, model_bits=4)
+    codings = {tensor.name: tensor.coding for tensor in client.turns[-1]}
+    assert codings[f"0.{maximum}"] == pb.ARRAY_EXACT
+    assert codings["0.exp_avg"] == pb.ARRAY_UNIFORM
+
+
 def test_averages_of_coded_halves_and_of_batch_counts() -> None:
     """FedAvg makes floats of BatchNorm's counts; devices go on with integers."""
     average = FedAvg(min_available_nodes=2, fraction_evaluate=0.0)

@@ -1,15 +1,30 @@
 """A warning where the gradient at the cut has vanished, or nobody uses it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import FedAvg, FedAvgM
 from torch import nn
 
-from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC, SplitLearning
+from flwr_splitfc import (
+    DeviceApp,
+    RoundRobin,
+    SplitClientApp,
+    SplitFC,
+    SplitLearning,
+    connect,
+)
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import LocalGrid
 
@@ -67,3 +82,41 @@ def test_so_are_devices_that_do_not_train(caplog: pytest.LogCaptureFixture) -> N
     still = {"learning-rate": 0.0}
     assert not warnings_of(caplog, seeded(ServerHalf), rounds=2, config=still)
     assert len(warnings_of(caplog, seeded(ServerHalf), rounds=3, config=still)) == 1
+
+
+def only_predicts(message: Message, context: Context) -> Message:
+    with connect(message) as session:
+        session.predict(seeded(DeviceHalf)(batches(1)[0][0]).detach())
+        return reply_with(message, session.metrics())
+
+
+def opens_no_session(message: Message, context: Context) -> Message:
+    return reply_with(message, {})
+
+
+def reply_with(message: Message, metrics: dict[str, Any]) -> Message:
+    content = RecordDict(
+        {
+            "arrays": message.content.array_records["arrays"],
+            "metrics": MetricRecord({**metrics, "num-examples": 8}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@pytest.mark.parametrize("train", [only_predicts, opens_no_session])
+def test_a_server_half_that_nobody_trains_is_warned_of_once(
+    train: Callable[[Message, Context], Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = DeviceApp()
+    app.train()(train)
+    run = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        devices=RoundRobin(fraction_evaluate=0.0),
+    )
+    run.start(LocalGrid(app, 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 3)
+    (warning,) = (line for line in caplog.messages if "was not trained" in line)
+    assert warning.startswith("The server half was not trained in round 1")
+    assert "server.loss(features, labels)" in warning

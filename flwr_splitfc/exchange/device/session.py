@@ -54,7 +54,7 @@ def connect(
     optimizer : torch.optim.Optimizer, optional
         The device half's optimizer. If given, it starts from the state that the
         strategy's ``optimizer_state`` says, and its state at the end of the turn is
-        handed on.
+        handed on, if another turn starts from it.
 
     Raises
     ------
@@ -410,7 +410,7 @@ class Session:
     def _close(self) -> None:
         """Leave what is kept until the next turn, and let the stream end."""
         optimizer_state: list[pb.Tensor] = []
-        if self._optimizer is not None:
+        if self._optimizer is not None and self.ticket.keeps_optimizer:
             optimizer_state = pack_optimizer(
                 self._optimizer, self.ticket.state_bits, self.seed
             )

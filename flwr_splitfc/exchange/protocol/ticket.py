@@ -19,6 +19,7 @@ PROTOCOLS = (3,)
 """Versions of the exchange that this package speaks, the best last."""
 
 _STATE_BITS_KEY = "state-bits"
+_KEEPS_OPTIMIZER_KEY = "keeps-optimizer"
 _PIPELINE_DEPTH_KEY = "pipeline-depth"
 _DECOUPLED_KEY = "decoupled"
 _SEND_EVERY_KEY = "send-every"
@@ -71,6 +72,8 @@ class Ticket:
         How many seconds the device tries to reconnect when the connection breaks.
     state_bits : int
         Bits per entry of the optimizer state that the device leaves; 32 for exact.
+    keeps_optimizer : bool
+        Whether that state is kept for another turn; otherwise the device sends none.
     pipeline_depth : int
         How many mini-batches may be under way at once.
     decoupled : bool
@@ -94,6 +97,7 @@ class Ticket:
     authority: str = ""
     reconnect_timeout_s: float = _RECONNECT_TIMEOUT_S
     state_bits: int = EXACT_BITS
+    keeps_optimizer: bool = True
     pipeline_depth: int = 1
     decoupled: bool = False
     send_every: int = 1
@@ -122,6 +126,8 @@ class Ticket:
             fields[_RECONNECT_TIMEOUT_KEY] = float(self.reconnect_timeout_s)
         if self.state_bits != EXACT_BITS:
             fields[_STATE_BITS_KEY] = self.state_bits
+        if not self.keeps_optimizer:
+            fields[_KEEPS_OPTIMIZER_KEY] = False
         if self.pipeline_depth != 1:
             fields[_PIPELINE_DEPTH_KEY] = self.pipeline_depth
         if self.decoupled:
@@ -180,6 +186,7 @@ class Ticket:
                 record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
             ),
             state_bits=_bits(record),
+            keeps_optimizer=_typed(record, _KEEPS_OPTIMIZER_KEY, bool, default=True),
             pipeline_depth=_count(record, _PIPELINE_DEPTH_KEY),
             decoupled=_typed(record, _DECOUPLED_KEY, bool, default=False),
             send_every=_count(record, _SEND_EVERY_KEY),

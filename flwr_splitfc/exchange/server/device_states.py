@@ -59,6 +59,11 @@ class DeviceStates:
     def _optimizer_owner(self, device: str) -> str:
         return _RELAYED if self.optimizer_state == "relay" else device
 
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether the optimizer state that a device leaves is of use to any turn."""
+        return self.optimizer_state != "fresh"
+
     def most_optimizer_bytes(self, default: int) -> int:
         """Return how many bytes of optimizer state a device may leave.
 
@@ -92,7 +97,8 @@ class DeviceStates:
     def keep(self, device: str, kept: Kept) -> None:
         """Take what `device` left at the end of a turn, and what `check` let pass."""
         with self._lock:
-            if self.optimizer_state != "fresh":
+            # older devices send it whatever their ticket says
+            if self.keeps_optimizer:
                 self._optimizer[self._optimizer_owner(device)] = kept.optimizer
             # most devices leave none, and may be many
             self._state.pop(device, None)

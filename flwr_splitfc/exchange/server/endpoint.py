@@ -192,6 +192,7 @@ class SplitEndpoint:
             authority=certificate.authority.decode() if certificate else "",
             reconnect_timeout_s=self.limits.reconnect_timeout_s,
             state_bits=self.state_bits,
+            keeps_optimizer=self.states.keeps_optimizer,
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
             send_every=self.send_every if purpose == "train" else 1,
