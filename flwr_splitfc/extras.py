@@ -1,6 +1,8 @@
 """Packages that only come with an extra of this one."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 
 def how_to_install(extra: str) -> str:
@@ -15,6 +17,23 @@ def how_to_install(extra: str) -> str:
 def missing(module: str, extra: str) -> str:
     """Return the message that a module of an extra is not there."""
     return f"{module} is missing: {how_to_install(extra)}"
+
+
+def imported(module: str, extra: str) -> Any:
+    """Import a module of an extra.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{module} cannot be imported ({error}): {how_to_install(extra)}",
+            name=error.name,
+        ) from error
 
 
 def check_installed(extra: str, *modules: str) -> None:

@@ -64,6 +64,14 @@ def test_splitfc_makes_its_codec_itself() -> None:
         ),
         ({"optimizer": MADE}, "optimizer is a SGD, wanted a function that makes one"),
         ({"load_data": ([], [])}, r"load_data is a tuple, .*load_data\(context\)"),
+        ({"server_model": HALF}, "server_model is a ServerHalf, wanted a function"),
+        ({"tail": HALF}, r"tail is a ServerHalf, .* makes one: tail\(\), such as"),
+        ({"auxiliary": HALF}, "auxiliary is a ServerHalf, wanted a function that"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss},
+            "loss_fn is the class CrossEntropyLoss, not",
+        ),
+        ({"metrics_fn": "accuracy"}, r"metrics_fn is a str, .*metrics_fn\(outputs, l"),
     ],
 )
 def test_of_a_client_app(options: dict[str, Any], message: str) -> None:
@@ -86,6 +94,17 @@ def test_of_a_client_app(options: dict[str, Any], message: str) -> None:
         ),
         ({"server_model": HALF}, "server_model is a ServerHalf, wanted a function"),
         ({"optimizer": MADE}, "optimizer is a SGD, wanted a function that makes one"),
+        ({"tail": HALF}, "tail is a ServerHalf, wanted a function that makes one"),
+        ({"auxiliary": HALF}, "auxiliary is a ServerHalf, wanted a function that"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss},
+            "loss_fn is the class CrossEntropyLoss, not",
+        ),
+        (
+            {"evaluate": "x"},
+            r"evaluate is a str, .*: evaluate\(joined_model, context\)",
+        ),
+        ({"callbacks": [1]}, r"callbacks is a list, .* such as lambda context: \["),
     ],
 )
 def test_of_a_server_app(options: dict[str, Any], message: str) -> None:

@@ -6,8 +6,22 @@ from inspect import Parameter, signature
 from flwr.app import Context
 from torch import nn
 
+from flwr_splitfc.model.part_checks import check_factory
+
 MakeModel = Callable[[], nn.Module] | Callable[[Context], nn.Module]
 """Makes a part of a model: ``factory()``, or ``factory(context)``."""
+
+
+def check_factories(**factories: object) -> None:
+    """Refuse factories that make no part; None is one that is not given.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, factory in factories.items():
+        if factory is not None:
+            check_factory(name, factory, f"{name}()", "lambda: nn.Linear(64, 10)")
 
 
 def make_half(factory: Callable[..., nn.Module], context: Context) -> nn.Module:

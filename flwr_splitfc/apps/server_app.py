@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
+from flwr_splitfc.apps.factories import MakeModel, check_factories, make_half, tail_of
 from flwr_splitfc.apps.results_file import ResultsFile
 from flwr_splitfc.apps.results_folder import results_folder
 from flwr_splitfc.apps.returned import metrics_of
@@ -34,7 +35,11 @@ from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
-from flwr_splitfc.model.part_checks import check_factory, check_optimizer
+from flwr_splitfc.model.part_checks import (
+    check_factory,
+    check_function,
+    check_optimizer,
+)
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.progress import EvaluateFn
@@ -245,6 +250,14 @@ class SplitServerApp(ServerApp):
             "server_model", server_model, "server_model()", "the server half's class"
         )
         check_optimizer(optimizer)
+        check_factories(tail=tail, auxiliary=auxiliary)
+        if loss_fn is not None:
+            check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
+        if evaluate is not None:
+            check_function("evaluate", evaluate, "evaluate(joined_model, context)")
+        if callbacks is not None:
+            example = "callbacks(context), such as lambda context: [...]"
+            check_function("callbacks", callbacks, example)
         super().__init__()
         self.model = model
         self.server_model = server_model
@@ -338,18 +351,9 @@ class SplitServerApp(ServerApp):
         clip(device, defence)
         strategy.device_settings |= settings.device_settings()
         strategy.device_settings["defence"] = repr(defence)
-        start = partial(
-            strategy.start,
-            grid,
-            ArrayRecord(device.state_dict()),
-            settings.num_rounds,
-            settings.round_timeout_s,
-            train_config=settings.train_config(),
-            evaluate_config=settings.evaluate_config(),
-            evaluate_fn=self._evaluate_fn(
-                context, partial(strategy.joined_model, device)
-            ),
-        )
+        initial = ArrayRecord(device.state_dict())
+        evaluate_fn = self._evaluate_fn(context, partial(strategy.joined_model, device))
+        start = _start_of(strategy, grid, initial, settings, evaluate_fn)
         return _Run(start, lambda: strategy.progress, partial(_about, strategy))
 
     def _split_strategy(
@@ -439,18 +443,10 @@ class SplitServerApp(ServerApp):
         strategy = WholeModelStrategy(
             sampling, progress, settings.max_failed_rounds, callbacks
         )
-        start = partial(
-            strategy.start,
-            MeteredGrid(
-                grid, ledger, ReplyChecks(initial, "num-examples"), settings.models()
-            ),
-            initial,
-            settings.num_rounds,
-            settings.round_timeout_s,
-            train_config=settings.train_config(),
-            evaluate_config=settings.evaluate_config(),
-            evaluate_fn=self._evaluate_fn(context, load),
-        )
+        checks = ReplyChecks(initial, "num-examples")
+        metered = MeteredGrid(grid, ledger, checks, settings.models())
+        evaluate_fn = self._evaluate_fn(context, load)
+        start = _start_of(strategy, metered, initial, settings, evaluate_fn)
         return _Run(start, lambda: progress, dict)
 
     def _evaluate_fn(
@@ -487,6 +483,26 @@ class _Run:
     start: Callable[[], object]
     progress: Callable[[], Progress]
     about: Callable[[], dict[str, Any]]
+
+
+def _start_of(
+    strategy: Strategy,
+    grid: Grid,
+    initial: ArrayRecord,
+    settings: RunSettings,
+    evaluate_fn: EvaluateFn | None,
+) -> Callable[[], object]:
+    """Return the call that trains from the initial arrays to the end."""
+    return partial(
+        strategy.start,
+        grid,
+        initial,
+        settings.num_rounds,
+        settings.round_timeout_s,
+        train_config=settings.train_config(),
+        evaluate_config=settings.evaluate_config(),
+        evaluate_fn=evaluate_fn,
+    )
 
 
 def _given_options(settings: RunSettings) -> dict[str, Any]:

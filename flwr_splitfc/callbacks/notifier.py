@@ -8,6 +8,7 @@ from types import TracebackType
 from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_splitfc.callbacks.callback import Callback
+from flwr_splitfc.callbacks.round_metric import UnknownMetric
 from flwr_splitfc.callbacks.run_so_far import RunSoFar
 from flwr_splitfc.exchange import StepListener, TrainedStep
 from flwr_splitfc.run.progress import EvaluateFn
@@ -113,4 +114,7 @@ class Notifier:
         name = f"{type(callback).__name__}.{hook}"
         log = logger.debug if name in self._warned else logger.warning
         self._warned.add(name)
-        log("%s failed, and the run goes on: %s", name, repr(error), exc_info=True)
+        # a wrong name in a setting is told without lines of code
+        named = isinstance(error, UnknownMetric)
+        why = str(error) if named else repr(error)
+        log("%s failed, and the run goes on: %s", name, why, exc_info=not named)

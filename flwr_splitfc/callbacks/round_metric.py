@@ -11,6 +11,10 @@ from flwr_splitfc.run.columns import known
 _BETTER = ("highest", "lowest")
 
 
+class UnknownMetric(ValueError):
+    """A metric that rounds do not have."""
+
+
 @dataclass(frozen=True)
 class RoundMetric:
     """A number of rounds, and whether more of it is better.
@@ -79,13 +83,17 @@ class RoundMetric:
 
         Raises
         ------
-        ValueError
+        UnknownMetric
             It says which metrics the last round has.
         """
         if not known(self.of(rounds)):
             last = rounds[-1]
             there = ", ".join(_names_of_numbers(last))
-            raise ValueError(f"no round has {self.name!r}; this one has {there}")
+            raise UnknownMetric(
+                f"no round has {self.name!r}; this one has {there}. Let evaluation "
+                "return it, or name another: metric= of BestModel and EarlyStopping, "
+                "best-metric in a run-config"
+            )
 
 
 _FIELDS = [each.name for each in fields(Round)]

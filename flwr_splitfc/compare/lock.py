@@ -1,10 +1,12 @@
 """The lock on a comparison's folder."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from flwr_splitfc.run.held_folder import FolderInUse, lock_folder
 
 _PATIENCE_S = 20.0
 _POLL_S = 0.1
@@ -29,26 +31,22 @@ def held(folder: Path) -> Iterator[int | None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        file = (folder / ".lock").open("w")
     except OSError as error:
         raise ValueError(
             f"--out {folder} is no folder to write into: {error}"
         ) from error
-    try:
-        yield descriptor if _locked(descriptor) else None
-    finally:
-        os.close(descriptor)
+    with file:
+        yield file.fileno() if _locked(file, folder) else None
 
 
-def _locked(descriptor: int) -> bool:
-    import fcntl  # not on Windows, where `rerun` shall work all the same
-
+def _locked(file: IO[str], folder: Path) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_folder(file, folder)
             return True
-        except BlockingIOError:
+        except FolderInUse:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_S)

@@ -8,22 +8,17 @@ from torch import nn
 _MADE = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
 
-def check_module(name: str, value: object) -> None:
+def check_server_model(server_model: object) -> None:
     """Refuse what is no module.
-
-    Parameters
-    ----------
-    name : str
-        The parameter's, for the message.
-    value : object
 
     Raises
     ------
     ValueError
     """
-    if isinstance(value, nn.Module):
+    if isinstance(server_model, nn.Module):
         return
-    raise ValueError(f"{name} is {_described(value)}, wanted an nn.Module")
+    described = _described(server_model)
+    raise ValueError(f"server_model is {described}, wanted an nn.Module")
 
 
 def check_function(name: str, value: object, call: str) -> None:
@@ -31,8 +26,9 @@ def check_function(name: str, value: object, call: str) -> None:
 
     Parameters
     ----------
-    name, value
-        As in `check_module`.
+    name : str
+        The parameter's, for the message.
+    value : object
     call : str
         How it is called.
 

@@ -44,8 +44,8 @@ from flwr_splitfc.model import (
 from flwr_splitfc.model.part_checks import (
     check_factory,
     check_function,
-    check_module,
     check_optimizer,
+    check_server_model,
 )
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
@@ -766,7 +766,7 @@ def _check_parts(
     scheduler: SchedulerFn | None,
 ) -> None:
     """Refuse what is no model, loss, or maker of an optimizer or a scheduler."""
-    check_module("server_model", server_model)
+    check_server_model(server_model)
     check_optimizer(optimizer)
     if loss_fn is not None:
         check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from flwr_splitfc.vision.extra import extra_module
+from flwr_splitfc.extras import imported
 from flwr_splitfc.vision.images import LabelledImages
 from flwr_splitfc.vision.torchvision_style import load_torchvision_style
 
@@ -41,7 +41,7 @@ def load_dataset(
 
 def _digits() -> tuple[LabelledImages, LabelledImages]:
     """Return a fixed split of the digits, 1,438 to train and 359 to test."""
-    digits = extra_module("sklearn.datasets").load_digits()
+    digits = imported("sklearn.datasets", "examples").load_digits()
     images = torch.from_numpy(digits.images / 16).float()  # grey levels from 0 to 16
     labels = torch.from_numpy(digits.target).long()
     everything = LabelledImages(images.unsqueeze(1), labels, num_classes=10)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from flwr_splitfc.extras import imported
 from flwr_splitfc.settings import check_choice
-from flwr_splitfc.vision.extra import extra_module
 from flwr_splitfc.vision.images import Indices
 
 PARTITIONERS = ("dirichlet", "iid", "shards")
@@ -39,6 +39,12 @@ def partition(
         sorted by label and cut into equal shards, of which each device gets
         `shards_per_device`. Shards are equal because up to `num_devices *
         shards_per_device - 1` samples, drawn at random, are left out.
+    seed : int (default: 0)
+        Decides who gets which samples.
+    alpha : float (default: 0.5)
+        Of "dirichlet", above 0: the smaller, the fewer classes a device has.
+    shards_per_device : int (default: 2)
+        Of "shards".
 
     Raises
     ------
@@ -63,7 +69,7 @@ def partition(
 
     partitioner = _partitioner(how, num_devices, seed, alpha, shards_per_device)
     samples = {"sample": order, "label": labels.numpy()[order]}
-    partitioner.dataset = extra_module("datasets").Dataset.from_dict(samples)
+    partitioner.dataset = imported("datasets", "examples").Dataset.from_dict(samples)
     try:
         return _shares(partitioner, num_devices)
     except ValueError as error:
@@ -76,7 +82,7 @@ def partition(
 def _partitioner(
     how: str, num_devices: int, seed: int, alpha: float, shards_per_device: int
 ) -> Any:
-    kinds = extra_module("flwr_datasets.partitioner")
+    kinds = imported("flwr_datasets.partitioner", "examples")
     if how == "iid":
         return kinds.IidPartitioner(num_devices)
     if how == "dirichlet":

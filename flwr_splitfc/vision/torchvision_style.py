@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flwr_splitfc.extras import imported
 from flwr_splitfc.vision.data_folder import data_folder
-from flwr_splitfc.vision.extra import extra_module
 from flwr_splitfc.vision.images import LabelledImages
 
 _WANTED = (
@@ -46,10 +46,8 @@ def _dataset_class(name: str) -> Callable[..., Any]:
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(f"unknown dataset {name!r}: {_WANTED}")
-    # torchvision comes with our extra, and the error says so
-    load = extra_module if module.startswith("torchvision") else import_module
     try:
-        make: Callable[..., Any] = getattr(load(module), attribute)
+        make: Callable[..., Any] = getattr(_imported(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"dataset {name!r} cannot be imported ({error}): {_WANTED}"
@@ -62,6 +60,13 @@ def _dataset_class(name: str) -> Callable[..., Any]:
             f"({error}): {_WANTED}"
         ) from error
     return make
+
+
+def _imported(module: str) -> Any:
+    # torchvision comes with our extra, and the error says so
+    if module.startswith("torchvision"):
+        return imported(module, "examples")
+    return import_module(module)
 
 
 def _read(

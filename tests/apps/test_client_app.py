@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flwr_splitfc import HeadAndTail, JoinedModel, RunFailed, SplitClientApp, SplitFedV2
 from flwr_splitfc.apps.accuracy import accuracy
@@ -26,6 +27,7 @@ from tests.local_grid import LocalGrid
 ADAM = torch.optim.Adam
 DATA = batches(4)
 X, Y = DATA[0]
+TOO_FEW = DataLoader(TensorDataset(X, Y), batch_size=len(X) + 1, drop_last=True)
 
 
 def round_of(
@@ -73,6 +75,11 @@ def round_of(
             r"x of a batch of load_data has a ndarray of shape \(16, .* torch.as_tensor",
         ),
         (([(X, Y.tolist())], DATA), "y of a batch of load_data has a int, wanted"),
+        (([], DATA), r"load_data\(context\) gave no batches to train on \(an empty"),
+        (
+            (TOO_FEW, DATA),
+            r"gave no batches to train on \(an empty share, or drop_last",
+        ),
     ],
 )
 def test_wrong_data_is_described(data: Any, message: str) -> None:
@@ -87,7 +94,7 @@ def test_batches_that_are_gone_after_one_pass_are_told() -> None:
     assert len(list(turn.batches(iter(DATA), len(DATA)))) == len(DATA)
     with pytest.raises(ValueError, match="a list_iterator, which can be gone through"):
         list(turn.batches(iter(DATA), len(DATA) + 1))
-    with pytest.raises(ValueError, match="gave no batch to train on"):
+    with pytest.raises(ValueError, match="gave no batches to train on"):
         list(turn.batches([], 1))
 
 
@@ -97,6 +104,14 @@ def test_batches_to_evaluate_on_may_be_missing_where_nobody_asks_for_them() -> N
     failures = round_of((DATA, None)).failures.values()
     assert all("returned None as the batches to evaluate on" in why for why in failures)
     assert len(failures) == 2
+
+
+def test_a_device_without_batches_to_evaluate_on_says_so() -> None:
+    """It trains all the same."""
+    done = round_of((DATA, []))
+    why = "load_data(context) gave no batches to evaluate on (an empty share, or"
+    assert [why in failure for failure in done.failures.values()] == [True, True]
+    assert done.loss > 0
 
 
 @pytest.mark.parametrize(

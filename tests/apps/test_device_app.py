@@ -15,6 +15,7 @@ from flwr_splitfc import (
     DeviceApp,
     JoinedModel,
     RoundRobin,
+    RunFailed,
     SplitFC,
     SplitFedV2,
     SplitLearning,
@@ -210,6 +211,20 @@ def test_a_turns_seed_is_of_the_run_the_device_and_the_round(kind: Any) -> None:
     assert len(set(first)) == 4
     assert seeds(0) == first
     assert not set(seeds(1)) & set(first)
+
+
+def test_a_function_that_returns_nothing_is_told() -> None:
+    app = DeviceApp()
+
+    @app.train()
+    def train(msg: Message, context: Context) -> Any:
+        """As one without its last line."""
+
+    strategy = SplitLearning(ServerHalf(), CROSS_ENTROPY, ADAM, devices=in_turn())
+    arrays = ArrayRecord(DeviceHalf().state_dict())
+    message = "ValueError: the train function returned None, wanted a Message"
+    with pytest.raises(RunFailed, match=message):
+        strategy.start(LocalGrid(app, 1), arrays, num_rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,10 @@ def test_a_metric_that_no_round_has_is_named(caplog: pytest.LogCaptureFixture) -
     strategy, _ = start([EarlyStopping(1, "highest acuracy")], rounds=3)
     assert len(strategy.progress.rounds) == 3
     (warning,) = warnings_in(caplog)
-    assert "no round has 'acuracy'; this one has f1, round, loss, accuracy" in warning
+    assert "on: no round has 'acuracy'; this one has f1, round, loss, acc" in warning
+    assert warning.endswith("EarlyStopping, best-metric in a run-config")
+    (record,) = [each for each in caplog.records if each.message == warning]
+    assert not record.exc_info, "one sentence, no traceback"
 
 
 def losses(values: list[float], *, every: int = 1) -> Any:

@@ -1,5 +1,6 @@
 """The command: what it runs again and what it does not, with a pool that pretends."""
 
+import errno
 import fcntl
 import json
 import re
@@ -335,6 +336,23 @@ def test_two_comparisons_do_not_share_a_folder(
         assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path)]) == 2
     assert "another comparison is at work" in capsys.readouterr().err
     assert pool.made == []
+
+
+def test_a_folder_without_locks_is_a_warning(
+    pool: type[Pretender],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on some network file systems."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path)]) == 0
+    assert pool.made == ["splitfc seed 0"]
+    assert f"{tmp_path} cannot be locked: [Errno" in caplog.text
 
 
 def test_what_is_no_folder_is_refused(

@@ -184,7 +184,7 @@ ARRAYS = [
 ]
 METRICS = [
     (with_metrics(num_examples=NAN), "'num-examples' is nan"),
-    (with_metrics(num_examples=0), "'num-examples' is 0, wanted more than 0"),
+    (with_metrics(num_examples=0), "num-examples is 0: the device went through no"),
     (with_metrics(num_examples=-48), "'num-examples' is -48, wanted more than 0"),
     (with_metrics(num_examples=1e300), r"'num-examples' is 1e\+300"),
     (with_metrics(num_examples=[48]), r"'num-examples' is \[48\]"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from flwr_splitfc.extras import imported
 from flwr_splitfc.vision import DatasetSpec, load_dataset, partition
-from flwr_splitfc.vision.extra import extra_module
 
 DIGITS = DatasetSpec(channels=1, image_size=8, num_classes=10)
 MNIST = DatasetSpec(channels=1, image_size=28, num_classes=10)
@@ -172,7 +172,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
         ModuleNotFoundError,
         match=rf"{name} cannot be imported .*pip install 'flwr-splitfc\[examples\]'",
     ):
-        extra_module(name)
+        imported(name, "examples")
     if name.startswith("torchvision"):
         with pytest.raises(ValueError, match=r"pip install 'flwr-splitfc\[examples\]'"):
             load_dataset("torchvision.datasets.MNIST", "/")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import method_and_budget
-from flwr_splitfc.compare.runs import Budget, Outcomes, method_label
+from flwr_splitfc.compare.runs import Budget, Outcomes
 from flwr_splitfc.run.columns import known
 
 _Evaluations: TypeAlias = dict[int, Point]
@@ -47,11 +47,6 @@ class Curve:
     accuracy: list[float]
     spread: list[float]
     devices: int
-
-    @property
-    def label(self) -> str:
-        """Method and budget."""
-        return method_label(self.method, self.budget)
 
 
 def curves_of(outcomes: Outcomes, link: RadioLink) -> list[Curve]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flwr_splitfc.compare.report.curves import Curve
 from flwr_splitfc.compare.report.looks import Look, Looks, Picture, looks_of, picture_of
-from flwr_splitfc.compare.runs import budget_text
+from flwr_splitfc.compare.runs import budget_text, method_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -298,7 +298,8 @@ def _add_legend(figure: "Figure", curves: Sequence[Curve], looks: Looks) -> None
         best[curve.method] = max(so_far, curve.accuracy[-1])
         # a method with several budgets has a panel for each
         several = curve.method in label_of
-        label_of[curve.method] = curve.method if several else curve.label
+        label = method_label(curve.method, curve.budget)
+        label_of[curve.method] = curve.method if several else label
     order = sorted(best, key=lambda method: -best[method])
     handles = [
         Line2D([], [], label=_verbatim(label_of[method]), **looks[method])

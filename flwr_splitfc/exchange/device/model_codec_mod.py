@@ -47,11 +47,18 @@ def model_codec_mod(
     ------
     PayloadError, ProtocolError
         If coded arrays are none of this version's.
+    ValueError
+        If the app returns no `Message`.
     """
     if message.metadata.message_type == QUERY_TYPE:
         return _answer(message, context, call_next)
     start = _decoded(message)
     reply = call_next(_with_models(message, start), context)
+    if not isinstance(reply, Message):
+        raise ValueError(
+            f"the {message.metadata.message_type} function returned {reply!r:.100}, "
+            "wanted a Message"
+        )
     if reply.has_error():
         return _error_of_mod(message, reply)
     if _is_interrupted(reply):

@@ -146,6 +146,8 @@ def _check_weight(name: str, metrics: MetricRecord) -> None:
     if name not in metrics:
         raise ReplyRefused(f"the reply has no metric {name!r}")
     value = metrics[name]
+    if value == 0:
+        raise ReplyRefused(f"{name} is 0: the device went through no batch")
     if isinstance(value, list) or not 0 < value <= _MOST_WEIGHT:
         raise ReplyRefused(
             f"metric {name!r} is {value!r:.100}, "
