@@ -15,7 +15,8 @@ from sessions import WARM_UP_STEPS, coded_step, trainer
 
 from flwr_splitfc import cut_codec
 from flwr_splitfc.exchange import SharedHalf
-from flwr_splitfc.exchange.server import frame_bytes, half_trainer, turn
+from flwr_splitfc.exchange.protocol import frame_bytes
+from flwr_splitfc.exchange.server import half_trainer, turn
 from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.frame_traffic import count_uplink
 from flwr_splitfc.exchange.server.half_guard import HalfGuard

@@ -1,9 +1,12 @@
 """Halves do what the model does, or the cut is refused: shared layers, hooks, training mode, changes in place."""
 
+import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,7 +101,7 @@ def test_a_forward_of_its_own_is_kept(layer: int | str) -> None:
 
 def test_a_forward_of_its_own_may_need_more_at_the_cut() -> None:
     model = Residual(*layers(4))
-    with pytest.raises(ValueError, match="also needs x"):
+    with pytest.raises(ValueError, match=r"also needs x.*input x is the device's own"):
         split_at(model, 1)
     check_same(model, 1, also=("x",))
 
@@ -317,6 +320,160 @@ def test_the_model_is_as_it_was(layer: str) -> None:
     assert [part.training for part in model.modules()] == [True, True, False, True]
 
 
+class Frozen(nn.Sequential):
+    """Its normalisation stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def frozen() -> Frozen:
+    return Frozen(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+
+def test_a_train_of_its_own_is_refused_where_neither_half_would_have_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), frozen(), nn.Linear(4, 2))
+    with pytest.raises(
+        ValueError, match=r"after '1.0': .* have the train.. of 1: give"
+    ):
+        split_at(model, "1.0")
+    for layer in (0, 1):
+        device, server = check_same(model, layer)
+        norm = (server if layer == 0 else device).get_submodule("1.1")
+        assert [norm.train().training, norm.eval().training] == [True, False]
+        device.train()
+        server.train()
+        assert not norm.training
+
+
+@pytest.mark.parametrize("is_chain", [True, False])
+def test_a_train_of_the_model_itself_is_refused(is_chain: bool) -> None:
+    model = frozen() if is_chain else Nested()
+    if not is_chain:
+        model.train = MethodType(lambda self, mode=True: self, model)
+    with pytest.raises(ValueError, match=r"have the train.. of the model itself"):
+        split_at(model, 0 if is_chain else "inner.0")
+
+
+# -- modes of torch
+
+
+class Within(Moded):
+    """A part of its pass runs within something."""
+
+    def __init__(self, mode: Callable[[], Any], decorates: bool = False) -> None:
+        super().__init__()
+        self.mode, self.decorates = mode, decorates
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.decorates:
+            return self.mode()(self.drop)(h)
+        assert h.shape[0] < 100
+        with self.mode():
+            return self.drop(h).tanh()
+
+
+def bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+OTHER_MODES = [
+    torch.no_grad,
+    torch.inference_mode,
+    lambda: torch.set_grad_enabled(False),
+    bfloat16,
+]
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+@pytest.mark.parametrize("decorates", [True, False])
+def test_a_mode_that_neither_half_would_have_is_refused(
+    mode: Callable[[], Any], decorates: bool
+) -> None:
+    message = "after 'first': drop runs in a mode of its own, as by torch.no_grad"
+    with pytest.raises(ValueError, match=message):
+        split_at(Within(mode, decorates), "first")
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, bfloat16])
+def test_a_mode_that_is_the_same_as_around_the_model_is_cut(
+    mode: Callable[[], Any],
+) -> None:
+    with mode():
+        check_same(Within(mode), "first")
+
+
+class WithinALayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Within(torch.no_grad), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_a_layer_has_its_own_mode() -> None:
+    device, _ = check_same(WithinALayer(), "first")
+    device(torch.ones(2, 4)).sum().backward()
+    within = device.get_submodule("first")
+    assert within.first.weight.grad is None
+    assert within.second.weight.grad is not None
+
+
+# -- random numbers
+
+
+class Drawing(Moded):
+    """Its pass depends on what it draws while it is traced."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def between(self, h: Tensor) -> Tensor:
+        return h.tanh() if self.draw() < 2 else h
+
+
+DRAWS = [
+    random.random,
+    np.random.random,
+    lambda: torch.rand(1).item(),
+    lambda: torch.randperm(2)[0].item(),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_random_numbers_that_would_be_the_same_for_ever_are_refused(
+    draw: Callable[[], Any],
+) -> None:
+    with pytest.raises(ValueError, match="its forward draws random numbers"):
+        split_at(Drawing(draw), "first")
+
+
+class DrawnAnew(Moded):
+    def between(self, h: Tensor) -> Tensor:
+        return h + torch.randn_like(h) + torch.empty(h.shape[0], 1).uniform_()
+
+
+def test_random_numbers_of_the_batch_are_drawn_anew() -> None:
+    check_same(DrawnAnew(), "first")
+
+
+def test_other_threads_may_draw_while_a_model_is_cut() -> None:
+    drawn: list[float] = []
+
+    def draw_once() -> float:
+        """Draw as another thread would, at some time."""
+        if not drawn:
+            drawn.append(random.random())
+        return 0.0
+
+    check_same(Drawing(draw_once), "first")
+    assert drawn
+
+
 # -- changes in place
 
 
@@ -353,7 +510,12 @@ class ByLayer(InPlace):
         self.act(h)
 
 
-@pytest.mark.parametrize("kind", [InPlace, ByFunction, ByOption, ByLayer])
+class ByOperator(InPlace):
+    def change(self, h: Tensor) -> None:
+        h += 1.0
+
+
+@pytest.mark.parametrize("kind", [InPlace, ByFunction, ByOption, ByLayer, ByOperator])
 def test_a_change_in_place_does_not_go_before_what_needs_the_tensor_as_it_was(
     kind: type[InPlace],
 ) -> None:
@@ -375,6 +537,24 @@ def test_a_change_in_place_does_not_go_after_what_needs_it() -> None:
     message = "mul_ changes first in place, and middle on"
     with pytest.raises(ValueError, match=message):
         split_at(ChangedOnTheServer(), "middle", also=["first"])
+
+
+class WithTwoNames(InPlace):
+    """A change shows by all names of the tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = skip = self.first(x)
+        h += 1.0
+        h *= 2.0
+        h -= self.middle(h)
+        h /= 3.0
+        rows = h.shape[0]
+        rows *= 2
+        return self.last(h * skip).repeat(2, 1).view(rows, 2)
+
+
+def test_operators_that_change_a_tensor_do_so_in_halves() -> None:
+    check_same(WithTwoNames(), "first")
 
 
 class Straight(InPlace):
@@ -412,12 +592,13 @@ class Beside(nn.Module):
         self.first = nn.Linear(4, 3)
         self.second = nn.Linear(3, 2)
         self.outputs: list[Tensor] = []
+        # in a tuple, it is none of this model's layers
+        self.others = (nn.Sequential(nn.Linear(3, 2)),)
 
     def forward(self, x: Tensor) -> Tensor:
-        other = nn.Sequential(nn.Linear(3, 2))
         ones = torch.ones(1, 3)
         with ThreadPoolExecutor() as pool:
-            for model in (other, self.second):
+            for model in (*self.others, self.second):
                 self.outputs.append(pool.submit(model, ones).result())
         return self.second(self.first(x))
 

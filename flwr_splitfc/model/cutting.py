@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from flwr_splitfc.model.traced import call_of, has_hooks, split_traced
+from flwr_splitfc.model.traced import call_of, check_train, has_hooks, split_traced
 
 
 def split_at(
@@ -48,10 +48,11 @@ def split_at(
     ------
     ValueError
         If there is no such layer, or the model cannot be cut there, or a parameter is
-        on both sides, or the halves would not do what the model does: it has hooks
-        itself, or does one thing in training and another in evaluation other than by
-        its layers, or changes a tensor in place between two uses of it. The message
-        says why.
+        on both sides, or the halves would not do what the model does: it has hooks or a
+        ``train`` itself, or does one thing in training and another in evaluation other
+        than by its layers, or changes a tensor in place between two uses of it, or
+        draws random numbers, or uses ``torch.no_grad()`` or ``torch.autocast``. The
+        message says why.
 
     Examples
     --------
@@ -62,6 +63,7 @@ def split_at(
     """
     name = _layer_name(model, layer)
     layers = _outermost_layers(model)
+    check_train(model, [name, *also])
     halves: tuple[nn.Module, nn.Module]
     if _is_chain(model) and name in layers and not also:
         halves = _split_chain(layers, name)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flwr_splitfc.model.structures import mapped
+
 
 class HeadAndTail(nn.Module):
     """The first and the last layers of a model, on a device; the server has the middle.
@@ -79,7 +81,19 @@ def joined_state_dict(
     """Return the state dict of a `JoinedModel` on the CPU, from its halves' entries."""
     joined: dict[str, Tensor] = {}
     for name, tensor in device:
-        joined[f"device.{name}"] = tensor.detach().cpu()
+        joined[f"device.{name}"] = on_cpu(tensor)
     for name, tensor in server:
-        joined[f"server.{name}"] = tensor.detach().cpu()
+        joined[f"server.{name}"] = on_cpu(tensor)
     return joined
+
+
+def on_cpu(entry: Any) -> Any:
+    """Return an entry of a state dict, on the CPU.
+
+    What a module's ``get_extra_state`` gives may be no tensor, and is left as it is.
+    """
+    return mapped(entry, _tensor_on_cpu)
+
+
+def _tensor_on_cpu(leaf: Any) -> Any:
+    return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf

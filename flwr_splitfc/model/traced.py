@@ -18,12 +18,20 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from threading import Lock, get_ident
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from flwr_splitfc.model.cut_tracer import (
+    IN_PLACE,
+    CutTracer,
+    Lost,
+    Undecided,
+    generator_states,
+    is_container,
+)
 from flwr_splitfc.model.structures import leaves_of
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -31,6 +39,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
 
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 """Functions of torch that take sizes, and make a tensor of them."""
+
+_PASSES = 5
+"""How often a pass is traced until nothing is drawn meanwhile."""
 
 _TRACING = Lock()
 
@@ -61,7 +72,7 @@ def split_traced(
     layers = [name, *also]
     _check_hooks(model, layers)
     with _restored(model) as restore:
-        graph = _trace(model, name, partial(_CutTracer, layers, given), restore)
+        graph = _trace(model, name, partial(CutTracer, layers, given), restore)
         return _halves(model, graph, layers)
 
 
@@ -84,7 +95,7 @@ def _check_hooks(model: nn.Module, layers: Sequence[str]) -> None:
     if has_hooks(model):
         hooked.append("the model itself")
     for name, module in model.named_modules():
-        if _is_container(name, layers) and has_hooks(module, _BACKWARD_HOOKS):
+        if is_container(name, layers) and has_hooks(module, _BACKWARD_HOOKS):
             hooked.append(name)
     if hooked:
         raise ValueError(
@@ -93,8 +104,30 @@ def _check_hooks(model: nn.Module, layers: Sequence[str]) -> None:
         )
 
 
-def _is_container(name: str, layers: Sequence[str]) -> bool:
-    return any(layer.startswith(f"{name}.") for layer in layers)
+def check_train(model: nn.Module, layers: Sequence[str]) -> None:
+    """Refuse a ``train`` of its own where it would be lost, such as one that freezes.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layers : sequence of str
+        Those that it is cut after. Their containers are in neither half.
+
+    Raises
+    ------
+    ValueError
+    """
+    own = []
+    for name, module in model.named_modules():
+        is_lost = not name or is_container(name, layers)
+        if is_lost and getattr(module.train, "__func__", None) is not nn.Module.train:
+            own.append(name or "the model itself")
+    if own:
+        raise ValueError(
+            f"the model cannot be cut after {layers[0]!r}: neither half would have the "
+            f"train() of {', '.join(own)}: give one to the layers that it is for, such "
+            "as a BatchNorm that stays in evaluation mode"
+        )
 
 
 def _halves(
@@ -152,78 +185,6 @@ def _is_stateless(model: nn.Module, target: str) -> bool:
     return layer is not None and not layer.state_dict()
 
 
-class _Undecided(Exception):
-    """Tracing came to a condition that depends on the batch."""
-
-
-class _CutTracer(fx.Tracer):
-    """A tracer of a model and the containers of some layers.
-
-    Parameters
-    ----------
-    layers : sequence of str
-        Those that are to be nodes of the graph, or calls of them.
-    inputs : sequence of str
-        The arguments that are nodes; others have their defaults.
-    answers : sequence of bool
-        To the conditions in the model's code that depend on the batch, in order.
-
-    Notes
-    -----
-    While it traces, calls and parameters of all modules come to it, in all threads.
-    Those of other threads are none of its model's pass.
-    """
-
-    def __init__(
-        self, layers: Sequence[str], inputs: Sequence[str], answers: Sequence[bool]
-    ) -> None:
-        super().__init__()
-        self._layers = layers
-        self._inputs = inputs
-        self._answers = iter(answers)
-        self._thread = get_ident()
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(
-        self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]
-    ) -> Any:
-        if get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        answer = next(self._answers, None)
-        if answer is None:
-            raise _Undecided
-        return answer
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not _is_container(module_qualified_name, self._layers)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        given = {}
-        for name in self._inputs:
-            given[name] = self.create_proxy("placeholder", name, (), {})
-
-        def forward(model: nn.Module) -> Any:
-            # not `root_fn`, the class's: `forward` may be an attribute of this model
-            return model.forward(**given)
-
-        return forward, [self.root]
-
-
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Leave a model as it was, and give a function that makes it so in between.
@@ -271,8 +232,10 @@ def _trace(
     try:
         with _traced_factories():
             for mode in modes:
-                graph = _past_guards(partial(trace, mode))
+                graph = _undrawn(partial(_past_guards, partial(trace, mode)))
                 passes.append((graph, _tensors(model, graph)))
+    except Lost as error:
+        raise ValueError(f"the model cannot be cut after {name!r}: {error}") from error
     except Exception as error:
         raise ValueError(
             f"the model cannot be cut after {name!r}, "
@@ -332,6 +295,28 @@ def _differ(one: Any, other: Any) -> bool:
     return one.dtype != other.dtype or not torch.equal(one, other)
 
 
+def _undrawn(trace: Callable[[], fx.Graph]) -> fx.Graph:
+    """Return the graph of a pass in which no random numbers were drawn.
+
+    They would be the same for ever. Other threads may draw meanwhile, too, but only the
+    model does so in each pass.
+
+    Raises
+    ------
+    Lost
+    """
+    for _ in range(_PASSES):
+        before = generator_states()
+        graph = trace()
+        if generator_states() == before:
+            return graph
+    raise Lost(
+        "its forward draws random numbers, which would be the same in each batch: "
+        "torch.rand_like(x) and the like of the batch are drawn anew, and so is what a "
+        "layer draws"
+    )
+
+
 def _past_guards(trace: Callable[[Sequence[bool]], fx.Graph]) -> fx.Graph:
     """Return the graph of a pass in which no guard of the model's code raises.
 
@@ -350,7 +335,7 @@ def _past_guards(trace: Callable[[Sequence[bool]], fx.Graph]) -> fx.Graph:
     """
     answers: list[bool] = []
     while True:
-        with suppress(_Undecided):
+        with suppress(Undecided):
             return trace(answers)
         passing = []
         for answer in (True, False):
@@ -366,7 +351,7 @@ def _raises(
 ) -> bool:
     try:
         trace(answers)
-    except _Undecided:
+    except (Undecided, Lost):
         return False
     except Exception:
         return True
@@ -485,7 +470,22 @@ def _check_lost(
     raise ValueError(
         f"the model cannot be cut after {layer!r}: {users[0]} also needs "
         f"{', '.join(dict.fromkeys(lost))}. To send them to the server, too: "
-        f"split_at(model, {layer!r}, also={more})"
+        f"split_at(model, {layer!r}, also={more})" + _warning_of_inputs(graph, lost)
+    )
+
+
+def _warning_of_inputs(graph: fx.Graph, names: Sequence[str]) -> str:
+    """Say which of some nodes are the device's data, for a message."""
+    inputs = [
+        node.name
+        for node in graph.nodes
+        if node.op == "placeholder" and node.name in names
+    ]
+    if not inputs:
+        return ""
+    return (
+        f". But the model's input {' and '.join(inputs)} is the device's own data, "
+        "and would leave the device"
     )
 
 
@@ -526,7 +526,11 @@ def _changed(model: nn.Module, node: fx.Node) -> fx.Node | None:
         called = getattr(node.target, "__name__", "")
     elif node.op == "call_module":
         options = vars(model.get_submodule(str(node.target)))
-    in_place = re.search(r"[^_]_$", called) or options.get("inplace") is True
+    in_place = (
+        node.target in IN_PLACE
+        or re.search(r"[^_]_$", called)
+        or options.get("inplace") is True
+    )
     inputs = node.all_input_nodes
     return inputs[0] if in_place and inputs else None
 

@@ -39,7 +39,7 @@ def check_rounds(state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"it is of round {done}, its history ends with {last}")
 
 
-def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse entries that are not those of a half in training.
 
     Parameters
@@ -48,7 +48,8 @@ def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Tensor]) 
         The half's, for the message.
     got, wanted : mapping of str to Tensor
         The checkpoint's entries, and those that the half has now: names and shapes are
-        the same, and what is finite stays so.
+        the same, and what is finite stays so. Extra state that is no tensor is not
+        looked into.
 
     Raises
     ------
@@ -59,6 +60,9 @@ def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Tensor]) 
         raise CheckpointError(f"the {name} has {both:.1000}")
     for key, tensor in wanted.items():
         entry = got[key]
+        if not isinstance(tensor, Tensor):
+            # extra state: only the half itself can tell what is right
+            continue
         if not isinstance(entry, Tensor) or _form(entry) != _form(tensor):
             raise CheckpointError(
                 f"{key!r} of the {name} is no tensor of {tensor.dtype} "

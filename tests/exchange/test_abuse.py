@@ -227,6 +227,34 @@ def test_strangers_write_few_lines_into_the_log(caplog, monkeypatch):
         assert len(refused("peer=")) == 11
 
 
+def test_a_device_that_comes_again_and_again_writes_few_lines(caplog, monkeypatch):
+    caplog.set_level("INFO", "flwr")
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(line_pace, "time", clock)
+
+    def lines(of: str) -> list[str]:
+        return [line for line in caplog.messages if line.startswith(of)]
+
+    with make_endpoint() as endpoint:
+        ticket, other = (endpoint.issue("train", name, 1) for name in "01")
+        # the first one opens the session
+        for _ in range(31):
+            raw(endpoint, ticket.token, open_frame(NONCE))
+        assert len(lines("split session resumed")) == 10
+        wrong = pb.DeviceFrame(number=77, close=pb.Close())
+        for _ in range(30):
+            raw(endpoint, ticket.token, open_frame(NONCE), wrong)
+        assert len(lines("split session refused")) == 10
+        # others have lines of their own
+        for _ in range(2):
+            raw(endpoint, other.token, open_frame(NONCE))
+        assert len(lines("split session resumed")) == 11
+        clock.now += 10.0
+        raw(endpoint, ticket.token, open_frame(NONCE))
+        assert lines("split session refused")[10].endswith("left_out=20")
+
+
 def test_steps_from_many_devices_at_the_limit_of_sessions():
     with make_endpoint(max_sessions=8) as endpoint:
 

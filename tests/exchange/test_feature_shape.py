@@ -1,5 +1,6 @@
 """The shape of features that one device sends binds no other."""
 
+import re
 from functools import partial
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 
 from flwr_splitfc import SplitLearning, connect, cut_codec
+from flwr_splitfc.codec import CodedMatrix, CutCodec, pack_labels
 from flwr_splitfc.exchange import FeaturesRefused, SharedHalf, SplitEndpoint
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.server.feature_shapes import as_feature_shape, is_shaped
+from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import everything, shared_half
 from tests.halves import ServerHalf, same, seeded
 from tests.local_grid import ticket_message
@@ -78,6 +82,29 @@ def test_a_shape_that_the_strategy_gives_binds_all():
             train(endpoint, OTHER)
         assert endpoint.halves.half.steps == 0
         train(endpoint, HONEST)
+
+
+def test_features_that_claim_another_shape_are_not_decoded(monkeypatch):
+    """A few bytes may claim what takes seconds and gigabytes to decode."""
+
+    def decoded(codec: CutCodec, coded: CodedMatrix, expect: tuple[int, int]):
+        raise AssertionError(f"features of shape {coded.shape} were decoded")
+
+    monkeypatch.setattr(CutCodec, "decode_features", decoded)
+    matrix = pb.Matrix(stype=cut_codec("float32").stype, shape=[4096, 32000])
+    ids = pb.Part(key="ids", exact=pack_labels(torch.zeros(4096, dtype=torch.long)))
+    of_two = [pb.Part(dict=2), pb.Part(key="hidden", coded=matrix), ids]
+    wanted = {"hidden": (64,), "ids": ()}
+    for step, shape, came in [
+        (pb.Step(features=matrix), HONEST, r"\(32000,\)"),
+        (pb.Step(parts=of_two), wanted, r"\{'hidden': \(32000,\), 'ids': \(\)\}"),
+    ]:
+        with make_endpoint(shape) as endpoint:
+            device = RawDevice(endpoint, endpoint.issue("train", "0", 1))
+            refused = device.ask(pb.DeviceFrame(number=1, step=step)).refused
+            device.drop()
+        assert refused.reason == pb.FEATURES
+        assert re.search(f"of a sample have shape {came}, f", refused.detail)
 
 
 def test_strategies_take_a_shape():

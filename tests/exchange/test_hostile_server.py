@@ -34,7 +34,7 @@ A_FIELD_OF_255_BYTES_THAT_ENDS = b"\x12\xff\x01"
 
 
 @contextmanager
-def serving(*answers: bytes, last_words: str = "") -> Iterator[str]:
+def serving(*answers: bytes, last_words: str = "", compression=None) -> Iterator[str]:
     """Answer each session with the same frames; yield the address."""
 
     def serve(frames, context):
@@ -46,7 +46,7 @@ def serving(*answers: bytes, last_words: str = "") -> Iterator[str]:
 
     service, method = SESSION_METHOD.strip("/").split("/")
     handler = grpc.stream_stream_rpc_method_handler(serve)
-    server = grpc.server(ThreadPoolExecutor(2))
+    server = grpc.server(ThreadPoolExecutor(2), compression=compression)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)
     )
@@ -67,7 +67,7 @@ def test_bytes_that_are_no_frame(answers):
     ):
         message = ticket_message(endpoint, address=address)
         with (
-            pytest.raises(ProtocolError, match="3 bytes that are no frame"),
+            pytest.raises(ProtocolError, match="3 bytes are no frame"),
             connect(message) as session,
         ):
             session.loss(seeded(DeviceHalf)(x), y)
@@ -145,6 +145,48 @@ def ask(endpoint: SplitEndpoint, method: str, answer: pb.ServerFrame) -> None:
         message = ticket_message(endpoint, purpose, address=address)
         with connect(message) as session:
             getattr(session, method)(u_shape.features())
+
+
+def of_empty_gradients(count: int) -> pb.ServerFrame:
+    stepped = pb.Stepped(gradients=[pb.Matrix()] * count)
+    return pb.ServerFrame(number=1, stepped=stepped)
+
+
+def test_a_frame_of_few_bytes_and_many_fields():
+    frame = of_empty_gradients(2**17)
+    ((x, y),) = batches(1)
+    with (
+        make_endpoint() as endpoint,
+        serving(OPENED, frame.SerializeToString()) as address,
+        pytest.raises(ProtocolError, match="answer: a frame has more than 65536 field"),
+        connect(ticket_message(endpoint, address=address)) as session,
+    ):
+        session.loss(seeded(DeviceHalf)(x), y)
+
+
+def test_a_frame_of_many_fields_in_a_message():
+    frame = frame_field(of_empty_gradients(2**17))
+    with make_endpoint() as endpoint:
+        message = ticket_message(endpoint)
+        message.content = with_fields(message.content, frame)
+        with pytest.raises(ProtocolError, match="a frame has more than 65536 fields"):
+            connect(message)
+
+
+@pytest.mark.parametrize(
+    "compression", [grpc.Compression.Gzip, grpc.Compression.Deflate]
+)
+def test_compressed_frames_are_not_inflated(compression):
+    predicted = pb.Predicted(logits=pb.Tensor(shape=[16, 4], data=bytes(2**24)))
+    frame = pb.ServerFrame(number=1, predicted=predicted).SerializeToString()
+    ((x, _),) = batches(1)
+    with (
+        make_endpoint() as endpoint,
+        serving(OPENED, frame, compression=compression) as address,
+        pytest.raises(ProtocolError, match=r"answer: \d{1,5} bytes are no frame"),
+        connect(ticket_message(endpoint, address=address)) as session,
+    ):
+        session.predict(seeded(DeviceHalf)(x))
 
 
 @pytest.mark.parametrize(

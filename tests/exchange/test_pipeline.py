@@ -1,6 +1,7 @@
 """Several mini-batches of a device under way at once."""
 
 import json
+import random
 from collections import deque
 from functools import partial
 
@@ -19,7 +20,10 @@ from flwr_splitfc import (
     cut_codec,
 )
 from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange.device.session import Session
+from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from tests.cutting_proxy import CuttingProxy
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import ADAM, shared_half
 from tests.exchange.step_frames import label_bytes, step_frame
@@ -30,9 +34,15 @@ STEPS = 12
 SERVER_ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-def make_endpoint(depth: int, codec: str = "float32") -> SplitEndpoint:
+FROZEN = partial(torch.optim.SGD, lr=0.0)
+"""No step changes a half: every mini-batch has one loss, and one gradient."""
+
+
+def make_endpoint(
+    depth: int, codec: str = "float32", optimizer=SERVER_ADAM
+) -> SplitEndpoint:
     return SplitEndpoint(
-        shared_half(optimizer=SERVER_ADAM), cut_codec(codec), pipeline_depth=depth
+        shared_half(optimizer=optimizer), cut_codec(codec), pipeline_depth=depth
     )
 
 
@@ -153,6 +163,99 @@ def test_the_ledger_knows_the_bytes_that_went_up_and_came_down_at_once(
         sent = traffic.uplink_bytes["features"] + traffic.uplink_bytes["labels"]
         assert link[3:] == [sent, traffic.downlink_bytes["gradient"]]
         assert sent > STEPS * 16 * 64 * 4
+
+
+def asked_at_once(server, device_half, seed: int):
+    """Go over two pipelines at once, with other questions in between.
+
+    Yields a loss and its batch, or a prediction and its inputs.
+    """
+    draw = random.Random(seed)
+    depths = range(1, server.ticket.pipeline_depth + 1)
+    first, second, others = (batches(STEPS, seed=3 * seed + i) for i in range(3))
+    pipelines = [
+        server.pipelined(device_half, first, draw.choice(depths)),
+        server.pipelined(device_half, second, draw.choice(depths)),
+    ]
+    for place, losses in enumerate(zip(*pipelines, strict=True)):
+        yield losses[0], first[place]
+        x, y = others[place]
+        question = draw.choice(["loss", "prediction", "none"])
+        if question == "loss":
+            yield server.loss(device_half(x), y), (x, y)
+        if question == "prediction":
+            yield server.predict(device_half(x)), x
+        yield losses[1], second[place]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_questions_in_the_loop_get_their_own_answers(seed):
+    device_half, server_half = seeded(DeviceHalf), seeded(ServerHalf)
+    with (
+        make_endpoint(2 + seed % 3, optimizer=FROZEN) as endpoint,
+        CuttingProxy(endpoint.address, 6, most_bytes=30_000, seed=seed) as proxy,
+        connect(ticket_message(endpoint, address=proxy.address)) as server,
+    ):
+        for answer, asked in asked_at_once(server, device_half, seed):
+            if isinstance(asked, Tensor):
+                predicted = server_half(device_half(asked))
+                # features to predict from are sent as float16
+                assert torch.allclose(answer, predicted, rtol=0, atol=1e-3)
+                continue
+            came = gradients(device_half, answer)
+            x, y = asked
+            loss = nn.functional.cross_entropy(server_half(device_half(x)), y)
+            assert answer.item() == loss.item()
+            assert same(came, gradients(device_half, loss))
+
+
+def gradients(device_half: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    names = [name for name, _ in device_half.named_parameters()]
+    of_each = torch.autograd.grad(loss, list(device_half.parameters()))
+    return dict(zip(names, of_each, strict=True))
+
+
+@pytest.mark.parametrize("codec", ["float32", "splitfc-rd"])
+@pytest.mark.parametrize("seed", range(2))
+def test_cuts_leave_no_trace_where_questions_cross(codec, seed):
+    def turn(endpoint: SplitEndpoint, **changes) -> tuple[dict, dict, list[float]]:
+        device_half = seeded(DeviceHalf)
+        optimizer = ADAM(device_half.parameters())
+        answers = []
+        with connect(ticket_message(endpoint, **changes)) as server:
+            for answer, asked in asked_at_once(server, device_half, seed):
+                answers.append(answer.sum().item())
+                if isinstance(asked, Tensor):
+                    continue
+                optimizer.zero_grad()
+                answer.backward()
+                optimizer.step()
+        return weights(device_half), weights(endpoint.halves.half.model), answers
+
+    with make_endpoint(3, codec) as endpoint:
+        device, server, answers = turn(endpoint)
+        digest = endpoint.ledger.digest()
+    with (
+        make_endpoint(3, codec) as endpoint,
+        CuttingProxy(endpoint.address, 10, most_bytes=20_000, seed=seed) as proxy,
+    ):
+        disturbed = turn(endpoint, address=proxy.address)
+        assert endpoint.ledger.digest() == digest
+    assert same(disturbed[0], device)
+    assert same(disturbed[1], server)
+    assert disturbed[2] == answers
+
+
+@pytest.mark.parametrize("closes_by_reply", [False, True])
+def test_a_loop_that_is_never_ended_does_not_keep_a_session_open(closes_by_reply):
+    with make_endpoint(4) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        stream = Stream(ticket, closes_by_reply=closes_by_reply)
+        with Session(ticket, stream) as server:
+            losses = server.pipelined(seeded(DeviceHalf), batches(STEPS))
+            next(losses).backward()
+        assert endpoint.halves.half.steps == 4
+        losses.close()
 
 
 def test_an_error_in_the_loop_ends_the_session_as_without_a_pipeline():

@@ -102,6 +102,23 @@ def test_a_half_that_writes_into_features():
     assert same(of(inplace=True), of(inplace=False))
 
 
+def test_a_loss_that_writes_into_labels():
+    def smooth(labels: Tensor) -> Tensor:
+        return labels.mul_(0.9).add_(0.1)
+
+    def of(loss) -> dict[str, Tensor]:
+        trainer = half(loss=loss, replay_steps=2)
+        for seed in range(4):
+            features, labels = batch(seed)
+            trainer.step(features, nn.functional.one_hot(labels, CLASSES).float())
+        return weights(trainer.model)
+
+    writing = of(lambda outputs, labels: LOSS(outputs, smooth(labels)))
+    assert same(
+        writing, of(lambda outputs, labels: LOSS(outputs, smooth(labels.clone())))
+    )
+
+
 def test_a_replay_that_fails_harms_nothing():
     calls = 0
 

@@ -127,25 +127,6 @@ def test_a_step_that_is_two_exchanges(transport: str) -> None:
     assert counted == [1 + 2 * 3, 1 + 3]
 
 
-@pytest.mark.parametrize("transport", ["stream", "messages"])
-def test_an_evaluation_without_a_batch(transport: str) -> None:
-    """No frame opens the session; that the device is through comes with its reply."""
-
-    def nothing_to_evaluate(context: Context) -> Any:
-        return batches(1), []
-
-    def one_example(message: Message, context: Context) -> Message:
-        reply = app(message, context)
-        if message.metadata.message_type == "evaluate":
-            # a mean over no sample is refused
-            reply.content.metric_records["metrics"]["num-examples"] = 1
-        return reply
-
-    app = SplitClientApp(DeviceHalf, nothing_to_evaluate, ADAM)
-    endpoint = EndpointConfig(transport=transport)
-    assert round_trips(one_example, endpoint=endpoint) == [2, 1]
-
-
 # -- the stream's first frame ----------------------------------------------------------
 
 Frames = Iterator[bytes]

@@ -1,10 +1,12 @@
 """TLS: the run's own certificate, pinned by the ticket, or given ones; plaintext only where it was asked for."""
 
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -216,6 +218,28 @@ def test_only_where_nobody_listens_another_machine_is_thought_of(tmp_path):
     with pytest.raises(EndpointUnreachable, match=hint):
         trains(message)
     assert hint not in str(reached.value)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_where_connections_are_closed_no_other_machine_is_thought_of(tls):
+    """As by an endpoint that has as many as it takes."""
+
+    def close_each() -> None:
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    with (
+        make_endpoint(tls=tls) as endpoint,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        Thread(target=close_each, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        changes = {"address": address, "reconnect-timeout-s": 0.1}
+        with pytest.raises(EndpointUnreachable) as closed:
+            trains(ticket_message(endpoint, **changes))
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "own machine" not in str(closed.value)
 
 
 def test_private_keys_and_tokens_are_not_printed():

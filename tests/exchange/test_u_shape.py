@@ -253,8 +253,8 @@ class Recording(Stream):
         super().send(frame)
         self.sent = pb.DeviceFrame.FromString(frame.SerializeToString())
 
-    def receive(self) -> pb.ServerFrame:
-        answer = super().receive()
+    def receive(self, number: int) -> pb.ServerFrame:
+        answer = super().receive(number)
         self.frames.append((self.sent, answer))
         return answer
 

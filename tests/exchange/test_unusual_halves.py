@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,9 +12,13 @@ from flwr.app import ArrayRecord
 from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
 
-from flwr_splitfc import SplitClientApp, SplitFedV1, SplitLearning
+from flwr_splitfc import JoinedModel, SplitClientApp, SplitFedV1, SplitLearning
 from flwr_splitfc.exchange import CopiedHalves, HalfTrainer
-from flwr_splitfc.exchange.protocol.split_errors import FeaturesRefused, LabelsRefused
+from flwr_splitfc.exchange.protocol.split_errors import (
+    FeaturesRefused,
+    LabelsRefused,
+    StepRefused,
+)
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
@@ -115,6 +120,135 @@ def test_a_pass_that_is_made_again_has_the_features_of_the_first(
     wanted(mini_batches()[0][0]).backward(torch.ones(8, 4))
     SGD(wanted.parameters()).step()
     assert same(weights(half.model), weights(wanted))
+
+
+# -- lists and dicts that a half changes -----------------------------------------------
+
+
+class Changing(nn.Module):
+    """Changes the structure that it gets by a function, and adds up what it gives."""
+
+    def __init__(self, change: Callable[[Any], list[Tensor]]) -> None:
+        super().__init__()
+        self.change = change
+        self.layer = nn.Linear(FEATURES, 4)
+
+    def forward(self, parts: Any) -> Tensor:
+        first, second = self.change(parts)
+        return self.layer(first + 3 * second)
+
+
+def put_in(parts: dict[str, Tensor]) -> list[Tensor]:
+    parts["a"] = parts["a"].tanh()
+    return [parts["a"], parts["b"]]
+
+
+def update(parts: dict[str, Tensor]) -> list[Tensor]:
+    parts.update(a=parts["a"].tanh())
+    return [parts["a"], parts["b"]]
+
+
+def take_out(parts: dict[str, Tensor]) -> list[Tensor]:
+    return [parts.pop("b"), parts.pop("a")]
+
+
+def write_into_what_is_taken_out(parts: dict[str, Tensor]) -> list[Tensor]:
+    return [parts.pop("b").mul_(2), parts["a"]]
+
+
+def pop(parts: list[Tensor]) -> list[Tensor]:
+    return [parts.pop(), parts.pop()]
+
+
+def reverse(parts: list[Tensor]) -> list[Tensor]:
+    parts.reverse()
+    return parts
+
+
+IN_DICTS = [put_in, update, take_out, write_into_what_is_taken_out]
+IN_LISTS = [pop, reverse]
+
+
+def two_parts(x: Tensor, change: Callable[[Any], list[Tensor]]) -> Any:
+    parts = {"a": x.clone(), "b": 1 - x}
+    return parts if change in IN_DICTS else list(parts.values())
+
+
+@pytest.mark.parametrize("change", IN_DICTS + IN_LISTS)
+@pytest.mark.parametrize("replay_steps", [0, 1])
+def test_a_half_may_change_the_structure_that_it_gets(
+    change: Callable[[Any], list[Tensor]], replay_steps: int
+) -> None:
+    def unchanged(parts: Any) -> list[Tensor]:
+        return change(type(parts)(parts))
+
+    def trained(change_of_half: Callable[[Any], list[Tensor]]) -> list[Any]:
+        model = made(partial(Changing, change_of_half))
+        half = HalfTrainer(model, LOSS, SGD, device="cpu", replay_steps=replay_steps)
+        gradients = []
+        for x, y in mini_batches():
+            begun = half.begin_step(two_parts(x, change), y)
+            gradients += begun.gradients
+        return [*gradients, *half.model.parameters()]
+
+    for found, wanted in zip(trained(change), trained(unchanged), strict=True):
+        assert found.equal(wanted)
+
+
+@pytest.mark.parametrize("change", IN_DICTS + IN_LISTS)
+def test_a_half_between_two_of_a_device_may_change_its_structure(
+    change: Callable[[Any], list[Tensor]],
+) -> None:
+    half = HalfTrainer(made(partial(Changing, change)), None, SGD, device="cpu")
+    wanted = made(partial(Changing, change))
+    optimizer = SGD(wanted.parameters())
+    for x, _ in mini_batches():
+        passed = half.forward(two_parts(x, change))
+        begun = half.begin_backward(passed, torch.ones(8, 4))
+        leaf = x.clone().requires_grad_()
+        optimizer.zero_grad()
+        wanted(two_parts(leaf, change)).backward(torch.ones(8, 4))
+        optimizer.step()
+        by_a, by_b = begun.gradients
+        torch.testing.assert_close(by_a - by_b, leaf.grad)
+    assert same(weights(half.model), weights(wanted))
+
+
+class Padded(nn.Module):
+    """Writes into its features where there is a padding, and drops out some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(FEATURES)
+        self.layer = nn.Sequential(nn.Dropout(), nn.Linear(FEATURES, 4))
+
+    def forward(self, parts: dict[str, Tensor]) -> Tensor:
+        hidden, padding = parts["hidden"], parts["padding"]
+        normed = self.norm(1 - hidden)
+        if padding.any():
+            hidden[padding] = 0.0
+        return self.layer(normed + hidden)
+
+
+class PaddedByCopies(Padded):
+    def forward(self, parts: dict[str, Tensor]) -> Tensor:
+        return super().forward({**parts, "hidden": parts["hidden"].clone()})
+
+
+def test_a_half_may_write_into_features_of_later_batches_alone() -> None:
+    halves = [
+        HalfTrainer(made(make), LOSS, SGD, device="cpu")
+        for make in (Padded, PaddedByCopies)
+    ]
+    for number, (x, y) in enumerate(mini_batches()):
+        padding = torch.arange(8) < number
+        losses = []
+        for half in halves:
+            loss, _ = half.step({"hidden": x.clone(), "padding": padding}, y)
+            losses.append(loss)
+        assert losses[0] == losses[1]
+    late, copied = halves
+    assert same(weights(late.model), weights(copied.model))
 
 
 # -- weights that grow -----------------------------------------------------------------
@@ -256,6 +390,44 @@ def test_what_would_never_be_trained_is_refused() -> None:
         HalfTrainer(norm, LOSS, SGD, merge_steps=2, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("of_loss", "message"),
+    [
+        (
+            lambda loss: (loss, {"accuracy": 1.0}),
+            "gave a tuple, wanted a scalar tensor",
+        ),
+        (lambda loss: {"loss": loss}, "gave a dict, wanted a scalar tensor"),
+        (lambda loss: loss.item(), "gave a float, wanted a scalar tensor"),
+        (lambda loss: None, "gave a NoneType, wanted a scalar tensor"),
+        (lambda loss: loss.detach(), "gave a loss without a graph"),
+        (lambda loss: loss.long(), "gave a loss without a graph"),
+    ],
+)
+def test_a_loss_that_nothing_could_be_learned_from_is_refused(
+    of_loss: Callable[[Tensor], Any], message: str
+) -> None:
+    def loss_fn(outputs: Tensor, labels: Tensor) -> Any:
+        return of_loss(LOSS(outputs, labels))
+
+    half = HalfTrainer(made(inplace), loss_fn, SGD, device="cpu")
+    before = weights(half.model)
+    with pytest.raises(StepRefused, match=f"loss_fn {message}"):
+        half.step(*mini_batches()[0])
+    assert same(weights(half.model), before)
+
+
+@pytest.mark.gpu
+def test_the_tensors_of_a_loss_follow_the_half() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    losses = []
+    for device in ("cpu", "cuda"):
+        half = HalfTrainer(made(inplace), loss, SGD, device=device)
+        losses.append([half.step(x, y)[0] for x, y in mini_batches()])
+    torch.testing.assert_close(losses[1], losses[0])
+    assert loss.weight.device.type == "cpu"
+
+
 def test_an_optimizer_of_the_original_is_refused_before_the_first_copy() -> None:
     model = seeded(ServerHalf)
     with pytest.raises(ValueError, match="not of the model"):
@@ -319,6 +491,77 @@ def test_a_half_that_cannot_be_copied_is_refused_when_the_strategy_is_made() -> 
         SplitFedV1(half, LOSS, SGD, device="cpu")
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, 4))
     SplitFedV1(parametrised, LOSS, SGD, device="cpu")
+
+
+class Caching(nn.Linear):
+    """Its caches grow with the batch, and one is there from the first pass on alone."""
+
+    def __init__(self) -> None:
+        super().__init__(FEATURES, 4)
+        self.register_buffer("cache", torch.zeros(1))
+        self.register_buffer("late", None)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > len(self.cache):
+            self.cache = torch.ones(len(x))
+        self.late = torch.ones(2)
+        self.count = self.count + 1
+        return super().forward(x)
+
+
+def test_copies_are_averaged_but_for_buffers_whose_shape_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    halves = CopiedHalves(HalfTrainer(made(Caching), LOSS, SGD, device="cpu"))
+    # of one row, it does not grow
+    for server_round, lengths in enumerate([(1, 8), (5, 8)], start=1):
+        copies = [halves.take(device, server_round) for device in ("0", "1")]
+        for copy, rows, (x, y) in zip(copies, lengths, mini_batches(), strict=False):
+            copy.step(x[:rows], y[:rows])
+            halves.give_back(copy, 8)
+        halves.end_round()
+        for name in ("weight", "count"):
+            mean = torch.stack([weights(copy.model)[name] for copy in copies]).mean(0)
+            torch.testing.assert_close(weights(halves.half.model)[name], mean)
+        assert halves.half.model.cache.equal(torch.zeros(1))
+    assert caplog.text.count("'cache' of the server half stays as it is") == 1
+
+
+class WithExtraState(nn.Linear):
+    """Keeps a dict beside its weights, in which there is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 4)
+        self.extra: Any = {"version": 1, "scale": torch.ones(2)}
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+@pytest.mark.parametrize("kind", [SplitLearning, SplitFedV1])
+def test_a_half_may_keep_what_is_no_tensor(kind: Any, tmp_path: Path) -> None:
+    server_half = nn.Sequential(nn.Flatten(), WithExtraState())
+    app = SplitClientApp(DeviceHalf, lambda context: (batches(2), batches(1)), ADAM)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    for rounds in (1, 2):  # the second run goes on from the first
+        strategy = kind(
+            deepcopy(server_half),
+            LOSS,
+            ADAM,
+            device="cpu",
+            checkpoint=tmp_path / "goes-on",
+        )
+        result = strategy.start(LocalGrid(app, 2, workers=0), arrays, rounds)
+        assert strategy.ledger.failures(rounds) == {}
+    strategy.save(tmp_path, result.arrays)
+    server_half[-1].extra = None
+    joined = JoinedModel(DeviceHalf(), server_half)
+    joined.load_state_dict(torch.load(tmp_path / "joined.pt", weights_only=True))
+    assert server_half[-1].extra["version"] == 1
 
 
 def test_copies_that_never_step_are_warned_of_once(

@@ -81,26 +81,27 @@ class Mailbox:
         NotAnswered
             If the frame has yet to be sent.
         """
-        self._number += 1
-        frame.number = self._number
-        self.uplink_bytes += frame.ByteSize()
+        self.send(frame)
         if frame.WhichOneof("kind") == "close":
             self.closing = frame
             return pb.ServerFrame(number=frame.number, closed=pb.Closed())
-        answer = self._answers.get(frame.number)
-        if answer is None:
-            raise NotAnswered(frame)
-        self.downlink_bytes += answer.ByteSize()
-        return answer
+        return self.receive(frame.number)
 
     def send(self, frame: pb.DeviceFrame) -> None:
         """Take a frame to `receive` the answer to: one at a time."""
+        self._number += 1
+        frame.number = self._number
+        self.uplink_bytes += frame.ByteSize()
         self._sent = frame
 
-    def receive(self) -> pb.ServerFrame:
+    def receive(self, number: int) -> pb.ServerFrame:
         """Return the answer to the frame that was sent, as `ask` does."""
-        assert self._sent is not None  # it comes after `send`
-        return self.ask(self._sent)
+        answer = self._answers.get(number)
+        if answer is None:
+            assert self._sent is not None  # it comes after `send`
+            raise NotAnswered(self._sent)
+        self.downlink_bytes += answer.ByteSize()
+        return answer
 
     def finish(self) -> None:
         """Do nothing: there is no stream to end."""

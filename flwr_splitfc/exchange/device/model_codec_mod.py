@@ -12,6 +12,7 @@ from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
 from flwr_splitfc.exchange.protocol.device_query import QUERY_TYPE
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_model
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY
 from flwr_splitfc.exchange.protocol.model_record import (
     MODEL_CODEC_KEY,
@@ -140,7 +141,7 @@ def _coded_models(message: Message) -> dict[str, pb.Model]:
     for key, record in message.content.array_records.items():
         packed = packed_model(record)
         if packed is not None:
-            models[key] = pb.Model.FromString(packed)
+            models[key] = parse_model(packed)
     return models
 
 

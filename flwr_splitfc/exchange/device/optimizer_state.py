@@ -26,6 +26,12 @@ _MOST_ENTRY = 1e18
 _MOST_GROWTH = 1e6
 """Of the largest weight, or of 1 if that is more, by the first steps of a turn."""
 
+_MAXIMA = ("exp_inf", "max_exp_avg_sq")
+"""State of Adamax, and of AMSGrad: what was largest so far.
+
+A code that is right on average is too large in a maximum of many codes.
+"""
+
 logger = getLogger("flwr")
 
 
@@ -45,8 +51,12 @@ def pack_optimizer(
         # RMSprop takes one tensor less the square of another for a variance; coded, it
         # would be negative now and then
         bits = EXACT_BITS
-    tensors = optimizer_tensors(optimizer)
-    return [pack_state(name, tensor, bits, seed) for name, tensor in tensors.items()]
+    frames = []
+    for name, tensor in optimizer_tensors(optimizer).items():
+        _, _, key = name.partition(".")
+        own_bits = EXACT_BITS if key in _MAXIMA else bits
+        frames.append(pack_state(name, tensor, own_bits, seed))
+    return frames
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -67,6 +77,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
                 name = f"{number}.{key}"
                 tensors[name] = _as_tensor(name, value)
     return tensors
+
+
+def leaves_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer, which has made no step, has state after one."""
+    stepped = stepped_copy(optimizer)
+    # one that wants a closure may have any
+    return stepped is None or bool(optimizer_tensors(stepped))
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

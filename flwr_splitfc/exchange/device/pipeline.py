@@ -57,7 +57,7 @@ def pipelined_losses(
         while under_way:
             yield next_loss()
     except GeneratorExit:
-        # the loop was left: the session's next answer must be to its next question
+        # the loop was left: what the server half has trained on counts
         if steps.line.is_open:
             for _, step in under_way:
                 steps.end(step)

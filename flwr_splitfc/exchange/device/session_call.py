@@ -27,7 +27,11 @@ from flwr_splitfc.exchange.protocol.ticket import Ticket
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # -1 is no limit: the limits are the server's
     ("grpc.max_send_message_length", -1),
+    # nobody but the server knows how large its half's output is
     ("grpc.max_receive_message_length", -1),
+    # frames are dense already, and a few bytes would inflate to any number: what comes
+    # compressed stays so, and is no frame
+    ("grpc.per_message_decompression", 0),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.enable_http_proxy", 0),
     # a new channel is a new connection, with no back-off of the last one's

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, pack_labels
 from flwr_splitfc.codec.quality import feature_error, labels_per_row
+from flwr_splitfc.exchange.device.scale_warning import warn_of_scales
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -84,11 +85,14 @@ class SentStep:
     ----------
     number : int
         Of the step, from 1.
+    frame_number : int
+        Of the frame that asked for it, which its answer has, too.
     tensors : list of SentTensor
         In the order of the features.
     """
 
     number: int
+    frame_number: int
     tensors: list[SentTensor]
 
     @property
@@ -140,25 +144,11 @@ class Steps:
             The loss, and its gradients by the floating point tensors as (B, D); None
             for those without a graph.
         """
-        step, frame = self._encoded(features, labels)
-        return self._answered(step, self.line.ask(frame, "stepped"))
+        return self.end(self.begin(features, labels))
 
     @full_precision
     def begin(self, features: Structure, labels: Tensor) -> SentStep:
         """Send a mini-batch to `train` on, and do not wait for the answer."""
-        step, frame = self._encoded(features, labels)
-        self.line.send(frame)
-        return step
-
-    @full_precision
-    def end(self, step: SentStep) -> tuple[float, Gradients]:
-        """Wait for the answer to the first step that was begun and not ended."""
-        return self._answered(step, self.line.receive("stepped"))
-
-    def _encoded(
-        self, features: Structure, labels: Tensor
-    ) -> tuple[SentStep, pb.DeviceFrame]:
-        """Return a step, and the frame that asks for it."""
         counts = self.counts
         frame = pb.DeviceFrame()
         step = frame.step
@@ -170,14 +160,14 @@ class Steps:
             step.labels = pack_labels(tensors[0].link.sent_rows(labels))
             step.one_way = all(tensor.one_way for tensor in tensors)
         counts.steps += 1
-        return SentStep(counts.steps, tensors), frame
+        self.line.send(frame)
+        return SentStep(counts.steps, frame.number, tensors)
 
-    def _answered(
-        self, step: SentStep, answer: pb.ServerFrame
-    ) -> tuple[float, Gradients]:
-        """Return a step's loss and gradients, and count the step."""
+    @full_precision
+    def end(self, step: SentStep) -> tuple[float, Gradients]:
+        """Wait for the answer to a step that was begun; return it as `train` does."""
         counts = self.counts
-        stepped = answer.stepped
+        stepped = self.line.receive(step.frame_number, "stepped").stepped
         with counts.coding:
             gradients = self.decode_gradients(stepped, step.tensors)
         self.measure(step)
@@ -314,5 +304,8 @@ class Steps:
         decoded, _ = self.codec.decode_features(
             tensor.array, expect=(link.rows, link.width)
         )
-        seen = decoded.to(exact.device)
-        return feature_error(link.sent_rows(exact), link.sent_rows(seen))
+        sent = link.sent_rows(exact)
+        seen = link.sent_rows(decoded.to(exact.device))
+        error = feature_error(sent, seen)
+        warn_of_scales(sent, seen, error)
+        return error

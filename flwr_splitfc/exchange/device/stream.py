@@ -15,7 +15,6 @@ from logging import getLogger
 from typing import TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from flwr_splitfc.exchange.device.retries import Retries
 from flwr_splitfc.exchange.device.session_call import SessionCall, refusal_in
@@ -26,6 +25,7 @@ from flwr_splitfc.exchange.protocol.address import (
     join_address,
     split_address,
 )
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_answer
 from flwr_splitfc.exchange.protocol.rpc import NONCE_BYTES
 from flwr_splitfc.exchange.protocol.split_errors import (
     MOST_DETAIL_CHARACTERS,
@@ -94,6 +94,8 @@ class Stream:
         self._unanswered: deque[pb.DeviceFrame] = deque()
         # for each of these, the round trips that are over when its answer comes
         self._trips_then: deque[int] = deque()
+        # answers that came before they were asked for, by number
+        self._came: dict[int, pb.ServerFrame] = {}
         self._call: SessionCall | None = None
         # of the last frame that was sent in this call
         self._sent = 0
@@ -106,19 +108,29 @@ class Stream:
         SplitError
             As `receive`.
         """
+        while self._unanswered:
+            self._take_answer()
         if self.closes_by_reply and frame.WhichOneof("kind") == "close":
             self._number += 1
             frame.number = self._number
             self.closing = frame
             return pb.ServerFrame(number=frame.number, closed=pb.Closed())
         self.send(frame)
-        return self.receive()
+        return self.receive(frame.number)
 
     def send(self, frame: pb.DeviceFrame) -> None:
         """Send a frame, after those that are not answered yet.
 
         The first one waits for `receive`, which opens the connection.
+
+        Raises
+        ------
+        SplitError
+            As `receive`.
         """
+        # of the answers that may get lost on their way, the server keeps so many
+        while len(self._unanswered) >= self.ticket.pipeline_depth:
+            self._take_answer()
         self._number += 1
         frame.number = self._number
         self._unanswered.append(frame)
@@ -126,8 +138,8 @@ class Stream:
         if self._call is not None:
             self._send(self._call, frame)
 
-    def receive(self) -> pb.ServerFrame:
-        """Wait for the answer to the first frame that has none.
+    def receive(self, number: int) -> pb.ServerFrame:
+        """Wait for the answer to the frame of that number.
 
         Raises
         ------
@@ -135,11 +147,17 @@ class Stream:
             One of its kinds if the server refuses the frame, or cannot be reached, or
             not again, in time.
         """
+        while number not in self._came:
+            self._take_answer()
+        return self._came.pop(number)
+
+    def _take_answer(self) -> None:
+        """Wait for the answer to the first frame that has none."""
         if self.reconnects < 0:
             self._open_first()
         reply = self._until_done(self._try, self.ticket.reconnect_timeout_s)
         self.round_trips = self._trips_then.popleft()
-        return reply
+        self._came[reply.number] = reply
 
     def finish(self) -> None:
         """Let the stream end on both sides, after the last answer."""
@@ -258,11 +276,9 @@ class Stream:
         data = call.receive()
         self.downlink_bytes += len(data)
         try:
-            reply = pb.ServerFrame.FromString(data)
-        except DecodeError as error:
-            raise ProtocolError(
-                f"the server answered {len(data)} bytes that are no frame: {error}"
-            ) from error
+            reply = parse_answer(data)
+        except ProtocolError as error:
+            raise ProtocolError(f"the server's answer: {error}") from error
         if reply.WhichOneof("kind") == "refused":
             raise error_from(reply.refused)
         if reply.number != number:
@@ -295,9 +311,8 @@ class Stream:
     def _is_elsewhere(self, error: grpc.RpcError) -> bool:
         """Whether the endpoint is perhaps on another machine than this address says."""
         host, _ = split_address(self.address)
-        # where TLS fails, somebody was reached who has another certificate
-        was_reached = self.ticket.tls != "off" and _NOBODY not in str(error.details())
-        return is_loopback(host) and not was_reached
+        # otherwise somebody took the connection: a full server, or a wrong certificate
+        return is_loopback(host) and _NOBODY in str(error.details())
 
 
 def _overridden(address: str, by: str) -> str:

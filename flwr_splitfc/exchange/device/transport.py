@@ -37,8 +37,8 @@ class SessionTransport(Protocol):
     def send(self, frame: pb.DeviceFrame) -> None:
         """Send a frame whose answer is received later."""
 
-    def receive(self) -> pb.ServerFrame:
-        """Return the answer to the first frame that was sent and not answered."""
+    def receive(self, number: int) -> pb.ServerFrame:
+        """Return the answer to the sent frame of that number."""
 
     def finish(self) -> None:
         """End the stream in good order, after the last answer."""
@@ -92,12 +92,12 @@ class Line:
         return self._checked(reply, wanted)
 
     def send(self, frame: pb.DeviceFrame) -> None:
-        """Send a frame whose answer is received later."""
+        """Send a frame whose answer is received later, and give it its number."""
         self._check_open()
         self.transport.send(frame)
 
-    def receive(self, wanted: str) -> pb.ServerFrame:
-        """Wait for the first answer that was not received, of the `wanted` kind.
+    def receive(self, number: int, wanted: str) -> pb.ServerFrame:
+        """Wait for the answer to the frame of that number, of the `wanted` kind.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class Line:
         """
         self._check_open()
         with self.waiting:
-            reply = self.transport.receive()
+            reply = self.transport.receive(number)
         return self._checked(reply, wanted)
 
     def _check_open(self) -> None:

@@ -72,7 +72,7 @@ class UShapedSteps:
 
         answer = self._steps.line.ask(frame, "output").output
 
-        sent = SentStep(counts.steps, tensors)
+        sent = SentStep(counts.steps, frame.number, tensors)
         with counts.coding:
             output, output_link = self._decode_output(answer.output, sent.rows)
         self._steps.measure(sent)

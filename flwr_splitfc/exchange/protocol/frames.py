@@ -10,6 +10,7 @@ from typing import NamedTuple
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_answer
 from flwr_splitfc.exchange.protocol.records import FIELD_PREFIX
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 
@@ -75,10 +76,15 @@ def server_frame(message: Message) -> pb.ServerFrame:
 
     A turn's first message has `Kept`, or no frame if earlier turns left nothing: the
     result is then an empty one.
+
+    Raises
+    ------
+    ProtocolError
+        If what it carries is no frame, or holds far more than frames do.
     """
     if not has_frame(message):
         return pb.ServerFrame()
-    return pb.ServerFrame.FromString(frame_of(message))
+    return parse_answer(frame_of(message))
 
 
 def frame_field(frame: pb.ServerFrame) -> dict[str, bytes]:

@@ -8,9 +8,11 @@ device has its answer. It is applied before anything else is done with the half.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
+from functools import partial
+from itertools import chain
 from logging import getLogger
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,8 @@ from flwr_splitfc.model.structures import (
 
 logger = getLogger("flwr")
 
+_Made = TypeVar("_Made")
+
 
 class HalfTrainer:
     """Trains a server half on the features that devices send.
@@ -87,8 +91,8 @@ class HalfTrainer:
         The layers after the cut; moved to `device`, and into training mode.
     loss_fn : callable or None
         ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor
-        with one row a sample. None where the loss is the device's: then there is no
-        `step`.
+        with one row a sample. A module with tensors is copied to `device`. None where
+        the loss is the device's: then there is no `step`.
     optimizer : callable
         ``optimizer(model.parameters())`` makes the optimizer, for example
         ``partial(torch.optim.Adam, lr=1e-3)``.
@@ -155,7 +159,7 @@ class HalfTrainer:
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device).train()
-        self.loss_fn = loss_fn
+        self.loss_fn = _loss_on(self.device, loss_fn)
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._optimizer = optimizer(self._model.parameters())
@@ -359,7 +363,11 @@ class HalfTrainer:
         return self._begin_alone(batch)
 
     def _begin_alone(self, batch: WaitingBatch) -> BegunStep:
-        with self._exclusively(), self._step_rng(), self._as_a_whole():
+        with self._exclusively():
+            return self._again_if_it_writes(partial(self._begun, batch))
+
+    def _begun(self, batch: WaitingBatch) -> BegunStep:
+        with self._step_rng(), self._as_a_whole():
             x = self._leaves(batch.features, batch.wanted)
             labels = batch.labels.to(self.device)
             kept = KeptBatch.of(x, labels) if self.replay_steps else None
@@ -396,11 +404,15 @@ class HalfTrainer:
         FeaturesRefused, StepRefused
             The half does not take the features, or its output cannot go to a device.
         """
-        with self._exclusively(), self._step_rng():
+        with self._exclusively():
             x = self._leaves(features, wanted)
-            passed = self._pass(x, self._steps)
+            passed = self._again_if_it_writes(partial(self._passed, x))
             check_output(passed.output, rows_of(features))
         return passed
+
+    def _passed(self, x: Structure) -> ForwardPass:
+        with self._step_rng():
+            return self._pass(x, self._steps)
 
     def backward(self, passed: ForwardPass, gradient: Tensor) -> Tensor:
         """Make the second half of a step: train on the mini-batch of a `forward`.
@@ -482,11 +494,27 @@ class HalfTrainer:
             tensor.requires_grad_(is_wanted)
         return x
 
+    def _again_if_it_writes(self, make: Callable[[], _Made]) -> _Made:
+        """Return what `make` does, made again if the half first writes into features.
+
+        It may do so in few batches, as where it fills a padding. torch refuses to write
+        into leaves, so from then on the half gets copies.
+        """
+        try:
+            return make()
+        except FeaturesRefused as refusal:
+            if self._writes is not False or "in-place" not in str(refusal):
+                raise
+        self._writes = True
+        return make()
+
     def _run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
         # it visits each module, which takes as long as a small layer
         if not self._model.training:
             self._model.train()
-        given = x if self._writes is False else mapped(x, _copied)
+        # always lists and dicts of its own: a model may put others in, or take some out
+        given = mapped(x, _itself if self._writes is False else _copied)
+        written = leaves_of(given) if self._writes is None else []
         try:
             output = model(given)
         except Exception as error:
@@ -495,7 +523,7 @@ class HalfTrainer:
                 + _advice_on_type(self._model)
             ) from error
         if self._writes is None:
-            self._writes = any(_was_written(leaf) for leaf in leaves_of(given))
+            self._writes = any(_was_written(leaf) for leaf in written)
         return output
 
     def _try_run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
@@ -772,6 +800,21 @@ class HalfTrainer:
             ) from error
 
 
+def _loss_on(device: torch.device, loss_fn: LossFn | None) -> LossFn | None:
+    """Return a loss whose tensors, such as weights of classes, are on a device.
+
+    It is a copy if they were elsewhere: its user may need it there.
+    """
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    # with its index, as those of tensors
+    wanted = torch.empty(0, device=device).device
+    tensors = chain(loss_fn.parameters(), loss_fn.buffers())
+    if all(tensor.device == wanted for tensor in tensors):
+        return loss_fn
+    return deepcopy(loss_fn).to(device)
+
+
 def _copy_of(model: nn.Module) -> nn.Module:
     try:
         return deepcopy(model)
@@ -792,6 +835,10 @@ def _advice_on_type(model: nn.Module) -> str:
 
 def _cloned(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.clone()
+
+
+def _itself(leaf: Any) -> Any:
+    return leaf
 
 
 def _copied(leaf: Any) -> Any:

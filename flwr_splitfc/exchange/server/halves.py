@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from itertools import cycle
 from logging import getLogger
 from threading import Lock
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
 from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+from flwr_splitfc.model.structures import shapes_of
 
 logger = getLogger("flwr")
 
@@ -72,6 +74,9 @@ class CopiedHalves(Halves):
     device failed, or replied too late, are dropped. Sums run in float64, so the order
     in which replies arrive does not show in float32 weights.
 
+    What has no mean stays as it is in `half`: buffers whose shape a copy has changed,
+    such as a cache that grows with the longest sequence, and what is no tensor.
+
     Parameters
     ----------
     half : HalfTrainer
@@ -88,6 +93,7 @@ class CopiedHalves(Halves):
         self._rows = 0
         self._sums: dict[str, Tensor] = {}
         self._changed: set[str] = set()
+        self._left_out: set[str] = set()
         self._any_stepped = False
         self._warned = False
 
@@ -110,18 +116,35 @@ class CopiedHalves(Halves):
             self._rows += rows
             if half.steps >= half.accumulate_steps:
                 self._any_stepped = True
-            before = self.half.model.state_dict()
-            # by place: a copy of what `torch.compile` makes may have other names
-            values = half.model.state_dict().values()
-            for name, value in zip(before, values, strict=True):
-                value = value.to(self.half.device)
-                # a sum of frozen weights or of large integers may be rounded
-                if not torch.equal(value, before[name]):
-                    self._changed.add(name)
-                weighted = _as_wide(value) * rows
-                if name in self._sums:
-                    weighted = self._sums[name] + weighted
-                self._sums[name] = weighted
+            after = _entries(half.model)
+            for name, value in _entries(self.half.model).items():
+                self._add(name, value, after.get(name), rows)
+
+    def _add(self, name: str, before: Any, value: Any, rows: int) -> None:
+        """Add an entry of a copy to the sum of all copies'."""
+        if not isinstance(before, Tensor) or name in self._left_out:
+            return
+        if not isinstance(value, Tensor) or value.shape != before.shape:
+            self._leave_out(name, before, value)
+            return
+        value = value.to(self.half.device)
+        # a sum of frozen weights or of large integers may be rounded
+        if not torch.equal(value, before):
+            self._changed.add(name)
+        weighted = _as_wide(value) * rows
+        if name in self._sums:
+            weighted = self._sums[name] + weighted
+        self._sums[name] = weighted
+
+    def _leave_out(self, name: str, before: Tensor, value: Any) -> None:
+        self._left_out.add(name)
+        logger.warning(
+            "%r of the server half stays as it is, of shape %s: a device's copy has it "
+            "of shape %s, and there is no mean of both",
+            name,
+            tuple(before.shape),
+            shapes_of(value),
+        )
 
     @torch.no_grad()
     def end_round(self) -> None:
@@ -136,8 +159,8 @@ class CopiedHalves(Halves):
             self._any_stepped = False
 
     def _take_mean(self) -> None:
-        for name, value in self.half.model.state_dict().items():
-            if name not in self._changed:
+        for name, value in _entries(self.half.model).items():
+            if name not in self._changed - self._left_out:
                 continue
             mean = self._sums[name] / self._rows
             # counts of batches are integers
@@ -153,6 +176,17 @@ class CopiedHalves(Halves):
             "many mini-batches in its turn, and a copy's gradients end with the turn",
             self.half.accumulate_steps,
         )
+
+
+def _entries(model: nn.Module) -> dict[str, Any]:
+    """Return the entries of a state dict, by their names without compilation.
+
+    A copy of what `torch.compile` makes may have lost it.
+    """
+    return {
+        name.replace("_orig_mod.", ""): value
+        for name, value in model.state_dict().items()
+    }
 
 
 def _as_wide(value: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""How many lines those may write into the log whom nobody knows."""
+"""How many lines peers may have written into the log."""
 
 import time
 from collections import deque
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 
 class LinePace:
@@ -36,3 +37,31 @@ class LinePace:
             left_out = self._left_out
             self._left_out = 0
             return left_out
+
+
+class LinePaces:
+    """A `LinePace` for each event of each session, for as long as the session is there.
+
+    It is safe to use from many threads.
+
+    Parameters
+    ----------
+    most : int
+    window_s : float
+        As in `LinePace`.
+    """
+
+    def __init__(self, most: int, window_s: float) -> None:
+        self._most = most
+        self._window_s = window_s
+        self._lock = Lock()
+        self._paces: WeakKeyDictionary[object, dict[str, LinePace]]
+        self._paces = WeakKeyDictionary()
+
+    def of(self, session: object, event: str) -> LinePace:
+        """Return that of an event of a session."""
+        with self._lock:
+            paces = self._paces.setdefault(session, {})
+            if event not in paces:
+                paces[event] = LinePace(self._most, self._window_s)
+            return paces[event]

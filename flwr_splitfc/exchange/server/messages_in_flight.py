@@ -6,6 +6,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_frame
 from flwr_splitfc.exchange.protocol.frames import (
     frame_field,
     frame_of,
@@ -17,7 +18,6 @@ from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
 from flwr_splitfc.exchange.server.flower_messages import error_reply
-from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.message_bytes import MessageMeter
 from flwr_splitfc.exchange.server.pushed_messages import Outgoing, PushedMessages
 from flwr_splitfc.exchange.server.traffic import Traffic

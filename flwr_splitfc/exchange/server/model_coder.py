@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_model
 from flwr_splitfc.exchange.protocol.model_record import (
     model_for,
     pack_model,
@@ -16,7 +17,6 @@ from flwr_splitfc.exchange.protocol.model_record import (
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import error_reply, purpose_of
-from flwr_splitfc.exchange.server.frame_bytes import parse_model
 
 logger = getLogger("flwr")
 

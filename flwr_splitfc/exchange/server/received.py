@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from flwr_splitfc.codec import CodedMatrix, CutCodec, Link, PayloadError, unpack_labels
-from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
+from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS, view
+from flwr_splitfc.codec.format.label_header import unpack_label_header
 from flwr_splitfc.codec.labels import labels_size
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.parts import unpack_exact, unpack_parts
@@ -155,10 +156,14 @@ def decode_features(
     payloads: list[bytes] = []
     if not frame.parts:
         one_way = not isinstance(frame, pb.Predict) and frame.one_way
+        _check_shapes(_claimed_shape(frame.features, rules)[1:], rules)
         features = _decode_matrix(frame.features, rules, payloads, one_way=one_way)
-        return _checked(Received(features), rules), payloads
+        return Received(features), payloads
+    claimed = partial(_claimed_part_shape, rules)
     decode = partial(_decode_part, rules, payloads)
     try:
+        # a few bytes may claim what takes seconds and gigabytes to decode
+        _check_shapes(unpack_parts(frame.parts, claimed), rules)
         received = Received(unpack_parts(frame.parts, decode))
     except PayloadError as error:
         raise FeaturesRefused(str(error)) from error
@@ -174,7 +179,15 @@ def decode_features(
             raise FeaturesRefused(
                 f"{link.sent} of {link.rows} rows came; of several tensors all have to"
             )
-    return _checked(received, rules), payloads
+    return received, payloads
+
+
+def _claimed_part_shape(rules: FeatureRules, part: pb.Part) -> tuple[int, ...]:
+    """Return the shape that a tensor has, as its part says, for one sample."""
+    if part.WhichOneof("kind") == "coded":
+        return _claimed_shape(part.coded, rules)[1:]
+    header, _ = unpack_label_header(view(part.exact))
+    return header.shape[1:]
 
 
 def _decode_part(
@@ -189,9 +202,8 @@ def _decode_part(
     return ReceivedTensor(tensor)
 
 
-def _decode_matrix(
-    matrix: pb.Matrix, rules: FeatureRules, payloads: list[bytes], *, one_way: bool
-) -> ReceivedTensor:
+def _claimed_shape(matrix: pb.Matrix, rules: FeatureRules) -> tuple[int, ...]:
+    """Return the shape (B, ...) that a matrix says it has, if it may have that."""
     # before anything takes the shape apart: it may have a million dimensions
     if len(matrix.shape) > MOST_DIMENSIONS:
         raise FeaturesRefused(
@@ -216,6 +228,14 @@ def _decode_matrix(
             f"send smaller ones, or raise the strategy's Limits({limit}=...) "
             f"(run-config: {run_config_key})"
         )
+    return shape
+
+
+def _decode_matrix(
+    matrix: pb.Matrix, rules: FeatureRules, payloads: list[bytes], *, one_way: bool
+) -> ReceivedTensor:
+    """Decode a matrix whose shape was checked."""
+    shape = tuple(matrix.shape)
     columns = prod(shape[1:])
     coded = from_matrix(matrix)
     payloads.append(coded.data)
@@ -228,20 +248,18 @@ def _decode_matrix(
     return ReceivedTensor(features.reshape(shape), link, one_way)
 
 
-def _checked(received: Received, rules: FeatureRules) -> Received:
-    """Return features that have the shapes that the strategy wants, if it wants some.
+def _check_shapes(shapes: Any, rules: FeatureRules) -> None:
+    """Refuse features of other shapes than the strategy wants, if it wants some.
 
     Raises
     ------
     FeaturesRefused
     """
     wanted = rules.feature_shape
-    shapes = mapped(received.features, lambda one: tuple(one.tensor.shape[1:]))
     if wanted is not None and not is_shaped(shapes, wanted):
         raise FeaturesRefused(
             f"features of a sample have shape {shapes}, feature_shape is {wanted}"
         )
-    return received
 
 
 def claimed_bytes(frame: FeatureFrame) -> int:

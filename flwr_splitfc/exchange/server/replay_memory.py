@@ -26,8 +26,11 @@ class KeptBatch(NamedTuple):
 
     @classmethod
     def of(cls, features: Structure, labels: Tensor) -> "KeptBatch":
-        """Return a mini-batch with a copy of features, without their graph."""
-        return cls(mapped(features, _copied), labels)
+        """Return a mini-batch of copies, without a graph.
+
+        A half may write into its features, and a loss into its labels.
+        """
+        return cls(mapped(features, _copied), _copied(labels))
 
     @property
     def size_bytes(self) -> int:
@@ -51,11 +54,11 @@ class ReplayMemory:
             self._kept_bytes -= self._batches.popleft().size_bytes
 
     def draw(self, generator: torch.Generator) -> KeptBatch | None:
-        """Return one of them, each as likely as the others; None if there is none."""
+        """Return a copy of one, each as likely as the others; None if there is none."""
         if not self._batches:
             return None
         place = torch.randint(len(self._batches), (), generator=generator)
-        return self._batches[int(place)]
+        return KeptBatch.of(*self._batches[int(place)])
 
 
 def _copied(tensor: Tensor) -> Tensor:

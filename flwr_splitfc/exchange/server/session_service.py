@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.frame_bytes import parse_frame
 from flwr_splitfc.exchange.protocol.rpc import REFUSED_KEY, TOKEN_KEY
 from flwr_splitfc.exchange.protocol.split_errors import (
     MOST_DETAIL_CHARACTERS,
@@ -16,10 +17,9 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     SplitError,
     TokenRefused,
 )
-from flwr_splitfc.exchange.server.frame_bytes import parse_frame
 from flwr_splitfc.exchange.server.frame_traffic import count_downlink
 from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.line_pace import LinePace
+from flwr_splitfc.exchange.server.line_pace import LinePace, LinePaces
 from flwr_splitfc.exchange.server.server_session import ServerSession
 from flwr_splitfc.exchange.server.session_log import log_session
 from flwr_splitfc.exchange.server.session_registry import SessionRegistry
@@ -28,9 +28,9 @@ from flwr_splitfc.exchange.server.step_workers import StepWorkers
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 
 _MOST_OPEN_BYTES = 1024
-# of connections that are of no session, or a stranger could fill a disk
-_MOST_STRANGERS_LINES = 10
-_STRANGERS_WINDOW_S = 10.0
+# of connections that are of no session, and of those of one: either could fill a disk
+_MOST_LINES = 10
+_WINDOW_S = 10.0
 
 _Reply = TypeVar("_Reply", pb.ServerFrame, pb.ServerFrame | None)
 
@@ -60,7 +60,8 @@ class SessionService:
         self._accounts = accounts
         self._slots = SessionSlots(limits.max_sessions, limits.max_waiting)
         self._workers = StepWorkers(steps_at_once)
-        self._strangers_lines = LinePace(_MOST_STRANGERS_LINES, _STRANGERS_WINDOW_S)
+        self._strangers_lines = LinePace(_MOST_LINES, _WINDOW_S)
+        self._session_lines = LinePaces(_MOST_LINES, _WINDOW_S)
 
     def serve(
         self, frames: Iterator[bytes], context: grpc.ServicerContext
@@ -76,24 +77,28 @@ class SessionService:
         except SplitError as refusal:
             # or a connection that broke within the metadata would look like an intruder
             if context.is_active():
-                self._log_refused(session, context.peer(), refusal)
+                peer = context.peer()
+                self._log(WARNING, "refused", session, peer=peer, why=refusal)
             _abort(context, refusal)
         except grpc.RpcError:
             pass  # the connection broke; the session may come back on another
         finally:
             if session is not None and session.lost(context):
-                log_session(INFO, "disconnected", session, peer=context.peer())
+                self._log(INFO, "disconnected", session, peer=context.peer())
 
-    def _log_refused(
-        self, session: ServerSession | None, peer: str, why: SplitError
+    def _log(
+        self, level: int, event: str, session: ServerSession | None, **details: object
     ) -> None:
-        if session is None:
-            left_out = self._strangers_lines.next_line()
-            if left_out is None:
-                return
-            if left_out:
-                log_session(WARNING, "refused", None, left_out=left_out)
-        log_session(WARNING, "refused", session, peer=peer, why=why)
+        """Log an event that a peer can bring about as often as it likes."""
+        pace = self._strangers_lines
+        if session is not None:
+            pace = self._session_lines.of(session, event)
+        left_out = pace.next_line()
+        if left_out is None:
+            return
+        if left_out:
+            log_session(level, event, session, left_out=left_out)
+        log_session(level, event, session, **details)
 
     def _replies(
         self,
@@ -114,10 +119,27 @@ class SessionService:
                 told = _told_to_wait(session, place, context)
                 yield told
                 _await_slot(session, place, context)
-            yield _opened(session, first, context, told)
+            yield self._opened(session, first, context, told)
             yield from self._answers(session, frames, context)
         finally:
             self._slots.leave(place)
+
+    def _opened(
+        self,
+        session: ServerSession,
+        first: pb.DeviceFrame,
+        context: grpc.ServicerContext,
+        told: pb.ServerFrame | None,
+    ) -> pb.ServerFrame:
+        """Open a session, and return the answer to Open."""
+        resumed = session.opened
+        opened = session.open(first, context, told)
+        peer = context.peer()
+        if resumed:
+            self._log(INFO, "resumed", session, peer=peer)
+        else:
+            log_session(DEBUG, "opened", session, peer=peer, by=first.open.software)
+        return opened
 
     def _answers(
         self,
@@ -249,25 +271,6 @@ def _await_slot(
         raise session.ended
     if not place.has_slot:
         raise SessionCancelled("the connection ended")
-
-
-def _opened(
-    session: ServerSession,
-    first: pb.DeviceFrame,
-    context: grpc.ServicerContext,
-    told: pb.ServerFrame | None,
-) -> pb.ServerFrame:
-    """Open a session, and return the answer to Open."""
-    resumed = session.opened
-    opened = session.open(first, context, told)
-    log_session(
-        INFO if resumed else DEBUG,
-        "resumed" if resumed else "opened",
-        session,
-        peer=context.peer(),
-        by=first.open.software,
-    )
-    return opened
 
 
 def _refused(refusal: SplitError) -> pb.ServerFrame:

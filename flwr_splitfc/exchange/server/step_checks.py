@@ -73,13 +73,17 @@ def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_loss(loss: Tensor) -> None:
-    """Refuse a loss that is not one number, and finite.
+def check_loss(loss: object) -> None:
+    """Refuse a loss that is not one number with a graph, and finite.
 
     Raises
     ------
     StepRefused
     """
+    if not isinstance(loss, Tensor):
+        raise StepRefused(
+            f"loss_fn gave a {type(loss).__name__}, wanted a scalar tensor"
+        )
     if loss.ndim:
         raise StepRefused(
             f"the loss has shape {tuple(loss.shape)}, wanted a scalar: "
@@ -88,6 +92,11 @@ def check_loss(loss: Tensor) -> None:
     value = loss.item()
     if not isfinite(value):
         raise StepRefused(f"the loss is not finite: {value}")
+    if not loss.requires_grad:
+        raise StepRefused(
+            "loss_fn gave a loss without a graph: nothing of it goes back to the "
+            "outputs (argmax, .detach(), torch.no_grad() and the like lose it)"
+        )
 
 
 def check_output(output: object, rows: int) -> None:

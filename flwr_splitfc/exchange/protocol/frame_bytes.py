@@ -1,4 +1,4 @@
-"""Reading a device's frame: what it would take to hold is known before it is parsed.
+"""Reading a frame: what it would take to hold is known before it is parsed.
 
 A parsed message takes far more memory than its bytes where these are many small fields:
 two bytes may stand for a tensor. So the bytes are walked first, without an object for
@@ -17,7 +17,7 @@ from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
 _MOST_FIELDS = 2**16  # a tensor has four; a device half of 16,000 of them has enough
 _MOST_FRAMING_BYTES = 2**21  # names, shapes and what else is no payload
 
-_Parsed = TypeVar("_Parsed", pb.DeviceFrame, pb.Model)
+_Parsed = TypeVar("_Parsed", pb.DeviceFrame, pb.ServerFrame, pb.Model)
 
 # wire types
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
@@ -25,7 +25,7 @@ _VALUE_BYTES = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
 
 
 def parse_frame(data: bytes) -> pb.DeviceFrame:
-    """Return the frame that `data` is.
+    """Return the device's frame that `data` is.
 
     Raises
     ------
@@ -33,6 +33,11 @@ def parse_frame(data: bytes) -> pb.DeviceFrame:
         If it is none, or holds far more beside its payloads than frames do.
     """
     return _parse(pb.DeviceFrame, data)
+
+
+def parse_answer(data: bytes) -> pb.ServerFrame:
+    """Return the server's frame that `data` is, as `parse_frame` does."""
+    return _parse(pb.ServerFrame, data)
 
 
 def parse_model(data: bytes) -> pb.Model:
