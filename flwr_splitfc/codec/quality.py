@@ -132,6 +132,39 @@ def feature_error(exact: Tensor, seen: Tensor) -> float:
     return _relative(exact, seen, feature_scale(exact))
 
 
+def lost_columns(exact: Tensor, seen: Tensor) -> float:
+    """Return the share of the columns that vary of which more than half is lost.
+
+    The squared error of each is relative to how this column varies, where
+    `feature_error` is relative to how all do. If none varies, 0.
+
+    Parameters
+    ----------
+    exact, seen : Tensor of shape (B, D)
+        Before encoding and after decoding.
+
+    Examples
+    --------
+    >>> exact = torch.tensor([[-99.0, 1.0, 5.0], [99.0, 3.0, 5.0]])
+    >>> lost_columns(exact, torch.tensor([[-99.0, 2.0, 5.0], [99.0, 2.0, 5.0]]))
+    0.5
+    """
+    varies = exact.amax(0) > exact.amin(0)
+    if not varies.any():
+        return 0.0
+    means = column_means(exact).float()
+    own = _column_norms(exact - means.to(exact.device))
+    lost = _column_norms(seen - exact)
+    is_lost = lost.square() > own.square() / 2
+    return float(is_lost[varies].double().mean())
+
+
+def _column_norms(matrix: Tensor) -> Tensor:
+    """Return the norm of each column, in float64: squares of float32 overflow."""
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=0, dtype=torch.float64)
+    return norms
+
+
 def gradient_error(exact: Tensor, seen: Tensor) -> float:
     """Return the squared error of a decoded gradient relative to its size.
 

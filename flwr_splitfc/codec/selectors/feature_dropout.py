@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Floats, Ints, from_ints, to_ints
-from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.compiled import compiled
 from flwr_splitfc.codec.format.column_sets import (
     pack_selection,
     selection_bytes,
     unpack_selection,
 )
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
@@ -133,8 +133,13 @@ class FeatureDropout(Selector):
         uniform = torch.rand(
             width, generator=selection.generator, dtype=torch.float64, device="cpu"
         )
-        dispersion = _dispersion(matrix, selection.channels)
+        low, high = column_extremes(matrix)
+        # (1)
+        spans = selection.channels.spans(low, high)
+        dispersion = column_deviations(matrix, spans)
         drawn, scales = _draw(dispersion.numpy(), uniform.numpy(), self.reduction)
+        largest = torch.maximum(-low, high).numpy()
+        _check_scaled(largest[drawn] * scales)
         scale = torch.from_numpy(scales).to(matrix.device)
         columns = None
         # A link has no columns where all are kept.
@@ -172,7 +177,11 @@ class FeatureDropout(Selector):
         return selection_bytes(fewest, kept, columns)
 
 
-def _dispersion(matrix: Tensor, channels: Channels) -> Tensor:
-    """(1), float64 (D,) on the CPU."""
-    low, high = column_extremes(matrix)
-    return column_deviations(matrix, channels.spans(low, high))
+def _check_scaled(magnitudes: Doubles) -> None:
+    """Refuse columns of which the scale makes magnitudes that are not coded."""
+    largest = magnitudes.max(initial=0)
+    if largest > MAGNITUDE_LIMIT:
+        raise ValueError(
+            f"features reach {largest:.3g} after the scale of kept columns, 1/(1-p); "
+            "at most 1e38 can be coded"
+        )

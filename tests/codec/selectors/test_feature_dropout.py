@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import FeatureDropout
+from flwr_splitfc.codec import FeatureDropout, cut_codec
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.selectors.feature_dropout import keep_probabilities
 from flwr_splitfc.codec.selectors.selection import Selection
@@ -160,3 +160,11 @@ def test_the_server_learns_columns_and_no_probabilities() -> None:
 def test_reduction_out_of_range(reduction: float) -> None:
     with pytest.raises(ValueError, match="at least 1, got"):
         FeatureDropout(reduction)
+
+
+@pytest.mark.parametrize("largest", [2e37, 9e37])
+def test_features_that_their_scale_carries_too_far(largest: float) -> None:
+    features = largest * torch.linspace(0, 1, 8)[:, None].repeat(1, 64)
+    cut = cut_codec("splitfc", reduction=16, uplink_bits=8.0)
+    with pytest.raises(ValueError, match=r"features reach .*e\+3[89] after the scale"):
+        cut.encode_features(features)

@@ -58,7 +58,7 @@ MANY_CHANNELS = Worth(every=1, most=64)
 _BUDGET_SHARE = 8
 """The channels' reflections take at most an eighth of a budget, the rows' another."""
 
-_ENTRY_BITS = 3.3
+REFLECTOR_ENTRY_BITS = 3.3
 """About what an entry of a vector takes."""
 
 
@@ -72,11 +72,16 @@ def reflectors_worthwhile(size: int, budget_bytes: int, worth: Worth) -> int:
     """
     if size > LARGEST_KLT:
         return 0
-    reflector_bits = _ENTRY_BITS * size
+    reflector_bits = REFLECTOR_ENTRY_BITS * size
     affordable = int(8 * budget_bytes / (_BUDGET_SHARE * reflector_bits))
     # the last direction is what the others leave
     useful = min(size // worth.every, size - 1)
     return max(0, min(useful, worth.most, affordable))
+
+
+def no_reflectors(size: int) -> Ints:
+    """Return the vectors (n, 0) that leave n channels or rows as they are."""
+    return np.zeros((size, 0), np.int64)
 
 
 def fit_reflectors(samples: Tensor, count: int) -> Ints:
@@ -97,7 +102,7 @@ def fit_reflectors(samples: Tensor, count: int) -> Ints:
     """
     size = len(samples)
     if count == 0:
-        return np.zeros((size, 0), np.int64)
+        return no_reflectors(size)
     leading = _leading_directions(samples, count)
     packed, _ = torch.geqrf(leading)
     # what LAPACK leaves out of its vectors: the 1 on the diagonal, the zeros above
@@ -166,7 +171,7 @@ def read_reflectors(reader: SymbolReader, size: int, count: int) -> Ints:
         If so many channels or rows have not so many reflections, or a vector is zero.
     """
     if count == 0:
-        return np.zeros((size, 0), np.int64)
+        return no_reflectors(size)
     if not count < size <= LARGEST_KLT:
         raise PayloadError(
             f"{count} reflections of {size} channels or rows; "

@@ -19,7 +19,10 @@ import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.channels import LARGEST_KLT
-from flwr_splitfc.codec.quantisers.transform.reflectors import REFLECTOR_STEPS
+from flwr_splitfc.codec.quantisers.transform.reflectors import (
+    REFLECTOR_STEPS,
+    no_reflectors,
+)
 
 _MOST_REFLECTIONS = 3
 
@@ -33,7 +36,7 @@ def mean_reflectors(rows: int) -> Ints:
            [ 0,  0, 11,  3,  3,  3,  3,  3,  3]])
     """
     if rows > LARGEST_KLT:
-        return np.zeros((rows, 0), np.int64)
+        return no_reflectors(rows)
     count = min(_MOST_REFLECTIONS, rows - 1)
     vectors = np.zeros((rows, count), np.int64)
     for k in range(count):

@@ -12,6 +12,9 @@ _KLT_ENTRIES = 2**18
 _SEARCH_ENTRIES = 2**16
 """Entries on which a step is tried, and of which centroids are the means."""
 
+_COMPARED_ENTRIES = 2**14
+"""Entries by which two transforms are compared."""
+
 _QUANTILE_ENTRIES = 2**12
 """Entries among which a quantile is looked for."""
 
@@ -36,12 +39,17 @@ def spread_rows(values: Tensor) -> Tensor:
 
     The leading directions of the rows come first; so they have their share, no more.
     """
-    rows = len(values)
-    # one row at least
-    wanted = _stride(values, _SEARCH_ENTRIES)
-    every = min(wanted, rows)
-    first = every // 2
-    return values[first::every]
+    return _spread(values, _SEARCH_ENTRIES, dim=0)
+
+
+def spread_part(values: Tensor) -> Tensor:
+    """Return some of the rows or of the channels of (B, C, f), whichever are more.
+
+    Among many, the leading directions have about their share.
+    """
+    rows, channels, _ = values.shape
+    dim = 0 if rows >= channels else 1
+    return _spread(values, _COMPARED_ENTRIES, dim)
 
 
 def exceeded_magnitude(values: Tensor, count: int) -> float:
@@ -55,6 +63,16 @@ def exceeded_magnitude(values: Tensor, count: int) -> float:
     rank = max(seen - exceeding, 1)
     quantile = magnitudes.kthvalue(rank)
     return float(quantile.values)
+
+
+def _spread(values: Tensor, entries: int, dim: int) -> Tensor:
+    """Return about so many entries, of places that are evenly spread along `dim`."""
+    wanted = _stride(values, entries)
+    # one place at least
+    every = min(wanted, values.shape[dim])
+    first = every // 2
+    spread = values.transpose(0, dim)[first::every]
+    return spread.transpose(0, dim)
 
 
 def _stride(values: Tensor, entries: int) -> int:

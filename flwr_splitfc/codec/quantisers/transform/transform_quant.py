@@ -4,7 +4,8 @@ A (B, D) matrix is seen as (B, C, f): rows, channels, places of a channel's map.
 encoder
 
 1. writes it in directions of the channels and of the rows (`klt`, `reflectors`), or of
-   the rows alone, where an offset is too large for that (`row_means`),
+   the rows alone, where an offset is too large for that (`row_means`), or as it is,
+   where directions would take more bits at the step of a quality,
 2. then in frequencies of the maps (`dct`);
 3. searches a step that takes the budget (`rate_search`, `code_length`),
 4. and codes the coefficients in steps (`dead_zone`, `margins`, `coefficients`).
@@ -40,6 +41,7 @@ from flwr_splitfc.codec.quantisers.transform.centroids import (
     read_centroids,
     reconstructed,
 )
+from flwr_splitfc.codec.quantisers.transform.code_length import estimated_bits
 from flwr_splitfc.codec.quantisers.transform.coefficients import (
     coefficient_runs,
     read_coefficients,
@@ -69,7 +71,9 @@ from flwr_splitfc.codec.quantisers.transform.reflectors import (
     FEW_CHANNELS,
     FEW_ROWS,
     MANY_CHANNELS,
+    REFLECTOR_ENTRY_BITS,
     fit_reflectors,
+    no_reflectors,
     read_reflectors,
     reflector_runs,
     reflectors_worthwhile,
@@ -78,6 +82,7 @@ from flwr_splitfc.codec.quantisers.transform.row_means import mean_reflectors
 from flwr_splitfc.codec.quantisers.transform.sampling import (
     channel_samples,
     row_samples,
+    spread_part,
 )
 from flwr_splitfc.codec.statistics import matrix_extremes
 
@@ -175,11 +180,18 @@ class _ToldQuant(TransformQuant):
         layout = self._layout(matrix.shape)
         parts = layout.split(matrix / unit)
         by_klts = self._by_klts(parts, layout, budget_bytes)
-        batch = _TransformedBatch(*by_klts, unit, least >= 0)
+        reflected = _TransformedBatch(*by_klts, unit, least >= 0)
         if self.step is None:
-            return batch.payload_within(budget_bytes)
+            return reflected.payload_within(budget_bytes)
         step = self.step / unit
-        payload = batch.payload_at(step, budget_bytes)
+        batch = reflected
+        if not reflected.reflections_pay(parts, layout, step):
+            plain = _unreflected(parts, layout)
+            batch = _TransformedBatch(*plain, unit, least >= 0)
+        payload = batch.payload(max(step, batch.finest_step))
+        if len(payload) > budget_bytes:
+            # at a coarser step, reflections may pay
+            payload = reflected.payload_within(budget_bytes)
         if batch.finest_step <= step:
             return payload
         # mostly because the KLTs made one coefficient of an offset
@@ -260,8 +272,8 @@ def _offset_spread(
     """Yield coefficients with an offset in a few of the rows, then with it in all."""
     rows, channels, _ = parts.shape
     is_live = np.ones((rows, channels), np.bool_)
-    by_channel = np.zeros((channels, 0), np.int64)
-    for by_row in (mean_reflectors(rows), np.zeros((rows, 0), np.int64)):
+    by_channel = no_reflectors(channels)
+    for by_row in (mean_reflectors(rows), no_reflectors(rows)):
         values = _coefficients(parts, layout, by_row)
         # of a large offset, the decoder's rounded matrices would leave a large error
         in_units = (values.double() * _FINE_UNITS).round_()
@@ -269,6 +281,13 @@ def _offset_spread(
         missing = (parts - seen).float()
         values = values + _coefficients(missing, layout, by_row)
         yield values, by_channel, by_row
+
+
+def _unreflected(parts: Tensor, layout: Layout) -> tuple[Tensor, Ints, Ints]:
+    """Return coefficients of (B, C, f) without reflections, and no reflections."""
+    rows, channels, _ = parts.shape
+    by_row = no_reflectors(rows)
+    return _coefficients(parts, layout, by_row), no_reflectors(channels), by_row
 
 
 def _coefficients(directions: Tensor, layout: Layout, by_row: Ints) -> Tensor:
@@ -325,6 +344,22 @@ class _TransformedBatch:
     def reflections(self) -> list[Run]:
         """The reflections as symbols, which are the same with any step."""
         return [*reflector_runs(self.by_channel), *reflector_runs(self.by_row)]
+
+    def reflections_pay(self, parts: Tensor, layout: Layout, step: float) -> bool:
+        """Tell whether the reflections of (B, C, f) parts save more than they take.
+
+        They do not where most entries are zero, or a few are far above the others:
+        directions would spread these.
+        """
+        entries = self.by_channel.size + self.by_row.size
+        if entries == 0:
+            return True
+        reflected = spread_part(self.values)
+        plain, *_ = _unreflected(spread_part(parts), layout)
+        share = plain.numel() / parts.numel()
+        own_bits = share * REFLECTOR_ENTRY_BITS * entries
+        reflected_bits = own_bits + estimated_bits(reflected, step)
+        return reflected_bits <= estimated_bits(plain, step)
 
     def payload_within(self, budget_bytes: int) -> bytes:
         """Return the payload with a step that takes the budget."""

@@ -114,6 +114,17 @@ def test_more_bits_less_error() -> None:
     assert errors[-1] < 1e-4 * errors[0]
 
 
+@pytest.mark.parametrize(("rows", "live"), [(8, 20), (16, 15)])
+def test_constant_columns_take_no_budget_from_others(rows: int, live: int) -> None:
+    """Equal means cost nothing, however many they are."""
+    matrix = torch.zeros(rows, 1024)
+    draw = torch.Generator().manual_seed(0)
+    matrix[:, :live] = torch.randn(rows, live, generator=draw)
+    _, decoded = encode(matrix, rows * 1024 // 40)
+    assert float((decoded - matrix).square().sum() / matrix.square().sum()) < 0.01
+    assert not decoded[:, live:].any()
+
+
 def test_constant_columns_cost_no_entries() -> None:
     payload, decoded = encode(torch.full((256, 64), 2.5), 10_000)
     assert len(payload) < 100

@@ -68,6 +68,35 @@ def test_low_rank_gradients_cost_little() -> None:
     assert error(low_rank, 3000) < 0.2 * error(full_rank, 3000)
 
 
+def noise_with_zeros(share: float) -> Tensor:
+    """Noise of which this share is not zero."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(64, 256, generator=draw) * (
+        torch.rand(64, 256, generator=draw) < share
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_directions_do_not_spread_zeros(share: float) -> None:
+    """At a quality: a zero that is mixed with others would cost bits and precision."""
+    features = noise_with_zeros(share)
+    cut = cut_codec("splitfc-rd", quality=20)
+    seen, _ = cut.decode_features(cut.encode_features(features)[0], expect=(64, 256))
+    assert not seen[features == 0].any()
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (256, 512), (16, 4096)])
+def test_zeros_save_bits(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, generator=draw)
+    bits, _ = precision(noise, 20)
+    bits_of_half, _ = precision(noise.relu(), 20)
+    is_kept = torch.rand(shape, generator=draw) < 0.02
+    bits_of_few, _ = precision(noise * is_kept, 20)
+    assert bits_of_half < 0.9 * bits
+    assert bits_of_few < 0.2 * bits
+
+
 def error(matrix: Tensor, budget_bytes: int) -> float:
     payload = TransformQuant().encode(matrix, budget_bytes)
     decoded = TransformQuant().decode(memoryview(payload), *matrix.shape)

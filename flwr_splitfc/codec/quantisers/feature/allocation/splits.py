@@ -5,8 +5,12 @@ two stages, and the mean stands for each of the other K - M. At most
 
     M_max = floor(bits left after header and means / bits of a column of two levels)
 
-columns fit (17), and a tenth, two tenths, ... of that, and none at all, are tried. The
-symbols of a split may have the bits that its side information leaves of
+columns fit (17), and a tenth, two tenths, ... of that, and none at all, are tried.
+M_max counts a bit for the mean of every column, but means that are equal take none, as
+those of columns of zeros. So where some columns are constant, all that vary are one M
+more to try, if the budget has two levels for each of their entries.
+
+The symbols of a split may have the bits that its side information leaves of
 
     bits = B sum_{i <= M} log2 Q_i + (K - M) log2 Q_0 + side information            (9)
 """
@@ -98,7 +102,10 @@ def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
     """Set up the ways to split columns that are to be coded in `budget_bytes`."""
     rows = columns.rows
     count = len(columns.mean)
-    counts, symbol_bits = _counts_and_bits(rows, count, budget_bytes)
+    varying = int(np.count_nonzero(columns.high > columns.low))
+    constants = columns.mean[varying:]
+    differ = bool((constants != constants[:1]).any())
+    counts, symbol_bits = _counts_and_bits(rows, count, varying, differ, budget_bytes)
     return Splits(
         rows=rows,
         columns=count,
@@ -112,22 +119,33 @@ def split_ways(columns: SortedColumns, budget_bytes: int) -> Splits:
 # dropout keeps about as many columns of the next batch
 @lru_cache(2**10)
 def _counts_and_bits(
-    rows: int, columns: int, budget_bytes: int
+    rows: int, columns: int, varying: int, differ: bool, budget_bytes: int
 ) -> tuple[Ints, Doubles]:
-    """How many two-stage columns each way has, and bits for its symbols."""
+    """How many two-stage columns each way has, and bits for its symbols.
+
+    The means of columns that do not vary `differ`, or are all the same.
+    """
+
+    def bits(count: int) -> float:
+        return _symbol_bits(rows, columns, count, budget_bytes)
+
     counts = _two_stage_counts(rows, columns, budget_bytes)
-    bits = [_symbol_bits(rows, columns, count, budget_bytes) for count in counts]
-    return np.array(counts), np.array(bits)
+    constants = columns - varying
+    # two levels for each entry, and for each mean unless all are equal
+    fewest_bits = rows * varying + constants * differ
+    if constants and bits(varying) >= fewest_bits:
+        counts.add(varying)
+    ways = sorted(counts)
+    return np.array(ways), np.array([bits(count) for count in ways])
 
 
-def _two_stage_counts(rows: int, columns: int, budget_bytes: int) -> list[int]:
+def _two_stage_counts(rows: int, columns: int, budget_bytes: int) -> set[int]:
     """Tenths of the columns that could have two levels each, and none at all."""
     room = _bits_beside_means(columns, budget_bytes)
     most = int(room // _fewest_column_bits(rows))
     most = min(max(most, 0), columns)
     # equal numbers are one way; 0 is always among them
-    counts = {most * part // _PARTS for part in range(_PARTS + 1)}
-    return sorted(counts)
+    return {most * part // _PARTS for part in range(_PARTS + 1)}
 
 
 def _bits_beside_means(columns: int, budget_bytes: int) -> float:
