@@ -422,6 +422,54 @@ def test_a_layer_has_its_own_mode() -> None:
     assert within.second.weight.grad is not None
 
 
+# -- what the model changes of itself
+
+
+class Counting(Moded):
+    """Counts its passes, by a function of the buffer."""
+
+    def __init__(self, count: Callable[["Counting"], None]) -> None:
+        super().__init__()
+        self.count = count
+        self.register_buffer("passes", torch.zeros(()))
+
+    def between(self, h: Tensor) -> Tensor:
+        self.count(self)
+        return h
+
+
+def in_place(model: Counting) -> None:
+    model.passes += 1
+
+
+def anew(model: Counting) -> None:
+    model.passes = model.passes + 1
+
+
+@pytest.mark.parametrize("count", [in_place, anew])
+def test_a_model_that_changes_its_own_buffer_is_refused(
+    count: Callable[[Counting], None],
+) -> None:
+    model = Counting(count)
+    with pytest.raises(ValueError, match="its forward changes 'passes'"):
+        split_at(model, "first")
+    assert model.passes == 0
+
+
+def test_a_layer_may_change_its_own_buffer() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Counting(in_place), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    device, server = split_at(Whole(), "first")
+    server(device(torch.ones(2, 4)))
+    assert device.get_submodule("first").passes == 1
+
+
 # -- random numbers
 
 

@@ -18,11 +18,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
+from itertools import chain
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from flwr_splitfc.model.cut_tracer import (
     IN_PLACE,
@@ -193,11 +195,23 @@ def _restored(model: nn.Module) -> Iterator[Callable[[], None]]:
     it likes; its modules' modes are set.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    values = [
+        (buffer, _version(buffer), buffer.clone())
+        for buffer in model.buffers()
+        if not is_lazy(buffer)
+    ]
 
     def restore() -> None:
         for module, before in attributes.items():
             vars(module).clear()
             vars(module).update(before)
+            module._buffers.clear()
+            module._buffers.update(buffers[module])
+        with torch.no_grad():
+            for buffer, version, value in values:
+                if _version(buffer) != version:
+                    buffer.copy_(value)
 
     try:
         yield restore
@@ -224,7 +238,10 @@ def _trace(
         for module in model.modules():
             # not by `train`, which may do more in a class of its own
             vars(module)["training"] = mode
-        return make_tracer(answers).trace(model)
+        before = _versions(model)
+        graph = make_tracer(answers).trace(model)
+        _check_unchanged(before, _versions(model))
+        return graph
 
     passes = []
     # today's mode last: the halves take it from the model
@@ -244,6 +261,34 @@ def _trace(
         ) from error
     _check_same(*passes)
     return graph
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return which tensors a model has by name, and how often each was changed."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return {name: (id(tensor), _version(tensor)) for name, tensor in named}
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place, where torch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _check_unchanged(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]
+) -> None:
+    """Refuse a pass that changes the model itself: it did so now, and never again.
+
+    Raises
+    ------
+    Lost
+    """
+    changed = [name for name, version in before.items() if after.get(name) != version]
+    if changed:
+        raise Lost(
+            f"its forward changes {changed[0]!r}, which would stay as it is in a half: "
+            "change it in a layer, which stays whole"
+        )
 
 
 def _tensors(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
