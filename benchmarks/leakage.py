@@ -7,8 +7,8 @@
 
 Each run trains both halves in one process, what crosses the cut through a codec and a
 defence. Then an attacker that has the device half and the data of half of the devices
-learns the way from features to images, by a network or by ridge regression, whichever is
-better, and applies it to images of the other devices. Runs that the file already has are
+learns the way from features to images, by a network or by ridge regression, or inverts
+the device half, whichever is best, and applies it to images of the other devices. Runs that the file already has are
 not repeated. `docs/results/leakage.md` has the numbers.
 """
 
@@ -211,7 +211,7 @@ def run(
             )
         )
     known, attacked = parts
-    outcome = reconstruct(known, attacked, settings)
+    outcome = reconstruct(known, attacked, settings, half=halves[0])
     exact = torch.cat([halves[0].device(x) for x, _ in _some(test_set)]).detach()
     images = torch.cat([x for x, _ in _some(test_set)])
     with torch.no_grad():
@@ -429,7 +429,7 @@ def main() -> None:
         print(
             f"{run.app:6}{run.cut:8} {run.method:34}{run.seed:2}"
             f"{run.uplink_bits:8.3f} bits{run.accuracy:7.1f} %"
-            f"{run.noisy_accuracy:7.1f} %  {run.by:8}"
+            f"{run.noisy_accuracy:7.1f} %  {run.by:13}"
             f"MSE {run.mse:.4f} PSNR {run.psnr:5.2f} "
             f"SSIM {run.ssim:.3f} ({run.trivial_ssim:.3f})  dCor {run.correlation:.2f} "
             f"norm {run.feature_norm:.1f}"

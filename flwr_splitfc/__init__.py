@@ -8,7 +8,7 @@ parts of the exchange in `flwr_splitfc.exchange`.
 from importlib.metadata import version
 
 from flwr_splitfc.apps.client_app import SplitClientApp
-from flwr_splitfc.apps.device_app import DeviceApp, model_for, session_for
+from flwr_splitfc.apps.device_app import DeviceApp, defence_for, model_for, session_for
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import ModelCodec, PayloadError, cut_codec
 from flwr_splitfc.exchange import (
@@ -71,6 +71,7 @@ __all__ = [
     "answer_device_query",
     "connect",
     "cut_codec",
+    "defence_for",
     "has_ticket",
     "model_codec_mod",
     "model_for",

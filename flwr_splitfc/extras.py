@@ -14,11 +14,6 @@ def how_to_install(extra: str) -> str:
     return f"pip install 'flwr-splitfc[{extra}]'"
 
 
-def missing(module: str, extra: str) -> str:
-    """Return the message that a module of an extra is not there."""
-    return f"{module} is missing: {how_to_install(extra)}"
-
-
 def imported(module: str, extra: str) -> Any:
     """Import a module of an extra.
 
@@ -40,4 +35,4 @@ def check_installed(extra: str, *modules: str) -> None:
     """Raise a `ValueError` that names the first of an extra's modules not there."""
     for module in modules:
         if find_spec(module) is None:
-            raise ValueError(missing(module, extra))
+            raise ValueError(f"{module} is missing: {how_to_install(extra)}")

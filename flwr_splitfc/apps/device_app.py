@@ -14,7 +14,9 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from flwr_splitfc.apps.local_session import LocalSession
+from flwr_splitfc.apps.run_defence import device_defence
 from flwr_splitfc.apps.turn_seed import turn_seed
+from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, connect
@@ -127,12 +129,31 @@ def _device_half(
     )
 
 
+def defence_for(context: Context) -> FeatureDefence:
+    """Return the defence of features that a device's config or the run's asks for.
+
+    The keys ``feature-clip-norm``, ``feature-noise`` and ``nopeek``; the node's config
+    wins.
+
+    Examples
+    --------
+    In a training loop::
+
+        defence = defence_for(context)
+        with session_for(msg, context, criterion, defence=defence) as server:
+            for x, y in trainloader:
+                loss = server.loss(defence(x, model(x)), y)
+    """
+    return device_defence(context, SecretNoise())
+
+
 def session_for(
     message: Message,
     context: Context,
     loss_fn: LossFn,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    defence: FeatureDefence | None = None,
 ) -> Session | LocalSession:
     """Return the session of a turn: with the server half, or of the device alone.
 
@@ -147,6 +168,9 @@ def session_for(
     loss_fn : callable
         ``loss_fn(outputs, labels)``, for a device alone. With a ticket the loss is the
         strategy's.
+    defence : FeatureDefence, optional
+        What the loop lets features go through, before it gives them to the session;
+        `defence_for` has that of the run. The session does not apply it.
 
     Returns
     -------
@@ -156,9 +180,23 @@ def session_for(
 
     Raises
     ------
-    TicketError, ProtocolError, ValueError
+    TicketError, ProtocolError
         As in `connect`.
+    ValueError
+        As in `connect`, or if the node's config or the run-config asks for a defence
+        that is not the one given.
     """
     if has_ticket(message):
+        _check_defence(defence_for(context), defence)
         return connect(message, context, optimizer=optimizer)
     return LocalSession(loss_fn, turn_seed(message, context))
+
+
+def _check_defence(asked: FeatureDefence, given: FeatureDefence | None) -> None:
+    """Refuse a loop that leaves out what its config asks for."""
+    if asked not in (FeatureDefence(), given):
+        raise ValueError(
+            f"the config asks for {asked}, and this loop has {given}: let features go "
+            "through defence = defence_for(context), as in defence(x, model(x)), and "
+            "give it to session_for(..., defence=defence)"
+        )

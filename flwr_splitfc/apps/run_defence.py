@@ -1,15 +1,20 @@
 """The defence of features that a run-config asks for, and where it stands."""
 
 from dataclasses import dataclass
+from functools import cache
+from logging import getLogger
 from typing import Any
 
 from flwr.app import Context
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.settings import RunConfig, read_settings
+
+logger = getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ def device_defence(context: Context, source: SecretNoise) -> FeatureDefence:
 def defend(model: nn.Module, defence: FeatureDefence) -> None:
     """Let a device half's features go through a defence, in each forward pass.
 
+    Where there is noise, and batch normalisation that trains, it logs a warning: noise
+    then guarantees less than `feature_epsilon` says.
+
     Parameters
     ----------
     model : nn.Module
@@ -55,7 +63,24 @@ def defend(model: nn.Module, defence: FeatureDefence) -> None:
     def hook(module: nn.Module, inputs: Any, features: Structure) -> Structure:
         return defence(inputs[0], features)
 
-    _half(model).register_forward_hook(hook)
+    half = _half(model)
+    if defence.noise and any(_goes_by_batch(module) for module in half.modules()):
+        _warn_of_batches(type(half).__name__)
+    half.register_forward_hook(hook)
+
+
+def _goes_by_batch(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training
+
+
+@cache  # once for each kind of half, and not in each turn
+def _warn_of_batches(half: str) -> None:
+    logger.warning(
+        "%s has batch normalisation: a sample is in the features of its whole batch, "
+        "so noise guarantees less than feature_epsilon says. Take GroupNorm or "
+        "LayerNorm, or keep the normalisation in eval mode",
+        half,
+    )
 
 
 def clip(model: nn.Module, defence: FeatureDefence) -> None:

@@ -198,8 +198,8 @@ def _attack_missing(
         if outcome.results is None or not folder.device_half.exists():
             continue
         before = outcome.results.get("leakage", {})
-        # before results named the attack, they were of weaker ones
-        if before.get("steps") == options.leakage and "attack" in before:
+        # before results named these steps, they were of weaker attacks
+        if before.get("steps") == options.leakage and "inversion_steps" in before:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

@@ -1,13 +1,20 @@
-"""What a device does to its features before they are coded and sent."""
+"""What a device does to its features before they are coded and sent.
+
+The guarantee of noise is that of real numbers. A sum of floating-point numbers has
+lost other bits for each feature, and so tells features apart (Mironov, "On significance
+of the least significant bits for differential privacy", CCS 2012). So the sum is taken
+in float64 and rounded to a grid that is the same for all features: the finest of which
+float32 holds every value that occurs.
+"""
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import frexp, isfinite, ldexp
 
 import torch
 from torch import Tensor
 
 from flwr_splitfc.defence.distance_correlation import distance_correlation
-from flwr_splitfc.defence.secret_noise import SecretNoise
+from flwr_splitfc.defence.secret_noise import LONGEST_NOISE, SecretNoise
 from flwr_splitfc.model.structures import (
     Structure,
     float_tensors,
@@ -15,6 +22,10 @@ from flwr_splitfc.model.structures import (
     mapped,
     shapes_of,
 )
+
+_SENT_BITS = 24  # of a float32's significand
+# a clipped entry, over the norm: what the features' own precision rounds up
+_MOST_CLIPPED = 1.02
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,8 @@ class FeatureDefence:
         scaled down.
     noise : float (default: 0)
         The standard deviation of normal noise on each entry, over `clip_norm`. Both
-        together give (epsilon, delta), see `feature_epsilon`.
+        together give (epsilon, delta), see `feature_epsilon`. Noisy features are
+        float32, or float64 where features are.
     nopeek : float (default: 0)
         The weight, in the device half's loss, of the distance correlation between
         inputs and features (2008.09161).
@@ -78,7 +90,7 @@ class FeatureDefence:
         Raises
         ------
         ValueError
-            If inputs have no floating-point numbers to correlate.
+            If there are no floating-point numbers to clip or to correlate.
         """
         features = self.clipped(features)
         if self.nopeek and any(part.requires_grad for part in float_tensors(features)):
@@ -109,12 +121,19 @@ class FeatureDefence:
         if not self.noise:
             return features
         spread = self.noise * self.clip_norm
+        most = _MOST_CLIPPED * self.clip_norm + LONGEST_NOISE * spread
+        _, exponent = frexp(most)
+        grid = ldexp(1.0, exponent - _SENT_BITS)
 
         def noisy(leaf: Tensor) -> Tensor:
             if not is_float(leaf):
                 return leaf
-            noise = self.source.normal(leaf.shape).to(leaf)
-            return leaf + spread * noise
+            noise = self.source.normal(leaf.shape)
+            exact = leaf.detach().cpu().double() + spread * noise
+            sent = grid * (exact / grid).round()
+            dtype = torch.promote_types(leaf.dtype, torch.float32)
+            noisier: Tensor = _Replaced.apply(leaf, sent.to(leaf.device, dtype))
+            return noisier
 
         return mapped(features, noisy)
 
@@ -124,8 +143,8 @@ def _rows(structure: Structure) -> Tensor:
     tensors = float_tensors(structure)
     if not tensors:
         raise ValueError(
-            f"there are no floating-point numbers in {shapes_of(structure)}: nopeek "
-            "correlates numbers"
+            f"there are no floating-point numbers in {shapes_of(structure)}, and "
+            "neither clipping nor nopeek is about anything else"
         )
     rows = [tensor.reshape(len(tensor), -1).float() for tensor in tensors]
     return torch.cat(rows, dim=1)
@@ -142,6 +161,19 @@ def _with_penalty(features: Structure, penalty: Tensor) -> Structure:
         return through
 
     return mapped(features, penalised)
+
+
+class _Replaced(torch.autograd.Function):
+    """Other features in the place of some; the gradient is that of a sum."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, sent: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.dtype = features.dtype
+        return sent.view_as(sent)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return gradient.to(ctx.dtype), None
 
 
 class _WithPenalty(torch.autograd.Function):

@@ -8,7 +8,7 @@ since the server sees which steps a sample is in.
 
 from typing import Any
 
-from flwr_splitfc.extras import missing
+from flwr_splitfc.extras import imported
 
 _LOW_ORDERS = [1 + number / 1000 for number in range(2, 100, 2)]
 
@@ -19,6 +19,10 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     It is local differential privacy of one sample: whoever has all its noisy features
     can tell it from any other sample only as well as (epsilon, delta) allows. It covers
     neither labels nor the device half, which training changes.
+
+    It holds where a sample's features depend on that sample alone. With batch
+    normalisation in a device half that trains they depend on the whole batch: then a
+    sample is in the features of the others, too, and epsilon is more than this.
 
     Needs ``pip install "flwr-splitfc[privacy]"``.
 
@@ -47,12 +51,7 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
             f"noise is {noise}, releases {releases}, delta {delta}: wanted more than "
             "0, at least 1, and between 0 and 1"
         )
-    try:
-        from opacus.accountants import RDPAccountant
-    except ModuleNotFoundError as error:
-        why = missing("opacus", "privacy")
-        raise ModuleNotFoundError(why, name=error.name) from error
-    accountant = RDPAccountant()
+    accountant = imported("opacus.accountants", "privacy").RDPAccountant()
     # (multiplier, sampling rate, number of steps)
     accountant.history = [(noise / 2, 1.0, releases)]
     epsilon: float = accountant.get_epsilon(delta, alphas=_orders(accountant))

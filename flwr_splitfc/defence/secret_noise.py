@@ -19,6 +19,9 @@ _NONCE_BYTES = 16
 _WORD_BYTES = 8
 _USED_BITS = 52  # of a word: with the half there are 53, as a double has
 
+LONGEST_NOISE = 8.21
+"""Standard deviations: the inverse at ``2^-53``, the first of the places."""
+
 
 class SecretNoise:
     """A source of normal noise, seeded by the operating system.
@@ -69,10 +72,13 @@ class SecretNoise:
         self._stream = cipher.encryptor()
 
     def normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        """Return float32 noise of mean 0 and standard deviation 1, on the CPU."""
+        """Return float64 noise of mean 0 and standard deviation 1, on the CPU.
+
+        No entry is further from 0 than `LONGEST_NOISE`.
+        """
         count = int(np.prod(shape))
         stream = self._stream.update(bytes(_WORD_BYTES * count))
         words = np.frombuffer(stream, dtype="<u8") >> (8 * _WORD_BYTES - _USED_BITS)
         places = (words + 0.5) / 2**_USED_BITS
         noise: Tensor = torch.special.ndtri(torch.from_numpy(places))
-        return noise.float().reshape(shape)
+        return noise.reshape(shape)

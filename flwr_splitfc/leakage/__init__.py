@@ -3,7 +3,8 @@
 Behind `flwr-splitfc leakage`; needs ``pip install "flwr-splitfc[leakage]"``.
 """
 
-from flwr_splitfc.leakage.attack import AttackSettings, Reconstruction, reconstruct
+from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
+from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.decoders import decoder_for
 from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
 from flwr_splitfc.leakage.releases import Releases, released

@@ -9,7 +9,8 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
-from flwr_splitfc.leakage.attack import AttackSettings, Reconstruction, reconstruct
+from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
+from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
 from flwr_splitfc.leakage.loaded_run import LoadedRun, UShape
 from flwr_splitfc.leakage.releases import Releases, released
@@ -33,7 +34,7 @@ class Attacker:
     known, attacked : int
         Samples that it has and that it attacks, at most.
     settings : AttackSettings
-        Of its network.
+        How much it computes.
 
     Raises
     ------
@@ -95,8 +96,10 @@ class Attacker:
         ValueError
             If the codec cannot code the features.
         """
-        known, attacked = self._releases(codec)
-        return reconstruct(known, attacked, self.settings), attacked.bits_per_entry
+        known, attacked = self._releases(codec, all_rows=self.run.is_u_shaped)
+        half = self.run.device_half(noise=False)
+        outcome = reconstruct(known, attacked, self.settings, half=half)
+        return outcome, attacked.bits_per_entry
 
     def infer_labels(self) -> LabelInference:
         """Infer labels from the gradients of the output of a run with a tail."""

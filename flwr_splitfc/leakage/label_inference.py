@@ -6,7 +6,9 @@ of one class have gradients of about one direction. So the attacker clusters dir
 as in Liu et al., "Clustering label inference attack against practical split learning",
 2203.05222, and names each cluster after the labels that it knows. Where the output has
 an entry for each class, as without a last layer, the gradient is ``p - e_y`` itself,
-and its one negative entry is the label's: the attack of Li et al., 2102.08504.
+and its one negative entry is the label's: the attack of Li et al., 2102.08504. Behind
+deeper last layers a class has several directions, and the known gradient of about the
+same direction tells the label.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,17 @@ class LabelInference:
     ----------
     clusters : float
         By clusters of gradients.
+    nearest : float
+        By the known gradient whose direction is nearest.
     sign : float or None
-        By the smallest entry; None where the output has no entry for each class.
+        By the smallest entry; None where the output has fewer entries than there are
+        classes.
     majority : float
         By always guessing the commonest label, with no gradient.
     """
 
     clusters: float
+    nearest: float
     sign: float | None
     majority: float
 
@@ -67,6 +75,7 @@ def infer_labels(
     named = _named_by_cluster(known_gradients, known_labels, gradients, classes, seed)
     return LabelInference(
         clusters=_share(named == labels),
+        nearest=_share(_nearest(known_gradients, known_labels, gradients) == labels),
         sign=_by_sign(gradients.flatten(1), labels, classes),
         majority=_share(labels == majority),
     )
@@ -79,7 +88,7 @@ def _named_by_cluster(
     # here, since it takes seconds to import
     from sklearn.cluster import KMeans
 
-    directions = F.normalize(torch.cat([known, gradients]).flatten(1).double())
+    directions = _directions(torch.cat([known, gradients]))
     # fewer clusters where there are fewer different directions
     count = min(classes, len(directions.unique(dim=0)))
     found = KMeans(count, n_init=10, random_state=seed).fit_predict(directions.numpy())
@@ -92,8 +101,23 @@ def _named_by_cluster(
     return names[clusters[len(known) :]]
 
 
+def _nearest(known: Tensor, known_labels: Tensor, gradients: Tensor) -> Tensor:
+    """Return the labels of the known gradients that are nearest by their cosine."""
+    directions = _directions(known).T
+    rows = [
+        (part @ directions).argmax(1)
+        for part in _directions(gradients).split(_ROWS_AT_ONCE)
+    ]
+    return known_labels[torch.cat(rows)]
+
+
+def _directions(gradients: Tensor) -> Tensor:
+    """Return gradients (N, ...) as vectors (N, W) of length 1."""
+    return F.normalize(gradients.flatten(1).double())
+
+
 def _by_sign(gradients: Tensor, labels: Tensor, classes: int) -> float | None:
-    if gradients.shape[1] != classes:
+    if gradients.shape[1] < classes:
         return None
     return _share(gradients.argmin(1) == labels)
 

@@ -10,7 +10,7 @@ from flwr_splitfc.apps.run_codecs import settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.extras import check_installed
-from flwr_splitfc.leakage.attack import AttackSettings
+from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
@@ -22,13 +22,13 @@ _ATTACKED = 1000
 _OWN = "run"
 _PRECISION = ("quality", "uplink-bits", "downlink-bits")
 _DESCRIPTION = """\
-Learn to reconstruct devices' inputs from what the server receives of them, by a network
-and by ridge regression, on data that the attacker has, and report how close the better
-one comes on data that it has not.
+Learn to reconstruct devices' inputs from what the server receives of them, by a
+network, ridge regression and inversion of the device half, on data that the attacker
+has, and report how close the best of them comes on data that it has not.
 """
 _EPILOG = """\
-One attack proves no safety: another network, more data, or many releases of the same
-sample may reveal more.
+No attack that fails proves safety: another network, more data, or many releases of the
+same sample may reveal more.
 
 example:
   flwr-splitfc leakage results --app examples/mnist \\
@@ -102,6 +102,10 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
         "attacked": (_ATTACKED, "samples that it reconstructs, at most"),
         "steps": (usual.steps, "mini-batches on which its network trains"),
         "width": (usual.width, "channels of its network"),
+        "inversion-steps": (
+            usual.inversion_steps,
+            "steps of the inversion of the device half, 0 for none",
+        ),
     }
     for name, (default, meaning) in counts.items():
         parser.add_argument(
@@ -146,7 +150,8 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     -------
     dict
         The `steps`, the `attack` that was best and the fields of its `Scores`;
-        `trivial` has those of the attack that knows no features.
+        `trivial` has those of the attack that knows no features, and `left_out` says
+        which attacks could not be tried.
 
     Raises
     ------
@@ -159,7 +164,9 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     outcome, _ = attacker.reconstruct(run.codec())
     return {
         "steps": steps,
+        "inversion_steps": settings.inversion_steps,
         "attack": outcome.attack,
+        "left_out": dict(outcome.left_out),
         **asdict(outcome.scores),
         "trivial": asdict(outcome.trivial),
     }
@@ -171,6 +178,10 @@ def _check(options: argparse.Namespace) -> None:
         number = getattr(options, option)
         if number < 1:
             raise SettingsError(f"--{option} is {number}, wanted 1 or more")
+    if options.inversion_steps < 0:
+        raise SettingsError(
+            f"--inversion-steps is {options.inversion_steps}, wanted 0 or more"
+        )
 
 
 def _report(options: argparse.Namespace) -> LeakageReport:
@@ -241,7 +252,10 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
 def _attacker(run: LoadedRun, options: argparse.Namespace) -> Attacker:
     auxiliary = options.auxiliary or _usual_auxiliary(run)
     settings = AttackSettings(
-        steps=options.steps, width=options.width, seed=options.seed
+        steps=options.steps,
+        width=options.width,
+        seed=options.seed,
+        inversion_steps=options.inversion_steps,
     )
     return Attacker(run, auxiliary, options.known, options.attacked, settings)
 

@@ -29,8 +29,8 @@ from flwr_splitfc.run.results import results_text, write_whole
 
 _PICTURES = 12
 _CAVEAT = (
-    "One attack proves no safety: another network, more data, or many releases of the "
-    "same sample may reveal more."
+    "No attack that fails proves safety: another network, more data, or many releases "
+    "of the same sample may reveal more."
 )
 
 
@@ -147,17 +147,40 @@ class LeakageReport:
         """Return the table for a terminal, what was learned of labels, and failures."""
         rows = self._rows()
         table = table_text(terminal_table(shown_columns(_COLUMNS, rows), rows))
-        return "\n".join([table, *self._about_labels(), *self.failures])
+        return "\n".join([table, *self._notes()])
 
     def _rows(self) -> list[_Row]:
         rows = [_Row.of(codec) for codec in self.codecs]
         trivial = self.codecs[0].outcome.trivial
         return [*rows, _Row("no features: the mean input", None, trivial)]
 
+    def _notes(self) -> list[str]:
+        """Return what stands below the table."""
+        part = self.codecs[0].outcome.part
+        notes = []
+        if part:
+            notes.append(
+                f"Inputs are several tensors, of which {part!r} is reconstructed; what "
+                "features tell of the others is not measured."
+            )
+        for codec, reasons in self._left_out().items():
+            for attack, reason in reasons.items():
+                notes.append(f"{codec}: {attack} is left out, since {reason}")
+        return [*notes, *self._about_labels(), *self.failures]
+
+    def _left_out(self) -> dict[str, dict[str, str]]:
+        """Return by codec which attacks could not be tried, and why."""
+        return {
+            codec.name: dict(codec.outcome.left_out)
+            for codec in self.codecs
+            if codec.outcome.left_out
+        }
+
     def _about_labels(self) -> list[str]:
         lines = []
         for run, found in self.labels.items():
             ways = f"{found.clusters:.1%} by clusters of gradients"
+            ways += f", {found.nearest:.1%} by the nearest known one"
             if found.sign is not None:
                 ways += f", {found.sign:.1%} by their signs"
             majority = f"{found.majority:.1%} by always guessing the commonest"
@@ -178,18 +201,21 @@ class LeakageReport:
                 }
             )
         attacker = self.attacker
+        outcome = self.codecs[0].outcome
         return {
             "app": self.app,
             "runs": self._run_configs(),
             "auxiliary": attacker.auxiliary,
             "known_devices": attacker.known_devices,
             "attacked_devices": attacker.attacked_devices,
-            "known_samples": attacker.known,
-            "attacked_samples": len(self.codecs[0].outcome.inputs),
+            "known_samples": outcome.known_count,
+            "attacked_samples": len(outcome.inputs),
+            "attacked_part": outcome.part,
             "attack": asdict(attacker.settings),
             "reconstruction": rows,
             "labels": {run: asdict(found) for run, found in self.labels.items()},
             "failures": list(self.failures),
+            "left_out": self._left_out(),
         }
 
     def _run_configs(self) -> dict[str, object]:
@@ -201,14 +227,13 @@ class LeakageReport:
         page = files(__package__).joinpath("leakage.html").read_text()
         # the look of a comparison
         style = files("flwr_splitfc.compare.report").joinpath("page.css").read_text()
-        lines = [*self._about_labels(), *self.failures]
         return Template(page).substitute(
             title=escape(f"Leakage on {self.app}"),
             about=escape(self.attacker.about),
             caveat=escape(_CAVEAT),
             style=style,
             table=_table(rows, shown_columns(_COLUMNS, rows)),
-            notes="".join(f"<p>{escape(line)}</p>" for line in lines),
+            notes="".join(f"<p>{escape(line)}</p>" for line in self._notes()),
             pictures=self._pictures(),
         )
 

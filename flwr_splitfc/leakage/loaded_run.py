@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flwr_splitfc.apps.client_app import LoadData, SplitClientApp
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
-from flwr_splitfc.apps.run_defence import defence_of, defend
+from flwr_splitfc.apps.run_defence import clip, defence_of, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
@@ -147,13 +147,19 @@ class LoadedRun:
         )
 
     def codec(self) -> CutCodec:
-        """Return the codec at the run's cut."""
-        return codec_of(self.config)
+        """Return the codec at the run's cut; decoupled features have both budgets."""
+        codec = codec_of(self.config)
+        return codec.one_way() if self.config.get("decoupled") else codec
 
-    def device_half(self) -> nn.Module:
+    def device_half(self, *, noise: bool = True) -> nn.Module:
         """Return the trained device half, without last layers, in training mode.
 
         Its features have gone through the run's defence, with noise of its own.
+
+        Parameters
+        ----------
+        noise : bool (default: True)
+            False only clips: what an attacker can compute.
 
         Raises
         ------
@@ -165,15 +171,29 @@ class LoadedRun:
             entries = without_prefix("head.", entries)
         half = make_half(self.parts.model, self.context(0))
         half = _with_entries(half, entries, self._file(_HALF_FILE))
-        defend(half, self.parts.defence or defence_of(self.config))
+        defence = self.parts.defence or defence_of(self.config)
+        if noise:
+            defend(half, defence)
+        else:
+            clip(half, defence)
         return half
 
     # Where devices have the last layers
 
     @property
     def is_u_shaped(self) -> bool:
-        """Whether devices had the last layers and the labels."""
-        return any(name.startswith("head.") for name in self._entries(_HALF_FILE))
+        """Whether devices had the last layers and the labels.
+
+        A device half may have a layer called ``head``, and even one called ``tail``.
+        """
+        names = self._entries(_HALF_FILE)
+        prefixes = {name.partition(".")[0] for name in names}
+        if prefixes != {"head", "tail"}:
+            return False
+        server_app = load_component(self.app.server_app)
+        if not isinstance(server_app, SplitServerApp):
+            return True
+        return tail_of(server_app.tail, self.context(0)) is not None
 
     def u_shape(self) -> "UShape":
         """Return what stands after the device half, of a `SplitServerApp`'s run.

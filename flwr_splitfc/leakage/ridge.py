@@ -4,10 +4,14 @@ With features ``F`` (N, D) and inputs ``X`` (N, P) of known samples, both less t
 means, and a penalty ``a``, the input of a sample with features ``f``, less the same
 mean, is guessed as the mean input and
 
-    w X,   w = f F^T (F F^T + a I)^-1                                             (1)
+    f (F^T F + a I)^-1 F^T X  =  f F^T (F F^T + a I)^-1 X                         (1)
 
-This is the dual form, which needs the products of samples alone: a cut is often wider
-than the known samples are many.
+of which the second form needs the products of samples alone: a cut is often wider than
+the known samples are many.
+
+Where a codec leaves columns of a batch out, others in each batch, one map serves them
+all badly. But the server knows which columns came, and has all columns of the samples
+that it knows: so (1) is also solved for each batch, on the columns that it has.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,59 +20,121 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flwr_splitfc.leakage.known import Guesses, Known
+from flwr_splitfc.leakage.attack_settings import AttackSettings
+from flwr_splitfc.leakage.evidence import Evidence, Guesses
+from flwr_splitfc.leakage.releases import Releases
 
 # over the mean square of a known sample's features; from the largest on, with which (1)
 # is best conditioned: an error that is not a number is never less than the one before
-_PENALTIES = [10.0**power for power in range(2, -7, -1)]
+_PENALTIES = [10.0**power for power in (*range(2, -7, -1), -8, -10, -12)]
 _LEAST_PENALTY = 1e-30  # where all features are alike
 _MOST_SAMPLES = 5000  # of which (1) is solved: the matrix then has 200 MB
 _COLUMNS_AT_ONCE = 1024
 
 
-def by_ridge(known: Known, attacked: Tensor) -> Guesses:
-    """Guess the inputs of features (M, ...).
+def by_ridge(evidence: Evidence, settings: AttackSettings) -> Guesses:
+    """Guess inputs (M, ...) from features with zeros for what did not come.
 
     The penalty is the one that is best on the samples held out. With it, what is
     attacked is guessed from all known samples, up to 5,000.
     """
-    held_features, held_inputs = known.held_out
-    tried = list(_guessed(*known.kept, held_features, _PENALTIES))
-    errors = [F.mse_loss(guesses, held_inputs).item() for guesses in tried]
-    best = errors.index(min(errors))
-    every = known.features, known.inputs
-    [guesses] = _guessed(*every, attacked, _PENALTIES[best : best + 1])
+    kept, held_out, known, attacked = (
+        evidence.standard(releases.features).flatten(1)
+        for releases in (
+            evidence.kept,
+            evidence.held_out,
+            evidence.known,
+            evidence.attacked,
+        )
+    )
+    tried = list(_guessed(kept, evidence.kept.inputs, held_out, _PENALTIES))
+    wanted = evidence.held_out.inputs
+    best = _best([F.mse_loss(guesses, wanted).item() for guesses in tried])
+    penalties = _PENALTIES[best : best + 1]
+    [guesses] = _guessed(known, evidence.known.inputs, attacked, penalties)
     return Guesses(tried[best], guesses)
+
+
+def by_column_ridge(evidence: Evidence, settings: AttackSettings) -> Guesses | None:
+    """Guess inputs (M, ...) from the columns that came with each batch.
+
+    None if all came, or if samples of one batch have different ones.
+    """
+    batches = _Batch.all_of(evidence, evidence.held_out)
+    attacked = _Batch.all_of(evidence, evidence.attacked)
+    if not batches or not attacked:
+        return None
+    tried = [list(batch.guessed(evidence.kept, _PENALTIES)) for batch in batches]
+    wanted = evidence.held_out.inputs
+    by_penalty = [torch.cat(guesses) for guesses in zip(*tried, strict=True)]
+    best = _best([F.mse_loss(guesses, wanted).item() for guesses in by_penalty])
+    penalties = _PENALTIES[best : best + 1]
+    guesses = [batch.guessed(evidence.known, penalties) for batch in attacked]
+    return Guesses(by_penalty[best], torch.cat([each for [each] in guesses]))
+
+
+class _Batch:
+    """What came of the samples of one batch (b, K), and which columns that are (K,)."""
+
+    def __init__(self, features: Tensor, sent: Tensor) -> None:
+        self._columns = sent.nonzero()[:, 0]
+        self._features = features[:, self._columns]
+
+    @classmethod
+    def all_of(cls, evidence: Evidence, releases: Releases) -> list["_Batch"]:
+        if releases.sent is None:
+            return []
+        sizes = releases.batch_sizes
+        features = evidence.unscaled(releases).split(sizes)
+        sent = releases.sent.split(sizes)
+        if any((rows != rows[0]).any() for rows in sent):
+            return []
+        pairs = zip(features, sent, strict=True)
+        return [cls(each, rows[0]) for each, rows in pairs]
+
+    def guessed(self, known: Releases, penalties: Sequence[float]) -> Iterator[Tensor]:
+        """Yield for each penalty the guesses (b, ...)."""
+        own = known.features if known.own is None else known.own
+        columns = own.flatten(1)[:, self._columns]
+        return _guessed(columns, known.inputs, self._features, penalties)
+
+
+def _best(errors: Sequence[float]) -> int:
+    return errors.index(min(errors))
 
 
 def _guessed(
     features: Tensor, inputs: Tensor, others: Tensor, penalties: Sequence[float]
 ) -> Iterator[Tensor]:
-    """Yield for each penalty the guesses (M, ...) for the features of others."""
+    """Yield for each penalty the guesses (M, ...) for the features (M, D) of others."""
     features, inputs = features[:_MOST_SAMPLES], inputs[:_MOST_SAMPLES]
-    mean = features.mean(0)
-    own = _products(features, features, mean)  # (N, N)
-    shared = _products(features, others, mean)  # (N, M)
-    mean_square = own.diagonal().mean()
-    mean_input = inputs.mean(0)
-    centred = (inputs - mean_input).flatten(1)
+    mean, mean_input = features.mean(0), inputs.mean(0)
+    centred = (inputs - mean_input).flatten(1).double()
+    samples, columns = features.shape
+    is_narrow = columns < samples
+    if is_narrow:
+        centred_features = (features - mean).double()
+        products = centred_features.T @ centred_features  # (D, D)
+        shared = centred_features.T @ centred  # (D, P)
+    else:
+        products = _products(features, features, mean)  # (N, N)
+        shared = _products(features, others, mean)  # (N, M)
+    mean_square = products.diagonal().sum() / samples
     for penalty in penalties:
         shrunk = (penalty * mean_square).clamp(min=_LEAST_PENALTY)
-        ridge = shrunk * torch.eye(len(own), dtype=own.dtype)
+        ridge = shrunk * torch.eye(len(products), dtype=products.dtype)
         # not checked, as features may be no numbers where training has diverged
-        factor, _ = torch.linalg.cholesky_ex(own + ridge)
-        weights = torch.cholesky_solve(shared, factor).T  # (M, N)
-        guesses = weights.to(centred.dtype) @ centred
+        factor, _ = torch.linalg.cholesky_ex(products + ridge)
+        solved = torch.cholesky_solve(shared, factor)
+        left, right = ((others - mean).double(), solved), (solved.T, centred)
+        guesses = torch.matmul(*(left if is_narrow else right)).to(inputs.dtype)
         yield mean_input + guesses.reshape(len(others), *inputs.shape[1:])
 
 
 def _products(rows: Tensor, others: Tensor, mean: Tensor) -> Tensor:
     """Return the inner products (N, M) of samples less a mean, in float64."""
     total = torch.zeros(len(rows), len(others), dtype=torch.float64)
-    parts = [
-        matrix.flatten(-len(mean.shape)).split(_COLUMNS_AT_ONCE, dim=-1)
-        for matrix in (rows, others, mean)
-    ]
+    parts = [matrix.split(_COLUMNS_AT_ONCE, dim=-1) for matrix in (rows, others, mean)]
     for left, right, centre in zip(*parts, strict=True):
         total += (left - centre).double() @ (right - centre).double().T
     return total

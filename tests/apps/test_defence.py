@@ -11,6 +11,7 @@ from flwr.app import Context
 from torch import Tensor, nn
 
 from flwr_splitfc import SplitClientApp, SplitServerApp, split_at
+from flwr_splitfc.apps.run_defence import defend
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from tests.apps.server_runs import load_data, results_of
 from tests.halves import DeviceHalf, ServerHalf
@@ -157,6 +158,27 @@ def test_nopeek_trains_the_device_half(tmp_path: Path, depth: int) -> None:
 
 def test_the_last_layers_may_be_the_devices(tmp_path: Path) -> None:
     run(tmp_path, u_shaped=True, feature_clip_norm=NORM, nopeek=0.1)
+
+
+class Normalised(DeviceHalf):
+    """A sample is in the features of its whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers.append(nn.BatchNorm2d(4))
+
+
+def test_noise_with_batch_normalisation_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    defences = FeatureDefence(clip_norm=1.0), FeatureDefence(clip_norm=1.0, noise=1.0)
+    defend(Normalised(), defences[0])
+    defend(Normalised().eval(), defences[1])
+    assert not caplog.records
+    for _ in range(3):
+        defend(Normalised(), defences[1])
+    [record] = caplog.records
+    assert "Normalised has batch normalisation" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from flwr_splitfc import (
     SplitFC,
     SplitFedV2,
     SplitLearning,
+    defence_for,
     model_for,
     session_for,
     split_at,
@@ -238,3 +239,38 @@ def test_a_message_without_one_model_names_its_records(
     message = Message(content, dst_node_id=1, message_type="train")
     with pytest.raises(ValueError, match=f"has the ArrayRecords {told}, and model_for"):
         model_for(message, joined())
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_loop_has_to_apply_the_defence_that_its_config_asks_for(
+    applied: bool,
+) -> None:
+    """Otherwise features would go up as they are, and results.json say they were noisy."""
+    app = DeviceApp()
+    lengths = []
+
+    @app.train()
+    def train(msg: Message, context: Context) -> Message:
+        model = model_for(msg, net(), 0)
+        defence = defence_for(context) if applied else None
+        with session_for(msg, context, CROSS_ENTROPY, defence=defence) as server:
+            for x, y in BATCHES:
+                features = defence(x, model(x))
+                lengths.append(features.flatten(1).norm(dim=1).max())
+                server.loss(features, y).backward()
+            metrics = MetricRecord({**server.metrics()})
+        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=msg)
+
+    device, server = split_at(seeded(net), 0)
+    grid = LocalGrid(app, 1)
+    for context in grid.contexts.values():
+        context.run_config = {"feature-clip-norm": 0.5}
+    split = SplitLearning(server, CROSS_ENTROPY, ADAM, devices=in_turn(), device="cpu")
+    arrays = ArrayRecord(device.state_dict())
+    if applied:
+        split.start(grid, arrays, 1)
+        assert max(lengths) < 0.501
+    else:
+        with pytest.raises(RunFailed, match=r"asks for FeatureDefence\(clip_norm=0.5"):
+            split.start(grid, arrays, 1)

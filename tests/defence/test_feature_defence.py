@@ -47,6 +47,34 @@ def test_the_noise_is_normal_and_as_wide_as_it_is_said() -> None:
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_noisy_features_are_on_one_grid_whatever_they_were(dtype: torch.dtype) -> None:
+    """Else the bits that a sum has lost tell features apart.
+
+    An entry of 1 with noise of 8 is below 2^7 long, of which float32 holds multiples of
+    2^-17 alone.
+    """
+    defence = FeatureDefence(clip_norm=1.0, noise=8.0)
+    for entry in (0.0, 1e-3, 0.01):
+        features = torch.full((200, 1024), entry, dtype=dtype)
+        sent = defence(features, features)
+        assert sent.dtype == torch.float32
+        places = sent.double() * 2**17
+        assert torch.equal(places, places.round())
+
+
+def test_the_gradient_of_noisy_features_is_that_of_a_sum() -> None:
+    features = torch.rand(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    sent = FeatureDefence(clip_norm=9.0, noise=0.5)(features, features)
+    (2 * sent).sum().backward()
+    assert torch.equal(features.grad, torch.full_like(features, 2.0))
+
+
+def test_features_without_numbers_cannot_be_clipped() -> None:
+    with pytest.raises(ValueError, match="neither clipping nor nopeek"):
+        FeatureDefence(clip_norm=1.0).clipped(torch.ones(4, 2).long())
+
+
 def test_the_noise_is_nobody_elses() -> None:
     """Not torch's, whose seed is the run's, and another in each process and step."""
     drawn = []

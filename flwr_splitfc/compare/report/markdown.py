@@ -29,9 +29,9 @@ _ABOUT_TARGET = (
     "`to target` is until an evaluation first gave {percent:g} %, in all seeds."
 )
 _ABOUT_LEAKAGE = (
-    "`leaked` is how close the better of ridge regression and a network that has "
-    "trained for {steps} steps comes to devices' inputs by their features; without "
-    "features it would be {trivial}."
+    "`leaked` is how close the best of ridge regression, a network that has trained "
+    "for {steps} steps and inversion of the device half comes to devices' inputs by "
+    "their features; without features it would be {trivial}."
 )
 _ABOUT_OLD_RUNS = (
     "Runs of earlier versions have no link times; without their folders in runs/ "

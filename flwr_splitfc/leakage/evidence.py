@@ -1,0 +1,136 @@
+"""What an attack learns from, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitfc.leakage.attack_settings import AttackSettings
+from flwr_splitfc.leakage.releases import Releases
+
+_HELD_OUT = 0.2
+_MOST_HELD_OUT = 250  # they only tell attacks apart
+# of a column, over that of all: one that hardly varies here may vary elsewhere
+_LEAST_SPREAD = 0.1
+_ANY_SPREAD = 1e-12
+
+
+class Guesses(NamedTuple):
+    """Inputs as an attack guesses them, (N, ...) and (M, ...).
+
+    Those of the samples that are held out come from the others alone.
+    """
+
+    held_out: Tensor
+    attacked: Tensor
+
+
+class LeftOut(Exception):
+    """An attack that cannot be tried; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the attacker has: samples that it knows, features of others, and the half.
+
+    The last of the known samples are held out: on them attacks are compared, before one
+    is chosen.
+
+    Parameters
+    ----------
+    known, attacked : Releases
+    half : nn.Module, optional
+        The device half, from inputs to features without noise.
+    """
+
+    known: Releases
+    attacked: Releases
+    half: nn.Module | None = None
+
+    @cached_property
+    def kept(self) -> Releases:
+        """The known samples that attacks learn from."""
+        return self.known.rows(0, self._kept_count)
+
+    @cached_property
+    def held_out(self) -> Releases:
+        """The other known samples."""
+        return self.known.rows(self._kept_count, len(self.known.inputs))
+
+    @cached_property
+    def _kept_count(self) -> int:
+        """How many samples to learn from: all but a fifth, or 250.
+
+        What is held out is of other batches, as what is attacked is: samples of one
+        batch have the codec's choices in common, such as the columns that are left out.
+        """
+        known = self.known
+        count = len(known.inputs)
+        kept = count - min(ceil(_HELD_OUT * count), _MOST_HELD_OUT)
+        if known.batch is None:
+            return kept
+        first_of_batch = int(torch.searchsorted(known.batch, known.batch[kept]))
+        # a single batch has to be divided
+        return first_of_batch or kept
+
+    @cached_property
+    def standard(self) -> "Standard":
+        """By the kept samples: what is held out is as new as what is attacked."""
+        return Standard.of(self.kept.features)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """What entries that were sent were multiplied by, (D,).
+
+        The payload does not tell, so it is the regression, without a constant, of what
+        arrived of each column of the kept samples on the half's features. A column that
+        never arrived has that of all.
+        """
+        kept = self.kept
+        if kept.own is None or kept.sent is None:
+            return torch.ones(kept.features[0].numel())
+        own = kept.own.flatten(1) * kept.sent
+        products = (own * kept.features.flatten(1)).sum(0)
+        squares = own.square().sum(0)
+        of_all = products.sum() / squares.sum()
+        seen = (squares > 0) & (products > 0)
+        return torch.where(seen, products / squares.clamp(min=_ANY_SPREAD), of_all)
+
+    def unscaled(self, releases: Releases) -> Tensor:
+        """Return what arrived (N, D) as the half gave it; zeros where nothing came."""
+        return releases.features.flatten(1) / self.scale
+
+    def sent(self, releases: Releases) -> Tensor:
+        """Return 1 for each entry (N, D) that was sent, and 0 for others."""
+        if releases.sent is None:
+            return torch.ones_like(releases.features.flatten(1))
+        return releases.sent.float()
+
+
+Attack: TypeAlias = Callable[[Evidence, AttackSettings], Guesses | None]
+"""Guesses inputs; gives None where it has no place, and raises `LeftOut`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """Brings features to mean 0 and spread 1: over samples, and places if there are."""
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Standard":
+        """Return that of features (N, ...)."""
+        over = [dim for dim in range(features.ndim) if dim != 1]
+        mean = features.mean(over, keepdim=True)
+        spread = features.std(over, keepdim=True)
+        least = max(_LEAST_SPREAD * spread.mean().item(), _ANY_SPREAD)
+        return cls(mean, spread.clamp(min=least))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return features (N, ...) less the mean and over the spread."""
+        return (features - self.mean) / self.spread

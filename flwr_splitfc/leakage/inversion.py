@@ -1,0 +1,134 @@
+"""Reconstruction by inversion of the device half, which the server has.
+
+From the best guess so far, Adam moves the inputs until the half's features of them are
+those that came: the white-box attack of He, Zhang and Lee, ACSAC 2019. How many of its
+steps are taken is what is best on the samples held out, since features that were coded
+coarsely are not worth more than a few.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from flwr_splitfc.leakage.attack_settings import AttackSettings
+from flwr_splitfc.leakage.evidence import Evidence, Guesses, LeftOut
+from flwr_splitfc.leakage.releases import Releases
+from flwr_splitfc.leakage.replay import features_of, goes_by_batch, replayed
+
+_LEARNING_RATE = 0.1  # over the inputs' spread
+_STOPS = (1 / 30, 1 / 10, 1 / 3, 1)  # of all steps
+_LEAST_STEPS = 30
+_ROWS_AT_ONCE = 256
+_MOST_FLOPS = 5e12  # minutes of a core
+_PASSES = 3  # forward, and twice as much backward
+_ANY_SQUARE = 1e-30
+# of the squared error, a decibel: where coarse features give less, the guesses have
+# taken on their noise, and look worse
+_LEAST_GAIN = 0.8
+
+
+def by_inversion(
+    evidence: Evidence, settings: AttackSettings, start: Guesses
+) -> Guesses | None:
+    """Guess inputs (M, ...) from a start; None if no step makes it much better.
+
+    Raises
+    ------
+    LeftOut
+        If the half cannot be differentiated, or is too large for enough steps.
+    """
+    half = evidence.half
+    if half is None or not settings.inversion_steps:
+        return None
+    if evidence.known.part:
+        raise LeftOut("inputs are several tensors")
+    inversion = _Inversion(evidence, half)
+    with replayed(half):
+        steps = inversion.affordable_steps(settings.inversion_steps)
+        stops = sorted({max(1, round(stop * steps)) for stop in _STOPS})
+        held_out = inversion.moved(evidence.held_out, start.held_out, stops, steps)
+        wanted = evidence.held_out.inputs
+        tried = [start.held_out, *held_out]
+        errors = [F.mse_loss(guesses, wanted).item() for guesses in tried]
+        best = errors.index(min(errors))
+        if best == 0 or errors[best] > _LEAST_GAIN * errors[0]:
+            return None
+        stop = stops[best - 1 : best]
+        [attacked] = inversion.moved(evidence.attacked, start.attacked, stop, steps)
+    return Guesses(tried[best], attacked)
+
+
+class _Inversion:
+    """Moves inputs towards features, within the range that the known inputs have."""
+
+    def __init__(self, evidence: Evidence, half: nn.Module) -> None:
+        self._evidence = evidence
+        self._half = half
+        inputs = evidence.known.inputs
+        self._unit = inputs.std().clamp(min=_ANY_SQUARE)
+        self._low, self._high = (inputs.min() / self._unit, inputs.max() / self._unit)
+
+    def affordable_steps(self, most: int) -> int:
+        """Return how many steps to take, by what one costs."""
+        evidence = self._evidence
+        rows = evidence.known.rows(0, self._batches(evidence.known)[0]).inputs
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            features_of(self._half, rows)
+        of_row = _PASSES * counter.get_total_flops() / len(rows)
+        samples = len(evidence.held_out.inputs) + len(evidence.attacked.inputs)
+        steps = min(most, int(_MOST_FLOPS / max(1, of_row * samples)))
+        if steps < min(_LEAST_STEPS, most):
+            raise LeftOut(
+                f"the device half is too large for {samples} samples: attack fewer"
+            )
+        return steps
+
+    def moved(
+        self, releases: Releases, start: Tensor, stops: Sequence[int], steps: int
+    ) -> list[Tensor]:
+        """Return the inputs (N, ...) after some numbers of all steps."""
+        sizes = self._batches(releases)
+        features = self._evidence.unscaled(releases).split(sizes)
+        sent = self._evidence.sent(releases).split(sizes)
+        moved = [
+            self._moved(*batch, stops, steps)
+            for batch in zip(features, sent, start.split(sizes), strict=True)
+        ]
+        return [torch.cat(inputs) for inputs in zip(*moved, strict=True)]
+
+    def _moved(
+        self,
+        features: Tensor,
+        sent: Tensor,
+        start: Tensor,
+        stops: Sequence[int],
+        steps: int,
+    ) -> list[Tensor]:
+        """Return those of one batch."""
+        inputs = (start / self._unit).requires_grad_()
+        optimizer = torch.optim.Adam([inputs], lr=_LEARNING_RATE)
+        falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        scale = features.square().mean().clamp(min=_ANY_SQUARE)
+        found = []
+        for step in range(1, stops[-1] + 1):
+            off = (features_of(self._half, inputs * self._unit) - features) * sent
+            if not off.requires_grad:
+                raise LeftOut("the device half has no gradient by its inputs")
+            [inputs.grad] = torch.autograd.grad(off.square().sum() / scale, [inputs])
+            optimizer.step()
+            falls.step()
+            with torch.no_grad():
+                inputs.clamp_(self._low, self._high)
+            if step in stops:
+                found.append(inputs.detach() * self._unit)
+        return found
+
+    def _batches(self, releases: Releases) -> list[int]:
+        """Return how many samples to move at once: a batch, if the half goes by it."""
+        if goes_by_batch(self._half) and releases.batch is not None:
+            return releases.batch_sizes
+        rows = releases.inputs.split(_ROWS_AT_ONCE)
+        return [len(part) for part in rows]
