@@ -111,7 +111,7 @@ def test_step_profile() -> None:
         assert printed.count(f"  {part}\n") == 2
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_leakage(tmp_path: Path) -> None:
     runs, figure = tmp_path / "runs.jsonl", tmp_path / "leakage.svg"
     pictures = tmp_path / "leakage.png"
@@ -137,7 +137,7 @@ def test_leakage(tmp_path: Path) -> None:
     assert pictures.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_convergence(tmp_path: Path) -> None:
     runs, picture = tmp_path / "runs.jsonl", tmp_path / "convergence.svg"
     options = ["--app", "mnist", "--dataset", "digits", "--batch-size", "16"]

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 Run = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.slow
 def test_celeba_from_the_files_of_the_download_to_results(
     flwr_run: Run, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_transformer_whose_last_layers_and_labels_stay_on_the_devices(
     assert results["output_codec"]["name"] == "float32"
 
 
+@pytest.mark.slow
 def test_tabular_with_numbers_for_labels(flwr_run: Run) -> None:
     settings = {
         "num-rounds": 8,

@@ -290,6 +290,14 @@ def _unreflected(parts: Tensor, layout: Layout) -> tuple[Tensor, Ints, Ints]:
     return _coefficients(parts, layout, by_row), no_reflectors(channels), by_row
 
 
+def _is_shorter(
+    reflected: Tensor, own_bits: float, parts: Tensor, layout: Layout, step: float
+) -> bool:
+    """Tell whether coefficients and the bits of reflections are, than without these."""
+    plain, *_ = _unreflected(parts, layout)
+    return own_bits + estimated_bits(reflected, step) <= estimated_bits(plain, step)
+
+
 def _coefficients(directions: Tensor, layout: Layout, by_row: Ints) -> Tensor:
     """Transform directions of the channels (B, C, f) along rows and maps."""
     # for the rows' transform a whole row is one place
@@ -354,12 +362,13 @@ class _TransformedBatch:
         entries = self.by_channel.size + self.by_row.size
         if entries == 0:
             return True
-        reflected = spread_part(self.values)
-        plain, *_ = _unreflected(spread_part(parts), layout)
-        share = plain.numel() / parts.numel()
-        own_bits = share * REFLECTOR_ENTRY_BITS * entries
-        reflected_bits = own_bits + estimated_bits(reflected, step)
-        return reflected_bits <= estimated_bits(plain, step)
+        own_bits = REFLECTOR_ENTRY_BITS * entries
+        part, part_of_parts = spread_part(self.values), spread_part(parts)
+        share = part.numel() / parts.numel()
+        # a part is quick, and may be wrong: where it says no, all are asked
+        return _is_shorter(
+            part, share * own_bits, part_of_parts, layout, step
+        ) or _is_shorter(self.values, own_bits, parts, layout, step)
 
     def payload_within(self, budget_bytes: int) -> bytes:
         """Return the payload with a step that takes the budget."""
