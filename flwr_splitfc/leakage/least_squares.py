@@ -42,8 +42,9 @@ def by_least_squares(evidence: Evidence, settings: AttackSettings) -> Guesses | 
 
 def _is_linear(half: nn.Module, inputs: Tensor) -> bool:
     """Tell whether features of a mean are the mean of features."""
-    pairs = inputs[: len(inputs) // 2 * 2][:_ROWS_AT_ONCE]
-    features = features_of(half, pairs)
-    between = features_of(half, (pairs[::2] + pairs[1::2]) / 2)
-    off = between - (features[::2] + features[1::2]) / 2
+    count = min(len(inputs), _ROWS_AT_ONCE) // 2
+    ones, others = inputs[:count], inputs[count : 2 * count]
+    features = features_of(half, torch.cat([ones, others]))
+    mean = (features[:count] + features[count:]) / 2
+    off = features_of(half, (ones + others) / 2) - mean
     return bool(off.norm() <= _TOLERANCE * features.norm())
