@@ -24,8 +24,8 @@ from flwr_splitfc.model.structures import (
 )
 
 _SENT_BITS = 24  # of a float32's significand
-# a clipped entry, over the norm: what the features' own precision rounds up
-_MOST_CLIPPED = 1.02
+_MOST_CLIPPED = 1.02  # an entry, over the norm: float32 rounds up, by far less
+_LEAST_SQUARE = torch.finfo(torch.float32).tiny  # a root's slope is infinite at 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FeatureDefence:
     ----------
     clip_norm : float (default: 0)
         The most that the features of a sample are long, as one vector: longer ones are
-        scaled down.
+        scaled down. Those of NaN or inf, or longer than 1e19, become zeros.
     noise : float (default: 0)
         The standard deviation of normal noise on each entry, over `clip_norm`. Both
         together give (epsilon, delta), see `feature_epsilon`. Noisy features are
@@ -101,19 +101,26 @@ class FeatureDefence:
     def clipped(self, features: Structure) -> Structure:
         """Return features (B, ...) of which no sample's are longer than `clip_norm`.
 
-        The floating-point tensors of a sample are one vector.
+        The floating-point tensors of a sample are one vector. They come back as the
+        type that they are, which rounds them; or with noise as that of noisy features.
         """
         if not self.clip_norm:
             return features
-        norms = torch.linalg.vector_norm(_rows(features), dim=1)
-        factors = self.clip_norm / norms.clamp(min=self.clip_norm)
+        rows = _rows(features)
+        # NaN and inf fail in a codec, and that a turn fails would tell of the sample
+        endless = ~_lengths(rows.detach()).isfinite()
+        # before lengths are taken: behind that, their gradient is NaN
+        rows = rows.masked_fill(endless[:, None], 0)
+        factors = self.clip_norm / _lengths(rows).clamp(min=self.clip_norm)
 
         def scaled(leaf: Tensor) -> Tensor:
             if not is_float(leaf):
                 return leaf
-            places = [1] * (leaf.ndim - 1)
-            shorter: Tensor = leaf * factors.reshape(-1, *places).to(leaf.dtype)
-            return shorter
+            per_sample = (-1, *[1] * (leaf.ndim - 1))
+            finite = leaf.masked_fill(endless.reshape(per_sample), 0)
+            # in float32: a small factor is far off in float16
+            shorter: Tensor = finite * factors.reshape(per_sample)
+            return shorter if self.noise else shorter.to(leaf.dtype)
 
         return mapped(features, scaled)
 
@@ -148,6 +155,15 @@ def _rows(structure: Structure) -> Tensor:
         )
     rows = [tensor.reshape(len(tensor), -1).float() for tensor in tensors]
     return torch.cat(rows, dim=1)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Return the norm of each row, (B,); NaN or inf where no float32 is its square.
+
+    torch adds in pairs what it sums, and one by one in a norm: of a million entries
+    that is a thousandth too short.
+    """
+    return rows.square().sum(dim=1).clamp(min=_LEAST_SQUARE).sqrt()
 
 
 def _with_penalty(features: Structure, penalty: Tensor) -> Structure:

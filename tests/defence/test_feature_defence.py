@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 
 from flwr_splitfc.defence import (
     FeatureDefence,
@@ -38,6 +38,81 @@ def test_several_tensors_are_clipped_as_one() -> None:
     length = math.sqrt(3**2 + 3**2 + 1)
     torch.testing.assert_close(clipped["a"], torch.full((1, 2), 3 / length))
     assert clipped["ids"] is features["ids"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_holds_in_each_precision(dtype: torch.dtype, noise: float) -> None:
+    """The factor is far below the smallest normal float16."""
+    defence = FeatureDefence(clip_norm=1.0, noise=noise)
+    clipped = defence.clipped(torch.full((1, 2**16), 43000.0, dtype=dtype))
+    assert clipped.dtype == (torch.float32 if noise else dtype)
+    length = clipped.double().norm().item()
+    assert length == pytest.approx(1.0, rel=4 * torch.finfo(clipped.dtype).eps)
+
+
+UNSENDABLE = [
+    torch.tensor([math.nan, 1.0, 0.0]),
+    torch.tensor([math.inf, 1.0, 0.0]),
+    torch.tensor([-math.inf, math.inf, 0.0]),
+    torch.tensor([1e30, 1.0, 0.0]),  # whose square is inf in float32
+    torch.tensor([1e300, 1.0, 0.0], dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("row", UNSENDABLE)
+def test_a_sample_without_a_finite_length_goes_up_as_zeros(row: Tensor) -> None:
+    """Else the server, which made the half, learns of what samples it overflows."""
+    ordinary = torch.tensor([3.0, 4.0, 0.0], dtype=row.dtype)
+    key = SecretNoise().key
+
+    def sent(*rows: Tensor) -> Tensor:
+        features = torch.stack(rows)
+        return FeatureDefence(1.0, 8.0, source=SecretNoise(key))(features, features)
+
+    assert torch.equal(sent(row, ordinary), sent(torch.zeros_like(row), ordinary))
+
+
+def test_one_tensor_that_is_not_finite_makes_all_of_the_sample_zeros() -> None:
+    features = {"a": torch.ones(2, 1, 3), "b": torch.tensor([math.nan, 0.0])}
+    clipped = FeatureDefence(clip_norm=9.0).clipped(features)
+    assert torch.equal(clipped["a"][0], torch.zeros(1, 3))
+    assert torch.equal(clipped["b"], torch.zeros(2))
+    assert torch.equal(clipped["a"][1], features["a"][1])
+
+
+@pytest.mark.parametrize("row", UNSENDABLE)
+@pytest.mark.parametrize("settings", [{"noise": 0.5}, {"nopeek": 0.7}])
+def test_its_gradient_is_zero_and_that_of_others_stays(
+    row: Tensor, settings: dict[str, float]
+) -> None:
+    """As if its features were zeros that nothing leads to."""
+    inputs = torch.rand(4, 5)
+    ordinary = torch.rand(3, 3, dtype=row.dtype) * 4
+
+    def gradient(first: Tensor) -> Tensor:
+        features = torch.cat([first[None], ordinary]).requires_grad_()
+        sent = FeatureDefence(clip_norm=2.0, **settings)(inputs, features)
+        (sent * torch.arange(12).reshape(4, 3)).sum().backward()
+        assert features.grad is not None
+        return features.grad
+
+    got = gradient(row)
+    assert torch.equal(got[0], torch.zeros_like(row))
+    assert torch.equal(got[1:], gradient(torch.zeros_like(row))[1:])
+
+
+def test_the_gradient_of_clipped_features_is_that_of_differences() -> None:
+    features = torch.rand(3, 4, dtype=torch.float64) * torch.tensor([[0.1], [3], [9]])
+    defence = FeatureDefence(clip_norm=2.0)
+
+    def clipped(first: Tensor) -> Tensor:
+        return defence.clipped(first)
+
+    # the norm is float32's
+    assert torch.autograd.gradcheck(
+        clipped, features.requires_grad_(), eps=1e-2, atol=1e-3
+    )
 
 
 def test_the_noise_is_normal_and_as_wide_as_it_is_said() -> None:
