@@ -20,6 +20,7 @@ from flwr_splitfc.codec.budget import Budgets, WorstCase
 from flwr_splitfc.codec.channels import Channels, Layout
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.levels import are_felt_alike, exponents_to_level, vanish_at
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.matrices import Coded, as_matrix, claimed_shape, payload_array
 from flwr_splitfc.codec.quality import (
@@ -36,6 +37,7 @@ from flwr_splitfc.codec.quantisers.float16 import Float16, is_half_enough
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
+from flwr_splitfc.codec.selectors.row_sample import levels_bytes
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.subnormals import with_subnormals
@@ -214,6 +216,7 @@ evaluation='float16')
         full_rows: int | None = None,
         all_rows: bool = False,
         labels_per_row: float | None = None,
+        levelled: bool | None = None,
     ) -> tuple[Array, Link]:
         """Encode features on the device.
 
@@ -236,6 +239,10 @@ evaluation='float16')
         labels_per_row : float, optional
             How many labels the features of a sample decide, for the automatic quality;
             by default one, or one for each position of a sequence.
+        levelled : bool, optional
+            Whether to send small channels as precisely as large ones, as
+            `needs_levels` tells of an earlier batch; by default where most would be
+            lost. Only codecs of all columns with a quality do.
 
         Returns
         -------
@@ -268,7 +275,7 @@ evaluation='float16')
             in_haste=self.quality is None,
             generator=generator,
         )
-        return self._encode_selected(matrix, shape, selection, labels_per_row)
+        return self._encode_selected(matrix, shape, selection, labels_per_row, levelled)
 
     def _encode_at_precision(
         self, matrix: Tensor, shape: Sequence[int]
@@ -289,10 +296,15 @@ evaluation='float16')
         shape: Sequence[int],
         selection: Selection,
         labels_per_row: float | None,
+        levelled: bool | None,
     ) -> tuple[Array, Link]:
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
         link = self._with_layout(link, shape)
+        link = self._with_levels(
+            link, kept, selection.budget_bytes, labels_per_row, levelled
+        )
+        kept = link.levelled(kept)
         selected = self.selector.pack(link)
         # The quantiser spends what the selection leaves of the budget.
         left_bytes = selection.budget_bytes - len(selected)
@@ -355,7 +367,7 @@ evaluation='float16')
             raise PayloadError(str(error)) from error
         quantiser = _for_layout(quantiser, link)
         kept = quantiser.decode(quantised, link.sent, link.kept)
-        return link.expand(kept), link
+        return link.expand(link.unlevelled(kept)), link
 
     def _parts_of(self, array: Coded) -> tuple[Selector, Quantiser]:
         """Return the parts that encoded the features in an array, by its `stype`."""
@@ -406,7 +418,8 @@ evaluation='float16')
             budgets.check_gradient()
         useful_bytes = self.selector.useful_bytes(link, budgets.gradient_bytes())
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        kept = link.restrict(matrix)
+        # by what was coded
+        kept = link.unlevelled(link.restrict(matrix))
         if self.quality is not None:
             quality = self._decibels(link, labels_per_row) - GRADIENT_OFFSET
             quantiser = _at_quality(quantiser, root_mean_square(kept), quality)
@@ -447,11 +460,62 @@ evaluation='float16')
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
         decoded = quantiser.decode(payload, link.sent, link.kept)
         kept = decoded.to(link.device)
+        kept = link.levelled(kept)
         if link.correction is not None:
             kept = kept + link.correction
-        if link.correction is not None or link.scale is not None:
+        changes = (link.exponents, link.correction, link.scale)
+        if any(change is not None for change in changes):
             _check_scaled(kept, link)
         return link.expand(kept)
+
+    def needs_levels(
+        self, features: Tensor, gradient: Tensor, link: Link
+    ) -> bool | None:
+        """Tell by a batch's gradient whether the next ones are better sent levelled.
+
+        Parameters
+        ----------
+        features, gradient : Tensor
+            (B, D) or (B, ...), as they were encoded and decoded.
+        link : Link
+
+        Returns
+        -------
+        bool or None
+            None if this codec levels nothing, or the batch does not tell.
+        """
+        if not self._levels or link.layout is None:
+            return None
+        sent = link.restrict(as_matrix(features))
+        return are_felt_alike(sent, link.restrict(as_matrix(gradient)), link.layout)
+
+    @property
+    def _levels(self) -> bool:
+        return self.quality is not None and self.selector.levels
+
+    def _with_levels(
+        self,
+        link: Link,
+        kept: Tensor,
+        budget_bytes: int,
+        labels_per_row: float | None,
+        levelled: bool | None,
+    ) -> Link:
+        """Add to a link by what its channels are levelled, if they are to be."""
+        if levelled is False or not self._levels:
+            return link
+        layout = link.layout
+        assert layout is not None
+        worst_case = self._budgets(link.rows, link.width).worst_case
+        most_bytes = worst_case.features_bytes(link.width)
+        if most_bytes + levels_bytes(layout.channels.count) > budget_bytes:
+            return link
+        if levelled is None:
+            quality = self._decibels(link, labels_per_row)
+            step = quality_step(feature_scale(kept), quality)
+            if not vanish_at(step, kept, layout):
+                return link
+        return replace(link, exponents=exponents_to_level(kept, layout))
 
     def _decibels(self, link: Link, labels_per_row: float | None) -> float:
         """Return the quality of the features that a link is of."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.channels import Layout
+from flwr_splitfc.codec.levels import gains_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,9 @@ class Link:
     layout : Layout or None
         Channels and maps in the columns, as both sides know them; for quantisers that
         ask for it.
+    exponents : ndarray or None
+        Of the powers of two by which channels are levelled (see `codec.levels`), int64
+        (C,); None where they are not. Both sides know them.
 
     Examples
     --------
@@ -62,6 +68,7 @@ class Link:
     samples: Tensor | None = None
     groups: int | None = None
     layout: Layout | None = None
+    exponents: Ints | None = None
 
     @property
     def sent(self) -> int:
@@ -76,6 +83,21 @@ class Link:
         if self.columns is None:
             return self.width
         return self.columns.shape[-1]
+
+    @cached_property
+    def gains(self) -> Tensor | None:
+        """What levels the columns, float32 (D,) on the CPU; None if nothing does."""
+        if self.exponents is None or self.layout is None:
+            return None
+        return gains_of(self.exponents, self.layout)
+
+    def levelled(self, kept: Tensor) -> Tensor:
+        """Return (b, K) features as they are coded, a gradient as features' are."""
+        return kept if self.gains is None else kept * self.gains.to(kept.device)
+
+    def unlevelled(self, coded: Tensor) -> Tensor:
+        """Undo `levelled`."""
+        return coded if self.gains is None else coded / self.gains.to(coded.device)
 
     def sent_rows(self, batch: Tensor) -> Tensor:
         """Take the sent rows of B features, labels or anything with a row a sample.

@@ -75,6 +75,15 @@ class Sent(NamedTuple):
 
     rows: list[int]
     layout: Layout
+    exponents: list[int]
+
+    def gains(self) -> list[float]:
+        """Of the D columns."""
+        of_column = [1.0] * (self.layout[0] * self.layout[1])
+        for exponent, columns in zip(self.exponents, self.layout[3], strict=False):
+            for column in columns:
+                of_column[column] = 2.0**exponent
+        return of_column
 
     def spread(self, values: list[float], B: int, D: int) -> list[float]:
         of_row = {row: values[i * D : (i + 1) * D] for i, row in enumerate(self.rows)}
@@ -96,10 +105,13 @@ def decode_features(
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
-    if stype == "splitfc-rd/1":
-        rows, C = row_sample(reader, B)
-        sent = Sent(rows, layout_of(shape, C, channel_dim))
-        return sent.spread(transformed(reader, len(rows), sent.layout), B, D), sent
+    if stype == "splitfc-rd/2":
+        rows, C, exponents = row_sample(reader, B)
+        sent = Sent(rows, layout_of(shape, C, channel_dim), exponents)
+        coded = transformed(reader, len(rows), sent.layout)
+        gains = sent.gains() * len(rows)
+        values = [f32(x / gain) for x, gain in zip(coded, gains, strict=True)]
+        return sent.spread(values, B, D), sent
     select, part = PARTS[stype]
     kept = select(reader, B, D)
     K = len(of_row(kept, 0))
@@ -121,9 +133,11 @@ def decode_gradient(
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
     if isinstance(kept, Sent):
-        return kept.spread(
-            transformed(Reader(data), len(kept.rows), kept.layout), rows, columns
-        )
+        coded = transformed(Reader(data), len(kept.rows), kept.layout)
+        gains = kept.gains() * len(kept.rows)
+        values = [x * gain for x, gain in zip(coded, gains, strict=True)]
+        refuse_if(max(map(abs, values)) > LARGEST_F32, "levels")
+        return kept.spread(values, rows, columns)
     K = len(of_row(kept, 0))
     values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
@@ -539,11 +553,18 @@ def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
     return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
 
 
-def row_sample(reader: Reader, B: int) -> tuple[list[int], int]:
-    """The rows that are sent, and C."""
-    C, b = reader.fields("II")
+def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int]]:
+    """The rows that are sent, C, and the exponents of levels, if there are any."""
+    field, b = reader.fields("II")
+    C = field & 0x7FFFFFFF
     refuse_if(not 1 <= b <= B, "b")
-    return column_set(reader, b, B), C
+    rows = column_set(reader, b, B)
+    if field == C:
+        return rows, C, []
+    octets = reader.bytes((C + 1) // 2)
+    nibbles = [part for octet in octets for part in (octet & 15, octet >> 4)]
+    refuse_if(any(nibbles[C:]), "levels")
+    return rows, C, nibbles[:C]
 
 
 def evens(stream: Stream, levels: Sequence[int]) -> list[int]:

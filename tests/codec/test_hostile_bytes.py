@@ -277,7 +277,7 @@ def test_a_step_without_coefficients_is_zeros() -> None:
     vector = next(
         v
         for v in MATRICES
-        if (v.stype, v.name) == ("splitfc-rd/1", "some-rows-features")
+        if (v.stype, v.name) == ("splitfc-rd/2", "some-rows-features")
     )
     data = bytes.fromhex(
         "0400000012000000fcff0f01d547400101010b000000fdd633d9853c097b3a68ef5ecce3266989"
@@ -386,6 +386,11 @@ def zeros(words: int) -> bytes:
 def all_rows(channels: int) -> bytes:
     """Every row of `channels`, up to the transformed matrix."""
     return pack_rows(None, ROWS, channels)
+
+
+def levelled(channels: int, octet: int) -> bytes:
+    """Every row, and two exponents an octet, which says more than one if it is one."""
+    return pack_rows(None, ROWS, channels | 2**31) + bytes([octet]) * -(-channels // 2)
 
 
 @cache
@@ -576,6 +581,10 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ),
         ("splitfc-rd", all_rows(COLUMNS) + struct.pack("<fBBB", 1.0, 0, 0, 0), False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_ones(), True),
+        ("splitfc-rd", levelled(COLUMNS, 255) + transformed_ones(), True),
+        ("splitfc-rd", levelled(COLUMNS, 255)[:-1], False),
+        ("splitfc-rd", levelled(1, 16) + transformed_ones(), False),
+        ("splitfc-rd", struct.pack("<II", 2**32 - 1, ROWS), False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_ones()[:-4], False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_noise(), True),
         (

@@ -55,7 +55,8 @@ def decoded_independently(
         layout = independent.layout_of(
             vector.features_shape, vector.channels, vector.config.get("channel-dim")
         )
-        kept = independent.Sent(vector.samples or list(range(vector.rows)), layout)
+        sent_rows = vector.samples or list(range(vector.rows))
+        kept = independent.Sent(sent_rows, layout, vector.exponents or [])
     return packed(
         independent.decode_gradient(
             stype,

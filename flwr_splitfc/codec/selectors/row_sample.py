@@ -1,6 +1,8 @@
 """A random part of the batch's samples (docs/splitfc-rd.md).
 
 A selection of rows is ``u32`` channels, ``u32`` b and a column set of b out of B rows.
+Where channels are levelled, the highest bit of the channels is set, and their exponents
+follow, four bits each.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +24,7 @@ from flwr_splitfc.codec.format.column_sets import (
     selection_bytes,
     unpack_selection,
 )
-from flwr_splitfc.codec.format.fields import take
+from flwr_splitfc.codec.format.fields import take, take_bytes
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
@@ -33,6 +37,9 @@ _FEWEST_CHANNELS = 64
 
 _PRECISE_BITS = 0.5
 """Bits an entry from which a budget is for precision, and time does not bound it."""
+
+_LEVELLED = 2**31
+"""In the field of the channels: that their exponents follow."""
 
 _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
@@ -76,6 +83,9 @@ class RowSample(Selector):
     without a scale. Nothing is dropped where all rows are wanted, as in evaluation.
     """
 
+    version: ClassVar[int] = 2
+    levels: ClassVar[bool] = True
+
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         check_entries(matrix)
         rows, width = matrix.shape
@@ -95,13 +105,14 @@ class RowSample(Selector):
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
         samples = to_ints(link.samples)
-        return pack_rows(samples, link.rows, link.groups)
+        return pack_rows(samples, link.rows, link.groups, link.exponents)
 
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        samples, groups, rest = unpack_rows(data, rows)
-        link = Link(rows, columns, samples=from_ints(samples), groups=groups)
+        samples, groups, exponents, rest = unpack_rows(data, rows)
+        sent = from_ints(samples)
+        link = Link(rows, columns, samples=sent, groups=groups, exponents=exponents)
         return link, rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
@@ -123,17 +134,58 @@ class RowSample(Selector):
         return channels_bytes + selection_bytes(1, rows, rows)
 
 
-def pack_rows(samples: Ints | None, rows: int, groups: int) -> bytes:
-    """Write which rows are sent, None for all, and how many channels each has."""
-    channels = struct.pack("<I", groups)
-    return channels + pack_selection(samples, rows)
+def pack_rows(
+    samples: Ints | None, rows: int, groups: int, exponents: Ints | None = None
+) -> bytes:
+    """Write which rows are sent, None for all, how many channels each has, and levels.
+
+    Parameters
+    ----------
+    samples : ndarray or None
+    rows, groups : int
+        ``B`` and ``C``.
+    exponents : ndarray of shape (C,), optional
+        Of the powers of two by which channels are levelled, 0 to 15.
+    """
+    if exponents is None:
+        return struct.pack("<I", groups) + pack_selection(samples, rows)
+    channels = struct.pack("<I", groups | _LEVELLED)
+    return channels + pack_selection(samples, rows) + _pack_nibbles(exponents)
 
 
-def unpack_rows(data: memoryview, rows: int) -> tuple[Ints | None, int, memoryview]:
+def unpack_rows(
+    data: memoryview, rows: int
+) -> tuple[Ints | None, int, Ints | None, memoryview]:
     """Read what `pack_rows` wrote and return the rest."""
     (groups,), rest = take(data, "I")
+    is_levelled = bool(groups & _LEVELLED)
+    groups &= ~_LEVELLED
     samples, rest = unpack_selection(rest, rows)
     # A loss of no row is not defined.
     if samples is not None and not len(samples):
         raise PayloadError("no row was sent")
-    return samples, groups, rest
+    exponents = None
+    if is_levelled:
+        octets, rest = take_bytes(rest, levels_bytes(groups), "levels end")
+        exponents = _nibbles(octets, groups)
+    return samples, groups, exponents, rest
+
+
+def levels_bytes(channels: int) -> int:
+    """Return the bytes that the exponents of so many channels take."""
+    return (channels + 1) // 2
+
+
+def _pack_nibbles(values: Ints) -> bytes:
+    """Write integers below 16, two a byte, the first in the low bits."""
+    padded = np.zeros(2 * levels_bytes(len(values)), np.uint8)
+    padded[: len(values)] = values
+    return (padded[::2] | padded[1::2] << 4).tobytes()
+
+
+def _nibbles(octets: memoryview, count: int) -> Ints:
+    pairs = np.frombuffer(octets, np.uint8)
+    values = np.stack([pairs & 15, pairs >> 4], 1).ravel()
+    if values[count:].any():
+        raise PayloadError("levels are padded with something else than zero")
+    return values[:count].astype(np.int64)

@@ -26,6 +26,9 @@ class Selector(ABC):
     budgeted: ClassVar[bool] = False
     """Whether ``K`` follows from the budgets; otherwise the selector alone decides."""
 
+    levels: ClassVar[bool] = False
+    """Whether `pack` writes by what channels are levelled: it keeps all columns."""
+
     @property
     def rescales(self) -> bool:
         """Whether kept features are scaled, to make up for dropped ones.

@@ -1,0 +1,122 @@
+"""Channels of very different scales, brought to one scale for coding.
+
+A quality has one step for the whole matrix, which the largest channels set. What varies
+by less than a step is lost then. That costs nothing where the server half takes
+features as they are, and much where it normalises them: small channels weigh as much as
+large ones there, and its gradient says so. With w_c for the mean square of the gradient
+by a channel's entries, and v_c for that of their deviations from their columns' means,
+the receiver feels an error of one step as if features varied by
+
+    sqrt(sum w_c v_c / sum w_c)
+
+only. Where that is less than half of the features' root mean square, channels are
+levelled: each is multiplied by a power of two that makes it vary about as much as the
+largest does. The receiver divides by it again, and the gradient by levelled features is
+what comes back.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.channels import Layout
+from flwr_splitfc.codec.statistics import column_means
+
+MOST_EXPONENT = 15
+"""Of the powers of two: four bits hold it."""
+
+_LEAST_FELT = 0.5
+"""Of the root mean square; networks without a great difference have 0.8 to 1.1."""
+
+_VANISHING = 0.125
+"""Of a step: what deviates by less is surely lost."""
+
+_MOST_VANISHING = 0.5
+"""Of the channels, before any gradient has told whether they matter."""
+
+
+def exponents_to_level(matrix: Tensor, layout: Layout) -> Ints:
+    """Return, by channel, the exponents of the powers of two that level features.
+
+    No entry becomes larger than the largest of the matrix.
+
+    >>> features = torch.tensor([[800.0, 1.0, 3.0], [0.0, 2.0, 3.0]])
+    >>> exponents_to_level(features, Layout.of(features.shape)).tolist()
+    [0, 8, 0]
+    """
+    deviations = channel_deviations(matrix, layout)
+    entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
+    varies = deviations > 0
+    exponents = torch.zeros(len(deviations), dtype=torch.float64)
+    smaller = torch.log2(deviations.max() / deviations[varies]).round()
+    room = torch.log2(entries.max() / entries[varies]).floor()
+    exponents[varies] = torch.minimum(smaller, room).clamp(0, MOST_EXPONENT)
+    return exponents.numpy().astype(np.int64)
+
+
+def vanish_at(step: float, matrix: Tensor, layout: Layout) -> bool:
+    """Tell whether most channels that vary are surely lost with a step."""
+    deviations = channel_deviations(matrix, layout)
+    varying = deviations[deviations > 0]
+    if len(varying) == 0:
+        return False
+    vanishing = (varying < _VANISHING * step).double().mean()
+    return float(vanishing) > _MOST_VANISHING
+
+
+def are_felt_alike(features: Tensor, gradient: Tensor, layout: Layout) -> bool | None:
+    """Tell by the gradient whether small channels matter as much as large ones.
+
+    Parameters
+    ----------
+    features, gradient : Tensor of shape (B, D)
+        Of one batch.
+    layout : Layout
+
+    Returns
+    -------
+    bool or None
+        None if the gradient or the features tell nothing, as where one is all zero.
+    """
+    variances = channel_deviations(features, layout).square()
+    weights = _mean_squares(gradient, layout)
+    felt = float((weights * variances).sum() / weights.sum())
+    relative = felt / float(variances.mean()) if variances.any() else np.nan
+    if not np.isfinite(relative):
+        return None
+    return sqrt(relative) < _LEAST_FELT
+
+
+def channel_deviations(matrix: Tensor, layout: Layout) -> Tensor:
+    """Return what each channel's entries deviate by from their columns' means.
+
+    Returns
+    -------
+    Tensor of shape (C,)
+        Root mean squares, float64 on the CPU.
+    """
+    means = column_means(matrix).float()
+    return _mean_squares(matrix - means.to(matrix.device), layout).sqrt()
+
+
+def _mean_squares(matrix: Tensor, layout: Layout) -> Tensor:
+    """Return the mean square of each channel's entries, float64 on the CPU."""
+    # in float64: squares of float32 overflow and vanish
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=0, dtype=torch.float64)
+    by_column = norms.square().cpu() / len(matrix)
+    channels = layout.channels
+    by_channel = by_column.view(channels.outer, channels.count, channels.inner)
+    return by_channel.mean((0, 2))
+
+
+def gains_of(exponents: Ints, layout: Layout) -> Tensor:
+    """Return what each column is multiplied by, float32 (D,) on the CPU."""
+    channels = layout.channels
+    by_channel = torch.from_numpy(np.ldexp(np.float32(1), exponents.astype(np.int32)))
+    shape = (channels.outer, channels.count, channels.inner)
+    return by_channel.view(1, -1, 1).expand(shape).flatten()

@@ -1,0 +1,128 @@
+"""Channels of very different scales are brought to one, where it matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flwr_splitfc.codec import CutCodec, Link, cut_codec
+from flwr_splitfc.codec.quality import lost_columns
+
+# by channel
+SCALES = torch.tensor([1000.0, 1.0, 0.1, 10.0])
+
+
+def features_of(shape: tuple[int, ...], channel_dim: int) -> Tensor:
+    """Features of four channels of very different scales."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    view = [1] * len(shape)
+    view[channel_dim] = -1
+    return noise * SCALES.view(view)
+
+
+def sent(
+    cut: CutCodec, features: Tensor, levelled: bool | None = None
+) -> tuple[Tensor, int, Link, Link]:
+    """What the server sees, the bytes, and both links."""
+    array, link = cut.encode_features(features, levelled=levelled)
+    seen, server_link = cut.decode_features(
+        array, expect=(len(features), features[0].numel())
+    )
+    return seen, len(array.data), link, server_link
+
+
+SHAPES = [((64, 4), 1), ((64, 4, 3, 2), 1), ((64, 5, 4), 2)]
+
+
+@pytest.mark.parametrize(("shape", "channel_dim"), SHAPES)
+def test_levelled_every_channel_is_as_precise_as_the_largest(
+    shape: tuple[int, ...], channel_dim: int
+) -> None:
+    cut, features = cut_codec("splitfc-rd", quality=20), features_of(shape, channel_dim)
+    exact = features.flatten(1)
+    plain, *_ = sent(cut, features, levelled=False)
+    assert lost_columns(exact, plain) >= 0.5
+    levelled, *_ = sent(cut, features, levelled=True)
+    for column in range(exact.shape[1]):
+        error = levelled[:, column] - exact[:, column]
+        assert error.square().mean() < 0.1 * exact[:, column].var()
+
+
+def test_gradients_are_levelled_the_other_way_round_by_both_sides() -> None:
+    cut, features = cut_codec("splitfc-rd", quality=20), features_of((64, 4), 1)
+    *_, link, server_link = sent(cut, features, levelled=True)
+    # as a normalisation makes it
+    gradient = features_of((64, 4), 1) / SCALES.square()
+    array = cut.encode_gradient(gradient, server_link)
+    decoded = cut.decode_gradient(array, link)
+    assert torch.equal(decoded, cut.decode_gradient(array, server_link))
+    error = (decoded - gradient).square().mean(0)
+    assert (error < 0.3 * gradient.square().mean(0)).all()
+    plain = cut.decode_gradient(
+        cut.encode_gradient(gradient, replace(server_link, exponents=None)),
+        replace(link, exponents=None),
+    )
+    # of the largest channel, which has the smallest gradient
+    assert not plain[:, 0].any()
+
+
+def test_channels_of_one_scale_take_the_same_bytes_but_for_the_exponents() -> None:
+    cut = cut_codec("splitfc-rd", quality=20)
+    features = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
+    plain, plain_bytes, *_ = sent(cut, features, levelled=False)
+    levelled, levelled_bytes, *_ = sent(cut, features, levelled=True)
+    assert levelled_bytes == plain_bytes + 3
+    assert torch.equal(plain, levelled)
+
+
+def test_before_a_gradient_tells_only_what_would_vanish_is_levelled() -> None:
+    cut = cut_codec("splitfc-rd")
+    draw = torch.Generator().manual_seed(3)
+    vanishing = torch.randn(64, 8, generator=draw)
+    vanishing[:, 0] *= 1e4
+    differing = torch.randn(64, 8, generator=draw) * torch.logspace(0, 1, 8)
+    assert sent(cut, vanishing)[2].exponents is not None
+    assert sent(cut, differing)[2].exponents is None
+
+
+def test_the_gradient_tells_whether_small_channels_matter() -> None:
+    cut, features = cut_codec("splitfc-rd"), features_of((64, 4), 1)
+    *_, link, _ = sent(cut, features)
+    noise = torch.randn(64, 4, generator=torch.Generator().manual_seed(4))
+    # of a server half that normalises, and of one that takes features as they are
+    assert cut.needs_levels(features, noise / SCALES, link) is True
+    assert cut.needs_levels(features, noise, link) is False
+    assert cut.needs_levels(features, 0 * noise, link) is None
+
+
+@pytest.mark.parametrize("name", ["splitfc", "quant-only", "float32"])
+def test_other_codecs_level_nothing(name: str) -> None:
+    cut, features = cut_codec(name, uplink_bits=8.0), features_of((64, 4), 1)
+    *_, link, _ = sent(cut, features, levelled=True)
+    assert link.exponents is None
+    assert cut.needs_levels(features, features, link) is None
+
+
+def test_budgets_and_ceilings_hold() -> None:
+    """A budget levels nothing, and a ceiling leaves it out where it has no room."""
+    features = features_of((64, 4, 3, 2), 1)
+    budget = cut_codec("splitfc-rd", uplink_bits=2.0)
+    assert sent(budget, features, levelled=True)[2].exponents is None
+    for bits in (0.5, 1.0, 2.0):
+        ceiling = cut_codec("splitfc-rd", quality=40, uplink_bits=bits)
+        _, taken, *_ = sent(ceiling, features, levelled=True)
+        assert taken <= bits * features.numel() / 8
+
+
+def test_a_levelled_gradient_beyond_float32_is_refused() -> None:
+    cut, features = cut_codec("splitfc-rd", quality=20), features_of((64, 4), 1)
+    *_, link, _ = sent(cut, features, levelled=True)
+    # the server's link without levels stands for a server that lies
+    *_, plain = sent(cut, features, levelled=False)
+    array = cut.encode_gradient(torch.full((64, 4), 1e38), plain)
+    with pytest.raises(ValueError, match="beyond float32"):
+        cut.decode_gradient(array, link)
+    cut.decode_gradient(array, plain)
