@@ -1,6 +1,8 @@
 """The ``flwr-splitfc`` command."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 import flwr_splitfc
@@ -10,6 +12,7 @@ from flwr_splitfc.run import rerun
 from flwr_splitfc.run.complaint import complain
 
 _INTERRUPTED = 130  # the exit status after Ctrl-C
+_UNREAD = 141  # after SIGPIPE, which Python makes an error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.attack = leakage.attack
     try:
         status: int = options.command(options)
+        _flush()
     except KeyboardInterrupt:
         complain("stopped")
         return _INTERRUPTED
+    except BrokenPipeError:
+        status = _UNREAD
+        _drop_output()
+    except OSError as error:
+        complain(str(error))
+        status = 1
+        _drop_output()
     return status
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where the shell has closed it
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Lose what stdout cannot take, or Python would complain of it as it ends."""
+    try:
+        _flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from flwr_splitfc.run.held_folder import FolderInUse, held_folder
-from flwr_splitfc.run.results import ResultsError, read_results
+from flwr_splitfc.run.results import ResultsError, config_to_json, read_results
 from flwr_splitfc.settings import RunConfig
 
 
@@ -47,4 +47,6 @@ def _is_taken(path: Path, config: RunConfig) -> bool:
         # whatever it is, it is not this run's
         return True
     goes_on = "unfinished" in before or "failed" in before
-    return not goes_on or before["run_config"] != dict(config)
+    # as JSON, in which one NaN is like another
+    same = config_to_json(before["run_config"]) == config_to_json(config)
+    return not (goes_on and same)

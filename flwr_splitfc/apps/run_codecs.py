@@ -90,10 +90,12 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     Raises
     ------
     ValueError
-        If ``codec-settings`` is no string of settings.
+        If there is no such codec, or ``codec-settings`` is no string of settings.
     """
     settings: dict[str, Any] = {}
-    for setting in codec_settings(name):
+    with under_key(f"{prefix}codec"):
+        known = codec_settings(name)
+    for setting in known:
         key = prefix + key_of(setting)
         if config.get(key, 0) != 0:
             settings[setting] = config[key]

@@ -141,7 +141,12 @@ class RunSettings:
         if not self.results_dir:
             raise ValueError("results-dir is '', wanted a folder")
         with under_key("results-dir"):
-            _absolute(self.results_dir)
+            folder = _absolute(self.results_dir)
+        # a folder beside it may be needed, which has its name and a number
+        if not folder.name:
+            raise ValueError(
+                f"results-dir is {self.results_dir!r}, wanted a folder below"
+            )
         with under_key("checkpoint-dir"):
             _absolute(self.checkpoint_dir)
 

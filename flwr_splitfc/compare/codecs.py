@@ -1,7 +1,6 @@
 """The command that lists the codecs of the catalogue."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -78,10 +77,12 @@ def main(options: argparse.Namespace) -> int:
     """Print the table of codecs, and return the exit status."""
     entries = codec_table()
     table = terminal_table(CODEC_COLUMNS, entries, padding=(0, 2, 0, 0), pad_edge=False)
-    if sys.stdout.isatty():
-        Console().print(table)
+    console = Console()
+    out = console.file  # a dummy where the shell has closed stdout, and Python has none
+    if out.isatty():
+        console.print(table)
     else:
-        sys.stdout.write(f"{table_text(table)}\n")  # whole lines for a pipe or a file
+        out.write(f"{table_text(table)}\n")  # whole lines for a pipe or a file
     shared = settings_text(_shared_settings())
-    sys.stdout.write(f"\nAll have also, unless their line says otherwise: {shared}\n")
+    out.write(f"\nAll have also, unless their line says otherwise: {shared}\n")
     return 0

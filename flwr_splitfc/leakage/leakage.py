@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from flwr_splitfc.apps.run_codecs import settings_of
@@ -19,6 +20,7 @@ from flwr_splitfc.settings import RunConfig, field_of, parse_settings
 
 _KNOWN = 4000  # samples
 _ATTACKED = 1000
+_LARGEST_SEED = 2**32 - 1  # of NumPy's generators, which scikit-learn has
 _OWN = "run"
 _PRECISION = ("quality", "uplink-bits", "downlink-bits")
 _DESCRIPTION = """\
@@ -128,8 +130,13 @@ def main(options: argparse.Namespace) -> int:
     except ValueError as error:
         complain(str(error))
         return 2
-    report.write(options.out)
+    # first, as the disk may be full
     print(f"\n{report.text()}")
+    try:
+        report.write(options.out)
+    except OSError as error:
+        complain(f"{options.out} cannot be written: {error}")
+        return 1
     print(f"Wrote {options.out / 'index.html'} and leakage.json")
     return 1 if report.failures else 0
 
@@ -182,6 +189,20 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingsError(
             f"--inversion-steps is {options.inversion_steps}, wanted 0 or more"
         )
+    if not 0 <= options.seed <= _LARGEST_SEED:
+        raise SettingsError(f"--seed is {options.seed}, wanted 0 to {_LARGEST_SEED}")
+
+
+def _make_out(folder: Path) -> None:
+    """Make the folder of the report, or refuse one that cannot be written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--out {folder} is no folder to write into: {error}"
+        ) from error
 
 
 def _report(options: argparse.Namespace) -> LeakageReport:
@@ -193,6 +214,7 @@ def _report(options: argparse.Namespace) -> LeakageReport:
         runs.append(run)
     # what is wrong with options or files is found before the first attack
     plans = [_Plan.of(run, options) for run in runs]
+    _make_out(options.out)
     rows: list[AttackedCodec] = []
     labels = {}
     # what failed, and why: errors of the app's own code, too

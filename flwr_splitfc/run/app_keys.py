@@ -39,7 +39,14 @@ def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scala
 
 def settings_text(settings: RunConfig) -> str:
     """Write settings as TOML, a line for each."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
+
+
+def _toml(value: Scalar) -> str:
+    if isinstance(value, float):
+        return repr(value)  # inf and nan, too, for which JSON has other words
+    # TOML takes JSON's strings, but no surrogates and no bare DEL
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def commands_env() -> dict[str, str]:
@@ -74,15 +81,15 @@ def app_with_keys(app: Path, settings: RunConfig) -> Iterator[Path]:
         copy = Path(folder) / "app"
         _copy(app, copy)
         copied = copy / "pyproject.toml"
-        text = _extended(copied.read_text(), settings_text(missing))
+        text = _extended(copied.read_text("utf-8"), settings_text(missing))
         _check_listed(text, missing, path)
-        copied.write_text(text)
+        copied.write_text(text, "utf-8")
         yield copy
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -72,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
     for warning in _warnings(record):
         complain(warning)
     config = _config_of_rerun(record["run_config"], results_dir)
-    if not _names_superlink(options.further):
+    if _of_flwr_run(options.further).superlink is None:
         config = _for_simulation(config)
     try:
         with _sigterm_interrupts(), app_with_keys(options.app, config) as app:
@@ -140,15 +140,15 @@ def _config_of_rerun(config: Mapping[str, Any], results_dir: Path) -> dict[str, 
     return rerun
 
 
-def _names_superlink(further: list[str]) -> bool:
-    """Tell whether options of ``flwr run`` name a SuperLink beside the app."""
+def _of_flwr_run(further: list[str]) -> argparse.Namespace:
+    """Parse options of ``flwr run``, and the SuperLink that they may name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("superlink", nargs="?")
     parser.add_argument("-c")
     for option in _FLWR_OPTIONS:
         parser.add_argument(option)
     known, _ = parser.parse_known_args(further)
-    return known.superlink is not None
+    return known
 
 
 def _for_simulation(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,9 +184,10 @@ def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
     command = ["flwr", "run", str(app), "--stream"]
     with tempfile.TemporaryDirectory() as folder:
         run_config = Path(folder) / "run-config.toml"
-        run_config.write_text(settings_text(config))
+        run_config.write_text(settings_text(config), "utf-8")
         command += ["--run-config", str(run_config), *further]
-        if "num-devices" in config and "--federation-config" not in further:
+        given = _of_flwr_run(further).federation_config
+        if "num-devices" in config and given is None:
             devices = config["num-devices"]
             federation = f"num-supernodes={devices} client-resources-num-cpus=1"
             command += ["--federation-config", federation]

@@ -10,9 +10,10 @@ from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.traffic import traffic_from_json
 from flwr_splitfc.run.rounds import Round
 from flwr_splitfc.run.whole_file import whole_file
-from flwr_splitfc.settings import Scalar, check_scalar
+from flwr_splitfc.settings import RunConfig, Scalar, check_scalar
 
 _NAME = "results.json of a run"
+_FLOAT = "float"  # the key of a setting that JSON has no word for
 
 
 class ResultsError(ValueError):
@@ -35,6 +36,9 @@ def read_results(path: Path, *wanted: str) -> dict[str, Any]:
     results = read_object(path, _NAME)
     try:
         _check_kind("versions", results.get("versions", {}), dict)
+        config = results.get("run_config")
+        if isinstance(config, dict):
+            results["run_config"] = _config_from_json(config)
         for part in wanted:
             if part not in results:
                 raise ValueError(f"it has no {part}")
@@ -103,15 +107,43 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 def results_text(results: Mapping[str, Any]) -> str:
     """Write a run's results as JSON, with a line for each of its ``rounds``.
 
-    A number that is infinite or NaN becomes ``null``: JSON has no word for it.
+    A number that is infinite or NaN becomes ``null``: JSON has no word for it. In the
+    ``run_config`` it is as `config_to_json` writes it.
     """
     members = []
     for key, value in results.items():
         name = json.dumps(key)
+        if key == "run_config":
+            value = config_to_json(value)
         text = _value_text(key, _with_nulls(value))
         members.append(f"{name}: {text}")
     body = ",\n".join(members)
     return f"{{\n{body}\n}}\n"
+
+
+def config_to_json(config: RunConfig) -> dict[str, Any]:
+    """Return a run-config for JSON, which has no word for what is infinite or NaN.
+
+    >>> config_to_json({"seed": 7, "split-turn-timeout-s": float("inf")})
+    {'seed': 7, 'split-turn-timeout-s': {'float': 'inf'}}
+    """
+    return {key: _setting_to_json(value) for key, value in config.items()}
+
+
+def _setting_to_json(value: Scalar) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
+    return value
+
+
+def _config_from_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _setting_from_json(value) for key, value in config.items()}
+
+
+def _setting_from_json(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {_FLOAT}:
+        return float(value[_FLOAT])
+    return value
 
 
 def _value_text(key: str, value: Any) -> str:

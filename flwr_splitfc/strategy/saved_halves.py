@@ -1,6 +1,7 @@
 """The trained halves as files, for ``torch.load(..., weights_only=True)``."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from logging import getLogger
 from pathlib import Path
 
@@ -65,8 +66,11 @@ def save_whole(folder: Path, model: Mapping[str, Tensor]) -> None:
 
 
 def _save_entries(path: Path, entries: Mapping[str, Tensor]) -> None:
+    # where torch writes the file itself, a full disk is a RuntimeError of its archive
+    content = BytesIO()
+    torch.save(entries, content)
     with whole_file(path) as file:
-        torch.save(entries, file)
+        file.write(content.getbuffer())
 
 
 def _on_cpu(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:

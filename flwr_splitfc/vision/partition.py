@@ -60,6 +60,7 @@ def partition(
             f"{num_devices} devices cannot share {len(labels)} samples by {how!r}"
             f"{shards}"
         )
+    seed %= 2**64  # NumPy takes none below 0
     # shuffled here, as not every partitioner of flwr_datasets does
     order = np.random.default_rng(seed).permutation(len(labels))
     if by_shards:

@@ -12,6 +12,7 @@ from flwr.app import Context
 from torch import nn
 
 from flwr_splitfc.apps.results_folder import results_folder
+from flwr_splitfc.run.results import results_text
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from tests.apps.server_runs import accuracy, joined, run
 from tests.halves import same
@@ -271,6 +272,17 @@ def test_a_folder_is_taken_unless_the_same_run_went_on_there(
     (tmp_path / "results" / "results.json").write_text(text)
     with results_folder(tmp_path / "results", CONFIG) as folder:
         assert folder.name == name
+
+
+def test_a_run_finds_its_folder_again_whatever_its_settings_are(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"split-turn-timeout-s": float("inf"), "own": float("nan")}
+    text = results_text({"run_config": config, "unfinished": True})
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text(text)
+    with results_folder(tmp_path / "results", config) as folder:
+        assert folder.name == "results"
+    with results_folder(tmp_path / "results", {**config, "own": "nan"}) as folder:
+        assert folder.name == "results-2"
 
 
 def test_a_folder_in_the_place_of_results_is_left_alone(tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def test_a_setting_that_is_wrong_is_named_by_its_key(prefix: str) -> None:
         make(config)
 
 
+def test_a_codec_that_is_none_is_named_by_its_key() -> None:
+    config = {"strategy": "split-learning", "codec": "gzip", "output-codec": "zip"}
+    with pytest.raises(ValueError, match=r"^codec: unknown codec 'gzip'; known are"):
+        codec_of(config)
+    with pytest.raises(ValueError, match=r"^output-codec: unknown codec 'zip'; known"):
+        output_codec_of(config)
+
+
 def test_a_setting_that_the_string_gives_twice_is_an_error() -> None:
     config = {"codec-settings": "reduction=2 reduction=4"}
     with pytest.raises(ValueError, match="stands twice"):

@@ -38,6 +38,7 @@ def test_every_key_is_in_the_apps_table_with_its_default(field: Any) -> None:
         ("seed", 2**63, ": 9223372036854775808 is no integer of 64 bits"),
         ("learning-rate", 10**400, ".* is no integer of 64 bits"),
         ("results-dir", "a\0b", ": embedded null byte"),
+        ("results-dir", "/", "is '/', wanted a folder below"),
         ("checkpoint-dir", "\ud800", ": .* surrogates not allowed"),
     ],
 )

@@ -1,5 +1,9 @@
 """The list of codecs that a person reads."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from flwr_splitfc.codec import codec_names
@@ -30,3 +34,29 @@ def test_the_help_of_compare_names_every_codec(
     assert ended.value.code == 0
     words = capsys.readouterr().out.replace(",", " ").split()
     assert set(codec_names()) <= set(words)
+
+
+def test_a_reader_that_ends_early_ends_the_command_as_sigpipe_does(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``flwr-splitfc codecs | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["codecs"]) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_is_a_complaint(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["codecs"]) == 1
+    assert capfd.readouterr().err.startswith("flwr-splitfc: [Errno 28]")
+
+
+def test_a_closed_stdout_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["codecs"]) == 0

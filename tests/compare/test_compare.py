@@ -270,6 +270,7 @@ def test_list_runs_nothing(
         ([], "no strategy to run"),
         ([SPLITFC, "--set", "sede=1"], "has no setting for\n  --set: 'sede'\n"),
         ([SPLITFC, "--set", "results-dir=x"], "each run gets a folder of its own"),
+        ([SPLITFC, "--set", "num-devices=2.5"], "num-devices is 2.5, wanted int"),
         ([SPLITFC, "--config", "missing.toml"], r"missing\.toml cannot be read"),
         (["missing.toml"], r"missing\.toml cannot be read"),
         (["--all", "--shelf", "nope"], "--shelf nope is no folder"),

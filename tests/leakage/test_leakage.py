@@ -324,6 +324,9 @@ def test_what_is_wrong_is_said(
         capsys, plain, "--codecs", "gzip"
     )
     assert "--steps is 0, wanted 1 or more" in refused(capsys, plain, "--steps", "0")
+    for seed in ("-1", "99999999999999999999999"):
+        told = refused(capsys, plain, "--seed", seed)
+        assert f"--seed is {seed}, wanted 0 to 4294967295" in told
     assert "has no setting 'loudness'" in refused(
         capsys, plain, "--codecs", "float32:loudness=1"
     )
@@ -334,6 +337,29 @@ def test_what_is_wrong_is_said(
     ):
         told = refused(capsys, plain, option, function)
         assert told.startswith(f"flwr-splitfc: {option} {function}: ")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "below")
+    assert main(["leakage", str(plain), "--app", str(APP), "--out", out, *SHORT]) == 2
+    told = capsys.readouterr()
+    assert f"--out {out} is no folder to write into: [Errno" in told.err
+    assert told.out == ""
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_hide_the_table(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # what a file is written to before it takes its place
+    (tmp_path / ".leakage.json.new").symlink_to("/dev/full")
+    command = ["leakage", str(plain), "--app", str(APP), "--out", str(tmp_path)]
+    assert main([*command, *SHORT]) == 1
+    told = capsys.readouterr()
+    assert "no features: the mean input" in told.out
+    assert f"{tmp_path} cannot be written: [Errno" in told.err
 
 
 def test_a_run_without_halves_is_refused(

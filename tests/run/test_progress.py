@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_splitfc.exchange import Ledger, Traffic
 from flwr_splitfc.run import Progress, Round
+from flwr_splitfc.run.results import read_results, results_text
 
 
 def run(num_rounds: int, **found: Any) -> Progress:
@@ -96,3 +98,14 @@ def test_the_file_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
     assert results["found"] == [1.5, None, {"deep": None}]
     assert results["rounds"][0]["loss"] is None
     assert results["rounds"][0]["accuracy"] is None
+
+
+def test_settings_read_back_whatever_the_numbers_are(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    config = {"limit": float("inf"), "least": float("-inf"), "word": "inf", "seed": 1}
+    run(1).write(path, run_config={**config, "none": float("nan")})
+    results = read_results(path, "run_config")
+    assert results_text(results) == path.read_text()
+    read = results["run_config"]
+    assert math.isnan(read.pop("none"))
+    assert read == config

@@ -73,6 +73,7 @@ results = Path(config["results-dir"])
 results.mkdir()
 record = {{"run_config": {{**listed, **config}}, "payload_digest": "same"}}
 outcome = json.loads(os.environ.get("OUTCOME", "{{}}"))
+record["arguments"] = sys.argv
 (results / "results.json").write_text(json.dumps(record | outcome))
 """
 
@@ -141,6 +142,35 @@ def test_a_run_is_repeated_with_keys_that_its_app_does_not_list(
     written = json.loads((tmp_path / "new" / "results.json").read_text())
     assert record.items() <= written["run_config"].items()
     assert (app / "pyproject.toml").read_text() == before
+
+
+@pytest.mark.usefixtures("strict_flwr")
+def test_settings_reach_the_repetition_whatever_they_are(tmp_path: Path) -> None:
+    app = app_that_lists(tmp_path / "app", "[tool.flwr.app.config]\nlimit = 1.0\n")
+    record = {"data-dir": 'a "b" \\ \t \x7f ü 😀', "limit": float("inf")}
+    recorded = {**record, "limit": {"float": "inf"}}
+    assert rerun(tmp_path, app, recorded) == 0
+    written = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert record.items() <= written["run_config"].items()
+
+
+@pytest.mark.usefixtures("strict_flwr")
+@pytest.mark.parametrize(
+    ("further", "passed"),
+    [
+        ([], ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]),
+        (["--federation-config", "x=1"], ["--federation-config", "x=1"]),
+        (["--federation-config=x=1"], ["--federation-config=x=1"]),
+    ],
+)
+def test_a_federation_is_the_users_own_or_of_the_run_s_devices(
+    further: list[str], passed: list[str], tmp_path: Path
+) -> None:
+    app = app_that_lists(tmp_path / "app", "")
+    assert rerun(tmp_path, app, {"num-devices": 3}, *further) == 0
+    written = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert written["arguments"][-len(passed) :] == passed
+    assert sum("--federation-config" in word for word in written["arguments"]) == 1
 
 
 @pytest.mark.usefixtures("strict_flwr")
@@ -326,6 +356,7 @@ def test_flower_repeats_a_run_of_an_app_that_lists_one_key(
         ('{"run_config": []}', "run_config is list, wanted dict"),
         ('{"run_config": null}', "run_config is NoneType, wanted dict"),
         ('{"run_config": {"seed": [1]}}', "seed is [1], wanted bool or int"),
+        ('{"run_config": {"seed": {"float": "x"}}}', "could not convert string to"),
         ('{"run_config": {}, "versions": 3}', "versions is int, wanted dict"),
     ],
 )

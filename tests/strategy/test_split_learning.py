@@ -2,6 +2,7 @@
 
 import copy
 import json
+import resource
 import threading
 import time
 from functools import partial
@@ -406,6 +407,28 @@ def test_saved_halves_load_into_plain_models(tmp_path):
     joined.device.load_state_dict(torch.load(tmp_path / "device.pt", weights_only=True))
     joined.server.load_state_dict(torch.load(tmp_path / "server.pt", weights_only=True))
     assert same(weights(joined), strategy.joined_state_dict(result.arrays))
+
+
+@pytest.fixture
+def small_files():
+    """No file becomes larger than 100 kB; Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_costs_the_files_and_not_the_result(tmp_path, caplog):
+    server = seeded(ServerHalf)
+    server.register_buffer("table", torch.ones(100_000))
+    strategy = SplitLearning(
+        server, CROSS_ENTROPY, ADAM, device="cpu", devices=alone(), save_to=tmp_path
+    )
+    result = strategy.start(LocalGrid(app(), 1), arrays(), 1)
+    assert result.arrays
+    assert "could not be saved" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["device.pt"]
 
 
 def test_saved_halves_of_a_cut_model_load_into_the_model_itself(tmp_path):

@@ -29,6 +29,15 @@ def test_seed_decides_the_shares(how: str) -> None:
     assert not all(map(np.array_equal, first, other))
 
 
+@pytest.mark.parametrize("how", ["iid", "dirichlet", "shards"])
+def test_a_seed_may_be_negative(how: str) -> None:
+    first, again, other = (
+        partition(label_tensor(), 20, how, seed=seed) for seed in (-1, -1, -2)
+    )
+    assert all(map(np.array_equal, first, again))
+    assert not all(map(np.array_equal, first, other))
+
+
 @pytest.mark.parametrize(
     ("num_samples", "used"), [(1438, 1400), (1439, 1400), (79, 40), (40, 40)]
 )

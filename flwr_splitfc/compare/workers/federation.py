@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr_splitfc.compare.flower_app import SettingsError
-from flwr_splitfc.settings import RunConfig, Scalar, parse_settings
+from flwr_splitfc.settings import RunConfig, Scalar, check_scalar, parse_settings
 
 # Names of --federation-config, and where Flower's backend_config has them.
 _RESOURCES = {
@@ -66,12 +66,13 @@ class Federation:
     def num_supernodes(self, config: RunConfig) -> int:
         """Return how many SuperNodes a run needs."""
         number = self.supernodes or config.get("num-devices")
-        if not isinstance(number, int):
+        if number is None:
             raise SettingsError(
                 "the app has no num-devices: "
                 "say --federation-config 'num-supernodes=...'"
             )
-        return number
+        checked: int = check_scalar("num-devices", number, int)
+        return checked
 
 
 def _default_backend(jobs: int) -> dict[str, dict[str, Scalar]]:

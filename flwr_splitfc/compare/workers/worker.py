@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from flwr.app import Context
 from flwr.serverapp import Grid
@@ -66,7 +66,8 @@ class Jobs:
     def __init__(self) -> None:
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._busy = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        lines = _take_standard_input()
+        threading.Thread(target=self._read, args=[lines], daemon=True).start()
 
     def next(self) -> Job | None:
         """Wait for a job; None when there are no more."""
@@ -79,8 +80,8 @@ class Jobs:
         """
         self._busy.clear()
 
-    def _read(self) -> None:
-        for line in sys.stdin:
+    def _read(self, lines: IO[str]) -> None:
+        for line in lines:
             self._busy.set()
             self._waiting.put(Job.from_line(line))
         if self._busy.is_set():
@@ -126,6 +127,19 @@ def serve(
         sys.stderr.flush()
         # where the simulation broke, the ServerApp's thread would wait for ever
         os._exit(1)
+
+
+def _take_standard_input() -> IO[str]:
+    """Keep standard input for jobs; others find nothing there.
+
+    A forked process, as of a `DataLoader`, closes its `sys.stdin` first, and would wait
+    for ever for a thread of this one that reads it.
+    """
+    jobs = os.fdopen(os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return jobs
 
 
 def _take_standard_output() -> Tell:
