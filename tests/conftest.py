@@ -33,6 +33,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flwr-splitfc")
 
 
+# Folders and files of which some take half a minute or more.
+LONGEST = {
+    "processes",
+    "soak",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_quickstart_run.py",
+    "test_rerun.py",
+    "test_tutorial.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: what runs in parallel then ends with short files, about together."""
+    items.sort(key=lambda item: LONGEST.isdisjoint(item.path.parts))
+
+
 @pytest.fixture(autouse=True)
 def own_random_numbers() -> None:
     """What a test draws does not depend on the tests that ran before it."""

@@ -645,9 +645,10 @@ LABEL_BOMBS = [
 
 def decode_bomb(name: str, payload: bytes) -> bool:
     """Whether it is legal."""
-    array = Array("float32", (ROWS, COLUMNS), f"{name}/1", payload)
+    cut = cut_codec(name)
+    array = Array("float32", (ROWS, COLUMNS), cut.stype, payload)
     try:
-        seen, _ = cut_codec(name).decode_features(array, expect=(ROWS, COLUMNS))
+        seen, _ = cut.decode_features(array, expect=(ROWS, COLUMNS))
     except PayloadError:
         return False
     assert seen.shape == (ROWS, COLUMNS)

@@ -64,7 +64,6 @@ def run(endpoint: SplitEndpoint, turns: int, steps: int, **changes) -> nn.Module
     [
         (100, 4, 1),
         (100, 4, 4),
-        pytest.param(200, 8, 4, marks=pytest.mark.extended),
         pytest.param(1000, 40, 1, marks=pytest.mark.slow),
         pytest.param(1000, 40, 4, marks=pytest.mark.slow),
     ],
@@ -184,6 +183,55 @@ def test_a_token_holds_one_silent_connection_at_most():
             device.drop()
             for _ in range(50):
                 held.put(None)
+
+
+def silent_stream(channel: grpc.Channel, token: str):
+    """The server's frames on a stream on which nothing comes."""
+    return session_call(channel, token, iter(queue.SimpleQueue().get, None))
+
+
+def test_a_silent_stream_ends_with_its_round():
+    with make_endpoint() as endpoint:
+        token = endpoint.issue("train", "0", 1).token
+        (session,) = endpoint._registry.sessions()
+        with grpc.insecure_channel(endpoint.address) as channel:
+            replies = silent_stream(channel, token)
+            assert wait_until(lambda: session.unopened_s)
+            endpoint.end_round([token])
+            with pytest.raises(grpc.RpcError, match="CANCELLED"):
+                next(replies)
+
+
+def test_a_silent_stream_is_given_up_while_others_train():
+    with make_endpoint(idle_timeout_s=0.5) as endpoint:
+        token = endpoint.issue("train", "0", 1).token
+        busy = RawDevice(endpoint, endpoint.issue("train", "1", 1))
+        with grpc.insecure_channel(endpoint.address) as channel:
+            replies = silent_stream(channel, token)
+            number = 0
+            while not (given_up := endpoint.sweep()):
+                number += 1
+                busy.ask(step_frame(number))
+            assert given_up == {token: "silent for 0.5 s"}
+            with pytest.raises(grpc.RpcError, match="CANCELLED"):
+                next(replies)
+        busy.drop()
+
+
+def test_a_stream_that_comes_as_its_round_ends_is_refused(monkeypatch):
+    with make_endpoint() as endpoint:
+        token = endpoint.issue("train", "0", 1).token
+        (session,) = endpoint._registry.sessions()
+        await_open = session.await_open
+
+        def too_late(connection):
+            endpoint.end_round([token])
+            await_open(connection)
+
+        monkeypatch.setattr(session, "await_open", too_late)
+        with grpc.insecure_channel(endpoint.address) as channel:
+            answer = next(silent_stream(channel, token))
+            assert answer.refused.reason == pb.EXPIRED
 
 
 def test_what_was_refused_stays_refused():

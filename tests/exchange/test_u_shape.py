@@ -402,7 +402,7 @@ def test_metrics_of_a_session(endpoint):
 
 
 @pytest.mark.parametrize(
-    ("cuts", "turns"), [(30, 3), pytest.param(150, 12, marks=pytest.mark.extended)]
+    ("cuts", "turns"), [(30, 3), pytest.param(150, 12, marks=pytest.mark.slow)]
 )
 def test_cuts_between_the_two_frames_and_elsewhere_leave_no_trace(cuts, turns):
     both_coded = {"codec": "splitfc", "output_codec": "splitfc", "bits": (3, 3)}

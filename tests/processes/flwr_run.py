@@ -65,9 +65,13 @@ class FlwrRun:
         shutil.rmtree(self._ray, ignore_errors=True)
 
     def kill_server_app(self) -> None:
-        """Kill (-9) the process that holds the ServerApp."""
+        """Kill (-9) the process that holds the ServerApp, and the command that waits for it.
+
+        Flower would miss it a minute later.
+        """
         for process in server_apps_of(self.home):
             send(process)
+        self._command.kill()
 
     def __call__(
         self,
@@ -131,15 +135,18 @@ class FlwrRun:
             ThreadPoolExecutor(1) as pool,
             self.log.open("a") as log_file,
         ):
-            done = pool.submit(meanwhile) if meanwhile else None
-            subprocess.run(
+            self._command = subprocess.Popen(
                 command,
                 cwd=self.elsewhere,
                 env=self.env,
                 stdout=log_file,
                 stderr=log_file,
-                timeout=500,
             )
+            done = pool.submit(meanwhile) if meanwhile else None
+            try:
+                self._command.wait(timeout=500)
+            finally:
+                self._command.kill()
             if done is not None:
                 done.result()
         return memory.samples

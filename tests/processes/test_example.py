@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 DEVICES = 4
 
 
-@pytest.mark.extended
+# test_same_run has two of these rounds by default
+@pytest.mark.slow
 def test_splitfc_trains_digits_within_its_budgets(
     flwr_run: Callable[..., dict[str, Any]],
 ) -> None:

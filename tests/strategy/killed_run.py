@@ -1,4 +1,7 @@
-"""A run with a checkpoint, as a process that can be killed: python -m tests.strategy.killed_run FOLDER OUT."""
+"""A run with a checkpoint, as a process that can be killed: python -m tests.strategy.killed_run FOLDER OUT.
+
+It prints "ready", and the number of each round when that is over.
+"""
 
 import json
 import sys
@@ -10,6 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from torch import nn
 
 from flwr_splitfc import RoundRobin, SplitClientApp, SplitFC
+from flwr_splitfc.callbacks import Callback, RunSoFar
+from flwr_splitfc.run.rounds import Round
 from tests.halves import DeviceHalf, batches, seeded
 from tests.local_grid import LocalGrid
 from tests.measured import MEASURED
@@ -26,6 +31,11 @@ def server_half() -> nn.Module:
         nn.Dropout(0.2),
         nn.Linear(16, 4),
     )
+
+
+class TellRounds(Callback):
+    def on_round(self, done: Round, run: RunSoFar) -> None:
+        print(done.round, flush=True)
 
 
 def main(checkpoint: Path, out: Path) -> None:
@@ -49,6 +59,7 @@ def main(checkpoint: Path, out: Path) -> None:
         scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=50, gamma=0.9),
         device="cpu",
         checkpoint=checkpoint,
+        callbacks=[TellRounds()],
         save_to=out,
     )
     print("ready", flush=True)

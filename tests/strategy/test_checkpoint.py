@@ -53,23 +53,17 @@ def last_round(folder: Path) -> int:
     return state["round"] if state else 0
 
 
-def kill_after_round(number: int, process: subprocess.Popen[str], folder: Path) -> None:
-    """Kill the run when this round is complete, somewhere in the rounds after it."""
-    while last_round(folder) < number:
-        assert process.poll() is None
-        time.sleep(0.002)
+def kill_after_round(number: int, process: subprocess.Popen[str]) -> None:
+    """Kill the run when this round is over, somewhere in what comes after."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= number:
+            break
     time.sleep(random.uniform(0, 0.02))
     process.kill()
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        1,
-        pytest.param(3, marks=pytest.mark.extended),
-        pytest.param(9, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("kills", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_an_undisturbed_one(kills: int, tmp_path: Path) -> None:
     with start_run(tmp_path / "undisturbed", tmp_path / "a") as undisturbed:
         assert undisturbed.wait() == 0
@@ -78,7 +72,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(kills: int, tmp_path: Path) -> 
     for kill in range(kills):
         with start_run(tmp_path / "killed", tmp_path / "b") as process:
             complete = ROUNDS * (kill + 1) // (kills + 1)
-            kill_after_round(complete, process, tmp_path / "killed")
+            kill_after_round(complete, process)
         killed_at.append(last_round(tmp_path / "killed"))
     with start_run(tmp_path / "killed", tmp_path / "b") as last:
         assert last.wait() == 0
