@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from flwr_splitfc import cut_codec
 from flwr_splitfc.codec import CutCodec, Link, pack_labels
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts
+from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, whole_part
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix
+from flwr_splitfc.model.structures import is_float
 
 ROWS, SAMPLE, CLASSES = 8, (4, 2, 2), 4
 COLUMNS = 16
@@ -31,7 +32,7 @@ class Wire:
     """What is agreed on at the cuts of a turn, and frames that fit it.
 
     Without a `loss_fn` the device has the last layers. `several` is for features in a
-    structure, with a mask.
+    structure, with masks.
     """
 
     codec: CutCodec
@@ -80,9 +81,10 @@ class Wire:
         def part_of(tensor: Tensor) -> pb.Part:
             if tensor is features:
                 return pb.Part(coded=matrix)
-            return exact_part(tensor)
+            return whole_part(tensor) if is_float(tensor) else exact_part(tensor)
 
-        structure = {"hidden": (features, [features, None]), "mask": features[:1] > 0}
+        mask = features[:1] > 0
+        structure = {"hidden": (features, [features, None]), "mask": (mask, 1.0 * mask)}
         message.parts.extend(pack_parts(structure, part_of))
         return link
 

@@ -8,7 +8,7 @@ float32 holds every value that occurs.
 """
 
 from dataclasses import dataclass, field
-from math import frexp, isfinite, ldexp
+from math import frexp, ldexp
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from flwr_splitfc.model.structures import (
 
 _SENT_BITS = 24  # of a float32's significand
 _MOST_CLIPPED = 1.02  # an entry, over the norm: float32 rounds up, by far less
+_LARGEST = 1e18  # of a setting: the product of two is far from float32's end
 _LEAST_SQUARE = torch.finfo(torch.float32).tiny  # a root's slope is infinite at 0
 
 
@@ -73,8 +74,10 @@ class FeatureDefence:
     def __post_init__(self) -> None:
         for name in ("clip_norm", "noise", "nopeek"):
             value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, wanted a finite number from 0")
+            if not 0 <= value <= _LARGEST:
+                raise ValueError(
+                    f"{name} is {value}, wanted a number from 0 to {_LARGEST:g}"
+                )
         if self.noise and not self.clip_norm:
             raise ValueError(
                 f"noise is {self.noise} without a clip_norm: give the norm to which "

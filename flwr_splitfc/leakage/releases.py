@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link
 from flwr_splitfc.codec.quality import labels_per_row
+from flwr_splitfc.exchange.protocol.parts import coded_tensors
 from flwr_splitfc.model.structures import Structure, float_tensors, is_float, rows_of
 
 DeviceHalf = Callable[[Structure], Structure]
@@ -190,9 +191,12 @@ class _Sender:
         self._full_rows = max(self._full_rows, rows_of(features))
         if isinstance(features, Tensor):
             return self._send(features, labels_per_row, self._all_rows)
+        coded = coded_tensors(features)
         # rows are left out of all tensors or of none
         arrived = [
             self._send(tensor, labels_per_row, all_rows=True)
+            if any(tensor is one for one in coded)
+            else _exactly(tensor)
             for tensor in float_tensors(features)
         ]
         columns = zip(*(each.columns for each in arrived), strict=True)
@@ -219,3 +223,11 @@ class _Sender:
         sent = link.sent_rows(link.expand(torch.ones(link.sent, link.kept))) > 0
         own = link.sent_rows(features.float())
         return _Arrived(seen.reshape(own.shape), own, sent, link)
+
+
+def _exactly(tensor: Tensor) -> _Arrived:
+    """Return what arrives of whole numbers beside the features."""
+    own = tensor.float()
+    matrix = own.flatten(1)
+    sent = torch.ones_like(matrix, dtype=torch.bool)
+    return _Arrived(own, own, sent, Link(*matrix.shape))

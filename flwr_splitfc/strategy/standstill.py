@@ -86,10 +86,12 @@ def _moved(before: ArrayRecord, after: ArrayRecord) -> bool:
 
 def _change(before: np.ndarray, after: np.ndarray) -> float:
     """Return the norm of the change over that of what was there; 0 for integers."""
-    if not np.issubdtype(before.dtype, np.floating):
+    if not np.issubdtype(before.dtype, np.inexact):
         return 0.0
-    difference = np.linalg.norm(after.astype(float) - before)
-    norm = np.linalg.norm(before.astype(float))
+    # at least float64, and complex for complex arrays
+    before = before.astype(np.promote_types(before.dtype, float))
+    difference = np.linalg.norm(after - before)
+    norm = np.linalg.norm(before)
     if norm == 0:
         return float(difference)
     return float(difference / norm)

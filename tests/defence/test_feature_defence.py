@@ -211,7 +211,8 @@ def test_tokens_cannot_be_correlated() -> None:
     ("settings", "why"),
     [
         ({"noise": 0.1}, "without a clip_norm"),
-        ({"clip_norm": -1.0}, "clip_norm is -1.0, wanted a finite number from 0"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0, wanted a number from 0 to 1e"),
+        ({"clip_norm": 1e308, "noise": 1e308}, "clip_norm is 1e.308, wanted a number"),
         ({"nopeek": math.nan}, "nopeek is nan"),
         ({"clip_norm": 1.0, "noise": math.inf}, "noise is inf"),
     ],

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange import Session, SplitEndpoint
@@ -40,6 +41,11 @@ def nested(depth: int) -> Any:
 FEATURES = [
     (HALF(X).detach().numpy(), TypeError, "got ndarray, wanted a Tensor, or a tuple"),
     (Named(HALF(X), Y), TypeError, r"got Named of 2, .*names .* tuple\(features\)"),
+    (
+        pack_sequence([*X[:, 0]]),
+        TypeError,
+        r": pad_packed_sequence\(features, batch_fi",
+    ),
     (Output(HALF(X)), TypeError, "got Output, wanted a Tensor, or a tuple, list"),
     ((HALF(X), 4), TypeError, "got int, wanted a Tensor"),
     ({1: HALF(X)}, TypeError, "got a dict with the key 1, wanted a str"),
@@ -98,6 +104,14 @@ def test_swapped(endpoint: SplitEndpoint) -> None:
     with connect(ticket_message(endpoint)) as server:
         message = "features come first, labels second"
         refused(server.loss, Y, HALF(X), error=ValueError, message=message)
+
+
+@pytest.mark.parametrize("made", [list, tuple, iter], ids=["list", "tuple", "iterator"])
+def test_several_optimizers(made: Any, endpoint: SplitEndpoint) -> None:
+    optimizers = made([torch.optim.SGD(HALF.parameters())] * 2)
+    message = r"as optimizer, .*two groups of parameters, or .*optimizer_state='fresh'"
+    with pytest.raises(TypeError, match=message):
+        connect(ticket_message(endpoint), optimizer=optimizers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -92,6 +92,10 @@ def like_weight(value: float) -> Tensor:
 LIES = [
     ({0: {"exp_avg": like_weight(float("nan"))}}, "'0.exp_avg' is not finite"),
     ({0: {"exp_avg": like_weight(1e30).double() * 1e30}}, "is not finite"),
+    (
+        {0: {"exp_avg": torch.complex(like_weight(0.0), like_weight(float("inf")))}},
+        "'0.exp_avg' is not finite",
+    ),
     ({0: {"step": torch.tensor(float("inf"))}}, "'0.step' is not finite"),
     ({99: {"exp_avg": like_weight(0.0)}}, "the device half has 2 arrays"),
     ({"-1": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
@@ -175,6 +179,19 @@ def test_a_count_of_steps_that_would_overflow_is_left_aside(
     state = {**adam_state(step=9.0, moments=1.0), "step": torch.tensor(9).byte()}
     start_from(ADAM(half.parameters()), {f"0.{key}": state[key] for key in state})
     assert "'0.step' is torch.uint8" in caplog.text
+
+
+def test_integers_in_place_of_complex_state_are_left_aside(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wave = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    state = {
+        "0.step": torch.tensor(9.0),
+        "0.exp_avg": torch.ones(4).long(),
+        "0.exp_avg_sq": wave.detach(),
+    }
+    start_from(ADAM([wave]), state)
+    assert "'0.exp_avg' is torch.int64" in caplog.text
 
 
 def test_nor_does_it_work_with_weights_that_are_not_finite(

@@ -39,7 +39,8 @@ def warnings_of_turns(
 def test_columns_that_are_lost_beside_larger_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    warnings = warnings_of_turns(caplog, 1e4, turns=3, name="splitfc-rd")
+    budgets = {"uplink_bits": 2.0, "downlink_bits": 4.0}
+    warnings = warnings_of_turns(caplog, 1e4, turns=3, name="splitfc-rd", **budgets)
     assert len(warnings) == 1
     assert "more than half of the features' columns arrive as noise" in warnings[0]
 
@@ -49,6 +50,8 @@ def test_columns_that_are_lost_beside_larger_ones(
     [
         (1.0, {"name": "splitfc-rd"}),
         (5.0, {"name": "splitfc-rd"}),
+        # levelled
+        (1e4, {"name": "splitfc-rd"}),
         (1e4, {"name": "float32"}),
         # all columns are coarse, and the error shows it
         (1.0, {"name": "splitfc-rd", "uplink_bits": 1.0, "downlink_bits": 4.0}),

@@ -1,5 +1,6 @@
 """A device's session with the server half, over a real gRPC stream."""
 
+import math
 import threading
 import time
 from dataclasses import replace
@@ -391,6 +392,13 @@ def test_a_ticket_arrives_as_it_was_issued(timeout_s):
         ticket = endpoint.issue("train", "7", 3)
         content = with_fields(RecordDict(), ticket.to_fields())
         assert Ticket.from_message(Message(content, 1000, "train")) == ticket
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, -1.0])
+def test_a_ticket_names_a_time_to_give_up(endpoint, timeout_s):
+    message = ticket_message(endpoint, reconnect_timeout_s=timeout_s)
+    with pytest.raises(TicketError, match=rf"{timeout_s}, wanted 0 or more"):
+        Ticket.from_message(message)
 
 
 def test_no_ticket_and_other_protocols(endpoint):

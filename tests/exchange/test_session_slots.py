@@ -3,7 +3,8 @@
 import re
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.session_slots import NoRoom, SessionSlots
+from tests.exchange.http2 import connection, greeting, message, open_stream
 from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import shared_half
 from tests.exchange.step_frames import label_bytes, step_frame
@@ -183,9 +185,54 @@ def test_the_end_of_the_round_ends_the_wait_with_its_reason():
         ticket = endpoint.issue("train", "1", 1)
         waiting = RawDevice(endpoint, ticket)
         assert waiting.opened.waiting.place == 1
+        _, session = endpoint._registry.sessions()
+        # the device may know its place before the server's thread sleeps
+        while session.unopened_s:
+            time.sleep(0.01)
         endpoint.revoke([ticket.token])
         assert next_frame(waiting).refused.reason == pb.EXPIRED
         assert next(waiting._replies, None) is None
+
+
+@contextmanager
+def deaf_device(endpoint: SplitEndpoint, caplog) -> Iterator[Ticket]:
+    """A device in the queue whose stream has no window for what it is told."""
+    caplog.set_level("DEBUG", "flwr")
+    ticket = endpoint.issue("train", "deaf", 1)
+    hello = message(0, open_frame().SerializeToString())
+    with connection(endpoint) as its_connection:
+        its_connection.sendall(greeting(window=0))
+        its_connection.sendall(open_stream(0, ticket.token) + hello)
+        while "split session waiting" not in caplog.text:
+            time.sleep(0.01)
+        yield ticket
+
+
+def leave(device: RawDevice) -> None:
+    """It is through, and its reply may take its time."""
+    device.send(pb.DeviceFrame(leave=pb.Leave()))
+    assert list(device._replies) == []
+
+
+def test_who_does_not_take_its_slot_loses_it(caplog):
+    with make_endpoint(max_sessions=1, idle_timeout_s=0.5) as endpoint:
+        served = RawDevice(endpoint, endpoint.issue("train", "0", 1))
+        with deaf_device(endpoint, caplog) as deaf:
+            honest = waiting_device(endpoint, "1", place=2)
+            leave(served)
+            while not (given_up := endpoint.sweep()):
+                time.sleep(0.02)
+            assert given_up == {deaf.token: "silent for 0.5 s"}
+            until_opened(honest).drop()
+
+
+def test_the_end_of_the_round_frees_a_slot_that_is_not_taken(caplog):
+    with make_endpoint(max_sessions=1) as endpoint:
+        served = RawDevice(endpoint, endpoint.issue("train", "0", 1))
+        with deaf_device(endpoint, caplog) as deaf:
+            leave(served)
+            endpoint.end_round([deaf.token])
+            train(endpoint, "1")
 
 
 def test_another_process_gets_no_place():

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from flwr_splitfc import (
 )
 from flwr_splitfc.codec import BudgetError, CutCodec, pack_labels
 from flwr_splitfc.codec.budget import budget_bytes
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import (
     FeaturesRefused,
     HalfTrainer,
@@ -263,6 +265,123 @@ def test_an_output_of_several_tensors_cannot_go_to_last_layers():
         assert same(everything(endpoint), before)
 
 
+# -- whole numbers that are floats
+
+
+class Watching(nn.Module):
+    """Trains on `hidden`, and remembers the rest of what it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 4)
+        self.got: list[dict[str, Tensor]] = []
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        hidden = features.pop("hidden")
+        self.got.append({key: value.detach() for key, value in features.items()})
+        return self.last(hidden.flatten(1))
+
+
+class Arrived(NamedTuple):
+    """What arrives of tensors beside features, in a step and in a prediction."""
+
+    got: list[dict[str, Tensor]]
+    entries: int  # that were coded in the step
+    uplink_bytes: int
+    downlink_bytes: int
+
+
+def what_arrives(codec: CutCodec, data: dict[str, Tensor], **options) -> Arrived:
+    """Send tensors and then features, so that the gradient is not of the first one."""
+    hidden = torch.rand(ROWS, 64, requires_grad=True)
+    features = {**data, "hidden": hidden}
+    _, y = batches(1)[0]
+    with make_endpoint(codec, Watching, **options) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            if server.ticket.output_codec:
+                server.forward(features).sum().backward()
+            elif server.ticket.decoupled:
+                server.send(features, y)
+            else:
+                server.loss(features, y).backward()
+            assert server.ticket.decoupled or hidden.grad.any()
+            server.predict(features)
+        traffic = endpoint.ledger.of(1, "train")
+        return Arrived(
+            endpoint.halves.half.model.got,
+            traffic.entries,
+            traffic.uplink_bytes["features"],
+            traffic.downlink_bytes["gradient"],
+        )
+
+
+WHOLE = {
+    "mask": (torch.arange(24) < torch.arange(ROWS)[:, None]).float(),
+    "ids": torch.arange(ROWS)[:, None] * 1e6,
+    "largest": torch.tensor([[2.0**24 - 1, 1 - 2.0**24]] * ROWS),
+    "half": torch.arange(ROWS)[:, None].half(),
+    "double": torch.arange(ROWS)[:, None].double(),
+    "zeros": torch.zeros(ROWS, 3),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss_fn": None}, {"decoupled": True}],
+    ids=["loss", "u-shape", "decoupled"],
+)
+@pytest.mark.parametrize("name", ["splitfc", "splitfc-rd", "float16"])
+def test_whole_numbers_as_floats_arrive_exactly(name, options):
+    codec = cut_codec(name, uplink_bits=4, downlink_bits=4)
+    arrived = what_arrives(codec, WHOLE, **options)
+    wanted = {key: tensor.float() for key, tensor in WHOLE.items()}
+    assert [same(got, wanted) for got in arrived.got] == [True, True]
+    assert {tensor.dtype for tensor in arrived.got[0].values()} == {torch.float32}
+
+
+def test_they_cost_what_integers_do():
+    as_integers = {key: tensor.to(torch.int32) for key, tensor in WHOLE.items()}
+    arrived, wanted = (what_arrives(FLOAT32, data) for data in (WHOLE, as_integers))
+    assert arrived[1:] == wanted[1:]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.ones(ROWS, 2, requires_grad=True),
+        torch.full((ROWS, 2), 0.5),
+        torch.full((ROWS, 2), 2.0**24),
+    ],
+    ids=["with a graph", "fractions", "too large"],
+)
+def test_other_floats_are_features(features):
+    assert what_arrives(FLOAT32, {"more": features}).entries == ROWS * (64 + 2)
+    assert what_arrives(FLOAT32, {"data": WHOLE["mask"]}).entries == ROWS * 64
+
+
+def test_the_largest_tensor_is_the_features_where_there_are_no_others():
+    ids = torch.full((ROWS, 1), 2049.0)
+    _, y = batches(1)[0]
+    with make_endpoint(cut_codec("float16"), Watching) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            server.loss({"ids": ids, "hidden": torch.ones(ROWS, 64)}, y).backward()
+        assert endpoint.ledger.of(1, "train").entries == ROWS * 64
+        assert same(endpoint.halves.half.model.got[0], {"ids": ids})
+
+
+def test_with_noise_no_floats_go_as_they_were():
+    defence = FeatureDefence(clip_norm=10.0, noise=0.1)
+    _, y = batches(1)[0]
+    hidden = torch.rand(ROWS, 64, requires_grad=True)
+    with make_endpoint(FLOAT32, Watching) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            noisy = defence(y, {"data": WHOLE["mask"], "hidden": hidden})
+            server.loss(noisy, y).backward()
+        (got,) = endpoint.halves.half.model.got
+    assert torch.equal(got["data"], noisy["data"])
+    assert (got["data"] != WHOLE["mask"]).all()
+
+
 # -- whole runs
 
 
@@ -426,6 +545,10 @@ def coded(features: Tensor, codec: CutCodec = FLOAT32, **more) -> pb.Part:
     return pb.Part(coded=to_matrix(array), **more)
 
 
+def whole(numbers: Tensor) -> pb.Part:
+    return pb.Part(exact=pack_labels(numbers), as_float=True)
+
+
 WIDE = torch.rand(ROWS, 4, 4, 4)
 PART = coded(WIDE)
 NOT_A_NUMBER = pb.Part(coded=pb.Matrix(stype="float32/1", shape=[ROWS, 64]))
@@ -442,6 +565,9 @@ HOSTILE = {
     "more than one": ([PART, PART], "1 parts follow"),
     "a key twice": ([pb.Part(dict=2), PART, PART], "a dict of 2 has a key twice"),
     "exact floats": ([pb.Part(exact=pack_labels(WIDE))], "wanted a coded one"),
+    "floats as floats": ([whole(WIDE)], "are torch.float32, wanted torch.int32"),
+    "int64 as floats": ([whole(torch.arange(ROWS))], "are torch.int64, wanted"),
+    "floats alone": ([whole(torch.arange(ROWS).int())], "no tensor of the features"),
     "no mask": ([pb.Part(tuple=2), PART, pb.Part(exact=b"no")], "unknown label type"),
     "another stype": ([coded(WIDE, cut_codec("float16"))], "agreed is 'float32/1'"),
     "NaN": ([NOT_A_NUMBER], "not finite|NaN|beyond"),

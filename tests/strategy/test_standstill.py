@@ -36,6 +36,17 @@ def with_batch_norm() -> nn.Module:
     return nn.Sequential(DeviceHalf(), nn.BatchNorm2d(4))
 
 
+class Wave(nn.Module):
+    """All its weights are complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wave = nn.Parameter(torch.randn(64, 64, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1).to(torch.complex64) @ self.wave).abs()
+
+
 def dead_half() -> nn.Module:
     """No unit of the first layer is ever above 0: no gradient comes out."""
     half = seeded(ServerHalf)
@@ -82,6 +93,20 @@ def test_so_are_devices_that_do_not_train(caplog: pytest.LogCaptureFixture) -> N
     still = {"learning-rate": 0.0}
     assert not warnings_of(caplog, seeded(ServerHalf), rounds=2, config=still)
     assert len(warnings_of(caplog, seeded(ServerHalf), rounds=3, config=still)) == 1
+
+
+def test_complex_weights_that_train_are_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server_half = seeded(ServerHalf)
+    assert not warnings_of(caplog, server_half, device_half=Wave, rounds=3)
+
+
+def test_complex_weights_that_stay_are(caplog: pytest.LogCaptureFixture) -> None:
+    still = {"learning-rate": 0.0}
+    server_half = seeded(ServerHalf)
+    options: dict[str, Any] = {"rounds": 3, "config": still}
+    assert warnings_of(caplog, server_half, device_half=Wave, **options)
 
 
 def only_predicts(message: Message, context: Context) -> Message:

@@ -42,17 +42,14 @@ def answered_loss(
     features : structure of Tensor of shape (B, ...)
     loss : float
     gradients : list of Tensor of shape (B, D), or None
-        By the features; None for those without a graph. Where none has one, the loss is
-        a leaf: its ``backward()`` does nothing.
+        By the tensors that were encoded; None for those without a graph. Where none has
+        one, the loss is a leaf: its ``backward()`` does nothing.
     watch : BackwardWatch
     """
     tensors = float_tensors(features)
-    wanted: list[Tensor] = []
-    came: list[Tensor] = []
-    for tensor, gradient in zip(tensors, gradients, strict=True):
-        if gradient is not None:
-            wanted.append(tensor)
-            came.append(gradient)
+    # whatever has a graph was encoded
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    came = [gradient for gradient in gradients if gradient is not None]
     if not wanted:
         return torch.tensor(loss, device=tensors[0].device, requires_grad=True)
     answered: Tensor = _ServerLoss.apply(loss, came, watch, *wanted)

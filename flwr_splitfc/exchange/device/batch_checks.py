@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from flwr_splitfc.exchange.protocol.parts import MOST_DEPTH, MOST_PARTS
 from flwr_splitfc.model.structures import Structure, leaves_of, shapes_of
@@ -77,7 +78,12 @@ def _count_parts(call: str, features: Structure, depth_left: int) -> int:
 def _check_tensor(call: str, leaf: Any) -> None:
     if not isinstance(leaf, Tensor):
         advice = ""
-        if isinstance(leaf, tuple):
+        if isinstance(leaf, PackedSequence):
+            advice = (
+                ": pad_packed_sequence(features, batch_first=True) gives the tensor "
+                "and the lengths, and both may go"
+            )
+        elif isinstance(leaf, tuple):
             advice = ", as the names of its fields would be lost: tuple(features)"
         raise TypeError(f"{call} got {_described(leaf)}, wanted {_STRUCTURES}{advice}")
     if leaf.layout is not torch.strided:
@@ -117,6 +123,23 @@ def check_labels(call: str, labels: object) -> None:
     # the server counts the rows, of whatever comes
     if labels.ndim == 0:
         raise ValueError(f"{call} got labels of shape (), {wanted}")
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what is no optimizer, before a turn of work that could not be kept.
+
+    Raises
+    ------
+    TypeError
+    """
+    # not by its class: what wraps an optimizer may have another
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"the session got {_described(optimizer)} as optimizer, wanted one "
+            "torch.optim.Optimizer: in place of two, make one with two groups of "
+            "parameters, or give the session none and the strategy "
+            "optimizer_state='fresh'"
+        )
 
 
 def _described(value: object) -> str:

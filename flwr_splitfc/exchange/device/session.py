@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
-from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
+from flwr_splitfc.exchange.device.batch_checks import (
+    check_features,
+    check_labels,
+    check_optimizer,
+)
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
 from flwr_splitfc.exchange.device.optimizer_state import pack_optimizer, start_from_kept
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
@@ -60,6 +64,8 @@ def connect(
     ------
     TicketError, ProtocolError
         If the message carries no ticket, or one that this version cannot read.
+    TypeError
+        If `optimizer` is no optimizer.
     ValueError
         If the node config's address is none.
 
@@ -125,6 +131,8 @@ class Session:
         optimizer: torch.optim.Optimizer | None = None,
         kept: pb.Kept | None = None,
     ) -> None:
+        if optimizer is not None:
+            check_optimizer(optimizer)
         self.ticket = ticket
         self.seed = ticket.turn_seed
         self.state: dict[str, Tensor] = {}
@@ -156,8 +164,9 @@ class Session:
             The output of the device half, with its autograd graph. Without one, as
             from a frozen backbone, only the server half trains, and no gradient comes
             down. The server half gets a structure as it is here. Its floating point
-            tensors have a row for each sample, and each is coded; others, such as
-            masks, arrive exactly, whatever their shape.
+            tensors have a row for each sample, and each is coded, but for whole numbers
+            without a graph. These arrive exactly, and so do others, such as masks,
+            whatever their shape.
         labels : Tensor of shape (B, ...)
 
         Returns

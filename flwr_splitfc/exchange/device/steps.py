@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import count
 from statistics import mean
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -17,7 +18,13 @@ from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
-from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts, unpack_output
+from flwr_splitfc.exchange.protocol.parts import (
+    coded_tensors,
+    exact_part,
+    pack_parts,
+    unpack_output,
+    whole_part,
+)
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import (
     coded_gradient,
@@ -36,7 +43,7 @@ _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 
 Gradients: TypeAlias = list[Tensor | None]
-"""By the floating point tensors of features, in order, (B, D); None: not wanted."""
+"""By the tensors that were encoded, in order, (B, D); None: not wanted."""
 
 
 def full_precision(method: Callable[_P, _Result]) -> Callable[_P, _Result]:
@@ -127,6 +134,8 @@ class Steps:
         self.seed = seed
         self.server_round = server_round
         self.counts = TurnCounts()
+        # by tensor at the cut: what the last gradient told of its channels
+        self._levelled: dict[int, bool] = {}
 
     @full_precision
     def train(self, features: Structure, labels: Tensor) -> tuple[float, Gradients]:
@@ -141,7 +150,7 @@ class Steps:
         Returns
         -------
         tuple of float and list of Tensor
-            The loss, and its gradients by the floating point tensors as (B, D); None
+            The loss, and its gradients by the tensors that were encoded as (B, D); None
             for those without a graph.
         """
         return self.end(self.begin(features, labels))
@@ -221,6 +230,7 @@ class Steps:
         counts.full_rows = max(counts.full_rows, rows)
         # rows are left out of all tensors or of none
         all_rows = all_rows or not isinstance(features, Tensor)
+        numbers = count()
 
         def encode(tensor: Tensor) -> SentTensor:
             if is_largest:
@@ -231,6 +241,7 @@ class Steps:
                 full_rows=counts.full_rows,
                 all_rows=all_rows,
                 labels_per_row=labels_per_row,
+                levelled=self._levelled.get(next(numbers)),
             )
             one_way = not tensor.requires_grad
             return SentTensor(tensor.detach(), array, link, one_way)
@@ -243,16 +254,19 @@ class Steps:
         features: Structure,
         encode: Callable[[Tensor], SentTensor],
     ) -> list[SentTensor]:
-        """Put features into a message, with their floating point tensors encoded."""
+        """Put features into a message, and return the tensors that were encoded."""
         if isinstance(features, Tensor):
             sent = encode(features)
             write_matrix(message.features, sent.array)
             return [sent]
         tensors = []
+        coded = coded_tensors(features)
 
         def part_of(tensor: Tensor) -> pb.Part:
             if not is_float(tensor):
                 return exact_part(tensor)
+            if not any(tensor is one for one in coded):
+                return whole_part(tensor)
             sent = encode(tensor)
             tensors.append(sent)
             part = pb.Part(one_way=sent.one_way)
@@ -278,13 +292,25 @@ class Steps:
             raise PayloadError(f"{len(matrices)} gradients came, wanted {len(wanted)}")
         came = iter(matrices)
         gradients: Gradients = []
-        for tensor in tensors:
+        for number, tensor in enumerate(tensors):
             gradient = None
             if not tensor.one_way:
                 coded = coded_gradient(next(came), self.codec, tensor.link)
                 gradient = self.codec.decode_gradient(coded, tensor.link)
+                self._learn_of_levels(number, tensor, gradient)
             gradients.append(gradient)
         return gradients
+
+    def _learn_of_levels(
+        self, number: int, tensor: SentTensor, gradient: Tensor
+    ) -> None:
+        """Note for the next steps whether small channels matter as much as large."""
+        known = number in self._levelled
+        if known and not is_measured(self.server_round, self.counts.steps):
+            return
+        told = self.codec.needs_levels(tensor.features, gradient, tensor.link)
+        if told is not None:
+            self._levelled[number] = told
 
     def measure(self, step: SentStep) -> None:
         """Enter the features' error, as the server sees them, in a measured step.
@@ -294,11 +320,13 @@ class Steps:
         counts = self.counts
         if not is_measured(self.server_round, step.number):
             return
-        errors = [self._error(tensor) for tensor in step.tensors]
+        errors = [
+            self._error(number, tensor) for number, tensor in enumerate(step.tensors)
+        ]
         counts.feature_error_sum += min(mean(errors), MOST_ERROR)
         counts.feature_error_steps += 1
 
-    def _error(self, tensor: SentTensor) -> float:
+    def _error(self, number: int, tensor: SentTensor) -> float:
         link = tensor.link
         exact = tensor.features.flatten(1).float()
         decoded, _ = self.codec.decode_features(
@@ -307,5 +335,7 @@ class Steps:
         sent = link.sent_rows(exact)
         seen = link.sent_rows(decoded.to(exact.device))
         error = feature_error(sent, seen)
-        warn_of_scales(sent, seen, error)
+        # where the gradient tells that small channels matter little, no harm is done
+        if self._levelled.get(number, True):
+            warn_of_scales(sent, seen, error)
         return error

@@ -134,7 +134,7 @@ def check_state(
                     f"optimizer state '{index}.{key}' has shape {tuple(value.shape)}, "
                     f"the optimizer's own has {tuple(wanted.shape)}"
                 )
-            if value.is_floating_point() != wanted.is_floating_point():
+            if _kind(value) != _kind(wanted):
                 raise PayloadError(
                     f"optimizer state '{index}.{key}' is {value.dtype}, "
                     f"the optimizer's own is {wanted.dtype}"
@@ -163,6 +163,10 @@ def check_state_entries(
         raise StateRefused(
             f"the optimizer state has {entries} entries, at most {most} may be"
         )
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _as_tensor(value: Any) -> Tensor:

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import PayloadError, pack_labels, unpack_labels
 from flwr_splitfc.codec.labels import labels_size
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import FREE_ENTRIES, check_claims
-from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.model.structures import Structure, float_tensors
 
 MOST_PARTS = 128
 """Tensors, tuples, lists, dicts and Nones of a structure together."""
 
 MOST_DEPTH = 8
 """Tuples, lists and dicts within one another."""
+
+_MOST_WHOLE = 2**24  # below it, float32 holds every whole number
 
 
 def pack_parts(
@@ -98,6 +101,37 @@ def _next(left: Iterator[pb.Part]) -> pb.Part:
     return part
 
 
+def coded_tensors(features: Structure) -> list[Tensor]:
+    """Return the floating point tensors of a structure that codes may change.
+
+    Whole numbers without a graph are data beside the features, such as a mask of 0.0
+    and 1.0, and go as `whole_part`. Where there is nothing else, the largest tensor is
+    the features.
+    """
+    tensors = float_tensors(features)
+    coded = [tensor for tensor in tensors if not _is_data(tensor)]
+    return coded or [max(tensors, key=Tensor.numel)]
+
+
+def _is_data(tensor: Tensor) -> bool:
+    if tensor.requires_grad:
+        return False
+    # the server half gets float32, whatever it was
+    numbers = tensor.float()
+    is_whole = (numbers == numbers.round()) & (numbers.abs() < _MOST_WHOLE)
+    return bool(is_whole.all())
+
+
+def whole_part(tensor: Tensor) -> pb.Part:
+    """Return the part of a floating point tensor of whole numbers.
+
+    It arrives as float32, exactly; -0.0 arrives as 0.0.
+    """
+    # integers take the bits that their values need, and floats all of theirs
+    numbers = tensor.float().to(torch.int32)
+    return pb.Part(exact=pack_labels(numbers), as_float=True)
+
+
 def exact_part(tensor: Tensor) -> pb.Part:
     """Return the part of a tensor that arrives as it is.
 
@@ -110,7 +144,7 @@ def exact_part(tensor: Tensor) -> pb.Part:
 
 
 def unpack_exact(part: pb.Part, most_entries: int = FREE_ENTRIES) -> Tensor:
-    """Return the tensor that `exact_part` was given.
+    """Return the tensor that `exact_part` or `whole_part` was given.
 
     Raises
     ------
@@ -119,7 +153,12 @@ def unpack_exact(part: pb.Part, most_entries: int = FREE_ENTRIES) -> Tensor:
     """
     if part.WhichOneof("kind") != "exact":
         raise PayloadError("a tensor is coded, wanted an exact one")
-    return unpack_labels(part.exact, most_entries)
+    tensor = unpack_labels(part.exact, most_entries)
+    if not part.as_float:
+        return tensor
+    if tensor.dtype != torch.int32:
+        raise PayloadError(f"whole numbers are {tensor.dtype}, wanted torch.int32")
+    return tensor.float()
 
 
 def unpack_output(parts: Sequence[pb.Part]) -> Structure:

@@ -51,7 +51,7 @@ class Matrix(_message.Message):
     def __init__(self, stype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("key", "coded", "exact", "tuple", "list", "dict", "one_way")
+    __slots__ = ("key", "coded", "exact", "tuple", "list", "dict", "one_way", "as_float")
     KEY_FIELD_NUMBER: _ClassVar[int]
     CODED_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Part(_message.Message):
     LIST_FIELD_NUMBER: _ClassVar[int]
     DICT_FIELD_NUMBER: _ClassVar[int]
     ONE_WAY_FIELD_NUMBER: _ClassVar[int]
+    AS_FLOAT_FIELD_NUMBER: _ClassVar[int]
     key: str
     coded: Matrix
     exact: bytes
@@ -66,7 +67,8 @@ class Part(_message.Message):
     list: int
     dict: int
     one_way: bool
-    def __init__(self, key: _Optional[str] = ..., coded: _Optional[_Union[Matrix, _Mapping]] = ..., exact: _Optional[bytes] = ..., tuple: _Optional[int] = ..., list: _Optional[int] = ..., dict: _Optional[int] = ..., one_way: bool = ...) -> None: ...
+    as_float: bool
+    def __init__(self, key: _Optional[str] = ..., coded: _Optional[_Union[Matrix, _Mapping]] = ..., exact: _Optional[bytes] = ..., tuple: _Optional[int] = ..., list: _Optional[int] = ..., dict: _Optional[int] = ..., one_way: bool = ..., as_float: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data", "coding")

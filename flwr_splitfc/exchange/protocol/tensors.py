@@ -36,6 +36,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
     "float64": torch.float64,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
 }
 
 _USUAL_DTYPE = "float32"
@@ -122,7 +124,8 @@ def _dtype_name(name: str, tensor: Tensor) -> str:
 
 def _bytes_of(tensor: Tensor) -> bytes:
     """The entries in row-major order, in this machine's (little-endian) bytes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # a conjugate is a mark on the entries of another tensor
+    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
     # one that came from an empty NumPy array has a stride of 0, and no view as bytes
     if flat.numel() == 0:
         return b""

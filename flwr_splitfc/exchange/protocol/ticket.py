@@ -182,9 +182,7 @@ class Ticket:
             output_codec=without_prefix(_OUTPUT_CODEC_PREFIX, record),
             tls=tls,
             authority=_authority(record, tls),
-            reconnect_timeout_s=_typed(
-                record, _RECONNECT_TIMEOUT_KEY, float, default=_RECONNECT_TIMEOUT_S
-            ),
+            reconnect_timeout_s=_reconnect_timeout_s(record),
             state_bits=_bits(record),
             keeps_optimizer=_typed(record, _KEEPS_OPTIMIZER_KEY, bool, default=True),
             pipeline_depth=_count(record, _PIPELINE_DEPTH_KEY),
@@ -253,6 +251,15 @@ def _bits(record: _Fields) -> int:
     except ValueError as error:
         raise TicketError(f"ticket field {_STATE_BITS_KEY!r}: {error}") from error
     return bits
+
+
+def _reconnect_timeout_s(record: _Fields) -> float:
+    key = _RECONNECT_TIMEOUT_KEY
+    timeout_s: float = _typed(record, key, float, default=_RECONNECT_TIMEOUT_S)
+    # no time is after NaN: the device would never give up
+    if not timeout_s >= 0:
+        raise TicketError(f"ticket field {key!r} is {timeout_s}, wanted 0 or more")
+    return timeout_s
 
 
 def _best_common_protocol(record: _Fields) -> int:

@@ -262,6 +262,13 @@ class HalfTrainer:
         )
         return copy
 
+    def end_training(self) -> None:
+        """Drop what only further steps need; weights, buffers and counts stay."""
+        with self._exclusively():
+            self._model.zero_grad()
+            self._optimizer.state.clear()
+            self._undo.forget()
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that training goes on from.
 

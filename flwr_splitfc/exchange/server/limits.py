@@ -50,7 +50,8 @@ class Limits:
         Size of what a device may leave for its next turn. Optimizer state may have 64
         bytes for each entry of the device half, and 1 MiB, where the strategy knows it.
     idle_timeout_s : float (default: 600)
-        Seconds that a connected session may stay silent.
+        Seconds that a connected session may stay silent, and a connection on which none
+        is opened.
     reconnect_timeout_s : float (default: 60)
         Seconds that both sides wait for a broken connection to be opened again; then
         the session is over.

@@ -41,9 +41,9 @@ class ReceivedTensor:
     Parameters
     ----------
     tensor : Tensor
-        Of shape (B, ...), if it is floating point.
+        Of shape (B, ...), if it was coded.
     link : Link or None
-        Of a floating point tensor.
+        Of a tensor that was coded.
     one_way : bool
         Whether the device needs no gradient by it.
     """
@@ -66,7 +66,7 @@ class BatchCounts(NamedTuple):
     rows : int
         ``B``, of which some may not have been sent.
     entries : int
-        Of the floating point tensors' B x D matrices.
+        Of the coded tensors' B x D matrices.
     """
 
     rows: int
@@ -86,15 +86,28 @@ class Received:
 
     @cached_property
     def links(self) -> list[Link]:
-        """Of the floating point tensors, in order."""
-        tensors: list[ReceivedTensor] = leaves_of(self.features)
-        return [one.link for one in tensors if one.link is not None]
+        """Of the coded tensors, in order."""
+        return [one.link for one in self._tensors if one.link is not None]
 
     @cached_property
     def wanted(self) -> list[bool]:
         """Of each floating point tensor, whether the device needs a gradient."""
-        tensors: list[ReceivedTensor] = leaves_of(self.features)
-        return [not one.one_way for one in tensors if one.link is not None]
+        return [
+            not one.one_way for one in self._tensors if one.tensor.is_floating_point()
+        ]
+
+    @cached_property
+    def wanted_links(self) -> list[Link]:
+        """Of the coded tensors by which the device needs a gradient."""
+        return [
+            one.link
+            for one in self._tensors
+            if one.link is not None and not one.one_way
+        ]
+
+    @property
+    def _tensors(self) -> list[ReceivedTensor]:
+        return leaves_of(self.features)
 
     @cached_property
     def counts(self) -> BatchCounts:
@@ -197,7 +210,8 @@ def _decode_part(
         return _decode_matrix(part.coded, rules, payloads, one_way=part.one_way)
     tensor = unpack_exact(part, rules.max_bytes // _EXACT_BYTES)
     payloads.append(part.exact)
-    if tensor.is_floating_point():
+    # they arrive as integers
+    if tensor.is_floating_point() and not part.as_float:
         raise PayloadError(f"a tensor of {tensor.dtype} is exact, wanted a coded one")
     return ReceivedTensor(tensor)
 

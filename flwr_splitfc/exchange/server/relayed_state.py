@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TypeAlias
 
+import torch
+
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.optimizer_inputs import (
@@ -126,8 +128,11 @@ def _check_values(frame: pb.Tensor) -> None:
 
 def _largest(frame: pb.Tensor) -> float:
     """Return the largest absolute entry, which is NaN if one is."""
+    entries = unpack_tensor(frame)
+    if entries.is_complex():
+        entries = torch.view_as_real(entries)
     # as float32, which most optimizers turn it into
-    entries = unpack_tensor(frame).float().abs()
+    entries = entries.float().abs()
     return float(entries.max()) if entries.numel() else 0.0
 
 

@@ -94,9 +94,10 @@ class ServerSession:
         self._unfinished: _Exchanged | None = None
         self._connection: Connection | None = None
         self._unopened: Connection | None = None
+        self._unopened_at = 0.0
         self._busy = False
         # for a slot
-        self._waiting_streams = 0
+        self._waiting: set[Connection] = set()
         self._last_seen = time.monotonic()
 
     @property
@@ -127,9 +128,20 @@ class ServerSession:
     @property
     def silent_s(self) -> float:
         """Seconds since the device was heard of, or lost; 0 if the server is late."""
-        if self._busy or self._waiting_streams:
+        if self._busy or self._waiting:
             return 0.0
         return time.monotonic() - self._last_seen
+
+    @property
+    def unopened_s(self) -> float:
+        """Seconds that a connection is there on which the device opens nothing.
+
+        0 if there is none, or if the server is late.
+        """
+        if self._unopened is None or self._busy or self._waiting:
+            return 0.0
+        # the device may have waited for its slot meanwhile
+        return time.monotonic() - max(self._unopened_at, self._last_seen)
 
     @property
     def turn_s(self) -> float:
@@ -152,21 +164,22 @@ class ServerSession:
         with self._changed:
             earlier = self._unopened
             self._unopened = connection
+            self._unopened_at = time.monotonic()
             self._changed.notify_all()
         if earlier is not None:
             earlier.cancel()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Note that a stream of the session waits for a slot: the device is there."""
+    def waiting(self, connection: Connection) -> Iterator[None]:
+        """Note that a connection waits for a slot: the device is there."""
         with self._changed:
-            self._waiting_streams += 1
+            self._waiting.add(connection)
         try:
             yield
         finally:
             with self._changed:
                 self._last_seen = time.monotonic()
-                self._waiting_streams -= 1
+                self._waiting.remove(connection)
 
     def open(
         self,
@@ -196,12 +209,13 @@ class ServerSession:
             self._check_nonce(nonce)
             if self.ended:
                 raise self.ended
-            # The old connection may look alive long after it broke. Its thread finds
-            # out in `answer` that it does not carry the session any more.
-            self.hang_up()
+            earlier, self._connection = self._connection, connection
             self._unopened = None
+            if earlier is not None:
+                # It may look alive long after it broke. Its thread finds out in
+                # `answer` that it does not carry the session any more.
+                earlier.cancel()
             self._nonce = nonce
-            self._connection = connection
             self.left_at = 0.0
             if self.opened:
                 self.turn.traffic.reconnects += 1
@@ -328,6 +342,7 @@ class ServerSession:
                 return False
             self._connection = None
             self._last_seen = self.left_at = time.monotonic()
+            self.turn.end_steps()
             return True
 
     def _answer_next(
@@ -374,11 +389,6 @@ class ServerSession:
         except Exception as error:
             # The frame may have been applied. It must not be applied again.
             raise _failure(error, f"frame {frame.number}") from error
-        finally:
-            # `end` takes no lock: it may have come while the turn answered, and what
-            # the turn has begun since would be held for nobody.
-            if self.ended:
-                self.turn.forget()
 
     def lost(self, connection: Connection) -> bool:
         """Note that a connection is gone.
@@ -432,6 +442,7 @@ class ServerSession:
         finally:
             with self._changed:
                 self._busy = False
+                self._abandon_if_over()
                 self._changed.notify_all()
 
     def _is_replaced(self, unopened: Connection | None) -> bool:
@@ -446,18 +457,28 @@ class ServerSession:
     def end(self, why: SplitError) -> None:
         """Accept nothing more. The connection stays, to say why, until `hang_up`.
 
-        It takes no lock, so that a session can be ended while it answers a frame.
+        It does not wait for the frame that is being answered, if there is one.
         """
-        if self._make_ended is None:
-            self._make_ended = remade(why)
-            self.ended_at = self.ended_at or time.monotonic()
-            self.turn.forget()
+        with self._changed:
+            if self._make_ended is None:
+                self._make_ended = remade(why)
+                self.ended_at = self.ended_at or time.monotonic()
+            self._abandon_if_over()
+
+    def _abandon_if_over(self) -> None:
+        """Let the turn go, but not under a frame that is being answered."""
+        if self._make_ended is not None and not self._busy:
+            self.turn.abandon()
 
     def hang_up(self) -> None:
-        """End the connection, if there is one."""
-        connection = self._connection
-        if connection is not None:
-            connection.cancel()
+        """End the connections of a session that is over.
+
+        One that waits for a slot says why, and ends by itself.
+        """
+        # `open` makes the first the second: asked in this order, it is one of them
+        for connection in (self._unopened, self._connection):
+            if connection is not None and connection not in self._waiting:
+                connection.cancel()
 
     def take_traffic(self) -> Traffic:
         """Return what was counted since the last time."""

@@ -73,6 +73,8 @@ class SessionService:
             token = _token_of(context)
             session = self._registry.admit(token)
             session.await_open(context)
+            # again: had the round ended in between, nobody would end the stream
+            self._registry.admit(token)
             yield from self._replies(session, frames, context)
         except SplitError as refusal:
             # or a connection that broke within the metadata would look like an intruder
@@ -221,8 +223,9 @@ class SessionService:
         # The session ends before its connection: a device that comes back at once must
         # find it over.
         session.end(why)
-        self._slots.forget(session.id)
         session.hang_up()
+        # then: a stream that waits for a slot wakes, and says why
+        self._slots.forget(session.id)
         # last: it waits for the frame that is being answered, and counts it
         if session.opened:
             self._accounts.enter(session)
@@ -263,7 +266,7 @@ def _await_slot(
     SplitError
         The session is over, or the connection is.
     """
-    with session.waiting():
+    with session.waiting(context):
         is_there = context.add_callback(place.wake)
         if is_there and not session.ended:
             place.wait()

@@ -54,6 +54,10 @@ class StepUndo:
         ]
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the copy."""
         self._has_weights = False
         self._weights: dict[int, Tensor] = {}
         self._buffers: dict[_Place, Tensor] = {}

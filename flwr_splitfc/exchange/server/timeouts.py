@@ -19,7 +19,12 @@ def overdue(
     """
     if session.ended_at:
         return None
-    if not session.opened_at:
+    if not session.opened_at and session.unopened_s > limits.idle_timeout_s:
+        # whatever others do: it holds a thread, and may hold a slot
+        limit_s = limits.idle_timeout_s
+        what = "silent for"
+        waited_s = session.unopened_s
+    elif not session.opened_at:
         limit_s = limits.open_timeout_s
         what = "no session opened within"
         waited_s = min(session.silent_s, quiet_s)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import compress
 from statistics import mean
 from typing import NamedTuple
 
@@ -262,6 +261,20 @@ class Turn:
         """Drop what waits for the device: it cannot come any more."""
         self._waiting = None
 
+    def end_steps(self) -> None:
+        """Drop what only further steps need of a copy: the device has made its last."""
+        if self.half is not self.halves.half:
+            self.half.end_training()
+
+    def abandon(self) -> None:
+        """Drop what only further frames need: the session is over.
+
+        A copy of the half that the device has closed waits for its reply.
+        """
+        self.forget()
+        if self._left is None:
+            self.half = self.halves.half
+
     def settle(self) -> None:
         """Keep what the turn leaves, once: the device has replied to the strategy.
 
@@ -433,6 +446,7 @@ class Turn:
             kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
             self.states.check(kept)
             self._left = kept
+            self.end_steps()
         state = [*tensor_payloads(close.optimizer), *tensor_payloads(close.state)]
         self.moved = Moved({"state": total_bytes(state)})
         self.forget()
@@ -474,8 +488,7 @@ class Turn:
         labels_per_row: float | None = None,
     ) -> list[_Returned]:
         returned = []
-        links = compress(received.links, received.wanted)
-        for sent_gradient, link in zip(gradients, links, strict=True):
+        for sent_gradient, link in zip(gradients, received.wanted_links, strict=True):
             gradient = link.all_rows(sent_gradient)
             encoded = self.codec.encode_gradient(
                 gradient.flatten(1),
