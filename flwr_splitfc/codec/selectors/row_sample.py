@@ -110,7 +110,7 @@ class RowSample(Selector):
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        samples, groups, exponents, rest = unpack_rows(data, rows)
+        samples, groups, exponents, rest = unpack_rows(data, rows, columns)
         sent = from_ints(samples)
         link = Link(rows, columns, samples=sent, groups=groups, exponents=exponents)
         return link, rest
@@ -154,12 +154,14 @@ def pack_rows(
 
 
 def unpack_rows(
-    data: memoryview, rows: int
+    data: memoryview, rows: int, columns: int
 ) -> tuple[Ints | None, int, Ints | None, memoryview]:
     """Read what `pack_rows` wrote and return the rest."""
     (groups,), rest = take(data, "I")
     is_levelled = bool(groups & _LEVELLED)
     groups &= ~_LEVELLED
+    if groups > columns:
+        raise PayloadError(f"{columns} columns are no {groups} channels")
     samples, rest = unpack_selection(rest, rows)
     # A loss of no row is not defined.
     if samples is not None and not len(samples):
