@@ -20,7 +20,13 @@ from flwr_splitfc.codec.budget import Budgets, WorstCase
 from flwr_splitfc.codec.channels import Channels, Layout
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
-from flwr_splitfc.codec.levels import are_felt_alike, exponents_to_level, vanish_at
+from flwr_splitfc.codec.levels import (
+    PROBABLY,
+    SURELY,
+    are_felt_alike,
+    exponents_to_level,
+    vanish_below,
+)
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.matrices import Coded, as_matrix, claimed_shape, payload_array
 from flwr_splitfc.codec.quality import (
@@ -240,9 +246,9 @@ evaluation='float16')
             How many labels the features of a sample decide, for the automatic quality;
             by default one, or one for each position of a sequence.
         levelled : bool, optional
-            Whether to send small channels as precisely as large ones, as
-            `needs_levels` tells of an earlier batch; by default where most would be
-            lost. Only codecs of all columns with a quality do.
+            Whether to send small channels as precisely as large ones, and their
+            gradient, as `needs_levels` tells of an earlier batch; by default the
+            features where most would be lost. Only codecs that `can_level` do.
 
         Returns
         -------
@@ -301,10 +307,9 @@ evaluation='float16')
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
         link = self._with_layout(link, shape)
-        link = self._with_levels(
-            link, kept, selection.budget_bytes, labels_per_row, levelled
-        )
-        kept = link.levelled(kept)
+        link = self._with_levels(link, kept, selection, labels_per_row, levelled)
+        if link.gains is not None:
+            kept = kept * link.gains.to(kept.device)
         selected = self.selector.pack(link)
         # The quantiser spends what the selection leaves of the budget.
         left_bytes = selection.budget_bytes - len(selected)
@@ -367,7 +372,9 @@ evaluation='float16')
             raise PayloadError(str(error)) from error
         quantiser = _for_layout(quantiser, link)
         kept = quantiser.decode(quantised, link.sent, link.kept)
-        return link.expand(link.unlevelled(kept)), link
+        if link.gains is not None:
+            kept = kept / link.gains
+        return link.expand(kept), link
 
     def _parts_of(self, array: Coded) -> tuple[Selector, Quantiser]:
         """Return the parts that encoded the features in an array, by its `stype`."""
@@ -418,8 +425,9 @@ evaluation='float16')
             budgets.check_gradient()
         useful_bytes = self.selector.useful_bytes(link, budgets.gradient_bytes())
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        # by what was coded
-        kept = link.unlevelled(link.restrict(matrix))
+        kept = link.restrict(matrix)
+        if link.gradient_gains is not None:
+            kept = kept / link.gradient_gains.to(kept.device)
         if self.quality is not None:
             quality = self._decibels(link, labels_per_row) - GRADIENT_OFFSET
             quantiser = _at_quality(quantiser, root_mean_square(kept), quality)
@@ -460,10 +468,11 @@ evaluation='float16')
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
         decoded = quantiser.decode(payload, link.sent, link.kept)
         kept = decoded.to(link.device)
-        kept = link.levelled(kept)
+        if link.gradient_gains is not None:
+            kept = kept * link.gradient_gains.to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
-        changes = (link.exponents, link.correction, link.scale)
+        changes = (link.gradient_gains, link.correction, link.scale)
         if any(change is not None for change in changes):
             _check_scaled(kept, link)
         return link.expand(kept)
@@ -484,38 +493,44 @@ evaluation='float16')
         bool or None
             None if this codec levels nothing, or the batch does not tell.
         """
-        if not self._levels or link.layout is None:
+        if not self.can_level or link.layout is None:
             return None
         sent = link.restrict(as_matrix(features))
         return are_felt_alike(sent, link.restrict(as_matrix(gradient)), link.layout)
 
     @property
-    def _levels(self) -> bool:
+    def can_level(self) -> bool:
+        """Whether it may send channels of different scales in units of their own."""
         return self.quality is not None and self.selector.levels
 
     def _with_levels(
         self,
         link: Link,
         kept: Tensor,
-        budget_bytes: int,
+        selection: Selection,
         labels_per_row: float | None,
         levelled: bool | None,
     ) -> Link:
         """Add to a link by what its channels are levelled, if they are to be."""
-        if levelled is False or not self._levels:
+        if levelled is False or not self.can_level or self.mirrored:
             return link
         layout = link.layout
         assert layout is not None
         worst_case = self._budgets(link.rows, link.width).worst_case
         most_bytes = worst_case.features_bytes(link.width)
-        if most_bytes + levels_bytes(layout.channels.count) > budget_bytes:
+        if most_bytes + levels_bytes(layout.channels.count) > selection.budget_bytes:
             return link
         if levelled is None:
             quality = self._decibels(link, labels_per_row)
             step = quality_step(feature_scale(kept), quality)
-            if not vanish_at(step, kept, layout):
+            # without training there is no gradient that could tell later
+            part = SURELY if selection.training else PROBABLY
+            if not vanish_below(part * step, kept, layout):
                 return link
-        return replace(link, exponents=exponents_to_level(kept, layout))
+        exponents = exponents_to_level(kept, layout)
+        if not exponents.any():
+            return link
+        return replace(link, exponents=exponents, levels_gradient=levelled is True)
 
     def _decibels(self, link: Link, labels_per_row: float | None) -> float:
         """Return the quality of the features that a link is of."""

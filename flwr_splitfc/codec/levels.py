@@ -13,6 +13,10 @@ only. Where that is less than half of the features' root mean square, channels a
 levelled: each is multiplied by a power of two that makes it vary about as much as the
 largest does. The receiver divides by it again, and the gradient by levelled features is
 what comes back.
+
+Before a gradient has told, features alone are levelled, and only where most channels
+would surely be lost: that costs bits, and is right for either server half. To level the
+gradient would not be, as what is small in it then may be what matters.
 """
 
 from __future__ import annotations
@@ -33,11 +37,14 @@ MOST_EXPONENT = 15
 _LEAST_FELT = 0.5
 """Of the root mean square; networks without a great difference have 0.8 to 1.1."""
 
-_VANISHING = 0.125
+SURELY = 0.125
 """Of a step: what deviates by less is surely lost."""
 
+PROBABLY = 0.5
+"""Of a step: what deviates by less is lost for the most part."""
+
 _MOST_VANISHING = 0.5
-"""Of the channels, before any gradient has told whether they matter."""
+"""Of the channels, where no gradient has told whether they matter."""
 
 
 def exponents_to_level(matrix: Tensor, layout: Layout) -> Ints:
@@ -47,25 +54,25 @@ def exponents_to_level(matrix: Tensor, layout: Layout) -> Ints:
 
     >>> features = torch.tensor([[800.0, 1.0, 3.0], [0.0, 2.0, 3.0]])
     >>> exponents_to_level(features, Layout.of(features.shape)).tolist()
-    [0, 8, 0]
+    [0, 8, 8]
     """
     deviations = channel_deviations(matrix, layout)
     entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
-    varies = deviations > 0
-    exponents = torch.zeros(len(deviations), dtype=torch.float64)
-    smaller = torch.log2(deviations.max() / deviations[varies]).round()
-    room = torch.log2(entries.max() / entries[varies]).floor()
-    exponents[varies] = torch.minimum(smaller, room).clamp(0, MOST_EXPONENT)
+    smaller = torch.log2(deviations.max() / deviations).round()
+    room = torch.log2(entries.max() / entries).floor()
+    # What does not vary is levelled as far as it goes, if something does: a BatchNorm's
+    # gradient by it is far above all others.
+    exponents = torch.minimum(smaller, room).nan_to_num(0.0).clamp(0, MOST_EXPONENT)
     return exponents.numpy().astype(np.int64)
 
 
-def vanish_at(step: float, matrix: Tensor, layout: Layout) -> bool:
-    """Tell whether most channels that vary are surely lost with a step."""
+def vanish_below(least: float, matrix: Tensor, layout: Layout) -> bool:
+    """Tell whether most of the channels that vary deviate by less."""
     deviations = channel_deviations(matrix, layout)
     varying = deviations[deviations > 0]
     if len(varying) == 0:
         return False
-    vanishing = (varying < _VANISHING * step).double().mean()
+    vanishing = (varying < least).double().mean()
     return float(vanishing) > _MOST_VANISHING
 
 

@@ -48,6 +48,8 @@ class Link:
     exponents : ndarray or None
         Of the powers of two by which channels are levelled (see `codec.levels`), int64
         (C,); None where they are not. Both sides know them.
+    levels_gradient : bool
+        Whether they level the gradient, too.
 
     Examples
     --------
@@ -69,6 +71,7 @@ class Link:
     groups: int | None = None
     layout: Layout | None = None
     exponents: Ints | None = None
+    levels_gradient: bool = True
 
     @property
     def sent(self) -> int:
@@ -86,18 +89,18 @@ class Link:
 
     @cached_property
     def gains(self) -> Tensor | None:
-        """What levels the columns, float32 (D,) on the CPU; None if nothing does."""
+        """What features are multiplied by to be levelled, float32 (D,) on the CPU.
+
+        None if they are not.
+        """
         if self.exponents is None or self.layout is None:
             return None
         return gains_of(self.exponents, self.layout)
 
-    def levelled(self, kept: Tensor) -> Tensor:
-        """Return (b, K) features as they are coded, a gradient as features' are."""
-        return kept if self.gains is None else kept * self.gains.to(kept.device)
-
-    def unlevelled(self, coded: Tensor) -> Tensor:
-        """Undo `levelled`."""
-        return coded if self.gains is None else coded / self.gains.to(coded.device)
+    @property
+    def gradient_gains(self) -> Tensor | None:
+        """What the levelled gradient is multiplied by to be that of the features."""
+        return self.gains if self.levels_gradient else None
 
     def sent_rows(self, batch: Tensor) -> Tensor:
         """Take the sent rows of B features, labels or anything with a row a sample.

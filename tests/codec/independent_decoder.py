@@ -76,6 +76,7 @@ class Sent(NamedTuple):
     rows: list[int]
     layout: Layout
     exponents: list[int]
+    of_gradient: bool = True
 
     def gains(self) -> list[float]:
         """Of the D columns."""
@@ -106,8 +107,9 @@ def decode_features(
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
     if stype == "splitfc-rd/2":
-        rows, C, exponents = row_sample(reader, B)
-        sent = Sent(rows, layout_of(shape, C, channel_dim), exponents)
+        rows, C, exponents, of_gradient = row_sample(reader, B)
+        layout = layout_of(shape, C, channel_dim)
+        sent = Sent(rows, layout, exponents, of_gradient)
         coded = transformed(reader, len(rows), sent.layout)
         gains = sent.gains() * len(rows)
         values = [f32(x / gain) for x, gain in zip(coded, gains, strict=True)]
@@ -135,6 +137,8 @@ def decode_gradient(
     if isinstance(kept, Sent):
         coded = transformed(Reader(data), len(kept.rows), kept.layout)
         gains = kept.gains() * len(kept.rows)
+        if not kept.of_gradient:
+            gains = [1.0] * len(gains)
         values = [x * gain for x, gain in zip(coded, gains, strict=True)]
         refuse_if(max(map(abs, values)) > LARGEST_F32, "levels")
         return kept.spread(values, rows, columns)
@@ -553,18 +557,19 @@ def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
     return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
 
 
-def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int]]:
-    """The rows that are sent, C, and the exponents of levels, if there are any."""
+def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int], bool]:
+    """The rows that are sent, C, the exponents of levels, and whether the gradient has them."""
     field, b = reader.fields("II")
-    C = field & 0x7FFFFFFF
+    C = field & 0x3FFFFFFF
     refuse_if(not 1 <= b <= B, "b")
     rows = column_set(reader, b, B)
     if field == C:
-        return rows, C, []
+        return rows, C, [], True
+    refuse_if(field >> 31 == 0, "C")
     octets = reader.bytes((C + 1) // 2)
     nibbles = [part for octet in octets for part in (octet & 15, octet >> 4)]
     refuse_if(any(nibbles[C:]), "levels")
-    return rows, C, nibbles[:C]
+    return rows, C, nibbles[:C], field >> 30 == 2
 
 
 def evens(stream: Stream, levels: Sequence[int]) -> list[int]:

@@ -585,6 +585,7 @@ def bombs() -> list[tuple[str, bytes, bool]]:
         ("splitfc-rd", levelled(COLUMNS, 255)[:-1], False),
         ("splitfc-rd", levelled(1, 16) + transformed_ones(), False),
         ("splitfc-rd", struct.pack("<II", 2**32 - 1, ROWS), False),
+        ("splitfc-rd", all_rows(COLUMNS | 2**30) + transformed_ones(), False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_ones()[:-4], False),
         ("splitfc-rd", all_rows(COLUMNS) + transformed_noise(), True),
         (

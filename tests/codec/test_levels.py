@@ -69,13 +69,45 @@ def test_gradients_are_levelled_the_other_way_round_by_both_sides() -> None:
     assert not plain[:, 0].any()
 
 
-def test_channels_of_one_scale_take_the_same_bytes_but_for_the_exponents() -> None:
+def test_channels_of_one_scale_take_the_same_bytes() -> None:
     cut = cut_codec("splitfc-rd", quality=20)
     features = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
     plain, plain_bytes, *_ = sent(cut, features, levelled=False)
     levelled, levelled_bytes, *_ = sent(cut, features, levelled=True)
-    assert levelled_bytes == plain_bytes + 3
+    assert levelled_bytes == plain_bytes
     assert torch.equal(plain, levelled)
+
+
+def test_the_gradient_by_what_does_not_vary_does_not_drown_the_others() -> None:
+    """A BatchNorm's is 1 / sqrt(eps) times as large there."""
+    cut = cut_codec("splitfc-rd")
+    features = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
+    features[:, 4:] = 0
+    gradient = torch.randn(64, 6, generator=torch.Generator().manual_seed(4))
+    gradient[:, 4:] *= 316
+    *_, link, server_link = sent(cut, features)
+    assert cut.needs_levels(features, gradient, link) is True
+    for levelled, arrives in ((False, False), (True, True)):
+        *_, link, server_link = sent(cut, features, levelled=levelled)
+        decoded = cut.decode_gradient(cut.encode_gradient(gradient, server_link), link)
+        error = (decoded - gradient)[:, :4].square().mean()
+        assert bool(error < 0.3 * gradient[:, :4].square().mean()) is arrives
+
+
+def test_the_servers_output_is_not_levelled() -> None:
+    """No gradient has told of it, and none will."""
+    cut = cut_codec("splitfc-rd").mirror()
+    features = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
+    features[:, 0] *= 1e4
+    assert sent(cut, features)[2].exponents is None
+
+
+def test_predictions_are_levelled_where_most_would_be_lost() -> None:
+    cut = cut_codec("splitfc-rd", quality=20, evaluation="codec")
+    features = features_of((64, 4), 1)
+    array, _ = cut.encode_features(features, training=False)
+    seen, _ = cut.decode_features(array, expect=(64, 4))
+    assert lost_columns(features, seen) == 0
 
 
 def test_before_a_gradient_tells_only_what_would_vanish_is_levelled() -> None:
@@ -84,7 +116,10 @@ def test_before_a_gradient_tells_only_what_would_vanish_is_levelled() -> None:
     vanishing = torch.randn(64, 8, generator=draw)
     vanishing[:, 0] *= 1e4
     differing = torch.randn(64, 8, generator=draw) * torch.logspace(0, 1, 8)
-    assert sent(cut, vanishing)[2].exponents is not None
+    link = sent(cut, vanishing)[2]
+    assert link.exponents is not None
+    # it is right for either server half
+    assert link.gradient_gains is None
     assert sent(cut, differing)[2].exponents is None
 
 

@@ -24,13 +24,21 @@ class Half(nn.Module):
         self.layers = nn.Sequential(first, nn.Linear(COLUMNS, 4))
         self.seen: list[Tensor] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        return self.layers(x)
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        features = x["features"] if isinstance(x, dict) else x
+        self.seen.append(features.detach().clone())
+        return self.layers(features)
 
 
-def lost_by_step(*, normalises: bool) -> list[bool]:
-    """Whether most of the small columns were lost, in each step of a turn."""
+def lost_by_step(*, normalises: bool, beside: bool = False) -> list[bool]:
+    """Whether most of the small columns were lost, in each step of a turn.
+
+    Parameters
+    ----------
+    normalises : bool
+    beside : bool (default: False)
+        Whether a tensor goes beside the features, whole numbers in every other step.
+    """
     half = seeded(lambda: Half(normalises=normalises))
     draw = torch.Generator().manual_seed(1)
     batches = []
@@ -42,8 +50,12 @@ def lost_by_step(*, normalises: bool) -> list[bool]:
         SplitEndpoint(shared_half(half), cut) as endpoint,
         connect(ticket_message(endpoint)) as session,
     ):
-        for features, labels in batches:
-            session.loss(features.requires_grad_(), labels).backward()
+        for step, (features, labels) in enumerate(batches):
+            sent: Tensor | dict[str, Tensor] = features.requires_grad_()
+            if beside:
+                other = torch.ones(64, 3) if step % 2 == 0 else torch.rand(64, 3)
+                sent = {"other": other, "features": features}
+            session.loss(sent, labels).backward()
     lost = []
     for (features, _), seen in zip(batches, half.seen, strict=True):
         exact = features.detach()
@@ -55,3 +67,7 @@ def lost_by_step(*, normalises: bool) -> list[bool]:
 @pytest.mark.parametrize("normalises", [True, False])
 def test_from_the_second_step_on_what_matters_arrives(normalises: bool) -> None:
     assert lost_by_step(normalises=normalises) == [True] + 3 * [not normalises]
+
+
+def test_whatever_goes_beside_the_features() -> None:
+    assert lost_by_step(normalises=True, beside=True) == [True] + 3 * [False]

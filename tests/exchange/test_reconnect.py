@@ -3,6 +3,7 @@
 import queue
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -19,8 +20,9 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
+from flwr_splitfc.exchange.server import server_session
 from tests.cutting_proxy import CuttingProxy
-from tests.exchange.raw_device import RawDevice, session_call
+from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import ADAM, shared_half
 from tests.halves import DeviceHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
@@ -232,6 +234,53 @@ def test_a_stream_that_comes_as_its_round_ends_is_refused(monkeypatch):
         with grpc.insecure_channel(endpoint.address) as channel:
             answer = next(silent_stream(channel, token))
             assert answer.refused.reason == pb.EXPIRED
+
+
+class Connection:
+    """A connection that is never used."""
+
+    def cancel(self):
+        """End it."""
+
+
+def test_a_device_comes_again_while_its_last_step_is_applied(monkeypatch):
+    with make_endpoint() as endpoint:
+        endpoint.issue("train", "0", 1)
+        (session,) = endpoint._registry.sessions()
+        first, second, third = Connection(), Connection(), Connection()
+        session.await_open(first)
+        session.open(open_frame(), first)
+        session.answer(step_frame(1), first)
+        session.lost(first)  # before `finish`, so that `open` does it
+        finish = session.turn.finish
+
+        def finish_as_the_third_comes():
+            session.await_open(third)
+            finish()
+
+        monkeypatch.setattr(session.turn, "finish", finish_as_the_third_comes)
+        session.await_open(second)
+        session.open(open_frame(), second)
+        assert session.open(open_frame(), third).WhichOneof("kind") == "opened"
+        assert session.answer(step_frame(2), third).stepped.loss > 0
+
+
+def test_a_device_that_has_just_come_is_not_silent(monkeypatch):
+    with make_endpoint(idle_timeout_s=60) as endpoint:
+        endpoint.issue("train", "0", 1)
+        (session,) = endpoint._registry.sessions()
+        silent_s = []
+
+        def much_later():
+            monkeypatch.undo()
+            silent_s.append(session.unopened_s)
+            return time.monotonic()
+
+        session._last_seen -= 120
+        clock = SimpleNamespace(monotonic=much_later)
+        monkeypatch.setattr(server_session, "time", clock)
+        session.await_open(Connection())
+        assert silent_s == [0.0]
 
 
 def test_what_was_refused_stays_refused():

@@ -369,6 +369,22 @@ def test_the_largest_tensor_is_the_features_where_there_are_no_others():
         assert same(endpoint.halves.half.model.got[0], {"ids": ids})
 
 
+def test_of_whole_numbers_alone_the_smallest_are_the_features():
+    """As where spikes predict, which have a graph in training alone."""
+    spikes = (torch.rand(ROWS, 64) > 0.5).float()
+    ids = torch.randint(2049, 50_000, (ROWS, 80)).float()
+    features = {"ids": ids, "none": torch.zeros(ROWS, 0), "hidden": spikes}
+    _, y = batches(1)[0]
+    codec = cut_codec("float16", evaluation="codec")
+    with make_endpoint(codec, Watching) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            server.loss(features, y).backward()
+            server.predict(features)
+        assert endpoint.ledger.of(1, "train").entries == ROWS * 64
+        got = endpoint.halves.half.model.got
+    assert [torch.equal(each["ids"], ids) for each in got] == [True, True]
+
+
 def test_with_noise_no_floats_go_as_they_were():
     defence = FeatureDefence(clip_norm=10.0, noise=0.1)
     _, y = batches(1)[0]
@@ -551,6 +567,7 @@ def whole(numbers: Tensor) -> pb.Part:
 
 WIDE = torch.rand(ROWS, 4, 4, 4)
 PART = coded(WIDE)
+ONES = torch.ones(ROWS, 2, dtype=torch.int32)
 NOT_A_NUMBER = pb.Part(coded=pb.Matrix(stype="float32/1", shape=[ROWS, 64]))
 NOT_A_NUMBER.coded.data = torch.full((ROWS, 64), torch.nan).numpy().tobytes()
 HUGE = pb.Part(exact=pack_labels(torch.zeros(2**24, dtype=torch.int64)))
@@ -568,6 +585,16 @@ HOSTILE = {
     "floats as floats": ([whole(WIDE)], "are torch.float32, wanted torch.int32"),
     "int64 as floats": ([whole(torch.arange(ROWS))], "are torch.int64, wanted"),
     "floats alone": ([whole(torch.arange(ROWS).int())], "no tensor of the features"),
+    "floats of no rows": (
+        [pb.Part(tuple=2), PART, whole(ONES[0, 0])],
+        "shape \\(\\), ",
+    ),
+    "floats of other rows": (
+        [pb.Part(tuple=2), PART, whole(ONES[:9])],
+        "wanted 16 row",
+    ),
+    "too large to be floats": ([pb.Part(tuple=2), PART, whole(2**24 * ONES)], "2\\^24"),
+    "the smallest int32": ([pb.Part(tuple=2), PART, whole(-(2**31) * ONES)], "2\\^24"),
     "no mask": ([pb.Part(tuple=2), PART, pb.Part(exact=b"no")], "unknown label type"),
     "another stype": ([coded(WIDE, cut_codec("float16"))], "agreed is 'float32/1'"),
     "NaN": ([NOT_A_NUMBER], "not finite|NaN|beyond"),

@@ -1,6 +1,7 @@
 """What `flwr-splitfc rerun` asks of `flwr run`, and what it refuses before."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -152,6 +153,14 @@ def test_settings_reach_the_repetition_whatever_they_are(tmp_path: Path) -> None
     assert rerun(tmp_path, app, recorded) == 0
     written = json.loads((tmp_path / "new" / "results.json").read_text())
     assert record.items() <= written["run_config"].items()
+
+
+@pytest.mark.usefixtures("strict_flwr")
+def test_a_key_is_added_whose_value_is_no_number(tmp_path: Path) -> None:
+    app = app_that_lists(tmp_path / "app", "")
+    assert rerun(tmp_path, app, {"limit": {"float": "nan"}}) == 0
+    written = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert math.isnan(written["run_config"]["limit"])
 
 
 @pytest.mark.usefixtures("strict_flwr")

@@ -2,7 +2,7 @@
 
 A selection of rows is ``u32`` channels, ``u32`` b and a column set of b out of B rows.
 Where channels are levelled, the highest bit of the channels is set, and their exponents
-follow, four bits each.
+follow, four bits each. The next bit is set where the gradient is not levelled.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ _PRECISE_BITS = 0.5
 
 _LEVELLED = 2**31
 """In the field of the channels: that their exponents follow."""
+
+_ALONE = 2**30
+"""In the field of the channels: that the gradient is not levelled."""
 
 _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
@@ -105,15 +108,31 @@ class RowSample(Selector):
     def pack(self, link: Link) -> bytes:
         assert link.groups is not None  # `select` has set it
         samples = to_ints(link.samples)
-        return pack_rows(samples, link.rows, link.groups, link.exponents)
+        channels = link.groups
+        if link.exponents is not None:
+            channels |= _LEVELLED if link.levels_gradient else _LEVELLED | _ALONE
+        return pack_rows(samples, link.rows, channels, link.exponents)
 
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
-        samples, groups, exponents, rest = unpack_rows(data, rows, columns)
-        sent = from_ints(samples)
-        link = Link(rows, columns, samples=sent, groups=groups, exponents=exponents)
-        return link, rest
+        (field,), rest = take(data, "I")
+        groups = field & ~(_LEVELLED | _ALONE)
+        if groups > columns:
+            raise PayloadError(f"{columns} columns are no {groups} channels")
+        samples, rest = unpack_selection(rest, rows)
+        # A loss of no row is not defined.
+        if samples is not None and not len(samples):
+            raise PayloadError("no row was sent")
+        link = Link(rows, columns, samples=from_ints(samples), groups=groups)
+        if field == groups:
+            return link, rest
+        if not field & _LEVELLED:
+            raise PayloadError("a gradient is not levelled where features are not")
+        octets, rest = take_bytes(rest, levels_bytes(groups), "levels end")
+        exponents = _nibbles(octets, groups)
+        alone = bool(field & _ALONE)
+        return replace(link, exponents=exponents, levels_gradient=not alone), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
         """Return 5/8 bit for each entry of a part of the batch, or the budget if less.
@@ -135,42 +154,23 @@ class RowSample(Selector):
 
 
 def pack_rows(
-    samples: Ints | None, rows: int, groups: int, exponents: Ints | None = None
+    samples: Ints | None, rows: int, channels: int, exponents: Ints | None = None
 ) -> bytes:
-    """Write which rows are sent, None for all, how many channels each has, and levels.
+    """Write which rows are sent.
 
     Parameters
     ----------
     samples : ndarray or None
-    rows, groups : int
-        ``B`` and ``C``.
+        None for all.
+    rows : int
+        ``B``.
+    channels : int
+        ``C``, and what its highest two bits say.
     exponents : ndarray of shape (C,), optional
         Of the powers of two by which channels are levelled, 0 to 15.
     """
-    if exponents is None:
-        return struct.pack("<I", groups) + pack_selection(samples, rows)
-    channels = struct.pack("<I", groups | _LEVELLED)
-    return channels + pack_selection(samples, rows) + _pack_nibbles(exponents)
-
-
-def unpack_rows(
-    data: memoryview, rows: int, columns: int
-) -> tuple[Ints | None, int, Ints | None, memoryview]:
-    """Read what `pack_rows` wrote and return the rest."""
-    (groups,), rest = take(data, "I")
-    is_levelled = bool(groups & _LEVELLED)
-    groups &= ~_LEVELLED
-    if groups > columns:
-        raise PayloadError(f"{columns} columns are no {groups} channels")
-    samples, rest = unpack_selection(rest, rows)
-    # A loss of no row is not defined.
-    if samples is not None and not len(samples):
-        raise PayloadError("no row was sent")
-    exponents = None
-    if is_levelled:
-        octets, rest = take_bytes(rest, levels_bytes(groups), "levels end")
-        exponents = _nibbles(octets, groups)
-    return samples, groups, exponents, rest
+    packed = struct.pack("<I", channels) + pack_selection(samples, rows)
+    return packed if exponents is None else packed + _pack_nibbles(exponents)
 
 
 def levels_bytes(channels: int) -> int:

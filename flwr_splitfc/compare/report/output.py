@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr_splitfc.compare.report.curves import curves_of
 from flwr_splitfc.compare.report.figures import pictures
@@ -15,7 +16,7 @@ from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.report.rows import rows_of
 from flwr_splitfc.compare.runs import Outcomes, Run
 from flwr_splitfc.run.columns import known
-from flwr_splitfc.run.results import write_whole
+from flwr_splitfc.run.results import config_to_json, write_whole
 
 
 def write(
@@ -86,9 +87,16 @@ def _all_runs(
         ending = {
             "state": outcome.state,
             "reason": outcome.reason,
-            "results": outcome.results,
+            "results": _to_json(outcome.results),
         }
         lines.append(json.dumps({**run.about, **ending}))
     head = json.dumps({"app": app, "link": str(link), "target": target})
     body = ",\n".join(lines)
     return f'{head.removesuffix("}")}, "runs": [\n{body}\n]}}\n'
+
+
+def _to_json(results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return results as they are in a run's file: settings may be infinite or NaN."""
+    if results is None or "run_config" not in results:
+        return results
+    return {**results, "run_config": config_to_json(results["run_config"])}

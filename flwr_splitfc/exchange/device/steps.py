@@ -74,14 +74,20 @@ class SentTensor:
     array : Array
         As they were sent.
     link : Link
+    number : int
+        Which it is of the floating point tensors at the cut, from 0.
     one_way : bool
         Whether no gradient comes back.
+    levelled : bool or None
+        Whether it was to be levelled; None before a gradient has told.
     """
 
     features: Tensor
     array: Array
     link: Link
+    number: int
     one_way: bool = False
+    levelled: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +207,11 @@ class Steps:
             return on_device(unpack_output(predicted.parts), device)
         return unpack_plain(predicted.logits).to(device)
 
-    def _encode_to_predict(self, features: Tensor) -> SentTensor:
+    def _encode_to_predict(self, features: Tensor, number: int) -> SentTensor:
         array, link = self.codec.encode_features(
             features, training=False, full_rows=self.counts.predicted_full_rows
         )
-        return SentTensor(features, array, link)
+        return SentTensor(features, array, link, number)
 
     def encode_features(
         self,
@@ -230,21 +236,21 @@ class Steps:
         counts.full_rows = max(counts.full_rows, rows)
         # rows are left out of all tensors or of none
         all_rows = all_rows or not isinstance(features, Tensor)
-        numbers = count()
 
-        def encode(tensor: Tensor) -> SentTensor:
+        def encode(tensor: Tensor, number: int) -> SentTensor:
             if is_largest:
                 self.codec.check_budget(rows, tensor[0].numel())
+            levelled = self._levelled.get(number)
             array, link = self.codec.encode_features(
                 tensor.detach(),
                 generator=generator,
                 full_rows=counts.full_rows,
                 all_rows=all_rows,
                 labels_per_row=labels_per_row,
-                levelled=self._levelled.get(next(numbers)),
+                levelled=levelled,
             )
             one_way = not tensor.requires_grad
-            return SentTensor(tensor.detach(), array, link, one_way)
+            return SentTensor(tensor.detach(), array, link, number, one_way, levelled)
 
         return self._fill(message, features, encode)
 
@@ -252,22 +258,24 @@ class Steps:
         self,
         message: pb.Step | pb.Forward | pb.Predict,
         features: Structure,
-        encode: Callable[[Tensor], SentTensor],
+        encode: Callable[[Tensor, int], SentTensor],
     ) -> list[SentTensor]:
         """Put features into a message, and return the tensors that were encoded."""
         if isinstance(features, Tensor):
-            sent = encode(features)
+            sent = encode(features, 0)
             write_matrix(message.features, sent.array)
             return [sent]
         tensors = []
         coded = coded_tensors(features)
+        numbers = count()
 
         def part_of(tensor: Tensor) -> pb.Part:
             if not is_float(tensor):
                 return exact_part(tensor)
+            number = next(numbers)
             if not any(tensor is one for one in coded):
                 return whole_part(tensor)
-            sent = encode(tensor)
+            sent = encode(tensor, number)
             tensors.append(sent)
             part = pb.Part(one_way=sent.one_way)
             write_matrix(part.coded, sent.array)
@@ -292,25 +300,26 @@ class Steps:
             raise PayloadError(f"{len(matrices)} gradients came, wanted {len(wanted)}")
         came = iter(matrices)
         gradients: Gradients = []
-        for number, tensor in enumerate(tensors):
+        for tensor in tensors:
             gradient = None
             if not tensor.one_way:
                 coded = coded_gradient(next(came), self.codec, tensor.link)
                 gradient = self.codec.decode_gradient(coded, tensor.link)
-                self._learn_of_levels(number, tensor, gradient)
+                self._learn_of_levels(tensor, gradient)
             gradients.append(gradient)
         return gradients
 
-    def _learn_of_levels(
-        self, number: int, tensor: SentTensor, gradient: Tensor
-    ) -> None:
+    def _learn_of_levels(self, tensor: SentTensor, gradient: Tensor) -> None:
         """Note for the next steps whether small channels matter as much as large."""
-        known = number in self._levelled
-        if known and not is_measured(self.server_round, self.counts.steps):
+        known = self._levelled.get(tensor.number)
+        # once it is levelled, a gradient that told so may be too small to show
+        if known or (
+            known is False and not is_measured(self.server_round, self.counts.steps)
+        ):
             return
         told = self.codec.needs_levels(tensor.features, gradient, tensor.link)
         if told is not None:
-            self._levelled[number] = told
+            self._levelled[tensor.number] = told
 
     def measure(self, step: SentStep) -> None:
         """Enter the features' error, as the server sees them, in a measured step.
@@ -320,13 +329,11 @@ class Steps:
         counts = self.counts
         if not is_measured(self.server_round, step.number):
             return
-        errors = [
-            self._error(number, tensor) for number, tensor in enumerate(step.tensors)
-        ]
+        errors = [self._error(tensor) for tensor in step.tensors]
         counts.feature_error_sum += min(mean(errors), MOST_ERROR)
         counts.feature_error_steps += 1
 
-    def _error(self, number: int, tensor: SentTensor) -> float:
+    def _error(self, tensor: SentTensor) -> float:
         link = tensor.link
         exact = tensor.features.flatten(1).float()
         decoded, _ = self.codec.decode_features(
@@ -335,7 +342,8 @@ class Steps:
         sent = link.sent_rows(exact)
         seen = link.sent_rows(decoded.to(exact.device))
         error = feature_error(sent, seen)
-        # where the gradient tells that small channels matter little, no harm is done
-        if self._levelled.get(number, True):
+        no_room = tensor.levelled is True and link.exponents is None
+        # where a gradient tells that small channels matter, the next steps are levelled
+        if no_room or tensor.one_way or not self.codec.can_level:
             warn_of_scales(sent, seen, error)
         return error

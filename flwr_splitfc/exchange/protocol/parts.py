@@ -1,5 +1,6 @@
 """Structures of tensors on the wire: a row of parts, each before those within it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -105,12 +106,20 @@ def coded_tensors(features: Structure) -> list[Tensor]:
     """Return the floating point tensors of a structure that codes may change.
 
     Whole numbers without a graph are data beside the features, such as a mask of 0.0
-    and 1.0, and go as `whole_part`. Where there is nothing else, the largest tensor is
-    the features.
+    and 1.0, and go as `whole_part`. Where there is nothing else, as where codes of 0.0
+    and 1.0 predict, the tensor of the smallest numbers is the features, or the largest
+    of several: ids and lengths are larger, and codes change large numbers most.
     """
     tensors = float_tensors(features)
     coded = [tensor for tensor in tensors if not _is_data(tensor)]
-    return coded or [max(tensors, key=Tensor.numel)]
+    return coded or [min(tensors, key=_unlike_features)]
+
+
+def _unlike_features(tensor: Tensor) -> tuple[float, int]:
+    """Order tensors of whole numbers: the features come first."""
+    if tensor.numel() == 0:  # the server refuses it as features
+        return math.inf, 0
+    return tensor.float().abs().max().item(), -tensor.numel()
 
 
 def _is_data(tensor: Tensor) -> bool:
@@ -149,7 +158,7 @@ def unpack_exact(part: pb.Part, most_entries: int = FREE_ENTRIES) -> Tensor:
     Raises
     ------
     PayloadError
-        If it is none, or has more entries.
+        If it is none, or has more entries, or numbers that float32 does not hold.
     """
     if part.WhichOneof("kind") != "exact":
         raise PayloadError("a tensor is coded, wanted an exact one")
@@ -158,6 +167,9 @@ def unpack_exact(part: pb.Part, most_entries: int = FREE_ENTRIES) -> Tensor:
         return tensor
     if tensor.dtype != torch.int32:
         raise PayloadError(f"whole numbers are {tensor.dtype}, wanted torch.int32")
+    # not by `abs`: of the smallest int32 it is negative
+    if ((tensor <= -_MOST_WHOLE) | (tensor >= _MOST_WHOLE)).any():
+        raise PayloadError("whole numbers are 2^24 or more in magnitude")
     return tensor.float()
 
 

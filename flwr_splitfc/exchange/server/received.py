@@ -89,12 +89,15 @@ class Received:
         """Of the coded tensors, in order."""
         return [one.link for one in self._tensors if one.link is not None]
 
+    @property
+    def floats(self) -> list[ReceivedTensor]:
+        """The floating point tensors, in order."""
+        return [one for one in self._tensors if one.tensor.is_floating_point()]
+
     @cached_property
     def wanted(self) -> list[bool]:
         """Of each floating point tensor, whether the device needs a gradient."""
-        return [
-            not one.one_way for one in self._tensors if one.tensor.is_floating_point()
-        ]
+        return [not one.one_way for one in self.floats]
 
     @cached_property
     def wanted_links(self) -> list[Link]:
@@ -192,7 +195,23 @@ def decode_features(
             raise FeaturesRefused(
                 f"{link.sent} of {link.rows} rows came; of several tensors all have to"
             )
+    _check_floats(received, links[0].rows)
     return received, payloads
+
+
+def _check_floats(received: Received, rows: int) -> None:
+    """Refuse floating point tensors without a row for each sample.
+
+    Raises
+    ------
+    FeaturesRefused
+    """
+    for one in received.floats:
+        shape = tuple(one.tensor.shape)
+        if shape[:1] != (rows,):
+            raise FeaturesRefused(
+                f"whole numbers as floats have shape {shape}, wanted {rows} rows"
+            )
 
 
 def _claimed_part_shape(rules: FeatureRules, part: pb.Part) -> tuple[int, ...]:

@@ -163,8 +163,9 @@ class ServerSession:
         """
         with self._changed:
             earlier = self._unopened
-            self._unopened = connection
+            # first: `unopened_s` may be asked for between the two
             self._unopened_at = time.monotonic()
+            self._unopened = connection
             self._changed.notify_all()
         if earlier is not None:
             earlier.cancel()
@@ -209,8 +210,11 @@ class ServerSession:
             self._check_nonce(nonce)
             if self.ended:
                 raise self.ended
-            earlier, self._connection = self._connection, connection
-            self._unopened = None
+            with self._changed:
+                earlier, self._connection = self._connection, connection
+                # while the last frame was finished, a later one may have come
+                if self._unopened is connection:
+                    self._unopened = None
             if earlier is not None:
                 # It may look alive long after it broke. Its thread finds out in
                 # `answer` that it does not carry the session any more.
