@@ -279,7 +279,7 @@ def test_a_simulation_is_not_served_where_the_first_run_was(
 
 WAITS = """\
 #!/bin/bash
-echo $$ > "$STARTED.new" && mv "$STARTED.new" "$STARTED"
+touch "$STARTED"
 exec sleep 1000
 """
 
@@ -315,13 +315,11 @@ sys.exit(main(["rerun", {str(results)!r}, {str(app)!r}]))
         assert command.poll() is None
         time.sleep(0.01)
     command.send_signal(sent)
-    # until the other process, too, has let go of it
+    # the pipe ends when the other process, too, has ended
     _, told = command.communicate(timeout=60)
     assert command.returncode == 130
     assert told.splitlines()[-1].startswith("flwr-splitfc: stopped")
     assert "Traceback" not in told
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
 
 
 @pytest.mark.extended
