@@ -198,8 +198,8 @@ def _attack_missing(
         if outcome.results is None or not folder.device_half.exists():
             continue
         before = outcome.results.get("leakage", {})
-        # before results named these steps, they were of weaker attacks
-        if before.get("steps") == options.leakage and "inversion_steps" in before:
+        # results that do not say whether features were levelled are of weaker attacks
+        if before.get("steps") == options.leakage and "levelled" in before:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

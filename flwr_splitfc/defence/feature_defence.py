@@ -19,6 +19,7 @@ from flwr_splitfc.model.structures import (
     Structure,
     float_tensors,
     is_float,
+    leaves_of,
     mapped,
     shapes_of,
 )
@@ -40,7 +41,8 @@ class FeatureDefence:
     ----------
     clip_norm : float (default: 0)
         The most that the features of a sample are long, as one vector: longer ones are
-        scaled down. Those of NaN or inf, or longer than 1e19, become zeros.
+        scaled down. Those of NaN or inf, or longer than 1e19, become zeros. A sample is
+        a row of the inputs, and features have one for each.
     noise : float (default: 0)
         The standard deviation of normal noise on each entry, over `clip_norm`. Both
         together give (epsilon, delta), see `feature_epsilon`. Noisy features are
@@ -87,14 +89,20 @@ class FeatureDefence:
     def __call__(self, inputs: Structure, features: Structure) -> Structure:
         """Return the features (B, ...) of some inputs (B, ...) as they may be sent.
 
+        Of inputs in several tensors ``B`` is the fewest rows. A tensor of one row does
+        not count: all samples share it.
+
         The distance correlation is in no loss: the backward pass adds its gradient to
         that of the features, whatever the loss is. Without a graph it is left out.
 
         Raises
         ------
         ValueError
-            If there are no floating-point numbers to clip or to correlate.
+            If there are no floating-point numbers to clip or to correlate, or if
+            features to clip have other rows than inputs.
         """
+        if self.clip_norm:
+            _check_rows(inputs, features)
         features = self.clipped(features)
         if self.nopeek and any(part.requires_grad for part in float_tensors(features)):
             penalty = self.nopeek * distance_correlation(_rows(inputs), _rows(features))
@@ -146,6 +154,29 @@ class FeatureDefence:
             return noisier
 
         return mapped(features, noisy)
+
+
+def _check_rows(inputs: Structure, features: Structure) -> None:
+    """Refuse features in which a sample may have several rows.
+
+    Each would be clipped by itself, and the sample be longer than the norm.
+    """
+    rows = {tuple(part.shape[:1]) for part in float_tensors(features)}
+    # one row is all that any sample can have
+    if rows <= {(_samples_of(inputs),)} or rows == {(1,)}:
+        return
+    raise ValueError(
+        f"features have the shape {shapes_of(features)}, inputs {shapes_of(inputs)}: "
+        "to clip samples, wanted a row of features for each, such as (B, T, C) in "
+        "place of (B * T, C), and labels (B, T)"
+    )
+
+
+def _samples_of(inputs: Structure) -> int:
+    """Return ``B``; 1 where no tensor tells it."""
+    tensors = [leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
+    counts = [len(tensor) for tensor in tensors if tensor.ndim]
+    return min((count for count in counts if count != 1), default=1)
 
 
 def _rows(structure: Structure) -> Tensor:

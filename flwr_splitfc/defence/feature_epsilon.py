@@ -20,6 +20,13 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     can tell it from any other sample only as well as (epsilon, delta) allows. It covers
     neither labels nor the device half, which training changes.
 
+    Nor does it cover the features of other samples that a device half makes after it
+    has trained on this one. A server that looks at them, too, has more: of the turn,
+    each later release, of whichever sample, counts as one more of this sample's. That
+    is not so where the device half does not train, or where its gradient is clipped for
+    each sample and noised before each step (DP-SGD), whose epsilon then comes on top.
+    Noise on the half at the turn's end, as by Flower's `LocalDpMod`, comes too late.
+
     It holds where a sample's features depend on that sample alone. With batch
     normalisation in a device half that trains they depend on the whole batch: then a
     sample is in the features of the others, too, and epsilon is more than this.
@@ -32,6 +39,7 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
         The noise's standard deviation over the clipping norm.
     releases : int
         How often a sample's features go up: an epoch is one, so is an evaluation.
+        Against such a server, add the later releases of its turns, of any sample.
     delta : float (default: 1e-5)
 
     Raises

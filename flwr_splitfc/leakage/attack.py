@@ -26,6 +26,7 @@ from flwr_splitfc.leakage.network import numbers_by_network, tokens_by_network
 from flwr_splitfc.leakage.releases import Releases
 from flwr_splitfc.leakage.ridge import by_column_ridge, by_ridge
 from flwr_splitfc.leakage.scores import Scores, scores_of
+from flwr_splitfc.leakage.units import InUnits, Units
 from flwr_splitfc.model import LossFn
 
 
@@ -38,7 +39,8 @@ class Reconstruction:
     inputs, guesses : Tensor of shape (N, ...)
         Inputs are float32, or integers where they are tokens.
     scores : Scores
-        Of the guesses.
+        Of the guesses. Where inputs are no images, each column is less its mean and
+        over its spread, by the inputs that the attacker knows.
     trivial : Scores
         Of the attack that always guesses the mean of the inputs that it knows, or
         their commonest tokens.
@@ -95,6 +97,11 @@ def reconstruct(
     if len(known.inputs) < 2:
         raise ValueError("the attacker has one sample: wanted 2 or more")
     known, attacked = (_with_inputs(releases) for releases in (known, attacked))
+    inputs = attacked.inputs
+    units = Units.of(known.inputs)
+    if units is not None:
+        known, attacked = (_without(units, releases) for releases in (known, attacked))
+        half = None if half is None else InUnits(half, units)
     evidence = Evidence(known, attacked, half)
     settings = settings or AttackSettings()
     guess = _guess_numbers if known.inputs.is_floating_point() else _guess_tokens
@@ -102,8 +109,8 @@ def reconstruct(
     trivial = _trivial(known.inputs)
     value_range = float(known.inputs.max() - known.inputs.min())
     return Reconstruction(
-        inputs=attacked.inputs,
-        guesses=guesses,
+        inputs=inputs,
+        guesses=guesses if units is None else units.restored(guesses),
         scores=scores_of(attacked.inputs, guesses, value_range),
         trivial=scores_of(attacked.inputs, trivial.expand_as(guesses), value_range),
         attack=attack,
@@ -126,6 +133,10 @@ def _with_inputs(releases: Releases) -> Releases:
             )
         return releases
     return replace(releases, inputs=inputs.float())
+
+
+def _without(units: Units, releases: Releases) -> Releases:
+    return replace(releases, inputs=units.removed(releases.inputs))
 
 
 def _are_tokens(inputs: Tensor) -> bool:
@@ -164,8 +175,7 @@ def _guess_numbers(
     evidence: Evidence, settings: AttackSettings
 ) -> tuple[str, Tensor, dict[str, str]]:
     """Return the best attack's name and its guesses (M, ...), and what is left out."""
-    inputs = evidence.known.inputs
-    low, high = inputs.min(), inputs.max()
+    low, high = evidence.bounds
     tried, left_out = _tried(_OF_NUMBERS, evidence, settings)
     within = {
         name: Guesses(*(part.clamp(low, high) for part in guesses))

@@ -1,7 +1,9 @@
 """The attacker of a run: what it has, and what it tries."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,16 +11,39 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
+from flwr_splitfc.leakage.arrivals import DeviceHalf, arrivals
 from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
+from flwr_splitfc.leakage.levels import FeatureLoss, Levels, asks_for_levels
 from flwr_splitfc.leakage.loaded_run import LoadedRun, UShape
-from flwr_splitfc.leakage.releases import Releases, released
+from flwr_splitfc.leakage.releases import released
+from flwr_splitfc.model.structures import Structure, mapped
 
 Auxiliary: TypeAlias = Literal["devices", "evaluation"]
 """What the attacker has: the training data of other devices, or evaluation data."""
 
-_ROWS_AT_ONCE = 64
+_Taken = TypeVar("_Taken")
+
+
+class Attacked(NamedTuple):
+    """What the features of a codec gave away.
+
+    Parameters
+    ----------
+    outcome : Reconstruction
+    bits_per_entry : float
+    levelled : bool
+        Whether features were attacked as devices send them that a gradient has told to
+        level them.
+    not_known : str
+        Why it is not known whether the run's devices did; both were attacked then.
+    """
+
+    outcome: Reconstruction
+    bits_per_entry: float
+    levelled: bool
+    not_known: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,62 +113,122 @@ class Attacker:
             "each sample from one release."
         )
 
-    def reconstruct(self, codec: CutCodec) -> tuple[Reconstruction, float]:
-        """Attack the features of a codec; return also their bits per entry.
+    def reconstruct(self, codec: CutCodec) -> Attacked:
+        """Attack the features of a codec.
+
+        Where it is not known whether the run's devices levelled them, they are attacked
+        as if, and as if not, and what comes closer counts.
 
         Raises
         ------
         ValueError
             If the codec cannot code the features.
         """
-        known, attacked = self._releases(codec, all_rows=self.run.is_u_shaped)
         half = self.run.device_half(noise=False)
-        outcome = reconstruct(known, attacked, self.settings, half=half)
-        return outcome, attacked.bits_per_entry
+        levels = self._levels(codec)
+        found = []
+        for levelled in levels.tried:
+            take = partial(released, all_rows=self.run.is_u_shaped, levelled=levelled)
+            known, attacked = self._taken(take, codec)
+            outcome = reconstruct(known, attacked, self.settings, half=half)
+            bits = attacked.bits_per_entry
+            found.append(Attacked(outcome, bits, bool(levelled), levels.not_known))
+        return max(found, key=lambda each: each.outcome.scores.closeness)
 
     def infer_labels(self) -> LabelInference:
         """Infer labels from the gradients of the output of a run with a tail."""
-        u_shape = self.run.u_shape()
-        known, attacked = self._releases(self.run.codec(), all_rows=True)
-        return infer_labels(
-            (_gradients(u_shape, known), known.labels),
-            (_gradients(u_shape, attacked), attacked.labels),
-            self.settings.seed,
-        )
+        codec = self.run.codec()
+        # where that is not known, u_shape fails for the same reason
+        levelled = self._levels(codec).tried[0]
+        take = partial(_gradients, self.run.u_shape(), levelled=levelled)
+        known, attacked = self._taken(take, codec)
+        return infer_labels(known, attacked, self.settings.seed)
 
-    def _releases(
-        self, codec: CutCodec, *, all_rows: bool = False
-    ) -> tuple[Releases, Releases]:
-        """Return what the attacker knows, and what it attacks."""
-        half = self.run.device_half()
+    def _levels(self, codec: CutCodec) -> Levels:
+        """Return whether the run's devices would level the features of a codec."""
+        # where no gradient comes, none asks for it
+        if not codec.can_level or self.run.is_decoupled:
+            return Levels([None])
+        try:
+            asked = self._gradient_asks(codec, self.run.loss())
+        except Exception as error:
+            # of the app's own code, too: its loss may want other labels
+            return Levels([None, True], str(error))
+        return Levels([asked or None])
+
+    def _gradient_asks(self, codec: CutCodec, loss: FeatureLoss) -> bool:
+        """Tell whether that of any batch that is attacked asks for levels."""
+        with torch_seeded(self.settings.seed):
+            batches = arrivals(
+                self._sending_half(),
+                codec,
+                self.run.batches(self.attacked_devices),
+                samples=self.attacked,
+                all_rows=self.run.is_u_shaped,
+            )
+            return any(asks_for_levels(batch, codec, loss) for batch in batches)
+
+    def _taken(
+        self, take: Callable[..., _Taken], codec: CutCodec
+    ) -> tuple[_Taken, _Taken]:
+        """Return what is taken of samples that it knows, and of those it attacks.
+
+        `take` has the parameters of `arrivals`.
+        """
+        half = self._sending_half()
         evaluation = self.auxiliary == "evaluation"
         seed = self.settings.seed
         # of the codecs alone: batches draw from torch's own
         draw = torch.Generator().manual_seed(seed)
         with torch_seeded(seed):
-            known = released(
+            known = take(
                 half,
                 codec,
                 self.run.batches(self.known_devices, evaluation=evaluation),
                 samples=self.known,
                 generator=draw,
-                all_rows=all_rows,
             )
-            attacked = released(
+            attacked = take(
                 half,
                 codec,
                 self.run.batches(self.attacked_devices),
                 samples=self.attacked,
                 generator=draw,
-                all_rows=all_rows,
             )
         return known, attacked
 
+    def _sending_half(self) -> DeviceHalf:
+        """Return the half as devices send its features: with a graph, or decoupled."""
+        half = self.run.device_half()
+        if not self.run.is_decoupled:
+            return half
+        return lambda inputs: mapped(half(inputs), Tensor.detach)
 
-def _gradients(u_shape: UShape, releases: Releases) -> Tensor:
-    gradients = []
-    rows = torch.arange(len(releases.labels)).split(_ROWS_AT_ONCE)
-    for batch in rows:
-        labels = releases.labels[batch]
-        gradients.append(u_shape.gradient(releases.features[batch], labels))
-    return torch.cat(gradients)
+
+def _gradients(
+    u_shape: UShape,
+    device_half: DeviceHalf,
+    codec: CutCodec,
+    batches: Iterable[tuple[Structure, Tensor]],
+    *,
+    samples: int,
+    generator: torch.Generator,
+    levelled: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients (N, ...) by the output, and the labels (N, ...)."""
+    gradients, labels = [], []
+    for batch in arrivals(
+        device_half,
+        codec,
+        batches,
+        samples=samples,
+        generator=generator,
+        all_rows=True,
+        levelled=levelled,
+    ):
+        gradient = u_shape.gradient(
+            batch.features, batch.labels, full_rows=batch.full_rows
+        )
+        gradients.append(gradient)
+        labels.append(batch.labels)
+    return torch.cat(gradients)[:samples], torch.cat(labels)[:samples]

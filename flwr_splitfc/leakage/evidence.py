@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.releases import Releases
+from flwr_splitfc.leakage.units import has_columns
 
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 250  # they only tell attacks apart
 # of a column, over that of all: one that hardly varies here may vary elsewhere
 _LEAST_SPREAD = 0.1
 _ANY_SPREAD = 1e-12
+_ROOM = 8  # beyond a column's range, over what it is short by
 
 
 class Guesses(NamedTuple):
@@ -76,6 +78,20 @@ class Evidence:
         first_of_batch = int(torch.searchsorted(known.batch, known.batch[kept]))
         # a single batch has to be divided
         return first_of_batch or kept
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Within what inputs are guessed: low and high.
+
+        That is the range of the known ones. Of columns each has its own, and more where
+        few samples tell it: the range of n is short by about an n-th at either end.
+        """
+        inputs = self.known.inputs
+        if not has_columns(inputs.shape[1:]):
+            return inputs.min(), inputs.max()
+        low, high = inputs.amin(0), inputs.amax(0)
+        room = _ROOM * (high - low) / len(inputs)
+        return low - room, high + room
 
     @cached_property
     def standard(self) -> "Standard":

@@ -62,14 +62,13 @@ def by_inversion(
 
 
 class _Inversion:
-    """Moves inputs towards features, within the range that the known inputs have."""
+    """Moves inputs towards features, within what the known inputs let expect."""
 
     def __init__(self, evidence: Evidence, half: nn.Module) -> None:
         self._evidence = evidence
         self._half = half
-        inputs = evidence.known.inputs
-        self._unit = inputs.std().clamp(min=_ANY_SQUARE)
-        self._low, self._high = (inputs.min() / self._unit, inputs.max() / self._unit)
+        self._unit = evidence.known.inputs.std().clamp(min=_ANY_SQUARE)
+        self._low, self._high = (bound / self._unit for bound in evidence.bounds)
 
     def affordable_steps(self, most: int) -> int:
         """Return how many steps to take, by what one costs."""

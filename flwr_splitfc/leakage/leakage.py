@@ -158,7 +158,8 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     dict
         The `steps`, the `attack` that was best and the fields of its `Scores`;
         `trivial` has those of the attack that knows no features, and `left_out` says
-        which attacks could not be tried.
+        which attacks could not be tried. `levelled` and `levels_not_known` are the
+        `Attacked`'s.
 
     Raises
     ------
@@ -168,12 +169,15 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     run = LoadedRun.load(folder, app)
     settings = AttackSettings(steps=steps)
     attacker = Attacker(run, _usual_auxiliary(run), _KNOWN, _ATTACKED, settings)
-    outcome, _ = attacker.reconstruct(run.codec())
+    attacked = attacker.reconstruct(run.codec())
+    outcome = attacked.outcome
     return {
         "steps": steps,
         "inversion_steps": settings.inversion_steps,
         "attack": outcome.attack,
         "left_out": dict(outcome.left_out),
+        "levelled": attacked.levelled,
+        "levels_not_known": attacked.not_known,
         **asdict(outcome.scores),
         "trivial": asdict(outcome.trivial),
     }
@@ -225,12 +229,11 @@ def _report(options: argparse.Namespace) -> LeakageReport:
             is_own = name == _OWN
             label = _label(run, name if not is_own else codec.name, runs)
             try:
-                outcome, bits = plan.attacker.reconstruct(codec)
+                found = plan.attacker.reconstruct(codec)
             except Exception as error:
                 failures[f"{label} cannot be attacked"] = error
             else:
-                attacked = AttackedCodec(label, plan.attacker, is_own, bits, outcome)
-                rows.append(attacked)
+                rows.append(AttackedCodec(label, plan.attacker, is_own, found))
                 print(f"{label} is attacked", flush=True)
         if plan.is_u_shaped:
             try:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.leakage.attack import Reconstruction
-from flwr_splitfc.leakage.attacker import Attacker
+from flwr_splitfc.leakage.attacker import Attacked, Attacker
 from flwr_splitfc.leakage.decoders import is_image
 from flwr_splitfc.leakage.label_inference import LabelInference
 from flwr_splitfc.leakage.scores import Scores
+from flwr_splitfc.leakage.units import has_columns
 from flwr_splitfc.run.columns import (
     Column,
     megabytes,
@@ -32,6 +33,10 @@ _CAVEAT = (
     "No attack that fails proves safety: another network, more data, or many releases "
     "of the same sample may reveal more."
 )
+_ABOUT_COLUMNS = (
+    "Inputs are no images: each column is taken over its own spread. With an MSE of 1 "
+    "a reconstruction is as far off as the columns vary."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +50,18 @@ class AttackedCodec:
         Of the run.
     is_own : bool
         Whether the run was made with this codec.
-    bits_per_entry : float
-    outcome : Reconstruction
+    attacked : Attacked
     """
 
     name: str
     attacker: Attacker
     is_own: bool
-    bits_per_entry: float
-    outcome: Reconstruction
+    attacked: Attacked
+
+    @property
+    def outcome(self) -> Reconstruction:
+        """What the attack came to."""
+        return self.attacked.outcome
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,14 @@ class _Row:
     bits_per_entry: float | None
     scores: Scores
     attack: str | None = None
+    levelled: bool | None = None
     accuracy: float | None = None
     moved_bytes: int | None = None
 
     @classmethod
     def of(cls, codec: AttackedCodec) -> "_Row":
-        outcome = codec.outcome
-        row = cls(codec.name, codec.bits_per_entry, outcome.scores, outcome.attack)
+        outcome, bits, levelled, _ = codec.attacked
+        row = cls(codec.name, bits, outcome.scores, outcome.attack, levelled)
         if not codec.is_own:
             return row
         run = codec.attacker.run
@@ -156,8 +165,11 @@ class LeakageReport:
 
     def _notes(self) -> list[str]:
         """Return what stands below the table."""
-        part = self.codecs[0].outcome.part
+        outcome = self.codecs[0].outcome
+        part = outcome.part
         notes = []
+        if outcome.scores.mse is not None and has_columns(outcome.inputs.shape[1:]):
+            notes.append(_ABOUT_COLUMNS)
         if part:
             notes.append(
                 f"Inputs are several tensors, of which {part!r} is reconstructed; what "
@@ -166,6 +178,11 @@ class LeakageReport:
         for codec, reasons in self._left_out().items():
             for attack, reason in reasons.items():
                 notes.append(f"{codec}: {attack} is left out, since {reason}")
+        for codec, reason in self._levels_not_known().items():
+            notes.append(
+                f"{codec}: whether devices levelled features is not known, since "
+                f"{reason}. Both were attacked, and the closer one counts"
+            )
         return [*notes, *self._about_labels(), *self.failures]
 
     def _left_out(self) -> dict[str, dict[str, str]]:
@@ -174,6 +191,14 @@ class LeakageReport:
             codec.name: dict(codec.outcome.left_out)
             for codec in self.codecs
             if codec.outcome.left_out
+        }
+
+    def _levels_not_known(self) -> dict[str, str]:
+        """Return by codec why it is not known whether devices levelled its features."""
+        return {
+            codec.name: codec.attacked.not_known
+            for codec in self.codecs
+            if codec.attacked.not_known
         }
 
     def _about_labels(self) -> list[str]:
@@ -197,6 +222,7 @@ class LeakageReport:
                     "moved_bytes": row.moved_bytes,
                     "bits_per_entry": row.bits_per_entry,
                     "attack": row.attack,
+                    "levelled": row.levelled,
                     **asdict(row.scores),
                 }
             )
@@ -216,6 +242,7 @@ class LeakageReport:
             "labels": {run: asdict(found) for run, found in self.labels.items()},
             "failures": list(self.failures),
             "left_out": self._left_out(),
+            "levels_not_known": self._levels_not_known(),
         }
 
     def _run_configs(self) -> dict[str, object]:

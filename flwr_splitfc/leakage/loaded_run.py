@@ -26,12 +26,15 @@ from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange.protocol.records import without_prefix
+from flwr_splitfc.leakage.levels import FeatureLoss
 from flwr_splitfc.model import LossFn
+from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.columns import last_known
 from flwr_splitfc.run.results import read_results
 from flwr_splitfc.settings import RunConfig
 
 _HALF_FILE = "device.pt"
+_SERVER_FILE = "server.pt"
 _STEPS_KEY = "steps-per-turn"
 
 
@@ -149,7 +152,12 @@ class LoadedRun:
     def codec(self) -> CutCodec:
         """Return the codec at the run's cut; decoupled features have both budgets."""
         codec = codec_of(self.config)
-        return codec.one_way() if self.config.get("decoupled") else codec
+        return codec.one_way() if self.is_decoupled else codec
+
+    @property
+    def is_decoupled(self) -> bool:
+        """Whether no gradient of the features came to devices."""
+        return bool(self.config.get("decoupled"))
 
     def device_half(self, *, noise: bool = True) -> nn.Module:
         """Return the trained device half, without last layers, in training mode.
@@ -177,6 +185,33 @@ class LoadedRun:
         else:
             clip(half, defence)
         return half
+
+    def loss(self) -> FeatureLoss:
+        """Return the loss of features, through the trained layers after the cut.
+
+        They are in training mode, as they were.
+
+        Raises
+        ------
+        SettingsError
+            If the app is none of this package's, or the run left no server half.
+        """
+        if self.is_u_shaped:
+            return self.u_shape().loss
+        server_app = load_component(self.app.server_app)
+        if not isinstance(server_app, SplitServerApp):
+            raise SettingsError(f"{self.app.server_app} is no SplitServerApp")
+        server = self._server_half(server_app)
+        loss_fn = server_app.loss_fn
+        if loss_fn is None:
+            raise SettingsError(f"{self.app.server_app} has no loss_fn")
+        return lambda features, labels: loss_fn(server(features), labels)
+
+    def _server_half(self, server_app: SplitServerApp) -> nn.Module:
+        half = make_half(server_app.server_model, self.context(0))
+        return _with_entries(
+            half, self._entries(_SERVER_FILE), self._file(_SERVER_FILE)
+        )
 
     # Where devices have the last layers
 
@@ -208,14 +243,12 @@ class LoadedRun:
         if not isinstance(server_app, SplitServerApp) or client_app.loss_fn is None:
             raise SettingsError(
                 f"{self.app.server_app} is no SplitServerApp, or its ClientApp has no "
-                "loss_fn: labels cannot be inferred from its gradients"
+                "loss_fn"
             )
         context = self.context(0)
         tail = tail_of(server_app.tail, context)
         assert tail is not None  # the run had one
-        server_file = self._file("server.pt")
-        middle = make_half(server_app.server_model, context)
-        middle = _with_entries(middle, self._entries("server.pt"), server_file)
+        middle = self._server_half(server_app)
         tail_entries = without_prefix("tail.", self._entries(_HALF_FILE))
         last = make_half(tail, context)
         last = _with_entries(last, tail_entries, self._file(_HALF_FILE))
@@ -285,27 +318,38 @@ class UShape:
     loss_fn: LossFn
     output_codec: CutCodec
 
-    def gradient(self, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, features: Structure, labels: Tensor) -> Tensor:
+        """Return the loss of features, as if the output came down exactly."""
+        return self.loss_fn(self.tail(self.middle(features)), labels)
+
+    def gradient(
+        self, features: Structure, labels: Tensor, *, full_rows: int | None = None
+    ) -> Tensor:
         """Return the gradient by the output, (B, ...), as the server decodes it.
 
         Parameters
         ----------
-        features : Tensor of shape (B, ...)
+        features : structure of Tensor of shape (B, ...)
             As the server decoded them.
         labels : Tensor of shape (B, ...)
+        full_rows : int, optional
+            Of the largest batch so far: budgets do not bind a shorter last one.
         """
         codec = self.output_codec
         with torch.no_grad():
             output = self.middle(features)
         rows = len(output)
-        down, server_link = codec.encode_features(output, all_rows=True)
+        down, server_link = codec.encode_features(
+            output, all_rows=True, full_rows=full_rows
+        )
         matrix, device_link = codec.decode_features(
             down, expect=(rows, output[0].numel())
         )
         seen = matrix.reshape(output.shape).requires_grad_()
         self.loss_fn(self.tail(seen), labels).backward()
         assert seen.grad is not None
-        up = codec.encode_gradient(seen.grad.flatten(1), device_link)
+        gradient = seen.grad.flatten(1)
+        up = codec.encode_gradient(gradient, device_link, full_rows=full_rows)
         return codec.decode_gradient(up, server_link).reshape(output.shape)
 
 

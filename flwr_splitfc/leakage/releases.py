@@ -1,23 +1,19 @@
 """Releases: the features of samples as the server gets them.
 
 What leaves a device is the output of its half, coded and decoded again, batch by batch
-as in training: a codec looks at a whole batch.
+as in training.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec import CutCodec, Link
-from flwr_splitfc.codec.quality import labels_per_row
-from flwr_splitfc.exchange.protocol.parts import coded_tensors
-from flwr_splitfc.model.structures import Structure, float_tensors, is_float, rows_of
-
-DeviceHalf = Callable[[Structure], Structure]
-"""Gives features (B, ...) for inputs (B, ...): a device half, with its defences."""
+from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.leakage.arrivals import Arrival, DeviceHalf, arrivals
+from flwr_splitfc.model.structures import Structure, is_float
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +68,6 @@ class Releases:
         return sizes
 
 
-@torch.no_grad()
 def released(
     device_half: DeviceHalf,
     codec: CutCodec,
@@ -81,6 +76,7 @@ def released(
     samples: int,
     generator: torch.Generator | None = None,
     all_rows: bool = False,
+    levelled: bool | None = None,
 ) -> Releases:
     """Return what the server gets of the first `samples` samples of some batches.
 
@@ -91,6 +87,7 @@ def released(
     Parameters
     ----------
     device_half : callable
+        Whole numbers without a graph, beside other features, arrive exactly.
     codec : CutCodec
     batches : iterable of (Tensor, Tensor)
         Inputs (B, ...) and labels (B, ...).
@@ -100,39 +97,67 @@ def released(
         Of what is random in the codec; default torch's own.
     all_rows : bool (default: False)
         Whether every sample is sent, as where devices have the loss.
+    levelled : bool, optional
+        Whether small channels are as precise as large ones, as in the steps after a
+        gradient has told; default as in the first step of a turn. See
+        `CutCodec.encode_features`.
 
     Raises
     ------
     ValueError
         If there is no batch, the codec cannot code one, or samples differ in shape.
     """
-    sender = _Sender(codec, generator, all_rows)
-    parts: list[tuple[Tensor, ...]] = []
-    part = ""
-    count = 0
-    for inputs, labels in batches:
-        if count >= samples:
-            break
-        # a device that has the loss tells the codec nothing of labels, either
-        labels_of_row = None if all_rows else labels_per_row(labels)
-        arrived = sender.send(device_half(inputs), labels_of_row)
-        part, attacked = _attacked_part(inputs)
-        rows, row_labels = (arrived.link.sent_rows(each) for each in (attacked, labels))
-        batch = torch.full((len(rows),), len(parts))
-        own, sent = arrived.own, arrived.sent
-        parts.append((arrived.features, rows, row_labels, batch, own, sent))
-        count += len(rows)
-    if not parts:
+    arrived = list(
+        arrivals(
+            device_half,
+            codec,
+            batches,
+            samples=samples,
+            generator=generator,
+            all_rows=all_rows,
+            levelled=levelled,
+        )
+    )
+    if not arrived:
         raise ValueError("there is no batch of samples to look at")
+    parts = [_columns(arrival, number) for number, arrival in enumerate(arrived)]
     try:
         columns = [torch.cat(column)[:samples] for column in zip(*parts, strict=True)]
     except RuntimeError as error:
         raise ValueError(f"samples differ in shape: {error}") from error
-    features, inputs, labels, batch, own, sent = columns
-    bits = 8 * sender.payload_bytes / sender.entries
+    features, own, sent, inputs, labels, batch = columns
+    part, _ = _attacked_part(arrived[-1].inputs)
+    bits = _bits_per_entry(arrived)
     if sent.all():
         return Releases(features, inputs, labels, bits, batch, part=part)
     return Releases(features, inputs, labels, bits, batch, own, sent, part)
+
+
+def _columns(arrival: Arrival, number: int) -> tuple[Tensor, ...]:
+    """Return what has a row for each sample: features, own, sent, inputs and so on."""
+    tensors = arrival.tensors
+    if isinstance(arrival.features, Tensor):
+        [tensor] = tensors
+        features, own, sent = tensor.seen, tensor.own, tensor.sent
+    else:
+        features = torch.cat([tensor.seen.flatten(1) for tensor in tensors], dim=1)
+        own = torch.cat([tensor.own.flatten(1) for tensor in tensors], dim=1)
+        sent = torch.cat([tensor.sent for tensor in tensors], dim=1)
+    _, attacked = _attacked_part(arrival.inputs)
+    inputs = arrival.link.sent_rows(attacked)
+    batch = torch.full((len(inputs),), number)
+    return features, own, sent, inputs, arrival.labels, batch
+
+
+def _bits_per_entry(arrived: Iterable[Arrival]) -> float:
+    """Return the bits of all payloads over the entries of what they code."""
+    payload_bytes = entries = 0
+    for arrival in arrived:
+        for tensor in arrival.tensors:
+            if tensor.payload_bytes is not None:
+                payload_bytes += tensor.payload_bytes
+                entries += tensor.exact.numel()
+    return 8 * payload_bytes / entries
 
 
 def _attacked_part(inputs: Structure) -> tuple[str, Tensor]:
@@ -154,80 +179,3 @@ def _named_tensors(structure: Structure, name: str) -> Iterator[tuple[str, Tenso
         parts = enumerate(structure)
     for key, part in parts:
         yield from _named_tensors(part, f"{name}.{key}" if name else str(key))
-
-
-class _Arrived(NamedTuple):
-    """What arrives of a batch: features (b, ...), and which entries (b, D) were sent.
-
-    The link says which rows. `own` are the same rows before the codec.
-    """
-
-    features: Tensor
-    own: Tensor
-    sent: Tensor
-    link: Link
-
-    @property
-    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What has a row for each sample, (b, D)."""
-        return self.features.flatten(1), self.own.flatten(1), self.sent
-
-
-class _Sender:
-    """Codes features and decodes them again."""
-
-    def __init__(
-        self, codec: CutCodec, generator: torch.Generator | None, all_rows: bool
-    ) -> None:
-        self._codec = codec
-        self._generator = generator
-        self._all_rows = all_rows
-        self._full_rows = 0
-        self.payload_bytes = 0
-        self.entries = 0
-
-    def send(self, features: Structure, labels_per_row: float | None) -> _Arrived:
-        """Return what arrives of features, (B, ...)."""
-        self._full_rows = max(self._full_rows, rows_of(features))
-        if isinstance(features, Tensor):
-            return self._send(features, labels_per_row, self._all_rows)
-        coded = coded_tensors(features)
-        # rows are left out of all tensors or of none
-        arrived = [
-            self._send(tensor, labels_per_row, all_rows=True)
-            if any(tensor is one for one in coded)
-            else _exactly(tensor)
-            for tensor in float_tensors(features)
-        ]
-        columns = zip(*(each.columns for each in arrived), strict=True)
-        features, own, sent = (torch.cat(each, dim=1) for each in columns)
-        return _Arrived(features, own, sent, arrived[-1].link)
-
-    def _send(
-        self, features: Tensor, labels_per_row: float | None, all_rows: bool
-    ) -> _Arrived:
-        array, _ = self._codec.encode_features(
-            features,
-            generator=self._generator,
-            full_rows=self._full_rows,
-            all_rows=all_rows,
-            labels_per_row=labels_per_row,
-        )
-        rows = len(features)
-        decoded, link = self._codec.decode_features(
-            array, expect=(rows, features[0].numel())
-        )
-        self.payload_bytes += len(array.data)
-        self.entries += features.numel()
-        seen = link.sent_rows(decoded)
-        sent = link.sent_rows(link.expand(torch.ones(link.sent, link.kept))) > 0
-        own = link.sent_rows(features.float())
-        return _Arrived(seen.reshape(own.shape), own, sent, link)
-
-
-def _exactly(tensor: Tensor) -> _Arrived:
-    """Return what arrives of whole numbers beside the features."""
-    own = tensor.float()
-    matrix = own.flatten(1)
-    sent = torch.ones_like(matrix, dtype=torch.bool)
-    return _Arrived(own, own, sent, Link(*matrix.shape))

@@ -5,7 +5,9 @@ For inputs ``x`` and reconstructions ``r`` with values in a range of ``L``:
     MSE  = mean (x - r)^2                                                       (1)
     PSNR = 10 log10(L^2 / MSE)                                                  (2)
 
-and SSIM of Wang et al. (2004), with a Gaussian window of 11 x 11.
+and SSIM of Wang et al. (2004), with a Gaussian window of 11 x 11. An attack on inputs
+that are no images gives each column over its spread (see `units`): an MSE of 1 is then
+as much as they vary.
 """
 
 from dataclasses import dataclass
@@ -24,8 +26,8 @@ class Scores:
 
     Parameters
     ----------
-    mse : float
-        Mean squared error.
+    mse : float or None
+        Mean squared error; of columns, over their variance.
     psnr : float
         Peak signal-to-noise ratio in dB; infinite for a perfect reconstruction.
     ssim : float or None
@@ -39,6 +41,13 @@ class Scores:
     psnr: float | None = None
     ssim: float | None = None
     recovered: float | None = None
+
+    @property
+    def closeness(self) -> float:
+        """What is larger for a better reconstruction of the same inputs."""
+        score = self.recovered if self.psnr is None else self.psnr
+        assert score is not None  # inputs are numbers or tokens
+        return score
 
 
 def scores_of(inputs: Tensor, guesses: Tensor, value_range: float) -> Scores:

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context
 from torch import Tensor, nn
 
-from flwr_splitfc import SplitClientApp, SplitServerApp, split_at
+from flwr_splitfc import RunFailed, SplitClientApp, SplitServerApp, split_at
 from flwr_splitfc.apps.run_defence import defend
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
 from tests.apps.server_runs import load_data, results_of
@@ -49,12 +49,13 @@ def run(
     defence: FeatureDefence | None = None,
     node_config: dict[str, Any] | None = None,
     u_shaped: bool = False,
+    device: type[nn.Module] = DeviceHalf,
     **options: Any,
 ) -> dict[str, Any]:
     Watched.lengths = []
     parts: dict[str, Any] = {"tail": tail_of} if u_shaped else {}
     client = SplitClientApp(
-        DeviceHalf,
+        device,
         load_data,
         torch.optim.Adam,
         loss_fn=nn.CrossEntropyLoss(),
@@ -62,7 +63,7 @@ def run(
         **parts,
     )
     server = SplitServerApp(
-        DeviceHalf,
+        device,
         middle_of if u_shaped else Watched,
         nn.CrossEntropyLoss(),
         torch.optim.Adam,
@@ -158,6 +159,25 @@ def test_nopeek_trains_the_device_half(tmp_path: Path, depth: int) -> None:
 
 def test_the_last_layers_may_be_the_devices(tmp_path: Path) -> None:
     run(tmp_path, u_shaped=True, feature_clip_norm=NORM, nopeek=0.1)
+
+
+class Rows(DeviceHalf):
+    """Several rows of each sample, as of patches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).repeat_interleave(2, dim=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pipeline_depth": 2}, {"u_shaped": True}, {"split_transport": "messages"}],
+)
+def test_a_half_that_makes_several_rows_of_a_sample_cannot_be_clipped(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Each row would be clipped by itself."""
+    with pytest.raises(RunFailed, match="wanted a row of features for each"):
+        run(tmp_path, device=Rows, feature_clip_norm=NORM, **options)
 
 
 class Normalised(DeviceHalf):

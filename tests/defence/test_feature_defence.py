@@ -51,6 +51,58 @@ def test_the_norm_holds_in_each_precision(dtype: torch.dtype, noise: float) -> N
     assert length == pytest.approx(1.0, rel=4 * torch.finfo(clipped.dtype).eps)
 
 
+ROWS, PLACES = 4, 3
+TOKENS = torch.zeros(ROWS, PLACES).long()
+POSITIONS = torch.arange(ROWS * PLACES)
+OFFSETS = torch.arange(ROWS)
+
+
+def of_rows(rows: int) -> Tensor:
+    return torch.rand(rows, 5)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        TOKENS,
+        {"ids": TOKENS, "mask": torch.ones(ROWS, PLACES)},
+        {"positions": torch.arange(PLACES)[None], "ids": TOKENS},  # shared
+        (POSITIONS, OFFSETS),  # as an EmbeddingBag has them
+        [torch.tensor(0.5), None, {"ids": TOKENS}],
+    ],
+)
+def test_a_sample_is_a_row_of_the_inputs(inputs: Any) -> None:
+    """Of several tensors the fewest rows count, and what has one is for all."""
+    defence = FeatureDefence(clip_norm=1.0)
+    for rows in (ROWS * PLACES, ROWS + 1, ROWS - 1, 0):
+        with pytest.raises(ValueError, match="wanted a row of features for each"):
+            defence(inputs, of_rows(rows))
+    assert len(defence(inputs, of_rows(ROWS))) == ROWS
+
+
+@pytest.mark.parametrize("inputs", [None, "text", [TOKENS.sum()]])
+def test_inputs_that_tell_no_samples_cannot_be_clipped(inputs: Any) -> None:
+    with pytest.raises(ValueError, match="wanted a row of features for each"):
+        FeatureDefence(clip_norm=1.0)(inputs, of_rows(ROWS))
+
+
+def test_each_tensor_of_features_has_a_row_for_each_sample() -> None:
+    features = {"hidden": of_rows(ROWS), "state": torch.rand(1, ROWS, 5)}
+    with pytest.raises(ValueError, match=r"'state': \(1, 4, 5\).*inputs \(4, 3\)"):
+        FeatureDefence(clip_norm=1.0)(TOKENS, features)
+
+
+def test_a_batch_of_one_sample_is_clipped_whatever_is_beside_it() -> None:
+    inputs = {"ids": TOKENS[:1], "positions": torch.arange(PLACES)}
+    clipped = FeatureDefence(clip_norm=0.5)(inputs, of_rows(1) + 1)
+    assert clipped.norm().item() == pytest.approx(0.5)
+
+
+def test_without_a_norm_rows_are_what_they_are() -> None:
+    features = of_rows(ROWS * PLACES)
+    assert FeatureDefence()(TOKENS, features) is features
+
+
 UNSENDABLE = [
     torch.tensor([math.nan, 1.0, 0.0]),
     torch.tensor([math.inf, 1.0, 0.0]),

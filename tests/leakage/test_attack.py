@@ -302,6 +302,71 @@ def test_a_sender_tells_the_codec_how_many_labels_a_sample_has() -> None:
     assert seen.bits_per_entry == 8 * len(array.data) / half(x).numel()
 
 
+@pytest.mark.parametrize("codec", [FLOAT32, cut_codec("splitfc-rd", quality=5)])
+def test_columns_of_a_table_count_alike_whatever_their_units(codec: CutCodec) -> None:
+    """A half that standardises its inputs gives the same features of all units."""
+    layers = nn.Sequential(nn.Linear(8, 24), nn.Tanh())
+
+    class Half(nn.Module):
+        def __init__(self, units: torch.Tensor) -> None:
+            super().__init__()
+            self.layers = layers
+            self.units = units
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x / self.units)
+
+    inputs = torch.randn(320, 8)
+    of_units = []
+    # powers of two: divided exactly
+    for largest in (1.0, 1024.0):
+        units = torch.tensor([1.0] * 6 + [largest] * 2)
+        outcome = of_half(Half(units), inputs * units, codec, inversion_steps=20)
+        of_units.append((outcome, outcome.guesses / units))
+    (plain, guesses), (scaled, same_guesses) = of_units
+    assert scaled.attack == plain.attack
+    assert scaled.scores.mse == pytest.approx(plain.scores.mse, rel=1e-2)
+    assert scaled.trivial.mse == pytest.approx(1, abs=0.3)
+    torch.testing.assert_close(same_guesses, guesses, rtol=1e-2, atol=1e-2)
+
+
+def test_a_column_that_does_not_vary_is_guessed_as_it_is() -> None:
+    inputs = torch.cat([torch.rand(320, 4), torch.full((320, 1), 1e6)], dim=1)
+    outcome = guessed(torch.randn(320, 30), inputs)
+    assert torch.equal(outcome.guesses[:, 4], inputs[256:, 4])
+
+
+@pytest.mark.parametrize("has_graph", [True, False])
+def test_whole_numbers_are_coded_where_they_have_a_graph(has_graph: bool) -> None:
+    """As in training: without one they are data beside the features."""
+    layer = nn.Linear(6, 16)
+
+    def half(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = layer(x)
+        code = (features > 0).float()
+        if has_graph:
+            code = code + (features - features)  # straight through
+        return {"code": code, "rest": features}
+
+    x = torch.rand(32, 6)
+    codec = cut_codec("splitfc-rd", quality=2)
+    seen = released(half, codec, [(x, torch.zeros(32))], samples=32)
+    assert not seen.features.requires_grad
+    arrives = torch.equal(seen.features[:, :16], half(x)["code"].detach())
+    assert arrives is not has_graph
+
+
+def test_levelled_features_are_more_precise_where_they_are_small() -> None:
+    x = torch.randn(64, 8) * torch.tensor([100.0] * 5 + [1.0] * 3)
+    errors = {}
+    for levelled in (None, True):
+        data = [(x, torch.zeros(64))]
+        codec = cut_codec("splitfc-rd")
+        seen = released(nn.Identity(), codec, data, samples=64, levelled=levelled)
+        errors[levelled] = (seen.features - x)[:, 5:].square().mean().item()
+    assert errors[True] < errors[None] / 4
+
+
 def test_of_inputs_of_several_tensors_numbers_are_reconstructed() -> None:
     class Half(nn.Module):
         def forward(self, x: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -160,6 +160,13 @@ def test_compare_attacks_its_runs_once(
 
     assert main([*command, "--leakage", "5"]) == 0
     assert " is attacked" not in capsys.readouterr().out
+    # as attacks wrote it that knew of no levels
+    scores = tmp_path / "runs" / ids[0] / "leakage.json"
+    known = json.loads(scores.read_text())
+    assert known.pop("levelled") is False
+    scores.write_text(json.dumps(known))
+    assert main([*command, "--leakage", "5"]) == 0
+    assert " is attacked" in capsys.readouterr().out
     shutil.copy(plain / "server.pt", half)
     assert main([*command, "--leakage", "6"]) == 1
     assert "splitfc 0.2/0.4 seed 0 cannot be attacked" in capsys.readouterr().err

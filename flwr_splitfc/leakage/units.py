@@ -1,0 +1,76 @@
+"""Units of inputs: what attacks compute in.
+
+Columns of a table have units of their own, grams beside years, and a squared error over
+all of them would be that of the column with the largest numbers. So each is taken less
+its mean and over its spread, by the samples that the attacker knows. Pixels of an image
+have one unit, and stay as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitfc.leakage.decoders import is_image
+from flwr_splitfc.model.structures import Structure
+
+
+def has_columns(shape: Sequence[int]) -> bool:
+    """Tell whether the entries of one sample have units of their own."""
+    return not is_image(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of inputs (N, ...).
+
+    Parameters
+    ----------
+    mean, spread : Tensor of shape (...)
+        Of each column; a column that does not vary has a spread of 1.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> "Units | None":
+        """Return the units of inputs (N, ...); None for images, and for tokens."""
+        if not (inputs.is_floating_point() and has_columns(inputs.shape[1:])):
+            return None
+        # in float64: squares of float32 overflow
+        exact = inputs.double()
+        mean, spread = (
+            column.to(inputs.dtype) for column in (exact.mean(0), exact.std(0))
+        )
+        # of equal numbers, too, a rounded mean leaves a little
+        varies = (inputs.amax(0) > inputs.amin(0)) & (spread > 0)
+        return cls(mean, torch.where(varies, spread, torch.ones_like(spread)))
+
+    def removed(self, inputs: Tensor) -> Tensor:
+        """Return inputs (N, ...) less their mean and over their spread."""
+        return (inputs - self.mean) / self.spread
+
+    def restored(self, inputs: Tensor) -> Tensor:
+        """Return inputs (N, ...) from which units were removed."""
+        return self.mean + inputs * self.spread
+
+
+class InUnits(nn.Module):
+    """A device half that takes inputs (B, ...) from which units were removed.
+
+    Parameters
+    ----------
+    half : nn.Module
+    units : Units
+    """
+
+    def __init__(self, half: nn.Module, units: Units) -> None:
+        super().__init__()
+        self.device_half = half  # nn.Module has a method `half`
+        self._units = units
+
+    def forward(self, inputs: Tensor) -> Structure:
+        """Return the half's features (B, ...)."""
+        return self.device_half(self._units.restored(inputs))

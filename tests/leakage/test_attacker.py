@@ -1,0 +1,83 @@
+"""What is attacked is what the devices of a run send, batch by batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flwr_splitfc.command import main
+from tests.leakage.table_app import make_app, make_run
+
+SHORT = ["--steps", "5", "--inversion-steps", "20"]
+
+
+def attack(run: Path, app: Path, *options: str) -> dict[str, Any]:
+    out = run.parent / "out"
+    command = ["leakage", str(run), "--app", str(make_app(app)), "--out", str(out)]
+    assert main([*command, *SHORT, *options]) == 0
+    return json.loads((out / "leakage.json").read_text())
+
+
+@pytest.mark.parametrize("u_shaped", [False, True])
+def test_features_are_levelled_where_the_runs_gradient_asks(
+    u_shaped: bool, tmp_path: Path
+) -> None:
+    """Behind a BatchNorm small columns matter as much as large ones.
+
+    A turn has three steps here, of which the first is not levelled.
+    """
+    settings = {"codec": "splitfc-rd", "u-shaped": u_shaped}
+    run = make_run(tmp_path / "run", **settings)
+    found = attack(run, tmp_path / "app")
+    own, _ = found["reconstruction"]
+    assert own["levelled"] is True
+    assert found["levels_not_known"] == {}
+    sent = json.loads((run / "results.json").read_text())["rounds"][-1]
+    assert own["bits_per_entry"] > sent["uplink_bits_per_entry"]
+
+
+def test_features_are_not_levelled_where_no_gradient_asks(tmp_path: Path) -> None:
+    for number, settings in enumerate(({"normalises": False}, {"codec": "int8"})):
+        folder = tmp_path / str(number)
+        run = make_run(folder / "run", **{"codec": "splitfc-rd", **settings})
+        own, _ = attack(run, folder / "app")["reconstruction"]
+        assert own["levelled"] is False
+
+
+def test_where_the_server_half_is_not_known_both_are_attacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here the stronger attack is on what is levelled; the report says so."""
+    run = make_run(tmp_path / "run", codec="splitfc-rd")
+    known, _ = attack(run, tmp_path / "app")["reconstruction"]
+    (run / "server.pt").unlink()
+    found = attack(run, tmp_path / "again")
+    own, _ = found["reconstruction"]
+    assert own == known
+    [reason] = found["levels_not_known"].values()
+    assert "server.pt does not exist" in reason
+    told = "splitfc-rd: whether devices levelled features is not known, since "
+    assert told + reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_labels_are_inferred_batch_by_batch_as_the_run_sent_them(
+    in_parts: bool, tmp_path: Path
+) -> None:
+    """The last batch of a device is short: no budget binds it, and it is not cut.
+
+    A BatchNorm takes no batch of one row.
+    """
+    settings = {
+        "output-codec": "splitfc",
+        "output-uplink-bits": 1.0,
+        "output-downlink-bits": 1.0,
+    }
+    run = make_run(
+        tmp_path / "run", **{"u-shaped": True, "in-parts": in_parts, **settings}
+    )
+    found = attack(run, tmp_path / "app", "--known", "65", "--attacked", "129")
+    assert found["labels"]["run"]["nearest"] <= 1
