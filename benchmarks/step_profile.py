@@ -16,11 +16,12 @@ from sessions import WARM_UP_STEPS, coded_step, trainer
 from flwr_splitfc import cut_codec
 from flwr_splitfc.exchange import SharedHalf
 from flwr_splitfc.exchange.protocol import frame_bytes
-from flwr_splitfc.exchange.server import half_trainer, turn
+from flwr_splitfc.exchange.server import half_passes, half_trainer, half_updater, turn
 from flwr_splitfc.exchange.server.device_states import DeviceStates
 from flwr_splitfc.exchange.server.frame_traffic import count_uplink
 from flwr_splitfc.exchange.server.half_guard import HalfGuard
-from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
+from flwr_splitfc.exchange.server.half_passes import HalfPasses
+from flwr_splitfc.exchange.server.half_updater import HalfUpdater
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
 from flwr_splitfc.exchange.server.step_undo import StepUndo
@@ -29,13 +30,14 @@ from flwr_splitfc.exchange.server.step_undo import StepUndo
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (turn, "decode_features", "decode the features"),
     (turn, "decode_labels", "decode the labels"),
-    (HalfTrainer, "_run", "forward pass"),
-    (HalfTrainer, "_loss", "loss"),
+    (HalfPasses, "run", "forward pass"),
+    (half_trainer, "loss_of", "loss"),
     (torch.autograd, "grad", "backward pass"),
-    (half_trainer, "check_finite", "check the gradients"),
+    (half_passes, "check_finite", "check the gradients"),
+    (half_updater, "check_finite", "check the gradients"),
     (turn.Turn, "_encode_gradients", "encode the gradient"),
     (StepUndo, "save_weights", "copy the weights, to go back to"),
-    (HalfTrainer, "_apply", "optimizer"),
+    (HalfUpdater, "_apply", "optimizer"),
     (HalfGuard, "check_weights", "check the weights"),
     (PayloadDigest, "catch_up", "digest"),
 )

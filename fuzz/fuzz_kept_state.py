@@ -111,7 +111,7 @@ def answer(data: bytes) -> None:
             turn.settle()
         except SplitError:
             # nothing may be kept of it
-            assert states.state_dict() == {"optimizer": {}, "state": {}}
+            assert not any(states.state_dict().values())
         restored = DeviceStates(states.optimizer_state, half=HALF)
         restored.load_state_dict(states.state_dict())
         assert restored.state_dict() == states.state_dict()

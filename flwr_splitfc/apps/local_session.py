@@ -1,6 +1,7 @@
 """A stand-in for a session where the device holds the whole model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ class LocalSession:
         self._predictions += 1
         return outputs
 
-    def metrics(self) -> dict[str, int | float]:
+    def metrics(self) -> dict[str, Any]:
         """Return the metrics of `Session.metrics`, without those of traffic.
 
         They are of what was trained, or else of what was predicted.

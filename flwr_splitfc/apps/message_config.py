@@ -4,6 +4,7 @@ from flwr.app import ConfigRecord, Message
 
 _DEFAULT_KEY = "config"
 _ROUND_KEY = "server-round"
+_STEPS_PER_TURN_KEY = "steps-per-turn"
 
 
 class MessageConfig:
@@ -20,9 +21,26 @@ class MessageConfig:
 
     @property
     def steps_per_turn(self) -> int | None:
-        """How many batches to train on; None is one pass over what there are."""
-        steps = self._record.get("steps-per-turn")
-        return None if steps is None else int(str(steps))
+        """How many batches to train on; None is one pass over what there are.
+
+        Raises
+        ------
+        ValueError
+            If it is no whole number of 1 or more.
+        """
+        told = self._record.get(_STEPS_PER_TURN_KEY)
+        if told is None:
+            return None
+        try:
+            steps = int(str(told))
+        except ValueError:
+            steps = 0
+        if steps < 1:
+            raise ValueError(
+                f"the message's config has {_STEPS_PER_TURN_KEY} {told!r:.100}, wanted "
+                "a whole number of 1 or more, or none for one pass over the batches"
+            )
+        return steps
 
     @property
     def learning_rate(self) -> float | None:

@@ -4,8 +4,8 @@ A codec's settings stand under keys of their own, such as ``uplink-bits``, of wh
 codec takes those that it has; or all in one string, ``codec-settings``, all of which it
 must have. So an app that lists its keys needs no new one for a new codec.
 
-Flower overrides only keys that an app lists, with values of the listed type. So a
-number of 0 is the value of a key that is listed and not set.
+Flower overrides only keys that an app lists, with values of the listed type. So 0 is
+the value of a key that is listed and not set, unless the codec has a use for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from flwr_splitfc.codec import CutCodec, codec_settings, cut_codec
+from flwr_splitfc.codec.cut import shared_settings
 from flwr_splitfc.settings import (
     RunConfig,
     Scalar,
@@ -84,8 +85,9 @@ def _made(
 def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, Any]:
     """Return the settings of codec `name` in a run-config, in snake case.
 
-    `prefix` stands before each of the keys. ``codec-settings`` wins over a key of the
-    same setting, because apps list such keys with a default.
+    `prefix` stands before each of the keys. A key of 0 is not set, unless it is a
+    setting of the codec alone that may be 0, such as ``alpha``. ``codec-settings`` wins
+    over a key of the same setting, because apps list such keys with a default.
 
     Raises
     ------
@@ -97,12 +99,26 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
         known = codec_settings(name)
     for setting in known:
         key = prefix + key_of(setting)
-        if config.get(key, 0) != 0:
+        if key in config and _is_set(name, setting, config[key]):
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
     for word, value in _parsed(key, config.get(key, "")).items():
         settings[field_of(word)] = value
     return settings
+
+
+def _is_set(name: str, setting: str, value: Scalar) -> bool:
+    """Tell whether codec `name` is to take a key's value, which may be 0."""
+    if value != 0:
+        return True
+    # no budget is 0, and a quality of 0 is the automatic one
+    if setting in shared_settings():
+        return False
+    try:
+        cut_codec(name, **{setting: value})
+    except ValueError:
+        return False
+    return True
 
 
 def _parsed(key: str, text: Scalar) -> dict[str, Scalar]:

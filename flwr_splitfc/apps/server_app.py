@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -90,8 +91,8 @@ class SplitServerApp(ServerApp):
         that of the run-config.
     evaluate : callable, optional
         ``evaluate(joined_model, context)`` gives metrics of the whole model, on the
-        server's own data: before the first round and in rounds that are due.
-        ``accuracy`` is shown as such.
+        server's own data: before the first round and in rounds that are due. The model
+        is a copy, in evaluation mode. ``accuracy`` is shown as such.
     callbacks : callable, optional
         ``callbacks(context)`` makes what listens to a run, such as ``lambda context:
         [TensorBoard("runs")]``.
@@ -137,8 +138,9 @@ class SplitServerApp(ServerApp):
     ``codec-settings``        ""            the codec's settings in one string, such as
                                             "reduction=8 correction=0.1"
     ``uplink-bits``, ...      the codec's   or any of `codec_settings` under a key of
-                                            its own, in kebab case; the
-                                            string wins
+                                            its own, in kebab case; 0 leaves it to the
+                                            codec, unless it may be 0 there; the string
+                                            wins
     ``output-codec``          "float32"     of the server half's output where the app
                                             has a `tail`
     ``output-codec-settings`` ""            the settings of that codec in one string
@@ -352,7 +354,11 @@ class SplitServerApp(ServerApp):
         strategy.device_settings |= settings.device_settings()
         strategy.device_settings["defence"] = repr(defence)
         initial = ArrayRecord(device.state_dict())
-        evaluate_fn = self._evaluate_fn(context, partial(strategy.joined_model, device))
+
+        def load(arrays: ArrayRecord) -> nn.Module:
+            return _own_copy(strategy.joined_model(device, arrays))
+
+        evaluate_fn = self._evaluate_fn(context, load)
         start = _start_of(strategy, grid, initial, settings, evaluate_fn)
         return _Run(start, lambda: strategy.progress, partial(_about, strategy))
 
@@ -433,7 +439,7 @@ class SplitServerApp(ServerApp):
 
         def load(arrays: ArrayRecord) -> nn.Module:
             joined.load_state_dict(arrays.to_torch_state_dict())
-            return joined
+            return joined.eval()
 
         sampling = sampling_strategy(
             settings.strategy,
@@ -483,6 +489,17 @@ class _Run:
     start: Callable[[], object]
     progress: Callable[[], Progress]
     about: Callable[[], dict[str, Any]]
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    """Return a copy, with which `evaluate` may do as it likes, in evaluation mode.
+
+    A model that cannot be copied is the one in training.
+    """
+    # for example weight_norm of torch.nn.utils
+    with suppress(Exception):
+        model = deepcopy(model)
+    return model.eval()
 
 
 def _start_of(

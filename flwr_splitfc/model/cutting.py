@@ -2,10 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from weakref import WeakSet
 
 from torch import nn
 
 from flwr_splitfc.model.traced import call_of, check_train, has_hooks, split_traced
+
+_server_halves: WeakSet[nn.Module] = WeakSet()
 
 
 def split_at(
@@ -70,7 +73,14 @@ def split_at(
     else:
         halves = split_traced(model, name, also, inputs)
     _check_tied(*halves)
+    _, server_half = halves
+    _server_halves.add(server_half)
     return halves
+
+
+def is_server_half(model: nn.Module) -> bool:
+    """Tell whether `split_at` made it: its device half then has none of its names."""
+    return model in _server_halves
 
 
 def _check_tied(device: nn.Module, server: nn.Module) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
 from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.run.progress import Progress
+from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_checks import (
     check_finite_state,
@@ -20,6 +20,7 @@ from flwr_splitfc.strategy.checkpoint_checks import (
     check_settings,
     check_sizes,
 )
+from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
@@ -100,6 +101,41 @@ class RunState:
         self.settings = dict(settings)
         self._half = half
         self._devices = devices
+
+    def begin_round(self, sent: ArrayRecord, *, trains_copies: bool) -> None:
+        """Begin a round in which the device half `sent` goes out."""
+        self.metrics = RoundMetrics()
+        self.sent = sent
+        # copies are averaged before device halves are combined, which may fail
+        if trains_copies:
+            self.server_half = deepcopy(self._half.model.state_dict())
+
+    def undo_average(self) -> None:
+        """Take back the average of copies, which is of halves that are not combined."""
+        if self.server_half is not None:
+            self._half.model.load_state_dict(self.server_half)
+
+    def end_of_round(
+        self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
+    ) -> EvaluateFn:
+        """Return Flower's hook at the end of a round.
+
+        It evaluates, reports, and writes down what has happened.
+        """
+        report = self.progress.watch(evaluate_fn, lambda: self.metrics.evaluate)
+
+        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round == 0 and self.history.lines:
+                return None  # a run that goes on evaluated its start long ago
+            server_round += self.rounds_done
+            self.metrics.central = report(server_round, arrays)
+            self.history.add(server_round, self.metrics, self.ledger, self.progress)
+            # a run that is started again makes failed rounds once more
+            if not self.failed_rounds.in_a_row:
+                writer.save(lambda: self.state_dict(server_round, arrays))
+            return self.metrics.central
+
+        return end_of_round
 
     def state_dict(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
         """Return the state after a round that ended with the device half `arrays`."""

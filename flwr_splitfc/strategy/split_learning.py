@@ -1,7 +1,7 @@
 """Split learning as a Flower strategy."""
 
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from logging import getLogger
 from math import ceil
 from pathlib import Path
@@ -26,8 +26,7 @@ from flwr_splitfc.exchange import (
     SplitGrid,
     StepListener,
 )
-from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.budget_rules import BudgetRule, rules_text
+from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape
 from flwr_splitfc.exchange.server.half_steps import Update
@@ -41,12 +40,6 @@ from flwr_splitfc.model import (
     joined_state_dict,
     without_auxiliary,
 )
-from flwr_splitfc.model.part_checks import (
-    check_factory,
-    check_function,
-    check_optimizer,
-    check_server_model,
-)
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
@@ -54,14 +47,14 @@ from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.failed_rounds import RunFailed
 from flwr_splitfc.strategy.folder_lock import locked
-from flwr_splitfc.strategy.history import RoundMetrics
-from flwr_splitfc.strategy.innermost import innermost, name_of
+from flwr_splitfc.strategy.innermost import innermost
 from flwr_splitfc.strategy.measured import log_devices, with_totals
 from flwr_splitfc.strategy.optimizer_settings import optimizer_settings
 from flwr_splitfc.strategy.overflow import NotCombined, combined
 from flwr_splitfc.strategy.resumable import check_resumable
 from flwr_splitfc.strategy.resume import resume
 from flwr_splitfc.strategy.round_robin import RoundRobin
+from flwr_splitfc.strategy.run_description import log_settings, settings_texts
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
 from flwr_splitfc.strategy.split_settings import (
@@ -69,16 +62,21 @@ from flwr_splitfc.strategy.split_settings import (
     TorchDevices,
     as_codec,
     as_rules,
+    as_seed,
     as_torch_devices,
     check_copies,
     check_decoupled,
     check_depth,
     check_devices,
+    check_endpoint,
+    check_initial_arrays,
+    check_output_codec,
+    check_parts,
     check_send_every,
     default_model_bits,
     default_optimizer_state,
 )
-from flwr_splitfc.strategy.waiting import wait_for_devices
+from flwr_splitfc.strategy.waiting import wait_for_sampled
 
 logger = getLogger("flwr")
 
@@ -262,15 +260,13 @@ class SplitLearning(Strategy):
         save_to: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        _check_parts(server_model, loss_fn, optimizer, scheduler)
+        check_parts(server_model, loss_fn, optimizer, scheduler)
         self.devices = RoundRobin() if devices is None else devices
         check_devices(self.devices)
         check_callbacks(callbacks)
-        if loss_fn is not None and output_codec is not None:
-            raise ValueError(
-                "output_codec is for loss_fn=None: "
-                "with a loss_fn the output stays on the server"
-            )
+        check_output_codec(output_codec, loss_fn)
+        check_endpoint(endpoint)
+        seed = as_seed(seed)
         if not shared_server_half:
             check_copies(merge_steps, replay_steps)
         torch_devices = as_torch_devices(device, shared_server_half)
@@ -331,7 +327,6 @@ class SplitLearning(Strategy):
         # now, not after hours of training
         if self.checkpoint is not None:
             check_resumable(self.devices)
-        self._seed = seed
         self._endpoint_config = endpoint
         self._run = self._new_run(num_rounds=0)
         self._so_far = RunSoFar(self.progress, ArrayRecord(), self.save)
@@ -383,68 +378,59 @@ class SplitLearning(Strategy):
             If every device failed in too many rounds, or in all, or too few devices
             came. Nothing is saved but the checkpoint, which is that of the last round
             before.
+        ValueError
+            If `initial_arrays` are those of the whole model.
         """
-        with locked(self.checkpoint):
-            try:
-                result = self._start(
-                    grid,
-                    initial_arrays,
-                    num_rounds,
-                    timeout,
-                    train_config,
-                    evaluate_config,
-                    evaluate_fn,
-                )
-            except (CheckpointError, RunFailed):
-                raise
-            # whatever it is, the rounds are done: Ctrl-C, `evaluate_fn`, an accountant
-            except BaseException:
-                if self.progress.rounds:
-                    self._save_result()
-                raise
-        self._save_result()
-        return result
+        check_initial_arrays(initial_arrays, self.server_model)
+        with locked(self.checkpoint), self._saved_at_end():
+            self._run = self._new_run(num_rounds, initial_arrays)
+            # before the endpoint is opened: a checkpoint of another run ends it here
+            arrays = self._resume(initial_arrays)
+            so_far = self._so_far = RunSoFar(self.progress, arrays, self.save)
+            name = type(self).__name__
+            with (
+                run_log(name, self.progress, arrays),
+                Notifier(self.callbacks, so_far) as notifier,
+                self._endpoint(notifier.on_step) as endpoint,
+                CheckpointWriter(self.checkpoint) as writer,
+            ):
+                rounds_left = max(num_rounds - self._run.rounds_done, 0)
+                try:
+                    result = super().start(
+                        self._grid(grid, endpoint, initial_arrays),
+                        arrays,
+                        0 if so_far.stopped else rounds_left,
+                        timeout,
+                        train_config,
+                        evaluate_config,
+                        notifier.watch(self._run.end_of_round(evaluate_fn, writer)),
+                    )
+                except RunStopped:
+                    result = Result()
+            return self._completed(result)
 
-    def _start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int,
-        timeout: float,
-        train_config: ConfigRecord | None,
-        evaluate_config: ConfigRecord | None,
-        evaluate_fn: EvaluateFn | None,
-    ) -> Result:
-        self._run = self._new_run(num_rounds, initial_arrays)
-        # before the endpoint is opened: a checkpoint of another run ends it here
-        arrays = self._resume(initial_arrays)
-        so_far = self._so_far = RunSoFar(self.progress, arrays, self.save)
-        name = type(self).__name__
-        with (
-            run_log(name, self.progress, arrays),
-            Notifier(self.callbacks, so_far) as notifier,
-            self._endpoint(notifier.on_step) as endpoint,
-            CheckpointWriter(self.checkpoint) as writer,
-        ):
-            rounds_left = max(num_rounds - self._run.rounds_done, 0)
-            try:
-                result = super().start(
-                    self._grid(grid, endpoint, initial_arrays),
-                    arrays,
-                    0 if so_far.stopped else rounds_left,
-                    timeout,
-                    train_config,
-                    evaluate_config,
-                    notifier.watch(self._end_of_round(evaluate_fn, writer)),
-                )
-            except RunStopped:
-                result = Result()
+    def _completed(self, result: Result) -> Result:
+        """Return Flower's result with what it lacks, such as the rounds before."""
         self._run.failed_rounds.check_end()
         log_devices(self.ledger)
         self._run.history.fill(result)
         # Flower's result has none where no round was left, or no turn succeeded
-        result.arrays = so_far.arrays
+        result.arrays = self._so_far.arrays
         return result
+
+    @contextmanager
+    def _saved_at_end(self) -> Iterator[None]:
+        """Save the halves at the end, and where an error comes after a round."""
+        try:
+            yield
+        except (CheckpointError, RunFailed):
+            raise
+        # whatever it is, the rounds are done: Ctrl-C, `evaluate_fn`, an accountant
+        except BaseException:
+            if self.progress.rounds:
+                self._save_result()
+            raise
+        self._save_result()
 
     def _save_result(self) -> None:
         folder = self.save_to
@@ -459,37 +445,7 @@ class SplitLearning(Strategy):
 
     def summary(self) -> None:
         """Log the settings."""
-        logger.info("\t├──> At the cut: %r", self.codec)
-        if self.output_codec is not None:
-            logger.info(
-                "\t├──> Labels and last layers on devices, output: %r",
-                self.output_codec,
-            )
-        logger.info("\t├──> Device halves on their way: %r", self.model_codec)
-        logger.info("\t├──> Budgets by device and round: %s", rules_text(self.budgets))
-        logger.info(
-            "\t├──> Server half on %s, evaluation every %d rounds",
-            self.half.device,
-            self.evaluate_every,
-        )
-        logger.info("\t├──> Device optimizer state: %s", self.optimizer_state)
-        if self.decoupled:
-            logger.info("\t├──> Device halves learn from a loss of their own")
-        if self.send_every > 1:
-            logger.info("\t├──> One mini-batch in %d goes up", self.send_every)
-        if self.pipeline_depth > 1:
-            logger.info("\t├──> Mini-batches under way: %d", self.pipeline_depth)
-        if self.half.merge_steps > 1:
-            logger.info(
-                "\t├──> Mini-batches in one step of the server half: up to %d",
-                self.half.merge_steps,
-            )
-        if self.half.replay_steps:
-            logger.info(
-                "\t├──> Replayed mini-batches after each one: %d",
-                self.half.replay_steps,
-            )
-        logger.info("\t├──> Device halves: %s", name_of(self.devices))
+        log_settings(self)
         self.devices.summary()
 
     def _new_run(self, num_rounds: int, arrays: ArrayRecord | None = None) -> RunState:
@@ -501,33 +457,13 @@ class SplitLearning(Strategy):
             codec=self.codec,
             optimizer_state=self.optimizer_state,
             max_failed_rounds=self.max_failed_rounds,
-            settings=self._settings(),
+            settings={
+                **settings_texts(self),
+                **self._optimizer_settings,
+                **self.device_settings,
+            },
             arrays=arrays,
         )
-
-    def _settings(self) -> dict[str, str]:
-        """Return what two runs must share for one to go on where the other stopped."""
-        return {
-            "strategy": type(self).__name__,
-            "codec": repr(self.codec),
-            "output_codec": repr(self.output_codec),
-            "model_codec": repr(self.model_codec),
-            "budgets": rules_text(self.budgets),
-            "devices": type(self.devices).__name__,
-            "turns_at_once": str(getattr(innermost(self.devices), "turns_at_once", 1)),
-            "server half": "shared" if self.shared_server_half else "copied",
-            "optimizer_state": self.optimizer_state,
-            "pipeline_depth": str(self.pipeline_depth),
-            "merge_steps": str(self.half.merge_steps),
-            "replay_steps": str(self.half.replay_steps),
-            "accumulate_steps": str(self.half.accumulate_steps),
-            "max_grad_norm": str(self.half.max_grad_norm),
-            "decoupled": str(self.decoupled),
-            "send_every": str(self.send_every),
-            "seed": str(self._seed),
-            **self._optimizer_settings,
-            **self.device_settings,
-        }
 
     def _endpoint(self, on_step: StepListener | None) -> SplitEndpoint:
         halves: Halves = SharedHalf(self.half)
@@ -543,7 +479,7 @@ class SplitLearning(Strategy):
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
             send_every=self.send_every,
-            seed=self._seed,
+            seed=self.half.seed,
             config=self._endpoint_config,
             on_step=on_step,
         )
@@ -576,18 +512,14 @@ class SplitLearning(Strategy):
             If `grid` is not the one that `start` makes.
         """
         server_round += self._run.rounds_done
-        self._run.metrics = RoundMetrics()
-        self._run.sent = arrays
-        # copies are averaged before device halves are combined, which may fail
-        if not self.shared_server_half:
-            self._run.server_half = deepcopy(self.server_model.state_dict())
+        self._run.begin_round(arrays, trains_copies=not self.shared_server_half)
         if not isinstance(grid, SplitGrid):
             raise TypeError(self._outer_strategy())
         # the tickets' round: not every strategy tells it in its messages
         grid.server_round = server_round
         # devices in turn wait once: later turns go to those that are left
         if not isinstance(innermost(self.devices), RoundRobin):
-            self._wait_for_devices(grid, "train")
+            wait_for_sampled(grid, self.devices, "train")
         messages = self.devices.configure_train(server_round, arrays, config, grid)
         messages = list(messages)
         self._run.turns_of_all = self._turns_of_all(len(messages), grid)
@@ -632,17 +564,12 @@ class SplitLearning(Strategy):
         try:
             arrays, averages = combined(self.devices, server_round, replies, run.sent)
         except NotCombined as error:
-            self._undo_average()
+            run.undo_average()
             run.failed_rounds.fail(server_round, str(error), run.turns_of_all)
             return None, None
         if arrays is None:
-            self._undo_average()
+            run.undo_average()
         return arrays, averages
-
-    def _undo_average(self) -> None:
-        """Take back the average of copies, which is of halves that are not combined."""
-        if self._run.server_half is not None:
-            self.server_model.load_state_dict(self._run.server_half)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -651,7 +578,7 @@ class SplitLearning(Strategy):
         server_round += self._run.rounds_done
         if not self.progress.due(server_round):
             return []
-        self._wait_for_devices(grid, "evaluate")
+        wait_for_sampled(grid, self.devices, "evaluate")
         return self.devices.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
@@ -678,50 +605,21 @@ class SplitLearning(Strategy):
             f"start() of {name}"
         )
 
-    def _wait_for_devices(self, grid: Grid, purpose: Purpose) -> None:
-        """Wait up to a limit, where Flower's strategies wait without one."""
-        sampler = innermost(self.devices)
-        if getattr(sampler, f"fraction_{purpose}", 1.0) == 0:
-            return
-        for setting in ("min_available_nodes", f"min_{purpose}_nodes"):
-            wait_for_devices(grid, getattr(sampler, setting, 0), setting)
-
-    def _end_of_round(
-        self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
-    ) -> EvaluateFn:
-        """Return Flower's hook at the end of a round.
-
-        It evaluates, reports, and writes down what has happened.
-        """
-        run = self._run
-        report = run.progress.watch(evaluate_fn, lambda: run.metrics.evaluate)
-
-        def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if server_round == 0 and run.history.lines:
-                return None  # a run that goes on evaluated its start long ago
-            server_round += run.rounds_done
-            run.metrics.central = report(server_round, arrays)
-            run.history.add(server_round, run.metrics, run.ledger, run.progress)
-            # a run that is started again makes failed rounds once more
-            if not run.failed_rounds.in_a_row:
-                writer.save(lambda: run.state_dict(server_round, arrays))
-            return run.metrics.central
-
-        return end_of_round
-
     def joined_model(
         self, device_model: nn.Module, arrays: ArrayRecord | None = None
     ) -> JoinedModel:
         """Return the whole model: `device_model` before the server half, or around it.
 
         `device_model` is loaded with `arrays` if given, and moved to the server half's
-        device. The server half is the one in training. An auxiliary head is left out.
+        device. The server half is the one in training, and both are put into evaluation
+        mode: its next step ends that. An auxiliary head is left out.
         """
         if isinstance(device_model, DecoupledHalf):
             device_model = device_model.device
         if arrays is not None:
             device_model.load_state_dict(self._device_entries(arrays))
-        return JoinedModel(device_model.to(self.half.device), self.server_model)
+        joined = JoinedModel(device_model.to(self.half.device), self.server_model)
+        return joined.eval()
 
     def predict(self, features: Structure) -> Structure:
         """Return what the server half makes of features (B, ...) in evaluation mode.
@@ -757,19 +655,3 @@ class SplitLearning(Strategy):
         """Return the device half's state dict from the arrays that devices train."""
         entries = arrays.to_torch_state_dict()
         return without_auxiliary(entries.items()) if self.decoupled else dict(entries)
-
-
-def _check_parts(
-    server_model: nn.Module,
-    loss_fn: LossFn | None,
-    optimizer: OptimizerFn,
-    scheduler: SchedulerFn | None,
-) -> None:
-    """Refuse what is no model, loss, or maker of an optimizer or a scheduler."""
-    check_server_model(server_model)
-    check_optimizer(optimizer)
-    if loss_fn is not None:
-        check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
-    if scheduler is not None:
-        example = "functools.partial(StepLR, step_size=100)"
-        check_factory("scheduler", scheduler, "scheduler(optimizer)", example)

@@ -1,10 +1,12 @@
 """What `SplitLearning` is given: defaults, and what cannot work together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from logging import getLogger
-from typing import TypeAlias
+from operator import index
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -14,12 +16,23 @@ from flwr.serverapp.strategy import (
     FedXgbCyclic,
     Strategy,
 )
+from torch import Tensor, nn
 
 from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
+from flwr_splitfc.exchange import EndpointConfig
+from flwr_splitfc.exchange.protocol.ticket import MOST_UNDER_WAY
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.model import LossFn
+from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.model.cutting import is_server_half
+from flwr_splitfc.model.part_checks import (
+    check_factory,
+    check_function,
+    check_optimizer,
+    check_server_model,
+)
+from flwr_splitfc.settings import check_int64, under_key
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.innermost import innermost, layers
 from flwr_splitfc.strategy.round_robin import RoundRobin
@@ -45,6 +58,22 @@ TorchDevices: TypeAlias = torch.device | str | Sequence[torch.device | str] | No
 logger = getLogger("flwr")
 
 
+def check_parts(
+    server_model: nn.Module,
+    loss_fn: LossFn | None,
+    optimizer: OptimizerFn,
+    scheduler: SchedulerFn | None,
+) -> None:
+    """Refuse what is no model, loss, or maker of an optimizer or a scheduler."""
+    check_server_model(server_model)
+    check_optimizer(optimizer)
+    if loss_fn is not None:
+        check_function("loss_fn", loss_fn, "loss_fn(outputs, labels)")
+    if scheduler is not None:
+        example = "functools.partial(StepLR, step_size=100)"
+        check_factory("scheduler", scheduler, "scheduler(optimizer)", example)
+
+
 def check_devices(devices: Strategy) -> None:
     """Refuse what combines no device halves; warn of a `start` of its own."""
     if not isinstance(devices, Strategy):
@@ -68,6 +97,17 @@ def _check_layer(layer: Strategy) -> None:
             "%s has a start() of its own, which is not called: what it does belongs in "
             "evaluate_fn, callbacks= or save_to=",
             name,
+        )
+
+
+def check_output_codec(
+    output_codec: CutCodec | str | None, loss_fn: LossFn | None
+) -> None:
+    """Refuse a codec of the output where that does not travel."""
+    if loss_fn is not None and output_codec is not None:
+        raise ValueError(
+            "output_codec is for loss_fn=None: "
+            "with a loss_fn the output stays on the server"
         )
 
 
@@ -126,9 +166,61 @@ def as_rules(
     """Return rules of budgets as a tuple."""
     if budgets is None:
         return (NodeConfigBudgets(),)
-    if callable(budgets):
-        return (budgets,)
-    return tuple(budgets)
+    given: Any = budgets
+    if callable(given) or not isinstance(given, Iterable):
+        given = [given]
+    rules: tuple[BudgetRule, ...] = tuple(given)
+    for rule in rules:
+        # a class makes a rule, and is none
+        if not callable(rule) or isinstance(rule, type):
+            raise ValueError(
+                f"budgets is {budgets!r:.100}, wanted a rule or a sequence of rules, "
+                "such as NodeConfigBudgets(); bits for all are the codec's uplink_bits "
+                "and downlink_bits"
+            )
+    return rules
+
+
+def as_seed(seed: SupportsIndex) -> int:
+    """Return a seed as an int, which numpy's are not."""
+    try:
+        number = index(seed)
+    except TypeError:
+        raise ValueError(f"seed is {seed!r:.100}, wanted an integer") from None
+    with under_key("seed"):
+        check_int64(number)
+    return number
+
+
+def check_endpoint(endpoint: EndpointConfig | None) -> None:
+    """Refuse what holds no settings of an endpoint."""
+    if endpoint is not None and not isinstance(endpoint, EndpointConfig):
+        raise ValueError(
+            f"endpoint is {endpoint!r:.100}, wanted an EndpointConfig; "
+            "EndpointConfig.from_run_config makes one of keys such as split-port"
+        )
+
+
+def check_initial_arrays(arrays: ArrayRecord, server_model: nn.Module) -> None:
+    """Refuse the arrays of the whole model, which devices could not load.
+
+    Halves written by hand may have the same names: then nothing is known.
+    """
+    sent = {name: tuple(array.shape) for name, array in arrays.items()}
+    # a JoinedModel's, and those of a model that was cut
+    prefixes = ["server.", ""] if is_server_half(server_model) else ["server."]
+    for prefix in prefixes:
+        of_server = {
+            prefix + name: tuple(entry.shape)
+            for name, entry in server_model.state_dict().items()
+            if isinstance(entry, Tensor)
+        }
+        if of_server and of_server.items() <= sent.items():
+            raise ValueError(
+                "initial_arrays has the server half's entries, too, such as "
+                f"{next(iter(of_server))!r}, wanted those of the device half alone: "
+                "ArrayRecord(device_half.state_dict())"
+            )
 
 
 def check_decoupled(loss_fn: LossFn | None, budgets: Sequence[BudgetRule]) -> None:
@@ -158,8 +250,8 @@ def check_send_every(send_every: int, decoupled: bool) -> None:
 
 def check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
     """Refuse several mini-batches under way where each step waits for the last."""
-    if depth < 1:
-        raise ValueError(f"pipeline_depth is {depth}, wanted 1 or more")
+    if not 1 <= depth <= MOST_UNDER_WAY:
+        raise ValueError(f"pipeline_depth is {depth}, wanted 1 to {MOST_UNDER_WAY}")
     if depth == 1:
         return
     if loss_fn is None:

@@ -4,15 +4,34 @@ import time
 from logging import getLogger
 
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.exchange import Limits
+from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.split_grid import SplitGrid
 from flwr_splitfc.strategy.failed_rounds import RunFailed
+from flwr_splitfc.strategy.innermost import innermost
 
 _POLL_S = 0.1
 _LOG_EVERY_S = 10.0
 
 logger = getLogger("flwr")
+
+
+def wait_for_sampled(grid: Grid, devices: Strategy, purpose: Purpose) -> None:
+    """Wait up to a limit for as many as a strategy samples from.
+
+    Flower's strategies wait without one.
+
+    Raises
+    ------
+    RunFailed
+    """
+    sampler = innermost(devices)
+    if getattr(sampler, f"fraction_{purpose}", 1.0) == 0:
+        return
+    for setting in ("min_available_nodes", f"min_{purpose}_nodes"):
+        wait_for_devices(grid, getattr(sampler, setting, 0), setting)
 
 
 def wait_for_devices(

@@ -176,6 +176,14 @@ def test_the_config_counts_under_any_key(key: str) -> None:
     assert done.steps == 2 * 3
 
 
+@pytest.mark.parametrize("steps", [0, -1, "many", 2.5, True])
+def test_a_number_of_steps_that_is_none_is_told(steps: Any) -> None:
+    with pytest.raises(
+        RunFailed, match=f"has steps-per-turn {steps!r}, wanted a whole number of 1"
+    ):
+        round_of(config={"steps-per-turn": steps})
+
+
 def test_structures_of_tensors_are_batches() -> None:
     class Half(DeviceHalf):
         def forward(self, x: dict[str, Tensor]) -> Tensor:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
+from flwr_splitfc.codec import codec_names
+from flwr_splitfc.settings import Scalar
 from tests.apps.server_runs import run
 
 
@@ -69,6 +71,29 @@ def test_a_run_is_the_same_however_its_codecs_settings_are_given(
     )
     assert by_keys["codec"] == in_a_string["codec"]
     assert by_keys["payload_digest"] == in_a_string["payload_digest"]
+
+
+@pytest.mark.parametrize("prefix", ["", "output-"])
+@pytest.mark.parametrize(
+    ("codec", "key"), [("fedlite", "correction"), ("rand-top-s", "alpha")]
+)
+def test_a_key_of_0_is_a_setting_where_the_codec_takes_it(
+    prefix: str, codec: str, key: str
+) -> None:
+    make = output_codec_of if prefix else codec_of
+    config = {"strategy": "split-learning", f"{prefix}codec": codec}
+    assert make(config).config()[key] != 0
+    assert make({**config, prefix + key: 0.0}).config()[key] == 0
+
+
+@pytest.mark.parametrize("codec", codec_names())
+def test_a_key_of_0_is_not_set_where_the_codec_refuses_it_or_chooses(
+    codec: str,
+) -> None:
+    config: dict[str, Scalar] = {"strategy": "split-learning", "codec": codec}
+    listed = ["uplink-bits", "downlink-bits", "evaluation-bits", "quality"]
+    listed += ["channel-dim", "reduction", "groups"]
+    assert codec_of({**config, **dict.fromkeys(listed, 0)}) == codec_of(config)
 
 
 @pytest.mark.parametrize("prefix", ["", "output-"])

@@ -4,6 +4,7 @@ What it trains, what it writes, and which keys it refuses.
 """
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -25,6 +26,7 @@ from flwr_splitfc import (
 from flwr_splitfc.strategy import CheckpointError
 from tests.apps.server_runs import (
     CROSS_ENTROPY,
+    TEST_SET,
     accuracy,
     joined,
     load_data,
@@ -391,6 +393,87 @@ def whole_run(
     )
     server(grid, Context(1, 1, {}, RecordDict(), config))
     return json.loads((folder / "results.json").read_text())
+
+
+class MovingHalf(nn.Sequential):
+    """Passes in training mode change its buffers, and no two are alike."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm2d(4), nn.Dropout(), ServerHalf())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"strategy": "split-learning"},
+        {"strategy": "split-learning", "replay-steps": 1},
+        {"strategy": "split-learning", "decoupled": True},
+        {"strategy": "splitfed-v1"},
+        {"strategy": "fedavg"},
+    ],
+    ids=lambda config: "-".join(map(str, config.values())),
+)
+def test_what_evaluate_does_to_the_model_is_not_done_to_the_run(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    modes = set()
+
+    def evaluate(model: nn.Module, context: Context) -> dict[str, float]:
+        modes.update(part.training for part in model.modules())
+        x, _ = TEST_SET
+        alike = torch.equal(model(x), model(x))
+        model.train()(100 * x)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+        return {"accuracy": float(alike)}
+
+    adam = torch.optim.Adam
+    head = {"auxiliary": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4))}
+    client = SplitClientApp(
+        DeviceHalf,
+        load_data,
+        adam,
+        server_model=MovingHalf,
+        loss_fn=CROSS_ENTROPY,
+        **head,
+    )
+    digests = []
+    for name, function in (("without", None), ("with", evaluate)):
+        server = SplitServerApp(
+            DeviceHalf, MovingHalf, CROSS_ENTROPY, adam, evaluate=function, **head
+        )
+        results = results_of(
+            server,
+            client,
+            {"num-devices": 3, "results-dir": str(tmp_path / name), **config},
+            workers=0,
+        )
+        digests.append(results.get("payload_digest"))
+    assert modes == {False}
+    assert [row["accuracy"] for row in results["rounds"]] == [1.0, 1.0, 1.0]
+    assert digests[0] == digests[1]
+    if config["strategy"] != "fedavg":
+        assert same(joined(tmp_path / "without"), joined(tmp_path / "with"))
+
+
+def test_a_half_that_cannot_be_copied_is_evaluated_itself(tmp_path: Path) -> None:
+    def server_half(context: Context) -> nn.Module:
+        with warnings.catch_warnings(action="ignore"):
+            normed = nn.utils.weight_norm(nn.Linear(64, 4))
+        return nn.Sequential(nn.Flatten(), normed, nn.Dropout())
+
+    server = SplitServerApp(
+        DeviceHalf,
+        server_half,
+        CROSS_ENTROPY,
+        torch.optim.Adam,
+        evaluate=lambda model, context: {"accuracy": float(model.server.training)},
+    )
+    client = SplitClientApp(DeviceHalf, load_data, torch.optim.Adam)
+    config = {"num-devices": 3, "results-dir": str(tmp_path)}
+    results = results_of(server, client, {**config, "strategy": "split-learning"})
+    assert [row["accuracy"] for row in results["rounds"]] == [0.0, 0.0, 0.0]
 
 
 def test_a_reply_that_flower_cannot_read_fails_its_device_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from flwr_splitfc.codec import (
     AllColumns,
@@ -111,6 +112,20 @@ def test_every_part_says_what_it_does_in_a_line(entry: CodecEntry) -> None:
         assert len(line) <= 84
         assert not line.startswith(part.__name__)  # as dataclasses write themselves
         assert line in entry.summary
+
+
+@pytest.mark.parametrize("name", ["top-s", "rand-top-s"])
+def test_the_summary_of_a_codec_of_entries_says_that_budgets_count(name: str) -> None:
+    (entry,) = (entry for entry in codec_table() if entry.name == name)
+    assert "as the budgets pay for" in entry.summary
+    assert "ignores" not in entry.summary
+    features = torch.randn(16, 64)
+    sizes = []
+    for bits in (1.0, 4.0):
+        cut = cut_codec(name, uplink_bits=bits, downlink_bits=bits)
+        array, _ = cut.encode_features(features)
+        sizes.append(len(array.data))
+    assert sizes[0] < sizes[1]
 
 
 @dataclass(frozen=True)

@@ -121,3 +121,28 @@ def test_any_floating_point_type_is_taken(
     with connect(ticket_message(endpoint)) as server:
         server.loss(HALF(X).to(dtype), Y).backward()
     assert server.metrics()["steps"] == 1
+
+
+def test_numbers_that_are_not_finite(endpoint: SplitEndpoint) -> None:
+    wrong = HALF(X).masked_fill(X.mean() < 1e9, torch.nan)
+    other = HALF(X).detach() + 0.5
+    advice = "hold NaN or inf; .*features.masked_fill"
+    with connect(ticket_message(endpoint)) as server:
+        for call in (server.predict, lambda features: server.loss(features, Y)):
+            alone = rf"the features of shape \(16, 4, 4, 4\) {advice}"
+            refused(call, wrong, error=ValueError, message=alone)
+            second = rf"features \(tensor 2 of 2\) of shape .* {advice}"
+            both = {"other": other, "features": wrong}
+            refused(call, both, error=ValueError, message=second)
+
+
+def test_an_optimizer_that_asks_for_the_loss_several_times(
+    endpoint: SplitEndpoint,
+) -> None:
+    optimizer = torch.optim.LBFGS(HALF.parameters())
+    with pytest.raises(ValueError, match=r"LBFGS .*the server half trains each"):
+        connect(ticket_message(endpoint), optimizer=optimizer)
+    # a loss of the device's own may be asked for as often as it likes
+    codec = cut_codec("float32")
+    with SplitEndpoint(shared_half(), codec, decoupled=True) as decoupled:
+        connect(ticket_message(decoupled), optimizer=optimizer)

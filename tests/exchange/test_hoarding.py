@@ -50,8 +50,20 @@ def zeros(name: str, entries: int) -> pb.Tensor:
         close_frame(state=[pb.Tensor(dtype="d" * 3_000_000)]),
         close_frame(state=[pb.Tensor(shape=[1] * 3_000_000)]),
         close_frame(state=[zeros("a", 1_000_000), zeros("b", 1_000_000)]),
+        close_frame(levels=[0] * 3_000_000),
+        close_frame(levels=[128]),
     ],
-    ids=["state", "optimizer", "name", "longer-name", "dtype", "shape", "bytes"],
+    ids=[
+        "state",
+        "optimizer",
+        "name",
+        "longer-name",
+        "dtype",
+        "shape",
+        "bytes",
+        "levels",
+        "level",
+    ],
 )
 def test_a_close_that_leaves_too_much_is_refused_and_nothing_is_kept(frame):
     states = DeviceStates("per-device")

@@ -44,6 +44,7 @@ def classes() -> torch.Tensor:
     return torch.arange(16 * PLACES).remainder(CLASSES).reshape(16, PLACES)
 
 
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 MSE = nn.MSELoss()
 LOSSES = (
@@ -151,3 +152,72 @@ def test_hostile_labels_change_nothing(half, loss_fn, labels, error, match):
         ):
             server.loss(features(), labels)
         assert same(everything(endpoint), before)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "mark"),
+    [
+        (CROSS_ENTROPY, -100),
+        (IGNORES_255, 255),
+        # one of a user's own may be torch's within
+        (lambda outputs, y: CROSS_ENTROPY(outputs, y), -100),
+    ],
+)
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_batch_without_a_label_that_counts_teaches_nothing(
+    loss_fn, mark, accumulate_steps
+):
+    empty = torch.full((16, PLACES), mark)
+    labels = [classes(), empty, empty, classes()]
+    half = shared_half(
+        seeded(Places), loss_fn, optimizer=SGD, accumulate_steps=accumulate_steps
+    )
+    losses = []
+    with SplitEndpoint(half, cut_codec("float32")) as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            for y in labels:
+                seen = features()
+                loss = server.loss(seen, y)
+                loss.backward()
+                losses.append(loss.item())
+                assert seen.grad.any() == (y is not empty)
+            metrics = server.metrics()
+        traffic = endpoint.ledger.of(1, "train")
+    assert metrics["steps"] == 4
+    assert metrics["num-examples"] == 64
+    assert metrics["train_loss"] == pytest.approx((losses[0] + losses[3]) / 2)
+    assert traffic.loss == pytest.approx(metrics["train_loss"])
+
+    # the optimizer steps all the same, and momentum moves weights
+    alone = seeded(Places)
+    optimizer = SGD(alone.parameters())
+    for number, y in enumerate(labels, start=1):
+        (loss_fn(alone(features()), y) / accumulate_steps).backward()
+        if number % accumulate_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, value in weights(half.half.model).items():
+        torch.testing.assert_close(value, weights(alone)[name])
+
+
+@pytest.mark.parametrize("codec", ["splitfc", "splitfc-rd", "top-s", "int8"])
+def test_codecs_send_the_gradient_of_such_a_batch(codec):
+    half = shared_half(seeded(Places), CROSS_ENTROPY)
+    cut = cut_codec(codec, uplink_bits=4, downlink_bits=4)
+    with SplitEndpoint(half, cut) as endpoint, connect(ticket_message(endpoint)) as it:
+        seen = features()
+        it.loss(seen, torch.full((16, PLACES), -100)).backward()
+        assert not seen.grad.any()
+        assert it.metrics()["train_loss"] == 0.0
+
+
+def test_a_loss_of_nan_with_a_label_that_counts_is_refused():
+    labels = torch.full((16, PLACES), -100)
+    labels[0, 0] = 1
+    weight = torch.ones(CLASSES)
+    weight[1] = 0.0
+    half = shared_half(seeded(Places), nn.CrossEntropyLoss(weight))
+    with SplitEndpoint(half, cut_codec("float32")) as endpoint:
+        message = ticket_message(endpoint)
+        with pytest.raises(StepRefused, match="not finite"), connect(message) as server:
+            server.loss(features(), labels)

@@ -127,7 +127,7 @@ def test_it_equals_accumulated_steps() -> None:
     accumulated.step(*batch(4, seed=100))
     accumulated.accumulate_steps = 3
     # three of it make a step, and the first is over
-    accumulated._steps = 0
+    accumulated._updater.steps = 0
     for features, labels in waiting:
         accumulated.step(features, labels)
     torch.testing.assert_close(weights(merged.model), weights(accumulated.model))

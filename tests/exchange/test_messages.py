@@ -97,12 +97,39 @@ def errors(strategy) -> tuple[float, float]:
     return traffic.feature_error, traffic.gradient_error
 
 
-@pytest.mark.parametrize("codec", ["float32", "splitfc"])
-def test_messages_give_the_run_that_streams_give(codec):
-    options = {
-        "codec": cut_codec(codec, uplink_bits=3, downlink_bits=3),
-        "optimizer_state": "relay",
-    }
+def normalising():
+    """A server half to which channels of all sizes matter."""
+    return nn.Sequential(nn.BatchNorm2d(4), ServerHalf())
+
+
+class UnevenHalf(DeviceHalf):
+    """A device half whose channels differ in size."""
+
+    def forward(self, x):
+        sizes = torch.tensor([1.0, 1.0, 10.0, 100.0])
+        return super().forward(x) * sizes.view(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("cut", "halves"),
+    [
+        (cut_codec("float32"), {}),
+        (cut_codec("splitfc", uplink_bits=3, downlink_bits=3), {}),
+        # which levels channels from a turn's second step on
+        (
+            cut_codec("splitfc-rd", quality=12.5),
+            {
+                "app": SplitClientApp(
+                    UnevenHalf, load_data, ADAM, loss_fn=CROSS_ENTROPY
+                ),
+                "server": normalising,
+                "device": UnevenHalf,
+            },
+        ),
+    ],
+)
+def test_messages_give_the_run_that_streams_give(cut, halves):
+    options = {"codec": cut, "optimizer_state": "relay", **halves}
     by_stream = run(STREAM, **options)
     by_message = run(MESSAGES, **options)
     assert_same_run(by_message, by_stream)

@@ -250,3 +250,17 @@ def test_last_layers_on_the_device_leave_the_server_half_without_a_loss():
         pytest.raises(RuntimeError, match=r"server\.forward"),
     ):
         server.send(seeded(DeviceHalf)(x), y)
+
+
+def test_the_error_of_features_is_of_what_was_sent_whatever_the_loop_writes():
+    draw = torch.Generator().manual_seed(0)
+    with make_endpoint() as endpoint:
+        with connect(ticket_message(endpoint)) as server:
+            for _, y in batches(STEPS):
+                features = torch.randn(len(y), 4, 4, 4, generator=draw)
+                server.send(features, y)
+                # as an auxiliary head that begins in place does
+                features.relu_()
+        traffic = endpoint.ledger.of(1, "train")
+    assert traffic.feature_error_steps == 2
+    assert traffic.feature_error == 0

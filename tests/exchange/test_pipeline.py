@@ -19,7 +19,7 @@ from flwr_splitfc import (
     connect,
     cut_codec,
 )
-from flwr_splitfc.exchange import SplitEndpoint
+from flwr_splitfc.exchange import SplitEndpoint, TicketError
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
@@ -309,6 +309,15 @@ def test_a_depth_that_was_not_agreed_is_refused():
                 server.pipelined(seeded(DeviceHalf), batches(1), depth)
 
 
+def test_a_ticket_for_more_than_a_device_keeps_is_refused():
+    with make_endpoint(2) as endpoint:
+        with pytest.raises(TicketError, match="is 1025, wanted 1024 at most"):
+            connect(ticket_message(endpoint, pipeline_depth=1025))
+        message = ticket_message(endpoint, pipeline_depth=1024)
+        with connect(message) as server:
+            assert server.ticket.pipeline_depth == 1024
+
+
 def make_strategy(**options) -> SplitFC:
     settings = {"loss_fn": nn.CrossEntropyLoss(), "optimizer": ADAM, **options}
     return SplitFC(seeded(ServerHalf), **settings)
@@ -362,3 +371,27 @@ def test_the_app_takes_the_depth_from_the_run_config(precision, tmp_path):
     # the first two losses of the first round are of the same weights, the others not
     assert losses[3] != losses[1]
     assert losses[3][-1] < losses[3][0]
+
+
+class Bounded(nn.Module):
+    """A device half whose forward pass writes into its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 16, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_what_a_forward_pass_writes_into_weights_stays_there(depth):
+    device_half = seeded(Bounded)
+    ids = torch.arange(16).view(4, 4)
+    labels = torch.zeros(4, dtype=torch.int64)
+    assert (device_half.table.weight.norm(dim=1) > 1.5).all()
+    with make_endpoint(depth) as endpoint, connect(ticket_message(endpoint)) as server:
+        for loss in server.pipelined(device_half, [(ids, labels)] * STEPS):
+            loss.backward()
+    assert (device_half.table.weight.norm(dim=1) < 1.0 + 1e-3).all()
+    assert device_half.table.weight.grad.any()

@@ -14,14 +14,16 @@ from flwr_splitfc import (
     SplitClientApp,
     SplitLearning,
     connect,
+    cut_codec,
     trained_only,
 )
-from flwr_splitfc.exchange import has_ticket
+from flwr_splitfc.exchange import SplitEndpoint, has_ticket
 from flwr_splitfc.exchange.device.optimizer_state import start_from
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
+from tests.exchange.server_halves import shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
-from tests.local_grid import LocalGrid
+from tests.local_grid import LocalGrid, ticket_message
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 WEIGHT = seeded(DeviceHalf).layers[0].weight  # the device half's first parameter
@@ -361,3 +363,44 @@ def test_state_of_adapters_is_relayed_past_what_is_frozen() -> None:
     names = [tensor.name for tensor in left]
     assert names == ["0.step", "0.exp_avg", "0.exp_avg_sq"]
     assert list(result.arrays) == ["layers.0.bias"]
+
+
+def test_state_is_of_its_weights_where_a_loop_freezes_them_in_turns() -> None:
+    """As one with two players does: when a turn ends, the first of them is frozen."""
+
+    def half() -> nn.Module:
+        return seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 4, generator=draw), torch.arange(8) % 4
+
+    def turn(model: nn.Module, optimizer: Any, loss_of: Any) -> None:
+        for number in range(4):
+            for player, layer in enumerate(model):
+                layer.requires_grad_(number % 2 == player)
+            optimizer.zero_grad()
+            loss_of(model(x), y).backward()
+            optimizer.step()
+        model.requires_grad_(True)
+
+    server_half = shared_half(
+        seeded(lambda: nn.Linear(4, 4)), optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
+    trained, alone = half(), half()
+    of_alone = ADAM(alone.parameters())
+    states = DeviceStates("relay")
+    with SplitEndpoint(server_half, cut_codec("float32"), states=states) as endpoint:
+        for device in ("0", "1", "2"):
+            optimizer = ADAM(trained.parameters())
+            message = ticket_message(endpoint, device=device)
+            with connect(message, optimizer=optimizer) as server:
+                turn(trained, optimizer, server.loss)
+                # what trains is told when the turn begins
+                trained[0].requires_grad_(False)
+            endpoint.replied(server.ticket.token)
+            trained.requires_grad_(True)
+    server = server_half.half.model
+    for _ in range(3):
+        turn(alone, of_alone, lambda f, y: nn.functional.cross_entropy(server(f), y))
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(trained)[name], value)

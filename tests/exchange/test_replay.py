@@ -50,6 +50,15 @@ def trained(trainer: HalfTrainer, steps: int = 5) -> HalfTrainer:
     return trainer
 
 
+def test_a_prediction_between_a_step_and_its_end_skips_no_replay():
+    asked = half()
+    for seed in range(5):
+        begun = asked.begin_step(*batch(seed))
+        asked.predict(batch(seed)[0])
+        begun.finish()
+    assert same(weights(asked.model), weights(trained(half()).model))
+
+
 def test_each_batch_is_followed_by_the_one_before_it(monkeypatch):
     model = seeded(partial(nn.Linear, FEATURES, CLASSES))
     optimizer = SGD(model.parameters())
@@ -74,11 +83,26 @@ def test_each_batch_is_followed_by_the_one_before_it(monkeypatch):
     assert trainer.steps == 4
 
 
-def test_a_batch_without_room_is_not_kept(monkeypatch):
+def test_a_batch_without_room_is_not_kept_and_warned_of_once(monkeypatch, caplog):
     monkeypatch.setattr(replay_memory, "MOST_BYTES", BATCH_BYTES - 1)
-    assert same(
-        weights(trained(half()).model), weights(trained(half(replay_steps=0)).model)
-    )
+    with caplog.at_level("WARNING", "flwr"):
+        kept_none = trained(half())
+    assert same(weights(kept_none.model), weights(trained(half(replay_steps=0)).model))
+    [record] = caplog.records
+    assert "is not replayed: replay_steps keeps" in record.getMessage()
+
+
+def test_a_batch_without_room_drops_no_other(monkeypatch):
+    """A device may send one: the others' are still replayed."""
+    monkeypatch.setattr(replay_memory, "MOST_BYTES", 2 * BATCH_BYTES)
+    memory = replay_memory.ReplayMemory()
+    kept = replay_memory.KeptBatch.of(*batch(0))
+    memory.keep(kept)
+    x, y = batch(1)
+    memory.keep(replay_memory.KeptBatch.of(x.repeat(3, 1), y.repeat(3)))
+    drawn = memory.draw(torch.Generator())
+    assert drawn is not None
+    assert torch.equal(drawn.features, kept.features)
 
 
 def test_the_same_seed_draws_the_same_batches():

@@ -207,6 +207,23 @@ def test_predict_gives_the_output_in_evaluation(endpoint):
     assert endpoint.ledger.of(1, "evaluate").downlink_bytes["logits"] == 16 * 32 * 4
 
 
+class Narrow(nn.Linear):
+    """Layers in the middle that compute in bfloat16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(1).bfloat16())
+
+
+def test_predictions_for_last_layers_are_float32_as_outputs_are():
+    last = seeded(tail)
+    endpoint = make_endpoint(lambda: Narrow(64, 32).bfloat16())
+    with endpoint, connect(ticket_message(endpoint)) as server:
+        output = server.forward(features())
+        predicted = server.predict(features())
+        assert last(predicted).dtype == last(output).dtype == torch.float32
+        torch.testing.assert_close(predicted, output, atol=1e-2, rtol=0.0)
+
+
 # -- misuse on the device
 
 

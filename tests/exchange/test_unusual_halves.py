@@ -622,3 +622,172 @@ def test_state_is_relayed_whoever_the_next_device_is(optimizer: Any) -> None:
         return result.arrays.to_torch_state_dict()
 
     assert same(trained(devices=3), trained(devices=2))
+
+
+# -- an optimizer of a part ------------------------------------------------------------
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 4))
+
+
+def last_layer(parameters: Any) -> torch.optim.Optimizer:
+    return SGD(list(parameters)[2:])
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_clip_is_of_the_weights_that_the_optimizer_steps(
+    accumulate_steps: int,
+) -> None:
+    alone = made(two_layers)
+    optimizer = last_layer(alone.parameters())
+    for number, (x, y) in enumerate(mini_batches(), start=1):
+        (LOSS(alone(x), y) / accumulate_steps).backward()
+        if number % accumulate_steps == 0:
+            clip_grad_norm_(alone[2].parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    half = HalfTrainer(
+        made(two_layers),
+        LOSS,
+        last_layer,
+        max_grad_norm=0.1,
+        accumulate_steps=accumulate_steps,
+        device="cpu",
+    )
+    for x, y in mini_batches():
+        half.step(x, y)
+    wanted = weights(alone)
+    for name, value in weights(half.model).items():
+        torch.testing.assert_close(value, wanted[name])
+
+
+def test_weights_that_join_the_optimizer_later_start_without_a_gradient() -> None:
+    half = HalfTrainer(made(two_layers), LOSS, last_layer, device="cpu")
+    (x, y), (next_x, next_y), *_ = mini_batches()
+    half.step(x, y)
+    first = half.model[0].weight
+    half.optimizer.add_param_group({"params": [first]})
+    alone = deepcopy(half.model)
+    LOSS(alone(next_x), next_y).backward()
+    half.step(next_x, next_y)
+    torch.testing.assert_close(first, alone[0].weight - 0.1 * alone[0].weight.grad)
+
+
+def test_a_checkpoint_with_gradients_of_weights_that_are_not_stepped_is_taken() -> None:
+    """Earlier versions kept them."""
+    half = HalfTrainer(
+        made(two_layers), LOSS, last_layer, max_grad_norm=0.1, device="cpu"
+    )
+    (x, y), (other_x, other_y), *_ = mini_batches()
+    half.step(x, y)
+    state = deepcopy(half.state_dict())
+    half.step(other_x, other_y)
+    state["gradients"][0] = torch.full((5, FEATURES), 1e3)
+    again = HalfTrainer(
+        made(two_layers), LOSS, last_layer, max_grad_norm=0.1, device="cpu"
+    )
+    again.load_state_dict(state)
+    again.step(other_x, other_y)
+    assert same(weights(again.model), weights(half.model))
+
+
+# -- losses that reach into the half ---------------------------------------------------
+
+
+class Balanced(nn.Linear):
+    """Leaves a penalty in itself, and returns it in training if asked to."""
+
+    def __init__(self, *, returns: bool = False) -> None:
+        super().__init__(FEATURES, 4)
+        self.returns = returns
+        self.penalty = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Any:
+        output = super().forward(x)
+        self.penalty = output.square().mean()
+        return (output, self.penalty) if self.returns and self.training else output
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return LOSS(output, y) + self.penalty
+
+
+class Task:
+    """Holds a half beside its losses."""
+
+    def __init__(self, half: Balanced) -> None:
+        self.halves = [half]
+        self.criterion = LOSS
+
+    def plain(self, output: Tensor, y: Tensor) -> Tensor:
+        return self.criterion(output, y)
+
+    def penalised(self, output: Tensor, y: Tensor) -> Tensor:
+        return self.plain(output, y) + self.of_weights()
+
+    def of_weights(self) -> Tensor:
+        return self.halves[0].weight.square().sum()
+
+    __call__ = penalised
+
+
+def with_weights(output: Tensor, y: Tensor, parameters: list[Tensor]) -> Tensor:
+    return LOSS(output, y) + sum(p.square().sum() for p in parameters)
+
+
+def closure_over(half: Balanced) -> Any:
+    def of_weights() -> Tensor:
+        return sum(p.square().sum() for p in half.parameters())
+
+    return lambda output, y: LOSS(output, y) + of_weights()
+
+
+REACHING: list[Any] = [
+    closure_over,
+    lambda half: lambda output, y: LOSS(output, y) + half.penalty,
+    lambda half: lambda output, y, own=half.weight: LOSS(output, y) + own.sum(),
+    lambda half: partial(with_weights, parameters=list(half.parameters())),
+    lambda half: half.loss,
+    lambda half: Task(half).penalised,
+    Task,
+]
+APART: list[Any] = [
+    lambda half: LOSS,
+    lambda half: partial(nn.functional.cross_entropy, label_smoothing=0.1),
+    lambda half: lambda output, y: LOSS(output, y),
+    lambda half: Task(half).plain,
+    lambda half: closure_over(Balanced()),
+]
+
+
+@pytest.mark.parametrize("loss_of", REACHING)
+def test_a_loss_that_reaches_into_the_half_is_refused_for_copies(loss_of: Any) -> None:
+    half = made(Balanced)
+    loss = loss_of(half)
+    SplitLearning(half, loss, SGD, device="cpu")
+    with pytest.raises(ValueError, match="loss_fn reaches into the original"):
+        SplitFedV1(half, loss, SGD, device="cpu")
+
+
+@pytest.mark.parametrize("loss_of", APART)
+def test_a_loss_that_does_not_is_taken(loss_of: Any) -> None:
+    half = made(Balanced)
+    SplitFedV1(half, loss_of(half), SGD, device="cpu")
+
+
+def test_a_copy_trains_with_a_penalty_that_it_returns() -> None:
+    def loss(output: Any, y: Tensor) -> Tensor:
+        logits, penalty = output
+        return LOSS(logits, y) + penalty
+
+    alone = made(partial(Balanced, returns=True))
+    half = HalfTrainer(deepcopy(alone), loss, SGD, device="cpu")
+    optimizer = SGD(alone.parameters())
+    copy = half.copy(seed=0)
+    for x, y in mini_batches():
+        optimizer.zero_grad()
+        loss(alone(x), y).backward()
+        optimizer.step()
+        copy.step(x, y)
+    assert same(weights(copy.model), weights(alone))
+    assert copy.predict(x).shape == (8, 4)

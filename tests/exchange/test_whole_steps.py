@@ -133,6 +133,22 @@ def test_honest_steps_go_on_after_a_device_that_raises_its_scale_step_by_step():
         trainer.step(*batch(seed=seed))
 
 
+def test_honest_steps_towards_large_labels_are_made() -> None:
+    """As of prices: outputs and their gradients grow with the labels, and are many."""
+
+    def half() -> nn.Module:
+        hidden = [nn.Linear(64, 64), nn.ReLU()]
+        return nn.Sequential(nn.Flatten(), *hidden, *deepcopy(hidden), nn.Linear(64, 1))
+
+    prices = partial(nn.functional.l1_loss)
+    trainer = make_trainer(half, ADAM, loss_fn=prices)
+    for seed in range(250):
+        features, _ = batch(rows=256, seed=seed)
+        labels = 2e6 * features.mean((1, 2, 3)).unsqueeze(1)
+        trainer.step(features, labels)
+    assert trainer.steps == 250
+
+
 # -- errors that are none of ours ------------------------------------------------------
 
 
@@ -337,6 +353,16 @@ def test_a_step_after_its_answer_is_made_without_what_is_accumulated():
 
 
 # -- in a session ----------------------------------------------------------------------
+
+
+def test_a_prediction_applies_a_begun_step_as_any_other_call_does():
+    trainer = make_trainer()
+    before = all_of(trainer)
+    begun = trainer.begin_step(*batch(1e16))
+    trainer.predict(batch()[0])
+    with pytest.raises(StepRefused):
+        begun.finish()
+    assert equal(all_of(trainer), before)
 
 
 def test_a_scheduler_that_is_through_ends_the_session_and_not_the_weights():

@@ -15,7 +15,7 @@ from flwr.clientapp import mod as flower_mods
 from flwr.serverapp import strategy as flower_strategies
 from torch import nn
 
-from flwr_splitfc import SplitFC
+from flwr_splitfc import EndpointConfig, SplitFC
 from tests.halves import DeviceHalf, ServerHalf, seeded
 from tests.local_grid import LocalGrid
 from tests.strategy.test_flower_features import (
@@ -106,11 +106,30 @@ def of_mod(name: str, *, in_training: bool) -> Feature:
     return Feature(written, with_it)
 
 
+def of_mod_by_messages(name: str) -> Feature:
+    endpoint = EndpointConfig(transport="messages")
+    settings = STRATEGY_SETTINGS.get(name, {})
+
+    def with_it() -> Any:
+        devices = make_strategy(MOD_STRATEGY.get(name, "FedAvg"))
+        app = whole_app([], [make_mod(name)])
+        return run(app, devices=devices, endpoint=endpoint, **settings)
+
+    arguments = ['endpoint=EndpointConfig(transport="messages")']
+    arguments += [f'{key}="{value}"' for key, value in settings.items()]
+    return Feature(
+        f"SplitClientApp(..., train_mods=[{name}]) and "
+        f"SplitFC(..., {', '.join(arguments)})",
+        with_it,
+    )
+
+
 FEATURES = [
     *[of_strategy(name) for name in STRATEGIES],
     *[around(name) for name in DP_OPTIONS],
     *[of_mod(name, in_training=True) for name in MODS],
     *[of_mod(name, in_training=False) for name in MODS],
+    *[of_mod_by_messages(name) for name in MODS],
 ]
 
 

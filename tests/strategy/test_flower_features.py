@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
 from flwr_splitfc import (
+    EndpointConfig,
     RoundRobin,
     RunFailed,
     SplitClientApp,
@@ -168,6 +169,16 @@ def test_a_mod_that_evaluation_cannot_have_says_where_it_belongs(
             assert "app.train(mods=[...]), or train_mods of SplitClientApp" in why
         # it trained
         assert row["steps"] == 2 * DEVICES
+
+
+@pytest.mark.parametrize("name", ["LocalDpMod", "fixedclipping_mod"])
+def test_a_mod_that_messages_cannot_have_names_the_transport(name: str) -> None:
+    devices = make_strategy(MOD_STRATEGY.get(name, "FedAvg"))
+    app = whole_app([], [make_mod(name)])
+    settings = STRATEGY_SETTINGS.get(name, {})
+    endpoint = EndpointConfig(transport="messages")
+    with pytest.raises(RunFailed, match=r'found 0 .* transport "stream"'):
+        run(app, devices=devices, endpoint=endpoint, **settings)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -17,10 +18,12 @@ from torch import nn
 
 from flwr_splitfc import (
     JoinedModel,
+    NodeConfigBudgets,
     RoundRobin,
     RunFailed,
     SplitClientApp,
     SplitFC,
+    SplitFedV1,
     SplitLearning,
     answer_device_query,
     connect,
@@ -191,6 +194,72 @@ def test_it_learns_and_evaluates_on_devices_and_centrally():
     assert on_devices["num-examples"] == 160
     assert on_devices["uplink_bits_per_entry"] == 16
     assert on_devices["uplink_labels_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        (SplitLearning, {}),
+        (SplitLearning, {"pipeline_depth": 3}),
+        (SplitLearning, {"replay_steps": 2}),
+        (SplitLearning, {"merge_steps": 3, "devices": FedAvg(fraction_evaluate=0.0)}),
+        (SplitFedV1, {"devices": FedAvg(fraction_evaluate=0.0)}),
+    ],
+    ids=["in-turn", "pipelined", "replayed", "merged", "copies"],
+)
+def test_training_goes_on_in_training_mode_after_the_model_was_joined(
+    strategy, options
+):
+    modes = []
+
+    class Watched(ServerHalf):
+        def forward(self, x):
+            modes.append({part.training for part in self.modules()})
+            return super().forward(x)
+
+    options = {"devices": RoundRobin(fraction_evaluate=0.0), **options}
+    made = strategy(Watched(), CROSS_ENTROPY, ADAM, device="cpu", **options)
+
+    def evaluate(server_round, arrays):
+        joined = made.joined_model(DeviceHalf(), arrays)
+        assert not any(part.training for part in joined.modules())
+        return MetricRecord({"rounds": server_round})
+
+    made.start(LocalGrid(app(), 3), arrays(), 2, evaluate_fn=evaluate)
+    assert len(modes) >= 10
+    assert all(mode == {True} for mode in modes)
+
+
+def cut_model():
+    return nn.Sequential(*DeviceHalf().layers, *ServerHalf().layers)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_arrays_of_the_whole_model_are_refused_at_the_start(joined, tmp_path):
+    half, server_half = split_at(cut_model(), 2)
+    whole = JoinedModel(half, server_half) if joined else cut_model()
+    options = {"checkpoint": tmp_path, "save_to": tmp_path}
+    strategy = SplitLearning(server_half, CROSS_ENTROPY, ADAM, **options)
+    wanted = "initial_arrays has the server half's entries, too, such as 'server.4.wei"
+    if not joined:
+        wanted = wanted.replace("server.", "")
+    with pytest.raises(ValueError, match=wanted):
+        strategy.start(LocalGrid(app(), 2), ArrayRecord(whole.state_dict()), 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_halves_by_hand_may_have_the_same_names():
+    def device_half():
+        first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second)
+
+    server_half = nn.Sequential(nn.ReLU(), nn.Linear(64, 64))
+    whole = ArrayRecord(device_half().state_dict())
+    assert set(server_half.state_dict()) < set(whole)
+    strategy = SplitLearning(server_half, CROSS_ENTROPY, ADAM, devices=alone())
+    client = SplitClientApp(device_half, load_data, ADAM)
+    result = strategy.start(LocalGrid(client, 1), whole, 1)
+    assert result.train_metrics_clientapp[1]["steps"] == 5
 
 
 def test_without_a_ticket_the_same_app_trains_the_joined_model():
@@ -531,6 +600,39 @@ def test_settings_out_of_range():
             split(**options)
     with pytest.raises(ValueError, match="output_codec is for loss_fn=None"):
         split(output_codec="splitfc")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("budgets", "throughput 0.05s"),
+        ("budgets", (0.2, 0.4)),
+        ("budgets", 0.2),
+        ("budgets", NodeConfigBudgets),
+        ("budgets", [NodeConfigBudgets(), NodeConfigBudgets]),
+        ("seed", None),
+        ("seed", 1.5),
+        ("seed", "1"),
+        ("seed", 2**70),
+        ("feature_shape", 400),
+        ("feature_shape", "400"),
+        ("feature_shape", {"hidden": 400}),
+        ("feature_shape", [(4, 4), 4.0]),
+        ("endpoint", {"split-port": 1}),
+    ],
+)
+def test_an_argument_of_a_wrong_kind_is_named_at_once(option, value):
+    with pytest.raises(ValueError, match=f"^{option}"):
+        split(**{option: value})
+
+
+def test_numbers_of_numpy_are_whole_numbers():
+    def digest(seed, size):
+        strategy = split(seed=seed, feature_shape=(size, None, size))
+        strategy.start(LocalGrid(app(), 2), arrays(), 1)
+        return strategy.ledger.digest()
+
+    assert digest(np.int64(3), np.int32(4)) == digest(3, 4)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def train_model(msg: Message, context: Context) -> Message:
     with session_for(msg, context, criterion, optimizer=optimizer) as server:
         torch.manual_seed(server.seed)  # which draws the batches
         train(model, server.loss, optimizer, batches, settings.local_epochs)
-        metrics = MetricRecord({**server.metrics()})
+        metrics = MetricRecord(server.metrics())
     arrays = ArrayRecord(model.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=msg)
 

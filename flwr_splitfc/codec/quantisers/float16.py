@@ -17,7 +17,7 @@ _BLOCK_ENTRIES: Final = 2**17  # that stay in the cache
 
 @dataclass(frozen=True)
 class Float16(Quantiser):
-    """Sends every entry as float16, clamped to +-65504; ignores the budget.
+    """Sends entries as float16, clamped to +-65504, whatever the budget.
 
     Examples
     --------

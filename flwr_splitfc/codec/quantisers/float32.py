@@ -14,7 +14,7 @@ from flwr_splitfc.codec.statistics import check_entries
 
 @dataclass(frozen=True)
 class Float32(Quantiser):
-    """Sends every entry as float32; ignores the budget.
+    """Sends entries as float32, whatever the budget.
 
     Examples
     --------

@@ -33,7 +33,7 @@ _FEWEST_ROWS = 64
 
 @dataclass(frozen=True)
 class Int8(Quantiser):
-    """Sends every entry as one of 256 even levels; ignores the budget.
+    """Sends entries as one of 256 even levels, whatever the budget.
 
     Levels reach from a column's least entry to its greatest, or with fewer than 64 rows
     from the matrix's. Reconstructed: the paper learns the intervals in training and has

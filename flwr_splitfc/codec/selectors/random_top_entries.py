@@ -21,7 +21,7 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 
 @dataclass(frozen=True)
 class RandomTopEntries(EntrySelector):
-    """Keeps ``S`` entries of every row at random, mostly those of largest magnitude.
+    """Keeps entries of every row at random, mostly the largest, as the budgets pay for.
 
     RandTop-S (2305.18469). What is drawn is sent as it is, unscaled. Without training
     the S largest are kept.

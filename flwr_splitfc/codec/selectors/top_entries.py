@@ -12,7 +12,7 @@ from flwr_splitfc.codec.selectors.entry_selector import EntrySelector, largest_e
 
 @dataclass(frozen=True)
 class TopEntries(EntrySelector):
-    """Keeps the ``S`` entries of largest magnitude of every row.
+    """Keeps the largest entries of every row, as many as the budgets pay for.
 
     Top-S; the paper, 2305.18469, calls it top-k.
     """

@@ -1,10 +1,11 @@
 """What a comparison found, in a sentence."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from flwr_splitfc.compare.report.rows import MethodRow
 from flwr_splitfc.compare.report.run_totals import RUN_COLUMNS
-from flwr_splitfc.run.columns import megabytes
+from flwr_splitfc.run.columns import known, megabytes
 
 _NUMBERS = {number.key: number for number in RUN_COLUMNS}
 
@@ -12,7 +13,8 @@ _NUMBERS = {number.key: number for number in RUN_COLUMNS}
 def headline(rows: Sequence[MethodRow], target: float | None) -> str:
     """Say which method moved the fewest bytes to the target, and what that costs.
 
-    All numbers are means over the seeds.
+    Where no accuracy was measured, say which is best by the runs' ``best-metric``. All
+    numbers are means over the seeds.
 
     Parameters
     ----------
@@ -22,7 +24,7 @@ def headline(rows: Sequence[MethodRow], target: float | None) -> str:
     """
     evaluated = [row for row in rows if row.seeds and _accuracy(row) is not None]
     if not evaluated:
-        return "No run was evaluated."
+        return _without_accuracy(rows)
     best = max(evaluated, key=lambda row: _number(row, "accuracy"))
     reached = [row for row in evaluated if row.mean(_NUMBERS["target_bytes"])]
     if not reached or target is None:
@@ -38,6 +40,29 @@ def headline(rows: Sequence[MethodRow], target: float | None) -> str:
         f"Its final accuracy is {_final(least)}; the highest is that of "
         f"{best.label}, {_final(best)}."
     )
+
+
+def _without_accuracy(rows: Sequence[MethodRow]) -> str:
+    """Say which method is best by the metric of all runs, or what that might be."""
+    runs = [totals for row in rows for totals in row.totals]
+    metrics = known({totals.best_metric for totals in runs})
+    measured = [row for row in rows if row.mean(_NUMBERS["metric"]) is not None]
+    if measured and len(metrics) == 1:
+        (metric,) = metrics
+        best_of = min if metric.better == "lowest" else max
+        best = best_of(measured, key=_metric)
+        return (
+            f"The {metric.better} final {metric.name} is that of {best.label}, "
+            f"{_metric(best):.4g}."
+        )
+    names = dict.fromkeys(chain(*(totals.evaluation_names for totals in runs)))
+    if names:
+        there = ", ".join(names)
+        return (
+            f"No run measured an accuracy. Evaluation gave {there}: name one as "
+            "best-metric, and it has a column."
+        )
+    return "No run was evaluated."
 
 
 def _others(least: MethodRow, reached: Sequence[MethodRow]) -> str:
@@ -61,6 +86,10 @@ def _two_digits(ratio: float) -> str:
 
 def _accuracy(row: MethodRow) -> float | None:
     return row.mean(_NUMBERS["accuracy"])
+
+
+def _metric(row: MethodRow) -> float:
+    return _number(row, "metric")
 
 
 def _final(row: MethodRow) -> str:

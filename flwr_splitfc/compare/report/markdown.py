@@ -16,6 +16,7 @@ _ABOUT_ACCURACY = (
     "Accuracy is the last one that was measured: mean over the seeds, "
     "± sample standard deviation"
 )
+_ABOUT_METRIC = "`metric` is the last {names}, which the key `best-metric` names."
 _ABOUT_BYTES = (
     "MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of "
     "the features and gradients of training, `total` is of everything; `times fewer` "
@@ -74,7 +75,8 @@ def _escaped(text: str) -> str:
 
 def legend(rows: Sequence[MethodRow], link: RadioLink, target: float | None) -> str:
     """Explain the columns."""
-    sentences = [_about_accuracy(rows), _ABOUT_BYTES, _ABOUT_LINK.format(link=link)]
+    sentences = [_about_accuracy(rows), *_about_metric(rows), _ABOUT_BYTES]
+    sentences.append(_ABOUT_LINK.format(link=link))
     if target:
         sentences.append(_ABOUT_TARGET.format(percent=100 * target))
     sentences += _about_leakage(rows)
@@ -104,6 +106,14 @@ def _about_accuracy(rows: Sequence[MethodRow]) -> str:
             clauses.append(column.number.about)
     clauses.append("the other columns are means")
     return "; ".join(clauses) + "."
+
+
+def _about_metric(rows: Sequence[MethodRow]) -> list[str]:
+    """Name the metrics of the runs, where they have one."""
+    runs = [totals for row in rows for totals in row.totals]
+    metrics = known(totals.best_metric for totals in runs if totals.metric is not None)
+    names = " or ".join(dict.fromkeys(metric.name for metric in metrics))
+    return [_ABOUT_METRIC.format(names=names)] if names else []
 
 
 def _lacks_times(row: MethodRow) -> bool:

@@ -1,5 +1,6 @@
 """The rows of a comparison's tables, one per method and budget, and their columns."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -161,10 +162,10 @@ def shows_note(row: MethodRow, column: Column[MethodRow]) -> bool:
 
 
 def sort_value(row: MethodRow, column: Column[MethodRow]) -> float | str:
-    """Return what a column is sorted by: its value, -1 where there is none."""
+    """Return what a column is sorted by: its value, below all where there is none."""
     value = column.value(row)
     if value is None:
-        return -1.0
+        return -sys.float_info.max
     if column is BUDGET:
         uplink_bits, _ = value
         return float(uplink_bits)

@@ -19,8 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
+from math import isfinite
 from typing import Any, Literal, TypeAlias
 
+from flwr_splitfc.callbacks.round_metric import RoundMetric
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.exchange.server.traffic import (
@@ -33,6 +36,7 @@ from flwr_splitfc.run.columns import NO_VALUE, Column, last_known, megabytes, pe
 from flwr_splitfc.run.rounds import Round
 
 _FLOAT32_BYTES = 4
+_ACCURACIES = ("accuracy", "device_accuracy")  # which have columns of their own
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,31 @@ class RunTotals:
     def device_accuracy(self) -> float | None:
         """The last one that devices measured beside the server."""
         return last_known(done.device_accuracy for done in self._rounds)
+
+    # -- other numbers of evaluation
+
+    @cached_property
+    def best_metric(self) -> RoundMetric | None:
+        """What ``best-metric`` of the run-config names; None for an accuracy."""
+        text = self.results.get("run_config", {}).get("best-metric", "")
+        try:
+            named = RoundMetric.parse(str(text))
+        except ValueError:
+            return None  # it names none
+        return None if named.name in _ACCURACIES else named
+
+    @property
+    def metric(self) -> float | None:
+        """The last value of `best_metric`; None where that is no finite number."""
+        if self.best_metric is None:
+            return None
+        last = last_known(self.best_metric.of(self._rounds))
+        return last if last is not None and isfinite(last) else None
+
+    @property
+    def evaluation_names(self) -> list[str]:
+        """The names of what the app's evaluation returned, but for an accuracy."""
+        return list(dict.fromkeys(chain(*(done.evaluation for done in self._rounds))))
 
     # -- what features give away
 
@@ -327,6 +356,14 @@ RUN_COLUMNS = [
         spread=True,
         only_if_known=True,
         about="`on devices` is what devices found with features coded as for inference",
+    ),
+    NumberColumn(
+        "metric",
+        "metric",
+        "{:.4g}".format,
+        part="accuracy",
+        spread=True,
+        only_if_known=True,
     ),
     *LEAKED_COLUMNS,
     NumberColumn("rounds", "rounds"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from flwr_splitfc.exchange.protocol.parts import MOST_DEPTH, MOST_PARTS
-from flwr_splitfc.model.structures import Structure, leaves_of, shapes_of
+from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of, shapes_of
 
 _WANTED = "wanted floating point features of shape (B, ...), the device half's output"
 _STRUCTURES = "a Tensor, or a tuple, list or dict of them"
@@ -107,6 +107,27 @@ def _check_features(call: str, features: Tensor) -> None:
         )
 
 
+def check_numbers(features: Structure) -> None:
+    """Refuse features that hold NaN or infinity, which no codec takes.
+
+    It reads all of them, so it is for those that a codec has refused.
+
+    Raises
+    ------
+    ValueError
+    """
+    tensors = float_tensors(features)
+    for number, tensor in enumerate(tensors, start=1):
+        if tensor.isfinite().all():
+            continue
+        place = f" (tensor {number} of {len(tensors)})" if len(tensors) > 1 else ""
+        raise ValueError(
+            f"the features{place} of shape {tuple(tensor.shape)} hold NaN or inf; all "
+            "values must be finite. Where these mark what is missing, send zeros and "
+            'the mask beside: {"features": features.masked_fill(mask, 0), "mask": mask}'
+        )
+
+
 def check_labels(call: str, labels: object) -> None:
     """Refuse labels that cannot go up, as `check_features` does.
 
@@ -125,12 +146,21 @@ def check_labels(call: str, labels: object) -> None:
         raise ValueError(f"{call} got labels of shape (), {wanted}")
 
 
-def check_optimizer(optimizer: object) -> None:
-    """Refuse what is no optimizer, before a turn of work that could not be kept.
+def check_optimizer(optimizer: object, *, decoupled: bool) -> None:
+    """Refuse an optimizer before a turn of work that would be lost, or of no use.
+
+    Parameters
+    ----------
+    optimizer : object
+    decoupled : bool
+        Whether the device half learns from a loss of its own.
 
     Raises
     ------
     TypeError
+        It is none.
+    ValueError
+        Its steps ask for the server half's loss several times.
     """
     # not by its class: what wraps an optimizer may have another
     if not hasattr(optimizer, "param_groups"):
@@ -139,6 +169,11 @@ def check_optimizer(optimizer: object) -> None:
             "torch.optim.Optimizer: in place of two, make one with two groups of "
             "parameters, or give the session none and the strategy "
             "optimizer_state='fresh'"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS) and not decoupled:
+        raise ValueError(
+            "LBFGS computes the loss of a mini-batch several times in a step, and the "
+            "server half trains each time: use another optimizer for the device half"
         )
 
 

@@ -23,10 +23,21 @@ from flwr_splitfc.exchange.protocol.model_record import (
     versions_record,
 )
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
+from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 
 _START_KEY = "model-codec-start."
 _CODEC_KEY = "model-codec-bits."
 """Before the keys of models in the node's context, while a turn is interrupted."""
+
+_EVALUATION_HINT = (
+    "In evaluation no model comes back. Give a mod that wants one to training alone: "
+    "app.train(mods=[...]), or train_mods of SplitClientApp"
+)
+_MESSAGES_HINT = (
+    'With split-transport "messages" a turn is many messages, and mods run for each: '
+    "only the first brings the model, and only the last reply takes it back. A mod "
+    'that wants one needs the transport "stream"'
+)
 
 _Start: TypeAlias = dict[str, tuple[ArrayRecord, ModelCodec]]
 """The models that a turn starts from, and how their changes are coded."""
@@ -85,10 +96,9 @@ def _error_of_mod(message: Message, reply: Message) -> Message:
     """Return the error of a mod between, which may reply to the app's reply."""
     reason = reply.error.reason
     if message.metadata.message_type.startswith("evaluate"):
-        reason = (
-            f"{reason} (In evaluation no model comes back. Give a mod that wants one "
-            "to training alone: app.train(mods=[...]), or train_mods of SplitClientApp)"
-        )
+        reason = f"{reason} ({_EVALUATION_HINT})"
+    elif has_ticket(message) and Ticket.from_message(message).is_for_messages:
+        reason = f"{reason} ({_MESSAGES_HINT})"
     return Message(Error(reply.error.code, reason), reply_to=message)
 
 

@@ -35,8 +35,20 @@ A code that is right on average is too large in a maximum of many codes.
 logger = getLogger("flwr")
 
 
+def trained_places(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Return which of an optimizer's parameters train now, by their places among all.
+
+    A turn numbers state by those that train when it begins, as the turn before did: a
+    loop may freeze some of them and train others meanwhile.
+    """
+    return list(_trained(_parameters(optimizer)))
+
+
 def pack_optimizer(
-    optimizer: torch.optim.Optimizer, bits: int, seed: int
+    optimizer: torch.optim.Optimizer,
+    bits: int,
+    seed: int,
+    places: Sequence[int] | None = None,
 ) -> list[pb.Tensor]:
     """Return the optimizer's state in wire form, at so many bits an entry.
 
@@ -46,28 +58,40 @@ def pack_optimizer(
     bits : int
     seed : int
         Of the turn: a turn that is repeated leaves the same bytes.
+    places : sequence of int, optional
+        As for `optimizer_tensors`.
     """
     if any(group.get("centered") for group in optimizer.param_groups):
         # RMSprop takes one tensor less the square of another for a variance; coded, it
         # would be negative now and then
         bits = EXACT_BITS
     frames = []
-    for name, tensor in optimizer_tensors(optimizer).items():
+    for name, tensor in optimizer_tensors(optimizer, places).items():
         _, _, key = name.partition(".")
         own_bits = EXACT_BITS if key in _MAXIMA else bits
         frames.append(pack_state(name, tensor, own_bits, seed))
     return frames
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, places: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """Return the optimizer's state as a flat dict with keys such as ``"0.exp_avg"``.
 
     The number is the parameter's among those that train. Settings (learning rate, ...)
     are not state: they stay what the device's own code says.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    places : sequence of int, optional
+        Of the parameters that train, from `trained_places`; default as it is now.
     """
     tensors = {}
     parameters = _parameters(optimizer)
-    numbers = {index: number for number, index in enumerate(_trained(parameters))}
+    if places is None:
+        places = trained_places(optimizer)
+    numbers = {index: number for number, index in enumerate(places)}
     for index, state in optimizer.state_dict()["state"].items():
         # what is of no parameter is the optimizer's own affair
         number = numbers.get(index, index)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -68,10 +69,18 @@ def _on_kept_weights(model: nn.Module, x: Structure) -> Structure:
     """Return the features of a forward pass whose backward pass may come later.
 
     The optimizer changes weights in place, and a backward pass needs those of its
-    forward pass: it goes through copies, and on to the weights themselves.
+    forward pass: it goes through copies, and on to the weights themselves. What it
+    writes into a copy, as an embedding with ``max_norm`` does, is written into the
+    weight, too.
     """
+    weights = dict(model.named_parameters())
     copies = {
-        name: weight.clone() if weight.requires_grad else weight
-        for name, weight in model.named_parameters()
+        name: weight.clone() for name, weight in weights.items() if weight.requires_grad
     }
-    return functional_call(model, copies, (x,))
+    features = functional_call(model, copies, (x,))
+    with torch.no_grad():
+        for name, copy in copies.items():
+            # a fresh copy is of version 0
+            if copy._version > 0:
+                weights[name].copy_(copy)
+    return features

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from flwr.app import Context, Message
@@ -16,7 +17,11 @@ from flwr_splitfc.exchange.device.batch_checks import (
     check_optimizer,
 )
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
-from flwr_splitfc.exchange.device.optimizer_state import pack_optimizer, start_from_kept
+from flwr_splitfc.exchange.device.optimizer_state import (
+    pack_optimizer,
+    start_from_kept,
+    trained_places,
+)
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
@@ -25,6 +30,7 @@ from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.device.u_shaped_steps import UShapedSteps
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import server_frame
+from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_plain
 from flwr_splitfc.exchange.protocol.ticket import Ticket
@@ -33,6 +39,8 @@ from flwr_splitfc.settings import Scalar
 
 ADDRESS_KEY = "split-address"
 """Key of a node config: the address by which the node reaches the endpoint."""
+
+_LEVELLED_PREFIX = "levelled."
 
 
 def connect(
@@ -67,7 +75,8 @@ def connect(
     TypeError
         If `optimizer` is no optimizer.
     ValueError
-        If the node config's address is none.
+        If the node config's address is none, or `optimizer` would ask for the server
+        half's loss several times in a step, as LBFGS does.
 
     Examples
     --------
@@ -132,11 +141,13 @@ class Session:
         kept: pb.Kept | None = None,
     ) -> None:
         if optimizer is not None:
-            check_optimizer(optimizer)
+            check_optimizer(optimizer, decoupled=ticket.decoupled)
         self.ticket = ticket
         self.seed = ticket.turn_seed
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
+        # of the optimizer's parameters, those that train when the turn begins
+        self._trained_places: list[int] = []
         # what earlier turns left, as the message brought it
         self._kept = kept or pb.Kept()
         self._watch = BackwardWatch(ticket.device)
@@ -144,6 +155,7 @@ class Session:
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round
         )
+        self._steps.levelled.update(dict.fromkeys(self._kept.levels, True))
         self._one_way_steps = OneWaySteps(
             self._steps, ticket.pipeline_depth, ticket.send_every
         )
@@ -344,7 +356,8 @@ class Session:
         Returns
         -------
         Tensor, or a tuple, list or dict of tensors
-            As the server half gives it.
+            As the server half gives it; floating point numbers are float32 where the
+            last layers are on this device.
         """
         check_features("server.predict", features)
         self._one_way_steps.settle()
@@ -352,7 +365,8 @@ class Session:
             return self._u_shaped_steps.predict(features)
         return self._steps.predict(features)
 
-    def metrics(self) -> dict[str, int | float]:
+    # Any, because Flower's MetricRecord takes no dict of int | float alone
+    def metrics(self) -> dict[str, Any]:
         """Return what Flower's strategies need, and what this session moved so far.
 
         Returns
@@ -373,7 +387,7 @@ class Session:
         rows, steps = counts.predicted_rows, counts.predictions
         if trains:
             rows, steps = counts.rows + counts.unsent_rows, counts.steps
-        metrics: dict[str, int | float] = {
+        metrics: dict[str, Any] = {
             "num-examples": rows,
             "steps": steps,
             "uplink_bytes": transport.uplink_bytes,
@@ -382,7 +396,7 @@ class Session:
             "codec_seconds": counts.coding.seconds,
         }
         if trains and self._u_shaped_steps is None:
-            metrics["train_loss"] = counts.loss_sum / max(counts.rows, 1)
+            metrics["train_loss"] = counts.loss_sum / max(counts.loss_rows, 1)
         return metrics
 
     def _check_coupled(self) -> None:
@@ -396,8 +410,10 @@ class Session:
 
     def __enter__(self) -> "Session":
         self.state = {frame.name: unpack_plain(frame) for frame in self._kept.state}
-        if self._optimizer is not None and self._kept.optimizer:
-            start_from_kept(self._optimizer, self._kept.optimizer)
+        if self._optimizer is not None:
+            self._trained_places = trained_places(self._optimizer)
+            if self._kept.optimizer:
+                start_from_kept(self._optimizer, self._kept.optimizer)
         self._line.open()
         return self
 
@@ -421,7 +437,7 @@ class Session:
         optimizer_state: list[pb.Tensor] = []
         if self._optimizer is not None and self.ticket.keeps_optimizer:
             optimizer_state = pack_optimizer(
-                self._optimizer, self.ticket.state_bits, self.seed
+                self._optimizer, self.ticket.state_bits, self.seed, self._trained_places
             )
         counts = self._steps.counts
         close = pb.Close(
@@ -432,6 +448,7 @@ class Session:
             feature_error_sum=counts.feature_error_sum,
             feature_error_steps=counts.feature_error_steps,
             round_trips=self._line.transport.round_trips,
+            levels=[number for number, is_so in self._steps.levelled.items() if is_so],
         )
         self._line.ask(pb.DeviceFrame(close=close), "closed")
         self._line.transport.finish()
@@ -451,6 +468,10 @@ class Session:
         transport = self._line.transport
         return {
             **self._steps.counts.saved(),
+            **{
+                f"{_LEVELLED_PREFIX}{number}": float(is_so)
+                for number, is_so in self._steps.levelled.items()
+            },
             "uplink_bytes": transport.uplink_bytes,
             "downlink_bytes": transport.downlink_bytes,
         }
@@ -459,6 +480,8 @@ class Session:
         """Go on from `counts`, and the `state` that was there then."""
         transport = self._line.transport
         self._steps.counts = TurnCounts.restored(counts)
+        for number, is_so in without_prefix(_LEVELLED_PREFIX, counts).items():
+            self._steps.levelled[int(number)] = bool(is_so)
         transport.uplink_bytes = int(counts["uplink_bytes"])
         transport.downlink_bytes = int(counts["downlink_bytes"])
         self.state = dict(state)

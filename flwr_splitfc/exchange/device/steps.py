@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import count
+from math import isnan
 from statistics import mean
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError, pack_labels
 from flwr_splitfc.codec.quality import feature_error, labels_per_row
+from flwr_splitfc.exchange.device.batch_checks import check_numbers
 from flwr_splitfc.exchange.device.scale_warning import warn_of_scales
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
@@ -70,7 +72,8 @@ class SentTensor:
     Parameters
     ----------
     features : Tensor of shape (B, ...)
-        As they were encoded.
+        As they were encoded, if the step is measured, or its gradient is to tell of
+        levels. Otherwise they share the loop's memory, which it may have written into.
     array : Array
         As they were sent.
     link : Link
@@ -80,6 +83,8 @@ class SentTensor:
         Whether no gradient comes back.
     levelled : bool or None
         Whether it was to be levelled; None before a gradient has told.
+    is_measured : bool
+        Whether the step is one of those that are.
     """
 
     features: Tensor
@@ -88,6 +93,7 @@ class SentTensor:
     number: int
     one_way: bool = False
     levelled: bool | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,9 @@ class Steps:
     Attributes
     ----------
     counts : TurnCounts
+    levelled : dict of int to bool
+        By the number of a tensor at the cut, whether its channels are to be levelled,
+        as earlier turns or this one's gradients told.
     """
 
     def __init__(
@@ -140,8 +149,7 @@ class Steps:
         self.seed = seed
         self.server_round = server_round
         self.counts = TurnCounts()
-        # by tensor at the cut: what the last gradient told of its channels
-        self._levelled: dict[int, bool] = {}
+        self.levelled: dict[int, bool] = {}
 
     @full_precision
     def train(self, features: Structure, labels: Tensor) -> tuple[float, Gradients]:
@@ -187,7 +195,10 @@ class Steps:
             gradients = self.decode_gradients(stepped, step.tensors)
         self.measure(step)
         counts.rows += step.rows
-        counts.loss_sum += stepped.loss * step.rows
+        # NaN is the mean over no label, and of no account
+        if not isnan(stepped.loss):
+            counts.loss_sum += stepped.loss * step.rows
+            counts.loss_rows += step.rows
         return stepped.loss, gradients
 
     @full_precision
@@ -209,7 +220,11 @@ class Steps:
 
     def _encode_to_predict(self, features: Tensor, number: int) -> SentTensor:
         array, link = self.codec.encode_features(
-            features, training=False, full_rows=self.counts.predicted_full_rows
+            features,
+            training=False,
+            full_rows=self.counts.predicted_full_rows,
+            # no gradient comes back, so levels can only make it more precise
+            levelled=self.levelled.get(number) or None,
         )
         return SentTensor(features, array, link, number)
 
@@ -234,13 +249,14 @@ class Steps:
         rows = rows_of(features)
         is_largest = rows > counts.full_rows
         counts.full_rows = max(counts.full_rows, rows)
+        measured = is_measured(self.server_round, counts.steps + 1)
         # rows are left out of all tensors or of none
         all_rows = all_rows or not isinstance(features, Tensor)
 
         def encode(tensor: Tensor, number: int) -> SentTensor:
             if is_largest:
                 self.codec.check_budget(rows, tensor[0].numel())
-            levelled = self._levelled.get(number)
+            levelled = self.levelled.get(number)
             array, link = self.codec.encode_features(
                 tensor.detach(),
                 generator=generator,
@@ -250,7 +266,12 @@ class Steps:
                 levelled=levelled,
             )
             one_way = not tensor.requires_grad
-            return SentTensor(tensor.detach(), array, link, number, one_way, levelled)
+            kept = tensor.detach()
+            is_to_tell = self.codec.can_level and levelled is None and not one_way
+            # while the answer is on its way, the loop may write into its own
+            if measured or is_to_tell:
+                kept = kept.clone()
+            return SentTensor(kept, array, link, number, one_way, levelled, measured)
 
         return self._fill(message, features, encode)
 
@@ -260,7 +281,26 @@ class Steps:
         features: Structure,
         encode: Callable[[Tensor, int], SentTensor],
     ) -> list[SentTensor]:
-        """Put features into a message, and return the tensors that were encoded."""
+        """Put features into a message, and return the tensors that were encoded.
+
+        Raises
+        ------
+        ValueError
+            As `encode_features`.
+        """
+        try:
+            return self._fill_parts(message, features, encode)
+        except ValueError:
+            # first: a codec speaks of a matrix
+            check_numbers(features)
+            raise
+
+    def _fill_parts(
+        self,
+        message: pb.Step | pb.Forward | pb.Predict,
+        features: Structure,
+        encode: Callable[[Tensor, int], SentTensor],
+    ) -> list[SentTensor]:
         if isinstance(features, Tensor):
             sent = encode(features, 0)
             write_matrix(message.features, sent.array)
@@ -311,15 +351,14 @@ class Steps:
 
     def _learn_of_levels(self, tensor: SentTensor, gradient: Tensor) -> None:
         """Note for the next steps whether small channels matter as much as large."""
-        known = self._levelled.get(tensor.number)
-        # once it is levelled, a gradient that told so may be too small to show
-        if known or (
-            known is False and not is_measured(self.server_round, self.counts.steps)
-        ):
+        known = self.levelled.get(tensor.number)
+        # Once it is levelled, gradients do not tell whether it has to be: a BatchNorm
+        # that gets small channels as they are makes nothing much of them.
+        if known or (known is False and not tensor.is_measured):
             return
         told = self.codec.needs_levels(tensor.features, gradient, tensor.link)
         if told is not None:
-            self._levelled[tensor.number] = told
+            self.levelled[tensor.number] = told
 
     def measure(self, step: SentStep) -> None:
         """Enter the features' error, as the server sees them, in a measured step.

@@ -19,7 +19,9 @@ class TurnCounts:
     rows : int
         Samples of all steps that are over.
     loss_sum : float
-        Of all these samples.
+        Of `loss_rows` samples.
+    loss_rows : int
+        Those of `rows` that are in mini-batches with a label that counts.
     predictions : int
         Mini-batches that were predicted on. They are no steps, and have no number.
     predicted_full_rows : int
@@ -43,6 +45,7 @@ class TurnCounts:
     full_rows: int = 0
     rows: int = 0
     loss_sum: float = 0.0
+    loss_rows: int = 0
     predictions: int = 0
     predicted_full_rows: int = 0
     predicted_rows: int = 0
@@ -59,6 +62,7 @@ class TurnCounts:
             "full_rows": self.full_rows,
             "rows": self.rows,
             "loss_sum": self.loss_sum,
+            "loss_rows": self.loss_rows,
             "predictions": self.predictions,
             "predicted_full_rows": self.predicted_full_rows,
             "predicted_rows": self.predicted_rows,
@@ -77,6 +81,8 @@ class TurnCounts:
             full_rows=int(saved["full_rows"]),
             rows=int(saved["rows"]),
             loss_sum=saved["loss_sum"],
+            # of an earlier version, all count
+            loss_rows=int(saved.get("loss_rows", saved["rows"])),
             predictions=int(saved["predictions"]),
             predicted_full_rows=int(saved["predicted_full_rows"]),
             predicted_rows=int(saved["predicted_rows"]),

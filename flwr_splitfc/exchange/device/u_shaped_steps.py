@@ -21,7 +21,7 @@ from flwr_splitfc.exchange.device.steps import (
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
 from flwr_splitfc.exchange.protocol.tensors import from_matrix, write_matrix
-from flwr_splitfc.model.structures import Structure, rows_of
+from flwr_splitfc.model.structures import Structure, mapped, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +90,14 @@ class UShapedSteps:
         return output.reshape(shape), link
 
     def predict(self, features: Structure) -> Structure:
-        """Return the server half's output, as `Steps.predict` does, for last layers."""
+        """Return the server half's output, as `Steps.predict` does, for last layers.
+
+        Its floating point tensors are float32, as that of `begin` is.
+        """
         output = self._steps.predict(features)
         if isinstance(output, Tensor):
             _check_rows(output.shape, rows_of(features))
-        return output
+        return mapped(output, _as_float32)
 
     @full_precision
     def end(self, gradient: Tensor, step: BegunStep) -> Gradients:
@@ -132,6 +135,10 @@ class UShapedSteps:
             gradients = self._steps.decode_gradients(answer, step.tensors)
         counts.rows += len(gradient)
         return gradients
+
+
+def _as_float32(leaf: Tensor) -> Tensor:
+    return leaf.float() if leaf.is_floating_point() else leaf
 
 
 def _check_rows(shape: Sequence[int], rows: int) -> None:

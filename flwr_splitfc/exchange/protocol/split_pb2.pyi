@@ -139,7 +139,7 @@ class Predict(_message.Message):
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips")
+    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips", "levels")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODEC_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class Close(_message.Message):
     FEATURE_ERROR_SUM_FIELD_NUMBER: _ClassVar[int]
     FEATURE_ERROR_STEPS_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
     codec_seconds: float
@@ -154,7 +155,8 @@ class Close(_message.Message):
     feature_error_sum: float
     feature_error_steps: int
     round_trips: int
-    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ..., round_trips: _Optional[int] = ...) -> None: ...
+    levels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ..., round_trips: _Optional[int] = ..., levels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -181,12 +183,14 @@ class DeviceFrame(_message.Message):
     def __init__(self, number: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., predict: _Optional[_Union[Predict, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Kept(_message.Message):
-    __slots__ = ("optimizer", "state")
+    __slots__ = ("optimizer", "state", "levels")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    levels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., levels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ()

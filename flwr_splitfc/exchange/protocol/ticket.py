@@ -30,6 +30,9 @@ _RECONNECT_TIMEOUT_KEY = "reconnect-timeout-s"
 _RECONNECT_TIMEOUT_S = 60.0
 """What a ticket means that names no other; part of the protocol."""
 
+MOST_UNDER_WAY = 1024
+"""Mini-batches: a device keeps the weights and the graph of each."""
+
 Purpose = Literal["train", "evaluate"]
 
 _Fields: TypeAlias = Mapping[str, Any]
@@ -75,7 +78,7 @@ class Ticket:
     keeps_optimizer : bool
         Whether that state is kept for another turn; otherwise the device sends none.
     pipeline_depth : int
-        How many mini-batches may be under way at once.
+        How many mini-batches may be under way at once; `MOST_UNDER_WAY` at most.
     decoupled : bool
         Whether the device half learns from a loss of its own, and no gradient comes
         down.
@@ -185,7 +188,7 @@ class Ticket:
             reconnect_timeout_s=_reconnect_timeout_s(record),
             state_bits=_bits(record),
             keeps_optimizer=_typed(record, _KEEPS_OPTIMIZER_KEY, bool, default=True),
-            pipeline_depth=_count(record, _PIPELINE_DEPTH_KEY),
+            pipeline_depth=_pipeline_depth(record),
             decoupled=_typed(record, _DECOUPLED_KEY, bool, default=False),
             send_every=_count(record, _SEND_EVERY_KEY),
             protocol=protocol,
@@ -288,6 +291,16 @@ def _count(record: _Fields, key: str) -> int:
     if count < 1:
         raise TicketError(f"ticket field {key!r} is {count}, wanted 1 or more")
     return count
+
+
+def _pipeline_depth(record: _Fields) -> int:
+    depth = _count(record, _PIPELINE_DEPTH_KEY)
+    if depth > MOST_UNDER_WAY:
+        raise TicketError(
+            f"ticket field {_PIPELINE_DEPTH_KEY!r} is {depth}, "
+            f"wanted {MOST_UNDER_WAY} at most"
+        )
+    return depth
 
 
 def _one_of(record: _Fields, key: str, choices: tuple[str, ...]) -> Any:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.server.level_votes import LevelVotes
 from flwr_splitfc.exchange.server.relayed_state import Shape, check_relayed, is_usual
 
 OptimizerState = Literal["relay", "per-device", "fresh"]
@@ -22,10 +23,18 @@ _RELAYED = ""  # owns the optimizer state that goes round; no device has this na
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors as they came off the wire; the server only keeps them."""
+    """Tensors as they came off the wire; the server only keeps them.
+
+    Parameters
+    ----------
+    optimizer, state : sequence of pb.Tensor
+    levels : sequence of int
+        The numbers of tensors at the cut whose channels are to be levelled.
+    """
 
     optimizer: Sequence[pb.Tensor] = ()
     state: Sequence[pb.Tensor] = ()
+    levels: Sequence[int] = ()
 
 
 class DeviceStates:
@@ -36,7 +45,8 @@ class DeviceStates:
     optimizer_state : "relay", "per-device" or "fresh"
         Whose optimizer state a turn starts from: that of the turn before, on whichever
         device (one optimizer follows the device half from device to device); the
-        device's own last one; none. The rest of a device's state is always its own.
+        device's own last one; none. Which tensors are levelled is the same for all
+        devices. The rest of a device's state is always its own.
     half : sequence of tuple of int, optional
         The shapes of the device half's arrays, which optimizer state that is relayed
         has to fit; by default it is relayed as it comes.
@@ -55,6 +65,7 @@ class DeviceStates:
         self._lock = Lock()
         self._optimizer: _TensorsByOwner = {}
         self._state: _TensorsByOwner = {}
+        self._levels = LevelVotes()
 
     def _optimizer_owner(self, device: str) -> str:
         return _RELAYED if self.optimizer_state == "relay" else device
@@ -81,7 +92,8 @@ class DeviceStates:
         """Return what `device` gets at the start of its next turn."""
         with self._lock:
             optimizer = self._optimizer.get(self._optimizer_owner(device), ())
-            return Kept(optimizer, self._state.get(device, ()))
+            state = self._state.get(device, ())
+            return Kept(optimizer, state, tuple(self._levels.levelled))
 
     def check(self, kept: Kept) -> None:
         """Refuse what could not be kept.
@@ -104,6 +116,7 @@ class DeviceStates:
             self._state.pop(device, None)
             if kept.state:
                 self._state[device] = kept.state
+            self._levels.add(kept.levels)
 
     def drop_unusual(self, kept: Kept) -> bool:
         """Drop relayed optimizer state after which a device failed, if it is unusual.
@@ -126,21 +139,22 @@ class DeviceStates:
             del self._optimizer[_RELAYED]
             return True
 
-    def state_dict(self) -> dict[str, dict[str, list[bytes]]]:
-        """Return all that is kept, as wire bytes."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is kept, tensors as wire bytes."""
         with self._lock:
             return {
                 "optimizer": _to_bytes(self._optimizer),
                 "state": _to_bytes(self._state),
+                "levels": self._levels.state_dict(),
             }
 
-    def load_state_dict(
-        self, state: Mapping[str, Mapping[str, Sequence[bytes]]]
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep what `state_dict` gave."""
         with self._lock:
             self._optimizer = _from_bytes(state["optimizer"])
             self._state = _from_bytes(state["state"])
+            # an earlier version wrote none
+            self._levels.load_state_dict(state.get("levels", {}))
 
 
 def _to_bytes(kept: _TensorsByOwner) -> dict[str, list[bytes]]:

@@ -1,7 +1,8 @@
 """The shapes of a sample's features that a strategy wants."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from operator import index
+from typing import Any, SupportsIndex, TypeAlias
 
 FeatureShape: TypeAlias = Any
 """A shape, whose sizes may be None for any; or a tuple, list or dict of shapes."""
@@ -10,15 +11,25 @@ FeatureShape: TypeAlias = Any
 def as_feature_shape(wanted: FeatureShape) -> FeatureShape:
     """Return the shapes with tuples for the shape of each tensor.
 
+    Raises
+    ------
+    ValueError
+        If it is none.
+
     >>> as_feature_shape({"hidden": [None, 64]})
     {'hidden': (None, 64)}
     """
     if isinstance(wanted, Mapping):
         return {key: as_feature_shape(part) for key, part in wanted.items()}
+    if wanted is None:
+        return None
     if not isinstance(wanted, tuple | list):
-        return wanted
-    if all(size is None or isinstance(size, int) for size in wanted):
-        return tuple(wanted)
+        raise ValueError(
+            f"feature_shape: {wanted!r:.100} is no shape of a sample's features, "
+            "such as (16, 5, 5), or (None, 64) where a size varies"
+        )
+    if all(size is None or isinstance(size, SupportsIndex) for size in wanted):
+        return tuple(None if size is None else index(size) for size in wanted)
     return type(wanted)(as_feature_shape(part) for part in wanted)
 
 

@@ -36,7 +36,7 @@ class HalfRandomness:
     ) -> None:
         self.seed = seed
         self._device = device
-        self._draws_on_cpu = draws_on_cpu
+        self.draws_on_cpu = draws_on_cpu
 
     def of(self, *name: SeedPart) -> AbstractContextManager[None]:
         """Seed torch's generators by the name meanwhile."""
@@ -46,7 +46,11 @@ class HalfRandomness:
             return on_cpu
         index = self._device.index or 0
         on_gpu = _seeded(torch.cuda.default_generators[index], _GPUS[index], seed)
-        return _both(on_cpu, on_gpu) if self._draws_on_cpu else on_gpu
+        return _both(on_cpu, on_gpu) if self.draws_on_cpu else on_gpu
+
+    def of_step(self, number: int) -> AbstractContextManager[None]:
+        """Seed torch's generators by a step's number meanwhile, from 0."""
+        return self.of("server-half", number)
 
 
 @contextmanager

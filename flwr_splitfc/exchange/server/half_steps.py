@@ -60,7 +60,7 @@ class BegunStep:
     apply : callable
         Applies it, if nothing has done so since.
     loss : float
-        0 where the loss is the device's.
+        0 where the loss is the device's; NaN where no label counts.
     gradients : list of Tensor of shape (B, ...)
         By the floating point tensors of the features, of which they were wanted, on the
         CPU.

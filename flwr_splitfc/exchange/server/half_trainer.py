@@ -6,51 +6,33 @@ device has its answer. It is applied before anything else is done with the half.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import deepcopy
 from functools import partial
-from itertools import chain
-from logging import getLogger
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
-from flwr_splitfc.exchange.protocol.optimizer_inputs import (
-    check_state,
-    in_layout_of,
-    lay_out_state,
-    step_without_gradient,
-    stepped_copy,
-    with_own_memory,
-)
 from flwr_splitfc.exchange.protocol.seeds import SeedPart, seeded_generator
-from flwr_splitfc.exchange.protocol.split_errors import (
-    FeaturesRefused,
-    LabelsRefused,
-    SplitError,
-    StepRefused,
-)
+from flwr_splitfc.exchange.protocol.split_errors import SplitError, StepRefused
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
-from flwr_splitfc.exchange.server.half_guard import HalfGuard, WeightsRefused
+from flwr_splitfc.exchange.server.half_guard import HalfGuard
+from flwr_splitfc.exchange.server.half_loss import loss_of, loss_on
+from flwr_splitfc.exchange.server.half_passes import HalfPasses
 from flwr_splitfc.exchange.server.half_randomness import HalfRandomness
+from flwr_splitfc.exchange.server.half_reach import check_loss_of_copies
 from flwr_splitfc.exchange.server.half_steps import (
     BegunStep,
     ForwardPass,
     PendingUpdate,
     Update,
 )
+from flwr_splitfc.exchange.server.half_updater import HalfUpdater
 from flwr_splitfc.exchange.server.replay_memory import KeptBatch, ReplayMemory
-from flwr_splitfc.exchange.server.step_checks import (
-    check_finite,
-    check_labels,
-    check_loss,
-    check_output,
-    check_prediction,
-)
+from flwr_splitfc.exchange.server.step_checks import check_output, check_prediction
 from flwr_splitfc.exchange.server.step_merger import StepMerger, WaitingBatch
 from flwr_splitfc.exchange.server.step_undo import StepUndo
 from flwr_splitfc.exchange.server.trainer_settings import (
@@ -63,19 +45,7 @@ from flwr_splitfc.exchange.server.trainer_settings import (
     check_trained,
 )
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
-from flwr_splitfc.model.structures import (
-    Structure,
-    float_tensors,
-    leaves_of,
-    mapped,
-    on_device,
-    rows_of,
-    shapes_of,
-)
-
-logger = getLogger("flwr")
-
-_Made = TypeVar("_Made")
+from flwr_splitfc.model.structures import Structure, mapped, on_device, rows_of
 
 
 class HalfTrainer:
@@ -159,28 +129,32 @@ class HalfTrainer:
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default_device)
         self._model = model.to(self.device).train()
-        self.loss_fn = _loss_on(self.device, loss_fn)
+        self.loss_fn = loss_on(self.device, loss_fn)
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
-        self._optimizer = optimizer(self._model.parameters())
-        check_trained(self._optimizer, self._model)
-        self._scheduler = scheduler(self._optimizer) if scheduler else None
-        check_scheduler(self._scheduler)
-        self.accumulate_steps = accumulate_steps
-        self.max_grad_norm = max_grad_norm
+        made = optimizer(self._model.parameters())
+        check_trained(made, self._model)
+        schedule = scheduler(made) if scheduler else None
+        check_scheduler(schedule)
         self.seed = seed
-        self._randomness = HalfRandomness(seed, self.device)
         self.record_updates = False
         self.feature_shape = as_feature_shape(feature_shape)
-        self._steps = 0
         self._updates: list[Update] = []
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self._undo = StepUndo(self._model, self._optimizer, self._scheduler)
-        self._changes = 0
+        self._randomness = HalfRandomness(seed, self.device)
         self._guard = HalfGuard(self._model, self._try_run)
+        self._passes = HalfPasses(self._model, self.device, self._guard)
+        self._undo = StepUndo(self._model, made, schedule)
+        self._updater = HalfUpdater(
+            self._model,
+            made,
+            schedule,
+            undo=self._undo,
+            guard=self._guard,
+            randomness=self._randomness,
+            accumulate_steps=accumulate_steps,
+            max_grad_norm=max_grad_norm,
+        )
         self._pending: PendingUpdate | None = None
-        # of the model into its features; not known before the first pass
-        self._writes: bool | None = None
         self._lock = Lock()
         self.merge_steps = merge_steps
         self._merger = StepMerger(merge_steps, self._begin_alone, self._step_together)
@@ -195,17 +169,33 @@ class HalfTrainer:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         self.apply_begun()
-        return self._optimizer
+        return self._updater.optimizer
 
     @property
     def scheduler(self) -> LRScheduler | None:
         self.apply_begun()
-        return self._scheduler
+        return self._updater.scheduler
+
+    @property
+    def accumulate_steps(self) -> int:
+        return self._updater.accumulate_steps
+
+    @accumulate_steps.setter
+    def accumulate_steps(self, number: int) -> None:
+        self._updater.accumulate_steps = number
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        return self._updater.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, norm: float | None) -> None:
+        self._updater.max_grad_norm = norm
 
     @property
     def steps(self) -> int:
         self.apply_begun()
-        return self._steps
+        return self._updater.steps
 
     @property
     def updates(self) -> list[Update]:
@@ -240,8 +230,9 @@ class HalfTrainer:
         Raises
         ------
         ValueError
-            If the model cannot be copied.
+            If the model cannot be copied, or the loss reaches into it.
         """
+        check_loss_of_copies(self.loss_fn, self._model)
         with self._exclusively():
             model = _copy_of(self._model)
         # gradients that the original has accumulated are its own
@@ -257,17 +248,13 @@ class HalfTrainer:
             seed=seed,
             feature_shape=self.feature_shape,
         )
-        copy._randomness = HalfRandomness(
-            seed, copy.device, draws_on_cpu=not beside_others
-        )
+        copy._randomness.draws_on_cpu = not beside_others
         return copy
 
     def end_training(self) -> None:
         """Drop what only further steps need; weights, buffers and counts stay."""
         with self._exclusively():
-            self._model.zero_grad()
-            self._optimizer.state.clear()
-            self._undo.forget()
+            self._updater.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that training goes on from.
@@ -276,13 +263,9 @@ class HalfTrainer:
         yet, and counts.
         """
         with self._exclusively():
-            schedule = self._scheduler.state_dict() if self._scheduler else None
             return {
                 "model": self._model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scheduler": schedule,
-                "gradients": [_stored(p.grad) for p in self._parameters],
-                "steps": self._steps,
+                **self._updater.state_dict(),
                 "updates": [tuple(update) for update in self._updates],
             }
 
@@ -297,34 +280,10 @@ class HalfTrainer:
         """
         with self._exclusively():
             self._model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            if self._scheduler is not None:
-                self._scheduler.load_state_dict(state["scheduler"])
-            gradients = state["gradients"]
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                if gradient is not None:
-                    gradient = in_layout_of(parameter, gradient.to(self.device))
-                parameter.grad = gradient
-            self._steps = state["steps"]
+            self._updater.load_state_dict(state)
             self._updates = [Update(*update) for update in state["updates"]]
-            self._try_optimizer()
+            self._updater.try_optimizer(self._make_optimizer(self._model.parameters()))
             self._guard.take_as_good()
-
-    def _try_optimizer(self) -> None:
-        """Make a step of the optimizer and take it back."""
-        fresh = self._make_optimizer(self._model.parameters())
-        with self._update_rng():
-            stepped = stepped_copy(fresh)
-        if stepped is not None:
-            check_state(self._optimizer, stepped)
-        lay_out_state(self._optimizer)
-        self._undo.save_buffers()
-        self._undo.save_weights()
-        try:
-            with self._update_rng():
-                step_without_gradient(self._optimizer, _sparse_weights(self._model))
-        finally:
-            self._undo.restore()
 
     def step(self, features: Structure, labels: Tensor) -> tuple[float, Tensor]:
         """Train on one mini-batch.
@@ -371,25 +330,30 @@ class HalfTrainer:
 
     def _begin_alone(self, batch: WaitingBatch) -> BegunStep:
         with self._exclusively():
-            return self._again_if_it_writes(partial(self._begun, batch))
+            return self._passes.again_if_it_writes(partial(self._begun, batch))
 
     def _begun(self, batch: WaitingBatch) -> BegunStep:
-        with self._step_rng(), self._as_a_whole():
-            x = self._leaves(batch.features, batch.wanted)
+        with self._step_rng(), self._undo.as_a_whole():
+            x = self._passes.leaves(batch.features, batch.wanted)
             labels = batch.labels.to(self.device)
             kept = KeptBatch.of(x, labels) if self.replay_steps else None
-            output = self._run(self._model, x)
-            loss = self._loss(output, labels)
-            return self._gradient(loss, None, x, batch.origin, kept)
+            loss = loss_of(self.loss_fn, self._passes.run(x), labels)
+            return self._begun_back(loss, None, x, batch.origin, kept)
 
     def _step_together(self, batches: Sequence[WaitingBatch]) -> list[BegunStep]:
         """Make one step of several batches, whole or not at all."""
         with self._exclusively():
-            with self._step_rng(), self._as_a_whole():
-                leaves = [self._leaves(each.features, each.wanted) for each in batches]
+            with self._step_rng(), self._undo.as_a_whole():
+                leaves = [
+                    self._passes.leaves(each.features, each.wanted) for each in batches
+                ]
                 x = torch.cat(leaves)
                 losses = self._losses(x, [each.labels for each in batches])
-                begun, grads = self._gradients_together(losses, leaves)
+                sent, grads = self._passes.back_together(losses, leaves)
+                begun = [
+                    BegunStep(self.apply_begun, loss.item(), gradients)
+                    for loss, gradients in zip(losses, sent, strict=True)
+                ]
             self._apply_update(grads, x.detach(), [each.origin for each in batches])
         return begun
 
@@ -412,14 +376,18 @@ class HalfTrainer:
             The half does not take the features, or its output cannot go to a device.
         """
         with self._exclusively():
-            x = self._leaves(features, wanted)
-            passed = self._again_if_it_writes(partial(self._passed, x))
+            x = self._passes.leaves(features, wanted)
+            passed = self._passes.again_if_it_writes(partial(self._passed, x))
             check_output(passed.output, rows_of(features))
         return passed
 
     def _passed(self, x: Structure) -> ForwardPass:
         with self._step_rng():
-            return self._pass(x, self._steps)
+            return self._pass(x, self._updater.steps)
+
+    def _pass(self, x: Structure, step: int) -> ForwardPass:
+        output, buffers = self._passes.run_aside(x)
+        return ForwardPass(x, output, buffers, step, self._undo.changes)
 
     def backward(self, passed: ForwardPass, gradient: Tensor) -> Tensor:
         """Make the second half of a step: train on the mini-batch of a `forward`.
@@ -456,13 +424,13 @@ class HalfTrainer:
         Parameters and errors are those of `backward`, but for what only applying it
         shows; `origin` is as in `begin_step`.
         """
-        with self._exclusively(), self._step_rng(passed.step), self._as_a_whole():
+        with self._exclusively(), self._step_rng(passed.step), self._undo.as_a_whole():
             # torch refuses a graph whose tensors were written since
-            if passed.changes != self._changes:
+            if passed.changes != self._undo.changes:
                 features = mapped(passed.features, _leaf_again)
                 passed = self._pass(features, passed.step)
-            self._take_buffers(passed.buffers)
-            return self._gradient(
+            self._passes.take_buffers(passed.buffers)
+            return self._begun_back(
                 passed.output, gradient.to(passed.output), passed.features, origin
             )
 
@@ -478,106 +446,21 @@ class HalfTrainer:
             The half does not take the features.
         """
         with self._exclusively(), self._step_rng():
-            self._model.eval()
-            try:
-                output = self._model(on_device(features, self.device))
-            except Exception as error:
-                raise FeaturesRefused(
-                    f"the server half does not take {shapes_of(features)}: {error}"
-                    + _advice_on_type(self._model)
-                ) from error
-            finally:
-                self._model.train()
+            output = self._passes.predict(features)
         check_prediction(output)
         return on_device(output, torch.device("cpu"))
 
-    def _leaves(self, features: Structure, wanted: Sequence[bool] | None) -> Structure:
-        """Return the features on the half's device, as the leaves of a graph."""
-        x = on_device(features, self.device)
-        tensors = float_tensors(x)
-        if wanted is None:
-            wanted = [True] * len(tensors)
-        for tensor, is_wanted in zip(tensors, wanted, strict=True):
-            tensor.requires_grad_(is_wanted)
-        return x
-
-    def _again_if_it_writes(self, make: Callable[[], _Made]) -> _Made:
-        """Return what `make` does, made again if the half first writes into features.
-
-        It may do so in few batches, as where it fills a padding. torch refuses to write
-        into leaves, so from then on the half gets copies.
-        """
-        try:
-            return make()
-        except FeaturesRefused as refusal:
-            if self._writes is not False or "in-place" not in str(refusal):
-                raise
-        self._writes = True
-        return make()
-
-    def _run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
-        # it visits each module, which takes as long as a small layer
-        if not self._model.training:
-            self._model.train()
-        # always lists and dicts of its own: a model may put others in, or take some out
-        given = mapped(x, _itself if self._writes is False else _copied)
-        written = leaves_of(given) if self._writes is None else []
-        try:
-            output = model(given)
-        except Exception as error:
-            raise FeaturesRefused(
-                f"the server half does not take features {shapes_of(x)}: {error}"
-                + _advice_on_type(self._model)
-            ) from error
-        if self._writes is None:
-            self._writes = any(_was_written(leaf) for leaf in written)
-        return output
-
-    def _try_run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
-        with self._step_rng():
-            return self._run(model, x)
-
-    def _pass(self, x: Structure, step: int) -> ForwardPass:
-        # Not the model's own buffers: to put them back would invalidate the graph of
-        # another session's pass.
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-
-        def model(features: Structure) -> Any:
-            # a tuple is one argument, too
-            return functional_call(self._model, buffers, (features,))
-
-        output = self._run(model, x)
-        return ForwardPass(x, output, buffers, step, self._changes)
-
-    @torch.no_grad()
-    def _take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(buffers[name])
-
     def _losses(self, x: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
         """Return the loss of each batch, whose rows follow one another in `x`."""
-        outputs = self._run(self._model, x)
+        outputs = self._passes.run(x)
         check_output(outputs, len(x))
         parts = outputs.split([len(of_batch) for of_batch in labels])
         return [
-            self._loss(part, of_batch.to(self.device))
+            loss_of(self.loss_fn, part, of_batch.to(self.device))
             for part, of_batch in zip(parts, labels, strict=True)
         ]
 
-    def _loss(self, outputs: Any, labels: Tensor) -> Tensor:
-        assert self.loss_fn is not None  # the session has seen to it
-        check_labels(self.loss_fn, outputs, labels)
-        try:
-            loss = self.loss_fn(outputs, labels)
-        except Exception as error:
-            raise LabelsRefused(
-                f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype}"
-                f" with outputs {shapes_of(outputs)}: {error}"
-            ) from error
-        check_loss(loss)
-        return loss
-
-    def _gradient(
+    def _begun_back(
         self,
         out: Tensor,
         out_grad: Tensor | None,
@@ -586,50 +469,15 @@ class HalfTrainer:
         kept: KeptBatch | None = None,
     ) -> BegunStep:
         """Go back from `out` to `x`, and leave the step to be applied."""
-        leaves = [tensor for tensor in float_tensors(x) if tensor.requires_grad]
-        x_grads, grads = self._gradients_by(out, leaves, out_grad)
+        gradients, grads = self._passes.back(out, x, out_grad)
         loss = 0.0 if out.ndim else out.item()
-        # alone: nobody waits for the check of the others
-        check_finite("the gradient by the features", x_grads)
-        self._guard.check_buffers()
-        gradients = [_to_send(*pair) for pair in zip(leaves, x_grads, strict=True)]
         begun = BegunStep(self.apply_begun, loss, gradients)
         detached = mapped(x, lambda tensor: tensor.detach())
         self._pending = PendingUpdate(begun, grads, detached, origin, kept)
         return begun
 
-    def _gradients_together(
-        self, losses: Sequence[Tensor], leaves: Sequence[Tensor]
-    ) -> tuple[list[BegunStep], list[Tensor | None]]:
-        """Return each batch's part of a step, and the mean gradient by the weights."""
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        # of the sum: a batch's features are in no other batch's loss
-        total = torch.stack(list(losses)).sum()
-        x_grads, grads = self._gradients_by(total, wanted)
-        self._guard.check_buffers()
-        begun = []
-        for loss, leaf in zip(losses, leaves, strict=True):
-            gradients = []
-            if leaf.requires_grad:
-                x_grad = x_grads.pop(0)
-                check_finite("the gradient by the features", [x_grad])
-                gradients.append(_to_send(leaf, x_grad))
-            begun.append(BegunStep(self.apply_begun, loss.item(), gradients))
-        means: list[Tensor | None] = [
-            None if grad is None else grad / len(losses) for grad in grads
-        ]
-        return begun, means
-
-    def _gradients_by(
-        self, out: Tensor, leaves: Sequence[Tensor], out_grad: Tensor | None = None
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Return gradients by leaves and by weights, each with memory of its own."""
-        found = torch.autograd.grad(
-            out, [*leaves, *self._parameters], out_grad, allow_unused=True
-        )
-        gradients = with_own_memory(found)
-        return gradients[: len(leaves)], gradients[len(leaves) :]
-
+    # a prediction, or who reads the weights, may have turned gradients off
+    @torch.enable_grad()
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
@@ -648,7 +496,7 @@ class HalfTrainer:
     def _replay(self) -> None:
         """Take further steps on mini-batches of before."""
         for number in range(self.replay_steps):
-            name = ("replay", self._steps, number)
+            name = ("replay", self._updater.steps, number)
             batch = self._memory.draw(seeded_generator(self.seed, *name))
             if batch is None:
                 return
@@ -660,11 +508,10 @@ class HalfTrainer:
     def _replayed_gradient(
         self, batch: KeptBatch, name: tuple[SeedPart, ...]
     ) -> Sequence[Tensor | None]:
-        with self._randomness.of(*name), self._as_a_whole():
-            output = self._run(self._model, batch.features)
-            loss = self._loss(output, batch.labels)
-            _, grads = self._gradients_by(loss, [])
-            self._guard.check_buffers()
+        with self._randomness.of(*name), self._undo.as_a_whole():
+            output = self._passes.run(batch.features)
+            loss = loss_of(self.loss_fn, output, batch.labels)
+            _, grads = self._passes.back(loss, None)
         return grads
 
     def _apply_update(
@@ -678,88 +525,13 @@ class HalfTrainer:
         Without an origin it is of a batch of before, and neither counts nor moves the
         scheduler.
         """
-        with self._as_a_whole(updates=True):
-            check_finite("the gradient by the weights", grads)
-            counts = bool(origins)
-            accumulated = self._has_accumulated
-            try:
-                self._apply(grads, features, counts=counts)
-            except WeightsRefused:
-                if not accumulated:
-                    raise
-                self._drop_accumulated()
-                self._apply(grads, features, counts=counts)
-                logger.warning(
-                    "The gradients that were accumulated before a step would leave "
-                    "the server half with weights that cannot be trained any more. "
-                    "They are left out of its optimizer step"
-                )
-        self._steps += len(origins)
+        self._updater.apply(grads, features, len(origins))
         if self.record_updates:
             self._updates += [
                 origin._replace(merged=len(origins))
                 for origin in origins
                 if origin is not None
             ]
-
-    @property
-    def _has_accumulated(self) -> bool:
-        return any(parameter.grad is not None for parameter in self._parameters)
-
-    def _drop_accumulated(self) -> None:
-        """Go back to before the step, and forget the gradients of those before it."""
-        self._undo.restore_weights()
-        # again, with these gradients: what is saved can be restored once
-        self._undo.save_weights()
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def _apply(
-        self, grads: Sequence[Tensor | None], features: Structure, *, counts: bool
-    ) -> None:
-        """Accumulate a gradient, and take the optimizer's step if it is due.
-
-        Raises
-        ------
-        WeightsRefused
-        """
-        with self._update_rng():
-            self._accumulate(grads)
-            if self._optimizer_is_due:
-                self._step_optimizer()
-                if counts:
-                    self._step_scheduler()
-        self._guard.check_weights(features, self._undo.saved_weights)
-
-    def _accumulate(self, grads: Sequence[Tensor | None]) -> None:
-        for parameter, found in zip(self._parameters, grads, strict=True):
-            grad = None if found is None else in_layout_of(parameter, found)
-            # never in place: `StepUndo` holds the gradients of before
-            if grad is None:
-                parameter.grad = _cloned(parameter.grad)
-            elif parameter.grad is not None:
-                parameter.grad = parameter.grad + grad
-            else:
-                # nor that of the step, which may be applied once more
-                parameter.grad = _cloned(grad) if self.accumulate_steps > 1 else grad
-
-    @property
-    def _optimizer_is_due(self) -> bool:
-        return (self._steps + 1) % self.accumulate_steps == 0
-
-    def _step_optimizer(self) -> None:
-        if self.accumulate_steps > 1:
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= self.accumulate_steps
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    def _step_scheduler(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.step()
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -770,56 +542,12 @@ class HalfTrainer:
 
     def _step_rng(self, step: int | None = None) -> AbstractContextManager[None]:
         """Seed torch by a step's number, by default the next one's."""
-        number = self._steps if step is None else step
-        return self._randomness.of("server-half", number)
+        number = self._updater.steps if step is None else step
+        return self._randomness.of_step(number)
 
-    def _update_rng(self) -> AbstractContextManager[None]:
-        # Devices go on meanwhile, and in a simulation of one process they may draw from
-        # the same generator: it is left alone where the optimizer is known not to draw.
-        if type(self._optimizer).__module__.startswith("torch.optim."):
-            return nullcontext()
-        return self._step_rng()
-
-    @contextmanager
-    def _as_a_whole(self, *, updates: bool = False) -> Iterator[None]:
-        """Undo what fails of a step, and refuse it, whatever it fails of.
-
-        Parameters
-        ----------
-        updates : bool
-            Whether weights are updated; before, a step changes nothing but buffers.
-        """
-        if updates:
-            self._undo.save_weights()
-        else:
-            self._undo.save_buffers()
-        try:
-            yield
-            self._changes += 1
-        except Exception as error:
-            self._changes += 1
-            self._undo.restore()
-            if isinstance(error, SplitError):
-                raise
-            raise StepRefused(
-                "the server half cannot apply the step: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-
-def _loss_on(device: torch.device, loss_fn: LossFn | None) -> LossFn | None:
-    """Return a loss whose tensors, such as weights of classes, are on a device.
-
-    It is a copy if they were elsewhere: its user may need it there.
-    """
-    if not isinstance(loss_fn, nn.Module):
-        return loss_fn
-    # with its index, as those of tensors
-    wanted = torch.empty(0, device=device).device
-    tensors = chain(loss_fn.parameters(), loss_fn.buffers())
-    if all(tensor.device == wanted for tensor in tensors):
-        return loss_fn
-    return deepcopy(loss_fn).to(device)
+    def _try_run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
+        with self._step_rng():
+            return self._passes.run_as(model, x)
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
@@ -833,51 +561,5 @@ def _copy_of(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _advice_on_type(model: nn.Module) -> str:
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if not types or torch.float32 in types:
-        return ""
-    return f" (features arrive as float32: features.to({types.pop()}) in its forward)"
-
-
-def _cloned(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.clone()
-
-
-def _itself(leaf: Any) -> Any:
-    return leaf
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _was_written(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf._version > 0
-
-
-def _sparse_weights(model: nn.Module) -> set[Tensor]:
-    """Return the weights whose gradients are sparse."""
-    return {
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
-    }
-
-
 def _leaf_again(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def _stored(gradient: Tensor | None) -> Tensor | None:
-    # that of a sum has one entry in memory, and looks like many
-    if gradient is None or gradient.layout is not torch.strided:
-        return gradient
-    return gradient.contiguous()
-
-
-def _to_send(leaf: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the gradient by a leaf, on the CPU."""
-    # a server half may ignore its input
-    there = torch.zeros_like(leaf) if gradient is None else gradient
-    return there.cpu()

@@ -1,9 +1,10 @@
-"""Checks of the tensors that a device leaves for its next turn: how many, how large."""
+"""Checks of what a device leaves for the next turn: how many tensors, how large."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from flwr_splitfc.codec.format.fields import MOST_DIMENSIONS
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.parts import MOST_PARTS
 from flwr_splitfc.exchange.protocol.split_errors import LimitExceeded
 
 _MOST_NAME_CHARACTERS = 200
@@ -25,6 +26,20 @@ def check_kept(frames: Sequence[pb.Tensor], most_bytes: int) -> None:
         raise LimitExceeded(
             f"{len(frames)} tensors of {total_bytes} bytes are left for the next turn, "
             f"at most {most_bytes} bytes may be"
+        )
+
+
+def check_levels(numbers: Collection[int]) -> None:
+    """Refuse numbers that no tensor at the cut has.
+
+    Raises
+    ------
+    LimitExceeded
+    """
+    if len(numbers) > MOST_PARTS or any(number >= MOST_PARTS for number in numbers):
+        raise LimitExceeded(
+            f"{len(numbers)} tensors are to be levelled, the largest number "
+            f"{max(numbers)}; at most {MOST_PARTS} tensors may be at the cut"
         )
 
 

@@ -1,12 +1,15 @@
 """The newest mini-batches of a server half, to train on once more."""
 
 from collections import deque
+from logging import getLogger
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flwr_splitfc.model.structures import Structure, leaves_of, mapped
+
+logger = getLogger("flwr")
 
 MOST_BYTES = 2**26
 
@@ -45,13 +48,30 @@ class ReplayMemory:
     def __init__(self) -> None:
         self._batches: deque[KeptBatch] = deque()
         self._kept_bytes = 0
+        self._has_warned = False
 
     def keep(self, batch: KeptBatch) -> None:
-        """Keep a mini-batch, and drop the oldest ones that have no room beside it."""
+        """Keep a mini-batch, and drop the oldest ones that have no room beside it.
+
+        One that has no room by itself is left out, with a warning for the first.
+        """
+        if batch.size_bytes > MOST_BYTES:
+            self._warn(batch)
+            return
         self._batches.append(batch)
         self._kept_bytes += batch.size_bytes
         while self._kept_bytes > MOST_BYTES:
             self._kept_bytes -= self._batches.popleft().size_bytes
+
+    def _warn(self, batch: KeptBatch) -> None:
+        if not self._has_warned:
+            logger.warning(
+                "a mini-batch of %.1f MiB, features and labels, is not replayed: "
+                "replay_steps keeps %.0f MiB. Make mini-batches smaller to replay them",
+                batch.size_bytes / 2**20,
+                MOST_BYTES / 2**20,
+            )
+        self._has_warned = True
 
     def draw(self, generator: torch.Generator) -> KeptBatch | None:
         """Return a copy of one, each as likely as the others; None if there is none."""

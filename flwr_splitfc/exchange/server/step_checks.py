@@ -1,7 +1,7 @@
 """Checks of a training step, made before it is applied."""
 
 from collections.abc import Sequence
-from math import hypot, isfinite
+from math import hypot, isfinite, isnan
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,18 @@ def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_loss(loss: object) -> None:
+def check_loss(loss: object, loss_fn: LossFn, labels: Tensor) -> None:
     """Refuse a loss that is not one number with a graph, and finite.
+
+    Where no label counts, torch's mean over them is NaN with a gradient of zero, which
+    is taken.
+
+    Parameters
+    ----------
+    loss : object
+        What `loss_fn` gave.
+    loss_fn : callable
+    labels : Tensor of shape (B, ...)
 
     Raises
     ------
@@ -90,13 +100,20 @@ def check_loss(loss: object) -> None:
             "use a reduction in loss_fn"
         )
     value = loss.item()
-    if not isfinite(value):
+    is_empty_mean = isnan(value) and _all_ignored(loss_fn, labels)
+    if not (isfinite(value) or is_empty_mean):
         raise StepRefused(f"the loss is not finite: {value}")
     if not loss.requires_grad:
         raise StepRefused(
             "loss_fn gave a loss without a graph: nothing of it goes back to the "
             "outputs (argmax, .detach(), torch.no_grad() and the like lose it)"
         )
+
+
+def _all_ignored(loss_fn: LossFn, labels: Tensor) -> bool:
+    if labels.is_floating_point():
+        return False
+    return bool((labels == ignored_label(loss_fn)).all())
 
 
 def check_output(output: object, rows: int) -> None:
@@ -206,9 +223,10 @@ def check_buffers(model: nn.Module, names: Sequence[str]) -> None:
 def next_norm(output: Structure, leaves: Sequence[Tensor]) -> float:
     """Return how large the gradient of a next step may be.
 
-    It is tried with the loss (o^2 + o) / 2, summed over the entries o of the output:
+    It is tried with the loss (o^2 + o) / 2, as a mean over the entries o of the output:
     its gradient by the output grows with the output, as that of a squared error does,
-    and is not zero where the output is, as that of a saturated softmax.
+    and is not zero where the output is, as that of a saturated softmax. A sum would
+    grow with the batch, and refuse honest steps towards large labels, such as prices.
 
     Parameters
     ----------
@@ -222,7 +240,7 @@ def next_norm(output: Structure, leaves: Sequence[Tensor]) -> float:
     float
         Its norm, which is of no use beyond `MOST_NEXT_NORM`.
     """
-    losses = [((o.square() + o) / 2).sum() for o in float_tensors(output)]
+    losses = [((o.square() + o) / 2).mean() for o in float_tensors(output)]
     loss = torch.stack(losses).sum()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return total_norm([gradient for gradient in gradients if gradient is not None])

@@ -1,12 +1,15 @@
 """A copy of all that a training step changes, to go back to if the step fails."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+
+from flwr_splitfc.exchange.protocol.split_errors import SplitError, StepRefused
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -35,6 +38,11 @@ class StepUndo:
         Over parameters of the model.
     scheduler : LRScheduler, optional
         The optimizer's.
+
+    Attributes
+    ----------
+    changes : int
+        How often the half's tensors were written: by steps, and by undoing them.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class StepUndo:
         ]
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self.changes = 0
         self.forget()
 
     def forget(self) -> None:
@@ -65,6 +74,36 @@ class StepUndo:
         self._state: dict[Tensor, _StateByKey] = {}
         self._settings: list[_StateByKey] = []
         self._schedule: _StateByKey = {}
+
+    @contextmanager
+    def as_a_whole(self, *, updates: bool = False) -> Iterator[None]:
+        """Undo what fails of a step, and refuse it, whatever it fails of.
+
+        Parameters
+        ----------
+        updates : bool
+            Whether weights are updated; before, a step changes nothing but buffers.
+
+        Raises
+        ------
+        SplitError
+        """
+        if updates:
+            self.save_weights()
+        else:
+            self.save_buffers()
+        try:
+            yield
+            self.changes += 1
+        except Exception as error:
+            self.changes += 1
+            self.restore()
+            if isinstance(error, SplitError):
+                raise
+            raise StepRefused(
+                "the server half cannot apply the step: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def save_buffers(self) -> None:
         """Copy what a step changes before its gradient is known."""

@@ -20,7 +20,8 @@ class TrainedStep:
     rows : int
         Samples of the mini-batch.
     loss : float or None
-        The mean over the samples that were sent; None where the loss is the device's.
+        The mean over the samples that were sent; NaN where none of their labels counts,
+        None where the loss is the device's.
     uplink_bits_per_entry, downlink_bits_per_entry : float
         Of the features and of their gradient, per entry of the features.
     """

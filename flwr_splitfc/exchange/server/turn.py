@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import isnan
 from statistics import mean
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.frame_traffic import Moved
 from flwr_splitfc.exchange.server.half_steps import ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
-from flwr_splitfc.exchange.server.kept_tensors import check_kept
+from flwr_splitfc.exchange.server.kept_tensors import check_kept, check_levels
 from flwr_splitfc.exchange.server.limits import Limits
 from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
 from flwr_splitfc.exchange.server.received import (
@@ -171,10 +172,11 @@ class Turn:
 
     def kept(self) -> pb.Kept:
         """Return what earlier turns left for this one."""
+        kept = self.states.of(self.device)
         if self.purpose != "train":
-            return pb.Kept()
-        kept = self._start = self.states.of(self.device)
-        return pb.Kept(optimizer=kept.optimizer, state=kept.state)
+            return pb.Kept(levels=kept.levels)
+        self._start = kept
+        return pb.Kept(optimizer=kept.optimizer, state=kept.state, levels=kept.levels)
 
     def drop_start(self) -> bool:
         """Drop the optimizer state that the turn started from, if it is unusual.
@@ -330,8 +332,10 @@ class Turn:
         def finish() -> None:
             begun.finish()
             self._count_trained(counts)
-            self.traffic.loss_sum += begun.loss * counts.rows
-            self.traffic.loss_rows += counts.rows
+            # NaN is the mean over no label, and of no account
+            if not isnan(begun.loss):
+                self.traffic.loss_sum += begun.loss * counts.rows
+                self.traffic.loss_rows += counts.rows
             self._measure_gradients(returned)
             self.digest.add(*payloads, label_payload, *gradients)
             self._tell(counts, feature_bytes, gradient_bytes, begun.loss)
@@ -443,7 +447,12 @@ class Turn:
             most_bytes = self.limits.max_state_bytes
             check_kept(close.state, most_bytes)
             check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))
-            kept = Kept(optimizer=tuple(close.optimizer), state=tuple(close.state))
+            check_levels(close.levels)
+            kept = Kept(
+                optimizer=tuple(close.optimizer),
+                state=tuple(close.state),
+                levels=tuple(close.levels),
+            )
             self.states.check(kept)
             self._left = kept
             self.end_steps()

@@ -18,11 +18,15 @@ from flwr_splitfc.compare.report.settings_table import (
     differing_settings,
 )
 from flwr_splitfc.compare.runs import Outcome, Run
-from tests.compare.conftest import finished
+from tests.compare.conftest import finished, measured
 
 BUDGETS = [(0.1, 0.2), (0.2, 0.4)]
 SVG = "{http://www.w3.org/2000/svg}"
 Outcomes = list[tuple[Run, Outcome]]
+NO_METRIC = (
+    "No run measured an accuracy. Evaluation gave loss, r2: name one as best-metric, "
+    "and it has a column."
+)
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
 
 
@@ -270,6 +274,34 @@ def test_the_headline_says_what_was_found(
         for name, each in zip("abc"[: len(accuracies)], accuracies, strict=True)
     ]
     assert headline(rows_of(runs, LINK, target), target) == found
+
+
+@pytest.mark.parametrize(
+    ("best_metric", "found"),
+    [
+        ("highest r2", "The highest final r2 is that of b, 0.75."),
+        ("lowest loss", "The lowest final loss is that of a, 0.5."),
+        ("highest accuracy", NO_METRIC),
+        ("", NO_METRIC),
+    ],
+)
+def test_the_headline_goes_by_the_metric_of_runs_without_accuracy(
+    best_metric: str, found: str
+) -> None:
+    numbers = {"a": [(0.5, 0.25)], "b": [(0.9, 0.5), (1.0, 0.75)]}
+    runs = [
+        measured(name, 0, each, best_metric=best_metric)
+        for name, each in numbers.items()
+    ]
+    assert headline(rows_of(runs, LINK), None) == found
+
+
+def test_the_headline_compares_no_metrics_that_differ() -> None:
+    runs = [
+        measured("a", 0, [(0.5, 0.25)], best_metric="highest r2"),
+        measured("b", 0, [(0.5, 0.25)], best_metric="lowest loss"),
+    ]
+    assert headline(rows_of(runs, LINK), None) == NO_METRIC
 
 
 def test_settings_are_those_of_all_and_those_that_differ() -> None:

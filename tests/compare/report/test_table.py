@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from statistics import stdev
 
 import pytest
@@ -13,7 +14,7 @@ from flwr_splitfc.compare.report.rows import KIND_COLUMNS, SUMMARY_COLUMNS, rows
 from flwr_splitfc.compare.report.run_totals import RUN_COLUMNS
 from flwr_splitfc.compare.runs import Outcome, Run
 from flwr_splitfc.run.columns import shown_columns
-from tests.compare.conftest import cell, finished, numbers_of, traffic
+from tests.compare.conftest import cell, finished, measured, numbers_of, traffic
 
 LINK = RadioLink.parse("up=10,down=50,rtt=40")
 SPLIT = traffic(
@@ -153,6 +154,26 @@ def test_what_devices_found_has_a_column_of_its_own() -> None:
     )
     assert "on devices" in legend(rows, LINK, None)
     assert "on devices" not in markdown(rows[1:], "", legend(rows[1:], LINK, None))
+
+
+def test_the_metric_of_runs_has_a_column() -> None:
+    runs = [
+        measured("a", seed, [(1.0, 0.1), (0.9, r2)], best_metric="highest r2")
+        for seed, r2 in enumerate([0.25, 0.75])
+    ]
+    runs.append(measured("b", 0, [(1.0, 0.5)], best_metric="lowest loss"))
+    runs.append(measured("c", 0, [(1.0, math.nan)], best_metric="highest r2"))
+    runs.append(measured("d", 0, [(1.0, 0.5)], best_metric="highest accuracy"))
+    rows = rows_of(runs, LINK)
+    cells = [cell(row, "metric") for row in rows]
+    assert cells == ["0.5 ± 0.3536", "1", "-", "-"]
+    about = legend(rows, LINK, None)
+    assert "`metric` is the last r2 or loss," in about
+    assert "| accuracy, % | metric | seeds |" in markdown(rows, "", about)
+    lines = csv.DictReader(io.StringIO(csv_text(runs, LINK)))
+    assert [line["metric"] for line in lines] == ["0.25", "0.75", "1.0", "", ""]
+    about = legend(rows[2:], LINK, None)
+    assert "metric" not in markdown(rows[2:], "", about)
 
 
 def test_errors_have_columns_where_they_were_measured() -> None:

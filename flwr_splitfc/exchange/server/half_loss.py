@@ -1,0 +1,48 @@
+"""The loss of a server half's outputs, where it is the server's."""
+
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused
+from flwr_splitfc.exchange.server.step_checks import check_labels, check_loss
+from flwr_splitfc.model import LossFn
+from flwr_splitfc.model.structures import shapes_of
+
+
+def loss_on(device: torch.device, loss_fn: LossFn | None) -> LossFn | None:
+    """Return a loss whose tensors, such as weights of classes, are on a device.
+
+    It is a copy if they were elsewhere: its user may need it there.
+    """
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    # with its index, as those of tensors
+    wanted = torch.empty(0, device=device).device
+    tensors = chain(loss_fn.parameters(), loss_fn.buffers())
+    if all(tensor.device == wanted for tensor in tensors):
+        return loss_fn
+    return deepcopy(loss_fn).to(device)
+
+
+def loss_of(loss_fn: LossFn | None, outputs: Any, labels: Tensor) -> Tensor:
+    """Return the loss of outputs, a scalar with a graph; NaN where no label counts.
+
+    Raises
+    ------
+    LabelsRefused, StepRefused
+    """
+    assert loss_fn is not None  # the session has seen to it
+    check_labels(loss_fn, outputs, labels)
+    try:
+        loss = loss_fn(outputs, labels)
+    except Exception as error:
+        raise LabelsRefused(
+            f"the loss does not take labels {tuple(labels.shape)} of {labels.dtype}"
+            f" with outputs {shapes_of(outputs)}: {error}"
+        ) from error
+    check_loss(loss, loss_fn, labels)
+    return loss
