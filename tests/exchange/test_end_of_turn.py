@@ -20,6 +20,7 @@ from flwr_splitfc import (
     connect,
     cut_codec,
 )
+from flwr_splitfc.codec import pack_labels
 from flwr_splitfc.exchange import (
     DeviceStates,
     EndpointUnreachable,
@@ -34,6 +35,7 @@ from flwr_splitfc.exchange.protocol.tensors import unpack_tensors
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import shared_half
+from tests.exchange.step_frames import step_frame
 from tests.exchange.test_relayed_state import liar, like_weight
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import LocalGrid, ticket_message
@@ -303,6 +305,28 @@ def test_a_device_that_left_leaves_room_for_others() -> None:
         assert endpoint.ledger.of(1, "train").sessions == 2
 
 
+def numbered_step(number: int) -> pb.DeviceFrame:
+    x, y = batches(1)[0]
+    frame = step_frame(seeded(DeviceHalf)(x), pack_labels(y))
+    frame.number = number
+    return frame
+
+
+def test_a_stream_that_comes_late_brings_nobody_back() -> None:
+    with make_endpoint(reconnect_timeout_s=0.05) as endpoint:
+        ticket: Ticket = endpoint.issue("train", "0", 1)
+        device = RawDevice(endpoint, ticket)
+        for number in (1, 2):
+            device.ask(numbered_step(number))
+        device.send(pb.DeviceFrame(leave=pb.Leave()))
+        assert list(device._replies) == []
+        late = RawDevice(endpoint, ticket)
+        late.send(numbered_step(1))
+        assert list(late._replies) == []
+        time.sleep(0.2)
+        assert endpoint.sweep() == {}
+
+
 def test_a_device_that_left_may_come_back() -> None:
     with make_endpoint(reconnect_timeout_s=0.1) as endpoint:
         ticket: Ticket = endpoint.issue("train", "0", 1)
@@ -311,7 +335,7 @@ def test_a_device_that_left_may_come_back() -> None:
         assert list(device._replies) == []
         assert endpoint.sweep() == {}
         again = RawDevice(endpoint, ticket)
-        assert again.opened.WhichOneof("kind") == "opened"
+        again.ask(numbered_step(1))
         again.drop()
         while not endpoint.sweep():
             time.sleep(0.02)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
 from flwr_splitfc.exchange import SplitEndpoint
-from flwr_splitfc.exchange.device.session_call import _CHANNEL_OPTIONS
+from flwr_splitfc.exchange.device.session_call import _options as _device_options
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.stream_server import _options
 from tests.exchange.http2 import connection, greeting, open_stream
@@ -143,6 +143,6 @@ def test_options_are_those_of_grpc():
     """An option that gRPC does not know is left out without a word."""
     library = Path(cygrpc.__file__).read_bytes()
     server = [name for name, _ in _options(Limits())]
-    device = [name for name, _ in _CHANNEL_OPTIONS]
+    device = [name for name, _ in _device_options(30.0)]
     for name in (*server, *device):
         assert name.encode() in library

@@ -2,7 +2,7 @@
 
 import queue
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import grpc
@@ -111,8 +111,37 @@ def test_a_frame_that_comes_again_is_answered_again_and_not_applied():
         assert endpoint.halves.half.steps == 1
         second.ask(step_frame(2))
         assert endpoint.halves.half.steps == 2
-        assert second.ask(step_frame(1)).refused.reason == pb.PROTOCOL
-        second.drop()
+        assert second.ask(step_frame(4)).refused.reason == pb.PROTOCOL
+
+
+def test_frames_that_come_late_end_their_streams_and_not_the_session():
+    with make_endpoint(max_sessions=1, max_waiting=1) as endpoint, ExitStack() as end:
+        ticket = endpoint.issue("train", "0", 1)
+        device = RawDevice(endpoint, ticket)
+        end.callback(device.drop)
+        for number in (1, 2):
+            device.ask(step_frame(number))
+        for _ in range(50):  # more than there are threads
+            late = RawDevice(endpoint, ticket)
+            end.callback(late.drop)
+            late.send(step_frame(1))
+            assert list(late._replies) == []
+        assert device.ask(step_frame(3)).stepped.loss > 0
+        assert endpoint.halves.half.steps == 3
+
+
+def test_a_device_may_come_back_before_its_old_connection_is_seen_to_break():
+    with make_endpoint() as endpoint:
+        endpoint.issue("train", "0", 1)
+        (session,) = endpoint._registry.sessions()
+        old, new = Connection(), Connection()
+        for connection in (old, new):
+            session.await_open(connection)
+            session.open(open_frame(), connection)
+        assert not session.lost(old)
+        assert session.connected
+        assert session.answer(step_frame(1), new).stepped.loss > 0
+        assert session.lost(new)
 
 
 def test_close_is_answered_again_after_the_session():

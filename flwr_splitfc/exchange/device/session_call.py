@@ -24,20 +24,6 @@ from flwr_splitfc.exchange.protocol.split_errors import (
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 
-_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
-    # -1 is no limit: the limits are the server's
-    ("grpc.max_send_message_length", -1),
-    # nobody but the server knows how large its half's output is
-    ("grpc.max_receive_message_length", -1),
-    # frames are dense already, and a few bytes would inflate to any number: what comes
-    # compressed stays so, and is no frame
-    ("grpc.per_message_decompression", 0),
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.enable_http_proxy", 0),
-    # a new channel is a new connection, with no back-off of the last one's
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
 # a server that does not answer must not hold up the end of a process
 _LEAVING_TIMEOUT_S = 5.0
 
@@ -53,6 +39,9 @@ class SessionCall:
     address : str
         ``host:port``
     ticket : Ticket
+    ping_timeout_s : float
+        How long a ping's answer is waited for, once gRPC has handed the ping on. It
+        comes behind all bytes under way.
 
     Attributes
     ----------
@@ -60,9 +49,9 @@ class SessionCall:
         When the first frame went out, by `time.perf_counter`; 0.0 before.
     """
 
-    def __init__(self, address: str, ticket: Ticket) -> None:
+    def __init__(self, address: str, ticket: Ticket, ping_timeout_s: float) -> None:
         self._channel = open_channel(
-            address, ticket.tls, ticket.authority.encode(), _CHANNEL_OPTIONS
+            address, ticket.tls, ticket.authority.encode(), _options(ping_timeout_s)
         )
         # frames go and come as bytes: whoever counts them serializes them
         call = self._channel.stream_stream(SESSION_METHOD)
@@ -129,3 +118,24 @@ def refusal_in(error: grpc.RpcError) -> SplitError | None:
                 refused.ParseFromString(value)
             return error_from(refused)
     return None
+
+
+def _options(ping_timeout_s: float) -> list[tuple[str, int | str]]:
+    return [
+        # -1 is no limit: the limits are the server's
+        ("grpc.max_send_message_length", -1),
+        # nobody but the server knows how large its half's output is
+        ("grpc.max_receive_message_length", -1),
+        # frames are dense already, and a few bytes would inflate to any number: what
+        # comes compressed stays so, and is no frame
+        ("grpc.per_message_decompression", 0),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        # or gRPC would ask once a minute only, from the third ping on
+        ("grpc.http2.max_pings_without_data", 0),
+        # not the one of the keepalive: TCP takes that for its own, and a line that is
+        # only slow would break
+        ("grpc.http2.ping_timeout_ms", round(1000 * ping_timeout_s)),
+        ("grpc.enable_http_proxy", 0),
+        # a new channel is a new connection, with no back-off of the last one's
+        ("grpc.use_local_subchannel_pool", 1),
+    ]

@@ -42,6 +42,12 @@ from flwr_splitfc.exchange.protocol.told_text import one_line
 # an address that was never reached is more likely wrong than busy
 _FIRST_CONNECT_S = 10.0
 
+# With the keepalive before it, less than the server waits for a connection to come
+# back: it may have seen the break at once.
+_PING_TIMEOUT_S = 30.0
+# a line that is only slow gets so many times as long after each break
+_PING_TIMEOUT_GROWTH = 4.0
+
 logger = getLogger("flwr")
 
 _Result = TypeVar("_Result")
@@ -49,6 +55,8 @@ _Result = TypeVar("_Result")
 _FULL = grpc.StatusCode.UNAVAILABLE
 # gRPC's words where nobody listens
 _NOBODY = "Failed to connect to remote host"
+# and where a connection seems to be dead
+_NO_PING = "ping timeout"
 
 
 class Stream:
@@ -97,6 +105,7 @@ class Stream:
         # answers that came before they were asked for, by number
         self._came: dict[int, pb.ServerFrame] = {}
         self._call: SessionCall | None = None
+        self._ping_timeout_s = _PING_TIMEOUT_S
         # of the last frame that was sent in this call
         self._sent = 0
 
@@ -201,6 +210,9 @@ class Stream:
                 return attempt(retries)
             except grpc.RpcError as error:
                 self.close()
+                if _NO_PING in str(error.details()):
+                    # perhaps it was only slow: a ping comes behind what is under way
+                    self._ping_timeout_s *= _PING_TIMEOUT_GROWTH
                 refusal = refusal_in(error)
                 if refusal is None:
                     retries.failed(error.code())
@@ -226,7 +238,8 @@ class Stream:
 
     def _open(self, retries: Retries) -> SessionCall:
         """Open the session on a new connection, and send frames with `Open`."""
-        call = self._call = SessionCall(self.address, self.ticket)
+        call = SessionCall(self.address, self.ticket, self._ping_timeout_s)
+        self._call = call
         self._sent = 0
         hello = pb.Open(
             protocol=self.ticket.protocol,

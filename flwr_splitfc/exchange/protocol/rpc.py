@@ -8,8 +8,8 @@ TOKEN_KEY = "split-token"
 REFUSED_KEY = "split-refused-bin"
 """Key of a serialized `Refused` in the trailing metadata of a stream that it ends."""
 
-KEEPALIVE_MS = 60_000
-"""How often a quiet peer is asked whether the connection still stands."""
+KEEPALIVE_MS = 20_000
+"""How often a quiet peer is asked, by a ping, whether the connection still stands."""
 
 NONCE_BYTES = 16
 """Random bytes by which a session knows the process that opened it first."""

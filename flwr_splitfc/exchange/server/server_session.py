@@ -93,6 +93,9 @@ class ServerSession:
         # the last frame and its answer, until what need not come before it is done
         self._unfinished: _Exchanged | None = None
         self._connection: Connection | None = None
+        # came while another one carried the session, and carries it from its first
+        # frame on
+        self._next: Connection | None = None
         self._unopened: Connection | None = None
         self._unopened_at = 0.0
         self._busy = False
@@ -159,16 +162,16 @@ class ServerSession:
     def await_open(self, connection: Connection) -> None:
         """Note a connection on which Open is to come.
 
-        There is one at most, so that a token holds no more than one thread.
+        There is one at most, and none beside it that opened the session and sent
+        nothing since, so that a token holds no more than one thread.
         """
         with self._changed:
-            earlier = self._unopened
+            replaced = self._unopened, self._next
             # first: `unopened_s` may be asked for between the two
             self._unopened_at = time.monotonic()
-            self._unopened = connection
+            self._unopened, self._next = connection, None
             self._changed.notify_all()
-        if earlier is not None:
-            earlier.cancel()
+        _cancel(*replaced)
 
     @contextmanager
     def waiting(self, connection: Connection) -> Iterator[None]:
@@ -188,7 +191,10 @@ class ServerSession:
         connection: Connection,
         told: pb.ServerFrame | None = None,
     ) -> pb.ServerFrame:
-        """Move to a new connection, the first or the next.
+        """Take a new connection, the first or the next.
+
+        Where another one carries the session, that stays until the new one's first
+        frame: the new one may have come late, and the other be the device's.
 
         Parameters
         ----------
@@ -211,16 +217,14 @@ class ServerSession:
             if self.ended:
                 raise self.ended
             with self._changed:
-                earlier, self._connection = self._connection, connection
+                replaced, self._next = self._next, connection
                 # while the last frame was finished, a later one may have come
                 if self._unopened is connection:
                     self._unopened = None
-            if earlier is not None:
-                # It may look alive long after it broke. Its thread finds out in
-                # `answer` that it does not carry the session any more.
-                earlier.cancel()
+            _cancel(replaced)
+            if not self.connected:
+                self._carried_by(connection)
             self._nonce = nonce
-            self.left_at = 0.0
             if self.opened:
                 self.turn.traffic.reconnects += 1
             else:
@@ -232,6 +236,19 @@ class ServerSession:
             if told is not None:
                 count_downlink(self.turn.traffic, told)
             return answer
+
+    def _carried_by(self, connection: Connection) -> bool:
+        """Whether a connection carries the session, which moves to the next one."""
+        earlier = None
+        with self._changed:
+            if self._next is connection:
+                earlier, self._connection = self._connection, connection
+                self._next = None
+            carried = self._connection is connection
+        # It may look alive long after it broke. Its thread finds out in `answer` that
+        # it does not carry the session any more.
+        _cancel(earlier)
+        return carried
 
     def check_open(self, frame: pb.DeviceFrame) -> None:
         """Refuse a first frame that cannot open the session.
@@ -270,7 +287,8 @@ class ServerSession:
         Returns
         -------
         pb.ServerFrame or None
-            None if the session has moved on to another connection.
+            None if the session has moved on to another connection, or if the frame
+            came late: it was applied long ago. The stream ends, and not the session.
 
         Raises
         ------
@@ -278,7 +296,7 @@ class ServerSession:
             The frame is refused, and with it the session.
         """
         with self._working():
-            if self._connection is not connection:
+            if self._is_late(frame.number) or not self._carried_by(connection):
                 return None
             # Its answer got lost on the way: the frame was applied already.
             answer = self._answer_to(frame.number)
@@ -286,6 +304,14 @@ class ServerSession:
                 self._count_again(frame, answer)
                 return answer
             return self._answer_next(frame)
+
+    def _is_late(self, number: int) -> bool:
+        """Whether a frame came before those of which the answers are kept.
+
+        The device has gone on since. It was held up on a connection that the device
+        gave up, or came twice.
+        """
+        return bool(self._answers) and 0 < number < self._answers[0].number
 
     def _answer_to(self, number: int) -> pb.ServerFrame | None:
         """Return the answer to a frame, if it is kept."""
@@ -342,7 +368,7 @@ class ServerSession:
             Whether the connection carried the session.
         """
         with self._working():
-            if self._connection is not connection:
+            if not self._carried_by(connection):
                 return False
             self._connection = None
             self._last_seen = self.left_at = time.monotonic()
@@ -361,6 +387,8 @@ class ServerSession:
         answer = self._apply(frame)
         answer.number = frame.number
         self._answers.append(answer)
+        if not in_message:
+            self.left_at = 0.0
         self._last_seen = time.monotonic()
         counted: pb.ServerFrame | None = answer
         if self.turn.done:
@@ -405,11 +433,13 @@ class ServerSession:
         with self._changed:
             if self._unopened is connection:
                 self._unopened = None
+            if self._next is connection:
+                self._next = None
             if self._connection is not connection:
                 return False
-            self._connection = None
+            self._connection, self._next = self._next, None
             self._last_seen = time.monotonic()
-            return self.running
+            return self.running and not self.connected
 
     @contextmanager
     def _working(self, unopened: Connection | None = None) -> Iterator[None]:
@@ -479,10 +509,11 @@ class ServerSession:
 
         One that waits for a slot says why, and ends by itself.
         """
-        # `open` makes the first the second: asked in this order, it is one of them
-        for connection in (self._unopened, self._connection):
-            if connection is not None and connection not in self._waiting:
-                connection.cancel()
+        # the first becomes the second, and that the third: asked in this order, it is
+        # one of them
+        for connection in (self._unopened, self._next, self._connection):
+            if connection not in self._waiting:
+                _cancel(connection)
 
     def take_traffic(self) -> Traffic:
         """Return what was counted since the last time."""
@@ -507,6 +538,13 @@ class ServerSession:
         self._last_seen = time.monotonic()
         self.turn.traffic.round_trips += 1
         count_resent(self.turn.traffic, frame, answer)
+
+
+def _cancel(*connections: Connection | None) -> None:
+    """End those that are there."""
+    for connection in connections:
+        if connection is not None:
+            connection.cancel()
 
 
 def _check_open(frame: pb.DeviceFrame) -> None:

@@ -230,6 +230,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 0),
+        # or gRPC would ask once a minute only, from the third ping on
+        ("grpc.http2.max_pings_without_data", 0),
         # devices ping every KEEPALIVE_MS, give or take
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
