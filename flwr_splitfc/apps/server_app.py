@@ -439,7 +439,7 @@ class SplitServerApp(ServerApp):
 
         def load(arrays: ArrayRecord) -> nn.Module:
             joined.load_state_dict(arrays.to_torch_state_dict())
-            return joined.eval()
+            return _own_copy(joined)
 
         sampling = sampling_strategy(
             settings.strategy,

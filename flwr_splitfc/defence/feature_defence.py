@@ -90,7 +90,7 @@ class FeatureDefence:
         """Return the features (B, ...) of some inputs (B, ...) as they may be sent.
 
         Of inputs in several tensors ``B`` is the fewest rows. A tensor of one row does
-        not count: all samples share it.
+        not count: all samples share it. A list may have a tensor for each sample.
 
         The distance correlation is in no loss: the backward pass adds its gradient to
         that of the features, whatever the loss is. Without a graph it is left out.
@@ -163,12 +163,16 @@ def _check_rows(inputs: Structure, features: Structure) -> None:
     """
     rows = {tuple(part.shape[:1]) for part in float_tensors(features)}
     # one row is all that any sample can have
-    if rows <= {(_samples_of(inputs),)} or rows == {(1,)}:
+    samples = {(1,), (_samples_of(inputs),)}
+    if isinstance(inputs, list) and all(isinstance(one, Tensor) for one in inputs):
+        samples.add((len(inputs),))
+    if len(rows) <= 1 and rows <= samples:
         return
     raise ValueError(
         f"features have the shape {shapes_of(features)}, inputs {shapes_of(inputs)}: "
         "to clip samples, wanted a row of features for each, such as (B, T, C) in "
-        "place of (B * T, C), and labels (B, T)"
+        "place of (B * T, C), and labels (B, T). What samples share in the inputs, "
+        "such as the edges of a graph, wants a first axis of 1"
     )
 
 

@@ -80,6 +80,14 @@ def test_a_sample_is_a_row_of_the_inputs(inputs: Any) -> None:
     assert len(defence(inputs, of_rows(ROWS))) == ROWS
 
 
+def test_a_list_may_have_a_tensor_for_each_sample() -> None:
+    pictures = [torch.rand(3, size, size) for size in (5, 6, 7, 8)]
+    defence = FeatureDefence(clip_norm=1.0)
+    assert len(defence(pictures, of_rows(4))) == 4
+    with pytest.raises(ValueError, match="wanted a row of features for each"):
+        defence(pictures, of_rows(8))
+
+
 @pytest.mark.parametrize("inputs", [None, "text", [TOKENS.sum()]])
 def test_inputs_that_tell_no_samples_cannot_be_clipped(inputs: Any) -> None:
     with pytest.raises(ValueError, match="wanted a row of features for each"):

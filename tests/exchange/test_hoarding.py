@@ -51,7 +51,7 @@ def zeros(name: str, entries: int) -> pb.Tensor:
         close_frame(state=[pb.Tensor(shape=[1] * 3_000_000)]),
         close_frame(state=[zeros("a", 1_000_000), zeros("b", 1_000_000)]),
         close_frame(levels=[0] * 3_000_000),
-        close_frame(levels=[128]),
+        close_frame(no_levels=[128]),
     ],
     ids=[
         "state",

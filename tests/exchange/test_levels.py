@@ -92,8 +92,11 @@ def test_a_run_that_goes_on_knows_what_turns_told() -> None:
     states = DeviceStates("relay")
     levels = []
     for turn in range(13):
-        # the fourth turn does not tell so
-        states.keep(str(turn), Kept(levels=(2,) if turn == 3 else (0, 2)))
+        # the fourth turn tells otherwise of the first tensor
+        wanted, unwanted = ((2,), (0,)) if turn == 3 else ((0, 2), ())
+        states.keep(str(turn), Kept(levels=wanted, no_levels=unwanted))
+        # a turn that tells nothing leaves all as it is
+        states.keep(str(turn), Kept())
         saved = states.state_dict()
         states = DeviceStates("relay")
         states.load_state_dict(saved)

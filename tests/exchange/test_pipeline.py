@@ -3,13 +3,13 @@
 import json
 import random
 from collections import deque
+from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flwr_splitfc import (
     EndpointConfig,
@@ -22,7 +22,6 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange import SplitEndpoint, TicketError
 from flwr_splitfc.exchange.device.session import Session
 from flwr_splitfc.exchange.device.stream import Stream
-from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from tests.cutting_proxy import CuttingProxy
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import ADAM, shared_half
@@ -68,25 +67,31 @@ def reference(depth: int, make=DeviceHalf) -> tuple[dict, dict, list[float]]:
     device_half, server_half = seeded(make), seeded(ServerHalf)
     device_optimizer = ADAM(device_half.parameters())
     server_optimizer = SERVER_ADAM(server_half.parameters())
-    under_way: deque[tuple[Tensor, Tensor]] = deque()
+    under_way: deque[tuple[nn.Module, Tensor, Tensor]] = deque()
     losses = []
 
     def apply() -> None:
-        features, gradient = under_way.popleft()
-        device_optimizer.zero_grad()
+        kept, features, gradient = under_way.popleft()
+        kept.zero_grad()
         features.backward(gradient)
+        for weight, copy in zip(
+            device_half.parameters(), kept.parameters(), strict=True
+        ):
+            weight.grad = copy.grad
         device_optimizer.step()
 
     for x, y in batches(STEPS):
-        copies = {name: w.clone() for name, w in device_half.named_parameters()}
-        features = functional_call(device_half, copies, (x,))
+        kept = deepcopy(device_half)
+        features = kept(x)
+        for buffer, copy in zip(device_half.buffers(), kept.buffers(), strict=True):
+            buffer.copy_(copy)
         cut = features.detach().requires_grad_()
         server_optimizer.zero_grad()
         loss = nn.functional.cross_entropy(server_half(cut), y)
         loss.backward()
         server_optimizer.step()
         losses.append(loss.item())
-        under_way.append((features, cut.grad))
+        under_way.append((kept, features, cut.grad))
         if len(under_way) == depth:
             apply()
     while under_way:
@@ -105,7 +110,22 @@ class WithNorm(DeviceHalf):
         return self.norm(super().forward(x))
 
 
-@pytest.mark.parametrize("make", [DeviceHalf, WithNorm])
+class Shared(DeviceHalf):
+    """A device half with a layer under two names, and its weight in another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.decoder = self.encoder
+        self.last = nn.Linear(4, 4)
+        self.last.weight = self.encoder.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.encoder(super().forward(x)).tanh()
+        return self.last(self.decoder(hidden).tanh())
+
+
+@pytest.mark.parametrize("make", [DeviceHalf, WithNorm, Shared])
 @pytest.mark.parametrize("depth", [1, 2, 4, STEPS + 3])
 def test_a_gradient_is_applied_so_many_steps_late_to_the_weights_it_is_of(depth, make):
     device, server, losses = trained(depth, make)
@@ -113,6 +133,22 @@ def test_a_gradient_is_applied_so_many_steps_late_to_the_weights_it_is_of(depth,
     assert same(device, device_wanted)
     assert same(server, server_wanted)
     assert losses == losses_wanted
+
+
+@pytest.mark.parametrize("make", [DeviceHalf, Shared])
+def test_a_forward_pass_that_fails_leaves_the_device_half_its_weights(make):
+    device_half = seeded(make)
+    own = dict(device_half.named_parameters(remove_duplicate=False))
+    too_many_channels = (torch.rand(16, 3, 8, 8), torch.zeros(16, dtype=torch.long))
+    with (
+        make_endpoint(2) as endpoint,
+        pytest.raises(RuntimeError, match="channels"),
+        connect(ticket_message(endpoint)) as server,
+    ):
+        next(server.pipelined(device_half, [too_many_channels]))
+    left = dict(device_half.named_parameters(remove_duplicate=False))
+    assert left.keys() == own.keys()
+    assert all(left[name] is weight for name, weight in own.items())
 
 
 def test_a_depth_of_one_is_the_loop_with_a_loss():
@@ -297,8 +333,10 @@ def test_only_the_answers_that_a_device_may_wait_for_are_kept():
         device.drop()
         again = RawDevice(endpoint, ticket)
         assert [again.ask(frame) for frame in frames[2:]] == answers[2:]
+        # the stream ends
+        again.send(frames[1])
+        assert list(again._replies) == []
         assert endpoint.halves.half.steps == 5
-        assert again.ask(frames[1]).refused.reason == pb.PROTOCOL
         again.drop()
 
 
@@ -384,9 +422,24 @@ class Bounded(nn.Module):
         return self.table(x)
 
 
+class BoundedAnew(Bounded):
+    """A device half whose forward pass gives its weight other memory, and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.table.weight
+        for bound in (0.5, 0.2):
+            weight.data = weight.data.clamp(-bound, bound)
+        return self.table(x)
+
+
+@pytest.mark.parametrize("make", [Bounded, BoundedAnew])
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_what_a_forward_pass_writes_into_weights_stays_there(depth):
-    device_half = seeded(Bounded)
+def test_what_a_forward_pass_writes_into_weights_stays_there(depth, make):
+    device_half = seeded(make)
     ids = torch.arange(16).view(4, 4)
     labels = torch.zeros(4, dtype=torch.int64)
     assert (device_half.table.weight.norm(dim=1) > 1.5).all()

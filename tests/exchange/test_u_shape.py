@@ -44,6 +44,12 @@ def middle() -> nn.Module:
     )
 
 
+def normed_twice() -> nn.Module:
+    """With one layer under two names, whose statistics move twice a pass."""
+    norm = nn.BatchNorm1d(32)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), norm, nn.ReLU(), norm)
+
+
 def tail() -> nn.Module:
     return nn.Linear(32, 4)
 
@@ -131,6 +137,7 @@ def test_output_and_gradients_are_those_of_the_joined_model(endpoint):
     "options",
     [
         {},
+        {"model": normed_twice},
         {"accumulate_steps": 3},
         {"max_grad_norm": 1e-3},
         {"scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)},

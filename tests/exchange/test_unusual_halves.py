@@ -696,20 +696,20 @@ def test_a_checkpoint_with_gradients_of_weights_that_are_not_stepped_is_taken() 
 
 
 class Balanced(nn.Linear):
-    """Leaves a penalty in itself, and returns it in training if asked to."""
+    """Returns a penalty in training if asked to."""
 
     def __init__(self, *, returns: bool = False) -> None:
         super().__init__(FEATURES, 4)
         self.returns = returns
-        self.penalty = torch.zeros(())
 
     def forward(self, x: Tensor) -> Any:
         output = super().forward(x)
-        self.penalty = output.square().mean()
-        return (output, self.penalty) if self.returns and self.training else output
+        if self.returns and self.training:
+            return output, output.square().mean()
+        return output
 
-    def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        return LOSS(output, y) + self.penalty
+    def plain(self, output: Tensor, y: Tensor) -> Tensor:
+        return LOSS(output, y.long())
 
 
 class Task:
@@ -744,10 +744,8 @@ def closure_over(half: Balanced) -> Any:
 
 REACHING: list[Any] = [
     closure_over,
-    lambda half: lambda output, y: LOSS(output, y) + half.penalty,
     lambda half: lambda output, y, own=half.weight: LOSS(output, y) + own.sum(),
     lambda half: partial(with_weights, parameters=list(half.parameters())),
-    lambda half: half.loss,
     lambda half: Task(half).penalised,
     Task,
 ]
@@ -757,22 +755,31 @@ APART: list[Any] = [
     lambda half: lambda output, y: LOSS(output, y),
     lambda half: Task(half).plain,
     lambda half: closure_over(Balanced()),
+    lambda half: half.plain,
 ]
 
 
 @pytest.mark.parametrize("loss_of", REACHING)
 def test_a_loss_that_reaches_into_the_half_is_refused_for_copies(loss_of: Any) -> None:
-    half = made(Balanced)
-    loss = loss_of(half)
-    SplitLearning(half, loss, SGD, device="cpu")
-    with pytest.raises(ValueError, match="loss_fn reaches into the original"):
-        SplitFedV1(half, loss, SGD, device="cpu")
+    model = made(Balanced)
+    half = HalfTrainer(model, loss_of(model), SGD, device="cpu")
+    copy = half.copy(seed=0)
+    before = weights(copy.model)
+    x, y = mini_batches()[0]
+    for _ in range(2):
+        with pytest.raises(StepRefused, match="loss_fn goes by the weights of the or"):
+            copy.step(x, y)
+    assert same(weights(copy.model), before)
+    half.step(x, y)
 
 
 @pytest.mark.parametrize("loss_of", APART)
-def test_a_loss_that_does_not_is_taken(loss_of: Any) -> None:
-    half = made(Balanced)
-    SplitFedV1(half, loss_of(half), SGD, device="cpu")
+def test_a_loss_that_does_not_trains_copies(loss_of: Any) -> None:
+    model = made(Balanced)
+    copy = HalfTrainer(model, loss_of(model), SGD, device="cpu").copy(seed=0)
+    for x, y in mini_batches():
+        copy.step(x, y)
+    assert not same(weights(copy.model), weights(model))
 
 
 def test_a_copy_trains_with_a_penalty_that_it_returns() -> None:

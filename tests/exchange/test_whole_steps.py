@@ -40,6 +40,13 @@ def leaky_half() -> nn.Module:
     )
 
 
+def repeated_half() -> nn.Module:
+    """A half with one layer under two names."""
+    layer = nn.Linear(64, 64)
+    unit = nn.LeakyReLU(0.1)
+    return nn.Sequential(nn.Flatten(), layer, unit, layer, unit, nn.Linear(64, 4))
+
+
 def make_trainer(make=plain_half, optimizer=SGD, **options: Any) -> HalfTrainer:
     options = {"loss_fn": nn.CrossEntropyLoss(), "device": "cpu", **options}
     return HalfTrainer(seeded(make), optimizer=optimizer, **options)
@@ -131,6 +138,17 @@ def test_honest_steps_go_on_after_a_device_that_raises_its_scale_step_by_step():
     assert refused
     for seed in range(2, 12):
         trainer.step(*batch(seed=seed))
+
+
+@pytest.mark.parametrize("make", [leaky_half, repeated_half])
+def test_a_refused_step_leaves_no_trace_in_the_steps_after_it(make):
+    trainer, undisturbed = make_trainer(make), make_trainer(make)
+    with pytest.raises(StepRefused, match="cannot be trained"):
+        trainer.step(*batch(1e16))
+    for seed in range(3):
+        trainer.step(*batch(seed=seed))
+        undisturbed.step(*batch(seed=seed))
+    assert equal(all_of(trainer), all_of(undisturbed))
 
 
 def test_honest_steps_towards_large_labels_are_made() -> None:

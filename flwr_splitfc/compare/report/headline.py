@@ -55,6 +55,14 @@ def _without_accuracy(rows: Sequence[MethodRow]) -> str:
             f"The {metric.better} final {metric.name} is that of {best.label}, "
             f"{_metric(best):.4g}."
         )
+    # the default is an accuracy
+    named = sorted({metric.name for metric in metrics} - {"accuracy"})
+    if named:
+        why = "have no number for it" if len(named) == 1 else "not one for all"
+        return (
+            "No run measured an accuracy. As best-metric runs name "
+            f"{', '.join(named)}, and {why}."
+        )
     names = dict.fromkeys(chain(*(totals.evaluation_names for totals in runs)))
     if names:
         there = ", ".join(names)

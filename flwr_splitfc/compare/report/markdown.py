@@ -16,7 +16,9 @@ _ABOUT_ACCURACY = (
     "Accuracy is the last one that was measured: mean over the seeds, "
     "± sample standard deviation"
 )
-_ABOUT_METRIC = "`metric` is the last {names}, which the key `best-metric` names."
+_ABOUT_METRIC = (
+    "`metric` is the last {names}, as the key `best-metric` says: mean over the seeds."
+)
 _ABOUT_BYTES = (
     "MB are all bytes that were moved, in 1e6 bytes. Bits per entry and `cut` are of "
     "the features and gradients of training, `total` is of everything; `times fewer` "

@@ -107,8 +107,10 @@ class RunTotals:
 
     @property
     def evaluation_names(self) -> list[str]:
-        """The names of what the app's evaluation returned, but for an accuracy."""
-        return list(dict.fromkeys(chain(*(done.evaluation for done in self._rounds))))
+        """The names of the numbers that the app's evaluation returned."""
+        entries = chain(*(done.evaluation.items() for done in self._rounds))
+        numbers = (name for name, entry in entries if isinstance(entry, int | float))
+        return list(dict.fromkeys(numbers))
 
     # -- what features give away
 

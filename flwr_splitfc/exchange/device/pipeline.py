@@ -6,12 +6,12 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flwr_splitfc.exchange.device.autograd import answered_loss, check_grad_mode
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
+from flwr_splitfc.model.stand_ins import call_with
 from flwr_splitfc.model.structures import Structure
 
 LabelledBatches: TypeAlias = Iterable[tuple[Structure, Tensor]]
@@ -70,17 +70,20 @@ def _on_kept_weights(model: nn.Module, x: Structure) -> Structure:
 
     The optimizer changes weights in place, and a backward pass needs those of its
     forward pass: it goes through copies, and on to the weights themselves. What it
-    writes into a copy, as an embedding with ``max_norm`` does, is written into the
-    weight, too.
+    writes into a copy, as an embedding with ``max_norm`` does, or puts in its place by
+    ``weight.data = ...``, is written into the weight, too.
     """
     weights = dict(model.named_parameters())
     copies = {
         name: weight.clone() for name, weight in weights.items() if weight.requires_grad
     }
-    features = functional_call(model, copies, (x,))
+    # they keep the copies' memory, so that nothing new is put at its address
+    as_made = {name: copy.detach() for name, copy in copies.items()}
+    features = call_with(model, dict(copies), x)
     with torch.no_grad():
         for name, copy in copies.items():
+            was_moved = copy.data_ptr() != as_made[name].data_ptr()
             # a fresh copy is of version 0
-            if copy._version > 0:
+            if copy._version > 0 or was_moved:
                 weights[name].copy_(copy)
     return features

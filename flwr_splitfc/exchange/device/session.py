@@ -439,7 +439,7 @@ class Session:
             optimizer_state = pack_optimizer(
                 self._optimizer, self.ticket.state_bits, self.seed, self._trained_places
             )
-        counts = self._steps.counts
+        counts, levelled = self._steps.counts, self._steps.levelled
         close = pb.Close(
             optimizer=optimizer_state,
             state=pack_tensors(self.state),
@@ -448,7 +448,8 @@ class Session:
             feature_error_sum=counts.feature_error_sum,
             feature_error_steps=counts.feature_error_steps,
             round_trips=self._line.transport.round_trips,
-            levels=[number for number, is_so in self._steps.levelled.items() if is_so],
+            levels=[number for number, is_so in levelled.items() if is_so],
+            no_levels=[number for number, is_so in levelled.items() if not is_so],
         )
         self._line.ask(pb.DeviceFrame(close=close), "closed")
         self._line.transport.finish()

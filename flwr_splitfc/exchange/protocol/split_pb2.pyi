@@ -139,7 +139,7 @@ class Predict(_message.Message):
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips", "levels")
+    __slots__ = ("optimizer", "state", "codec_seconds", "waited_seconds", "feature_error_sum", "feature_error_steps", "round_trips", "levels", "no_levels")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODEC_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class Close(_message.Message):
     FEATURE_ERROR_STEPS_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
+    NO_LEVELS_FIELD_NUMBER: _ClassVar[int]
     optimizer: _containers.RepeatedCompositeFieldContainer[Tensor]
     state: _containers.RepeatedCompositeFieldContainer[Tensor]
     codec_seconds: float
@@ -156,7 +157,8 @@ class Close(_message.Message):
     feature_error_steps: int
     round_trips: int
     levels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ..., round_trips: _Optional[int] = ..., levels: _Optional[_Iterable[int]] = ...) -> None: ...
+    no_levels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, optimizer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., codec_seconds: _Optional[float] = ..., waited_seconds: _Optional[float] = ..., feature_error_sum: _Optional[float] = ..., feature_error_steps: _Optional[int] = ..., round_trips: _Optional[int] = ..., levels: _Optional[_Iterable[int]] = ..., no_levels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()

@@ -28,13 +28,15 @@ class Kept:
     Parameters
     ----------
     optimizer, state : sequence of pb.Tensor
-    levels : sequence of int
-        The numbers of tensors at the cut whose channels are to be levelled.
+    levels, no_levels : sequence of int
+        The numbers of tensors at the cut whose channels are to be levelled, and of
+        those of which a turn's gradients told otherwise.
     """
 
     optimizer: Sequence[pb.Tensor] = ()
     state: Sequence[pb.Tensor] = ()
     levels: Sequence[int] = ()
+    no_levels: Sequence[int] = ()
 
 
 class DeviceStates:
@@ -116,7 +118,7 @@ class DeviceStates:
             self._state.pop(device, None)
             if kept.state:
                 self._state[device] = kept.state
-            self._levels.add(kept.levels)
+            self._levels.add(kept.levels, kept.no_levels)
 
     def drop_unusual(self, kept: Kept) -> bool:
         """Drop relayed optimizer state after which a device failed, if it is unusual.

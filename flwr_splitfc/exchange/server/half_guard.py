@@ -5,7 +5,6 @@ from math import isfinite, nan
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flwr_splitfc.exchange.protocol.split_errors import StepRefused
 from flwr_splitfc.exchange.server.step_checks import (
@@ -15,6 +14,7 @@ from flwr_splitfc.exchange.server.step_checks import (
     next_norm,
     total_norm,
 )
+from flwr_splitfc.model.stand_ins import call_with
 from flwr_splitfc.model.structures import Structure, float_tensors, is_float, mapped
 
 _GROWTH = 2.0
@@ -95,7 +95,7 @@ class HalfGuard:
         state = {**dict(zip(self._weights, weights, strict=True)), **buffers}
 
         def model(features: Structure) -> Any:
-            return functional_call(self._model, state, (features,))
+            return call_with(self._model, state, features)
 
         try:
             output = self._run(model, probe)

@@ -1,5 +1,6 @@
 """The loss of a server half's outputs, where it is the server's."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused
+from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefused
 from flwr_splitfc.exchange.server.step_checks import check_labels, check_loss
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import shapes_of
@@ -46,3 +47,37 @@ def loss_of(loss_fn: LossFn | None, outputs: Any, labels: Tensor) -> Tensor:
         ) from error
     check_loss(loss, loss_fn, labels)
     return loss
+
+
+def check_loss_of_copy(loss: Tensor, originals: Iterable[Tensor]) -> None:
+    """Refuse a copy's loss that depends on the weights of the original half.
+
+    Their gradient would be in no step of the copy, and nothing would show it.
+
+    Parameters
+    ----------
+    loss : Tensor
+        A scalar with a graph.
+    originals : iterable of Tensor
+        The original's weights.
+
+    Raises
+    ------
+    StepRefused
+    """
+    wanted = {id(weight) for weight in originals}
+    waiting = [loss.grad_fn]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # a leaf of the graph has its tensor
+        if id(getattr(node, "variable", None)) in wanted:
+            raise StepRefused(
+                "each device trains a copy of the server half, and loss_fn goes by the "
+                "weights of the original: let the server half return what the loss "
+                "needs of them, as (outputs, penalty), or use weight_decay"
+            )
+        waiting += [following for following, _ in node.next_functions]

@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flwr_splitfc.exchange.protocol.optimizer_inputs import with_own_memory
 from flwr_splitfc.exchange.protocol.split_errors import FeaturesRefused
 from flwr_splitfc.exchange.server.half_guard import HalfGuard
 from flwr_splitfc.exchange.server.step_checks import check_finite
+from flwr_splitfc.model.stand_ins import call_with
 from flwr_splitfc.model.structures import (
     Structure,
     float_tensors,
@@ -116,8 +116,7 @@ class HalfPasses:
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
 
         def model(features: Structure) -> Any:
-            # a tuple is one argument, too
-            return functional_call(self._model, buffers, (features,))
+            return call_with(self._model, buffers, features)
 
         return self.run_as(model, x), buffers
 

@@ -20,10 +20,9 @@ from flwr_splitfc.exchange.protocol.seeds import SeedPart, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import SplitError, StepRefused
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
 from flwr_splitfc.exchange.server.half_guard import HalfGuard
-from flwr_splitfc.exchange.server.half_loss import loss_of, loss_on
+from flwr_splitfc.exchange.server.half_loss import check_loss_of_copy, loss_of, loss_on
 from flwr_splitfc.exchange.server.half_passes import HalfPasses
 from flwr_splitfc.exchange.server.half_randomness import HalfRandomness
-from flwr_splitfc.exchange.server.half_reach import check_loss_of_copies
 from flwr_splitfc.exchange.server.half_steps import (
     BegunStep,
     ForwardPass,
@@ -154,6 +153,8 @@ class HalfTrainer:
             accumulate_steps=accumulate_steps,
             max_grad_norm=max_grad_norm,
         )
+        # of the half that this is a copy of, until the first loss is known
+        self._originals: list[nn.Parameter] = []
         self._pending: PendingUpdate | None = None
         self._lock = Lock()
         self.merge_steps = merge_steps
@@ -230,9 +231,8 @@ class HalfTrainer:
         Raises
         ------
         ValueError
-            If the model cannot be copied, or the loss reaches into it.
+            If the model cannot be copied.
         """
-        check_loss_of_copies(self.loss_fn, self._model)
         with self._exclusively():
             model = _copy_of(self._model)
         # gradients that the original has accumulated are its own
@@ -249,6 +249,7 @@ class HalfTrainer:
             feature_shape=self.feature_shape,
         )
         copy._randomness.draws_on_cpu = not beside_others
+        copy._originals = list(self._model.parameters())
         return copy
 
     def end_training(self) -> None:
@@ -338,6 +339,9 @@ class HalfTrainer:
             labels = batch.labels.to(self.device)
             kept = KeptBatch.of(x, labels) if self.replay_steps else None
             loss = loss_of(self.loss_fn, self._passes.run(x), labels)
+            if self._originals:
+                check_loss_of_copy(loss, self._originals)
+                self._originals = []
             return self._begun_back(loss, None, x, batch.origin, kept)
 
     def _step_together(self, batches: Sequence[WaitingBatch]) -> list[BegunStep]:
@@ -477,6 +481,7 @@ class HalfTrainer:
         return begun
 
     # a prediction, or who reads the weights, may have turned gradients off
+    @torch.inference_mode(False)
     @torch.enable_grad()
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, None

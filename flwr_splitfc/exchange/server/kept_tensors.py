@@ -38,7 +38,7 @@ def check_levels(numbers: Collection[int]) -> None:
     """
     if len(numbers) > MOST_PARTS or any(number >= MOST_PARTS for number in numbers):
         raise LimitExceeded(
-            f"{len(numbers)} tensors are to be levelled, the largest number "
+            f"{len(numbers)} tensors are named beside levels, the largest number "
             f"{max(numbers)}; at most {MOST_PARTS} tensors may be at the cut"
         )
 

@@ -6,7 +6,7 @@ and so would be all steps of turns that have but one. The server half is the sam
 all devices, so what devices told holds for those that come next.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 _TURNS_IN_A_ROW = 10
 """Where it matters, each turn tells so. Elsewhere single batches do: one in four, with
@@ -29,18 +29,19 @@ class LevelVotes:
             number for number, turns in self._turns.items() if turns >= _TURNS_IN_A_ROW
         )
 
-    def add(self, wanted: Collection[int]) -> None:
+    def add(self, wanted: Iterable[int], unwanted: Iterable[int]) -> None:
         """Count a turn of training.
 
         Parameters
         ----------
-        wanted : collection of int
-            The numbers of the tensors whose gradient told so.
+        wanted, unwanted : iterable of int
+            The numbers of the tensors whose gradient told so, and of those whose
+            gradient told otherwise. Of others it told nothing.
         """
-        turns = dict.fromkeys(self.levelled, _TURNS_IN_A_ROW)
-        for number in wanted:
-            turns.setdefault(number, self._turns.get(number, 0) + 1)
-        self._turns = turns
+        for number in set(unwanted) - set(self.levelled):
+            self._turns.pop(number, None)
+        for number in set(wanted):
+            self._turns[number] = self._turns.get(number, 0) + 1
 
     def state_dict(self) -> dict[int, int]:
         """Return the turns in a row by tensor."""

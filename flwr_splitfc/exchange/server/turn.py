@@ -448,10 +448,12 @@ class Turn:
             check_kept(close.state, most_bytes)
             check_kept(close.optimizer, self.states.most_optimizer_bytes(most_bytes))
             check_levels(close.levels)
+            check_levels(close.no_levels)
             kept = Kept(
                 optimizer=tuple(close.optimizer),
                 state=tuple(close.state),
                 levels=tuple(close.levels),
+                no_levels=tuple(close.no_levels),
             )
             self.states.check(kept)
             self._left = kept

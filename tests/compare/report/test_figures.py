@@ -283,6 +283,13 @@ def test_the_headline_says_what_was_found(
         ("lowest loss", "The lowest final loss is that of a, 0.5."),
         ("highest accuracy", NO_METRIC),
         ("", NO_METRIC),
+        (
+            "highest r3",
+            (
+                "No run measured an accuracy. As best-metric runs name r3, and have no "
+                "number for it."
+            ),
+        ),
     ],
 )
 def test_the_headline_goes_by_the_metric_of_runs_without_accuracy(
@@ -301,7 +308,10 @@ def test_the_headline_compares_no_metrics_that_differ() -> None:
         measured("a", 0, [(0.5, 0.25)], best_metric="highest r2"),
         measured("b", 0, [(0.5, 0.25)], best_metric="lowest loss"),
     ]
-    assert headline(rows_of(runs, LINK), None) == NO_METRIC
+    assert headline(rows_of(runs, LINK), None) == (
+        "No run measured an accuracy. As best-metric runs name loss, r2, and not one "
+        "for all."
+    )
 
 
 def test_settings_are_those_of_all_and_those_that_differ() -> None:

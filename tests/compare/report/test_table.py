@@ -168,7 +168,7 @@ def test_the_metric_of_runs_has_a_column() -> None:
     cells = [cell(row, "metric") for row in rows]
     assert cells == ["0.5 ± 0.3536", "1", "-", "-"]
     about = legend(rows, LINK, None)
-    assert "`metric` is the last r2 or loss," in about
+    assert "`metric` is the last r2 or loss, as" in about
     assert "| accuracy, % | metric | seeds |" in markdown(rows, "", about)
     lines = csv.DictReader(io.StringIO(csv_text(runs, LINK)))
     assert [line["metric"] for line in lines] == ["0.25", "0.75", "1.0", "", ""]
