@@ -39,8 +39,8 @@ class Reconstruction:
     inputs, guesses : Tensor of shape (N, ...)
         Inputs are float32, or integers where they are tokens.
     scores : Scores
-        Of the guesses. Where inputs are no images, each column is less its mean and
-        over its spread, by the inputs that the attacker knows.
+        Of the guesses. Where inputs are no images, each column is in its unit by all
+        samples, known and attacked, and the MSE is over the columns' mean variance.
     trivial : Scores
         Of the attack that always guesses the mean of the inputs that it knows, or
         their commonest tokens.
@@ -97,8 +97,8 @@ def reconstruct(
     if len(known.inputs) < 2:
         raise ValueError("the attacker has one sample: wanted 2 or more")
     known, attacked = (_with_inputs(releases) for releases in (known, attacked))
-    inputs = attacked.inputs
-    units = Units.of(known.inputs)
+    all_known, inputs = known.inputs, attacked.inputs
+    units = Units.of(all_known)
     if units is not None:
         known, attacked = (_without(units, releases) for releases in (known, attacked))
         half = None if half is None else InUnits(half, units)
@@ -107,12 +107,13 @@ def reconstruct(
     guess = _guess_numbers if known.inputs.is_floating_point() else _guess_tokens
     attack, guesses, left_out = guess(evidence, settings)
     trivial = _trivial(known.inputs)
-    value_range = float(known.inputs.max() - known.inputs.min())
+    if units is not None:
+        guesses, trivial = units.restored(guesses), units.restored(trivial)
     return Reconstruction(
         inputs=inputs,
-        guesses=guesses if units is None else units.restored(guesses),
-        scores=scores_of(attacked.inputs, guesses, value_range),
-        trivial=scores_of(attacked.inputs, trivial.expand_as(guesses), value_range),
+        guesses=guesses,
+        scores=_scores(all_known, inputs, guesses),
+        trivial=_scores(all_known, inputs, trivial.expand_as(guesses)),
         attack=attack,
         known_count=len(known.inputs),
         part=known.part,
@@ -137,6 +138,22 @@ def _with_inputs(releases: Releases) -> Releases:
 
 def _without(units: Units, releases: Releases) -> Releases:
     return replace(releases, inputs=units.removed(releases.inputs))
+
+
+def _scores(known: Tensor, inputs: Tensor, guesses: Tensor) -> Scores:
+    """Compare guesses (M, ...) with inputs, in units by all samples.
+
+    The attacker does not have these: in its own, what hardly varies among the samples
+    that it knows, and more among others, would be the whole error.
+    """
+    units = Units.of(known, inputs)
+    if units is not None:
+        parts = [units.removed(part) for part in (known, inputs, guesses)]
+        # less than 1 where a unit is more than the spread, and 0 of what never varies
+        variance = torch.cat(parts[:2]).var(0).mean()
+        spread = variance.sqrt().item() or 1.0
+        known, inputs, guesses = (part / spread for part in parts)
+    return scores_of(inputs, guesses, float(known.max() - known.min()))
 
 
 def _are_tokens(inputs: Tensor) -> bool:

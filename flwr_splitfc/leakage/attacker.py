@@ -153,7 +153,7 @@ class Attacker:
             asked = self._gradient_asks(codec, self.run.loss())
         except Exception as error:
             # of the app's own code, too: its loss may want other labels
-            return Levels([None, True], str(error))
+            return Levels([None, True], str(error) or type(error).__name__)
         return Levels([asked or None])
 
     def _gradient_asks(self, codec: CutCodec, loss: FeatureLoss) -> bool:

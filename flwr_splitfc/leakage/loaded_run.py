@@ -5,7 +5,7 @@ them; the app that made it has the code.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
 from flwr_splitfc.apps.run_defence import clip, defence_of, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
-from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
 from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
@@ -151,8 +151,21 @@ class LoadedRun:
 
     def codec(self) -> CutCodec:
         """Return the codec at the run's cut; decoupled features have both budgets."""
-        codec = codec_of(self.config)
+        codec = self._codec_of("codec", codec_of)
         return codec.one_way() if self.is_decoupled else codec
+
+    def _codec_of(
+        self, key: str, of_config: Callable[[RunConfig], CutCodec]
+    ) -> CutCodec:
+        """Return the codec that results have, with all its settings.
+
+        What the run-config says has had other meanings: until 2026-11-30 an alpha of 0
+        was the default.
+        """
+        settings = self.results.get(key)
+        if isinstance(settings, dict):
+            return cut_codec(settings)
+        return of_config(self.config)
 
     @property
     def is_decoupled(self) -> bool:
@@ -252,7 +265,7 @@ class LoadedRun:
         tail_entries = without_prefix("tail.", self._entries(_HALF_FILE))
         last = make_half(tail, context)
         last = _with_entries(last, tail_entries, self._file(_HALF_FILE))
-        codec = output_codec_of(self.config).mirror()
+        codec = self._codec_of("output_codec", output_codec_of).mirror()
         return UShape(middle, last, client_app.loss_fn, codec)
 
     def batches(

@@ -6,8 +6,8 @@ For inputs ``x`` and reconstructions ``r`` with values in a range of ``L``:
     PSNR = 10 log10(L^2 / MSE)                                                  (2)
 
 and SSIM of Wang et al. (2004), with a Gaussian window of 11 x 11. An attack on inputs
-that are no images gives each column over its spread (see `units`): an MSE of 1 is then
-as much as they vary.
+that are no images gives each column in its unit (see `units`), over what all vary in
+theirs: an MSE of 1 is then as much as they vary.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Scores:
     Parameters
     ----------
     mse : float or None
-        Mean squared error; of columns, over their variance.
+        Mean squared error; of columns, over their mean variance.
     psnr : float
         Peak signal-to-noise ratio in dB; infinite for a perfect reconstruction.
     ssim : float or None

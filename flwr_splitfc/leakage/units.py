@@ -2,8 +2,8 @@
 
 Columns of a table have units of their own, grams beside years, and a squared error over
 all of them would be that of the column with the largest numbers. So each is taken less
-its mean and over its spread, by the samples that the attacker knows. Pixels of an image
-have one unit, and stay as they are.
+its mean and over its spread: in attacks by the samples that the attacker knows, and in
+scores by all samples. Pixels of an image have one unit, and stay as they are.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from flwr_splitfc.leakage.decoders import is_image
 from flwr_splitfc.model.structures import Structure
+
+# over a column's range. What differs in less than one sample of a hundred, as a rare
+# category, has a smaller spread: over that, these few samples would be the whole error.
+# A range has the column's own unit, and no other column's.
+_LEAST_SPREAD = 0.1
 
 
 def has_columns(shape: Sequence[int]) -> bool:
@@ -28,24 +33,26 @@ class Units:
     Parameters
     ----------
     mean, spread : Tensor of shape (...)
-        Of each column; a column that does not vary has a spread of 1.
+        Of each column; the spread is a tenth of the range at least, and 1 of a column
+        that does not vary.
     """
 
     mean: Tensor
     spread: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor) -> "Units | None":
-        """Return the units of inputs (N, ...); None for images, and for tokens."""
-        if not (inputs.is_floating_point() and has_columns(inputs.shape[1:])):
+    def of(cls, *parts: Tensor) -> "Units | None":
+        """Return the units of inputs (N, ...), in parts; None for images and tokens."""
+        first = parts[0]
+        if not (first.is_floating_point() and has_columns(first.shape[1:])):
             return None
         # in float64: squares of float32 overflow
-        exact = inputs.double()
-        mean, spread = (
-            column.to(inputs.dtype) for column in (exact.mean(0), exact.std(0))
-        )
+        exact = torch.cat(parts).double()
+        extent = exact.amax(0) - exact.amin(0)
+        wide = torch.maximum(exact.std(0), _LEAST_SPREAD * extent)
+        mean, spread = (column.to(first.dtype) for column in (exact.mean(0), wide))
         # of equal numbers, too, a rounded mean leaves a little
-        varies = (inputs.amax(0) > inputs.amin(0)) & (spread > 0)
+        varies = (extent > 0) & (spread > 0)
         return cls(mean, torch.where(varies, spread, torch.ones_like(spread)))
 
     def removed(self, inputs: Tensor) -> Tensor:

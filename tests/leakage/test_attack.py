@@ -330,6 +330,19 @@ def test_columns_of_a_table_count_alike_whatever_their_units(codec: CutCodec) ->
     torch.testing.assert_close(same_guesses, guesses, rtol=1e-2, atol=1e-2)
 
 
+def test_what_hardly_varies_among_known_samples_does_not_hide_the_rest() -> None:
+    """As a pixel at the edge of a picture that is given as a row of numbers.
+
+    Ten seeds gave 0.15 to 0.17 of the mean's error.
+    """
+    numbers, rare = torch.rand(320, 8), torch.zeros(320, 1)
+    rare[0], rare[256] = 0.01, 1.0
+    inputs = torch.cat([numbers, rare, torch.ones(320, 20)], dim=1)
+    outcome = guessed(numbers @ torch.randn(8, 32), inputs)
+    assert outcome.trivial.mse == pytest.approx(1, abs=0.3)
+    assert outcome.scores.mse < outcome.trivial.mse / 2
+
+
 def test_a_column_that_does_not_vary_is_guessed_as_it_is() -> None:
     inputs = torch.cat([torch.rand(320, 4), torch.full((320, 1), 1e6)], dim=1)
     outcome = guessed(torch.randn(320, 30), inputs)
