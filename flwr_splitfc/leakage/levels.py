@@ -1,7 +1,7 @@
 """Whether the gradient of a run asks its devices to level features.
 
 A device sends small channels as precisely as large ones once a gradient has told that
-they matter as much (see `codec.levels`), and from then on to the end of its turn. So
+they matter as much (see `codec.levels`), to the end of its turn or of the run. So
 what an attacker gets of them depends on the server half and on the loss.
 """
 

@@ -26,17 +26,19 @@ class HalfRandomness:
     seed : int
     device : torch.device
         Where the half trains.
-    draws_on_cpu : bool (default: True)
-        Whether a half on a GPU may draw on the CPU, too. Halves that train on several
-        GPUs at the same time may not: the CPU's generator is one for all.
+
+    Attributes
+    ----------
+    draws_on_cpu : bool
+        Whether a half on a GPU may draw on the CPU, too, as it may at first. Halves
+        that train on several GPUs at the same time may not: the CPU's generator is one
+        for all.
     """
 
-    def __init__(
-        self, seed: int, device: torch.device, *, draws_on_cpu: bool = True
-    ) -> None:
+    def __init__(self, seed: int, device: torch.device) -> None:
         self.seed = seed
         self._device = device
-        self.draws_on_cpu = draws_on_cpu
+        self.draws_on_cpu = True
 
     def of(self, *name: SeedPart) -> AbstractContextManager[None]:
         """Seed torch's generators by the name meanwhile."""
