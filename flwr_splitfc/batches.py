@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import nan
 from typing import Protocol
 
 import torch
@@ -120,7 +121,7 @@ def evaluate(
 
     The model gives scores (B, classes, ...) for labels (B, ...): of a sample, or of
     each of its places. Labels that are no class's, such as -100 and 255, are left out.
-    It keeps its mode.
+    Where none counts, the loss and the accuracy are NaN. It keeps its mode.
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -131,7 +132,7 @@ def evaluate(
     with torch.inference_mode():
         for indices in torch.arange(len(test)).split(batch_size):
             inputs, labels = test[indices]
-            labels = labels.to(device)
+            labels = labels.to(device).long()
             scores = model(inputs.to(device))
             counted = counted_labels(scores, labels)
             labels = labels.masked_fill(~counted, -100)  # which cross_entropy ignores
@@ -139,4 +140,6 @@ def evaluate(
             correct += int((scores.argmax(1) == labels).sum())
             count += int(counted.sum())
     model.train(was_training)
+    if not count:
+        return {"loss": nan, "accuracy": nan}
     return {"loss": loss / count, "accuracy": correct / count}

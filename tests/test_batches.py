@@ -1,5 +1,7 @@
 """The batches of a turn, and what evaluation makes of the whole model."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,20 @@ def test_evaluate_is_independent_of_its_batches_and_keeps_the_mode() -> None:
     )
     assert evaluate(model.train(), test)
     assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8])
+def test_evaluate_takes_whole_numbers_of_any_kind(dtype: torch.dtype) -> None:
+    test = images(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    small = LabelledImages(test.images, test.labels.to(dtype), 5)
+    assert evaluate(model, small) == evaluate(model, test)
+
+
+def test_no_label_that_counts_has_no_accuracy() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    unknown = LabelledImages(torch.zeros(3, 1, 8, 8), torch.full((3,), -100), 3)
+    assert all(map(math.isnan, evaluate(model, unknown).values()))
 
 
 def test_evaluate_counts_each_place_of_a_sample() -> None:

@@ -37,6 +37,7 @@ from flwr_splitfc.model import (
     JoinedModel,
     LossFn,
     OptimizerFn,
+    loss_on,
 )
 from flwr_splitfc.model.part_checks import (
     check_factory,
@@ -153,20 +154,21 @@ class SplitClientApp(ClientApp):
         check_function("metrics_fn", metrics_fn, "metrics_fn(outputs, labels)")
         # the first, so that the others see whole models
         super().__init__(mods=[model_codec_mod])
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         self.load_data = load_data
         self.optimizer = optimizer
         self.server_model = server_model
         self.tail = tail
         self.auxiliary = auxiliary
-        self.loss_fn = loss_fn
+        # outputs are there, too
+        self.loss_fn = loss_on(self.device, loss_fn)
         self.defence = defence
         self.metrics_fn = metrics_fn
         self.torch_threads = torch_threads
         self._is_private = any(
             isinstance(mod, LocalDpMod) for mod in [*mods, *train_mods]
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         super().train(mods=[*mods, *train_mods])(self._train)
         super().evaluate(mods=list(mods))(self._evaluate)
         super().query(ACTION)(answer_device_query)

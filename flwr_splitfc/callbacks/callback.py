@@ -27,8 +27,8 @@ class Callback:
     def on_step(self, step: TrainedStep, run: RunSoFar) -> None:
         """Hear of a mini-batch of training; `RunSoFar.steps` is its number in the run.
 
-        It is called when the device has its answer, in the thread of the device's
-        session, so the device's next mini-batch waits for it. Runs of Flower's own
+        It is called when the device has its answer, in a thread that answers other
+        devices, too, so their next mini-batches wait for it. Runs of Flower's own
         strategies have no such steps.
         """
 

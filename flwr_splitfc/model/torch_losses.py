@@ -32,6 +32,13 @@ _BROADCASTING_FUNCTIONS = (
     nn.functional.soft_margin_loss,
     nn.functional.hinge_embedding_loss,
 )
+_PROBABILITY_LOSSES = (nn.BCELoss,)
+_PROBABILITY_FUNCTIONS = (nn.functional.binary_cross_entropy,)
+_MARGIN_LOSSES = (
+    (nn.MultiMarginLoss, nn.functional.multi_margin_loss, 0),
+    # -1 ends a sample's list
+    (nn.MultiLabelMarginLoss, nn.functional.multilabel_margin_loss, -1),
+)
 
 
 def takes_class_indices(loss_fn: LossFn) -> bool:
@@ -46,6 +53,21 @@ def broadcasts(loss_fn: LossFn) -> bool:
     if isinstance(loss_fn, _BROADCASTING_LOSSES):
         return True
     return _function_of(loss_fn) in _BROADCASTING_FUNCTIONS
+
+
+def takes_probabilities(loss_fn: LossFn) -> bool:
+    """Whether outputs and labels are probabilities."""
+    if isinstance(loss_fn, _PROBABILITY_LOSSES):
+        return True
+    return _function_of(loss_fn) in _PROBABILITY_FUNCTIONS
+
+
+def least_margin_label(loss_fn: LossFn) -> int | None:
+    """Return the least label that a margin loss takes; None for other losses."""
+    for kind, function, least in _MARGIN_LOSSES:
+        if isinstance(loss_fn, kind) or _function_of(loss_fn) is function:
+            return least
+    return None
 
 
 def ignored_label(loss_fn: LossFn | None) -> int:

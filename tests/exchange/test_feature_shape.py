@@ -118,6 +118,7 @@ def test_strategies_take_a_shape():
 
 SHAPES = [
     ((4, 4, 4), (4, 4, 4), True),
+    ((4, 4, 4), torch.zeros(2, 4, 4, 4).shape[1:], True),
     ((4, 4, 4), [4, 4, 4], True),
     ((4, 4, 4), (4, 4, 5), False),
     ((4, 4, 4), (4, 4), False),

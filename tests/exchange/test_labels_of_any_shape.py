@@ -30,6 +30,30 @@ def numbers() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(PLACES * 8, 2))
 
 
+def probabilities() -> nn.Module:
+    return nn.Sequential(numbers(), nn.Sigmoid())
+
+
+class Roots(nn.Module):
+    """Gives NaN for negative numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = numbers()
+
+    def forward(self, x):
+        return self.numbers(x).sqrt()
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = numbers()
+
+    def forward(self, x):
+        return self.numbers(x), x.mean()
+
+
 def features() -> torch.Tensor:
     return torch.randn(
         16, PLACES, 8, generator=torch.Generator().manual_seed(1)
@@ -47,6 +71,9 @@ def classes() -> torch.Tensor:
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 MSE = nn.MSELoss()
+BCE = nn.BCELoss()
+MARGIN = nn.MultiMarginLoss()
+MARGINS = nn.functional.multilabel_margin_loss
 LOSSES = (
     MSE,
     nn.L1Loss(),
@@ -69,6 +96,11 @@ PROBABILITIES = torch.full((16, CLASSES, PLACES), 1 / CLASSES)
 SOME_IGNORED = classes().where(classes() > 0, -100)
 
 
+TWO_CLASSES = torch.arange(16).remainder(2)
+# of the classes of each sample, and -1 after the last
+LISTS = torch.tensor([[1, -1]] * 16)
+
+
 @pytest.mark.parametrize(
     ("half", "loss_fn", "labels"),
     [
@@ -78,6 +110,10 @@ SOME_IGNORED = classes().where(classes() > 0, -100)
         (Places, CROSS_ENTROPY, PROBABILITIES),
         *((numbers, loss_fn, targets()) for loss_fn in LOSSES),
         (numbers, nn.BCEWithLogitsLoss(), targets().sigmoid()),
+        (probabilities, BCE, targets().sigmoid()),
+        (probabilities, BCE, (targets() > 0).float()),
+        (numbers, MARGIN, TWO_CLASSES),
+        (numbers, MARGINS, LISTS),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_joined_model(half, loss_fn, labels):
@@ -116,6 +152,7 @@ def with_one(labels: torch.Tensor, value: float) -> torch.Tensor:
     return labels
 
 
+PROBABLE = targets().sigmoid()
 BEYOND_CLASSES = with_one(classes(), CLASSES)
 BOTH_SHAPES = r"\(16,\), the outputs \(16, 2\)"
 
@@ -136,6 +173,13 @@ BOTH_SHAPES = r"\(16,\), the outputs \(16, 2\)"
             (numbers, loss, targets()[:, :1], LabelsRefused, r"\(16, 1\)")
             for loss in LOSSES
         ),
+        (probabilities, BCE, with_one(PROBABLE, 1.5), LabelsRefused, r"takes 0 to 1"),
+        (probabilities, BCE, with_one(PROBABLE, torch.nan), LabelsRefused, "label nan"),
+        (Roots, BCE, PROBABLE, LabelsRefused, "output .* nan is out of"),
+        (numbers, MARGIN, with_one(TWO_CLASSES, -100), LabelsRefused, "takes 0 to 1"),
+        (numbers, MARGINS, with_one(LISTS, 2), LabelsRefused, "takes -1 to 1"),
+        (numbers, MARGINS, with_one(LISTS, -2), LabelsRefused, "takes -1 to 1"),
+        (TwoOutputs, CROSS_ENTROPY, TWO_CLASSES, LabelsRefused, "outputs"),
         (numbers, MSE, targets()[:, :, None, None], LabelsRefused, r"\(16, 2, 1, 1\)"),
         (numbers, MSE, with_one(targets(), torch.nan), StepRefused, "not finite"),
         (numbers, MSE, with_one(targets(), torch.inf), StepRefused, "not finite"),

@@ -116,23 +116,6 @@ def test_one_step_of_the_mean_gradient(optimizer: Callable) -> None:
     assert [update.merged for update in half.updates] == [1, 3, 3, 3]
 
 
-def test_it_equals_accumulated_steps() -> None:
-    waiting = [batch(6, seed=seed) for seed in range(3)]
-    merged = trainer()
-    for step in begin_together(merged, waiting):
-        finished(step)
-
-    accumulated = trainer(merge_steps=1)
-    accumulated._model.goes_on.set()
-    accumulated.step(*batch(4, seed=100))
-    accumulated.accumulate_steps = 3
-    # three of it make a step, and the first is over
-    accumulated._updater.steps = 0
-    for features, labels in waiting:
-        accumulated.step(features, labels)
-    torch.testing.assert_close(weights(merged.model), weights(accumulated.model))
-
-
 def with_features(value: float) -> Batch:
     features, labels = batch(4, seed=1)
     # one of the two is classified wrongly

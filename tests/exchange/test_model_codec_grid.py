@@ -215,6 +215,29 @@ def test_messages_are_coded_in_push_and_pull_as_well():
     assert wire.down[-1]["arrays"]["model"].stype == "model/1"
 
 
+class FirstNodeIsGone(LocalGrid):
+    """Gives no id for the first message, as Flower for one whose node is gone."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        first, *others = messages
+        first.metadata.__dict__["_message_id"] = "of nobody"
+        return super().push_messages(others)
+
+
+def test_a_gone_node_leaves_the_replies_of_others_right() -> None:
+    grid = ModelCodecGrid(FirstNodeIsGone(Adder().app, 2, workers=0), 8)
+    far = ArrayRecord({"kernel": Array(KERNEL + 100)})
+    gone = Message(RecordDict({"arrays": far}), 1000, "train")
+    there = Message(RecordDict({"arrays": model()}), 1001, "train")
+    (reply,) = grid.pull_messages(grid.push_messages([gone, there]))
+    moved = reply.content["arrays"]["kernel"].numpy() - KERNEL
+    assert np.abs(moved - 2 * STEPS["kernel"]).max() < 0.02
+    held = weakref.ref(gone)
+    del gone
+    gc.collect()
+    assert held() is None
+
+
 def test_a_reply_that_is_never_pulled_keeps_no_model_for_good():
     grid = ModelCodecGrid(LocalGrid(Adder().app, 1, workers=0))
     content = RecordDict({"arrays": model()})

@@ -5,6 +5,7 @@ import json
 import resource
 import threading
 import time
+from collections import namedtuple
 from functools import partial
 from inspect import signature
 
@@ -37,6 +38,7 @@ from tests.local_grid import LocalGrid
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 CROSS_ENTROPY = nn.CrossEntropyLoss()
+NamedShapes = namedtuple("NamedShapes", ["hidden", "other"])
 
 
 def load_data(context):
@@ -618,6 +620,7 @@ def test_settings_out_of_range():
         ("feature_shape", "400"),
         ("feature_shape", {"hidden": 400}),
         ("feature_shape", [(4, 4), 4.0]),
+        ("feature_shape", NamedShapes((4, 4), (4,))),
         ("endpoint", {"split-port": 1}),
     ],
 )

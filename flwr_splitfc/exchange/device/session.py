@@ -358,6 +358,13 @@ class Session:
         Tensor, or a tuple, list or dict of tensors
             As the server half gives it; floating point numbers are float32 where the
             last layers are on this device.
+
+        Raises
+        ------
+        ValueError
+            If the features are no numbers to send.
+        SplitError
+            One of its kinds if the server refuses them or cannot be reached.
         """
         check_features("server.predict", features)
         self._one_way_steps.settle()
@@ -379,6 +386,11 @@ class Session:
             ``uplink_bytes`` and ``downlink_bytes`` (all frames of the session),
             ``reconnects`` (connections that broke and were opened again) and
             ``codec_seconds`` (this device's).
+
+        Raises
+        ------
+        SplitError
+            As of the mini-batches that are under way, whose answers it waits for.
         """
         self._one_way_steps.settle()
         counts = self._steps.counts

@@ -57,7 +57,7 @@ class SplitEndpoint:
         The run's seed.
     config : EndpointConfig, optional
     on_step : StepListener, optional
-        Called after each step of training, in the thread of the device's session.
+        Called after each step of training, in a thread that answers devices.
     """
 
     def __init__(

@@ -23,14 +23,20 @@ def as_feature_shape(wanted: FeatureShape) -> FeatureShape:
         return {key: as_feature_shape(part) for key, part in wanted.items()}
     if wanted is None:
         return None
-    if not isinstance(wanted, tuple | list):
+    is_sequence = isinstance(wanted, tuple | list)
+    if is_sequence and all(_is_size(size) for size in wanted):
+        return tuple(None if size is None else index(size) for size in wanted)
+    # features are no named tuples
+    if type(wanted) not in (tuple, list):
         raise ValueError(
             f"feature_shape: {wanted!r:.100} is no shape of a sample's features, "
             "such as (16, 5, 5), or (None, 64) where a size varies"
         )
-    if all(size is None or isinstance(size, SupportsIndex) for size in wanted):
-        return tuple(None if size is None else index(size) for size in wanted)
     return type(wanted)(as_feature_shape(part) for part in wanted)
+
+
+def _is_size(size: object) -> bool:
+    return size is None or isinstance(size, SupportsIndex)
 
 
 def is_shaped(shapes: Any, wanted: FeatureShape) -> bool:

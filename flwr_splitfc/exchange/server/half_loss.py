@@ -1,32 +1,14 @@
 """The loss of a server half's outputs, where it is the server's."""
 
 from collections.abc import Iterable
-from copy import deepcopy
-from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flwr_splitfc.exchange.protocol.split_errors import LabelsRefused, StepRefused
 from flwr_splitfc.exchange.server.step_checks import check_labels, check_loss
 from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import shapes_of
-
-
-def loss_on(device: torch.device, loss_fn: LossFn | None) -> LossFn | None:
-    """Return a loss whose tensors, such as weights of classes, are on a device.
-
-    It is a copy if they were elsewhere: its user may need it there.
-    """
-    if not isinstance(loss_fn, nn.Module):
-        return loss_fn
-    # with its index, as those of tensors
-    wanted = torch.empty(0, device=device).device
-    tensors = chain(loss_fn.parameters(), loss_fn.buffers())
-    if all(tensor.device == wanted for tensor in tensors):
-        return loss_fn
-    return deepcopy(loss_fn).to(device)
 
 
 def loss_of(loss_fn: LossFn | None, outputs: Any, labels: Tensor) -> Tensor:
@@ -37,7 +19,9 @@ def loss_of(loss_fn: LossFn | None, outputs: Any, labels: Tensor) -> Tensor:
     LabelsRefused, StepRefused
     """
     assert loss_fn is not None  # the session has seen to it
-    check_labels(loss_fn, outputs, labels)
+    # of several outputs, a loss of the user's own has to make something
+    if isinstance(outputs, Tensor):
+        check_labels(loss_fn, outputs, labels)
     try:
         loss = loss_fn(outputs, labels)
     except Exception as error:

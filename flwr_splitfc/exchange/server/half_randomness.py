@@ -25,7 +25,7 @@ class HalfRandomness:
     ----------
     seed : int
     device : torch.device
-        Where the half trains.
+        Where the half trains, a GPU with its index.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class HalfRandomness:
         on_cpu = _seeded(torch.default_generator, _CPU, seed)
         if self._device.type != "cuda":
             return on_cpu
-        index = self._device.index or 0
+        index = self._device.index
         on_gpu = _seeded(torch.cuda.default_generators[index], _GPUS[index], seed)
         return _both(on_cpu, on_gpu) if self.draws_on_cpu else on_gpu
 

@@ -20,7 +20,7 @@ from flwr_splitfc.exchange.protocol.seeds import SeedPart, seeded_generator
 from flwr_splitfc.exchange.protocol.split_errors import SplitError, StepRefused
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape, as_feature_shape
 from flwr_splitfc.exchange.server.half_guard import HalfGuard
-from flwr_splitfc.exchange.server.half_loss import check_loss_of_copy, loss_of, loss_on
+from flwr_splitfc.exchange.server.half_loss import check_loss_of_copy, loss_of
 from flwr_splitfc.exchange.server.half_passes import HalfPasses
 from flwr_splitfc.exchange.server.half_randomness import HalfRandomness
 from flwr_splitfc.exchange.server.half_steps import (
@@ -43,7 +43,7 @@ from flwr_splitfc.exchange.server.trainer_settings import (
     check_steps,
     check_trained,
 )
-from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
+from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn, loss_on
 from flwr_splitfc.model.structures import Structure, mapped, on_device, rows_of
 
 
@@ -126,7 +126,8 @@ class HalfTrainer:
         check_shapes(model)
         check_loss_fn(loss_fn)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or default_device)
+        # with its index: another thread may have another GPU for "cuda"
+        self.device = torch.empty(0, device=device or default_device).device
         self._model = model.to(self.device).train()
         self.loss_fn = loss_on(self.device, loss_fn)
         self._make_optimizer = optimizer
@@ -181,17 +182,9 @@ class HalfTrainer:
     def accumulate_steps(self) -> int:
         return self._updater.accumulate_steps
 
-    @accumulate_steps.setter
-    def accumulate_steps(self, number: int) -> None:
-        self._updater.accumulate_steps = number
-
     @property
     def max_grad_norm(self) -> float | None:
         return self._updater.max_grad_norm
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, norm: float | None) -> None:
-        self._updater.max_grad_norm = norm
 
     @property
     def steps(self) -> int:
@@ -448,6 +441,9 @@ class HalfTrainer:
         ------
         FeaturesRefused
             The half does not take the features.
+        StepRefused
+            What it gives is no structure of tensors, or the step before, which is
+            applied first, cannot be.
         """
         with self._exclusively(), self._step_rng():
             output = self._passes.predict(features)

@@ -47,9 +47,11 @@ class ModelCodecGrid(DelegatingGrid):
         self._forget_expired()
         coded = self._encoded(messages)
         message_ids = list(self.inner.push_messages(coded))
-        for message_id, message in zip(message_ids, coded, strict=False):
-            self._pushed[message_id] = message
-        self._coder.forget_coded()
+        # Flower gives no id, or None, for a message whose node is gone.
+        by_id = {message.metadata.message_id: message for message in coded}
+        awaited = {one: by_id.pop(one) for one in message_ids if one}
+        self._pushed |= awaited
+        self._coder.forget(by_id.values())
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

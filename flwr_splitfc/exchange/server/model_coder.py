@@ -81,10 +81,7 @@ class ModelCoder:
         """Drop what is kept for messages whose replies are in, or will not come."""
         for message in messages:
             self._sent.pop(id(message), None)
-        self.forget_coded()
-
-    def forget_coded(self) -> None:
-        """Code the next model anew: a strategy may have changed it in place."""
+        # a strategy may change the last model in place: the next is coded anew
         self._last_coded = (ArrayRecord(), ArrayRecord())
 
     def _coded(self, model: ArrayRecord) -> ArrayRecord:

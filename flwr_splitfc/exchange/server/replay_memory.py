@@ -77,7 +77,9 @@ class ReplayMemory:
         """Return a copy of one, each as likely as the others; None if there is none."""
         if not self._batches:
             return None
-        place = torch.randint(len(self._batches), (), generator=generator)
+        place = torch.randint(
+            len(self._batches), (), generator=generator, device=generator.device
+        )
         return KeptBatch.of(*self._batches[int(place)])
 
 

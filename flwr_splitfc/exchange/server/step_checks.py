@@ -12,7 +12,9 @@ from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of
 from flwr_splitfc.model.torch_losses import (
     broadcasts,
     ignored_label,
+    least_margin_label,
     takes_class_indices,
+    takes_probabilities,
 )
 
 MOST_NORM = 1e18
@@ -26,6 +28,8 @@ _CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
     """Refuse labels that torch's losses take but should not.
+
+    Some end the process on CUDA, where on a CPU they raise an error.
 
     Parameters
     ----------
@@ -43,10 +47,25 @@ def check_labels(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
         _check_class_indices(loss_fn, outputs, labels)
     if broadcasts(loss_fn):
         _check_same_shape(outputs, labels)
+    if takes_probabilities(loss_fn):
+        _check_range("label", labels, 0, 1)
+        _check_range("output of the server half", outputs, 0, 1)
+    least = least_margin_label(loss_fn)
+    if least is not None:
+        _check_range("label", labels, least, outputs.shape[-1] - 1)
+
+
+def _check_range(what: str, numbers: Tensor, least: int, greatest: int) -> None:
+    # NaN is in no range
+    wrong = numbers[~((numbers >= least) & (numbers <= greatest))]
+    if len(wrong):
+        raise LabelsRefused(
+            f"{what} {wrong[0].item()} is out of range: "
+            f"the loss takes {least} to {greatest}"
+        )
 
 
 def _check_class_indices(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> None:
-    # On CUDA the loss itself would end the process.
     if outputs.ndim < 2 or not labels.numel():
         return
     classes = outputs.shape[1]

@@ -36,4 +36,4 @@ class TrainedStep:
 
 
 StepListener: TypeAlias = Callable[[TrainedStep], None]
-"""Gets each step when it was applied, in the thread of its session."""
+"""Gets each step when it was applied, in a thread that answers devices."""
