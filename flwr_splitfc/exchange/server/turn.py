@@ -34,7 +34,7 @@ from flwr_splitfc.exchange.protocol.tensors import (
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from flwr_splitfc.exchange.server.frame_traffic import Moved
-from flwr_splitfc.exchange.server.half_steps import ForwardPass, Update
+from flwr_splitfc.exchange.server.half_steps import BegunStep, ForwardPass, Update
 from flwr_splitfc.exchange.server.halves import Halves
 from flwr_splitfc.exchange.server.kept_tensors import check_kept, check_levels
 from flwr_splitfc.exchange.server.limits import Limits
@@ -75,6 +75,21 @@ class _Returned(NamedTuple):
     gradient: torch.Tensor
     encoded: Array
     link: Link
+
+
+class _Trained(NamedTuple):
+    """What is left to do of a step of training, and to count."""
+
+    begun: BegunStep
+    counts: BatchCounts
+    feature_bytes: int
+    returned: list[_Returned]
+    loss: float | None = None
+    output_entries: int = 0
+
+    @property
+    def gradient_bytes(self) -> int:
+        return total_bytes([one.encoded.data for one in self.returned])
 
 
 class Turn:
@@ -320,27 +335,15 @@ class Turn:
                 begun.gradients, received, labels_per_row(labels)
             )
         _fill(stepped, received, returned)
-        counts = received.counts
-        gradients = [one.encoded.data for one in returned]
-        feature_bytes, gradient_bytes = total_bytes(payloads), total_bytes(gradients)
-        self.moved = Moved(
-            {"features": feature_bytes, "labels": len(label_payload)},
-            {"gradient": gradient_bytes},
-        )
         self.traffic.server_codec_seconds += coding.seconds
-
-        def finish() -> None:
-            begun.finish()
-            self._count_trained(counts)
-            # NaN is the mean over no label, and of no account
-            if not isnan(begun.loss):
-                self.traffic.loss_sum += begun.loss * counts.rows
-                self.traffic.loss_rows += counts.rows
-            self._measure_gradients(returned)
-            self.digest.add(*payloads, label_payload, *gradients)
-            self._tell(counts, feature_bytes, gradient_bytes, begun.loss)
-
-        self._unfinished = finish
+        trained = _Trained(
+            begun, received.counts, total_bytes(payloads), returned, begun.loss
+        )
+        self.moved = Moved(
+            {"features": trained.feature_bytes, "labels": len(label_payload)},
+            {"gradient": trained.gradient_bytes},
+        )
+        self._unfinished = partial(self._trained, trained, *payloads, label_payload)
 
     def _forward(self, forward: pb.Forward, answer: pb.Output) -> None:
         self._count_step()
@@ -389,30 +392,39 @@ class Turn:
 
         # not before: a refused Backward leaves its Forward waiting
         self.forget()
-        # the rest of what waited is freed with this frame, and not when it is finished
-        received, feature_bytes = waiting.received, waiting.feature_bytes
+        received = waiting.received
         with coding:
             returned = self._encode_gradients(begun.gradients, received)
         # for features that all go one way it is empty
         answer.SetInParent()
         _fill(answer, received, returned)
-        counts = received.counts
-        gradients = [one.encoded.data for one in returned]
-        gradient_bytes = total_bytes(gradients)
-        self.moved = Moved(
-            {"output_gradient": len(coded.data)}, {"gradient": gradient_bytes}
-        )
         self.traffic.server_codec_seconds += coding.seconds
+        trained = _Trained(
+            begun,
+            received.counts,
+            waiting.feature_bytes,
+            returned,
+            output_entries=output_gradient.numel(),
+        )
+        self.moved = Moved(
+            {"output_gradient": len(coded.data)}, {"gradient": trained.gradient_bytes}
+        )
+        # what waited is freed with this frame, and not when it is finished
+        self._unfinished = partial(self._trained, trained, coded.data)
 
-        def finish() -> None:
-            begun.finish()
-            self._count_trained(counts)
-            self.traffic.output_entries += output_gradient.numel()
-            self._measure_gradients(returned)
-            self.digest.add(coded.data, *gradients)
-            self._tell(counts, feature_bytes, gradient_bytes, None)
-
-        self._unfinished = finish
+    def _trained(self, step: _Trained, *payloads: bytes) -> None:
+        """Apply a step of training whose answer is on its way, and count it."""
+        step.begun.finish()
+        self._trained_rows += step.counts.rows
+        self._count_rows(step.counts)
+        self.traffic.output_entries += step.output_entries
+        # NaN is the mean over no label, and of no account
+        if step.loss is not None and not isnan(step.loss):
+            self.traffic.loss_sum += step.loss * step.counts.rows
+            self.traffic.loss_rows += step.counts.rows
+        self._measure_gradients(step.returned)
+        self.digest.add(*payloads, *(one.encoded.data for one in step.returned))
+        self._tell(step)
 
     def _predict(self, predict: pb.Predict, predicted: pb.Predicted) -> None:
         self._check_steps()
@@ -527,26 +539,21 @@ class Turn:
     def _update(self) -> Update:
         return Update(self.server_round, self.device, self._steps)
 
-    def _tell(
-        self,
-        counts: BatchCounts,
-        feature_bytes: int,
-        gradient_bytes: int,
-        loss: float | None,
-    ) -> None:
+    def _tell(self, step: _Trained) -> None:
         """Call the listener, if there is one."""
         if self.on_step is None:
             return
-        step = TrainedStep(
+        counts = step.counts
+        told = TrainedStep(
             self.server_round,
             self.device,
             self.traffic.steps,
             counts.rows,
-            loss,
-            bits_per_entry(feature_bytes, counts.entries),
-            bits_per_entry(gradient_bytes, counts.entries),
+            step.loss,
+            bits_per_entry(step.feature_bytes, counts.entries),
+            bits_per_entry(step.gradient_bytes, counts.entries),
         )
-        self.on_step(step)
+        self.on_step(told)
 
     def _measure_gradients(self, returned: Sequence[_Returned]) -> None:
         """Enter the gradients' error as the device sees them, if the step measures it.
@@ -591,10 +598,6 @@ class Turn:
         # a turn of training is measured by what it trained on
         self.traffic.predictions += 1
         return "validation"
-
-    def _count_trained(self, counts: BatchCounts) -> None:
-        self._trained_rows += counts.rows
-        self._count_rows(counts)
 
     def _count_rows(self, counts: BatchCounts) -> None:
         self.traffic.steps += 1
