@@ -43,6 +43,20 @@ def _channel_position(shape: Sequence[int], dim: int | None) -> int | None:
     return position
 
 
+def other_channel_dim(shape: Sequence[int]) -> int | None:
+    """Return where channels may be that are not where they usually are.
+
+    That is dimension 1 of (B, C, T), and the last of (B, ..., C). A flat (B, D) has no
+    other.
+
+    >>> other_channel_dim((8, 16, 100)), other_channel_dim((8, 7, 7, 96))
+    (1, 3)
+    """
+    if len(shape) <= 2:
+        return None
+    return 1 if len(shape) == 3 else len(shape) - 1
+
+
 @dataclass(frozen=True)
 class Channels:
     """The ``D`` columns seen as (outer, count, inner), with the channel in the middle.

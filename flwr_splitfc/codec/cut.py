@@ -17,14 +17,14 @@ from flwr.app import Array
 from torch import Tensor
 
 from flwr_splitfc.codec.budget import Budgets, WorstCase
-from flwr_splitfc.codec.channels import Channels, Layout
+from flwr_splitfc.codec.channels import Channels, Layout, other_channel_dim
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
 from flwr_splitfc.codec.levels import (
     PROBABLY,
     SURELY,
     are_felt_alike,
-    exponents_to_level,
+    most_different,
     vanish_below,
 )
 from flwr_splitfc.codec.link import Link
@@ -307,7 +307,7 @@ evaluation='float16')
         """Select from features and quantise what is kept."""
         kept, link = self.selector.select(matrix, selection)
         link = self._with_layout(link, shape)
-        link = self._with_levels(link, kept, selection, labels_per_row, levelled)
+        link = self._with_levels(link, kept, shape, selection, labels_per_row, levelled)
         if link.gains is not None:
             kept = kept * link.gains.to(kept.device)
         selected = self.selector.pack(link)
@@ -485,7 +485,8 @@ evaluation='float16')
         Parameters
         ----------
         features, gradient : Tensor
-            (B, D) or (B, ...), as they were encoded and decoded.
+            The features in the shape in which they were encoded, and the gradient
+            (B, D) or (B, ...) as it was decoded.
         link : Link
 
         Returns
@@ -496,7 +497,10 @@ evaluation='float16')
         if not self.can_level or link.layout is None:
             return None
         sent = link.restrict(as_matrix(features))
-        return are_felt_alike(sent, link.restrict(as_matrix(gradient)), link.layout)
+        layouts = self._layouts(features.shape, link.groups)
+        place, _ = most_different(sent, layouts)
+        told = link.restrict(as_matrix(gradient))
+        return are_felt_alike(sent, told, layouts[place])
 
     @property
     def can_level(self) -> bool:
@@ -507,6 +511,7 @@ evaluation='float16')
         self,
         link: Link,
         kept: Tensor,
+        shape: Sequence[int],
         selection: Selection,
         labels_per_row: float | None,
         levelled: bool | None,
@@ -514,11 +519,13 @@ evaluation='float16')
         """Add to a link by what its channels are levelled, if they are to be."""
         if levelled is False or not self.can_level or self.mirrored:
             return link
-        layout = link.layout
-        assert layout is not None
+        layouts = self._layouts(shape, link.groups)
+        place, exponents = most_different(kept, layouts)
+        layout = layouts[place]
+        channels = layout.channels.count
         worst_case = self._budgets(link.rows, link.width).worst_case
         most_bytes = worst_case.features_bytes(link.width)
-        if most_bytes + levels_bytes(layout.channels.count) > selection.budget_bytes:
+        if most_bytes + levels_bytes(channels) > selection.budget_bytes:
             return link
         if levelled is None:
             quality = self._decibels(link, labels_per_row)
@@ -527,10 +534,16 @@ evaluation='float16')
             part = SURELY if selection.training else PROBABLY
             if not vanish_below(part * step, kept, layout):
                 return link
-        exponents = exponents_to_level(kept, layout)
         if not exponents.any():
             return link
-        return replace(link, exponents=exponents, levels_gradient=levelled is True)
+        return replace(
+            link,
+            layout=layout,
+            groups=channels,
+            turned=place > 0,
+            exponents=exponents,
+            levels_gradient=levelled is True,
+        )
 
     def _decibels(self, link: Link, labels_per_row: float | None) -> float:
         """Return the quality of the features that a link is of."""
@@ -543,8 +556,20 @@ evaluation='float16')
 
     def _with_layout(self, link: Link, shape: Sequence[int]) -> Link:
         """Add the layout of features of `shape` to a link."""
-        layout = Layout.of(shape, channels=link.groups, dim=self.channel_dim)
+        dim = self.channel_dim
+        if link.turned:
+            if dim is not None or len(shape) == 2:
+                raise ValueError("channels are turned where they have one place alone")
+            dim = other_channel_dim(shape)
+        layout = Layout.of(shape, channels=link.groups, dim=dim)
         return replace(link, layout=layout)
+
+    def _layouts(self, shape: Sequence[int], groups: int | None) -> list[Layout]:
+        """Return the layouts that features may have, the usual one first."""
+        other = other_channel_dim(shape)
+        if other is None or self.channel_dim is not None:
+            return [Layout.of(shape, channels=groups, dim=self.channel_dim)]
+        return [Layout.of(shape), Layout.of(shape, dim=other)]
 
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
         """Return the smallest budgets that work for every batch of (B, D) features.

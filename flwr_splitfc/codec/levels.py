@@ -14,6 +14,9 @@ levelled: each is multiplied by a power of two that makes it vary about as much 
 largest does. The receiver divides by it again, and the gradient by levelled features is
 what comes back.
 
+Features (B, C, T) look like (B, T, C), and (B, H, W, C) like (B, C, H, W). Channels are
+taken for those of the other dimension where these differ more.
+
 Before a gradient has told, features alone are levelled, and only where most channels
 would surely be lost: that costs bits, and is right for either server half. To level the
 gradient would not be, as what is small in it then may be what matters.
@@ -21,6 +24,7 @@ gradient would not be, as what is small in it then may be what matters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -33,6 +37,15 @@ from flwr_splitfc.codec.statistics import column_means
 
 MOST_EXPONENT = 15
 """Of the powers of two: four bits hold it."""
+
+_BATCH_NORM_EPS = 1e-5
+"""What torch's BatchNorm adds to a variance."""
+
+_ROUNDING = 1e-6
+"""Of the largest entry: what deviates by less does not vary."""
+
+_CLEARLY = 1.0
+"""In exponents, on average: that channels of another dimension differ more."""
 
 _LEAST_FELT = 0.5
 """Of the root mean square; networks without a great difference have 0.8 to 1.1."""
@@ -58,12 +71,34 @@ def exponents_to_level(matrix: Tensor, layout: Layout) -> Ints:
     """
     deviations = channel_deviations(matrix, layout)
     entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
+    # by what does not vary, a BatchNorm's gradient is 1 / sqrt(eps) times as large
+    floor = min(sqrt(_BATCH_NORM_EPS), float(deviations.max()))
+    deviations[deviations <= _ROUNDING * entries] = floor
     smaller = torch.log2(deviations.max() / deviations).round()
     room = torch.log2(entries.max() / entries).floor()
-    # What does not vary is levelled as far as it goes, if something does: a BatchNorm's
-    # gradient by it is far above all others.
     exponents = torch.minimum(smaller, room).nan_to_num(0.0).clamp(0, MOST_EXPONENT)
     return exponents.numpy().astype(np.int64)
+
+
+def most_different(matrix: Tensor, layouts: Sequence[Layout]) -> tuple[int, Ints]:
+    """Return whose channels differ most, and their exponents, as `exponents_to_level`.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (B, D)
+    layouts : sequence of Layout
+        At least one; the first, if no other's channels clearly differ more.
+
+    Returns
+    -------
+    tuple of int and ndarray
+        The place among the layouts.
+    """
+    exponents = [exponents_to_level(matrix, layout) for layout in layouts]
+    gains = [float(of_one.mean()) for of_one in exponents]
+    gains[0] += _CLEARLY
+    place = gains.index(max(gains))
+    return place, exponents[place]
 
 
 def vanish_below(least: float, matrix: Tensor, layout: Layout) -> bool:

@@ -50,6 +50,9 @@ class Link:
         (C,); None where they are not. Both sides know them.
     levels_gradient : bool
         Whether they level the gradient, too.
+    turned : bool
+        Whether the channels that are levelled are not where the shape tells, see
+        `other_channel_dim`.
 
     Examples
     --------
@@ -72,6 +75,7 @@ class Link:
     layout: Layout | None = None
     exponents: Ints | None = None
     levels_gradient: bool = True
+    turned: bool = False
 
     @property
     def sent(self) -> int:

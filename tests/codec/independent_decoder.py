@@ -106,8 +106,11 @@ def decode_features(
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
-    if stype == "splitfc-rd/2":
-        rows, C, exponents, of_gradient = row_sample(reader, B)
+    if stype == "splitfc-rd/3":
+        rows, C, exponents, of_gradient, is_turned = row_sample(reader, B)
+        if is_turned:
+            refuse_if(channel_dim is not None or len(shape) == 2, "C")
+            channel_dim = 1 if len(shape) == 3 else -1
         layout = layout_of(shape, C, channel_dim)
         sent = Sent(rows, layout, exponents, of_gradient)
         coded = transformed(reader, len(rows), sent.layout)
@@ -557,19 +560,20 @@ def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
     return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
 
 
-def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int], bool]:
-    """The rows that are sent, C, the exponents of levels, and whether the gradient has them."""
+def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int], bool, bool]:
+    """The rows that are sent, C, the exponents of levels, whether the gradient has them, and whether C is turned."""
     field, b = reader.fields("II")
-    C = field & 0x3FFFFFFF
+    C = field & 0x1FFFFFFF
     refuse_if(not 1 <= b <= B, "b")
     rows = column_set(reader, b, B)
     if field == C:
-        return rows, C, [], True
+        return rows, C, [], True, False
     refuse_if(field >> 31 == 0, "C")
     octets = reader.bytes((C + 1) // 2)
     nibbles = [part for octet in octets for part in (octet & 15, octet >> 4)]
     refuse_if(any(nibbles[C:]), "levels")
-    return rows, C, nibbles[:C], field >> 30 == 2
+    of_gradient, is_turned = field >> 30 & 1 == 0, field >> 29 & 1 == 1
+    return rows, C, nibbles[:C], of_gradient, is_turned
 
 
 def evens(stream: Stream, levels: Sequence[int]) -> list[int]:
@@ -633,8 +637,8 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
     if step == 0:
         refuse_if(reader.left > 0, "number of bytes")
         return [0.0] * (b * D)
-    r, r_rows, clamped = reader.fields("BBB")
-    refuse_if(clamped > 1, "clamped")
+    r, r_rows, known = reader.fields("BBB")
+    refuse_if(known > 2, "known")
     stream = Stream(reader)
     refuse_if(not stream.words, "number of symbols")
     of_channels, of_rows = reflectors(stream, C, r), reflectors(stream, b, r_rows)
@@ -703,13 +707,20 @@ def transformed(reader: Reader, b: int, layout: Layout) -> list[float]:
     x = inverse_dct(x, axes)
     x = directed(x, klt(of_rows, b), 1, D)
     x = directed(x, klt(of_channels, C), b, f)
+    if known == 2:
+        n = b * f
+        for c in range(C):
+            own = [(row * C + c) * f + place for row in range(b) for place in range(f)]
+            mean = (2 * sum(x[at] for at in own) + n) // (2 * n)
+            for at in own:
+                x[at] -= mean
     matrix = [0.0] * (b * D)
     for row in range(b):
         for c in range(C):
             for place in range(f):
                 value = f32(x[(row * C + c) * f + place] * (step / 256))
                 matrix[row * D + column[c][place]] = min(
-                    max(value, 0.0 if clamped else -MAGNITUDE), MAGNITUDE
+                    max(value, 0.0 if known == 1 else -MAGNITUDE), MAGNITUDE
                 )
     return matrix
 

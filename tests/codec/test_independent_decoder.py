@@ -53,7 +53,7 @@ def decoded_independently(
     kept: Any = list(range(vector.width)) if vector.columns is None else vector.columns
     if vector.channels is not None:
         layout = independent.layout_of(
-            vector.features_shape, vector.channels, vector.config.get("channel-dim")
+            vector.features_shape, vector.channels, vector.channel_dim
         )
         sent_rows = vector.samples or list(range(vector.rows))
         kept = independent.Sent(sent_rows, layout, vector.exponents or [])

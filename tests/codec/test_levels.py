@@ -34,7 +34,14 @@ def sent(
     return seen, len(array.data), link, server_link
 
 
-SHAPES = [((64, 4), 1), ((64, 4, 3, 2), 1), ((64, 5, 4), 2)]
+SHAPES = [
+    ((64, 4), 1),
+    ((64, 4, 3, 2), 1),
+    ((64, 5, 4), 2),
+    # of a signal, and with the channel last
+    ((64, 4, 5), 1),
+    ((64, 3, 2, 4), 3),
+]
 
 
 @pytest.mark.parametrize(("shape", "channel_dim"), SHAPES)
@@ -92,6 +99,25 @@ def test_the_gradient_by_what_does_not_vary_does_not_drown_the_others() -> None:
         decoded = cut.decode_gradient(cut.encode_gradient(gradient, server_link), link)
         error = (decoded - gradient)[:, :4].square().mean()
         assert bool(error < 0.3 * gradient[:, :4].square().mean()) is arrives
+
+
+@pytest.mark.parametrize("shape", [(32, 6), (32, 6, 2, 2)])
+def test_a_gradient_that_sums_to_zero_does_so_when_it_is_decoded(
+    shape: tuple[int, ...],
+) -> None:
+    """As a BatchNorm's does; its error would add up in the biases before it."""
+    cut = cut_codec("splitfc-rd")
+    draw = torch.Generator().manual_seed(4)
+    features = torch.randn(shape, generator=draw)
+    *_, link, server_link = sent(cut, features, levelled=False)
+    over = tuple(dim for dim in range(len(shape)) if dim != 1)
+    gradient = torch.randn(shape, generator=draw)
+    sums_to_zero = gradient - gradient.mean(over, keepdim=True)
+    for exact, is_zero in ((sums_to_zero, True), (gradient, False)):
+        decoded = cut.decode_gradient(cut.encode_gradient(exact, server_link), link)
+        means = decoded.view(shape).mean(over)
+        assert bool(means.abs().max() < 1e-3) is is_zero
+        assert (decoded - exact.flatten(1)).square().mean() < 0.1
 
 
 def test_the_servers_output_is_not_levelled() -> None:

@@ -35,7 +35,7 @@ product quantiser      u32 d, u32 R, u16 L, f32 scale, R L centroids of d f16;
 mask-encoded           u32 k, f32 scale, 6 x u32 symbol sizes, k f16; symbols:
                        `quantisers.mask.header`
 transformed matrix     f32 step; unless it is 0: u8 channel reflectors, u8 row
-                       reflectors, u8 clamped, symbols: `quantisers.transform.header`
+                       reflectors, u8 known, symbols: `quantisers.transform.header`
 labels                 u8 dtype, u8 ndim, u32 x ndim shape, u8 coding; if symbols:
                        varint offset, levels, values; else, unless raw, i64 offset,
                        and if range-coded u32 levels; entries: `format.label_header`

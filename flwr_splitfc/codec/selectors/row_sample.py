@@ -2,7 +2,8 @@
 
 A selection of rows is ``u32`` channels, ``u32`` b and a column set of b out of B rows.
 Where channels are levelled, the highest bit of the channels is set, and their exponents
-follow, four bits each. The next bit is set where the gradient is not levelled.
+follow, four bits each. The next bit is set where the gradient is not levelled, and the
+one after it where the channels are not where the shape tells.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ _LEVELLED = 2**31
 
 _ALONE = 2**30
 """In the field of the channels: that the gradient is not levelled."""
+
+_TURNED = 2**29
+"""In the field of the channels: that they are in the other dimension."""
+
+_MARKS = _LEVELLED | _ALONE | _TURNED
 
 _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
@@ -86,7 +92,7 @@ class RowSample(Selector):
     without a scale. Nothing is dropped where all rows are wanted, as in evaluation.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     levels: ClassVar[bool] = True
 
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
@@ -110,14 +116,16 @@ class RowSample(Selector):
         samples = to_ints(link.samples)
         channels = link.groups
         if link.exponents is not None:
-            channels |= _LEVELLED if link.levels_gradient else _LEVELLED | _ALONE
+            channels |= _LEVELLED
+            channels |= 0 if link.levels_gradient else _ALONE
+            channels |= _TURNED if link.turned else 0
         return pack_rows(samples, link.rows, channels, link.exponents)
 
     def unpack(
         self, data: memoryview, rows: int, columns: int
     ) -> tuple[Link, memoryview]:
         (field,), rest = take(data, "I")
-        groups = field & ~(_LEVELLED | _ALONE)
+        groups = field & ~_MARKS
         if groups > columns:
             raise PayloadError(f"{columns} columns are no {groups} channels")
         samples, rest = unpack_selection(rest, rows)
@@ -128,11 +136,16 @@ class RowSample(Selector):
         if field == groups:
             return link, rest
         if not field & _LEVELLED:
-            raise PayloadError("a gradient is not levelled where features are not")
+            raise PayloadError("channels are not levelled, and more is said of levels")
         octets, rest = take_bytes(rest, levels_bytes(groups), "levels end")
         exponents = _nibbles(octets, groups)
-        alone = bool(field & _ALONE)
-        return replace(link, exponents=exponents, levels_gradient=not alone), rest
+        link = replace(
+            link,
+            exponents=exponents,
+            levels_gradient=not field & _ALONE,
+            turned=bool(field & _TURNED),
+        )
+        return link, rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
         """Return 5/8 bit for each entry of a part of the batch, or the budget if less.
@@ -165,7 +178,7 @@ def pack_rows(
     rows : int
         ``B``.
     channels : int
-        ``C``, and what its highest two bits say.
+        ``C``, and what its highest three bits say.
     exponents : ndarray of shape (C,), optional
         Of the powers of two by which channels are levelled, 0 to 15.
     """

@@ -9,16 +9,35 @@ as well be divided by before a product is taken, in its smaller factor.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def whole(values: Tensor) -> Tensor:
     """Round to integers, halves up, in place.
 
-    >>> import torch
     >>> whole(torch.tensor([1.25, 1.5, -1.5]))
     tensor([ 1.,  2., -1.])
     """
     # floor(v + 1/2) rounds to the nearest integer, and halves up
     values.add_(0.5)
     return values.floor_()
+
+
+def channel_means(entries: Tensor) -> Tensor:
+    """Return each channel's mean, rounded to an integer, halves up.
+
+    Parameters
+    ----------
+    entries : Tensor of shape (B, C, f)
+
+    Returns
+    -------
+    Tensor of shape (1, C, 1)
+    """
+    rows, _, places = entries.shape
+    count = rows * places
+    # a sum of many may be beyond what float64 holds exactly
+    sums = entries.long().sum((0, 2), keepdim=True)
+    means = torch.div(2 * sums + count, 2 * count, rounding_mode="floor")
+    return means.double()

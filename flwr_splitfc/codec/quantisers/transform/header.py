@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import NamedTuple
 
 from flwr_splitfc.codec.errors import PayloadError
@@ -19,6 +20,16 @@ ZERO_MATRIX = struct.pack("<f", 0.0)
 """The payload of a matrix of zeros: a step of zero, and nothing else."""
 
 
+class Known(IntEnum):
+    """What the reader knows of the entries."""
+
+    NOTHING = 0
+    NOT_NEGATIVE = 1
+    """As after a ReLU."""
+    CENTRED = 2
+    """Each channel's sum is zero, as that of the gradient before a BatchNorm."""
+
+
 class TransformHeader(NamedTuple):
     """What the reader of a transformed matrix knows before the symbols.
 
@@ -29,19 +40,18 @@ class TransformHeader(NamedTuple):
         then.
     channel_reflectors, row_reflectors : int
         Of the channels' transform and of the samples', 0 to 255.
-    clamped : bool
-        Whether no entry is negative, as after a ReLU.
+    known : Known
     """
 
     step: float
     channel_reflectors: int = 0
     row_reflectors: int = 0
-    clamped: bool = False
+    known: Known = Known.NOTHING
 
 
 def pack_transform(header: TransformHeader, runs: Iterable[Run]) -> bytes:
     """Write a header whose step is not zero, and all symbols."""
-    return struct.pack("<fBB?", *header) + pack_symbols(runs)
+    return struct.pack("<fBBB", *header) + pack_symbols(runs)
 
 
 def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
@@ -63,10 +73,8 @@ def unpack_transform(data: memoryview) -> tuple[TransformHeader, SymbolReader]:
         if len(rest):
             raise PayloadError(f"{len(rest)} bytes follow a step of zero")
         return TransformHeader(step), SymbolReader(rest)
-    (channel_reflectors, row_reflectors, clamped), rest = take(rest, "BBB")
-    if clamped > 1:
-        raise PayloadError(
-            f"{clamped} says whether entries are negative; 0 or 1 was wanted"
-        )
-    header = TransformHeader(step, channel_reflectors, row_reflectors, clamped == 1)
+    (channel_reflectors, row_reflectors, known), rest = take(rest, "BBB")
+    if known > max(Known):
+        raise PayloadError(f"{known} says what is known of entries; 0 to 2 was wanted")
+    header = TransformHeader(step, channel_reflectors, row_reflectors, Known(known))
     return header, SymbolReader(rest)

@@ -51,8 +51,10 @@ from flwr_splitfc.codec.quantisers.transform.dead_zone import (
     magnitudes_in_steps,
     nonzero_places,
 )
+from flwr_splitfc.codec.quantisers.transform.fixed_point import channel_means
 from flwr_splitfc.codec.quantisers.transform.header import (
     ZERO_MATRIX,
+    Known,
     TransformHeader,
     pack_transform,
     unpack_transform,
@@ -100,6 +102,9 @@ _LIKELY_BITS = 2
 
 _PROMISED_STEPS = 0.4
 """What entries may be off by, root mean square; most steps make it sqrt(1 / 12)."""
+
+_CENTRED = 1e-4
+"""Of the mean magnitude: what sums of float32 leave of a mean that is zero."""
 
 _FINE_UNITS = 2.0**24
 """In the encoder's unit; what the decoder rounds to integers is then next to exact."""
@@ -179,15 +184,16 @@ class _ToldQuant(TransformQuant):
         unit = _power_of_two_above(max(most, -least))
         layout = self._layout(matrix.shape)
         parts = layout.split(matrix / unit)
+        known = Known.NOT_NEGATIVE if least >= 0 else _known_of(parts)
         by_klts = self._by_klts(parts, layout, budget_bytes)
-        reflected = _TransformedBatch(*by_klts, unit, least >= 0)
+        reflected = _TransformedBatch(*by_klts, unit, known)
         if self.step is None:
             return reflected.payload_within(budget_bytes)
         step = self.step / unit
         batch = reflected
         if not reflected.reflections_pay(parts, layout, step):
             plain = _unreflected(parts, layout)
-            batch = _TransformedBatch(*plain, unit, least >= 0)
+            batch = _TransformedBatch(*plain, unit, known)
         payload = batch.payload(max(step, batch.finest_step))
         if len(payload) > budget_bytes:
             # at a coarser step, reflections may pay
@@ -196,7 +202,7 @@ class _ToldQuant(TransformQuant):
             return payload
         # mostly because the KLTs made one coefficient of an offset
         others = (
-            _TransformedBatch(*spread, unit, least >= 0).payload_at(step, budget_bytes)
+            _TransformedBatch(*spread, unit, known).payload_at(step, budget_bytes)
             for spread in _offset_spread(parts.cpu(), layout)
         )
         enough = _PROMISED_STEPS * self.step
@@ -260,10 +266,20 @@ class _ToldQuant(TransformQuant):
         is_live = np.zeros((rows, channels), np.bool_)
         is_live.ravel()[at // places] = True
         entries = _inverted(parts, layout, is_live, by_channel, by_row)
+        if header.known is Known.CENTRED:
+            entries -= channel_means(entries)
         entries.mul_(header.step / UNITS_PER_STEP)
         matrix = layout.join(entries).float()
-        least = 0.0 if header.clamped else -MAGNITUDE_LIMIT
+        is_positive = header.known is Known.NOT_NEGATIVE
+        least = 0.0 if is_positive else -MAGNITUDE_LIMIT
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
+
+
+def _known_of(parts: Tensor) -> Known:
+    """Return what is known of (B, C, f) entries of both signs."""
+    means = parts.mean((0, 2)).abs()
+    is_centred = means <= _CENTRED * parts.abs().mean((0, 2))
+    return Known.CENTRED if bool(is_centred.all()) else Known.NOTHING
 
 
 def _offset_spread(
@@ -338,15 +354,15 @@ class _TransformedBatch:
     by_channel, by_row : ndarrays
         The reflections of the channels and of the rows.
     unit : float
-    clamped : bool
-        Whether no entry was negative.
+    known : Known
+        Of the entries.
     """
 
     values: Tensor
     by_channel: Ints
     by_row: Ints
     unit: float
-    clamped: bool
+    known: Known
 
     @cached_property
     def reflections(self) -> list[Run]:
@@ -413,7 +429,7 @@ class _TransformedBatch:
     def _header(self, step: float) -> TransformHeader:
         channel_reflectors = self.by_channel.shape[1]
         row_reflectors = self.by_row.shape[1]
-        return TransformHeader(step, channel_reflectors, row_reflectors, self.clamped)
+        return TransformHeader(step, channel_reflectors, row_reflectors, self.known)
 
     def _coefficient_runs(self, magnitudes: Tensor, step: float) -> Iterator[Run]:
         """Yield what follows the reflections."""
