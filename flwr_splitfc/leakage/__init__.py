@@ -7,11 +7,12 @@ from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.decoders import decoder_for
 from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
-from flwr_splitfc.leakage.releases import Releases, released
+from flwr_splitfc.leakage.releases import Draws, Releases, released
 from flwr_splitfc.leakage.scores import Scores, scores_of
 
 __all__ = [
     "AttackSettings",
+    "Draws",
     "LabelInference",
     "Reconstruction",
     "Releases",

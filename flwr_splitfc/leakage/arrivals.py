@@ -73,6 +73,8 @@ class Arrival:
         Of the largest batch so far.
     labels_per_row : float or None
         As the codec was told.
+    state : Tensor or None
+        Of torch's generator before the half's pass; None if the pass drew nothing.
     """
 
     features: Structure
@@ -81,6 +83,7 @@ class Arrival:
     labels: Tensor
     full_rows: int
     labels_per_row: float | None
+    state: Tensor | None
 
     @property
     def link(self) -> Link:
@@ -106,16 +109,26 @@ def arrivals(
     for inputs, labels in batches:
         if count >= samples:
             break
+        before = torch.get_rng_state()
         # with a graph, as in training: whole numbers without one are not coded
         with torch.enable_grad():
             features = device_half(inputs)
+        drew = not torch.equal(before, torch.get_rng_state())
         full_rows = max(full_rows, rows_of(features))
         # a device that has the loss tells the codec nothing of labels
         per_row = None if all_rows else labels_per_row(labels)
         sender = _Sender(codec, generator, full_rows, all_rows, per_row, levelled)
         arrived, tensors = sender.send(features)
         sent_labels = tensors[-1].link.sent_rows(labels)
-        yield Arrival(arrived, tensors, inputs, sent_labels, full_rows, per_row)
+        yield Arrival(
+            arrived,
+            tensors,
+            inputs,
+            sent_labels,
+            full_rows,
+            per_row,
+            before if drew else None,
+        )
         count += tensors[-1].link.sent
 
 

@@ -24,10 +24,16 @@ from flwr_splitfc.leakage.least_squares import by_least_squares
 from flwr_splitfc.leakage.nearest import by_nearest
 from flwr_splitfc.leakage.network import numbers_by_network, tokens_by_network
 from flwr_splitfc.leakage.releases import Releases
+from flwr_splitfc.leakage.replay import comes_again
 from flwr_splitfc.leakage.ridge import by_column_ridge, by_ridge
 from flwr_splitfc.leakage.scores import Scores, scores_of
 from flwr_splitfc.leakage.units import InUnits, Units
 from flwr_splitfc.model import LossFn
+
+_NOT_AGAIN = (
+    "features of known samples do not come again with it, and come closer with dropout "
+    "off"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,9 @@ class Reconstruction:
         Which tensor the inputs are, where a sample has several.
     left_out : dict of str to str
         Attacks that could not be tried, and why.
+    knows_draws : bool
+        Whether the half drew from torch's generator, as dropout does, and inversion and
+        nearest tokens went by what it drew.
     """
 
     inputs: Tensor
@@ -65,6 +74,7 @@ class Reconstruction:
     known_count: int
     part: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    knows_draws: bool = False
 
 
 def reconstruct(
@@ -84,9 +94,9 @@ def reconstruct(
         Features that the attacker has, and inputs that are only compared with.
     settings : AttackSettings, optional
     half : nn.Module, optional
-        The device half that made the features, without the noise of a defence. It is
-        left as it is. Without it there are neither least squares nor inversion, nor
-        nearest tokens.
+        The device half that made the features, in the modes in which it made them, and
+        without the noise of a defence. It is left as it is. Without it there are
+        neither least squares nor inversion, nor nearest tokens.
 
     Raises
     ------
@@ -103,9 +113,12 @@ def reconstruct(
         known, attacked = (_without(units, releases) for releases in (known, attacked))
         half = None if half is None else InUnits(half, units)
     evidence = Evidence(known, attacked, half)
+    evidence = replace(evidence, as_sent=comes_again(evidence))
     settings = settings or AttackSettings()
     guess = _guess_numbers if known.inputs.is_floating_point() else _guess_tokens
     attack, guesses, left_out = guess(evidence, settings)
+    if not evidence.as_sent:
+        left_out["what the half draws"] = _NOT_AGAIN
     trivial = _trivial(known.inputs)
     if units is not None:
         guesses, trivial = units.restored(guesses), units.restored(trivial)
@@ -118,6 +131,7 @@ def reconstruct(
         known_count=len(known.inputs),
         part=known.part,
         left_out=left_out,
+        knows_draws=bool(attacked.draws) and evidence.as_sent,
     )
 
 

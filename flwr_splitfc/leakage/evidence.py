@@ -47,11 +47,15 @@ class Evidence:
     known, attacked : Releases
     half : nn.Module, optional
         The device half, from inputs to features without noise.
+    as_sent : bool (default: True)
+        Whether the half gives the features again as they were sent, by the releases'
+        draws. Otherwise attacks that run it have dropout off.
     """
 
     known: Releases
     attacked: Releases
     half: nn.Module | None = None
+    as_sent: bool = True
 
     @cached_property
     def kept(self) -> Releases:

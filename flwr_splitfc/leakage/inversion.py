@@ -4,6 +4,10 @@ From the best guess so far, Adam moves the inputs until the half's features of t
 those that came: the white-box attack of He, Zhang and Lee, ACSAC 2019. How many of its
 steps are taken is what is best on the samples held out, since features that were coded
 coarsely are not worth more than a few.
+
+What the half draws, as dropout does, is drawn in each step as when the batch was sent:
+a server that has given out the seed knows it. Noise of a defence has a key of its own,
+which stays on the device.
 """
 
 from collections.abc import Sequence
@@ -11,18 +15,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.evidence import Evidence, Guesses, LeftOut
 from flwr_splitfc.leakage.releases import Releases
-from flwr_splitfc.leakage.replay import features_of, goes_by_batch, replayed
+from flwr_splitfc.leakage.replay import (
+    MOST_FLOPS,
+    at_once,
+    features_as_sent,
+    flops_of_row,
+    replayed,
+)
 
 _LEARNING_RATE = 0.1  # over the inputs' spread
 _STOPS = (1 / 30, 1 / 10, 1 / 3, 1)  # of all steps
 _LEAST_STEPS = 30
-_ROWS_AT_ONCE = 256
-_MOST_FLOPS = 5e12  # minutes of a core
 _PASSES = 3  # forward, and twice as much backward
 _ANY_SQUARE = 1e-30
 # of the squared error, a decibel: where coarse features give less, the guesses have
@@ -46,7 +53,7 @@ def by_inversion(
     if evidence.known.part:
         raise LeftOut("inputs are several tensors")
     inversion = _Inversion(evidence, half)
-    with replayed(half):
+    with replayed(half, as_sent=evidence.as_sent):
         steps = inversion.affordable_steps(settings.inversion_steps)
         stops = sorted({max(1, round(stop * steps)) for stop in _STOPS})
         held_out = inversion.moved(evidence.held_out, start.held_out, stops, steps)
@@ -73,12 +80,9 @@ class _Inversion:
     def affordable_steps(self, most: int) -> int:
         """Return how many steps to take, by what one costs."""
         evidence = self._evidence
-        rows = evidence.known.rows(0, self._batches(evidence.known)[0]).inputs
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            features_of(self._half, rows)
-        of_row = _PASSES * counter.get_total_flops() / len(rows)
         samples = len(evidence.held_out.inputs) + len(evidence.attacked.inputs)
-        steps = min(most, int(_MOST_FLOPS / max(1, of_row * samples)))
+        of_step = _PASSES * samples * flops_of_row(self._half, evidence.known)
+        steps = min(most, int(MOST_FLOPS / max(1, of_step)))
         if steps < min(_LEAST_STEPS, most):
             raise LeftOut(
                 f"the device half is too large for {samples} samples: attack fewer"
@@ -89,31 +93,27 @@ class _Inversion:
         self, releases: Releases, start: Tensor, stops: Sequence[int], steps: int
     ) -> list[Tensor]:
         """Return the inputs (N, ...) after some numbers of all steps."""
-        sizes = self._batches(releases)
-        features = self._evidence.unscaled(releases).split(sizes)
-        sent = self._evidence.sent(releases).split(sizes)
+        parts = at_once(self._half, releases)
+        starts = start.split([len(part.inputs) for part in parts])
         moved = [
-            self._moved(*batch, stops, steps)
-            for batch in zip(features, sent, start.split(sizes), strict=True)
+            self._moved(part, inputs, stops, steps)
+            for part, inputs in zip(parts, starts, strict=True)
         ]
         return [torch.cat(inputs) for inputs in zip(*moved, strict=True)]
 
     def _moved(
-        self,
-        features: Tensor,
-        sent: Tensor,
-        start: Tensor,
-        stops: Sequence[int],
-        steps: int,
+        self, part: Releases, start: Tensor, stops: Sequence[int], steps: int
     ) -> list[Tensor]:
-        """Return those of one batch."""
+        """Return those of one part."""
+        features, sent = self._evidence.unscaled(part), self._evidence.sent(part)
         inputs = (start / self._unit).requires_grad_()
         optimizer = torch.optim.Adam([inputs], lr=_LEARNING_RATE)
         falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         scale = features.square().mean().clamp(min=_ANY_SQUARE)
         found = []
         for step in range(1, stops[-1] + 1):
-            off = (features_of(self._half, inputs * self._unit) - features) * sent
+            guessed = features_as_sent(self._half, inputs * self._unit, part)
+            off = (guessed - features) * sent
             if not off.requires_grad:
                 raise LeftOut("the device half has no gradient by its inputs")
             [inputs.grad] = torch.autograd.grad(off.square().sum() / scale, [inputs])
@@ -124,10 +124,3 @@ class _Inversion:
             if step in stops:
                 found.append(inputs.detach() * self._unit)
         return found
-
-    def _batches(self, releases: Releases) -> list[int]:
-        """Return how many samples to move at once: a batch, if the half goes by it."""
-        if goes_by_batch(self._half) and releases.batch is not None:
-            return releases.batch_sizes
-        rows = releases.inputs.split(_ROWS_AT_ONCE)
-        return [len(part) for part in rows]

@@ -158,8 +158,8 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     dict
         The `steps`, the `attack` that was best and the fields of its `Scores`;
         `trivial` has those of the attack that knows no features, and `left_out` says
-        which attacks could not be tried. `levelled` and `levels_not_known` are the
-        `Attacked`'s.
+        which attacks could not be tried. `knows_draws` is the `Reconstruction`'s, and
+        `levelled` and `levels_not_known` are the `Attacked`'s.
 
     Raises
     ------
@@ -176,6 +176,7 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
         "inversion_steps": settings.inversion_steps,
         "attack": outcome.attack,
         "left_out": dict(outcome.left_out),
+        "knows_draws": outcome.knows_draws,
         "levelled": attacked.levelled,
         "levels_not_known": attacked.not_known,
         **asdict(outcome.scores),

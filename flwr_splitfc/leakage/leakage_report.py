@@ -37,6 +37,12 @@ _ABOUT_COLUMNS = (
     "Inputs are no images: each column is taken over its own spread. With an MSE of 1 "
     "a reconstruction is as far off as the columns vary."
 )
+_ABOUT_DRAWS = (
+    "The device half draws random numbers, as dropout does. The attacker knows them: "
+    "they follow from the seed that a server gives to a SplitClientApp, and a loop of "
+    "one's own is taken to seed torch by it, too. Inversion and nearest tokens go by "
+    "them, other attacks do not."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +181,8 @@ class LeakageReport:
                 f"Inputs are several tensors, of which {part!r} is reconstructed; what "
                 "features tell of the others is not measured."
             )
+        if self._knows_draws():
+            notes.append(_ABOUT_DRAWS)
         for codec, reasons in self._left_out().items():
             for attack, reason in reasons.items():
                 notes.append(f"{codec}: {attack} is left out, since {reason}")
@@ -184,6 +192,10 @@ class LeakageReport:
                 f"{reason}. Both were attacked, and the closer one counts"
             )
         return [*notes, *self._about_labels(), *self.failures]
+
+    def _knows_draws(self) -> bool:
+        """Tell whether what device halves drew was known in an attack."""
+        return any(codec.outcome.knows_draws for codec in self.codecs)
 
     def _left_out(self) -> dict[str, dict[str, str]]:
         """Return by codec which attacks could not be tried, and why."""
@@ -241,6 +253,7 @@ class LeakageReport:
             "reconstruction": rows,
             "labels": {run: asdict(found) for run, found in self.labels.items()},
             "failures": list(self.failures),
+            "knows_draws": self._knows_draws(),
             "left_out": self._left_out(),
             "levels_not_known": self._levels_not_known(),
         }

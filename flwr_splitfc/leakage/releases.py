@@ -4,9 +4,10 @@ What leaves a device is the output of its half, coded and decoded again, batch b
 as in training.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,21 @@ from torch import Tensor
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.leakage.arrivals import Arrival, DeviceHalf, arrivals
 from flwr_splitfc.model.structures import Structure, is_float
+
+
+class Draws(NamedTuple):
+    """What tells the numbers that the half's pass over a batch drew.
+
+    Parameters
+    ----------
+    state : Tensor
+        Of torch's generator before the pass, as `torch.get_rng_state` gives it.
+    rows : int
+        Of the batch, also of those that were not sent.
+    """
+
+    state: Tensor
+    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +54,11 @@ class Releases:
         Which entries of the features were sent, bool; default: all.
     part : str
         Which tensor the inputs are, where a sample has several: a key or a number.
+    place : Tensor of shape (N,), optional
+        The row of each sample in its batch, where batches have draws.
+    draws : dict of int to Draws
+        By batch, where its pass drew from torch's generator, as dropout does. An
+        attacker knows them, as a server that gives out the seed does.
     """
 
     features: Tensor
@@ -48,6 +69,8 @@ class Releases:
     own: Tensor | None = None
     sent: Tensor | None = None
     part: str = ""
+    place: Tensor | None = None
+    draws: Mapping[int, Draws] = field(default_factory=dict)
 
     def rows(self, start: int, end: int) -> "Releases":
         """Return the releases of some of the samples."""
@@ -57,6 +80,20 @@ class Releases:
             if isinstance(value, Tensor):
                 part[column.name] = value[start:end]
         return replace(self, **part)
+
+    def split(self, sizes: Sequence[int]) -> list["Releases"]:
+        """Return the releases in parts of so many samples."""
+        ends = accumulate(sizes)
+        return [
+            self.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)
+        ]
+
+    @property
+    def drawn(self) -> Draws | None:
+        """The draws of the first sample's batch."""
+        if self.batch is None:
+            return None
+        return self.draws.get(int(self.batch[0]))
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -125,12 +162,21 @@ def released(
         columns = [torch.cat(column)[:samples] for column in zip(*parts, strict=True)]
     except RuntimeError as error:
         raise ValueError(f"samples differ in shape: {error}") from error
-    features, own, sent, inputs, labels, batch = columns
+    features, own, sent, inputs, labels, batch, place = columns
     part, _ = _attacked_part(arrived[-1].inputs)
-    bits = _bits_per_entry(arrived)
-    if sent.all():
-        return Releases(features, inputs, labels, bits, batch, part=part)
-    return Releases(features, inputs, labels, bits, batch, own, sent, part)
+    all_sent = bool(sent.all())
+    return Releases(
+        features,
+        inputs,
+        labels,
+        _bits_per_entry(arrived),
+        batch,
+        own=None if all_sent else own,
+        sent=None if all_sent else sent,
+        part=part,
+        place=place,
+        draws=_draws(arrived),
+    )
 
 
 def _columns(arrival: Arrival, number: int) -> tuple[Tensor, ...]:
@@ -146,7 +192,17 @@ def _columns(arrival: Arrival, number: int) -> tuple[Tensor, ...]:
     _, attacked = _attacked_part(arrival.inputs)
     inputs = arrival.link.sent_rows(attacked)
     batch = torch.full((len(inputs),), number)
-    return features, own, sent, inputs, arrival.labels, batch
+    place = arrival.link.sent_rows(torch.arange(arrival.link.rows))
+    return features, own, sent, inputs, arrival.labels, batch, place
+
+
+def _draws(arrived: Iterable[Arrival]) -> dict[int, Draws]:
+    """Return the draws of each batch that has some."""
+    return {
+        number: Draws(arrival.state, arrival.link.rows)
+        for number, arrival in enumerate(arrived)
+        if arrival.state is not None
+    }
 
 
 def _bits_per_entry(arrived: Iterable[Arrival]) -> float:

@@ -18,7 +18,8 @@ OUTPUT = 16  # of the server half, where devices have the last layers
 
 
 def settings_of(context: Context) -> dict[str, Any]:
-    return {"normalises": True, "in-parts": False, **context.run_config}
+    usual = {"normalises": True, "in-parts": False, "dropout": 0.0}
+    return {**usual, **context.run_config}
 
 
 class DeviceHalf(nn.Module):
@@ -26,11 +27,13 @@ class DeviceHalf(nn.Module):
 
     def __init__(self, context: Context) -> None:
         super().__init__()
+        settings = settings_of(context)
         self.layer = nn.Linear(LEARNED, 4)
-        self.in_parts = settings_of(context)["in-parts"]
+        self.dropout = nn.Dropout(settings["dropout"])
+        self.in_parts = settings["in-parts"]
 
     def forward(self, x: Tensor) -> Structure:
-        learned = torch.tanh(self.layer(x[:, :LEARNED]))
+        learned = self.dropout(torch.tanh(self.layer(x[:, :LEARNED])))
         if self.in_parts:
             return {"learned": learned, "raw": x[:, LEARNED:]}
         return torch.cat([learned, x[:, LEARNED:]], dim=1)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.leakage import (
     AttackSettings,
     Reconstruction,
@@ -20,11 +21,13 @@ from flwr_splitfc.leakage import (
     released,
     scores_of,
 )
+from flwr_splitfc.leakage.arrivals import DeviceHalf
 from tests.halves import seeded
 from tests.leakage.blobs import batches, blobs, shallow_half
 
 FLOAT32 = cut_codec("float32")
 QUICK = AttackSettings(steps=120, batch_size=32, width=16)
+SHORT = AttackSettings(steps=50, width=8)
 
 
 def releases(codec: str, seed: int, count: int, **settings: float) -> Releases:
@@ -118,7 +121,7 @@ def test_features_that_are_no_numbers_do_no_harm() -> None:
 
 
 def shares(
-    half: nn.Module, inputs: torch.Tensor, codec: CutCodec = FLOAT32, known: int = 256
+    half: DeviceHalf, inputs: torch.Tensor, codec: CutCodec = FLOAT32, known: int = 256
 ) -> list[Releases]:
     """What is known, and what is attacked."""
     draw = torch.Generator().manual_seed(0)
@@ -178,6 +181,72 @@ def test_a_half_that_goes_by_the_batch_is_inverted_and_left_as_it_was() -> None:
     assert all(
         torch.equal(entry, before[name]) for name, entry in half.state_dict().items()
     )
+
+
+def drawing_half() -> nn.Sequential:
+    """Draws twice in a pass: the second goes by how many rows the first had."""
+    first = nn.Linear(8, 48), nn.ReLU(), nn.Dropout(0.2)
+    return nn.Sequential(*first, nn.Linear(48, 48), nn.Dropout())
+
+
+@pytest.mark.parametrize("defence", [None, FeatureDefence(clip_norm=10.0, noise=0.02)])
+def test_what_a_half_draws_is_no_defence(defence: FeatureDefence | None) -> None:
+    """A server knows the seed of dropout, and not the key of a defence's noise.
+
+    Ten seeds gave 33 to 54 dB, and 12 to 13 dB with dropout off in the attack. With
+    noise they gave 13 to 14 dB.
+    """
+    half = seeded(drawing_half)
+    defended = half if defence is None else lambda x: defence(x, half(x))
+    known, others = shares(defended, torch.rand(320, 8))
+    before = torch.get_rng_state()
+    outcome = reconstruct(known, others, SHORT, half=half)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in half.modules())
+    assert outcome.knows_draws
+    assert "what the half draws" not in outcome.left_out
+    if defence is None:
+        assert outcome.attack == "inversion"
+        assert outcome.scores.psnr > 22
+    else:
+        assert outcome.scores.psnr < 20
+
+
+def test_draws_are_those_of_the_whole_batch() -> None:
+    """Also where some of its samples are not attacked, or were not sent.
+
+    Ten seeds gave 38 to 66 dB, and 7 to 9 dB where it drew for these alone.
+    """
+    half = seeded(drawing_half)
+    known, others = shares(half, torch.rand(320, 8))
+    outcome = reconstruct(known, others.rows(40, 60), SHORT, half=half)
+    assert outcome.scores.psnr > 22
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_draws_that_nobody_tells_are_not_guessed(is_own: bool) -> None:
+    """As from a generator of the half's own, or where the state was not kept."""
+    own = torch.Generator().manual_seed(1)
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 48)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = self.layer(x)
+            if not self.training:
+                return features
+            draw = torch.rand(features.shape, generator=own if is_own else None)
+            return 2 * features * (draw < 0.5)
+
+    half = seeded(Half)
+    known, others = shares(half, torch.rand(320, 8))
+    if not is_own:
+        known, others = (replace(each, draws={}) for each in (known, others))
+    outcome = reconstruct(known, others, SHORT, half=half)
+    assert "come closer with dropout off" in outcome.left_out["what the half draws"]
+    assert not outcome.knows_draws
 
 
 def test_a_linear_half_is_undone_with_few_known_samples() -> None:
@@ -260,6 +329,14 @@ def test_tokens_are_found_by_the_features_of_each_at_each_place() -> None:
     outcome = of_half(Half(), torch.randint(300, (96, 5)), known=64)
     assert outcome.attack == "nearest"
     assert outcome.scores.recovered == 1.0
+
+
+def test_tokens_behind_dropout_are_found_by_what_it_drew() -> None:
+    """Ten seeds gave 0.99 to 1, and 0.72 to 0.79 with dropout off in the attack."""
+    half = seeded(lambda: nn.Sequential(nn.Embedding(100, 16), nn.Dropout()))
+    outcome = of_half(half, torch.randint(100, (320, 5)))
+    assert outcome.attack == "nearest"
+    assert outcome.scores.recovered > 0.9
 
 
 def test_an_attack_is_repeated_by_its_seed() -> None:

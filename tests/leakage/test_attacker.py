@@ -91,6 +91,21 @@ def test_a_run_keeps_the_codec_that_it_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("u_shaped", [False, True])
+def test_dropout_of_a_run_is_known_to_the_attacker(
+    u_shaped: bool, in_parts: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"u-shaped": u_shaped, "in-parts": in_parts, "codec": "float32"}
+    told = "The attacker knows them: they follow from the seed that a server gives"
+    for dropout in (0.0, 0.2):
+        folder = tmp_path / str(dropout)
+        run = make_run(folder / "run", dropout=dropout, **settings)
+        found = attack(run, folder / "app")
+        assert found["knows_draws"] is (dropout > 0)
+        assert (told in capsys.readouterr().out) is (dropout > 0)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
 def test_labels_are_inferred_batch_by_batch_as_the_run_sent_them(
     in_parts: bool, tmp_path: Path
 ) -> None:

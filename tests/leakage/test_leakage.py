@@ -160,10 +160,10 @@ def test_compare_attacks_its_runs_once(
 
     assert main([*command, "--leakage", "5"]) == 0
     assert " is attacked" not in capsys.readouterr().out
-    # as attacks wrote it that knew of no levels
+    # as attacks wrote it that knew of no draws
     scores = tmp_path / "runs" / ids[0] / "leakage.json"
     known = json.loads(scores.read_text())
-    assert known.pop("levelled") is False
+    assert known.pop("knows_draws") is False
     scores.write_text(json.dumps(known))
     assert main([*command, "--leakage", "5"]) == 0
     assert " is attacked" in capsys.readouterr().out
