@@ -236,6 +236,41 @@ def test_inputs_may_be_named_and_pass_the_cut() -> None:
     assert torch.equal(server(features)["logits"], wanted)
 
 
+class TwoTowers(nn.Module):
+    """Its second input is used apart from the first one, and a third one nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.table = nn.Linear(4, 3), nn.Linear(2, 3)
+        self.head = nn.Linear(6, 2)
+
+    def forward(
+        self, x: Tensor, columns: Tensor, ids: Tensor, scale: float = 2.0
+    ) -> Tensor:
+        assert columns.shape[1] == 2
+        towers = [self.image(x), self.table(columns)]
+        return self.head(torch.cat(towers, 1)) * scale
+
+
+def test_an_input_that_only_the_server_half_needs_is_refused() -> None:
+    message = (
+        r"table also needs columns\. .*also=\('columns',\)\)\. "
+        "But the model's input columns is the device's own data"
+    )
+    with pytest.raises(ValueError, match=message):
+        split_at(TwoTowers(), "image")
+
+
+@pytest.mark.parametrize(
+    ("layer", "also"), [("image", ["columns"]), ("image", ["table"]), ("head", [])]
+)
+def test_the_device_half_has_all_inputs(layer: str, also: list[str]) -> None:
+    model = TwoTowers()
+    inputs = torch.randn(8, 4), torch.randn(8, 2), torch.arange(8)
+    device, server = split_at(model, layer, also=also)
+    assert torch.equal(server(device(*inputs)), model(*inputs))
+
+
 class UNet(nn.Module):
     """Skip connections around the middle."""
 

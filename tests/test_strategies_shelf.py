@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from flwr_splitfc import EndpointConfig
-from flwr_splitfc.apps.run_codecs import codec_of
+from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
 from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.strategies import UNSPLIT
-from flwr_splitfc.codec import CodecEntry, codec_table, cut_codec
+from flwr_splitfc.codec import CodecEntry, codec_names, codec_table, cut_codec
 from flwr_splitfc.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,16 @@ def test_every_key_of_a_split_server_app_is_one_of_the_apps(app: Path) -> None:
 def test_the_apps_keys_are_what_no_key_is(app: Path) -> None:
     config = {**keys_of(app), "split-address": ""}
     assert EndpointConfig.from_run_config(config) == EndpointConfig()
+
+
+@pytest.mark.parametrize("app", APPS, ids=lambda path: path.parent.name)
+def test_the_apps_leave_the_outputs_precision_to_its_codec(app: Path) -> None:
+    for name in codec_names():
+        made = output_codec_of({**keys_of(app), "output-codec": name})
+        own = cut_codec(name)
+        budgets = (made.uplink_bits, made.downlink_bits)
+        assert budgets == (own.uplink_bits, own.downlink_bits)
+        assert made.quality == own.quality
 
 
 @pytest.mark.parametrize("entry", codec_table(), ids=lambda entry: entry.name)

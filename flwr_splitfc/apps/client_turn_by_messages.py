@@ -62,7 +62,6 @@ class ClientTurnByMessages(ClientTurn):
         self._made_again = self._stored.step
         super().__init__(message, session, model, seed, noise)
         self._model = model
-        self._optimizer = optimizer
         self._unanswered: pb.DeviceFrame | None = None
 
     def __enter__(self) -> "ClientTurnByMessages":
@@ -104,14 +103,14 @@ class ClientTurnByMessages(ClientTurn):
             step,
             self._noise.key,
             self._model,
-            self._optimizer,
+            self.server.optimizer_state(),
             counts,
             self.server.state,
         )
 
     def _restore(self) -> None:
-        counts, kept = self._stored.restore(self._model, self._optimizer)
-        self.server.resume(counts, kept)
+        optimizer_state, counts, kept = self._stored.restore(self._model)
+        self.server.resume(counts, optimizer_state, kept)
         self._sums = without_prefix(_SUM_PREFIX, counts)
         self._weights = without_prefix(_WEIGHT_PREFIX, counts)
 

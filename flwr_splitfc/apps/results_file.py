@@ -89,4 +89,6 @@ class ResultsFile(Callback):
         if keeps is None or keeps.best is None:
             return {}
         (value,) = keeps.metric.of([keeps.best])
-        return {"best": {"round": keeps.best.round, keeps.metric.name: value}}
+        best = {"round": keeps.best.round, keeps.metric.name: value}
+        # as where a disk was full: "best/" has the model of another round then
+        return {"best": best if keeps.is_kept else {**best, "kept": False}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr_splitfc.run.held_folder import FolderInUse, held_folder
 from flwr_splitfc.run.results import ResultsError, config_to_json, read_results
-from flwr_splitfc.settings import RunConfig
+from flwr_splitfc.settings import RunConfig, under_key
 
 
 @contextmanager
@@ -23,13 +23,19 @@ def results_folder(wanted: Path, config: RunConfig) -> Iterator[Path]:
     wanted : Path
     config : mapping
         The run-config.
+
+    Raises
+    ------
+    ValueError
+        If it is no folder to write into.
     """
     for number in count(1):
         name = wanted.name if number == 1 else f"{wanted.name}-{number}"
         folder = wanted.with_name(name)
         with ExitStack() as lock:
             try:
-                lock.enter_context(held_folder(folder))
+                with under_key("results-dir"):
+                    lock.enter_context(held_folder(folder))
             except FolderInUse:
                 continue
             if _is_taken(folder / "results.json", config):

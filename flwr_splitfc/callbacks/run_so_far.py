@@ -22,7 +22,7 @@ class RunSoFar:
     arrays : ArrayRecord
         What it begins with.
     save : callable
-        Writes the model into a folder.
+        Writes the model after the last finished round into a folder.
 
     Attributes
     ----------

@@ -63,29 +63,22 @@ class Comparison:
 
 def main(options: argparse.Namespace) -> int:
     """Do what the command line asks, and return the exit status."""
-    try:
-        check_installed("compare", "matplotlib")
-        check_installed("simulation", "ray")
-        if options.leakage:
-            check_installed("leakage", "sklearn", "torchmetrics")
-        app = FlowerApp.load(options.app)
-        comparison = Comparison(_runs(app, options), options.out)
-        federation = Federation.of(options.federation_config, options.jobs)
-        for run in comparison.runs:
-            federation.num_supernodes(run.config)  # raises where it is unknown
-    except ValueError as error:
-        complain(str(error))
-        return _REFUSED
-    if options.list:
-        return _list(comparison)
     with ExitStack() as held_while_runs_are_made:
         try:
+            check_installed("compare", "matplotlib")
+            check_installed("simulation", "ray")
+            if options.leakage:
+                check_installed("leakage", "sklearn", "torchmetrics")
+            app = FlowerApp.load(options.app)
+            comparison = Comparison(_runs(app, options), options.out)
+            federation = Federation.of(options.federation_config, options.jobs)
+            for run in comparison.runs:
+                federation.num_supernodes(run.config)  # raises where it is unknown
+            if options.list:
+                return _list(comparison)
             lock = held_while_runs_are_made.enter_context(held(options.out))
         except ValueError as error:
             complain(str(error))
-            return _REFUSED
-        if lock is None:
-            complain(f"another comparison is at work in {options.out}")
             return _REFUSED
         pool = Pool(
             app,
@@ -198,8 +191,8 @@ def _attack_missing(
         if outcome.results is None or not folder.device_half.exists():
             continue
         before = outcome.results.get("leakage", {})
-        # results that do not say whether features were levelled are of weaker attacks
-        if before.get("steps") == options.leakage and "levelled" in before:
+        # results that do not say whether dropout was known are of weaker attacks
+        if before.get("steps") == options.leakage and "knows_draws" in before:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.compare.supplied_keys import supplied_keys
+from flwr_splitfc.compare.supplied_keys import is_split_server_app, supplied_keys
 from flwr_splitfc.run.app_keys import flat_settings
 from flwr_splitfc.settings import (
     RunConfig,
@@ -109,12 +109,18 @@ class FlowerApp:
         return loaded
 
     @cached_property
+    def has_split_server_app(self) -> bool:
+        """Whether its ServerApp is a `SplitServerApp`."""
+        return is_split_server_app(self.folder, self.server_app)
+
+    @cached_property
     def known(self) -> RunConfig:
         """The keys that a setting may have, each with a value of its type.
 
         They are the app's, and with a `SplitServerApp` those that it understands, too.
         """
-        return {**supplied_keys(self.folder, self.server_app), **self.defaults}
+        supplied = supplied_keys() if self.has_split_server_app else {}
+        return {**supplied, **self.defaults}
 
     def check_keys(self, layers: Iterable[Layer]) -> None:
         """Refuse settings whose keys the app does not have, all of them at once.

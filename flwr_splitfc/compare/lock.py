@@ -13,7 +13,7 @@ _POLL_S = 0.1
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[int | None]:
+def held(folder: Path) -> Iterator[int]:
     """Hold a folder, which is made if it is missing.
 
     Workers hold it, too, through the same file descriptor: those of a comparison that
@@ -21,13 +21,13 @@ def held(folder: Path) -> Iterator[int | None]:
 
     Yields
     ------
-    int or None
-        The descriptor, for the workers; None if somebody else holds the folder.
+    int
+        The descriptor, for the workers.
 
     Raises
     ------
     ValueError
-        If it is no folder, or cannot be written.
+        If it is no folder, cannot be written, or somebody else holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,16 +37,19 @@ def held(folder: Path) -> Iterator[int | None]:
             f"--out {folder} is no folder to write into: {error}"
         ) from error
     with file:
-        yield file.fileno() if _locked(file, folder) else None
+        _lock(file, folder)
+        yield file.fileno()
 
 
-def _locked(file: IO[str], folder: Path) -> bool:
+def _lock(file: IO[str], folder: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             lock_folder(file, folder)
-            return True
-        except FolderInUse:
+            return
+        except FolderInUse as error:
             if time.monotonic() > deadline:
-                return False
+                raise ValueError(
+                    f"another comparison is at work in {folder}"
+                ) from error
             time.sleep(_POLL_S)

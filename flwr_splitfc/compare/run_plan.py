@@ -6,12 +6,14 @@ import flwr.serverapp.strategy
 
 import flwr_splitfc
 from flwr_splitfc.apps.run_codecs import codec_of, settings_of
+from flwr_splitfc.apps.run_settings import RunSettings
+from flwr_splitfc.apps.strategies import SPLIT
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.codec.quality import NO_CEILING
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
-from flwr_splitfc.settings import RunConfig, check_int64, under_key
+from flwr_splitfc.settings import RunConfig, check_int64, read_settings, under_key
 
 _UPLINK_BITS = "uplink-bits"
 _DOWNLINK_BITS = "downlink-bits"
@@ -34,6 +36,11 @@ def expand(
     Settings come from the app, then from `base`, from the method, from `budgets` and
     `seeds`, and last from `over`. Methods without a cut, and codecs of fixed precision,
     run once for all budgets.
+
+    Raises
+    ------
+    ValueError
+        If a method or a setting is none that the app has.
     """
     check_names(methods)
     origin = f"flwr-splitfc {flwr_splitfc.__version__}, app {app.fingerprint()}"
@@ -48,9 +55,21 @@ def expand(
             config = app.run_config([*chosen, last])
             with under_key("seed"):  # the run's name has it
                 check_int64(int(config.get("seed", 0)))
+            if app.has_split_server_app:
+                _check_cut(config)
             run = Run(method.name, config, _budget_of(config), origin)
             runs[run.id] = run
     return list(runs.values())
+
+
+def _check_cut(config: RunConfig) -> None:
+    """Refuse a strategy or a codec that is unknown to a `SplitServerApp`.
+
+    Those of other apps may be their own.
+    """
+    settings = read_settings(RunSettings, {"strategy": config["strategy"]})
+    if settings.strategy in SPLIT:
+        codec_of(config)
 
 
 def _layers(

@@ -25,8 +25,8 @@ _CODEC_KEYS: dict[str, Scalar] = {
 }
 
 
-def supplied_keys(folder: Path, server_app: str) -> dict[str, Scalar]:
-    """Return the keys with their defaults; none for another kind of ServerApp.
+def is_split_server_app(folder: Path, server_app: str) -> bool:
+    """Tell whether an app's ServerApp is a `SplitServerApp`.
 
     Parameters
     ----------
@@ -35,8 +35,11 @@ def supplied_keys(folder: Path, server_app: str) -> dict[str, Scalar]:
     server_app : str
         ``module:name``; it is imported.
     """
-    if not isinstance(_imported(folder, server_app), SplitServerApp):
-        return {}
+    return isinstance(_imported(folder, server_app), SplitServerApp)
+
+
+def supplied_keys() -> dict[str, Scalar]:
+    """Return the keys with their defaults."""
     keys: dict[str, Scalar] = {"learning-rate": _LEARNING_RATE}
     for key, kind in ENDPOINT_KEYS.items():
         keys[key] = kind()  # of its type alone, too

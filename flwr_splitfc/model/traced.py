@@ -1,11 +1,11 @@
 """Cutting a model by its graph, as `torch.fx` traces it.
 
 Only the model and the containers of the cut layer are traced; the other layers are
-nodes of the graph as a whole, whatever they do within. The device half gets the nodes
-that the cut layer's output depends on, the server half all others. Two things make a
-cut impossible: a node of the server half that needs more of the device half than passes
-the cut; and a layer with parameters, or a tensor of the model, that both halves use, as
-each is trained on one side.
+nodes of the graph as a whole, whatever they do within. The device half gets the inputs
+and the nodes that the cut layer's output depends on, the server half all others. Two
+things make a cut impossible: a node of the server half that needs more of the device
+half than passes the cut; and a layer with parameters, or a tensor of the model, that
+both halves use, as each is trained on one side.
 
 A graph holds what the model's code did in one pass. So the model is traced in training
 mode and in evaluation mode, and only cut if both passes did the same: what depends on
@@ -136,7 +136,9 @@ def _halves(
     model: nn.Module, graph: fx.Graph, layers: Sequence[str]
 ) -> tuple[nn.Module, nn.Module]:
     passing = {one: _node(model, graph, one) for one in layers}
-    before = _with_checks(graph, _needed_for(passing.values()))
+    # a device has all inputs, those too that only the rest of the model needs
+    inputs = graph.find_nodes(op="placeholder")
+    before = _with_checks(graph, _needed_for([*inputs, *passing.values()]))
     _check_lost(graph, passing, before)
     _check_order(model, graph, layers[0], before)
     device = _device_graph(graph, passing, before)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 logger = getLogger("flwr")
@@ -11,6 +12,29 @@ logger = getLogger("flwr")
 
 class FolderInUse(RuntimeError):
     """Another run holds the folder."""
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse what is no folder to write files into; it is made if it is missing.
+
+    Raises
+    ------
+    ValueError
+        It names the folder.
+    """
+    with _named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # rights do not tell: a file system may be read-only
+        with TemporaryFile(dir=folder):
+            pass
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{folder} is no folder to write into: {error}") from error
 
 
 @contextmanager
@@ -30,9 +54,13 @@ def held_folder(folder: Path, file_name: str = ".lock") -> Iterator[None]:
     ------
     FolderInUse
         If another run has it.
+    ValueError
+        As `check_writable`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / file_name).open("w") as file:
+    check_writable(folder)
+    with _named(folder):
+        file = (folder / file_name).open("w")
+    with file:
         lock_folder(file, folder)
         yield
 

@@ -60,6 +60,8 @@ class Progress:
         Evaluate every so many rounds, and after the last.
     codec : CutCodec, optional
         Of the cut, for warnings where its error is too large to learn.
+    output_codec : CutCodec, optional
+        Of the second cut, where devices have the last layers.
 
     Attributes
     ----------
@@ -74,6 +76,7 @@ class Progress:
         *,
         evaluate_every: int = 1,
         codec: CutCodec | None = None,
+        output_codec: CutCodec | None = None,
     ) -> None:
         if evaluate_every < 1:
             raise ValueError(f"evaluate_every is {evaluate_every}, wanted 1 or more")
@@ -82,7 +85,7 @@ class Progress:
         self.evaluate_every = evaluate_every
         self.rounds: list[Round] = []
         self._standing: Standing | None = None
-        self._warnings = ErrorWarnings(codec) if codec else None
+        self._warnings = ErrorWarnings(codec, output_codec) if codec else None
         self._loss_warning = LossWarning()
         self._resumed_rounds = 0
         self._start_clock()

@@ -52,7 +52,8 @@ class Round:
     feature_error, gradient_error : float or None
         The squared error with which they arrived, relative to how features vary about
         their means and to the gradient's own square; the mean over the steps that
-        measured it, None where none did. See `Traffic`.
+        measured it, None where none did. With last layers on devices also of the
+        output's gradient and of the output. See `Traffic`.
     seconds : float
         How long the round took.
     failures : mapping of str to str

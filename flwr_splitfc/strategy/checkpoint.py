@@ -68,7 +68,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises
     ------
     CheckpointError
-        If the file is not a checkpoint, is damaged, or was written by another version.
+        If the file cannot be read, is not a checkpoint, is damaged, or was written by
+        another version.
     """
     path = checkpoint_path(folder)
     if not path.exists():
@@ -91,7 +92,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _checked_body(path: Path) -> bytes:
     """Return the bytes that `torch.save` made, if they are those that were written."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not data.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of flwr-splitfc")
     begin = len(_MAGIC) + _CRC_BYTES

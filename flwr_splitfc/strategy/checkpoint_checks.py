@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flwr_splitfc.exchange.server.half_steps import Update
 from flwr_splitfc.strategy.checkpoint import CheckpointError
+
+_MOST_STEPS = 2**63
 
 
 def check_sizes(state: Any) -> None:
@@ -83,6 +86,35 @@ def check_finite_state(what: str, state: Any) -> None:
     for tensor in _tensors(state):
         if tensor.isnan().any():
             raise CheckpointError(f"the {what} is not finite")
+
+
+def check_steps(steps: Any) -> None:
+    """Refuse what is no count of mini-batches.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if type(steps) is not int or not 0 <= steps < _MOST_STEPS:
+        raise CheckpointError(f"the server half made {steps!r:.40} steps")
+
+
+def check_updates(updates: Any) -> None:
+    """Refuse entries that are no `Update`.
+
+    Raises
+    ------
+    CheckpointError
+        Or another error, where one has another length.
+    """
+    for entry in updates:
+        server_round, device, step, merged = Update(*entry)
+        numbers = (server_round, step, merged)
+        are_counts = all(type(each) is int and each > 0 for each in numbers)
+        if not are_counts or type(device) is not str:
+            raise CheckpointError(
+                f"an update is {entry!r:.100}, wanted round, device, step and merged"
+            )
 
 
 def check_settings(what: str, got: Any, wanted: Any) -> None:

@@ -23,7 +23,7 @@ def locked(folder: Path | None) -> Iterator[None]:
     Raises
     ------
     CheckpointError
-        If another run has it.
+        If another run has it, or it is no folder to write into.
     """
     with ExitStack() as lock:
         if folder is not None:
@@ -34,4 +34,6 @@ def locked(folder: Path | None) -> Iterator[None]:
                     f"another run writes its checkpoint in {folder}: "
                     "give each run its own"
                 ) from error
+            except ValueError as error:
+                raise CheckpointError(f"checkpoint (checkpoint-dir): {error}") from None
         yield

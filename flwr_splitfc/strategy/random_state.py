@@ -1,6 +1,7 @@
 """The state of the global random generators, which strategies may sample from."""
 
 import random
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,16 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` took."""
+    """Put back what `random_state` took.
+
+    Raises
+    ------
+    Exception
+        If it is no such state.
+    """
     version, internal, gauss = state["python"]
+    if gauss is not None:
+        _check_normal(gauss)
     random.setstate((version, tuple(internal), gauss))
     _restore_numpy(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -35,5 +44,15 @@ def _numpy_state() -> tuple[Any, ...]:
 
 def _restore_numpy(state: tuple[Any, ...]) -> None:
     kind, tensor, position, has_gauss, cached = state
+    _check_normal(cached)
     keys = tensor.numpy().astype(np.uint32)
+    # NumPy does not look, and reads beside its keys
+    if not 0 <= position <= len(keys):
+        raise ValueError(f"NumPy's generator is at {position!r:.40} of {len(keys)}")
     np.random.set_state((kind, keys, position, has_gauss, cached))
+
+
+def _check_normal(number: Any) -> None:
+    """Refuse a normal number, kept for the next call, that was never drawn."""
+    if not isinstance(number, float) or not isfinite(number):
+        raise ValueError(f"a generator has kept {number!r:.40} as a normal number")

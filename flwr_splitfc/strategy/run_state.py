@@ -11,7 +11,6 @@ from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.run.progress import EvaluateFn, Progress
-from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_checks import (
     check_finite_state,
     check_half,
@@ -19,6 +18,8 @@ from flwr_splitfc.strategy.checkpoint_checks import (
     check_rounds,
     check_settings,
     check_sizes,
+    check_steps,
+    check_updates,
 )
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
@@ -41,7 +42,8 @@ class RunState:
         Rounds that the run will take.
     evaluate_every : int
     codec : CutCodec
-        As in `Progress`.
+    output_codec : CutCodec or None
+        Both as in `Progress`.
     optimizer_state : "relay", "per-device" or "fresh"
         As in `DeviceStates`.
     max_failed_rounds : int
@@ -67,7 +69,8 @@ class RunState:
     turns_of_all : int
         Rounds like that one after which each device has had its turn.
     server_half : dict or None
-        The server half's entries before that round, where devices train copies of it.
+        The server half's entries before that round, while it is under way, if they may
+        be wanted.
     metrics : RoundMetrics
         Those of that round.
     """
@@ -80,6 +83,7 @@ class RunState:
         *,
         evaluate_every: int,
         codec: CutCodec,
+        output_codec: CutCodec | None,
         optimizer_state: OptimizerState,
         max_failed_rounds: int,
         settings: Mapping[str, str],
@@ -87,7 +91,11 @@ class RunState:
     ) -> None:
         self.ledger = Ledger()
         self.progress = Progress(
-            num_rounds, self.ledger, evaluate_every=evaluate_every, codec=codec
+            num_rounds,
+            self.ledger,
+            evaluate_every=evaluate_every,
+            codec=codec,
+            output_codec=output_codec,
         )
         self.failed_rounds = FailedRounds(self.progress, max_failed_rounds)
         self.standstill = Standstill()
@@ -102,18 +110,26 @@ class RunState:
         self._half = half
         self._devices = devices
 
-    def begin_round(self, sent: ArrayRecord, *, trains_copies: bool) -> None:
-        """Begin a round in which the device half `sent` goes out."""
+    def begin_round(self, sent: ArrayRecord, *, keeps_half: bool) -> None:
+        """Begin a round in which the device half `sent` goes out.
+
+        `keeps_half` says whether the server half may be wanted as it is now.
+        """
         self.metrics = RoundMetrics()
         self.sent = sent
-        # copies are averaged before device halves are combined, which may fail
-        if trains_copies:
+        if keeps_half:
             self.server_half = deepcopy(self._half.model.state_dict())
 
-    def undo_average(self) -> None:
-        """Take back the average of copies, which is of halves that are not combined."""
+    def restore_half(self) -> None:
+        """Bring the server half back to where it was before the round."""
         if self.server_half is not None:
             self._half.model.load_state_dict(self.server_half)
+
+    def finished_half(self) -> dict[str, Any]:
+        """Return the server half's entries after the last finished round."""
+        if self.server_half is not None:
+            return self.server_half
+        return self._half.model.state_dict()
 
     def end_of_round(
         self, evaluate_fn: EvaluateFn | None, writer: CheckpointWriter
@@ -133,6 +149,7 @@ class RunState:
             # a run that is started again makes failed rounds once more
             if not self.failed_rounds.in_a_row:
                 writer.save(lambda: self.state_dict(server_round, arrays))
+            self.server_half = None
             return self.metrics.central
 
         return end_of_round
@@ -173,8 +190,8 @@ class RunState:
         check_settings("optimizer", half["optimizer"]["param_groups"], groups)
         check_settings("scheduler", half["scheduler"], now["scheduler"])
         check_finite_state("server half's gradient", half["gradients"])
-        if type(half["steps"]) is not int or half["steps"] < 0:
-            raise CheckpointError(f"the server half made {half['steps']!r:.20} steps")
+        check_steps(half["steps"])
+        check_updates(half["updates"])
 
     def load_state_dict(self, state: dict[str, Any]) -> ArrayRecord:
         """Go on from what `state_dict` gave; return the device half.

@@ -41,8 +41,10 @@ from flwr_splitfc.model import (
     without_auxiliary,
 )
 from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.run.held_folder import check_writable
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.run.run_log import run_log
+from flwr_splitfc.settings import under_key
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
 from flwr_splitfc.strategy.failed_rounds import RunFailed
@@ -192,7 +194,8 @@ class SplitLearning(Strategy):
         `Krum`, `MultiKrum` and `Bulyan` are known.
     save_to : path, optional
         A folder for ``device.pt``, ``server.pt`` and ``joined.pt`` (state dicts) at the
-        end of `start`, and where Ctrl-C or an error ends it after a round.
+        end of `start`. Where Ctrl-C or an error ends it, they are those of the last
+        finished round.
     callbacks : sequence of Callback, optional
         What listens to the run, and may end it: see `flwr_splitfc.callbacks`.
 
@@ -329,7 +332,7 @@ class SplitLearning(Strategy):
             check_resumable(self.devices)
         self._endpoint_config = endpoint
         self._run = self._new_run(num_rounds=0)
-        self._so_far = RunSoFar(self.progress, ArrayRecord(), self.save)
+        self._so_far = self._new_run_so_far(ArrayRecord())
 
     @property
     def ledger(self) -> Ledger:
@@ -373,20 +376,25 @@ class SplitLearning(Strategy):
         ------
         CheckpointError
             If the checkpoint is damaged, foreign, or of a run with other settings, or
-            another run writes into its folder; it is left as it is.
+            another run writes into its folder, or nobody can; it is left as it is.
         RunFailed
             If every device failed in too many rounds, or in all, or too few devices
             came. Nothing is saved but the checkpoint, which is that of the last round
             before.
         ValueError
-            If `initial_arrays` are those of the whole model.
+            If `initial_arrays` are those of the whole model, or `save_to` is no folder
+            to write into.
         """
         check_initial_arrays(initial_arrays, self.server_model)
+        # now, not after hours of training
+        if self.save_to is not None:
+            with under_key("save_to"):
+                check_writable(self.save_to)
         with locked(self.checkpoint), self._saved_at_end():
             self._run = self._new_run(num_rounds, initial_arrays)
             # before the endpoint is opened: a checkpoint of another run ends it here
             arrays = self._resume(initial_arrays)
-            so_far = self._so_far = RunSoFar(self.progress, arrays, self.save)
+            so_far = self._so_far = self._new_run_so_far(arrays)
             name = type(self).__name__
             with (
                 run_log(name, self.progress, arrays),
@@ -437,7 +445,7 @@ class SplitLearning(Strategy):
         if folder is None:
             return
         try:
-            self.save(folder, self._so_far.arrays)
+            self._so_far.save(folder)
             logger.info("Saved the model in %s", folder)
         except OSError as error:
             # the caller has the result yet
@@ -455,6 +463,7 @@ class SplitLearning(Strategy):
             num_rounds,
             evaluate_every=self.evaluate_every,
             codec=self.codec,
+            output_codec=self.output_codec,
             optimizer_state=self.optimizer_state,
             max_failed_rounds=self.max_failed_rounds,
             settings={
@@ -464,6 +473,25 @@ class SplitLearning(Strategy):
             },
             arrays=arrays,
         )
+
+    def _new_run_so_far(self, arrays: ArrayRecord) -> RunSoFar:
+        return RunSoFar(self.progress, arrays, self._save_finished)
+
+    def _save_finished(self, folder: Path, arrays: ArrayRecord) -> None:
+        """Write the halves after the last finished round, as `save` does.
+
+        `arrays` is the device half. A round under way has trained the server half on.
+        """
+        self._save(folder, arrays, self._run.finished_half())
+
+    @property
+    def _keeps_half(self) -> bool:
+        """Whether a round may need the server half as it was before it."""
+        # copies are averaged before device halves are combined, which may fail
+        trains_copies = not self.shared_server_half
+        # a round that does not end must not show in what is saved
+        may_save = self.save_to is not None or bool(self.callbacks)
+        return trains_copies or may_save
 
     def _endpoint(self, on_step: StepListener | None) -> SplitEndpoint:
         halves: Halves = SharedHalf(self.half)
@@ -512,7 +540,7 @@ class SplitLearning(Strategy):
             If `grid` is not the one that `start` makes.
         """
         server_round += self._run.rounds_done
-        self._run.begin_round(arrays, trains_copies=not self.shared_server_half)
+        self._run.begin_round(arrays, keeps_half=self._keeps_half)
         if not isinstance(grid, SplitGrid):
             raise TypeError(self._outer_strategy())
         # the tickets' round: not every strategy tells it in its messages
@@ -564,12 +592,17 @@ class SplitLearning(Strategy):
         try:
             arrays, averages = combined(self.devices, server_round, replies, run.sent)
         except NotCombined as error:
-            run.undo_average()
+            self._undo_average()
             run.failed_rounds.fail(server_round, str(error), run.turns_of_all)
             return None, None
         if arrays is None:
-            run.undo_average()
+            self._undo_average()
         return arrays, averages
+
+    def _undo_average(self) -> None:
+        """Take back the average of copies, which is of halves that are not combined."""
+        if not self.shared_server_half:
+            self._run.restore_half()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -644,12 +677,14 @@ class SplitLearning(Strategy):
         entry of the halves has the same name, as with halves of `split_at`,
         ``unsplit.pt`` has them under their own: it loads into the model that was cut.
         """
-        save_halves(
-            Path(folder),
-            self._device_entries(arrays),
-            self.server_model.state_dict(),
-            has_tail=self.output_codec is not None,
-        )
+        self._save(Path(folder), arrays, self.server_model.state_dict())
+
+    def _save(
+        self, folder: Path, arrays: ArrayRecord, server: dict[str, Tensor]
+    ) -> None:
+        device = self._device_entries(arrays)
+        has_tail = self.output_codec is not None
+        save_halves(folder, device, server, has_tail=has_tail)
 
     def _device_entries(self, arrays: ArrayRecord) -> dict[str, Tensor]:
         """Return the device half's state dict from the arrays that devices train."""

@@ -53,6 +53,15 @@ def test_a_target_ends_the_run_and_the_last_row_is_kept(
         assert same(joined(tmp_path), joined(tmp_path / "best"))
 
 
+def test_a_best_model_that_could_not_be_written_is_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "best").write_text("no folder")
+    results = run(tmp_path, num_rounds=1, keep_best=True)
+    (row,) = results["rounds"]
+    assert results["best"] == {"round": 1, "accuracy": row["accuracy"], "kept": False}
+
+
 def test_patience_ends_the_run_by_a_metric_of_ones_own(tmp_path: Path) -> None:
     found = iter([9.0, 3.0, 1.0, 2.0, 1.5, 1.0, 0.5])
 
@@ -289,6 +298,16 @@ def test_a_folder_in_the_place_of_results_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "results" / "results.json").mkdir(parents=True)
     with results_folder(tmp_path / "results", CONFIG) as folder:
         assert folder.name == "results-2"
+
+
+@pytest.mark.parametrize("below", ["", "results"])
+def test_results_that_have_no_folder_are_refused_by_their_key(
+    below: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / below
+    with pytest.raises(ValueError, match=f"^results-dir: {folder} is no folder to"):
+        run(folder, strategy="split-learning")
 
 
 def hold(folder: Path, names: Any) -> None:

@@ -271,19 +271,113 @@ def test_early_stopping_after_a_kill_stops_where_it_would_have(tmp_path: Path) -
     assert len(resumed.progress.rounds) == 5
 
 
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The whole model; the files of its halves are of the same round."""
+    joined: dict[str, torch.Tensor] = torch.load(
+        folder / "joined.pt", weights_only=True
+    )
+    for half in ("device", "server"):
+        for name, value in torch.load(folder / f"{half}.pt", weights_only=True).items():
+            assert torch.equal(joined[f"{half}.{name}"], value)
+    return joined
+
+
+def after(rounds: int, folder: Path) -> dict[str, torch.Tensor]:
+    start([], rounds=rounds, save_to=folder)
+    return saved(folder)
+
+
+def best_round(best: BestModel) -> int:
+    assert best.best is not None
+    return best.best.round
+
+
+def told_of_best(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each for each in caplog.messages if "The model of round" in each]
+
+
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     best = BestModel(tmp_path / "best")
     values = [0.1, 0.6, 0.4, 0.6]
     start([best], rounds=4, values=values, save_to=tmp_path / "last")
-    start([], rounds=2, values=values, save_to=tmp_path / "second")
-    assert best.best is not None
-    assert best.best.round == 2
+    assert (best_round(best), best.is_kept) == (2, True)
+    assert (tmp_path / "best" / "round.txt").read_text() == "2\n"
+    assert same(saved(tmp_path / "best"), after(2, tmp_path / "second"))
+    assert not same(saved(tmp_path / "best"), saved(tmp_path / "last"))
+    assert not [path for path in (tmp_path / "best").iterdir() if "new" in path.name]
 
-    def saved(folder: str) -> dict[str, torch.Tensor]:
-        return torch.load(tmp_path / folder / "joined.pt", weights_only=True)
 
-    assert same(saved("best"), saved("second"))
-    assert not same(saved("best"), saved("last"))
+class InRound(Callback):
+    """Does something at the end of a round, before or after the callbacks beside it."""
+
+    def __init__(self, number: int, act: Any) -> None:
+        self.number = number
+        self.act = act
+
+    def on_round(self, done: Round, run: RunSoFar) -> None:
+        if done.round == self.number:
+            self.act()
+
+
+def fill_disk(folder: Path) -> None:
+    """Let the second file of the best model be one that cannot be written."""
+    # what a file is written to before it takes its place
+    (folder / "full" / ".server.pt.new").mkdir(parents=True)
+    (folder / "best" / ".new").symlink_to(folder / "full")
+
+
+def free_disk(folder: Path) -> None:
+    (folder / "best" / ".new").unlink()
+
+
+def test_where_the_best_model_cannot_be_written_the_one_before_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = BestModel(tmp_path / "best")
+    full = InRound(2, partial(fill_disk, tmp_path))
+    free = InRound(3, partial(free_disk, tmp_path))
+    start([full, best, free], rounds=4, values=[0.1, 0.9, 0.4, 0.6])
+    assert (best_round(best), best.is_kept) == (2, False)
+    assert (tmp_path / "best" / "round.txt").read_text() == "1\n"
+    assert same(saved(tmp_path / "best"), after(1, tmp_path / "first"))
+    then, at_end = told_of_best(caplog)
+    assert then.startswith("The model of round 2 is the best so far, and could not be")
+    assert f"(highest accuracy: 0.9), but {tmp_path / 'best'} does not have" in at_end
+
+
+def test_a_disk_that_has_space_again_at_the_end_gets_the_best_model(
+    tmp_path: Path,
+) -> None:
+    best = BestModel(tmp_path / "best")
+    full = InRound(2, partial(fill_disk, tmp_path))
+    free = InRound(2, partial(free_disk, tmp_path))
+    start([full, best, free], rounds=2, values=[0.1, 0.9])
+    assert (best_round(best), best.is_kept) == (2, True)
+    assert same(saved(tmp_path / "best"), after(2, tmp_path / "second"))
+
+
+def test_a_best_model_that_a_kill_left_out_is_written_when_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {
+        "values": [0.1, 0.9, 0.4],
+        "checkpoint": tmp_path / "checkpoint",
+    }
+    start([BestModel(tmp_path / "best")], rounds=1, **options)
+    # as if killed between the checkpoint and the files
+    start([], rounds=2, **options)
+    best = BestModel(tmp_path / "best")
+    start([best], rounds=3, **options)
+    assert (best_round(best), best.is_kept) == (2, True)
+    assert same(saved(tmp_path / "best"), after(2, tmp_path / "second"))
+
+
+def test_a_new_run_does_not_take_another_s_model_for_its_own(tmp_path: Path) -> None:
+    start([BestModel(tmp_path / "best")], rounds=1)
+    best = BestModel(tmp_path / "best")
+    full = InRound(1, partial(fill_disk, tmp_path))
+    start([full, best], rounds=2, values=[0.9, 0.1])
+    assert (best_round(best), best.is_kept) == (1, False)
 
 
 def test_a_run_that_goes_on_keeps_the_best_model_of_before(tmp_path: Path) -> None:
@@ -294,6 +388,7 @@ def test_a_run_that_goes_on_keeps_the_best_model_of_before(tmp_path: Path) -> No
     second = BestModel(tmp_path / "best")
     start([second], rounds=4, values=values, checkpoint=tmp_path / "checkpoint")
     assert second.best == first.best
+    assert second.is_kept
     assert (tmp_path / "best" / "joined.pt").stat().st_mtime_ns == saved_at
 
 
@@ -305,9 +400,24 @@ def test_a_best_model_of_before_is_not_said_to_be_in_a_new_folder(
     caplog.clear()
     with caplog.at_level("INFO", logger="flwr"):
         start([BestModel(tmp_path / "best-2")], rounds=3, **options)
-    (told,) = [each for each in caplog.messages if each.startswith("The model of")]
-    assert told.startswith("The model of round 1 is the best (highest accuracy: 0.9)")
-    assert str(tmp_path) not in told
+    at_start, at_end = told_of_best(caplog)
+    assert at_start == at_end
+    assert at_end.startswith(
+        "The model of round 1 is the best (highest accuracy: 0.9), "
+        f"but {tmp_path / 'best-2'} does not have it: "
+    )
+
+
+def test_files_that_a_kill_left_half_way_are_not_said_to_be_the_best_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"values": [0.9, 0.4, 0.6], "checkpoint": tmp_path / "checkpoint"}
+    start([BestModel(tmp_path / "best")], rounds=2, **options)
+    (tmp_path / "best" / "round.txt").unlink()
+    best = BestModel(tmp_path / "best")
+    start([best], rounds=3, **options)
+    assert not best.is_kept
+    assert "does not have it" in told_of_best(caplog)[-1]
 
 
 def test_a_metric_that_no_round_has_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flwr_splitfc.codec import AllColumns, Uniform, catalogue, register_codec
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
 from flwr_splitfc.compare.methods import Method
 from flwr_splitfc.compare.run_plan import expand, parse_budget
@@ -53,7 +54,6 @@ def test_without_budgets_and_seeds_the_strategys_own_hold(app: FlowerApp) -> Non
         ({"strategy": "split-learning", "codec": "dropout-only"}, False),
         ({"strategy": "split-learning", "codec": "float16"}, False),
         ({"strategy": "fedadam", "codec": "quant-only"}, False),
-        ({"strategy": "of-my-own", "codec": "of-my-own"}, True),
     ],
 )
 def test_methods_that_keep_to_a_budget(
@@ -65,6 +65,43 @@ def test_methods_that_keep_to_a_budget(
     )
     runs = expand(app, [Method.from_file(file)], budgets=BUDGETS)
     assert [run.budget for run in runs] == (BUDGETS if has_budget else [None])
+
+
+UNKNOWN = [
+    ("split-learning", "mine", "codec: unknown codec 'mine'; known are dropout-only"),
+    ("of-my-own", "top-s", "strategy is 'of-my-own', wanted one of splitfc"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "codec", "message"), UNKNOWN)
+def test_what_a_split_server_app_does_not_know_is_refused_before_any_run(
+    app: FlowerApp, strategy: str, codec: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        expand(app, shelf("splitfc"), over={"strategy": strategy, "codec": codec})
+
+
+@pytest.mark.parametrize(("strategy", "codec", "message"), UNKNOWN)
+def test_other_server_apps_may_have_strategies_and_codecs_of_their_own(
+    toy: FlowerApp, strategy: str, codec: str, message: str
+) -> None:
+    method = Method("mine", Layer("file", {"strategy": strategy, "codec": codec}))
+    runs = expand(toy, [method], budgets=BUDGETS)
+    assert [run.budget for run in runs] == BUDGETS
+
+
+def test_a_codec_that_the_app_registers_is_known(
+    app: FlowerApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "CATALOGUE", dict(catalogue.CATALOGUE))
+    register_codec("mine", AllColumns, Uniform)
+    method = Method.from_codec("mine")
+    assert [run.config["codec"] for run in expand(app, [method])] == ["mine"]
+
+
+def test_a_codec_is_nothing_to_a_strategy_without_a_cut(app: FlowerApp) -> None:
+    (run,) = expand(app, shelf("fedavg"), over={"codec": "mine"})
+    assert run.budget is None
 
 
 def test_the_budget_of_a_run_may_stand_in_codec_settings(app: FlowerApp) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -129,6 +130,57 @@ def test_the_features_cut_is_measured_where_the_loss_is_the_devices() -> None:
     assert traffic.feature_error == pytest.approx(wanted, rel=1e-5)
     assert traffic.gradient_error_steps == 1
     assert 0 < traffic.gradient_error < 1
+
+
+class Observed(nn.Module):
+    """A server half that notes what reaches it, and the gradient that it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 32)
+        self.seen: dict[str, Tensor] = {}
+
+    def forward(self, features: Tensor) -> Tensor:
+        output = self.layer(features.flatten(1))
+        self.seen |= {"features": features.detach(), "output": output.detach()}
+        if features.requires_grad:
+            features.register_hook(partial(self._note, "gradient"))
+            output.register_hook(partial(self._note, "output_gradient"))
+        return output
+
+    def _note(self, name: str, gradient: Tensor) -> None:
+        self.seen[name] = gradient.detach()
+
+
+@pytest.mark.parametrize("of_features", ["float32", "quant-only", "splitfc-rd"])
+@pytest.mark.parametrize("of_output", ["float32", "quant-only", "int8"])
+def test_of_two_cuts_the_larger_error_of_each_direction_counts(
+    of_features: str, of_output: str
+) -> None:
+    last = seeded(tail)
+    x, y = batches(1)[0]
+    features = seeded(DeviceHalf)(x).detach().requires_grad_()
+    with make_endpoint(Observed, of_features, of_output, (3, 2)) as endpoint:
+        with connect(ticket_message(endpoint)) as session:
+            output = session.forward(features)
+            output.retain_grad()
+            nn.functional.cross_entropy(last(output), y).backward()
+        traffic = endpoint.ledger.of(1, "train")
+        at_server = endpoint.halves.half.model.seen
+    assert features.grad is not None
+    assert output.grad is not None
+
+    exact, seen = features.detach(), at_server["features"]
+    up = features_error(exact.flatten(1), seen.flatten(1))
+    output_gradient = at_server["output_gradient"]
+    up_second = squares(output_gradient - output.grad) / squares(output.grad)
+    assert traffic.feature_error == pytest.approx(max(up, up_second), rel=1e-4)
+
+    gradient = at_server["gradient"]
+    down = squares(features.grad - gradient) / squares(gradient)
+    down_second = features_error(at_server["output"], output.detach())
+    assert traffic.gradient_error == pytest.approx(max(down, down_second), rel=1e-4)
+    assert traffic.feature_error_steps == traffic.gradient_error_steps == 1
 
 
 def test_evaluation_measures_nothing() -> None:

@@ -14,13 +14,21 @@ from flwr_splitfc import SplitClientApp, SplitLearning
 from flwr_splitfc.exchange import HalfTrainer
 from tests.halves import ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
+from tests.own_optimizers import Lookahead
 
 LOSS = nn.CrossEntropyLoss()
+
+
+def wrapped_adam(parameters: Any) -> Lookahead:
+    return Lookahead(torch.optim.Adam(parameters, lr=1e-2, fused=True))
+
+
 FUSED = {
     "adam": partial(torch.optim.Adam, lr=1e-2, fused=True),
     "adamw": partial(torch.optim.AdamW, lr=1e-2, fused=True),
     "adagrad": partial(torch.optim.Adagrad, lr=1e-2, fused=True),
     "sgd": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True),
+    "wrapped": wrapped_adam,
 }
 every_fused = pytest.mark.parametrize("optimizer", FUSED.values(), ids=FUSED)
 

@@ -104,7 +104,10 @@ LIES = [
     ({"nobody": {"exp_avg": like_weight(0.0)}}, "no name of optimizer state"),
     ({"9" * 5000: {"exp_avg": like_weight(0.0)}}, "of 5008 characters"),
     ({0: {"\x1b[2J\n": like_weight(0.0)}}, "no name of optimizer state"),
-    ({0: {"exp_avg": torch.zeros(7)}}, r"has shape \(7,\)"),
+    (
+        {0: {"exp_avg": torch.zeros(7)}},
+        r"has shape \(7,\), .* set optimizer_state='fresh' in the strategy",
+    ),
     (
         {0: {"a": like_weight(0), "b": torch.zeros(4)}},
         r"has shape \(4, 1, 3, 3\) and \(4,\)|has shape \(4,\) and",
@@ -171,6 +174,7 @@ def test_state_that_does_not_work_is_left_aside(
     assert [strategy.ledger.failures(number) for number in (1, 2, 3, 4)] == 4 * [{}]
     # the liar's own has no use for Adam's, either
     assert caplog.text.count("starts afresh") == 2
+    assert caplog.text.count("or set optimizer_state='fresh' in the strategy") == 2
 
 
 def test_a_count_of_steps_that_would_overflow_is_left_aside(

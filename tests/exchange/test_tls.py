@@ -143,17 +143,12 @@ def test_files_that_are_none(tmp_path):
         Certificate.from_files(tmp_path / "missing.pem", key)
 
 
-def self_signed(folder: Path, key) -> tuple[Path, Path]:
+def self_signed(folder: Path, key, starts_in=timedelta(days=-1)) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 of a private key, which is its own authority, and the key."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-    now = datetime.now(UTC)
+    start = datetime.now(UTC) + starts_in
     made = x509.CertificateBuilder(
-        name,
-        name,
-        key.public_key(),
-        1,
-        now - timedelta(days=1),
-        now + timedelta(days=1),
+        name, name, key.public_key(), 1, start, start + timedelta(days=2)
     )
     host = x509.IPAddress(ip_address("127.0.0.1"))
     made = made.add_extension(x509.SubjectAlternativeName([host]), critical=False)
@@ -198,6 +193,14 @@ def test_keys_with_which_no_device_connects_are_refused(make_key, kind, tmp_path
     why = f"^split-certificate, .* is of the kind {kind}, .* wanted RSA, or"
     with pytest.raises(ValueError, match=why):
         EndpointConfig.from_run_config(config)
+
+
+@pytest.mark.parametrize("starts_in", [timedelta(days=-3), timedelta(days=1)])
+def test_a_certificate_that_is_not_valid_now_is_refused(starts_in, tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain, private = self_signed(tmp_path, key, starts_in)
+    with pytest.raises(ValueError, match=r"is valid from .* and not now"):
+        Certificate.from_files(chain, private)
 
 
 def test_what_stands_before_a_pem_is_left_out(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.checkpoint import checkpoint
 
 from flwr_splitfc import JoinedModel, SplitClientApp, SplitFedV1, SplitLearning
 from flwr_splitfc.exchange import CopiedHalves, HalfTrainer
@@ -414,6 +415,36 @@ def test_a_loss_that_nothing_could_be_learned_from_is_refused(
     before = weights(half.model)
     with pytest.raises(StepRefused, match=f"loss_fn {message}"):
         half.step(*mini_batches()[0])
+    assert same(weights(half.model), before)
+
+
+class Reentrant(nn.Module):
+    """Computes its pass again when it goes back, in the older way of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.layers, x, use_reentrant=True)
+
+
+# features of a device half that is within such a checkpoint want no gradient
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (True, "use_reentrant=True, torch.utils.checkpoint is incompatible with .grad"),
+        (False, "checkpoints with use_reentrant=True in both halves"),
+    ],
+)
+def test_a_reentrant_checkpoint_is_refused_by_its_name(
+    wanted: bool, message: str
+) -> None:
+    half = HalfTrainer(made(Reentrant), LOSS, SGD, device="cpu")
+    before = weights(half.model)
+    with pytest.raises(StepRefused, match=message):
+        half.begin_step(*mini_batches()[0], wanted=[wanted]).finish()
     assert same(weights(half.model), before)
 
 

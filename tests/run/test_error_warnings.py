@@ -12,12 +12,18 @@ Errors = list[tuple[float | None, float | None]]
 
 
 def warnings_of(
-    caplog: pytest.LogCaptureFixture, codec: str, errors: Errors, **settings: float
+    caplog: pytest.LogCaptureFixture,
+    codec: str,
+    errors: Errors,
+    *,
+    output_codec: str | None = None,
+    **settings: float,
 ) -> list[str]:
     """The warnings in a run whose rounds have these errors of features and gradients."""
     ledger = Ledger()
     made = cut_codec(codec, **settings)
-    progress = Progress(len(errors), ledger, codec=made)
+    of_output = cut_codec(output_codec) if output_codec else None
+    progress = Progress(len(errors), ledger, codec=made, output_codec=of_output)
     with caplog.at_level(logging.INFO, "flwr"):
         for number, (of_features, of_gradients) in enumerate(errors, 1):
             traffic = Traffic(
@@ -79,4 +85,33 @@ def test_features_that_are_scaled_for_dropped_ones_may_be_far_off(
     caplog.clear()
     (warning,) = warnings_of(caplog, "splitfc", 10 * [(17.0, 0.01)], reduction=16)
     assert warning.startswith("Perhaps little can be learned")
+    assert "Lower reduction" in warning
+
+
+def test_with_last_layers_on_devices_it_warns_of_both_cuts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: Errors = 10 * [(0.96, 0.75)]
+    up, down = warnings_of(caplog, "float32", errors, output_codec="splitfc-rd")
+    assert up == (
+        "Perhaps little can be learned: for 10 rounds the squared error of the "
+        "features, relative to how they vary, or of the output's gradients, relative "
+        "to their size, has been above 70% (round 10: 96%). "
+        "Raise uplink_bits or quality of codec or output_codec."
+    )
+    assert "of the output, relative to how it varies, or of the gradients" in down
+    assert "(round 10: 75%). Raise downlink_bits or quality of codec" in down
+
+
+def test_an_output_that_is_scaled_for_dropped_columns_may_be_far_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: Errors = 10 * [(0.1, 14.0)]
+    assert warnings_of(caplog, "float32", errors, output_codec="splitfc") == []
+    caplog.clear()
+    assert len(warnings_of(caplog, "splitfc", errors, output_codec="float32")) == 1
+    caplog.clear()
+    errors = 10 * [(14.0, 17.0)]
+    (warning,) = warnings_of(caplog, "splitfc", errors, output_codec="splitfc")
+    assert "of the output, relative to how it varies" in warning
     assert "Lower reduction" in warning

@@ -62,6 +62,42 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
     assert same(got, wanted)
 
 
+# -- wrong folders ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "checkpoint"])
+def test_a_checkpoint_that_has_no_folder_is_refused_by_its_name(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / below
+    why = rf"^checkpoint \(checkpoint-dir\): {folder} is no folder to write into"
+    with pytest.raises(CheckpointError, match=why):
+        run(make(folder), 1)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused(tmp_path):
+    checkpoint_path(tmp_path).mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.bin cannot be read: .*Is a d"
+    ):
+        run(make(tmp_path), 1)
+
+
+def test_a_lock_that_is_none_is_refused(tmp_path):
+    (tmp_path / ".checkpoint.lock").mkdir()
+    with pytest.raises(CheckpointError, match=r"no folder to write into: .*lock"):
+        run(make(tmp_path), 1)
+
+
+@pytest.mark.parametrize("below", ["", "model"])
+def test_a_model_that_has_no_folder_is_refused_before_the_run(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / below
+    strategy = make(None, save_to=folder)
+    with pytest.raises(ValueError, match=f"^save_to: {folder} is no folder to write"):
+        run(strategy, 1)
+    assert not strategy.progress.rounds
+
+
 # -- full disks ------------------------------------------------------------------------
 
 
@@ -198,6 +234,37 @@ def last_line(change: Any) -> Any:
     return change_state
 
 
+def levels(votes: Any) -> Any:
+    def change(state: dict[str, Any]) -> None:
+        state["device_states"]["levels"] = votes
+
+    return change
+
+
+def update(*entry: Any) -> Any:
+    def change(state: dict[str, Any]) -> None:
+        state["half"]["updates"] = [entry]
+
+    return change
+
+
+def python_normal(number: Any) -> Any:
+    def change(state: dict[str, Any]) -> None:
+        version, internal, _ = state["random"]["python"]
+        state["random"]["python"] = (version, internal, number)
+
+    return change
+
+
+def numpy_at(place: int, value: Any) -> Any:
+    def change(state: dict[str, Any]) -> None:
+        parts = list(state["random"]["numpy"])
+        parts[place] = value
+        state["random"]["numpy"] = tuple(parts)
+
+    return change
+
+
 CHANGES = {
     "device half is NaN": (lambda state: set_nan(state["arrays"]), "not finite"),
     "server half is NaN": (lambda state: set_nan(state["half"]["model"]), "not finite"),
@@ -218,6 +285,21 @@ CHANGES = {
     "a device of 5,000 digits": (named("9" * 5000), "digits"),
     "a row is none": (last_line(lambda line: line["row"].update(loss="low")), "loss"),
     "metrics are none": (last_line(lambda line: line.update(train={"a": "b"})), "fit"),
+    "steps 10**30": (lambda state: state["half"].update(steps=10**30), "steps"),
+    "levels of tensor -1": (levels({-1: 10}), "tensor -1"),
+    "levels of tensor 128": (levels({128: 10}), "tensor 128"),
+    "levels of half a tensor": (levels({0.5: 10}), "tensor 0.5"),
+    "levels of no turn": (levels({0: 0}), "0 turns"),
+    "levels of half a turn": (levels({0: 1.5}), "1.5 turns"),
+    "an update of no round": (update("x", "0", 1, 1), "an update"),
+    "an update of no device": (update(1, 2, 1, 1), "an update"),
+    "an update of step 0": (update(1, "0", 0, 1), "an update"),
+    "an update of nothing": (update(), "fit this run"),
+    "a normal number is a text": (python_normal("x"), "normal number"),
+    "a normal number is infinite": (python_normal(math.inf), "normal number"),
+    "NumPy's normal number is NaN": (numpy_at(4, math.nan), "normal number"),
+    "NumPy is beyond its keys": (numpy_at(2, 10**6), "NumPy's generator is at"),
+    "NumPy is before its keys": (numpy_at(2, -1), "NumPy's generator is at"),
 }
 
 

@@ -160,7 +160,8 @@ class RunTotals:
     def feature_error(self) -> float | None:
         """The squared error of the features as the server saw them.
 
-        It is relative to how they vary about their means; None where not measured.
+        It is relative to how they vary about their means; None where not measured. In
+        U-shaped runs it is of the output's gradient where that was further off.
         """
         train = self._train
         return _ratio(train.feature_error_sum, train.feature_error_steps)
@@ -169,7 +170,8 @@ class RunTotals:
     def gradient_error(self) -> float | None:
         """The squared error of the gradients as devices saw them, relative to theirs.
 
-        None where not measured.
+        None where not measured. In U-shaped runs it is of the output where that was
+        further off.
         """
         train = self._train
         return _ratio(train.gradient_error_sum, train.gradient_error_steps)
@@ -383,7 +385,8 @@ RUN_COLUMNS = [
             "`error up` is the squared error of the features as the server saw them, "
             "relative to how they vary about their means, `error down` that of the "
             "gradients as devices saw them, relative to their size, "
-            "both in one step in ten"
+            "both in one step in ten; in U-shaped runs of the output's gradient and of "
+            "the output where these were further off"
         ),
     ),
     NumberColumn(

@@ -1,8 +1,8 @@
 """The device half's optimizer state as tensors that travel."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from copy import deepcopy
 from logging import getLogger
+from math import isfinite
 from typing import Any
 
 import torch
@@ -10,11 +10,23 @@ from torch import Tensor, nn
 
 from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
+from flwr_splitfc.exchange.device.state_names import (
+    GROUP_PREFIX,
+    GroupCount,
+    StateNames,
+    is_torchs,
+    may_count,
+    trained,
+)
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     check_state,
     check_state_entries,
+    copied,
     lay_out_state,
+    parameters_of,
+    state_of,
+    step_on_ones,
     step_without_gradient,
     stepped_copy,
 )
@@ -32,23 +44,37 @@ _MAXIMA = ("exp_inf", "max_exp_avg_sq")
 A code that is right on average is too large in a maximum of many codes.
 """
 
+_NO_STATE = (
+    "set optimizer_state='fresh' in the strategy, or do not give the session this "
+    "optimizer"
+)
+
 logger = getLogger("flwr")
 
 
-def trained_places(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Return which of an optimizer's parameters train now, by their places among all.
+def check_handed_on(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of which no copy can be made, to try state on.
 
-    A turn numbers state by those that train when it begins, as the turn before did: a
-    loop may freeze some of them and train others meanwhile.
+    Raises
+    ------
+    TypeError
     """
-    return list(_trained(_parameters(optimizer)))
+    if is_torchs(optimizer):
+        return
+    try:
+        restore_optimizer(copied(optimizer), {}, StateNames([]))
+    except Exception as error:
+        raise TypeError(
+            f"optimizer {type(optimizer).__name__}: the state that a turn leaves is "
+            f"tried on a copy of it, and a copy does not work ({error!r}): {_NO_STATE}"
+        ) from error
 
 
 def pack_optimizer(
     optimizer: torch.optim.Optimizer,
     bits: int,
     seed: int,
-    places: Sequence[int] | None = None,
+    names: StateNames | None = None,
 ) -> list[pb.Tensor]:
     """Return the optimizer's state in wire form, at so many bits an entry.
 
@@ -58,7 +84,7 @@ def pack_optimizer(
     bits : int
     seed : int
         Of the turn: a turn that is repeated leaves the same bytes.
-    places : sequence of int, optional
+    names : StateNames, optional
         As for `optimizer_tensors`.
     """
     if any(group.get("centered") for group in optimizer.param_groups):
@@ -66,7 +92,7 @@ def pack_optimizer(
         # would be negative now and then
         bits = EXACT_BITS
     frames = []
-    for name, tensor in optimizer_tensors(optimizer, places).items():
+    for name, tensor in optimizer_tensors(optimizer, names).items():
         _, _, key = name.partition(".")
         own_bits = EXACT_BITS if key in _MAXIMA else bits
         frames.append(pack_state(name, tensor, own_bits, seed))
@@ -74,25 +100,30 @@ def pack_optimizer(
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, places: Sequence[int] | None = None
+    optimizer: torch.optim.Optimizer, names: StateNames | None = None
 ) -> dict[str, Tensor]:
     """Return the optimizer's state as a flat dict with keys such as ``"0.exp_avg"``.
 
-    The number is the parameter's among those that train. Settings (learning rate, ...)
-    are not state: they stay what the device's own code says.
+    The number is the parameter's among those that train. What the optimizer counts in
+    a parameter group goes as a scalar of the group's first one, as ``"0.group.k"``.
+    Settings (learning rate, ...) are not state: they stay what the device's own code
+    says.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-    places : sequence of int, optional
-        Of the parameters that train, from `trained_places`; default as it is now.
+    names : StateNames, optional
+        As of before the optimizer's first step; default as of now.
     """
     tensors = {}
-    parameters = _parameters(optimizer)
-    if places is None:
-        places = trained_places(optimizer)
-    numbers = {index: number for number, index in enumerate(places)}
-    for index, state in optimizer.state_dict()["state"].items():
+    parameters = parameters_of(optimizer)
+    names = names or StateNames.of(optimizer)
+    numbers = {index: number for number, index in enumerate(names.places)}
+    for index, state in state_of(optimizer).items():
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"optimizer state {index!r} is of no parameter: {_NO_STATE}"
+            )
         # what is of no parameter is the optimizer's own affair
         number = numbers.get(index, index)
         is_frozen = index not in numbers and index in range(len(parameters))
@@ -100,14 +131,30 @@ def optimizer_tensors(
             if value is not None and not is_frozen:
                 name = f"{number}.{key}"
                 tensors[name] = _as_tensor(name, value)
-    return tensors
+    return tensors | _counts_of(optimizer, names)
+
+
+def _counts_of(
+    optimizer: torch.optim.Optimizer, names: StateNames
+) -> dict[str, Tensor]:
+    """Return what the optimizer counts in its groups, where it is not as it began."""
+    counts = {}
+    for name, count in names.counts.items():
+        value = optimizer.param_groups[count.group].get(count.key)
+        # what is not finite is refused
+        if may_count(value) and isfinite(value) and value != count.began:
+            dtype = torch.float64 if isinstance(value, float) else None
+            counts[name] = torch.tensor(value, dtype=dtype)
+    return counts
 
 
 def leaves_state(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer, which has made no step, has state after one."""
     stepped = stepped_copy(optimizer)
     # one that wants a closure may have any
-    return stepped is None or bool(optimizer_tensors(stepped))
+    if stepped is None:
+        return True
+    return bool(optimizer_tensors(stepped, StateNames.of(optimizer)))
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
@@ -117,29 +164,34 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         return torch.tensor(value, dtype=torch.float64)
     raise TypeError(
         f"optimizer state {name!r} is a {type(value).__name__}, and what goes from "
-        "turn to turn are tensors and numbers: set optimizer_state='fresh' in the "
-        "strategy, or do not give the session this optimizer"
+        f"turn to turn are tensors and numbers: {_NO_STATE}"
     )
 
 
 def start_from_kept(
-    optimizer: torch.optim.Optimizer, frames: Sequence[pb.Tensor]
+    optimizer: torch.optim.Optimizer,
+    frames: Sequence[pb.Tensor],
+    names: StateNames | None = None,
 ) -> None:
     """Give `optimizer` the state in a message, as `start_from` does.
 
     More entries than an optimizer over its parameters has are not decoded.
     """
     try:
-        shapes = [parameter.shape for parameter in _parameters(optimizer)]
+        shapes = [parameter.shape for parameter in parameters_of(optimizer)]
         check_state_entries(frames, shapes)
         tensors = unpack_tensors(frames)
     except Exception as error:
         _warn_of(error)
         return
-    start_from(optimizer, tensors)
+    start_from(optimizer, tensors, names)
 
 
-def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def start_from(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    names: StateNames | None = None,
+) -> None:
     """Give `optimizer` the state that a turn before left, perhaps on another device.
 
     State that does not work is left aside: the optimizer starts afresh, and the log
@@ -148,29 +200,50 @@ def start_from(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
+        Which has made no step.
     tensors : mapping of str to Tensor
         As `optimizer_tensors` returns them.
+    names : StateNames, optional
+        The optimizer's.
     """
-    trial = deepcopy(optimizer)
+    names = names or StateNames.of(optimizer)
     try:
+        trial = copied(optimizer)
         stepped = stepped_copy(optimizer)
         if stepped is not None:
-            _check_names(tensors, optimizer_tensors(stepped))
+            own = optimizer_tensors(stepped, names)
+            _check_names(tensors, own.keys() | names.counts.keys())
         # the trial steps in place
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        restore_optimizer(trial, copies)
+        restore_optimizer(trial, copies, names)
         if stepped is not None:
+            _make_ready(trial)
             check_state(trial, stepped)
             _check_first_steps(trial)
     except Exception as error:
         _warn_of(error)
         return
-    restore_optimizer(optimizer, tensors)
+    restore_optimizer(optimizer, tensors, names)
+    if stepped is not None:
+        _make_ready(optimizer)
+
+
+def _make_ready(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer train that was ready to before it got its state.
+
+    The turn before may have left weights for evaluation, as schedulefree's `eval` does.
+    """
+    train = getattr(optimizer, "train", None)
+    if callable(train):
+        train()
 
 
 def _warn_of(error: Exception) -> None:
     logger.warning(
-        "The optimizer starts afresh: the state that came does not work: %r", error
+        "The optimizer starts afresh: the state that came does not work: %r. Make "
+        "the optimizers of all devices alike, or set optimizer_state='fresh' in the "
+        "strategy",
+        error,
     )
 
 
@@ -178,7 +251,9 @@ def _check_names(tensors: Iterable[str], own: Container[str]) -> None:
     """Refuse what the optimizer has no use for: it would keep it and hand it on."""
     for name in tensors:
         if name not in own:
-            raise PayloadError(f"{name!r} is no state of this optimizer")
+            raise PayloadError(
+                f"{name!r} is no state that a first step of this optimizer leaves"
+            )
 
 
 def _check_first_steps(optimizer: torch.optim.Optimizer) -> None:
@@ -190,7 +265,7 @@ def _check_first_steps(optimizer: torch.optim.Optimizer) -> None:
     before = _largest_entry(optimizer)
     most = min(_MOST_GROWTH * max(before, 1.0), _MOST_ENTRY)
     step_without_gradient(optimizer)
-    _step_on_ones(optimizer)
+    step_on_ones(optimizer)
     after = _largest_entry(optimizer)
     # NaN is not at most anything
     if not after <= most:
@@ -200,21 +275,15 @@ def _check_first_steps(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _step_on_ones(optimizer: torch.optim.Optimizer) -> None:
-    for parameter in _trained(_parameters(optimizer)).values():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-
-
 def _largest_entry(optimizer: torch.optim.Optimizer) -> float:
     """Return the largest absolute entry of the weights that train; NaN if one is."""
-    trained = _trained(_parameters(optimizer)).values()
-    weights = [weight.detach() for weight in trained if weight.numel()]
+    parameters = trained(parameters_of(optimizer)).values()
+    weights = [weight.detach() for weight in parameters if weight.numel()]
     return float(nn.utils.get_total_norm(weights, torch.inf))
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: StateNames
 ) -> None:
     """Give `optimizer` the state of another one over the same parameters.
 
@@ -223,16 +292,18 @@ def restore_optimizer(
     optimizer : torch.optim.Optimizer
     tensors : mapping of str to Tensor
         As `optimizer_tensors` returns them.
+    names : StateNames
+        The optimizer's.
 
     Raises
     ------
     PayloadError
         If the tensors are not the state of such an optimizer.
     """
-    trained = _trained(_parameters(optimizer))
-    indices = list(trained)
-    shapes = [parameter.shape for parameter in trained.values()]
+    parameters = parameters_of(optimizer)
+    shapes = [parameters[place].shape for place in names.places]
     state: dict[int, dict[str, Tensor]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
         if not _fits(number, tensor, shapes):
@@ -240,26 +311,26 @@ def restore_optimizer(
                 f"optimizer state {name!r} of shape {tuple(tensor.shape)} "
                 "fits no parameter"
             )
-        state.setdefault(indices[int(number)], {})[key] = tensor
-    settings = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": settings})
+        if key.startswith(GROUP_PREFIX):
+            count = _count(name, names)
+            groups[count.group][count.key] = _counted(name, tensor)
+        else:
+            state.setdefault(names.places[int(number)], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     lay_out_state(optimizer)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return an optimizer's parameters in the order of its state."""
-    return [
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ]
+def _count(name: str, names: StateNames) -> GroupCount:
+    if name not in names.counts:
+        raise PayloadError(f"{name!r} is nothing that this optimizer counts")
+    return names.counts[name]
 
 
-def _trained(parameters: list[Tensor]) -> dict[int, Tensor]:
-    """Return the parameters that train, by their index among all."""
-    return {
-        index: parameter
-        for index, parameter in enumerate(parameters)
-        if parameter.requires_grad
-    }
+def _counted(name: str, tensor: Tensor) -> float:
+    value = tensor.item() if tensor.ndim == 0 else None
+    if not may_count(value) or not isfinite(value):
+        raise PayloadError(f"optimizer state {name!r} is no finite number")
+    return value
 
 
 def _fits(number: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:

@@ -18,11 +18,14 @@ from flwr_splitfc.exchange.device.batch_checks import (
 )
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
 from flwr_splitfc.exchange.device.optimizer_state import (
+    check_handed_on,
+    optimizer_tensors,
     pack_optimizer,
+    restore_optimizer,
     start_from_kept,
-    trained_places,
 )
 from flwr_splitfc.exchange.device.pipeline import LabelledBatches, pipelined_losses
+from flwr_splitfc.exchange.device.state_names import StateNames
 from flwr_splitfc.exchange.device.steps import Steps
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.device.transport import Line, SessionTransport
@@ -142,12 +145,14 @@ class Session:
     ) -> None:
         if optimizer is not None:
             check_optimizer(optimizer, decoupled=ticket.decoupled)
+            if ticket.keeps_optimizer:
+                check_handed_on(optimizer)
         self.ticket = ticket
         self.seed = ticket.turn_seed
         self.state: dict[str, Tensor] = {}
         self._optimizer = optimizer
-        # of the optimizer's parameters, those that train when the turn begins
-        self._trained_places: list[int] = []
+        # of the optimizer's state, as of when the turn begins
+        self._state_names = StateNames([])
         # what earlier turns left, as the message brought it
         self._kept = kept or pb.Kept()
         self._watch = BackwardWatch(ticket.device)
@@ -422,10 +427,11 @@ class Session:
 
     def __enter__(self) -> "Session":
         self.state = {frame.name: unpack_plain(frame) for frame in self._kept.state}
-        if self._optimizer is not None:
-            self._trained_places = trained_places(self._optimizer)
+        hands_on = self.ticket.keeps_optimizer or self.ticket.is_for_messages
+        if self._optimizer is not None and hands_on:
+            names = self._state_names = StateNames.of(self._optimizer)
             if self._kept.optimizer:
-                start_from_kept(self._optimizer, self._kept.optimizer)
+                start_from_kept(self._optimizer, self._kept.optimizer, names)
         self._line.open()
         return self
 
@@ -449,7 +455,7 @@ class Session:
         optimizer_state: list[pb.Tensor] = []
         if self._optimizer is not None and self.ticket.keeps_optimizer:
             optimizer_state = pack_optimizer(
-                self._optimizer, self.ticket.state_bits, self.seed, self._trained_places
+                self._optimizer, self.ticket.state_bits, self.seed, self._state_names
             )
         counts, levelled = self._steps.counts, self._steps.levelled
         close = pb.Close(
@@ -489,8 +495,21 @@ class Session:
             "downlink_bytes": transport.downlink_bytes,
         }
 
-    def resume(self, counts: Mapping[str, float], state: Mapping[str, Tensor]) -> None:
-        """Go on from `counts`, and the `state` that was there then."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the state of the device half's optimizer, if the session has one."""
+        if self._optimizer is None:
+            return {}
+        return optimizer_tensors(self._optimizer, self._state_names)
+
+    def resume(
+        self,
+        counts: Mapping[str, float],
+        optimizer_state: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        """Go on from `counts`, `optimizer_state` and `state` as they were then."""
+        if self._optimizer is not None:
+            restore_optimizer(self._optimizer, optimizer_state, self._state_names)
         transport = self._line.transport
         self._steps.counts = TurnCounts.restored(counts)
         for number, is_so in without_prefix(_LEVELLED_PREFIX, counts).items():

@@ -19,7 +19,11 @@ from flwr_splitfc.exchange.device.scale_warning import warn_of_scales
 from flwr_splitfc.exchange.device.transport import Line
 from flwr_splitfc.exchange.device.turn_counts import TurnCounts
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
+from flwr_splitfc.exchange.protocol.error_samples import (
+    MOST_ERROR,
+    is_measured,
+    sent_and_seen,
+)
 from flwr_splitfc.exchange.protocol.parts import (
     coded_tensors,
     exact_part,
@@ -360,26 +364,26 @@ class Steps:
         if told is not None:
             self.levelled[tensor.number] = told
 
-    def measure(self, step: SentStep) -> None:
+    def measure(
+        self, step: SentStep, error_beside: Callable[[], float] | None = None
+    ) -> None:
         """Enter the features' error, as the server sees them, in a measured step.
 
-        That of several tensors is their mean.
+        That of several tensors is their mean. Where something else goes up in the step,
+        `error_beside` returns its error, and the larger one is entered.
         """
         counts = self.counts
         if not is_measured(self.server_round, step.number):
             return
-        errors = [self._error(tensor) for tensor in step.tensors]
-        counts.feature_error_sum += min(mean(errors), MOST_ERROR)
+        error = mean(self._error(tensor) for tensor in step.tensors)
+        if error_beside is not None:
+            error = max(error, error_beside())
+        counts.feature_error_sum += min(error, MOST_ERROR)
         counts.feature_error_steps += 1
 
     def _error(self, tensor: SentTensor) -> float:
         link = tensor.link
-        exact = tensor.features.flatten(1).float()
-        decoded, _ = self.codec.decode_features(
-            tensor.array, expect=(link.rows, link.width)
-        )
-        sent = link.sent_rows(exact)
-        seen = link.sent_rows(decoded.to(exact.device))
+        sent, seen = sent_and_seen(self.codec, tensor.features, tensor.array, link)
         error = feature_error(sent, seen)
         no_room = tensor.levelled is True and link.exponents is None
         # where a gradient tells that small channels matter, the next steps are levelled

@@ -14,14 +14,9 @@ Four records of the context hold it, under keys that start with "split-turn":
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.device.optimizer_state import (
-    optimizer_tensors,
-    restore_optimizer,
-)
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import raw_array, server_frame
 from flwr_splitfc.exchange.protocol.records import without_prefix
@@ -128,7 +123,7 @@ class StoredTurn:
         step: int,
         noise_key: bytes,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer_state: Mapping[str, Tensor],
         counts: Mapping[str, float],
         kept: Mapping[str, Tensor],
     ) -> None:
@@ -142,16 +137,13 @@ class StoredTurn:
             Of its noise.
         model : nn.Module
             The device half.
-        optimizer : torch.optim.Optimizer or None
-            The device half's, if it has one.
+        optimizer_state : mapping of str to Tensor
+            As `Session.optimizer_state` returns it.
         counts : mapping of str to float
             As `Session.counts` returns them, and whatever else is counted.
         kept : mapping of str to Tensor
             The session's `state`.
         """
-        optimizer_state = {}
-        if optimizer is not None:
-            optimizer_state = optimizer_tensors(optimizer)
         tensors = ArrayRecord()
         tensors["model"] = raw_array(_pack(model.state_dict()))
         tensors["optimizer"] = raw_array(_pack(optimizer_state))
@@ -167,28 +159,25 @@ class StoredTurn:
         self._state[_TURN_KEY] = record
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        self, model: nn.Module
+    ) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Tensor]]:
         """Take up what `save` put away.
 
         Parameters
         ----------
         model : nn.Module
             Gets the entries that were saved.
-        optimizer : torch.optim.Optimizer or None
-            Gets the state that was saved.
 
         Returns
         -------
-        tuple of dict of str to float and dict of str to Tensor
-            The counts, and what else was kept.
+        tuple of dict of str to Tensor, dict of str to float, and dict of str to Tensor
+            The optimizer's state, the counts, and what else was kept.
         """
         tensors = self._state.array_records[_TENSORS_KEY]
         model.load_state_dict(_unpack(tensors["model"].data))
-        if optimizer is not None:
-            restore_optimizer(optimizer, _unpack(tensors["optimizer"].data))
+        optimizer_state = _unpack(tensors["optimizer"].data)
         counts = without_prefix(_COUNT_PREFIX, self._record())
-        return counts, _unpack(tensors["kept"].data)
+        return optimizer_state, counts, _unpack(tensors["kept"].data)
 
     def clear(self) -> None:
         """Remove the turn from the context, once it is over."""

@@ -29,7 +29,8 @@ class TurnCounts:
     predicted_rows : int
         Samples of all of them.
     feature_error_sum : float
-        Of the features as the server decodes them, in the measured steps.
+        Of the features as the server decodes them, in the measured steps; where the
+        output's gradient goes up, too, of whichever is further off.
     feature_error_steps : int
         How many steps were measured.
     coding : Stopwatch

@@ -6,6 +6,7 @@ backward pass, takes the output's gradient up and the features' gradient down.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from torch import Tensor
@@ -14,12 +15,12 @@ from flwr_splitfc.codec import CutCodec, Link, PayloadError
 from flwr_splitfc.exchange.device.steps import (
     Gradients,
     SentStep,
-    SentTensor,
     Steps,
     full_precision,
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import check_claims, claimed_entries
+from flwr_splitfc.exchange.protocol.error_samples import error_of_gradient
 from flwr_splitfc.exchange.protocol.tensors import from_matrix, write_matrix
 from flwr_splitfc.model.structures import Structure, mapped, rows_of
 
@@ -30,13 +31,13 @@ class BegunStep:
 
     Parameters
     ----------
-    tensors : list of SentTensor
+    sent : SentStep
         The features.
     output_link : Link
         Of the output.
     """
 
-    tensors: list[SentTensor]
+    sent: SentStep
     output_link: Link
 
 
@@ -75,8 +76,7 @@ class UShapedSteps:
         sent = SentStep(counts.steps, frame.number, tensors)
         with counts.coding:
             output, output_link = self._decode_output(answer.output, sent.rows)
-        self._steps.measure(sent)
-        step = self._begun = BegunStep(tensors, output_link)
+        step = self._begun = BegunStep(sent, output_link)
         return output.to(tensors[0].features.device), step
 
     def _decode_output(self, matrix: pb.Matrix, rows: int) -> tuple[Tensor, Link]:
@@ -132,7 +132,11 @@ class UShapedSteps:
         answer = self._steps.line.ask(frame, "gradients").gradients
 
         with counts.coding:
-            gradients = self._steps.decode_gradients(answer, step.tensors)
+            gradients = self._steps.decode_gradients(answer, step.sent.tensors)
+        of_gradient = partial(
+            error_of_gradient, self._output_codec, gradient, array, step.output_link
+        )
+        self._steps.measure(step.sent, of_gradient)
         counts.rows += len(gradient)
         return gradients
 

@@ -8,8 +8,9 @@ from outside, may not.
 """
 
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,16 +58,70 @@ def with_own_memory(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     return own
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return an optimizer's parameters in the order of its state."""
+    return [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Return the state by the places of parameters, as the optimizer tells it.
+
+    Where one optimizer wraps another, `optimizer.state` is not that of the other.
+    """
+    # who wraps another may tell of it in a way of its own
+    return cast(dict[Any, Any], optimizer.state_dict().get("state", {}))
+
+
 def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
     """Store the state that has a parameter's shape in the parameter's order."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
+    state = state_of(optimizer)
+    for index, parameter in enumerate(parameters_of(optimizer)):
+        values = state.get(index, {})
+        for key, value in values.items():
             if isinstance(value, Tensor):
-                state[key] = in_layout_of(parameter, value)
+                values[key] = in_layout_of(parameter, value)
+
+
+def copied(
+    optimizer: torch.optim.Optimizer, memo: dict[int, Any] | None = None
+) -> torch.optim.Optimizer:
+    """Copy an optimizer with its parameters, its state and its attributes.
+
+    torch copies no attributes, and one that wraps another has the other as such.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    memo : dict, optional
+        What has been copied, as of `copy.deepcopy`.
+
+    Raises
+    ------
+    TypeError
+        If its class never calls `Optimizer.__init__`, as some that wrap another: where
+        torch copies one, it changes the class, whose steps fail from then on.
+    """
+    is_torch_class = isinstance(optimizer, torch.optim.Optimizer)
+    if is_torch_class and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError("its class does not call Optimizer.__init__")
+    memo = {} if memo is None else memo
+    copy = deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        # what a scheduler puts in place of `step` would step the original
+        shadows_method = callable(getattr(type(optimizer), name, None))
+        if name in vars(copy) or shadows_method:
+            continue
+        copy_value = copied if isinstance(value, torch.optim.Optimizer) else deepcopy
+        # who needs what cannot be copied makes no step
+        with suppress(Exception):
+            vars(copy)[name] = copy_value(value, memo)
+    return copy
 
 
 def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
-    """Copy an optimizer, parameters and all, and take a step without a gradient.
+    """Copy an optimizer, parameters and all, and take a step on gradients of one.
 
     Parameters
     ----------
@@ -78,12 +133,20 @@ def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | No
     Optimizer or None
         None if it takes none: some want a closure.
     """
-    copy = deepcopy(optimizer)
     try:
-        step_without_gradient(copy)
+        copy = copied(optimizer)
+        step_on_ones(copy)
     except Exception:
         return None
     return copy
+
+
+def step_on_ones(optimizer: torch.optim.Optimizer) -> None:
+    """Make a step with gradients of one."""
+    for parameter in parameters_of(optimizer):
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
 
 
 def step_without_gradient(
@@ -97,11 +160,10 @@ def step_without_gradient(
     sparse : collection of Tensor
         The parameters whose gradients are sparse.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.requires_grad:
-                layout = torch.sparse_coo if parameter in sparse else parameter.layout
-                parameter.grad = torch.zeros_like(parameter, layout=layout)
+    for parameter in parameters_of(optimizer):
+        if parameter.requires_grad:
+            layout = torch.sparse_coo if parameter in sparse else parameter.layout
+            parameter.grad = torch.zeros_like(parameter, layout=layout)
     optimizer.step()
 
 
@@ -123,8 +185,9 @@ def check_state(
     ------
     PayloadError
     """
-    state = optimizer.state_dict()["state"]
-    for index, own_values in stepped.state_dict()["state"].items():
+    state, own_state = state_of(optimizer), state_of(stepped)
+    for index in range(len(parameters_of(stepped))):
+        own_values = own_state.get(index, {})
         values = state.get(index, {})
         for key, own in own_values.items():
             value = _as_tensor(values.get(key, own))

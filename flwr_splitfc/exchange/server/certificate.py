@@ -59,7 +59,8 @@ class Certificate:
         ------
         ValueError
             If a file holds no PEM of its kind, or the key is not the certificate's, or
-            of a kind with which devices cannot connect.
+            of a kind with which devices cannot connect, or the certificate is not valid
+            now.
         OSError
             If a file cannot be read.
         """
@@ -72,6 +73,7 @@ class Certificate:
                 f"{private_key} is not the key of the certificate in {chain}"
             )
         _check_kind(public_key, chain)
+        _check_dates(certificates[0], chain)
         # as they were read: gRPC refuses what may stand before a PEM, such as a mark
         # of the byte order
         return cls(_pem_of(certificates), _pem_of_key(key), _pem_of(authorities))
@@ -116,6 +118,16 @@ def _check_kind(key: CertificatePublicKeyTypes, path: str | Path) -> None:
         f"the key of the certificate in {path} is of the kind {kind}, with which "
         "devices cannot connect: wanted RSA, or an elliptic curve, P-256 or P-384"
     )
+
+
+def _check_dates(certificate: x509.Certificate, path: str | Path) -> None:
+    # each device would retry for a minute before it says so
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= datetime.now(UTC) <= ends:
+        raise ValueError(
+            f"the certificate in {path} is valid from {begins:%Y-%m-%d %H:%M} "
+            f"to {ends:%Y-%m-%d %H:%M} UTC, and not now"
+        )
 
 
 def _pem_of(certificates: Sequence[x509.Certificate]) -> bytes:

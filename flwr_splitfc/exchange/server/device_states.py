@@ -151,7 +151,13 @@ class DeviceStates:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep what `state_dict` gave."""
+        """Keep what `state_dict` gave.
+
+        Raises
+        ------
+        Exception
+            If it has another form.
+        """
         with self._lock:
             self._optimizer = _from_bytes(state["optimizer"])
             self._state = _from_bytes(state["state"])

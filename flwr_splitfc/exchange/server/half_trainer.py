@@ -126,8 +126,10 @@ class HalfTrainer:
         check_shapes(model)
         check_loss_fn(loss_fn)
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
-        # with its index: another thread may have another GPU for "cuda"
-        self.device = torch.empty(0, device=device or default_device).device
+        self.device = torch.device(device or default_device)
+        if self.device.type == "cuda":
+            # with its index: another thread may have another GPU for "cuda"
+            self.device = torch.empty(0, device=self.device).device
         self._model = model.to(self.device).train()
         self.loss_fn = loss_on(self.device, loss_fn)
         self._make_optimizer = optimizer

@@ -8,6 +8,8 @@ all devices, so what devices told holds for those that come next.
 
 from collections.abc import Iterable, Mapping
 
+from flwr_splitfc.exchange.protocol.parts import MOST_PARTS
+
 _TURNS_IN_A_ROW = 10
 """Where it matters, each turn tells so. Elsewhere single batches do: one in four, with
 a transformer whose residual stream has two large channels."""
@@ -48,5 +50,19 @@ class LevelVotes:
         return dict(self._turns)
 
     def load_state_dict(self, state: Mapping[int, int]) -> None:
-        """Go on from what `state_dict` gave."""
-        self._turns = {int(number): int(turns) for number, turns in state.items()}
+        """Go on from what `state_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If it is none: no tensor at the cut has such a number, or turns are no
+            count.
+        """
+        for number, turns in state.items():
+            are_counts = type(number) is int and type(turns) is int
+            if not are_counts or not 0 <= number < MOST_PARTS or turns < 1:
+                raise ValueError(
+                    f"{turns!r:.40} turns wanted levels of tensor {number!r:.40}; "
+                    f"wanted 1 turn or more, and a number below {MOST_PARTS}"
+                )
+        self._turns = dict(state)

@@ -81,7 +81,8 @@ def _whole(number: int, own: set[Shape], half: Sequence[Shape]) -> Shape | None:
     if not fitting:
         raise StateRefused(
             f"optimizer state of parameter {number} has shape "
-            f"{' and '.join(map(str, sorted(own)))}, as no array of the device half"
+            f"{' and '.join(map(str, sorted(own)))}, as no array of the device half: "
+            "set optimizer_state='fresh' in the strategy"
         )
     return next(iter(fitting & own), None)
 

@@ -124,8 +124,9 @@ def check_loss(loss: object, loss_fn: LossFn, labels: Tensor) -> None:
         raise StepRefused(f"the loss is not finite: {value}")
     if not loss.requires_grad:
         raise StepRefused(
-            "loss_fn gave a loss without a graph: nothing of it goes back to the "
-            "outputs (argmax, .detach(), torch.no_grad() and the like lose it)"
+            "loss_fn gave a loss without a graph, so nothing can learn from it: "
+            "argmax, .detach(), torch.no_grad() and the like lose it, and so do "
+            "checkpoints with use_reentrant=True in both halves"
         )
 
 

@@ -61,6 +61,9 @@ class StepUndo:
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm
         ]
         self._optimizer = optimizer
+        # torch's own `state_dict` tells of `state` alone
+        told = getattr(type(optimizer), "state_dict", None)
+        self._may_wrap = told is not torch.optim.Optimizer.state_dict
         self._scheduler = scheduler
         self.changes = 0
         self.forget()
@@ -73,6 +76,7 @@ class StepUndo:
         self._gradients: list[Tensor | None] = []
         self._state: dict[Tensor, _StateByKey] = {}
         self._settings: list[_StateByKey] = []
+        self._told: _StateByKey = {}
         self._schedule: _StateByKey = {}
 
     @contextmanager
@@ -120,6 +124,8 @@ class StepUndo:
             for weight, state in self._optimizer.state.items()
         }
         self._settings = [_settings_of(group) for group in self._optimizer.param_groups]
+        if self._may_wrap:
+            self._told = deepcopy(self._optimizer.state_dict())
         if self._scheduler is not None:
             self._schedule = deepcopy(self._scheduler.state_dict())
         self._has_weights = True
@@ -169,6 +175,7 @@ class StepUndo:
         for place, weight in enumerate(self._parameters):
             weight.copy_(self._weights[place])
             weight.grad = self._gradients[place]
+        wraps = self._may_wrap and _tells_more(self._optimizer)
         # the copies themselves: the next `save_weights` makes new ones
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)
@@ -176,7 +183,12 @@ class StepUndo:
         for group, settings in zip(
             self._optimizer.param_groups, self._settings, strict=True
         ):
-            group.update(settings)
+            # a step may put some there
+            weights = group["params"]
+            group.clear()
+            group.update(settings, params=weights)
+        if wraps:
+            self._optimizer.load_state_dict(self._told)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(self._schedule)
 
@@ -196,6 +208,16 @@ def _copy(value: Any, earlier: Any) -> Any:
     if isinstance(earlier, Tensor) and _alike(value, earlier):
         return earlier.copy_(value)
     return value.clone()
+
+
+def _tells_more(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its `state_dict` tells of state that is not in its `state`.
+
+    So does one that wraps another and leaves the state to that.
+    """
+    own = {id(values) for values in optimizer.state.values()}
+    told = optimizer.state_dict().get("state")
+    return told is None or any(id(values) not in own for values in told.values())
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

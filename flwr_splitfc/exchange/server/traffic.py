@@ -78,11 +78,12 @@ class Traffic:
     loss_rows : int
     feature_error_sum : float
         The sum over `feature_error_steps` steps of the features' error as the server
-        decoded them, as devices say.
+        decoded them, as devices say. Where the output's gradient goes up, too, it is
+        that of whichever was further off in a step.
     feature_error_steps : int
     gradient_error_sum : float
         The sum over `gradient_error_steps` steps of the error of the features' gradient
-        as devices decode it.
+        as devices decode it. Where the output goes down, too, likewise.
     gradient_error_steps : int
     entries : int
         Entries of the features' B x D matrices.
@@ -184,7 +185,8 @@ class Traffic:
         """The mean squared error of the features that were measured; NaN for none.
 
         It is relative to how features vary: with 1.0 the server might as well know
-        their means alone.
+        their means alone. Where the output's gradient goes up, too, the larger error of
+        a step counts.
         """
         return _mean(self.feature_error_sum, self.feature_error_steps)
 
@@ -193,6 +195,7 @@ class Traffic:
         """The mean squared error of the gradients that were measured; NaN for none.
 
         It is relative to the gradient's own square, of the columns that were sent.
+        Where the output goes down, too, the larger error of a step counts.
         """
         return _mean(self.gradient_error_sum, self.gradient_error_steps)
 

@@ -10,9 +10,14 @@ import torch
 from flwr.app import Array
 
 from flwr_splitfc.codec import CutCodec, Link
-from flwr_splitfc.codec.quality import gradient_error, labels_per_row
+from flwr_splitfc.codec.quality import feature_error, labels_per_row
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.error_samples import MOST_ERROR, is_measured
+from flwr_splitfc.exchange.protocol.error_samples import (
+    MOST_ERROR,
+    error_of_gradient,
+    is_measured,
+    sent_and_seen,
+)
 from flwr_splitfc.exchange.protocol.parts import exact_part, pack_parts
 from flwr_splitfc.exchange.protocol.payloads import (
     output_payloads,
@@ -176,6 +181,8 @@ class Turn:
         # budget where no payload fits into it, see `CutCodec.encode_features`.
         self._full_rows = 0
         self._waiting: _Waiting | None = None
+        # of the output that went down, in a measured step
+        self._output_error: float | None = None
         # what is left to do of the last step, when the device has its answer
         self._unfinished: Callable[[], None] | None = None
         # what the device leaves for its next turn, until it has replied
@@ -371,7 +378,15 @@ class Turn:
         self.moved = Moved({"features": feature_bytes}, {"output": len(encoded.data)})
         self._waiting = _Waiting(passed, received, feature_bytes, output_link)
         self.traffic.server_codec_seconds += coding.seconds
-        self._unfinished = partial(self.digest.add, *payloads, encoded.data)
+        measure = partial(
+            self._measure_output, self.output_codec, output, encoded, output_link
+        )
+        self._unfinished = partial(self._passed, measure, *payloads, encoded.data)
+
+    def _passed(self, measure: Callable[[], None], *payloads: bytes) -> None:
+        """Count a forward pass whose output is on its way."""
+        measure()
+        self.digest.add(*payloads)
 
     def _backward(self, backward: pb.Backward, answer: pb.Gradients) -> None:
         waiting = self._waiting
@@ -422,7 +437,7 @@ class Turn:
         if step.loss is not None and not isnan(step.loss):
             self.traffic.loss_sum += step.loss * step.counts.rows
             self.traffic.loss_rows += step.counts.rows
-        self._measure_gradients(step.returned)
+        self._measure(step.returned)
         self.digest.add(*payloads, *(one.encoded.data for one in step.returned))
         self._tell(step)
 
@@ -555,22 +570,36 @@ class Turn:
         )
         self.on_step(told)
 
-    def _measure_gradients(self, returned: Sequence[_Returned]) -> None:
+    def _measure_output(
+        self, codec: CutCodec, output: torch.Tensor, encoded: Array, link: Link
+    ) -> None:
+        """Note the output's error as the device sees it, if the step measures it."""
+        self._output_error = None
+        if is_measured(self.server_round, self._steps):
+            exact, seen = sent_and_seen(codec, output, encoded, link)
+            self._output_error = feature_error(exact, seen)
+
+    def _measure(self, returned: Sequence[_Returned]) -> None:
         """Enter the gradients' error as the device sees them, if the step measures it.
 
-        That of several is their mean.
+        That of several is their mean. Where the output went down, too, the larger error
+        of the two is entered.
         """
-        if not returned or not is_measured(self.server_round, self._steps):
+        if not is_measured(self.server_round, self._steps):
             return
-        error = mean(self._error(one) for one in returned)
-        self.traffic.gradient_error_sum += min(error, MOST_ERROR)
-        self.traffic.gradient_error_steps += 1
+        errors = []
+        if returned:
+            errors.append(mean(self._error(one) for one in returned))
+        if self._output_error is not None:
+            errors.append(self._output_error)
+        if errors:
+            self.traffic.gradient_error_sum += min(max(errors), MOST_ERROR)
+            self.traffic.gradient_error_steps += 1
 
     def _error(self, returned: _Returned) -> float:
-        link = returned.link
-        decoded = self.codec.decode_gradient(returned.encoded, link)
-        exact = link.restrict(returned.gradient.flatten(1))
-        return gradient_error(exact, link.restrict(decoded))
+        return error_of_gradient(
+            self.codec, returned.gradient, returned.encoded, returned.link
+        )
 
     def _take_feature_errors(self, close: pb.Close) -> None:
         """Enter what a device says of the features' errors, unless it cannot be."""
