@@ -5,7 +5,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,35 @@ def _flwr_run(app: Path, config: Mapping[str, Any], further: list[str]) -> None:
             devices = config["num-devices"]
             federation = f"num-supernodes={devices} client-resources-num-cpus=1"
             command += ["--federation-config", federation]
-        subprocess.run(command, env=commands_env(), check=False)
+        _run_to_its_end(command)
+
+
+def _run_to_its_end(command: list[str]) -> None:
+    """Run a command, which Ctrl-C and SIGTERM end, whenever they come."""
+    with ExitStack() as on_the_way_out:
+        # in the middle of `Popen` they would leave a process that nobody knows
+        with _interrupted_after():
+            process = subprocess.Popen(command, env=commands_env())
+            on_the_way_out.callback(process.wait)
+            on_the_way_out.callback(process.kill)
+        process.wait()
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is over."""
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _compare(record: Mapping[str, Any], new: Path) -> int:
