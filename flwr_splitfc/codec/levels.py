@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_splitfc.codec.arrays import Ints
+from flwr_splitfc.codec.arrays import Ints, Mask
 from flwr_splitfc.codec.channels import Layout
 from flwr_splitfc.codec.statistics import column_means
 
@@ -60,28 +60,8 @@ _MOST_VANISHING = 0.5
 """Of the channels, where no gradient has told whether they matter."""
 
 
-def exponents_to_level(matrix: Tensor, layout: Layout) -> Ints:
-    """Return, by channel, the exponents of the powers of two that level features.
-
-    No entry becomes larger than the largest of the matrix.
-
-    >>> features = torch.tensor([[800.0, 1.0, 3.0], [0.0, 2.0, 3.0]])
-    >>> exponents_to_level(features, Layout.of(features.shape)).tolist()
-    [0, 8, 8]
-    """
-    deviations = channel_deviations(matrix, layout)
-    entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
-    # by what does not vary, a BatchNorm's gradient is 1 / sqrt(eps) times as large
-    floor = min(sqrt(_BATCH_NORM_EPS), float(deviations.max()))
-    deviations[deviations <= _ROUNDING * entries] = floor
-    smaller = torch.log2(deviations.max() / deviations).round()
-    room = torch.log2(entries.max() / entries).floor()
-    exponents = torch.minimum(smaller, room).nan_to_num(0.0).clamp(0, MOST_EXPONENT)
-    return exponents.numpy().astype(np.int64)
-
-
 def most_different(matrix: Tensor, layouts: Sequence[Layout]) -> tuple[int, Ints]:
-    """Return whose channels differ most, and their exponents, as `exponents_to_level`.
+    """Return whose channels differ most, and what levels them.
 
     Parameters
     ----------
@@ -91,14 +71,36 @@ def most_different(matrix: Tensor, layouts: Sequence[Layout]) -> tuple[int, Ints
 
     Returns
     -------
-    tuple of int and ndarray
-        The place among the layouts.
+    tuple of int and ndarray of shape (C,)
+        The place among the layouts, and by channel the exponents of the powers of two
+        that level features. No entry becomes larger than the largest of the matrix.
+
+    >>> features = torch.tensor([[800.0, 1.0, 3.0], [0.0, 2.0, 3.0]])
+    >>> most_different(features, [Layout.of(features.shape)])
+    (0, array([0, 8, 8]))
     """
-    exponents = [exponents_to_level(matrix, layout) for layout in layouts]
-    gains = [float(of_one.mean()) for of_one in exponents]
-    gains[0] += _CLEARLY
-    place = gains.index(max(gains))
-    return place, exponents[place]
+    found = [_exponents(matrix, layout) for layout in layouts]
+    # what does not vary is often an edge, or filled up, and tells of no scale
+    means = [
+        of_one.sum(where=varies) / max(varies.sum(), 1) for of_one, varies in found
+    ]
+    means[0] += _CLEARLY
+    place = means.index(max(means))
+    exponents, _ = found[place]
+    return place, exponents
+
+
+def _exponents(matrix: Tensor, layout: Layout) -> tuple[Ints, Mask]:
+    """Return by channel the exponent that levels it, and whether it varies."""
+    deviations = channel_deviations(matrix, layout)
+    entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
+    varies = deviations > _ROUNDING * entries
+    # by what does not vary, a BatchNorm's gradient is 1 / sqrt(eps) times as large
+    deviations[~varies] = min(sqrt(_BATCH_NORM_EPS), float(deviations.max()))
+    smaller = torch.log2(deviations.max() / deviations).round()
+    room = torch.log2(entries.max() / entries).floor()
+    exponents = torch.minimum(smaller, room).nan_to_num(0.0).clamp(0, MOST_EXPONENT)
+    return exponents.numpy().astype(np.int64), varies.numpy()
 
 
 def vanish_below(least: float, matrix: Tensor, layout: Layout) -> bool:

@@ -58,6 +58,17 @@ def test_levelled_every_channel_is_as_precise_as_the_largest(
         assert error.square().mean() < 0.1 * exact[:, column].var()
 
 
+def test_edges_that_do_not_vary_do_not_hide_the_channels() -> None:
+    cut, features = cut_codec("splitfc-rd", quality=20), features_of((64, 4, 3, 12), 1)
+    features[..., 3:] = 0
+    *_, link, _ = sent(cut, features, levelled=True)
+    assert link.exponents is not None
+    assert len(link.exponents) == 4
+    gradient = torch.randn(features.shape, generator=torch.Generator().manual_seed(4))
+    by_channel = gradient / SCALES.view(1, -1, 1, 1)
+    assert cut.needs_levels(features, by_channel, link) is True
+
+
 def test_gradients_are_levelled_the_other_way_round_by_both_sides() -> None:
     cut, features = cut_codec("splitfc-rd", quality=20), features_of((64, 4), 1)
     *_, link, server_link = sent(cut, features, levelled=True)
