@@ -132,7 +132,9 @@ def evaluate(
     with torch.inference_mode():
         for indices in torch.arange(len(test)).split(batch_size):
             inputs, labels = test[indices]
-            labels = labels.to(device).long()
+            labels = labels.to(device)
+            if not labels.is_floating_point():
+                labels = labels.long()
             scores = model(inputs.to(device))
             counted = counted_labels(scores, labels)
             labels = labels.masked_fill(~counted, -100)  # which cross_entropy ignores

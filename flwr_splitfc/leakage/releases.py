@@ -48,8 +48,8 @@ class Releases:
         The number of the batch that each sample was sent in, rising; default: each was
         sent alone.
     own : Tensor of shape (N, ...), optional
-        The features as they left the half, before the codec, where that left entries
-        out. An attacker has only those of samples that it knows: it has the half.
+        The features as they left the half, before the codec. An attacker has only those
+        of samples that it knows: it has the half.
     sent : Tensor of shape (N, D), optional
         Which entries of the features were sent, bool; default: all.
     part : str
@@ -171,7 +171,7 @@ def released(
         labels,
         _bits_per_entry(arrived),
         batch,
-        own=None if all_sent else own,
+        own=own,
         sent=None if all_sent else sent,
         part=part,
         place=place,

@@ -51,13 +51,14 @@ def replayed(half: nn.Module, *, as_sent: bool = False) -> Iterator[None]:
 def comes_again(evidence: Evidence) -> bool:
     """Tell whether the half gives features of known samples again as they were sent.
 
-    If not, they are closer to what arrived with dropout off: the half draws from
+    If not, they are closer to what was sent with dropout off: the half draws from
     elsewhere than torch's generator, or nothing tells that generator's state.
     """
     half, known = evidence.half, evidence.held_out
-    if half is None or known.part:
+    if half is None or known.part or known.own is None:
         return True
-    wanted, sent = evidence.unscaled(known), evidence.sent(known)
+    # not what arrived: a coarse codec leaves means, to which dropout off is closer
+    wanted = known.own.flatten(1)
     errors = []
     for as_sent in (True, False):
         try:
@@ -67,7 +68,7 @@ def comes_again(evidence: Evidence) -> bool:
             return True
         # some halves give more in training
         fits = features.shape == wanted.shape
-        off = (features - wanted) * sent if fits else torch.tensor(torch.inf)
+        off = features - wanted if fits else torch.tensor(torch.inf)
         errors.append(off.square().mean().item())
     drawn, not_drawn = errors
     # of features that are no numbers, neither is closer

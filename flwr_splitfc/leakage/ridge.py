@@ -94,7 +94,9 @@ class _Batch:
 
     def guessed(self, known: Releases, penalties: Sequence[float]) -> Iterator[Tensor]:
         """Yield for each penalty the guesses (b, ...)."""
-        own = known.features if known.own is None else known.own
+        own = known.own
+        if known.sent is None or own is None:
+            own = known.features
         columns = own.flatten(1)[:, self._columns]
         return _guessed(columns, known.inputs, self._features, penalties)
 

@@ -100,8 +100,8 @@ class ErrorWarnings:
         )
         if output_codec is not None:
             _watch_output_too(up, down)
-            _allow_rescaling(down, output_codec)
-        _allow_rescaling(up, codec)
+        if codec.selector.rescales:
+            _allow_rescaling(up)
         self._watches = [up, down]
 
     def check(self, done: Round) -> None:
@@ -127,13 +127,11 @@ def _watch_output_too(up: _Watch, down: _Watch) -> None:
     up.advice = "Raise uplink_bits or quality of codec or output_codec."
     down.advice = "Raise downlink_bits or quality of codec or output_codec."
     for watch in (up, down):
-        watch.most = max(_MOST_FEATURE_ERROR, _MOST_GRADIENT_ERROR)
         watch.verdict = _PERHAPS
 
 
-def _allow_rescaling(watch: _Watch, codec: CutCodec) -> None:
-    """Raise the bound where dropout scales what goes this way as features."""
-    if codec.selector.rescales:
-        watch.most = _MOST_RESCALED_FEATURE_ERROR
-        watch.advice = "Lower reduction, or leave it and the budgets out."
-        watch.verdict = _PERHAPS
+def _allow_rescaling(watch: _Watch) -> None:
+    """Raise the bound where dropout scales what goes this way."""
+    watch.most = _MOST_RESCALED_FEATURE_ERROR
+    watch.advice = "Lower reduction, or leave it and the budgets out."
+    watch.verdict = _PERHAPS

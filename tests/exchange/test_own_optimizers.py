@@ -133,7 +133,15 @@ def test_weights_left_for_evaluation_train_on(make: Any) -> None:
     assert same(trained, weights(alone))
 
 
-def test_a_schedule_of_one_turn_is_not_that_of_the_next() -> None:
+class Renamed(GroupAdam):
+    """No argument of its constructor has the name of the setting."""
+
+    def __init__(self, params: Any, **settings: float) -> None:
+        super().__init__(params, **settings)
+
+
+@pytest.mark.parametrize("make", [GroupAdam, Renamed])
+def test_a_schedule_of_one_turn_is_not_that_of_the_next(make: Any) -> None:
     def turn(half: nn.Module, optimizer: GroupAdam, loss_of: Any) -> None:
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         for x, y in DATA:
@@ -142,34 +150,84 @@ def test_a_schedule_of_one_turn_is_not_that_of_the_next() -> None:
             optimizer.step()
             schedule.step()
 
-    _, began = turns_of_a_loop(GroupAdam, turn)
+    _, began = turns_of_a_loop(make, turn)
     assert [group.get("step") for group in began] == [None, 3, 6]
     assert [group["lr"] for group in began] == [1e-2] * 3
     assert not any("initial_lr" in group for group in began)
 
 
-class WantsClosure(GroupAdam):
+class Projecting(GroupAdam):
+    """Its function goes by the weights themselves."""
+
+    def __init__(self, params: Any) -> None:
+        weights = list(params)
+        super().__init__(weights)
+        self.project = lambda: [weight.data.clamp_(-0.1, 0.1) for weight in weights]
+
     def step(self, closure: Any = None) -> None:
-        closure()
         super().step()
+        self.project()
 
 
-@pytest.mark.parametrize("make", [GroupAdam, WantsClosure])
+def test_a_turn_that_begins_moves_no_weights() -> None:
+    half = seeded(DeviceHalf)
+    before = weights(half)
+    states = DeviceStates("relay")
+    optimizer = Projecting(half.parameters())
+    with (
+        SplitEndpoint(shared_half(), cut_codec("float32"), states=states) as endpoint,
+        connect(ticket_message(endpoint), optimizer=optimizer),
+    ):
+        assert same(weights(half), before)
+
+
+class TensorCount(GroupAdam):
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for group in self.param_groups:
+            group["d"] = torch.tensor(float(group["step"]))
+
+
+class Sharpness(torch.optim.Optimizer):
+    """Wraps another one, of whose state it does not tell, as SAM does."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+
+    def step(self, closure: Any = None) -> None:
+        self.base.step()
+
+
+@pytest.mark.parametrize("make", [TensorCount, Sharpness])
+def test_an_optimizer_that_keeps_state_to_itself_is_refused_by_name(make: Any) -> None:
+    optimizer = make(seeded(DeviceHalf).parameters())
+    states = DeviceStates("relay")
+    with SplitEndpoint(shared_half(), cut_codec("float32"), states=states) as endpoint:
+        why = rf"{make.__name__} has state of which .* does not tell: .*='fresh'"
+        with pytest.raises(TypeError, match=why):
+            connect(ticket_message(endpoint), optimizer=optimizer)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
         ("0.group.lr", torch.tensor(0.0), "'0.group.lr' is no"),
         ("0.group.params", torch.tensor(0.0), "'0.group.params' is no"),
         ("1.group.size", torch.tensor(1.0), "'1.group.size' is no"),
-        ("0.group.size", torch.tensor(float("nan")), "no finite number"),
-        ("0.group.size", torch.tensor(1j), "no finite number"),
-        ("0.group.size", torch.ones(1, 1, 1, 1), "no finite number"),
+        ("0.group.size", torch.tensor(float("nan")), "no fit float"),
+        ("0.group.size", torch.tensor(1j), "no fit float"),
+        ("0.group.size", torch.ones(1, 1, 1, 1), "no fit float"),
+        ("0.group.step", torch.tensor(1.5), "no fit int"),
+        ("0.group.step", torch.tensor(True), "no fit int"),
+        ("0.group.step", torch.tensor(-3), "no fit int"),
+        ("0.group.step", torch.tensor(2**62), "no fit int"),
     ],
 )
-def test_only_counts_that_are_finite_are_taken(
-    make: Any, name: str, value: Tensor, why: str, caplog: pytest.LogCaptureFixture
+def test_only_counts_that_fit_are_taken(
+    name: str, value: Tensor, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optimizer = make(seeded(DeviceHalf).parameters())
+    optimizer = GroupAdam(seeded(DeviceHalf).parameters())
     before = deepcopy(optimizer.state_dict())
     start_from(optimizer, {name: value})
     assert why in caplog.text

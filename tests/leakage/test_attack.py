@@ -223,6 +223,14 @@ def test_draws_are_those_of_the_whole_batch() -> None:
     assert outcome.scores.psnr > 22
 
 
+def test_a_coarse_codec_does_not_hide_that_draws_are_known() -> None:
+    """What it leaves is close to the mean, to which dropout off is closer."""
+    half = seeded(drawing_half)
+    coarse = cut_codec("splitfc-rd", quality=1.0)
+    known, others = shares(half, torch.rand(320, 8), coarse)
+    assert reconstruct(known, others, SHORT, half=half).knows_draws
+
+
 @pytest.mark.parametrize("is_own", [True, False])
 def test_draws_that_nobody_tells_are_not_guessed(is_own: bool) -> None:
     """As from a generator of the half's own, or where the state was not kept."""

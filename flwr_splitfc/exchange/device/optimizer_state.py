@@ -15,6 +15,7 @@ from flwr_splitfc.exchange.device.state_names import (
     GroupCount,
     StateNames,
     is_torchs,
+    keeps_to_itself,
     may_count,
     trained,
 )
@@ -24,6 +25,7 @@ from flwr_splitfc.exchange.protocol.optimizer_inputs import (
     check_state_entries,
     copied,
     lay_out_state,
+    make_ready,
     parameters_of,
     state_of,
     step_on_ones,
@@ -37,6 +39,8 @@ _MOST_ENTRY = 1e18
 
 _MOST_GROWTH = 1e6
 """Of the largest weight, or of 1 if that is more, by the first steps of a turn."""
+
+_MOST_COUNT = 2**53
 
 _MAXIMA = ("exp_inf", "max_exp_avg_sq")
 """State of Adamax, and of AMSGrad: what was largest so far.
@@ -61,13 +65,20 @@ def check_handed_on(optimizer: torch.optim.Optimizer) -> None:
     """
     if is_torchs(optimizer):
         return
+    name = type(optimizer).__name__
     try:
         restore_optimizer(copied(optimizer), {}, StateNames([]))
     except Exception as error:
         raise TypeError(
-            f"optimizer {type(optimizer).__name__}: the state that a turn leaves is "
-            f"tried on a copy of it, and a copy does not work ({error!r}): {_NO_STATE}"
+            f"optimizer {name}: the state that a turn leaves is tried on a copy of it, "
+            f"and a copy does not work ({error!r}): {_NO_STATE}"
         ) from error
+    # half of its state would be worse than none
+    if keeps_to_itself(optimizer):
+        raise TypeError(
+            f"optimizer {name} has state of which its state_dict()['state'] does not "
+            f"tell: {_NO_STATE}"
+        )
 
 
 def pack_optimizer(
@@ -217,25 +228,14 @@ def start_from(
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         restore_optimizer(trial, copies, names)
         if stepped is not None:
-            _make_ready(trial)
+            make_ready(trial)
             check_state(trial, stepped)
             _check_first_steps(trial)
     except Exception as error:
         _warn_of(error)
         return
     restore_optimizer(optimizer, tensors, names)
-    if stepped is not None:
-        _make_ready(optimizer)
-
-
-def _make_ready(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer train that was ready to before it got its state.
-
-    The turn before may have left weights for evaluation, as schedulefree's `eval` does.
-    """
-    train = getattr(optimizer, "train", None)
-    if callable(train):
-        train()
+    make_ready(optimizer)
 
 
 def _warn_of(error: Exception) -> None:
@@ -313,7 +313,7 @@ def restore_optimizer(
             )
         if key.startswith(GROUP_PREFIX):
             count = _count(name, names)
-            groups[count.group][count.key] = _counted(name, tensor)
+            groups[count.group][count.key] = _counted(name, tensor, count.kind)
         else:
             state.setdefault(names.places[int(number)], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -326,11 +326,17 @@ def _count(name: str, names: StateNames) -> GroupCount:
     return names.counts[name]
 
 
-def _counted(name: str, tensor: Tensor) -> float:
-    value = tensor.item() if tensor.ndim == 0 else None
-    if not may_count(value) or not isfinite(value):
-        raise PayloadError(f"optimizer state {name!r} is no finite number")
-    return value
+def _counted(name: str, tensor: Tensor, kind: type) -> Any:
+    value: Any = tensor.item() if tensor.ndim == 0 else None
+    if kind is float:
+        is_fit = isinstance(value, int | float) and isfinite(value)
+    elif kind is int:
+        is_fit = type(value) is int and 0 <= value < _MOST_COUNT
+    else:
+        is_fit = type(value) is kind
+    if not is_fit:
+        raise PayloadError(f"optimizer state {name!r} is no fit {kind.__name__}")
+    return kind(value)
 
 
 def _fits(number: str, tensor: Tensor, shapes: list[torch.Size]) -> bool:

@@ -7,16 +7,26 @@ count goes as a scalar of the group's first parameter that trains, as ``"0.group
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from flwr_splitfc.exchange.protocol.optimizer_inputs import parameters_of, stepped_copy
+from flwr_splitfc.exchange.protocol.optimizer_inputs import (
+    TRAIN_MODE,
+    parameters_of,
+    state_of,
+    stepped_copy,
+)
 
 GROUP_PREFIX = "group."
 """Of the keys of counts."""
+
+_STEPS = 8
+"""After which all counts have changed: some begin after the fifth step."""
+
+_SETTINGS = ("lr", "initial_lr")
+"""What a schedule changes, which begins anew in each turn."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,14 @@ class GroupCount:
         The number's, in the group.
     began : object
         What is there before the first step: None if there is nothing.
+    kind : type
+        Of what steps leave there: int, float or bool.
     """
 
     group: int
     key: str
     began: Any
+    kind: type
 
 
 @dataclass(frozen=True)
@@ -64,12 +77,12 @@ class StateNames:
         numbers = {place: number for number, place in enumerate(places)}
         counts = {}
         end = 0
-        for index, keys in enumerate(_counted_keys(optimizer)):
+        for index, kinds in enumerate(_kinds_of_counts(optimizer)):
             group = optimizer.param_groups[index]
             begin, end = end, end + len(group["params"])
             own = [numbers[place] for place in range(begin, end) if place in numbers]
-            for key in keys if own else []:
-                count = GroupCount(index, key, group.get(key))
+            for key, kind in kinds.items() if own else ():
+                count = GroupCount(index, key, group.get(key), kind)
                 counts[f"{own[0]}.{GROUP_PREFIX}{key}"] = count
         return cls(places, counts)
 
@@ -88,43 +101,65 @@ def may_count(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 
-def _counted_keys(optimizer: torch.optim.Optimizer) -> list[list[str]]:
-    """Return the keys of each parameter group's counts.
+def _kinds_of_counts(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
+    """Return, of each parameter group, the keys of its counts with their kinds.
 
-    Those are numbers that a step of a copy changes or puts there, and numbers among the
-    optimizer's defaults that are no setting: steps change some now and then.
+    Those are numbers that the first steps of a copy change, or put there.
     """
-    if is_torchs(optimizer):
-        return []
-    # itself, if it takes no step: some want a closure
-    stepped = stepped_copy(optimizer) or optimizer
-    declared = getattr(optimizer, "defaults", {}).keys() - _settings(optimizer)
-    groups = zip(optimizer.param_groups, stepped.param_groups, strict=True)
+    groups = optimizer.param_groups
+    stepped = None if is_torchs(optimizer) else stepped_copy(optimizer, _STEPS)
+    if stepped is None:
+        return [{} for _ in groups]
     return [
-        [
-            key
+        {
+            key: type(value)
             for key, value in after.items()
-            if may_count(value) and (key in declared or value != group.get(key))
-        ]
-        for group, after in groups
+            if may_count(value) and _counts(key, value, group.get(key))
+        }
+        for group, after in zip(groups, stepped.param_groups, strict=True)
     ]
+
+
+def _counts(key: str, value: float, before: object) -> bool:
+    # no step changes the flag, but the turn before may have
+    return key == TRAIN_MODE or (value != before and key not in _SETTINGS)
+
+
+def keeps_to_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has state of which `state_of` and counts do not tell.
+
+    So have some that wrap another one, as SAM does, and those with tensors in their
+    parameter groups that steps change.
+    """
+    wrapped = [
+        one
+        for one in vars(optimizer).values()
+        if isinstance(one, torch.optim.Optimizer)
+    ]
+    is_told = type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
+    if not is_told and any(_has_state(one) for one in wrapped):
+        return True
+    stepped = stepped_copy(optimizer, _STEPS)
+    if stepped is None:
+        return False
+    return any(
+        isinstance(value, Tensor) and not _is_same(value, group.get(key))
+        for group, after in zip(
+            optimizer.param_groups, stepped.param_groups, strict=True
+        )
+        for key, value in after.items()
+    )
+
+
+def _has_state(optimizer: torch.optim.Optimizer) -> bool:
+    stepped = stepped_copy(optimizer)
+    return stepped is None or any(state_of(stepped).values())
+
+
+def _is_same(tensor: Tensor, other: object) -> bool:
+    return isinstance(other, Tensor) and torch.equal(tensor, other)
 
 
 def is_torchs(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it is one of torch's own: these have no counts in groups."""
     return type(optimizer).__module__.startswith("torch.optim.")
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return the names of the settings: the arguments of constructors.
-
-    Where an optimizer wraps another one, those of both.
-    """
-    wrapped = [
-        value
-        for value in vars(optimizer).values()
-        if isinstance(value, torch.optim.Optimizer)
-    ]
-    kinds = {kind for part in [optimizer, *wrapped] for kind in type(part).__mro__}
-    makers = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
-    return {name for maker in makers for name in signature(maker).parameters}

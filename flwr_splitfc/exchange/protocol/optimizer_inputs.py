@@ -10,6 +10,8 @@ from outside, may not.
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,11 @@ from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.claims import claimed_entries
 from flwr_splitfc.exchange.protocol.split_errors import StateRefused
+
+_FUNCTIONS = (FunctionType, MethodType, partial)
+
+TRAIN_MODE = "train_mode"
+"""In parameter groups, of optimizers with other weights for evaluation."""
 
 MOST_STATE_TENSORS = 16
 """Of one parameter. Adam has three."""
@@ -109,9 +116,9 @@ def copied(
     memo = {} if memo is None else memo
     copy = deepcopy(optimizer, memo)
     for name, value in vars(optimizer).items():
-        # what a scheduler puts in place of `step` would step the original
-        shadows_method = callable(getattr(type(optimizer), name, None))
-        if name in vars(copy) or shadows_method:
+        # A function may go by the original's weights, as what a scheduler puts in place
+        # of `step` does.
+        if name in vars(copy) or isinstance(value, _FUNCTIONS):
             continue
         copy_value = copied if isinstance(value, torch.optim.Optimizer) else deepcopy
         # who needs what cannot be copied makes no step
@@ -120,13 +127,16 @@ def copied(
     return copy
 
 
-def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
-    """Copy an optimizer, parameters and all, and take a step on gradients of one.
+def stepped_copy(
+    optimizer: torch.optim.Optimizer, steps: int = 1
+) -> torch.optim.Optimizer | None:
+    """Copy an optimizer, parameters and all, and take steps on gradients of one.
 
     Parameters
     ----------
     optimizer : Optimizer
         Whose state is its own, or none.
+    steps : int (default: 1)
 
     Returns
     -------
@@ -135,10 +145,21 @@ def stepped_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | No
     """
     try:
         copy = copied(optimizer)
-        step_on_ones(copy)
+        make_ready(copy)
+        for _ in range(steps):
+            step_on_ones(copy)
     except Exception:
         return None
     return copy
+
+
+def make_ready(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer train that may have its weights for evaluation instead.
+
+    So it is with schedulefree's, whose groups have a flag ``train_mode``.
+    """
+    if any(TRAIN_MODE in group for group in optimizer.param_groups):
+        optimizer.train()  # type: ignore[attr-defined]
 
 
 def step_on_ones(optimizer: torch.optim.Optimizer) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -21,6 +21,9 @@ from flwr_splitfc.exchange.protocol.tls import PINNED_NAME
 # server's nor a device's. The end is X.509's own for none.
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+# of the machine that made a certificate a moment ago
+_CLOCK_SKEW = timedelta(minutes=5)
 
 # with others gRPC listens, and no device's handshake succeeds, or it does not listen
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -123,7 +126,8 @@ def _check_kind(key: CertificatePublicKeyTypes, path: str | Path) -> None:
 def _check_dates(certificate: x509.Certificate, path: str | Path) -> None:
     # each device would retry for a minute before it says so
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begins <= datetime.now(UTC) <= ends:
+    now = datetime.now(UTC)
+    if not begins - _CLOCK_SKEW <= now <= ends:
         raise ValueError(
             f"the certificate in {path} is valid from {begins:%Y-%m-%d %H:%M} "
             f"to {ends:%Y-%m-%d %H:%M} UTC, and not now"

@@ -49,8 +49,9 @@ class ModelCodecGrid(DelegatingGrid):
         message_ids = list(self.inner.push_messages(coded))
         # Flower gives no id, or None, for a message whose node is gone.
         by_id = {message.metadata.message_id: message for message in coded}
-        awaited = {one: by_id.pop(one) for one in message_ids if one}
-        self._pushed |= awaited
+        for message_id in message_ids:
+            if message_id in by_id:
+                self._pushed[message_id] = by_id.pop(message_id)
         self._coder.forget(by_id.values())
         return message_ids
 

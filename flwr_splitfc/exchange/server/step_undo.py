@@ -76,6 +76,7 @@ class StepUndo:
         self._gradients: list[Tensor | None] = []
         self._state: dict[Tensor, _StateByKey] = {}
         self._settings: list[_StateByKey] = []
+        self._wraps = False
         self._told: _StateByKey = {}
         self._schedule: _StateByKey = {}
 
@@ -124,8 +125,11 @@ class StepUndo:
             for weight, state in self._optimizer.state.items()
         }
         self._settings = [_settings_of(group) for group in self._optimizer.param_groups]
-        if self._may_wrap:
-            self._told = deepcopy(self._optimizer.state_dict())
+        # before its first step, no optimizer tells where its state will be
+        optimizer = self._optimizer
+        self._wraps = self._may_wrap and (not optimizer.state or _tells_more(optimizer))
+        if self._wraps:
+            self._told = deepcopy(optimizer.state_dict())
         if self._scheduler is not None:
             self._schedule = deepcopy(self._scheduler.state_dict())
         self._has_weights = True
@@ -175,7 +179,7 @@ class StepUndo:
         for place, weight in enumerate(self._parameters):
             weight.copy_(self._weights[place])
             weight.grad = self._gradients[place]
-        wraps = self._may_wrap and _tells_more(self._optimizer)
+        wraps = self._wraps and _tells_more(self._optimizer)
         # the copies themselves: the next `save_weights` makes new ones
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)

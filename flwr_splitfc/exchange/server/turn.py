@@ -573,8 +573,13 @@ class Turn:
     def _measure_output(
         self, codec: CutCodec, output: torch.Tensor, encoded: Array, link: Link
     ) -> None:
-        """Note the output's error as the device sees it, if the step measures it."""
+        """Note the output's error as the device sees it, if the step measures it.
+
+        What dropout scales is off by many times that, whatever comes of it.
+        """
         self._output_error = None
+        if codec.selector.rescales:
+            return
         if is_measured(self.server_round, self._steps):
             exact, seen = sent_and_seen(codec, output, encoded, link)
             self._output_error = feature_error(exact, seen)
