@@ -226,7 +226,7 @@ def test_draws_are_those_of_the_whole_batch() -> None:
 def test_a_coarse_codec_does_not_hide_that_draws_are_known() -> None:
     """What it leaves is close to the mean, to which dropout off is closer."""
     half = seeded(drawing_half)
-    coarse = cut_codec("splitfc-rd", quality=1.0)
+    coarse = cut_codec("quant-only", uplink_bits=0.2)
     known, others = shares(half, torch.rand(320, 8), coarse)
     assert reconstruct(known, others, SHORT, half=half).knows_draws
 
