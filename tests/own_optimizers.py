@@ -3,6 +3,7 @@
 from collections import OrderedDict, defaultdict
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,7 +23,7 @@ class GroupAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             if group["step"] % self.every == 0:
-                group["size"] *= 0.7
+                group["size"] = np.float64(0.7 * group["size"])
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self.update(group, parameter)

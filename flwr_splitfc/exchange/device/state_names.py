@@ -112,12 +112,17 @@ def _kinds_of_counts(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
         return [{} for _ in groups]
     return [
         {
-            key: type(value)
+            key: _kind_of(value)
             for key, value in after.items()
             if may_count(value) and _counts(key, value, group.get(key))
         }
         for group, after in zip(groups, stepped.param_groups, strict=True)
     ]
+
+
+def _kind_of(value: float) -> type:
+    # NumPy's numbers are of kinds of their own
+    return next(kind for kind in (bool, int, float) if isinstance(value, kind))
 
 
 def _counts(key: str, value: float, before: object) -> bool:

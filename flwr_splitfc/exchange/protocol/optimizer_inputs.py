@@ -158,8 +158,9 @@ def make_ready(optimizer: torch.optim.Optimizer) -> None:
 
     So it is with schedulefree's, whose groups have a flag ``train_mode``.
     """
-    if any(TRAIN_MODE in group for group in optimizer.param_groups):
-        optimizer.train()  # type: ignore[attr-defined]
+    train = getattr(optimizer, "train", None)
+    if callable(train) and any(TRAIN_MODE in one for one in optimizer.param_groups):
+        train()
 
 
 def step_on_ones(optimizer: torch.optim.Optimizer) -> None:
