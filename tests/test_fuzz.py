@@ -4,12 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from fuzz import fuzz_checkpoints, fuzz_frames, fuzz_kept_state, fuzz_messages
+from fuzz import (
+    fuzz_checkpoints,
+    fuzz_frames,
+    fuzz_kept_state,
+    fuzz_messages,
+    fuzz_models,
+)
 from fuzz.fuzzing import Target, random_inputs
 
 INPUTS = {
     "frames": (fuzz_frames.answer, 500, 3000),
     "kept_state": (fuzz_kept_state.answer, 500, 3000),
+    "models": (fuzz_models.answer, 500, 3000),
     # two rounds each
     "messages": (fuzz_messages.answer, 50, 400),
     "checkpoints": (fuzz_checkpoints.answer, 300, 1500),

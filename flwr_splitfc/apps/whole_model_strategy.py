@@ -13,6 +13,7 @@ from flwr_splitfc.callbacks.notifier import Notifier, RunStopped
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.progress import EvaluateFn
 from flwr_splitfc.run.run_log import run_log
+from flwr_splitfc.strategy.counted_means import counted_means
 from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.overflow import NotCombined, combined
 from flwr_splitfc.strategy.saved_halves import save_whole
@@ -139,7 +140,10 @@ class WholeModelStrategy(Strategy):
         """Return the strategy's averages; None in a round without evaluation."""
         replies = list(replies)
         if replies:
-            self.evaluation = self.strategy.aggregate_evaluate(server_round, replies)
+            averages = self.strategy.aggregate_evaluate(server_round, replies)
+            self.evaluation = counted_means(
+                averages, self.strategy, server_round, replies
+            )
         return self.evaluation
 
     def summary(self) -> None:

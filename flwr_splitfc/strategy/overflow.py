@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.strategy.innermost import layers, name_of
@@ -44,7 +45,8 @@ def combined(
     Raises
     ------
     NotCombined
-        If it divides by zero on the way; the strategy remembers what it did before.
+        If it divides by zero on the way, or says itself that it cannot; the strategy
+        remembers what it did before.
     Overflow
         If it is not finite; likewise.
     """
@@ -74,6 +76,8 @@ def _finite(
             f"{name} cannot combine the devices' arrays: {error!r}"
             f"{_about_unchanged(replies, sent)}"
         ) from error
+    except (AggregationError, InconsistentMessageReplies) as error:
+        raise NotCombined(f"{name} combines none of the replies: {error}") from error
     found = None if arrays is None else overflowed(devices, sent, arrays)
     if found is not None:
         raise Overflow(

@@ -47,10 +47,12 @@ from flwr_splitfc.run.run_log import run_log
 from flwr_splitfc.settings import under_key
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.checkpoint_writer import CheckpointWriter
+from flwr_splitfc.strategy.counted_means import counted_means
 from flwr_splitfc.strategy.failed_rounds import RunFailed
 from flwr_splitfc.strategy.folder_lock import locked
 from flwr_splitfc.strategy.innermost import innermost
 from flwr_splitfc.strategy.measured import log_devices, with_totals
+from flwr_splitfc.strategy.needed_metrics import needed_metrics
 from flwr_splitfc.strategy.optimizer_settings import optimizer_settings
 from flwr_splitfc.strategy.overflow import NotCombined, combined
 from flwr_splitfc.strategy.resumable import check_resumable
@@ -517,7 +519,7 @@ class SplitLearning(Strategy):
     ) -> SplitGrid:
         # not of the base class: a strategy may weight replies by nothing
         weight = getattr(innermost(self.devices), "weighted_by_key", "")
-        checks = ReplyChecks(arrays, weight)
+        checks = ReplyChecks(arrays, weight, needed_metrics(self.devices))
         return SplitGrid(grid, endpoint, self.budgets, checks, self.model_codec)
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
@@ -624,6 +626,7 @@ class SplitLearning(Strategy):
         if not replies:
             return None
         averages = self.devices.aggregate_evaluate(server_round, replies)
+        averages = counted_means(averages, self.devices, server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "evaluate")
         self._run.metrics.evaluate = metrics
         return metrics

@@ -1019,7 +1019,7 @@ def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> b
         refuse_if(len(data) != size, "number of bytes")
         refuse_if(dtype == "bool" and max(data, default=0) > 1, "bool")
         return data
-    refuse_if(dtype not in LIMITS or count == 0, "coded")
+    refuse_if(dtype not in LIMITS or count < 16, "coded")
     decode = even_steps if stype == "array-uniform/1" else octave_steps
     return struct.pack(f"<{count}{FORMS[dtype]}", *decode(data, count, *LIMITS[dtype]))
 

@@ -23,7 +23,12 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    FedAvg,
+    QFedAvg,
+    Strategy,
+)
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from torch import nn
@@ -32,6 +37,7 @@ from flwr_splitfc import (
     EndpointConfig,
     HeadAndTail,
     RoundRobin,
+    RunFailed,
     SplitClientApp,
     SplitLearning,
 )
@@ -292,6 +298,72 @@ def test_a_metric_that_is_not_finite_fails_no_device() -> None:
 
     strategy, _ = run(hostile(undefined), together())
     assert all(not strategy.ledger.failures(number) for number in (1, 2, 3))
+
+
+def q_fed_avg(devices: int, q: float) -> Strategy:
+    return QFedAvg(
+        client_learning_rate=0.01,
+        q=q,
+        min_available_nodes=devices,
+        fraction_evaluate=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "q", "why"),
+    [
+        (NAN, 0.1, "'train_loss' is nan, wanted at least 0"),
+        (np.inf, 0.1, "'train_loss' is inf"),
+        (-1.0, 0.1, "'train_loss' is -1.0"),
+        (1e300, 2.0, r"is 1e\+300, wanted at least 0 and at most 1e\+09"),
+        ([1.0], 0.1, r"'train_loss' is \[1.0\]"),
+        (None, 0.1, "no metric 'train_loss', which the strategy computes with"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_a_strategy_cannot_compute_with(
+    loss: Any, q: float, why: str
+) -> None:
+    strategy, _ = run(hostile(with_metrics(train_loss=loss)), q_fed_avg(3, q))
+    only_device_one_failed(strategy, why, [1, 2, 3])
+
+
+def clipped_on_devices() -> Strategy:
+    inner = FedAvg(min_available_nodes=2, fraction_evaluate=0.0)
+    return DifferentialPrivacyClientSideAdaptiveClipping(
+        inner, noise_multiplier=0.1, num_sampled_clients=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("devices", "metric"),
+    [(partial(q_fed_avg, 2, 0.1), "train_loss"), (clipped_on_devices, "norm_bit")],
+)
+def test_of_two_devices_one_lacks_a_metric_that_the_strategy_needs(
+    devices: Callable[[], Strategy], metric: str
+) -> None:
+    def app(message: Message, context: Context) -> Message:
+        reply = HONEST(message, context)
+        if message.metadata.message_type == "train":
+            metrics = reply.content.metric_records["metrics"]
+            metrics["norm_bit"] = 1
+            if context.node_config["partition-id"] == 1:
+                del metrics[metric]
+        return reply
+
+    strategy = make(devices())
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    strategy.start(LocalGrid(app, 2), arrays, 2)
+    for number in (1, 2):
+        (failed,) = strategy.ledger.failures(number).items()
+        assert failed[0] == "1"
+        assert f"no metric '{metric}'" in failed[1]
+
+
+def test_a_weight_that_no_device_reports_ends_the_run_with_its_name() -> None:
+    devices = FedAvg(min_available_nodes=3, weighted_by_key="examples")
+    with pytest.raises(RunFailed, match="the reply has no metric 'examples'"):
+        run(HONEST, devices)
 
 
 def replies_with(asked: list[ArrayRecord], *contents: dict[str, Any]) -> list[Reply]:
@@ -604,6 +676,75 @@ def test_an_accuracy_that_is_no_number() -> None:
 
     strategy, _ = run(lists, FedAvg(min_available_nodes=3))
     assert [row["device_accuracy"] for row in strategy.progress.rows] == [None] * 3
+
+
+def evaluated(values: list[float], devices: Strategy, name: str = "eval_acc") -> float:
+    """Return what a run finds where each device reports one of the values."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = HONEST(message, context)
+        if message.metadata.message_type == "evaluate":
+            metrics = reply.content.metric_records["metrics"]
+            metrics[name] = values[context.node_config["partition-id"]]
+            metrics["num-examples"] = 1 + context.node_config["partition-id"]
+        return reply
+
+    strategy = make(devices)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    result = strategy.start(LocalGrid(app, len(values)), arrays, 1)
+    assert strategy.ledger.failures(1) == {}
+    return result.evaluate_metrics_clientapp[1][name]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "mean"),
+    [
+        ("eval_acc", [0.25, NAN, 0.75], 0.625),
+        ("eval_acc", [0.25, 1e6, 0.75], 0.625),
+        ("eval_acc", [0.25, -1e300, 0.75], 0.625),
+        ("accuracy", [0.25, 1e6, 0.75], 0.625),
+        ("auc", [0.25, NAN, 0.75], 0.625),
+        ("auc", [0.25, -np.inf, 0.75], 0.625),
+    ],
+    ids=str,
+)
+def test_a_mean_leaves_out_what_is_no_number_of_its_kind(
+    name: str, values: list[float], mean: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others weigh 1 and 3."""
+    found = evaluated(values, FedAvg(min_available_nodes=3), name)
+    assert found == pytest.approx(mean)
+    assert f"mean of '{name}' in round 1 leaves out" in caplog.text
+    assert f"{{1001: {values[1]}}}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("eval_acc", [25.0, 0.5, 75.0]),  # in per cent
+        ("eval_acc", [25.0, 75.0]),
+        ("eval_acc", [0.5, 75.0]),  # of two, neither says alone what it is
+        ("eval_acc", [NAN, NAN, NAN]),
+        ("score", [0.5, 1e6, 0.5]),
+    ],
+    ids=str,
+)
+def test_a_mean_is_over_what_may_be_meant(
+    name: str, values: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = range(1, len(values) + 1)
+    found = evaluated(values, FedAvg(min_available_nodes=len(values)), name)
+    assert found == pytest.approx(np.average(values, weights=weights), nan_ok=True)
+    assert "leaves out" not in caplog.text
+
+
+def test_a_function_of_ones_own_gets_all_values() -> None:
+    def worst(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
+        values = [content["metrics"]["eval_acc"] for content in contents]
+        return MetricRecord({"eval_acc": float(np.min(values))})
+
+    devices = FedAvg(min_available_nodes=3, evaluate_metrics_aggr_fn=worst)
+    assert np.isnan(evaluated([0.25, NAN, 0.75], devices))
 
 
 def test_frames_that_are_none_in_messages() -> None:

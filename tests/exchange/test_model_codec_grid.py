@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 
 from flwr_splitfc import ModelCodecGrid, model_codec_mod
 from flwr_splitfc.codec.model_codec import ModelCodec
+from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from tests.local_grid import LocalGrid
 
 KERNEL = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
@@ -166,14 +167,32 @@ def test_a_device_without_the_mod_fails_and_says_why(caplog):
     assert "model/1" in caplog.text
 
 
-def test_a_reply_that_cannot_be_decoded_fails_its_device_alone():
+def cut_short(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def coded_scalar(data: bytes) -> bytes:
+    """A float of no dimension, as a learnable scale is, in no bytes."""
+    model = pb.Model.FromString(data)
+    (scale,) = [array for array in model.arrays if array.name == "scale"]
+    scale.coding = pb.ARRAY_UNIFORM
+    scale.data = b""
+    return model.SerializeToString()
+
+
+def with_scale() -> ArrayRecord:
+    return ArrayRecord({**model(), "scale": Array(np.array(1.0))})
+
+
+@pytest.mark.parametrize("change", [cut_short, coded_scalar])
+def test_a_reply_that_cannot_be_decoded_fails_its_device_alone(change):
     honest = Adder()
 
     def app(message: Message, context: Context) -> Message:
         reply = honest.app(message, context)
         if context.node_id == 1001 and "arrays" in reply.content:
             coded = reply.content["arrays"]["model"]
-            coded.data = coded.data[:-1]
+            coded.data = change(coded.data)
         return reply
 
     strategy = fedavg()
@@ -185,13 +204,33 @@ def test_a_reply_that_cannot_be_decoded_fails_its_device_alone():
         return inner(server_round, replies)
 
     strategy.aggregate_train = aggregate_train
-    result = strategy.start(ModelCodecGrid(LocalGrid(app, 3, workers=0)), model(), 1)
+    grid = ModelCodecGrid(LocalGrid(app, 3, workers=0))
+    result = strategy.start(grid, with_scale(), 1)
     failed = [reply for reply in replies if reply.has_error()]
     assert [reply.metadata.src_node_id for reply in failed] == [1001]
     assert "the model in the reply" in failed[0].error.reason
     moved = result.arrays["kernel"].numpy() - KERNEL
     # the devices that are left add STEPS once and three times
     assert np.abs(moved - 2 * STEPS["kernel"]).mean() < 0.2
+
+
+def test_an_error_that_nobody_knows_fails_one_device_and_is_logged(monkeypatch, caplog):
+    """Who finds a fault of this package must not end the run of the others by it."""
+    decode_changes = ModelCodec.decode_changes
+    calls = []
+
+    def faulty(codec, *given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise ZeroDivisionError("a fault")
+        return decode_changes(codec, *given)
+
+    monkeypatch.setattr(ModelCodec, "decode_changes", faulty)
+    arrays, _, _ = run()
+    assert arrays
+    assert len(calls) == 3
+    assert "The server failed in decoding a reply" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_weights_and_changes_have_bits_of_their_own():

@@ -1,6 +1,7 @@
 """Optimizer state that a device leaves is checked before the next device gets it."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from flwr_splitfc import (
     trained_only,
 )
 from flwr_splitfc.exchange import SplitEndpoint, has_ticket
-from flwr_splitfc.exchange.device.optimizer_state import start_from
+from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
 from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
 from tests.exchange.server_halves import shared_half
@@ -187,6 +188,35 @@ def test_a_count_of_steps_that_would_overflow_is_left_aside(
     assert "'0.step' is torch.uint8" in caplog.text
 
 
+COUNTING = [
+    partial(torch.optim.Adamax, lr=1e-2),
+    partial(torch.optim.RAdam, lr=1e-2),
+    partial(torch.optim.ASGD, lr=1e-2, lambd=0.1),
+    partial(torch.optim.NAdam, lr=1e-2),
+]
+
+
+@pytest.mark.parametrize("make", COUNTING, ids=lambda make: make.func.__name__)
+@pytest.mark.parametrize(
+    ("count", "works"), [(-4.0, False), (-1003.0, False), (4.0, True)]
+)
+def test_a_negative_count_of_steps_is_left_aside(
+    make: Any, count: float, works: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two steps on it work, but one of the next divides by zero."""
+    half = seeded(DeviceHalf)
+    before = make(half.parameters())
+    for weight in half.parameters():
+        weight.grad = torch.ones_like(weight)
+    before.step()
+    left = optimizer_tensors(before)
+    left["0.step"] = torch.tensor(count)
+    after = make(half.parameters())
+    start_from(after, left)
+    assert bool(after.state) == works
+    assert ("optimizer state '0.step' is -" in caplog.text) == (not works)
+
+
 def test_integers_in_place_of_complex_state_are_left_aside(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -331,6 +361,44 @@ def test_usual_state_outlives_the_devices_that_fail(change: Any) -> None:
     assert steps_behind(strategy) == 9
 
 
+class FailsLater(torch.optim.Adam):
+    """Has a count at which a step fails, as where torch's own divide by zero."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        if any(state["step"] == 103 for state in self.state.values()):
+            raise ZeroDivisionError("at step 103")
+        return loss
+
+
+def test_state_after_which_two_devices_fail_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What passes a trial of two steps may fail the third, on all that start from it."""
+    state = {0: adam_state(step=100.0, moments=1.0)}
+    app = lying_in_round_two(state, honest(partial(FailsLater, lr=1e-2)))
+    strategy = run(app, rounds=3)
+    assert strategy.ledger.failures(3).keys() == {"2"}
+    assert steps_behind(strategy) == 100
+    assert "is dropped" not in caplog.text
+    strategy = run(app, rounds=4)
+    assert strategy.ledger.failures(4).keys() == {"0"}
+    assert steps_behind(strategy) is None
+    assert "Device 0 failed after it had started from" in caplog.text
+
+
+def test_failures_that_are_not_in_a_row_cost_no_momentum() -> None:
+    states = DeviceStates("relay", [tuple(WEIGHT.shape)])
+    usual = Kept([pack_tensor("0.exp_avg", like_weight(1.0))])
+    for device in "0123":
+        states.keep(device, replace(usual, optimizer=[*usual.optimizer]))
+        assert not states.note_failure(states.of(device))
+    assert states.note_failure(states.of("4"))
+    # of nothing there is nothing to drop
+    assert not states.note_failure(states.of("4"))
+    assert not states.note_failure(states.of("4"))
+
+
 def test_what_another_device_has_left_since_is_not_dropped() -> None:
     states = DeviceStates("relay", [tuple(WEIGHT.shape)])
     large, usual = (
@@ -339,10 +407,10 @@ def test_what_another_device_has_left_since_is_not_dropped() -> None:
     states.keep("1", large)
     started_from = states.of("2")
     states.keep("0", usual)
-    assert not states.drop_unusual(started_from)
+    assert not states.note_failure(started_from)
     assert states.of("2") == usual
     states.keep("1", large)
-    assert states.drop_unusual(states.of("2"))
+    assert states.note_failure(states.of("2"))
     assert states.of("2") == Kept()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
@@ -269,6 +270,28 @@ def test_halves_that_overflow_in_a_row_end_the_run() -> None:
         )
     with pytest.raises(RunFailed, match="nothing was trained"):
         start_with_table(large([1]), 1, devices=sample(FedYogi), max_failed_rounds=2)
+
+
+class Refusing(Remembering):
+    """Refuses what comes in some rounds, as Flower's strategies do."""
+
+    refused: Collection[int] = (2,)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        found = super().aggregate_train(server_round, replies)
+        if server_round in self.refused:
+            raise AggregationError("a metric is missing")
+        return found
+
+
+def test_replies_that_a_strategy_refuses_are_a_round_that_failed() -> None:
+    reason = r"round 2, device \d with: Refusing combines none .* a metric is missing"
+    with pytest.raises(RunFailed, match=reason):
+        start(GOOD, 3, devices=sample(Refusing))
+    run, _ = start(GOOD, 3, devices=sample(Refusing), max_failed_rounds=2)
+    assert [len(row["failures"]) for row in run.progress.rows] == [0, 3, 0]
+    assert isinstance(run.devices, Refusing)
+    assert run.devices.rounds == 2
 
 
 def test_a_mask_of_infinities_overflows_nothing() -> None:

@@ -276,9 +276,10 @@ def decode_array(
     count = prod(array.shape)
     if array.stype == EXACT_STYPE:
         return unpack_exact_entries(payload, count, array.dtype).reshape(array.shape)
-    if count == 0 or array.dtype not in CODED_DTYPES:
+    if count < _FEWEST_CODED_ENTRIES or array.dtype not in CODED_DTYPES:
         raise PayloadError(
-            f"{count} entries of {array.dtype} are coded as {array.stype}"
+            f"{count} entries of {array.dtype} are coded as {array.stype}; "
+            f"{_FEWEST_CODED_ENTRIES} floats or more were wanted"
         )
     entries = np.empty(count, array.dtype)
     _UNPACK[array.stype](payload, entries)

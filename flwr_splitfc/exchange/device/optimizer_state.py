@@ -230,6 +230,7 @@ def start_from(
         if stepped is not None:
             make_ready(trial)
             check_state(trial, stepped)
+            _check_counts(tensors, stepped, names)
             _check_first_steps(trial)
     except Exception as error:
         _warn_of(error)
@@ -254,6 +255,38 @@ def _check_names(tensors: Iterable[str], own: Container[str]) -> None:
             raise PayloadError(
                 f"{name!r} is no state that a first step of this optimizer leaves"
             )
+
+
+def _check_counts(
+    tensors: Mapping[str, Tensor], stepped: torch.optim.Optimizer, names: StateNames
+) -> None:
+    """Refuse negative counts of steps: a later step comes to 0, and may divide by it.
+
+    Counts are the scalars that a step without gradients raises by one.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        In the shapes of the optimizer's own.
+    stepped : torch.optim.Optimizer
+        The `stepped_copy` of the optimizer, which makes one more step here.
+    names : StateNames
+    """
+    before = _scalars(optimizer_tensors(stepped, names))
+    step_without_gradient(stepped)
+    after = _scalars(optimizer_tensors(stepped, names))
+    for name, value in _scalars(tensors).items():
+        counts = name in before and after.get(name) == before[name] + 1
+        if counts and value < 0:
+            raise PayloadError(f"optimizer state {name!r} is {value:g}, and a count")
+
+
+def _scalars(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        name: tensor.item()
+        for name, tensor in tensors.items()
+        if tensor.ndim == 0 and not tensor.is_complex()
+    }
 
 
 def _check_first_steps(optimizer: torch.optim.Optimizer) -> None:

@@ -67,6 +67,9 @@ class DeviceStates:
         self._lock = Lock()
         self._optimizer: _TensorsByOwner = {}
         self._state: _TensorsByOwner = {}
+        # Whether a turn failed that had started from the relayed state. No checkpoint
+        # has it: a round after which one is written has left another state.
+        self._has_failed = False
         self._levels = LevelVotes()
 
     def _optimizer_owner(self, device: str) -> str:
@@ -114,31 +117,42 @@ class DeviceStates:
             # older devices send it whatever their ticket says
             if self.keeps_optimizer:
                 self._optimizer[self._optimizer_owner(device)] = kept.optimizer
+                self._has_failed = False
             # most devices leave none, and may be many
             self._state.pop(device, None)
             if kept.state:
                 self._state[device] = kept.state
             self._levels.add(kept.levels, kept.no_levels)
 
-    def drop_unusual(self, kept: Kept) -> bool:
-        """Drop relayed optimizer state after which a device failed, if it is unusual.
+    def note_failure(self, kept: Kept) -> bool:
+        """Note that a turn failed, and drop relayed optimizer state that may be why.
 
         A device may have left it on purpose, and all that start from it would fail.
-        What is usual stays: a device that fails by itself costs the others nothing.
+        State with very large entries is dropped at the first failure, and other state
+        at the second in a row: a device that fails by itself costs the others nothing.
+
+        Parameters
+        ----------
+        kept : Kept
+            What the turn started from.
 
         Returns
         -------
         bool
-            Whether it was dropped; not if another device has left its own since.
+            Whether state was dropped; not if another device has left its own since.
         """
-        # unchecked, a few bytes may claim any size
-        is_checked = self.optimizer_state == "relay" and self._half is not None
-        if not is_checked or is_usual(kept.optimizer):
+        if self.optimizer_state != "relay" or not kept.optimizer:
             return False
+        # unchecked, a few bytes may claim any size
+        may_stay = self._half is None or is_usual(kept.optimizer)
         with self._lock:
             if self._optimizer.get(_RELAYED) is not kept.optimizer:
                 return False
+            if may_stay and not self._has_failed:
+                self._has_failed = True
+                return False
             del self._optimizer[_RELAYED]
+            self._has_failed = False
             return True
 
     def state_dict(self) -> dict[str, Any]:

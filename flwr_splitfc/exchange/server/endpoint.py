@@ -236,11 +236,11 @@ class SplitEndpoint:
         The optimizer state that it started from may be the cause.
         """
         session = self._registry.get(token)
-        if session is not None and session.turn.drop_start():
+        if session is not None and session.turn.note_failure():
             logger.warning(
-                "Device %s failed after it had started from optimizer state with "
-                "unusually large entries. The state is dropped, and the next device's "
-                "optimizer starts afresh",
+                "Device %s failed after it had started from optimizer state that has "
+                "very large entries, or from which another turn failed, too. The state "
+                "is dropped, and the next device's optimizer starts afresh",
                 session.turn.device,
             )
 

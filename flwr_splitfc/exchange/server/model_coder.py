@@ -67,6 +67,10 @@ class ModelCoder:
             }
         except (PayloadError, ProtocolError) as error:
             return error_reply(asked, f"the model in the reply: {error}")
+        except Exception as error:
+            # a fault of this package, which must not cost the others the run
+            logger.error("The server failed in decoding a reply", exc_info=error)
+            return error_reply(asked, f"the model in the reply: {error!r:.200}")
         reply.content = RecordDict({**reply.content, **decoded})
         return reply
 

@@ -6,7 +6,7 @@ refused here becomes an error reply, which fails its device alone.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from typing import NamedTuple
 
@@ -55,7 +55,9 @@ class ReplyChecks:
     arrays, and entries that are finite and at most 1e18, but for those that were not
     from the start, as in a mask. The records' keys are made those of most replies. The
     metrics are those that two replies in three of the round have; further ones are left
-    out. One that is not finite spoils no more than its own mean.
+    out. Those that the strategy computes with are never left out, and a reply in which
+    one of them is missing or out of range is refused. Another that is not finite fails
+    no device.
 
     Parameters
     ----------
@@ -64,11 +66,20 @@ class ReplyChecks:
     weight : str (default: "")
         The metric by which the strategy weights replies; it is a number above 0. By
         default there is none.
+    needed : mapping of str to float, optional
+        Other metrics that the strategy computes with in training, and the most that
+        each may be; the least is 0.
     """
 
-    def __init__(self, half: ArrayRecord | None = None, weight: str = "") -> None:
+    def __init__(
+        self,
+        half: ArrayRecord | None = None,
+        weight: str = "",
+        needed: Mapping[str, float] | None = None,
+    ) -> None:
         self._half = half
         self._weight = weight
+        self._needed = needed or {}
 
     def checked(self, replies: Sequence[Reply]) -> list[Message]:
         """Return the replies to one strategy's messages, with errors for wrong ones."""
@@ -95,7 +106,11 @@ class ReplyChecks:
         metrics = list(content.metric_records.values())
         _check_count("MetricRecords", len(metrics), 1)
         self._check_metrics(metrics[0])
-        if purpose_of(reply.asked) == "train" and self._half is not None:
+        if purpose_of(reply.asked) != "train":
+            return
+        for name, most in self._needed.items():
+            _check_needed(name, metrics[0], most)
+        if self._half is not None:
             sent = reply.asked.content.array_records
             _check_count("ArrayRecords", len(content.array_records), len(sent))
             for arrays in content.array_records.values():
@@ -139,6 +154,19 @@ def _check_name(name: str) -> None:
         raise ReplyRefused(
             f"a metric has the name {name!r:.100}, "
             f"wanted at most {_MOST_NAME_CHARACTERS} printable characters"
+        )
+
+
+def _check_needed(name: str, metrics: MetricRecord, most: float) -> None:
+    if name not in metrics:
+        raise ReplyRefused(
+            f"the reply has no metric {name!r}, which the strategy computes with"
+        )
+    value = metrics[name]
+    if isinstance(value, list) or not 0 <= value <= most:
+        raise ReplyRefused(
+            f"metric {name!r} is {value!r:.100}, "
+            f"wanted at least 0 and at most {most:g}: the strategy computes with it"
         )
 
 

@@ -200,15 +200,15 @@ class Turn:
         self._start = kept
         return pb.Kept(optimizer=kept.optimizer, state=kept.state, levels=kept.levels)
 
-    def drop_start(self) -> bool:
-        """Drop the optimizer state that the turn started from, if it is unusual.
+    def note_failure(self) -> bool:
+        """Note that the turn failed; the state that it started from may be the cause.
 
         Returns
         -------
         bool
-            Whether it was dropped; what another turn has left since stays.
+            Whether that state was dropped, see `DeviceStates.note_failure`.
         """
-        return self.states.drop_unusual(self._start)
+        return self.states.note_failure(self._start)
 
     def open(self) -> None:
         """Begin the turn."""

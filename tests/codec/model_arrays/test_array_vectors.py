@@ -128,8 +128,8 @@ def test_the_range_of_octaves() -> None:
     header = bytes([61, 1])
     for octave in (-1100, -1074, 0, 1024, 1100):
         payload = struct.pack("<i", 16 * octave + 2) + header
-        decoded = independent.decode_array("array-log/1", "float64", (2,), payload)
-        vector = ArrayVector("array-log/1", "", "float64", (2,), 4, b"", payload, b"")
+        decoded = independent.decode_array("array-log/1", "float64", (16,), payload)
+        vector = ArrayVector("array-log/1", "", "float64", (16,), 4, b"", payload, b"")
         assert little_endian(decode_array(vector.array())) == decoded
         assert np.isfinite(np.frombuffer(decoded)).all()
         assert np.frombuffer(decoded).min() > 0

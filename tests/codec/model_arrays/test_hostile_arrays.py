@@ -232,10 +232,18 @@ def test_fields_that_are_wrong_are_refused(field: str, value: Any, bits: int) ->
 
 
 @pytest.mark.parametrize("stype", STYPES[1:])
-def test_only_floats_are_coded(stype: str) -> None:
-    for dtype, shape in (("int32", (64,)), ("complex64", (64,)), ("float32", (0,))):
-        array = Array(dtype=dtype, shape=shape, stype=stype, data=b"")
-        assert agreed_outcome(array) is None
+def test_only_floats_are_coded_and_only_many_of_them(stype: str) -> None:
+    payload = (STEP if stype == STYPES[1] else OCTAVES) + ZERO_ALONE
+    for dtype, shape, is_coded in [
+        ("int32", (64,), False),
+        ("complex64", (64,), False),
+        ("float32", (0,), False),
+        ("float32", (), False),
+        ("float64", (3, 5), False),
+        ("float64", (4, 4), True),
+    ]:
+        array = Array(dtype=dtype, shape=shape, stype=stype, data=payload)
+        assert (agreed_outcome(array) is not None) == is_coded
 
 
 def test_bools_are_zero_or_one() -> None:
