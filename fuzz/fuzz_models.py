@@ -77,8 +77,7 @@ def changed_model(choices: Choices) -> bytes:
 
 def change_coding(array: Any, choices: Choices) -> None:
     """As an encoder might that codes what this package's sends exactly."""
-    codings = [pb.ARRAY_UNIFORM, pb.ARRAY_LOG, pb.ARRAY_EXACT, array.coding]
-    array.coding = choices.of(codings)
+    array.coding = choices.of([*pb.Coding.values(), array.coding])
     # nothing at all stands for zeros
     array.data = choices.of([array.data, b"", changed_bytes(array.data, choices)])
     if choices.one_in(4):

@@ -30,7 +30,7 @@ from flwr_splitfc.settings import under_key
 
 _FEW = 4096  # entries that an empty array's other sizes may be
 _SHORT_VECTOR = 2**16
-"""Entries up to which arrays of at most one dimension go as they are."""
+"""Entries up to which vectors go as they are."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ModelCodec:
 
     Each setting is in bits per entry, 2 to 16, or 32 for arrays as they are. Arrays of
     fewer than 16 entries, and those that are not floats, are always sent exactly, and
-    so are a model's arrays of at most one dimension with up to 65,536 entries. The bits
+    so are a model's vectors of up to 65,536 entries. The bits
     are those of Gaussian entries; what is more peaked takes fewer.
 
     Parameters
@@ -54,11 +54,11 @@ class ModelCodec:
     Examples
     --------
     >>> codec = ModelCodec.of(8)
-    >>> kernel = np.linspace(-1, 1, 1000).reshape(20, 50)
+    >>> kernel = np.sin(np.arange(1000)).reshape(20, 50)
     >>> weights = ArrayRecord({"kernel": Array(kernel)})
     >>> seen = codec.decode_weights(codec.encode_weights(weights))
     >>> error = np.abs(seen["kernel"].numpy() - kernel).max()
-    >>> bool(error < 0.005)
+    >>> bool(error < 0.006)
     True
     """
 
@@ -150,13 +150,38 @@ class ModelCodec:
         """
         trained = ArrayRecord()
         for name, array in coded.items():
-            trained[name] = _decode_change(name, array, weights.get(name))
+            trained[name] = self._decode_change(name, array, weights.get(name))
         return trained
+
+    def _decode_change(self, name: str, array: Array, weights: Array | None) -> Array:
+        if array.stype == EXACT_STYPE:
+            # it may have another type than the weights, which averages make floats
+            most_entries = max(len(array.data), _FEW)
+            trained = decode_array(array, max_entries=most_entries)
+            return Array(self._from_exact(trained, weights))
+        if weights is None:
+            raise PayloadError(f"{name!r:.100} is no array of the model")
+        change = decode_array(array, shape=weights.shape, dtype=weights.dtype)
+        with np.errstate(over="ignore"):
+            return Array(weights.numpy() + change)
+
+    def _from_exact(self, trained: np.ndarray, weights: Array | None) -> np.ndarray:
+        """Return the trained array as if the device had begun from exact weights."""
+        if weights is None or not _has_change(trained, weights):
+            return trained
+        exact = weights.numpy()
+        start = decode_array(encode_array(exact, _bits_of(exact, self.weights)))
+        if np.array_equal(start, exact, equal_nan=True):
+            return trained
+        with np.errstate(over="ignore"):
+            joined: np.ndarray = exact + (trained - start)
+        return joined
 
 
 def _bits_of(values: np.ndarray, bits: int) -> int:
     """Return the bits of an array where the others have `bits`."""
-    is_short_vector = values.ndim <= 1 and values.size <= _SHORT_VECTOR
+    is_vector = sum(size > 1 for size in values.shape) <= 1
+    is_short_vector = is_vector and values.size <= _SHORT_VECTOR
     return EXACT_BITS if is_short_vector else bits
 
 
@@ -164,14 +189,3 @@ def _has_change(trained: np.ndarray, start: Array) -> bool:
     """Whether the difference of two arrays is one that a device can send."""
     same_form = (trained.shape, str(trained.dtype)) == (start.shape, start.dtype)
     return same_form and np.issubdtype(trained.dtype, np.floating)
-
-
-def _decode_change(name: str, array: Array, weights: Array | None) -> Array:
-    if array.stype == EXACT_STYPE:
-        # it may have another type than the weights, which averages make floats
-        return Array(decode_array(array, max_entries=max(len(array.data), _FEW)))
-    if weights is None:
-        raise PayloadError(f"{name!r:.100} is no array of the model")
-    change = decode_array(array, shape=weights.shape, dtype=weights.dtype)
-    with np.errstate(over="ignore"):
-        return Array(weights.numpy() + change)

@@ -1009,7 +1009,7 @@ LIMITS = {
 
 def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> bytes:
     """The entries in their own type, row by row."""
-    refuse_if(stype not in ("array-exact/1", "array-uniform/1", "array-log/1"), "stype")
+    refuse_if(stype not in ARRAY_DECODERS and stype != "array-exact/1", "stype")
     refuse_if(dtype not in FORMS, "dtype")
     sizes = [size for size in shape if 0 <= size < 2**31]
     refuse_if(len(shape) > 32 or len(sizes) < len(shape), "shape")
@@ -1020,30 +1020,51 @@ def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> b
         refuse_if(dtype == "bool" and max(data, default=0) > 1, "bool")
         return data
     refuse_if(dtype not in LIMITS or count < 16, "coded")
-    decode = even_steps if stype == "array-uniform/1" else octave_steps
-    return struct.pack(f"<{count}{FORMS[dtype]}", *decode(data, count, *LIMITS[dtype]))
+    least, most = LIMITS[dtype]
+    values = ARRAY_DECODERS[stype](Reader(data), shape, least)
+    entries = [min(max(value, -most), most) for value in values]
+    return struct.pack(f"<{count}{FORMS[dtype]}", *entries)
 
 
-def even_steps(data: bytes, count: int, least: float, most: float) -> list[float]:
-    if not data:
-        return [0.0] * count
-    reader = Reader(data)
+def levelled_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
+    count = prod(shape)
+    sizes = [size if count // size >= 8 else 0 for size in shape]
+    octets = reader.fields(f"{(sum(sizes) + 1) // 2}B")
+    halves = [half for octet in octets for half in (octet & 15, octet >> 4)]
+    refuse_if(any(halves[sum(sizes) :]), "half a byte")
+    refuse_if(not reader.left, "zeros")
+    exponents = [0]
+    for size, alike in zip(shape, sizes, strict=True):
+        own, halves = halves[:alike] or [0] * size, halves[alike:]
+        exponents = [before + e for before in exponents for e in own]
+    values = even_steps(reader, shape, least)
+    return [ldexp(value, -e) for value, e in zip(values, exponents, strict=True)]
+
+
+def even_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
+    if not reader.left:
+        return [0.0] * prod(shape)
     (step,) = reader.fields("f")
     refuse_if(not (isfinite(step) and step > 0), "step")
-    values = [k * step for k in integers(reader, count, may_have_zeros=False)]
-    return [min(max(value, -most), most) for value in values]
+    return [k * step for k in integers(reader, prod(shape), may_have_zeros=False)]
 
 
-def octave_steps(data: bytes, count: int, least: float, most: float) -> list[float]:
-    reader = Reader(data)
+def octave_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
     (parameters,) = reader.fields("i")
     c, b = parameters // 16, parameters % 16 + 2
     refuse_if(b > 16, "b")
     values = []
-    for d in integers(reader, count, may_have_zeros=True):
-        value = min(max(power(c + (d or 0), b), least), most)
+    for d in integers(reader, prod(shape), may_have_zeros=True):
+        value = max(power(c + (d or 0), b), least)
         values.append(0.0 if d is None else value)
     return values
+
+
+ARRAY_DECODERS = {
+    "array-uniform/1": even_steps,
+    "array-levelled/1": levelled_steps,
+    "array-log/1": octave_steps,
+}
 
 
 def power(k: int, b: int) -> float:

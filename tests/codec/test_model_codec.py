@@ -75,6 +75,27 @@ def test_long_vectors_are_coded(entries: int, is_coded: bool) -> None:
     assert (array.stype == "array-uniform/1") == is_coded
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 1), (32, 1), (1, 1, 1, 32)])
+def test_arrays_with_one_size_above_one_are_vectors(shape: tuple[int, ...]) -> None:
+    """A half may divide by a buffer like that, of sensors in units of their own."""
+    units = np.geomspace(1e-3, 1e3, 32).reshape(shape)
+    start = seen_by_a_device(record({"std": units}))
+    np.testing.assert_array_equal(start["std"].numpy(), units)
+
+
+def test_exact_changes_are_added_to_the_exact_weights() -> None:
+    """Else each turn would go on from coded weights, where small changes are lost."""
+    codec = ModelCodec(weights=4)
+    weights = record(NORMALISED)
+    for _ in range(20):
+        start = codec.decode_weights(codec.encode_weights(weights))
+        after = trained(start, by=0.01)
+        weights = codec.decode_changes(codec.encode_changes(after, start), weights)
+    for name, array in weights.items():
+        change = array.numpy() - NORMALISED[name]
+        np.testing.assert_allclose(change, 0.2, atol=1e-5)
+
+
 def test_vectors_that_earlier_versions_coded_are_decoded() -> None:
     """A device trains from what it got, and sends what it then has."""
     vector = next(v for v in fixture.array_vectors() if v.name == "two-octaves")

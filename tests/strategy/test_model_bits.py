@@ -154,7 +154,7 @@ def test_a_maximum_of_all_turns_goes_exactly(optimizer: Any, maximum: str) -> No
     run(client, rounds=3, model_bits=4)
     codings = {tensor.name: tensor.coding for tensor in client.turns[-1]}
     assert codings[f"0.{maximum}"] == pb.ARRAY_EXACT
-    assert codings["0.exp_avg"] == pb.ARRAY_UNIFORM
+    assert codings["0.exp_avg"] != pb.ARRAY_EXACT
 
 
 def test_averages_of_coded_halves_and_of_batch_counts() -> None:

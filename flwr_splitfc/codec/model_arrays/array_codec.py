@@ -1,15 +1,16 @@
 """Arrays of models and optimizers to Flower arrays and back, at a number of bits.
 
-The sender chooses one of three byte formats by the content, and the stype names it:
+The sender chooses one of four byte formats by the content, and the stype names it:
 
-==================  ==================================================================
-``array-exact/1``   the entries themselves: at 32 bits; other types than float16 to
-                    float64; fewer than 16 entries; NaN or infinity among them; and
-                    wherever a code is not shorter
-``array-log/1``     of an optimizer's state: no entry is negative, and not all are zero:
-                    `octave_steps`
-``array-uniform/1``  all others: `even_steps`
-==================  ==================================================================
+====================  ================================================================
+``array-exact/1``     the entries themselves: at 32 bits; other types than float16 to
+                      float64; fewer than 16 entries; NaN or infinity among them; and
+                      wherever a code is not shorter
+``array-log/1``       of an optimizer's state: no entry is negative, and not all are
+                      zero: `octave_steps`
+``array-levelled/1``  slices of very different scales: `slice_levels`, `even_steps`
+``array-uniform/1``   all others: `even_steps`
+====================  ================================================================
 
 Weights of normalisation and running variances are never negative, either. They are no
 moments: what matters of them is how far they are off, as of all that a model has.
@@ -29,7 +30,6 @@ from numpy.typing import NDArray
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import allocated_entries, view
 from flwr_splitfc.codec.model_arrays.even_steps import (
-    Entries,
     pack_even_steps,
     unpack_even_steps,
 )
@@ -41,6 +41,7 @@ from flwr_splitfc.codec.model_arrays.octave_steps import (
     pack_octave_steps,
     unpack_octave_steps,
 )
+from flwr_splitfc.codec.model_arrays.slice_levels import fit_levels, unpack_levels
 from flwr_splitfc.codec.subnormals import with_subnormals
 
 EXACT_BITS = 32
@@ -54,8 +55,9 @@ EXACT_STYPE = "array-exact/1"
 
 _UNIFORM = "array-uniform/1"
 _LOG = "array-log/1"
+_LEVELLED = "array-levelled/1"
 
-STYPES = (EXACT_STYPE, _UNIFORM, _LOG)
+STYPES = (EXACT_STYPE, _UNIFORM, _LOG, _LEVELLED)
 """What `decode_array` reads."""
 
 CODED_DTYPES = ("float16", "float32", "float64")
@@ -86,17 +88,11 @@ _MOST_SIZE = 2**31 - 1
 _MOST_UNCHECKED_ENTRIES = 2**28
 """Entries of an array of which the receiver knows nothing: 1 GiB as float32."""
 
-_UNPACK: dict[str, Callable[[memoryview, Entries], None]] = {
-    _UNIFORM: unpack_even_steps,
-    _LOG: unpack_octave_steps,
-}
-"""By stype, what reads a payload into entries."""
-
 _Coded: TypeAlias = tuple[str, bytes]
 """The stype and the payload."""
 
 _Code: TypeAlias = Callable[[NDArray[Any], int], _Coded | None]
-"""Codes finite floats at a number of bits; None where it cannot."""
+"""Codes an array of finite floats at a number of bits; None where it cannot."""
 
 
 # Writing
@@ -189,7 +185,7 @@ def _encoded(values: NDArray[np.generic], bits: int, code: _Code) -> Array:
             f"at most {_MOST_DIMENSIONS} dimensions can be sent, got {values.ndim}"
         )
     entries = values.reshape(-1)
-    coded = code(entries, bits) if _is_worth_coding(entries, bits) else None
+    coded = code(values, bits) if _is_worth_coding(entries, bits) else None
     if coded is None or len(coded[1]) >= entries.nbytes:
         coded = EXACT_STYPE, pack_exact_entries(entries)
     stype, payload = coded
@@ -213,20 +209,29 @@ def _is_worth_coding(entries: NDArray[Any], bits: int) -> bool:
     return bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
 
 
-def _coded_model(entries: Entries, bits: int) -> _Coded | None:
-    """Return stype and payload; None where float32 has no step that fits."""
-    payload = pack_even_steps(entries, bits)
-    return None if payload is None else (_UNIFORM, payload)
+def _coded_model(values: NDArray[Any], bits: int) -> _Coded | None:
+    return _in_even_steps(values, bits)
 
 
 def _coded_state(
-    entries: Entries, bits: int, draw: np.random.Generator
+    values: NDArray[Any], bits: int, draw: np.random.Generator
+) -> _Coded | None:
+    if values.min() >= 0 and values.any():
+        return _LOG, pack_octave_steps(values.reshape(-1), bits, draw)
+    return _in_even_steps(values, bits, draw)
+
+
+def _in_even_steps(
+    values: NDArray[Any], bits: int, draw: np.random.Generator | None = None
 ) -> _Coded | None:
     """Return stype and payload; None where float32 has no step that fits."""
-    if entries.min() >= 0 and entries.any():
-        return _LOG, pack_octave_steps(entries, bits, draw)
-    payload = pack_even_steps(entries, bits, draw)
-    return None if payload is None else (_UNIFORM, payload)
+    levels = fit_levels(values)
+    payload = pack_even_steps(values.reshape(-1), bits, draw, levels)
+    if payload is None:
+        return None
+    if levels is None:
+        return _UNIFORM, payload
+    return _LEVELLED, levels.pack() + payload
 
 
 # Reading
@@ -282,7 +287,13 @@ def decode_array(
             f"{_FEWEST_CODED_ENTRIES} floats or more were wanted"
         )
     entries = np.empty(count, array.dtype)
-    _UNPACK[array.stype](payload, entries)
+    if array.stype == _LOG:
+        unpack_octave_steps(payload, entries)
+    elif array.stype == _UNIFORM:
+        unpack_even_steps(payload, entries)
+    else:
+        levels, payload = unpack_levels(payload, array.shape)
+        unpack_even_steps(payload, entries, levels)
     return entries.reshape(array.shape)
 
 

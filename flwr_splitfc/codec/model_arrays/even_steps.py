@@ -10,15 +10,16 @@ on average: they have no exact copy, and an average that moves by less than half
 a turn would never move. Below half a step they become 0 all the same. A whole step may
 be a thousand times such an entry, and the optimizer may divide it by a root as small.
 
-One step is for the whole tensor. Blocks with a step each, by their largest entry, are
-for codes without a range coder: they even out how many levels entries take, which is
-what the range coder makes free. At a given number of bytes, one step has the least
-squared error.
+One step is for the whole tensor, perhaps after its slices were brought to one scale
+(`slice_levels`). Blocks with a step each, by their largest entry, are for codes without
+a range coder: they even out how many levels entries take, which is what the range coder
+makes free. At a given number of bytes, one step has the least squared error.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,28 +31,30 @@ from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.model_arrays.blocks import blocks
 from flwr_splitfc.codec.model_arrays.class_code import pack_integers, unpack_integers
 from flwr_splitfc.codec.model_arrays.magnitude_classes import MOST_MAGNITUDE
+from flwr_splitfc.codec.model_arrays.slice_levels import SliceLevels
 
 Entries = NDArray[np.floating[Any]]
 """Those of an array, flat."""
 
 
 def pack_even_steps(
-    entries: Entries, bits: int, draw: np.random.Generator | None = None
+    entries: Entries,
+    bits: int,
+    draw: np.random.Generator | None = None,
+    levels: SliceLevels | None = None,
 ) -> bytes | None:
     """Write finite entries; None where float32 has no step that fits.
 
     They are rounded by `draw` if there is one, otherwise to the nearest. Entries that
     are all zero take no bytes.
     """
-    greatest = float(np.abs(entries).max())
-    if greatest == 0:
+    if not entries.any():
         return b""
-    step = _step(entries, bits)
+    step, greatest = _step(entries, bits, levels)
     if not 0 < step < np.inf or greatest / step > MOST_MAGNITUDE:
         return None
     multiples = np.empty(len(entries), np.int32)
-    for block in blocks(len(entries)):
-        doubles = entries[block].astype(np.float64)
+    for block, doubles in _levelled(entries, levels):
         quotients = doubles / step
         if draw is None:
             multiples[block] = np.rint(quotients)
@@ -69,18 +72,34 @@ def _drawn_multiples(quotients: Doubles, draw: np.random.Generator) -> Doubles:
     return multiples
 
 
-def _step(entries: Entries, bits: int) -> float:
-    """Return the step, which float32 has; 0 or inf where float32 is too narrow."""
-    sum_of_squares = 0.0
+def _step(
+    entries: Entries, bits: int, levels: SliceLevels | None
+) -> tuple[float, float]:
+    """Return the step, which float32 has, and the greatest levelled magnitude.
+
+    The step is 0 or inf where float32 is too narrow.
+    """
+    sum_of_squares = greatest = 0.0
     with np.errstate(over="ignore"):
-        for block in blocks(len(entries)):
-            doubles = entries[block].astype(np.float64)
+        for _, doubles in _levelled(entries, levels):
             sum_of_squares += float(doubles @ doubles)
+            greatest = max(greatest, float(np.abs(doubles).max()))
         rms = np.sqrt(sum_of_squares / len(entries))
-        return float(np.float32(rms * 2.0 ** (2 - bits)))
+        return float(np.float32(rms * 2.0 ** (2 - bits))), greatest
 
 
-def unpack_even_steps(data: memoryview, entries: Entries) -> None:
+def _levelled(
+    entries: Entries, levels: SliceLevels | None
+) -> Iterator[tuple[slice, Doubles]]:
+    """Yield each block and its entries, after they were levelled."""
+    for block in blocks(len(entries)):
+        doubles = entries[block].astype(np.float64)
+        yield block, doubles if levels is None else np.ldexp(doubles, levels.of(block))
+
+
+def unpack_even_steps(
+    data: memoryview, entries: Entries, levels: SliceLevels | None = None
+) -> None:
     """Read what `pack_even_steps` wrote into entries of the array's type."""
     if len(data) == 0:
         entries.fill(0)
@@ -93,4 +112,6 @@ def unpack_even_steps(data: memoryview, entries: Entries) -> None:
         rest, len(entries), may_have_zeros=False
     ):
         values = multiples * np.float64(step)
+        if levels is not None:
+            values = np.ldexp(values, -levels.of(block))
         entries[block] = np.clip(values, -greatest, greatest)

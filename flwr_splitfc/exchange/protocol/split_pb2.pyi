@@ -11,6 +11,7 @@ class Coding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARRAY_EXACT: _ClassVar[Coding]
     ARRAY_UNIFORM: _ClassVar[Coding]
     ARRAY_LOG: _ClassVar[Coding]
+    ARRAY_LEVELLED: _ClassVar[Coding]
 
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 ARRAY_EXACT: Coding
 ARRAY_UNIFORM: Coding
 ARRAY_LOG: Coding
+ARRAY_LEVELLED: Coding
 UNSPECIFIED: Reason
 PROTOCOL: Reason
 TOKEN: Reason

@@ -46,6 +46,7 @@ _CODINGS = {
     EXACT_STYPE: pb.ARRAY_EXACT,
     "array-uniform/1": pb.ARRAY_UNIFORM,
     "array-log/1": pb.ARRAY_LOG,
+    "array-levelled/1": pb.ARRAY_LEVELLED,
 }
 _STYPES = {coding: stype for stype, coding in _CODINGS.items()}
 

@@ -229,6 +229,39 @@ def test_a_draw_gives_the_same_bytes_again() -> None:
         assert first == again != other
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bits", [3, 4, 6, 16])
+@pytest.mark.parametrize("shape", [(32, 20), (12, 10, 3, 3), (1, 40, 30)])
+@pytest.mark.parametrize(
+    ("encode", "most_steps"), [(encode_array, 0.5), (encode_drawn, 1.0)]
+)
+def test_slices_of_any_scale_are_as_precise_as_the_largest(
+    encode: Encode, most_steps: float, shape: tuple[int, ...], bits: int, dtype: str
+) -> None:
+    """With one step for all, the small ones were all zero."""
+    draw = np.random.default_rng(bits)
+    along = [size if dim == 1 else 1 for dim, size in enumerate(shape)]
+    scales = 10 ** draw.uniform(-4, 0, along)
+    values = (draw.normal(size=shape) * scales).astype(dtype)
+    array, back = there_and_back(values, bits, encode)
+    assert array.stype == "array-levelled/1"
+    others = tuple(dim for dim in range(len(shape)) if dim != 1)
+    rms = np.sqrt((values.astype(np.float64) ** 2).mean(others, keepdims=True))
+    # powers of two are off by up to sqrt(2), for a slice and for the largest
+    most = 2 * most_steps * 2.0 ** (2 - bits) * rms
+    assert (np.abs(back - values) <= 1.5 * most + np.abs(values) * 2.0**-22).all()
+
+
+def test_rows_without_entries_and_those_of_rare_words_are_levelled() -> None:
+    draw = np.random.default_rng(0)
+    words = draw.normal(size=(100, 16)) * 2.0 ** -draw.integers(0, 12, (100, 1))
+    words[::3] = 0
+    _, back = there_and_back(words, 6)
+    np.testing.assert_array_equal(back[::3], 0)
+    kept = np.linalg.norm(back, axis=1) / np.linalg.norm(words + 1e-99, axis=1)
+    assert np.abs(kept[words.any(1)] - 1).max() < 0.2
+
+
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_models_are_coded_by_even_steps_whatever_their_signs(bits: int) -> None:
     """By ratio, gains from 0.71 to 1.41 were all 1 at 4 bits."""

@@ -27,6 +27,8 @@ def header_facts(vector: ArrayVector) -> set[str]:
     """Which parts of the format a coded payload uses."""
     if vector.stype == "array-exact/1" or not vector.payload:
         return {vector.stype, f"{len(vector.payload)} bytes"}
+    if vector.stype == "array-levelled/1":
+        return {vector.stype, vector.dtype}
     first, classes = vector.payload[4:6]
     symbols = classes % 128 + first // 128
     facts = {vector.stype, vector.dtype}
