@@ -19,9 +19,10 @@ from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
 from flwr_splitfc.apps.returned import batches_for, metrics_of
-from flwr_splitfc.apps.run_defence import defend, device_defence
+from flwr_splitfc.apps.run_defence import defend
 from flwr_splitfc.apps.turn_seed import turn_seed
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
+from flwr_splitfc.defence.asked_defence import check_defence, device_defence
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.optimizer_state import leaves_state
@@ -51,6 +52,11 @@ LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
 
 MetricsFn = Callable[[Tensor, Tensor], dict[str, float]]
 """``metrics_fn(outputs, labels)`` gives the metrics of a batch."""
+
+_ONE_DEFENCE = (
+    "make SplitClientApp without defence=, or leave feature-clip-norm, feature-noise "
+    "and nopeek out of the run-config and the node's config"
+)
 
 
 class SplitClientApp(ClientApp):
@@ -94,8 +100,8 @@ class SplitClientApp(ClientApp):
     defence : FeatureDefence, optional
         Of the features that leave the device, in training and in evaluation. By default
         that of the keys ``feature-clip-norm``, ``feature-noise`` and ``nopeek`` of the
-        node's config or, where it has none, of the run-config. Give it to
-        `SplitServerApp`, too.
+        node's config or, where it has none, of the run-config. Devices refuse turns
+        whose keys ask for another one than this. Give it to `SplitServerApp`, too.
     metrics_fn : callable (default: `accuracy`)
         ``metrics_fn(outputs, labels)`` gives the metrics of a batch to evaluate, means
         over its samples. The default is for outputs (B, classes, ...), and leaves out
@@ -228,6 +234,7 @@ class SplitClientApp(ClientApp):
         if self.defence is None:
             defence = device_defence(context, noise)
         else:
+            check_defence(context, self.defence, _ONE_DEFENCE)
             defence = replace(self.defence, source=noise)
         defend(model, defence)
         return noise

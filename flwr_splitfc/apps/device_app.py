@@ -14,9 +14,9 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from flwr_splitfc.apps.local_session import LocalSession
-from flwr_splitfc.apps.run_defence import device_defence
 from flwr_splitfc.apps.turn_seed import turn_seed
-from flwr_splitfc.defence import FeatureDefence, SecretNoise
+from flwr_splitfc.defence import FeatureDefence
+from flwr_splitfc.defence.asked_defence import device_defence
 from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, connect
@@ -144,7 +144,7 @@ def defence_for(context: Context) -> FeatureDefence:
             for x, y in trainloader:
                 loss = server.loss(defence(x, model(x)), y)
     """
-    return device_defence(context, SecretNoise())
+    return device_defence(context)
 
 
 def session_for(
@@ -163,14 +163,11 @@ def session_for(
 
     Parameters
     ----------
-    message, context, optimizer
+    message, context, optimizer, defence
         As in `connect`.
     loss_fn : callable
         ``loss_fn(outputs, labels)``, for a device alone. With a ticket the loss is the
         strategy's.
-    defence : FeatureDefence, optional
-        What the loop lets features go through, before it gives them to the session;
-        `defence_for` has that of the run. The session does not apply it.
 
     Returns
     -------
@@ -180,23 +177,9 @@ def session_for(
 
     Raises
     ------
-    TicketError, ProtocolError
+    TicketError, ProtocolError, ValueError
         As in `connect`.
-    ValueError
-        As in `connect`, or if the node's config or the run-config asks for a defence
-        that is not the one given.
     """
     if has_ticket(message):
-        _check_defence(defence_for(context), defence)
-        return connect(message, context, optimizer=optimizer)
+        return connect(message, context, optimizer=optimizer, defence=defence)
     return LocalSession(loss_fn, turn_seed(message, context))
-
-
-def _check_defence(asked: FeatureDefence, given: FeatureDefence | None) -> None:
-    """Refuse a loop that leaves out what its config asks for."""
-    if asked not in (FeatureDefence(), given):
-        raise ValueError(
-            f"the config asks for {asked}, and this loop has {given}: let features go "
-            "through defence = defence_for(context), as in defence(x, model(x)), and "
-            "give it to session_for(..., defence=defence)"
-        )

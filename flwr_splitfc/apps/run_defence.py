@@ -1,49 +1,17 @@
-"""The defence of features that a run-config asks for, and where it stands."""
+"""Where the defence of a run's features stands: behind the device half."""
 
-from dataclasses import dataclass
 from functools import cache
 from logging import getLogger
 from typing import Any
 
-from flwr.app import Context
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flwr_splitfc.defence import FeatureDefence, SecretNoise
+from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail
 from flwr_splitfc.model.structures import Structure
-from flwr_splitfc.settings import RunConfig, read_settings
 
 logger = getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class _DefenceSettings:
-    """The keys of a run-config, and of a node's config, in snake case."""
-
-    feature_clip_norm: float = 0.0
-    feature_noise: float = 0.0
-    nopeek: float = 0.0
-
-
-def defence_of(config: RunConfig, source: SecretNoise | None = None) -> FeatureDefence:
-    """Return the defence of a run-config.
-
-    >>> defence_of({"feature-clip-norm": 10.0, "feature-noise": 0.1, "seed": 7})
-    FeatureDefence(clip_norm=10.0, noise=0.1, nopeek=0.0)
-    """
-    settings = read_settings(_DefenceSettings, config)
-    return FeatureDefence(
-        settings.feature_clip_norm,
-        settings.feature_noise,
-        settings.nopeek,
-        source or SecretNoise(),
-    )
-
-
-def device_defence(context: Context, source: SecretNoise) -> FeatureDefence:
-    """Return a device's defence: its node config wins over the run-config."""
-    return defence_of({**context.run_config, **context.node_config}, source)
 
 
 def defend(model: nn.Module, defence: FeatureDefence) -> None:

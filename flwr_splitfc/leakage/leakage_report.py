@@ -43,6 +43,12 @@ _ABOUT_DRAWS = (
     "one's own is taken to seed torch by it, too. Inversion and nearest tokens go by "
     "them, other attacks do not."
 )
+_NOT_ATTACKED = (
+    "Not attacked: the device half, and its optimizer's state, that go back to the "
+    "server after each turn. With the gradients that it sent they can give inputs "
+    "away, whatever noise features have: whole, where the first layer is linear and "
+    "has as many outputs as a turn has samples; tokens, where it is an embedding."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +179,7 @@ class LeakageReport:
         """Return what stands below the table."""
         outcome = self.codecs[0].outcome
         part = outcome.part
-        notes = []
+        notes = [_NOT_ATTACKED]
         if outcome.scores.mse is not None and has_columns(outcome.inputs.shape[1:]):
             notes.append(_ABOUT_COLUMNS)
         if part:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from flwr_splitfc.apps.client_app import LoadData, SplitClientApp
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
-from flwr_splitfc.apps.run_defence import clip, defence_of, defend
+from flwr_splitfc.apps.run_defence import clip, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
 from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.defence import FeatureDefence
+from flwr_splitfc.defence.asked_defence import defence_of
 from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.leakage.levels import FeatureLoss
 from flwr_splitfc.model import LossFn

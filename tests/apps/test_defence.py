@@ -114,10 +114,29 @@ def test_a_nodes_own_config_wins(tmp_path: Path) -> None:
     assert training.max() < 1.001 * NORM
 
 
-def test_an_apps_own_defence_wins(tmp_path: Path) -> None:
-    """On devices, and where the server evaluates."""
-    run(tmp_path, defence=FeatureDefence(clip_norm=NORM), feature_clip_norm=9.0)
+def test_an_app_may_have_its_defence_in_code(tmp_path: Path) -> None:
+    """On devices, and where the server evaluates; keys may ask for the same."""
+    defence = FeatureDefence(clip_norm=NORM)
+    run(tmp_path, defence=defence, feature_clip_norm=NORM, feature_noise=0.0)
     assert lengths().max() < 1.001 * NORM
+
+
+@pytest.mark.parametrize("transport", ["stream", "messages"])
+@pytest.mark.parametrize("is_nodes", [True, False])
+def test_keys_that_ask_for_another_defence_than_the_apps_are_refused(
+    tmp_path: Path, is_nodes: bool, transport: str
+) -> None:
+    """What a device's operator asks for must not be dropped without a word."""
+    keys = {"feature-clip-norm": 1.0, "feature-noise": 4.0}
+    options: dict[str, Any] = {"node_config": keys} if is_nodes else keys
+    told = r"asks for FeatureDefence\(clip_norm=1.0, noise=4.0.* without defence="
+    with pytest.raises(RunFailed, match=told):
+        run(
+            tmp_path,
+            defence=FeatureDefence(nopeek=1.0),
+            split_transport=transport,
+            **options,
+        )
 
 
 @pytest.mark.parametrize("u_shaped", [False, True])

@@ -19,11 +19,13 @@ from flwr_splitfc import (
     SplitFC,
     SplitFedV2,
     SplitLearning,
+    connect,
     defence_for,
     model_for,
     session_for,
     split_at,
 )
+from flwr_splitfc.exchange import Session
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import LocalGrid
 
@@ -242,8 +244,9 @@ def test_a_message_without_one_model_names_its_records(
 
 
 @pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("session", [partial(session_for, loss_fn=None), connect])
 def test_a_loop_has_to_apply_the_defence_that_its_config_asks_for(
-    applied: bool,
+    applied: bool, session: Callable[..., Session]
 ) -> None:
     """Otherwise features would go up as they are, and results.json say they were noisy."""
     app = DeviceApp()
@@ -253,7 +256,7 @@ def test_a_loop_has_to_apply_the_defence_that_its_config_asks_for(
     def train(msg: Message, context: Context) -> Message:
         model = model_for(msg, net(), 0)
         defence = defence_for(context) if applied else None
-        with session_for(msg, context, CROSS_ENTROPY, defence=defence) as server:
+        with session(msg, context, defence=defence) as server:
             for x, y in BATCHES:
                 features = defence(x, model(x))
                 lengths.append(features.flatten(1).norm(dim=1).max())
@@ -265,7 +268,7 @@ def test_a_loop_has_to_apply_the_defence_that_its_config_asks_for(
     device, server = split_at(seeded(net), 0)
     grid = LocalGrid(app, 1)
     for context in grid.contexts.values():
-        context.run_config = {"feature-clip-norm": 0.5}
+        context.node_config["feature-clip-norm"] = 0.5
     split = SplitLearning(server, CROSS_ENTROPY, ADAM, devices=in_turn(), device="cpu")
     arrays = ArrayRecord(device.state_dict())
     if applied:

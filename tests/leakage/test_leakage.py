@@ -105,6 +105,8 @@ def test_a_run_is_attacked_through_several_codecs(
     printed = capsys.readouterr().out
     assert "no features: the mean input" in printed
     assert rows["float32"]["attack"] in printed
+    for told in (page, printed):
+        assert told.count("Not attacked: the device half") == 1
 
 
 def test_a_comparison_is_attacked_whole(plain: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.defence import FeatureDefence
+from flwr_splitfc.defence.asked_defence import check_defence
 from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import (
@@ -45,12 +47,18 @@ ADDRESS_KEY = "split-address"
 
 _LEVELLED_PREFIX = "levelled."
 
+_APPLY_DEFENCE = (
+    "let them go through defence = defence_for(context), as in defence(x, model(x)), "
+    "and give it to session_for(..., defence=defence), or to connect"
+)
+
 
 def connect(
     message: Message,
     context: Context | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    defence: FeatureDefence | None = None,
 ) -> "Session":
     """Return the session that the ticket in `message` admits to.
 
@@ -65,11 +73,15 @@ def connect(
     context : Context, optional
         The node's. Its config may name the address by which this node reaches the split
         endpoint (``split-address``, a host or host:port), where that is not the one
-        that the strategy tells.
+        that the strategy tells. Without a context nothing checks whether a config asks
+        for a defence.
     optimizer : torch.optim.Optimizer, optional
         The device half's optimizer. If given, it starts from the state that the
         strategy's ``optimizer_state`` says, and its state at the end of the turn is
         handed on, if another turn starts from it.
+    defence : FeatureDefence, optional
+        What the loop lets features go through, before it gives them to the session;
+        `defence_for` has that of the context. The session does not apply it.
 
     Raises
     ------
@@ -79,7 +91,8 @@ def connect(
         If `optimizer` is no optimizer.
     ValueError
         If the node config's address is none, or `optimizer` would ask for the server
-        half's loss several times in a step, as LBFGS does.
+        half's loss several times in a step, as LBFGS does; or if the node's config or
+        the run-config asks for a defence that is not the one given.
 
     Examples
     --------
@@ -104,6 +117,8 @@ def connect(
             "which a training loop of one's own cannot follow from message to message: "
             "use SplitClientApp"
         )
+    if context is not None:
+        check_defence(context, defence, _APPLY_DEFENCE)
     stream = Stream(ticket, own_address(context))
     kept = server_frame(message).kept
     return Session(ticket, stream, optimizer=optimizer, kept=kept)

@@ -1,0 +1,148 @@
+"""What the device half gives away that goes back after a turn, under noise on features.
+
+    python benchmarks/returned_half.py --dataset torchvision.datasets.MNIST --data-dir ~/data
+
+The server has the half before and after a turn, and each gradient ``d`` that it sent.
+Of a first linear layer with plain SGD, ``W_before - W_after = rate * sum(d^T x)``, and
+Adam's first moment tells the same sum after one step. The pseudoinverse of all ``d^T``
+gives the inputs: exactly, if a turn has no more of them than the layer has outputs.
+Above that stands what `flwr_splitfc.leakage` makes of the features alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from flwr_splitfc import ModelCodec
+from flwr_splitfc.apps.run_defence import clip
+from flwr_splitfc.codec import cut_codec
+from flwr_splitfc.defence import FeatureDefence
+from flwr_splitfc.leakage import AttackSettings, reconstruct, released, scores_of
+from flwr_splitfc.vision import load_dataset
+
+ROWS, WIDTH = 64, 128  # of a batch; of the first layer's output
+MOST, MOST_STEPS = 4000, 20  # samples in all, steps of a turn
+NORM, RATE, BETA = 10.0, 0.05, 0.9  # the last is Adam's
+TOKENS, CODEC = 1000, cut_codec("float32")
+Batches = list[tuple[Tensor, Tensor]]
+
+
+class Setting(NamedTuple):
+    noise: float = 0.5
+    steps: int = 1
+    bits: int = 32
+    norm: float = NORM
+    nopeek: float = 0.0
+    adam: bool = False
+    relu: bool = False
+
+
+SETTINGS = [Setting(steps=steps) for steps in (1, 2, 3, 5, 10, MOST_STEPS)]
+SETTINGS += [Setting(bits=bits) for bits in (6, 5, 4)]
+SETTINGS += [Setting(nopeek=nopeek) for nopeek in (0.1, 0.5, 2.0)]
+SETTINGS += [Setting(adam=True), Setting(norm=1.0), Setting(noise=0.1, relu=True)]
+
+
+def half_of(inputs: Tensor, relu: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(inputs[0].numel(), WIDTH)]
+    return nn.Sequential(*layers, *[nn.ReLU()] * relu)
+
+
+def attacked(private: Batches, mean: Tensor, setting: Setting) -> Tensor:
+    """Train for a turn, and return its inputs (N, D) by what the server has then."""
+    half = half_of(private[0][0], setting.relu)
+    last = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 10))
+    kind = torch.optim.Adam if setting.adam else torch.optim.SGD
+    optimizer = kind(half.parameters(), RATE)
+    defence = FeatureDefence(setting.norm, setting.noise, setting.nopeek)
+    without_noise = FeatureDefence(setting.norm, nopeek=setting.nopeek)
+    before, sent = ArrayRecord(half.state_dict()), []
+    for x, y in private:
+        optimizer.zero_grad()
+        features = defence(x, half(x))
+        features.retain_grad()
+        nn.functional.cross_entropy(last(features.relu()), y).backward()
+        sent.append(features.grad)
+        optimizer.step()
+    codec = ModelCodec.of(setting.bits)
+    coded = codec.encode_changes(ArrayRecord(half.state_dict()), before)
+    after = codec.decode_changes(coded, before).to_torch_state_dict()
+    half.load_state_dict(before.to_torch_state_dict())
+    summed = (half[1].weight.detach() - after["1.weight"]) / RATE
+    if setting.adam:
+        summed = optimizer.state[half[1].weight]["exp_avg"] / (1 - BETA)
+    guess = mean.expand(ROWS * len(sent), -1)
+    for _ in range(50):
+        outputs = half[1](guess.clamp(0, 1)).detach().requires_grad_()
+        # a ReLU, clipping and NoPeek's gradient as they would be for the guess
+        without_noise(guess, half[2:](outputs)).backward(torch.cat(sent))
+        gradient = outputs.grad.double()
+        # of all inputs with this sum those nearest to the mean
+        left = summed.double() - gradient.sum(0).outer(mean.double())
+        guess = mean + (torch.linalg.pinv(gradient.T, rcond=1e-7) @ left).float()
+    return guess
+
+
+def by_features(batches: Batches, noise: float) -> str:
+    """Return what the leakage command's attacks get of the first batch's features."""
+    half, defence = half_of(batches[0][0]), FeatureDefence(NORM, noise)
+    clip(half, defence)  # as the attacker can
+    take = partial(released, lambda x: defence(x, half(x)), CODEC, samples=MOST)
+    settings = AttackSettings(steps=300, width=32)
+    found = reconstruct(take(batches[1:]), take(batches[:1]), settings, half=half)
+    return f"{told(found.inputs, found.guesses)} by {found.attack}"
+
+
+def embedding(draw: torch.Generator) -> str:
+    """Train an embedding for a turn, and name its tokens by the rows that moved."""
+    tokens, defence = nn.Embedding(TOKENS, 32), FeatureDefence(NORM, noise=4.0)
+    half, server = nn.Sequential(tokens, nn.Linear(32, 32), nn.GELU()), nn.Linear(32, 2)
+    before = tokens.weight.detach().clone()
+    optimizer = torch.optim.SGD(half.parameters(), lr=0.1)
+    often = 1 / torch.arange(1, TOKENS + 1)  # as words are
+    texts = often.multinomial(5 * 8 * 16, replacement=True, generator=draw)
+    for x in texts.reshape(5, 8, 16):
+        optimizer.zero_grad()
+        scores = server(defence(x, half(x)).mean(dim=1))
+        nn.functional.cross_entropy(scores, x[:, 0] % 2).backward()
+        optimizer.step()
+    moved = set((tokens.weight != before).any(dim=1).nonzero().flatten().tolist())
+    true = set(texts.tolist())
+    return f"{len(moved & true)} of {len(true)} named, {len(moved - true)} wrongly"
+
+
+def told(inputs: Tensor, guesses: Tensor) -> str:
+    scores = scores_of(inputs, guesses.clamp(0, 1).reshape(inputs.shape), 1.0)
+    return f"{scores.psnr:.1f} dB, SSIM {scores.ssim:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dataset", default="digits", help="as `load_dataset` has it")
+    parser.add_argument("--data-dir", default="", help="of a torchvision data set")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+    train, _ = load_dataset(options.dataset, options.data_dir)
+    order = torch.randperm(len(train), generator=draw)[:MOST]
+    batches = [train[rows] for rows in order.split(ROWS)]
+    mean = torch.cat([x for x, _ in batches[MOST_STEPS:]]).mean(0).flatten()
+    print("the mean picture:", told(batches[0][0], mean.expand(ROWS, -1)))
+    for noise in (0.0, 0.1, 0.5):
+        print(f"features alone, noise={noise}:", by_features(batches, noise))
+    for setting in SETTINGS:
+        private = batches[: setting.steps]
+        inputs = torch.cat([x for x, _ in private])
+        print(f"{setting}:", told(inputs, attacked(private, mean, setting)))
+    print("embedding, noise=4, 5 steps:", embedding(draw))
+
+
+if __name__ == "__main__":
+    main()
