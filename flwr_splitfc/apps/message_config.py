@@ -2,6 +2,9 @@
 
 from flwr.app import ConfigRecord, Message
 
+MOST_TORCH_THREADS = 1024
+"""More than cores of any machine; with 100,000 torch ends the process."""
+
 _DEFAULT_KEY = "config"
 _ROUND_KEY = "server-round"
 _STEPS_PER_TURN_KEY = "steps-per-turn"
@@ -70,8 +73,19 @@ class MessageConfig:
         return str(self._record.get(_ROUND_KEY, 0))
 
     def torch_threads(self, default: int) -> int:
-        """Return the number of CPU threads for torch."""
-        return int(str(self._record.get("torch-threads", default)))
+        """Return the number of CPU threads for torch.
+
+        Raises
+        ------
+        ValueError
+            If it is not from 1 to `MOST_TORCH_THREADS`.
+        """
+        threads = int(str(self._record.get("torch-threads", default)))
+        if not 1 <= threads <= MOST_TORCH_THREADS:
+            raise ValueError(
+                f"torch-threads is {threads}, wanted 1 to {MOST_TORCH_THREADS}"
+            )
+        return threads
 
 
 def _config_of(message: Message) -> ConfigRecord:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord
 
+from flwr_splitfc.apps.message_config import MOST_TORCH_THREADS
 from flwr_splitfc.apps.precision import PRECISIONS
 from flwr_splitfc.apps.strategies import DEFAULT_DEVICES, SPLIT, UNSPLIT
 from flwr_splitfc.callbacks import BestModel, Callback, EarlyStopping, TargetAccuracy
@@ -102,6 +103,11 @@ class RunSettings:
         )
 
     def _check_ranges(self) -> None:
+        if self.torch_threads > MOST_TORCH_THREADS:
+            raise ValueError(
+                f"torch-threads is {self.torch_threads}, "
+                f"wanted {MOST_TORCH_THREADS} or less"
+            )
         if not 0.0 < self.fraction_train <= 1.0:
             raise ValueError(
                 f"fraction-train is {self.fraction_train}, "

@@ -31,6 +31,7 @@ from flwr_splitfc.apps.strategies import (
 from flwr_splitfc.apps.whole_model_strategy import WholeModelStrategy
 from flwr_splitfc.batches import TurnSettings
 from flwr_splitfc.callbacks import Callback
+from flwr_splitfc.callbacks.best_model import check_model_folders
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
@@ -203,7 +204,8 @@ class SplitServerApp(ServerApp):
                                             after which the run ends; where devices take
                                             turns, as many times a turn of each
     ``seed``                  0             everything random in the run follows from it
-    ``torch-threads``         1             of the server and of each device
+    ``torch-threads``         1             of the server and of each device, at most
+                                            1024
     ``device-precision``      "float32"     of the devices' layers: float32, or bfloat16
                                             by ``torch.autocast``
     ``results-dir``           "results"     for results.json and, of split strategies,
@@ -294,6 +296,7 @@ class SplitServerApp(ServerApp):
         callbacks.append(results)
         if self.callbacks is not None:
             callbacks += self.callbacks(context)
+        check_model_folders(callbacks, folder)
         device, server = self._make_halves(context, settings)
         if settings.strategy in UNSPLIT:
             joined = JoinedModel(device, server)

@@ -10,8 +10,40 @@ from flwr_splitfc.callbacks.round_metric import RoundMetric
 from flwr_splitfc.callbacks.run_so_far import RunSoFar
 from flwr_splitfc.run import Round
 from flwr_splitfc.run.results import write_whole
+from flwr_splitfc.settings import under_key
 
 logger = logging.getLogger("flwr")
+
+
+def check_model_folders(
+    callbacks: Sequence[Callback], save_to: str | Path | None
+) -> None:
+    """Refuse a `BestModel` into whose folder another model is written, too.
+
+    Parameters
+    ----------
+    callbacks : sequence of Callback
+    save_to : path or None
+        Where the last model goes.
+
+    Raises
+    ------
+    ValueError
+        It names the folder.
+    """
+    taken: dict[Path, str] = {}
+    best_models = [each for each in callbacks if isinstance(each, BestModel)]
+    if best_models and save_to is not None:
+        with under_key("save_to"):
+            taken[Path(save_to).resolve()] = "the last model, by save_to or results-dir"
+    for best_model in best_models:
+        folder = best_model.folder.resolve()
+        if folder in taken:
+            raise ValueError(
+                f"the folder of a BestModel is {str(best_model.folder)!r}, into which "
+                f"goes {taken[folder]}, too: wanted one of its own"
+            )
+        taken[folder] = "the model of another BestModel"
 
 
 class BestModel(Callback):
@@ -24,9 +56,10 @@ class BestModel(Callback):
     Parameters
     ----------
     folder : path
-        For the files of `SplitLearning.save`.
+        For the files of `SplitLearning.save`, and for no other model's.
     metric : str (default: "highest accuracy")
-        As in `EarlyStopping`.
+        As in `EarlyStopping`. Up to the first evaluation a field of `Round` counts, so
+        that a run without one has its best model, too.
 
     Attributes
     ----------

@@ -20,7 +20,8 @@ class EarlyStopping(Callback):
     metric : str (default: "highest accuracy")
         "highest" or "lowest", and a number that the app's evaluation returns or a field
         of `Round`. Of a name that both have, evaluation's counts, so "lowest loss" is
-        the training loss only where evaluation returns no ``loss``.
+        the training loss only where evaluation returns no ``loss``. No run ends before
+        its first evaluation, which tells.
     least_change : float (default: 0.0)
         By how much the metric has to improve to count.
 
@@ -53,6 +54,9 @@ class EarlyStopping(Callback):
         self._check(run)
 
     def _check(self, run: RunSoFar) -> None:
+        # before, a field of the rounds may stand in for a number of evaluation
+        if not any(run.evaluates(done.round) for done in run.rounds):
+            return
         best: float | None = None
         best_round = since = 0
         values = self.metric.of(run.rounds)

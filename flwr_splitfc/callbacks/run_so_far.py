@@ -47,7 +47,7 @@ class RunSoFar:
         self.error: BaseException | None = None
         self._progress = progress
         self._save = save
-        self.steps = self._finished_steps()
+        self._take_rounds()
 
     @property
     def num_rounds(self) -> int:
@@ -57,7 +57,7 @@ class RunSoFar:
     @property
     def rounds(self) -> Sequence[Round]:
         """The finished rounds, those before a checkpoint among them."""
-        return self._progress.rounds
+        return self._rounds
 
     def evaluates(self, server_round: int) -> bool:
         """Return whether a round has an evaluation."""
@@ -66,10 +66,13 @@ class RunSoFar:
     def end_round(self, arrays: ArrayRecord) -> None:
         """Take over what a round has left, which the progress knows already."""
         self.arrays = arrays
-        self.steps = self._finished_steps()
+        self._take_rounds()
 
-    def _finished_steps(self) -> int:
-        return sum(done.steps for done in self.rounds)
+    def _take_rounds(self) -> None:
+        # a copy for each round, not for each look at it: what a callback does with it
+        # must not change the run
+        self._rounds = tuple(self._progress.rounds)
+        self.steps = sum(done.steps for done in self._rounds)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as it is after the last finished round.

@@ -59,9 +59,15 @@ class TensorBoard(Callback):
         # its import takes seconds, and the devices' processes need none of it
         from torch.utils.tensorboard import SummaryWriter
 
+        if not run.rounds:
+            self._writer = SummaryWriter(self.folder)
+            return
         # what a killed run wrote after its checkpoint is done again
-        purge_step = run.steps + 1 if run.rounds else None
+        purge_step = run.steps + 1
         self._writer = SummaryWriter(self.folder, purge_step=purge_step)
+        # it takes away rounds of such numbers, too: failed ones have no steps
+        for done in run.rounds[purge_step - 1 :]:
+            self.on_round(done, run)
 
     def on_step(self, step: TrainedStep, run: RunSoFar) -> None:
         if run.steps % self.every_steps:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from flwr_splitfc.compare.runs import Outcome, Run
+from flwr_splitfc.compare.workers.messages import RoundReport
 from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run.columns import (
     NO_VALUE,
@@ -70,10 +71,13 @@ class Display:
             case RunStarted(run):
                 self._running[run.id] = _RunInHand(run)
                 self._say(run, "started")
-            case RoundFinished(run, finished, num_rounds):
+            case RoundFinished(run, report):
                 in_hand = self._running[run.id]
-                in_hand.add(finished, num_rounds)
-                if finished.accuracy is not None and not self.console.is_terminal:
+                in_hand.add(report)
+                if (
+                    report.finished.accuracy is not None
+                    and not self.console.is_terminal
+                ):
                     self._say(run, in_hand.line())
             case RunEnded(run, outcome):
                 in_hand = self._running.pop(run.id)
@@ -125,12 +129,17 @@ class _RunInHand:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.rounds: list[Round] = []
+        # with those before a checkpoint, whose rows this process does not get
+        self.moved_bytes = 0
+        self.training_s = 0.0
         self._num_rounds = 0
         self._started = time.monotonic()
 
-    def add(self, finished: Round, num_rounds: int) -> None:
-        self.rounds.append(finished)
-        self._num_rounds = num_rounds
+    def add(self, report: RoundReport) -> None:
+        self.rounds.append(report.finished)
+        self.moved_bytes = report.moved_bytes
+        self.training_s = report.training_s
+        self._num_rounds = report.num_rounds
 
     @property
     def label(self) -> str:
@@ -149,14 +158,6 @@ class _RunInHand:
         return last_known(done.accuracy for done in self.rounds)
 
     @property
-    def moved_bytes(self) -> int:
-        return sum(done.moved_bytes for done in self.rounds)
-
-    @property
-    def training_s(self) -> float:
-        return sum(done.seconds for done in self.rounds)
-
-    @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
@@ -164,7 +165,7 @@ class _RunInHand:
     def left_s(self) -> float | None:
         if not self.rounds:
             return None
-        round_s = self.training_s / len(self.rounds)
+        round_s = self.training_s / self._last.round
         return round_s * (self._num_rounds - self._last.round)
 
     @property

@@ -28,7 +28,9 @@ from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, sta
 
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 
-_ACCURACY_KEYS = ("accuracy", "eval_acc")
+ACCURACY_KEYS = ("accuracy", "eval_acc")
+"""Names under which evaluation tells the accuracy of a run, a share."""
+
 _LOSS_KEYS = ("loss", "eval_loss", "train_loss")
 _COUNT_KEYS = {
     *Traffic().metrics(),
@@ -47,8 +49,8 @@ logger = getLogger("flwr")
 class Progress:
     """The rounds of a run so far, taken from its ledger and its evaluations.
 
-    The log record of a round's line holds ``num_rounds``, too, and the round as
-    ``results.json`` has it, as ``progress_row``.
+    The log record of a round's line holds ``num_rounds``, too, the round as
+    ``results.json`` has it, as ``progress_row``, and ``standing``, a `Standing`.
 
     Parameters
     ----------
@@ -167,7 +169,11 @@ class Progress:
         self._round_started = now
         self.rounds.append(done)
         self._standing = Standing.after(done, self._standing)
-        about = {"progress_row": done.to_json(), "num_rounds": self.num_rounds}
+        about = {
+            "progress_row": done.to_json(),
+            "num_rounds": self.num_rounds,
+            "standing": self._standing,
+        }
         logger.info("%s", self._line(self._standing), extra=about)
         if self._warnings is not None:
             self._warnings.check(done)
@@ -240,7 +246,7 @@ def _accuracies(
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> float | None:
-    for key in _ACCURACY_KEYS:
+    for key in ACCURACY_KEYS:
         # devices may report a list
         if isinstance(metrics.get(key), int | float):
             return float(metrics[key])
@@ -272,7 +278,7 @@ def _evaluation_parts(done: Round) -> list[str]:
     shown = {
         key: value
         for key, value in done.evaluation.items()
-        if key not in (*_ACCURACY_KEYS, *_LOSS_KEYS)
+        if key not in (*ACCURACY_KEYS, *_LOSS_KEYS)
     }
     parts = [f"{key} {value:.4g}" for key, value in shown.items()]
     return parts[:_MOST_METRICS_IN_LINE]

@@ -169,12 +169,15 @@ class Standing:
         The round.
     moved_bytes : int
         All bytes that the run has moved, up and down, this round's included.
+    seconds : float
+        How long its rounds took, those before a checkpoint among them.
     feature_error, gradient_error : float, optional
         Of the last round that measured them.
     """
 
     last: Round
     moved_bytes: int
+    seconds: float
     feature_error: float | None = None
     gradient_error: float | None = None
 
@@ -182,10 +185,17 @@ class Standing:
     def after(cls, last: Round, before: "Standing | None") -> "Standing":
         """Return how a run stands after a round, from how it stood before it."""
         if before is None:
-            return cls(last, last.moved_bytes, last.feature_error, last.gradient_error)
+            return cls(
+                last,
+                last.moved_bytes,
+                last.seconds,
+                last.feature_error,
+                last.gradient_error,
+            )
         return cls(
             last,
             before.moved_bytes + last.moved_bytes,
+            before.seconds + last.seconds,
             last_known([before.feature_error, last.feature_error]),
             last_known([before.gradient_error, last.gradient_error]),
         )

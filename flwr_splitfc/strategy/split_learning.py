@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from flwr_splitfc.callbacks import Callback, RunSoFar
+from flwr_splitfc.callbacks.best_model import check_model_folders
 from flwr_splitfc.callbacks.callback import check_callbacks
 from flwr_splitfc.callbacks.notifier import Notifier, RunStopped
 from flwr_splitfc.codec import CutCodec, ModelCodec
@@ -269,6 +270,7 @@ class SplitLearning(Strategy):
         self.devices = RoundRobin() if devices is None else devices
         check_devices(self.devices)
         check_callbacks(callbacks)
+        check_model_folders(callbacks, save_to)
         check_output_codec(output_codec, loss_fn)
         check_endpoint(endpoint)
         seed = as_seed(seed)

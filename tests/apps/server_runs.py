@@ -14,7 +14,7 @@ from tests.local_grid import LocalGrid
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 TEST_SET = batches(1, rows=200, seed=99)[0]
-APP_OPTIONS = ("evaluate", "max_grad_norm")
+APP_OPTIONS = ("callbacks", "evaluate", "max_grad_norm")
 
 
 def load_data(context: Context) -> Any:

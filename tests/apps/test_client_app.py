@@ -184,6 +184,11 @@ def test_a_number_of_steps_that_is_none_is_told(steps: Any) -> None:
         round_of(config={"steps-per-turn": steps})
 
 
+def test_more_threads_than_torch_stands_are_refused() -> None:
+    with pytest.raises(RunFailed, match="torch-threads is 100000, wanted 1 to 1024"):
+        round_of(config={"torch-threads": 100_000})
+
+
 def test_structures_of_tensors_are_batches() -> None:
     class Half(DeviceHalf):
         def forward(self, x: dict[str, Tensor]) -> Tensor:

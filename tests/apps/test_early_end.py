@@ -12,6 +12,7 @@ from flwr.app import Context
 from torch import nn
 
 from flwr_splitfc.apps.results_folder import results_folder
+from flwr_splitfc.callbacks import BestModel
 from flwr_splitfc.run.results import results_text
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from tests.apps.server_runs import accuracy, joined, run
@@ -60,6 +61,22 @@ def test_a_best_model_that_could_not_be_written_is_said_to_be_missing(
     results = run(tmp_path, num_rounds=1, keep_best=True)
     (row,) = results["rounds"]
     assert results["best"] == {"round": 1, "accuracy": row["accuracy"], "kept": False}
+
+
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+@pytest.mark.parametrize(
+    ("folder", "other"), [("", "the last model"), ("best", "the model of another")]
+)
+def test_the_best_model_s_folder_is_no_other_model_s(
+    strategy: str, folder: str, other: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"of a BestModel is .* goes {other}"):
+        run(
+            tmp_path,
+            strategy=strategy,
+            keep_best=True,
+            callbacks=lambda context: [BestModel(tmp_path / folder)],
+        )
 
 
 def test_patience_ends_the_run_by_a_metric_of_ones_own(tmp_path: Path) -> None:

@@ -33,11 +33,12 @@ def test_every_key_is_in_the_apps_table_with_its_default(field: Any) -> None:
     [
         ("num-rounds", 10**18, "is 1000000000000000000, wanted less than 2147483648"),
         ("torch-threads", 2**31, "is 2147483648, wanted less than 2147483648"),
+        ("torch-threads", 1025, "is 1025, wanted 1024 or less"),
         ("pipeline-depth", 10**30, ".* is no integer of 64 bits"),
         ("steps-per-turn", 10**30, ".* is no integer of 64 bits"),
         ("seed", 2**63, ": 9223372036854775808 is no integer of 64 bits"),
         ("learning-rate", 10**400, ".* is no integer of 64 bits"),
-        ("results-dir", "a\0b", ": embedded null byte"),
+        ("results-dir", "a\0b", ": .*embedded null "),
         ("results-dir", "/", "is '/', wanted a folder below"),
         ("checkpoint-dir", "\ud800", ": .* surrogates not allowed"),
     ],

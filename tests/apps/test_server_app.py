@@ -361,6 +361,33 @@ def test_devices_in_bfloat16(strategy: str, tmp_path: Path) -> None:
         assert server_half.seen == {torch.float32}
 
 
+@pytest.mark.parametrize("strategy", ["split-learning", "fedavg"])
+def test_an_accuracy_that_is_none_is_left_out(strategy: str, tmp_path: Path) -> None:
+    adam = torch.optim.Adam
+    honest = SplitClientApp(
+        DeviceHalf, load_data, adam, server_model=ServerHalf, loss_fn=CROSS_ENTROPY
+    )
+
+    def client(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        if message.metadata.message_type == "evaluate":
+            accuracies = [0.5, float("nan"), 0.5]
+            told = accuracies[context.node_config["partition-id"]]
+            reply.content["metrics"]["eval_acc"] = told
+        return reply
+
+    server = SplitServerApp(DeviceHalf, ServerHalf, CROSS_ENTROPY, adam)
+    config = {
+        "strategy": strategy,
+        "num-devices": 3,
+        "num-rounds": 1,
+        "evaluate-on-devices": True,
+        "results-dir": str(tmp_path),
+    }
+    (row,) = results_of(server, client, config)["rounds"]
+    assert row["accuracy"] == pytest.approx(0.5)
+
+
 def test_float32_on_devices_is_what_no_key_is(tmp_path: Path) -> None:
     def digest(folder: str, **precision: str) -> str:
         bits = {"uplink_bits": 4.0, "downlink_bits": 4.0}

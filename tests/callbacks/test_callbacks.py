@@ -1,5 +1,6 @@
 """What callbacks hear of a run, and how they end it."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,15 @@ def test_labels_that_stay_on_devices_leave_no_loss() -> None:
     assert [step.loss for step in steps] == STEPS * [None]
     assert {step.uplink_bits_per_entry for step in steps} == {16.0}
     assert {step.downlink_bits_per_entry for step in steps} == {16.0}
+
+
+def test_a_callback_cannot_take_rounds_away() -> None:
+    class Greedy(Callback):
+        def on_round(self, done: Round, run: RunSoFar) -> None:
+            run.rounds.clear()  # type: ignore[attr-defined]
+
+    strategy, _ = start([Greedy()], rounds=2)
+    assert [done.round for done in strategy.progress.rounds] == [1, 2]
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_step", "on_round", "on_end"])
@@ -430,13 +440,19 @@ def test_a_metric_that_no_round_has_is_named(caplog: pytest.LogCaptureFixture) -
     assert not record.exc_info, "one sentence, no traceback"
 
 
-def losses(values: list[float], *, every: int = 1) -> Any:
-    """Rounds that are evaluated now and then, with a loss that rises as training falls."""
+def losses(
+    values: list[float],
+    *,
+    name: str = "loss",
+    every: int = 1,
+    training: Callable[[int], float] = lambda number: 10.0 / number,
+) -> Progress:
+    """Rounds that are evaluated now and then; the training loss falls, or is as said."""
     progress = Progress(len(values), Ledger(), evaluate_every=every)
     for number, loss in enumerate(values, start=1):
-        trained = Traffic(loss_sum=10.0 / number, loss_rows=1)
+        trained = Traffic(loss_sum=training(number), loss_rows=1)
         progress.ledger.add(number, "train", trained, "0")
-        found = {"loss": loss} if progress.due(number) else {}
+        found = {name: loss} if progress.due(number) else {}
         progress.end_round(number, found, {})
     return progress
 
@@ -450,6 +466,7 @@ def heard(callback: Callback, progress: Progress) -> tuple[RunSoFar, list[int]]:
     callback.on_start(run)
     for done in progress.rounds:
         so_far.rounds.append(done)
+        run.end_round(ArrayRecord())
         callback.on_round(done, run)
     return run, saved
 
@@ -471,6 +488,16 @@ def test_training_s_metric_does_not_stand_in_where_a_round_is_not_evaluated() ->
     assert saved == [1, 2, 6], "the first before an evaluation gave a loss"
     run, _ = heard(EarlyStopping(2, "lowest loss"), losses([0.0, 3.0] * 3, every=2))
     assert run.stopped.startswith("the lowest loss was 3 in round 2, and 2 rounds")
+
+
+def test_no_run_ends_by_training_s_loss_before_evaluation_can_give_one() -> None:
+    progress = losses([0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 2.0], every=4, training=float)
+    run, _ = heard(EarlyStopping(2, "lowest loss"), progress)
+    assert not run.stopped
+    # where it gives none, rounds without evaluation count
+    progress = losses([0.0, 0.0, 0.0, 3.0], every=4, training=float, name="rmse")
+    run, _ = heard(EarlyStopping(3, "lowest loss"), progress)
+    assert run.stopped.startswith("the lowest loss was 1 in round 1, and 3 rounds")
 
 
 def test_training_s_loss_counts_where_evaluation_gives_none() -> None:
@@ -508,6 +535,20 @@ def test_tensorboard_has_both_losses(tmp_path: Path) -> None:
         assert [event.value for event in events.Scalars(tag)] == values
 
 
+def test_tensorboard_keeps_the_rounds_of_a_run_with_fewer_steps(tmp_path: Path) -> None:
+    """As where all devices failed in some of them."""
+    progress = losses([2.0, 3.0, 4.0])
+    first = TensorBoard(tmp_path)
+    run, _ = heard(first, progress)
+    first.on_end(run)
+    again = TensorBoard(tmp_path)
+    again.on_start(run)
+    again.on_end(run)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for tag in ("round/loss", "evaluation/loss"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+
+
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     start([TensorBoard(tmp_path)], rounds=3, checkpoint=tmp_path / "checkpoint")
     resumed, _ = start(
@@ -541,6 +582,14 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
         (
             lambda: TargetAccuracy(90),
             "the target accuracy is 90, wanted above 0 and at most 1",
+        ),
+        (
+            lambda: start([BestModel("x")], save_to="y/../x"),
+            "the folder of a BestModel is 'x', into which goes the last model, by save",
+        ),
+        (
+            lambda: start([BestModel("x"), BestModel("x", "lowest loss")]),
+            "is 'x', into which goes the model of another BestModel, too",
         ),
         (lambda: start(TargetAccuracy(0.9)), "callbacks is one, wanted a list"),  # type: ignore[arg-type]
         (

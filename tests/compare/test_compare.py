@@ -17,6 +17,7 @@ from flwr_splitfc.command import main
 from flwr_splitfc.compare import compare, lock
 from flwr_splitfc.compare.report import figures, output
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
+from flwr_splitfc.compare.workers.messages import RoundReport
 from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run import Round
 from tests.compare.conftest import row, traffic
@@ -50,7 +51,10 @@ class Pretender:
                 links = {"links": {"train": {"0": [1000, 2000, 3]}, "evaluate": {}}}
                 rounds = [row(1, None, 1.0) | links, row(2, 0.75, 1.0) | links]
                 for line in rounds:
-                    yield RoundFinished(run, Round.from_json(line), 2)
+                    done = Round.from_json(line)
+                    moved = done.round * done.moved_bytes
+                    report = RoundReport(done, 2, moved, float(done.round))
+                    yield RoundFinished(run, report)
                 folder.finish(
                     {
                         "rounds": rounds,

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from flwr_splitfc.compare.display import Display
 from flwr_splitfc.compare.runs import Outcome, Run
+from flwr_splitfc.compare.workers.messages import RoundReport
 from flwr_splitfc.compare.workers.pool import RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run import Round
 from tests.compare.conftest import row
@@ -13,6 +14,15 @@ from tests.compare.conftest import row
 FIRST, SECOND, THIRD = (
     Run("splitfc", {"seed": seed}, (0.1, 0.2), "") for seed in range(3)
 )
+
+
+def finished(
+    run: Run, number: int, of: int, *, accuracy: float = 0.5, megabytes: float = 1.5
+) -> RoundFinished:
+    """A round of 2 s, after others like it."""
+    done = Round.from_json(row(number, accuracy, megabytes, seconds=2.0))
+    report = RoundReport(done, of, number * done.moved_bytes, number * done.seconds)
+    return RoundFinished(run, report)
 
 
 def screen(display: Display) -> str:
@@ -31,8 +41,7 @@ def test_runs_to_come_take_as_long_as_those_that_are_known() -> None:
     display.show(RunStarted(SECOND))
     assert "about 0:00:10 to go" in screen(display)  # one run of 20 s in two workers
     for number in (1, 2):
-        finished = Round.from_json(row(number, 0.5, 1.5, seconds=2.0))
-        display.show(RoundFinished(FIRST, finished, 10))
+        display.show(finished(FIRST, number, 10))
     shown = screen(display)
     # 8 rounds of 2 s of the first, and one run as long as the mean of 20 s and 20 s
     assert "1 of 4 runs, about 0:00:18 to go" in shown
@@ -41,6 +50,16 @@ def test_runs_to_come_take_as_long_as_those_that_are_known() -> None:
     assert "50.0%" in shown
     assert "3.00" in shown
     assert "starting" in shown
+
+
+def test_a_run_that_goes_on_counts_what_came_before() -> None:
+    display = Display(3, {}, console=Console(file=StringIO(), width=120))
+    display.show(RunStarted(FIRST))
+    display.show(finished(FIRST, 9, 10))
+    shown = screen(display)
+    assert "round 9/10, accuracy 50.0%, 13.50 MB" in shown
+    # a round of 2 s, and two runs of 10 rounds
+    assert "0 of 3 runs, about 0:00:42 to go" in shown
 
 
 def test_lines_tell_how_runs_ended() -> None:
@@ -52,7 +71,7 @@ def test_lines_tell_how_runs_ended() -> None:
     ]
     for run, outcome in zip((FIRST, SECOND, THIRD), ends, strict=True):
         display.show(RunStarted(run))
-        display.show(RoundFinished(run, Round.from_json(row(1, 0.25, 1.0)), 1))
+        display.show(finished(run, 1, 1, accuracy=0.25, megabytes=1.0))
         display.show(RunEnded(run, outcome))
     lines = [
         line

@@ -462,6 +462,17 @@ def test_a_name_of_which_one_address_is_taken_is_refused(taken):
             assert trains(ticket_message(beside))
 
 
+@needs_ipv6
+def test_every_address_is_refused_where_one_is_taken():
+    with make_endpoint(host="::1") as endpoint:
+        port = int(endpoint.address.rpartition(":")[2])
+        with (
+            pytest.raises(OSError, match=rf"cannot listen on \[::\]:{port}"),
+            make_endpoint(host="::", address="::1", port=port),
+        ):
+            pass
+
+
 def test_a_name_that_nobody_knows_is_said():
     with (
         pytest.raises(OSError, match=r"cannot listen on unknown\.invalid:0"),

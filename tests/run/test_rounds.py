@@ -75,7 +75,7 @@ def test_errors_are_those_of_the_last_round_that_measured_them() -> None:
     assert errors == [["-", "-"], ["5.1%", "-"], ["5.1%", "-"], ["5.1%", "<0.01%"]]
     standing = standings(map(Round.from_json, [both, unmeasured]))[-1]
     assert " down 0.400 | error 5.1% / <0.01% | 4.00 MB" in line_of(standing)
-    assert "error" not in line_of(Standing(Round.from_json(unmeasured), 0))
+    assert "error" not in line_of(Standing(Round.from_json(unmeasured), 0, 0.0))
 
 
 def test_a_line_in_the_list_is_a_column_everywhere(
@@ -84,7 +84,7 @@ def test_a_line_in_the_list_is_a_column_everywhere(
     steps = RoundColumn("steps", "steps", width=7, in_line=" | {} steps")
     monkeypatch.setattr(rounds, "ROUND_COLUMNS", [*ROUND_COLUMNS, steps])
     done = Round.from_json(ROW)
-    assert line_of(Standing(done, 2_000_000)).endswith(" | 2.00 MB | 5 steps")
+    assert line_of(Standing(done, 2_000_000, 0.0)).endswith(" | 2.00 MB | 5 steps")
     shown = terminal_table(rounds.ROUND_COLUMNS, standings([done]))
     assert table_text(shown).splitlines()[0].endswith("MB so far   steps")
 

@@ -294,6 +294,7 @@ def test_replies_that_a_strategy_refuses_are_a_round_that_failed() -> None:
     assert run.devices.rounds == 2
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_mask_of_infinities_overflows_nothing() -> None:
     """Entries that were not finite from the start may become anything."""
 

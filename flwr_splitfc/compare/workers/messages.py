@@ -57,10 +57,16 @@ class RoundReport:
     finished : Round
     num_rounds : int
         How many the run will have.
+    moved_bytes : int
+        All bytes of the run so far, up and down.
+    training_s : float
+        How long its rounds so far took. Both count those before a checkpoint, too.
     """
 
     finished: Round
     num_rounds: int
+    moved_bytes: int
+    training_s: float
 
 
 Report: TypeAlias = RoundReport | Outcome
@@ -71,7 +77,12 @@ def report_to_line(report: Report) -> str:
     """Write a report for `report_from_line`; of an outcome, without the results."""
     told: dict[str, Any]
     if isinstance(report, RoundReport):
-        told = {"row": report.finished.to_json(), "num_rounds": report.num_rounds}
+        told = {
+            "row": report.finished.to_json(),
+            "num_rounds": report.num_rounds,
+            "moved_bytes": report.moved_bytes,
+            "training_s": report.training_s,
+        }
     else:
         told = {"state": report.state, "reason": report.reason}
     return json.dumps(told) + "\n"
@@ -81,5 +92,6 @@ def report_from_line(line: str) -> Report:
     """Read a report."""
     told = json.loads(line)
     if "row" in told:
-        return RoundReport(Round.from_json(told["row"]), told["num_rounds"])
+        finished = Round.from_json(told.pop("row"))
+        return RoundReport(finished, **told)
     return Outcome(told["state"], told["reason"])

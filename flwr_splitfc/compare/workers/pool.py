@@ -10,9 +10,8 @@ from typing import TypeAlias
 from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
 from flwr_splitfc.compare.workers.federation import Federation
-from flwr_splitfc.compare.workers.messages import Job
+from flwr_splitfc.compare.workers.messages import Job, RoundReport
 from flwr_splitfc.compare.workers.process import WorkerDied, WorkerProcess
-from flwr_splitfc.run.rounds import Round
 
 _TRIES = 2
 
@@ -29,8 +28,7 @@ class RoundFinished:
     """A run has finished one of its rounds."""
 
     run: Run
-    finished: Round
-    num_rounds: int
+    report: RoundReport
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class Pool:
             if isinstance(report, Outcome):
                 outcome = report
             else:
-                yield RoundFinished(run, report.finished, report.num_rounds)
+                yield RoundFinished(run, report)
         return outcome
 
     def _worker(self, slot: int, num_supernodes: int, log: Path) -> WorkerProcess:

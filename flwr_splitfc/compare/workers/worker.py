@@ -37,7 +37,7 @@ from flwr_splitfc.compare.workers.simulation import (
     wait_until_ready,
 )
 from flwr_splitfc.run.results import ResultsError, read_results
-from flwr_splitfc.run.rounds import Round
+from flwr_splitfc.run.rounds import Standing
 
 Tell: TypeAlias = Callable[[Report], None]
 
@@ -51,10 +51,14 @@ class RoundReporter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell of the round, if the record has one."""
-        row = getattr(record, "progress_row", None)
-        if row is not None:
+        standing = getattr(record, "standing", None)
+        if isinstance(standing, Standing):
             num_rounds = getattr(record, "num_rounds", 0)
-            self._tell(RoundReport(Round.from_json(row), num_rounds))
+            self._tell(
+                RoundReport(
+                    standing.last, num_rounds, standing.moved_bytes, standing.seconds
+                )
+            )
 
 
 class Jobs:

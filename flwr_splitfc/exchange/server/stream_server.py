@@ -2,8 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from errno import EADDRINUSE
 from logging import getLogger
-from socket import AF_INET, AF_INET6, SOCK_STREAM, getaddrinfo, socket
+from socket import (
+    AF_INET,
+    AF_INET6,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    getaddrinfo,
+    socket,
+)
 from typing import TypeAlias
 
 import grpc
@@ -113,6 +122,7 @@ class StreamServer:
         port = self._config.port
         try:
             for address in _addresses_of(self._config.host):
+                _check_free(address, port)
                 # where any port will do, the first address decides
                 port = _add_port(server, join_address(address, port), credentials)
         except (OSError, RuntimeError) as error:
@@ -182,6 +192,26 @@ def _is_here(address: str) -> bool:
         # as ::1 of localhost, where there is no IPv6
         return False
     return True
+
+
+def _check_free(address: str, port: int) -> None:
+    """Refuse a port of ``::`` that somebody has: gRPC is content with IPv4's then.
+
+    Raises
+    ------
+    OSError
+    """
+    if address != "::":
+        return
+    try:
+        with socket(AF_INET6, SOCK_STREAM) as probe:
+            # as gRPC does: connections of a server that has ended hold no port
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        # where there is no IPv6, IPv4 is all
+        if error.errno == EADDRINUSE:
+            raise
 
 
 def _add_port(

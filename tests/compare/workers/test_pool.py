@@ -41,7 +41,7 @@ class Process:
         mood = job.config.get("mood")
         self.made.append(job.about["method"])
         self.tries[job.run_id] += 1
-        yield RoundReport(Round.from_json(row(1, 0.5, 1.0)), 1)
+        yield RoundReport(Round.from_json(row(1, 0.5, 1.0)), 1, 10**6, 1.0)
         if mood == "hangs":
             self.closed.wait(10)
         if mood in ("dies", "hangs") or (
