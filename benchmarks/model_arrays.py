@@ -32,6 +32,12 @@ def laplacian(entries: int, draw: np.random.Generator) -> NDArray[Any]:
     return draw.laplace(size=entries)
 
 
+def table(entries: int, draw: np.random.Generator) -> NDArray[Any]:
+    """Draw rows of 16 columns, each of which is half of the one before."""
+    columns = 16
+    return draw.normal(size=(entries // columns, columns)) * 0.5 ** np.arange(columns)
+
+
 def second_moment(entries: int, draw: np.random.Generator) -> NDArray[Any]:
     """Draw squares over decades, with a standard deviation of four octaves."""
     octaves = 4 * draw.normal(size=entries) - 20
@@ -41,6 +47,7 @@ def second_moment(entries: int, draw: np.random.Generator) -> NDArray[Any]:
 CONTENTS = {
     "gaussian": gaussian,
     "laplacian": laplacian,
+    "table": table,
     "second moment": second_moment,
 }
 

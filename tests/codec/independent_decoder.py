@@ -1028,7 +1028,12 @@ def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> b
 
 def levelled_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
     count = prod(shape)
-    sizes = [size if count // size >= 8 else 0 for size in shape]
+    first, second = sorted(shape)[-1], sorted([0, *shape])[-2]
+    sizes = []
+    for size in shape:
+        wanted = sum(size == other for other in (first, second))
+        before = sum(size == other for other in shape[: len(sizes)])
+        sizes.append(size if before < wanted and count // size >= 8 else 0)
     octets = reader.fields(f"{(sum(sizes) + 1) // 2}B")
     halves = [half for octet in octets for half in (octet & 15, octet >> 4)]
     refuse_if(any(halves[sum(sizes) :]), "half a byte")

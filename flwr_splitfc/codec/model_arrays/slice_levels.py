@@ -5,8 +5,9 @@ weights, changes and momentum. One step for the tensor is too coarse for the sma
 and an optimizer like Adam divides each by its own scale. Rows of an embedding differ in
 how often their words come.
 
-An entry is multiplied by 2 to the sum of the exponents of its slices, one along each
-dimension. Slices then are about as large as the largest.
+An entry is multiplied by 2 to the sum of the exponents of its slices, along the two
+largest dimensions: rows and columns, or a convolution's channels. Slices then are about
+as large as the largest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _FEWEST_ENTRIES = 8
 _CLEARLY = 3
 """The largest exponent from which on slices are levelled."""
 
+_NO_LEVELS = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True)
 class SliceLevels:
@@ -41,7 +44,7 @@ class SliceLevels:
     shape : tuple of int
         Of the array.
     exponents : sequence of ndarray
-        By dimension, one for each slice; none where slices are too small.
+        By dimension, one for each slice; none along a dimension without levels.
     """
 
     shape: tuple[int, ...]
@@ -75,22 +78,35 @@ def fit_levels(values: np.ndarray) -> SliceLevels | None:
     >>> fit_levels(columns).exponents[1]
     array([7, 7, 7, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0])
     """
-    greatest = float(np.abs(values).max())
-    if greatest == 0:
+    dims = _levelled_dims(values.shape)
+    greatest = np.abs(values).max()
+    if greatest == 0 or not dims:
         return None
-    squares = np.square(values.astype(np.float64) / greatest)
-    dims = [dim for dim, count in enumerate(_slice_counts(values.shape)) if count > 0]
-    octaves = [np.zeros(count) for count in values.shape]
+    at_least_float32 = np.result_type(values, np.float32)
+    squares = np.square(np.divide(values, greatest, dtype=at_least_float32))
+    others = tuple(dim for dim in range(values.ndim) if dim not in dims)
+    means = squares.mean(others, dtype=np.float64, keepdims=True)
+    octaves = {dim: np.zeros(values.shape[dim]) for dim in dims}
     # a slice's scale is known when that of the others across it is, so twice
     for dim in dims * 2:
-        octaves[dim] += _level(squares, dim)
-    exponents = [
-        _exponents(own) if dim in dims else np.zeros(0, np.int64)
-        for dim, own in enumerate(octaves)
-    ]
-    if max(own.max(initial=0) for own in exponents) < _CLEARLY:
+        octaves[dim] += _level(means, dim)
+    exponents = {dim: _exponents(own) for dim, own in octaves.items()}
+    if max(own.max() for own in exponents.values()) < _CLEARLY:
         return None
-    return SliceLevels(values.shape, exponents)
+    return SliceLevels(
+        values.shape, [exponents.get(dim, _NO_LEVELS) for dim in range(values.ndim)]
+    )
+
+
+def _levelled_dims(shape: Sequence[int]) -> list[int]:
+    """Return the two largest dimensions, in order, if their slices have enough entries.
+
+    >>> _levelled_dims((32, 16, 5, 5)), _levelled_dims((1, 20, 30))
+    ([0, 1], [1, 2])
+    """
+    largest = sorted(range(len(shape)), key=lambda dim: -shape[dim])[:2]
+    entries = prod(shape)
+    return sorted(dim for dim in largest if entries >= _FEWEST_ENTRIES * shape[dim])
 
 
 def _level(squares: Doubles, dim: int) -> Doubles:
@@ -113,7 +129,8 @@ def unpack_levels(
     data: memoryview, shape: tuple[int, ...]
 ) -> tuple[SliceLevels, memoryview]:
     """Read what `SliceLevels.pack` wrote, and return it with the bytes that follow."""
-    counts = _slice_counts(shape)
+    dims = _levelled_dims(shape)
+    counts = [size if dim in dims else 0 for dim, size in enumerate(shape)]
     total = sum(counts)
     octets, rest = take_bytes(data, (total + 1) // 2, "exponents end")
     pairs = np.frombuffer(octets, np.uint8)
@@ -124,9 +141,3 @@ def unpack_levels(
         raise PayloadError("exponents of entries that are all zero")
     ends = list(accumulate(counts))
     return SliceLevels(shape, np.split(halves[:total], ends[:-1])), rest
-
-
-def _slice_counts(shape: Sequence[int]) -> list[int]:
-    """Return by dimension how many slices have an exponent: all of them, or none."""
-    entries = prod(shape)
-    return [count if entries >= _FEWEST_ENTRIES * count else 0 for count in shape]
