@@ -21,7 +21,7 @@ class EarlyStopping(Callback):
         "highest" or "lowest", and a number that the app's evaluation returns or a field
         of `Round`. Of a name that both have, evaluation's counts, so "lowest loss" is
         the training loss only where evaluation returns no ``loss``. No run ends before
-        its first evaluation, which tells.
+        the first round that is due for evaluation, which tells.
     least_change : float (default: 0.0)
         By how much the metric has to improve to count.
 

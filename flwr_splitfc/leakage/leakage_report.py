@@ -44,10 +44,10 @@ _ABOUT_DRAWS = (
     "them, other attacks do not."
 )
 _NOT_ATTACKED = (
-    "Not attacked: the device half, and its optimizer's state, that go back to the "
-    "server after each turn. With the gradients that it sent they can give inputs "
-    "away, whatever noise features have: whole, where the first layer is linear and "
-    "has as many outputs as a turn has samples; tokens, where it is an embedding."
+    "Not attacked: the device half that goes back to the server after each turn, and "
+    "its optimizer's state. With the gradients that it sent they can give inputs away, "
+    "whatever noise features have: whole, where the first layer is linear and has at "
+    "least as many outputs as a turn has samples; tokens, where it is an embedding."
 )
 
 

@@ -13,11 +13,14 @@ from flwr.app import Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flwr_splitfc.run.progress import ACCURACY_KEYS
-from flwr_splitfc.strategy.innermost import innermost
+from flwr_splitfc.strategy.innermost import innermost, layers
 
 logger = getLogger("flwr")
 
 _FLOWERS_MEANS = FedAvg().evaluate_metrics_aggr_fn
+
+_MOST_ACCURACY = 100.000001
+"""Some tell percentages, and a sum of shares may be a little above 1."""
 
 
 def counted_means(
@@ -28,9 +31,9 @@ def counted_means(
 ) -> MetricRecord | None:
     """Return a strategy's averages, with means over the values that count.
 
-    A value counts if it is finite. An accuracy has to be from 0 to 1, too, if that of
-    two devices in three is: it may be a percentage. Means over values that all count,
-    or none of which does, stay as they are. So do those of a function of the user's.
+    A value counts if it is finite, and an accuracy if it is from 0 to 100, too. Means
+    over values that all count, or none of which does, stay as they are. So does what
+    the user's own function or strategy makes.
 
     Parameters
     ----------
@@ -41,10 +44,8 @@ def counted_means(
         For the warnings, which name the nodes whose values do not count.
     replies : sequence of Message
     """
-    inner = innermost(devices)
-    if averages is None or not isinstance(inner, FedAvg):
-        return averages
-    if inner.evaluate_metrics_aggr_fn is not _FLOWERS_MEANS:
+    inner = _averaging(devices)
+    if averages is None or inner is None:
         return averages
     records = _records(replies)
     recounted = {
@@ -54,6 +55,18 @@ def counted_means(
     }
     known = {name: mean for name, mean in recounted.items() if mean is not None}
     return MetricRecord({**averages, **known})
+
+
+def _averaging(devices: Strategy) -> FedAvg | None:
+    """Return the innermost strategy, if Flower's own means are what comes of it."""
+    own = [type(layer).aggregate_evaluate for layer in layers(devices)]
+    if not all(method.__module__.startswith("flwr.") for method in own):
+        return None
+    inner = innermost(devices)
+    if not isinstance(inner, FedAvg):
+        return None
+    is_usual = inner.evaluate_metrics_aggr_fn is _FLOWERS_MEANS
+    return inner if is_usual else None
 
 
 def _records(replies: Sequence[Message]) -> dict[int, Mapping[str, Any]]:
@@ -82,15 +95,18 @@ def _mean(
     )
     weights = {node: records[node][weight] for node in counted}
     total = sum(weights.values())
+    if not total > 0:
+        return None
     # shares first: a product may overflow
     parts = [value * (weights[node] / total) for node, value in counted.items()]
     mean: float = sum(parts)
     return mean
 
 
-def _counted(name: str, values: Mapping[int, float]) -> dict[int, float]:
+def _counted(name: str, values: Mapping[int, Any]) -> dict[int, float]:
     finite = {node: value for node, value in values.items() if isfinite(value)}
     if name not in ACCURACY_KEYS:
         return finite
-    shares = {node: value for node, value in finite.items() if 0 <= value <= 1}
-    return shares if 3 * len(shares) >= 2 * len(finite) else finite
+    return {
+        node: value for node, value in finite.items() if 0 <= value <= _MOST_ACCURACY
+    }

@@ -722,6 +722,8 @@ def test_a_mean_leaves_out_what_is_no_number_of_its_kind(
     ("name", "values"),
     [
         ("eval_acc", [25.0, 0.5, 75.0]),  # in per cent
+        ("eval_acc", [0.5, 1.0000000000000002, 0.5]),  # of a perfect device, summed
+        ("eval_acc", [0.8, 1.0, 1.6]),  # in per cent, by chance, of 100 classes
         ("eval_acc", [25.0, 75.0]),
         ("eval_acc", [0.5, 75.0]),  # of two, neither says alone what it is
         ("eval_acc", [NAN, NAN, NAN]),
@@ -745,6 +747,22 @@ def test_a_function_of_ones_own_gets_all_values() -> None:
 
     devices = FedAvg(min_available_nodes=3, evaluate_metrics_aggr_fn=worst)
     assert np.isnan(evaluated([0.25, NAN, 0.75], devices))
+
+
+class LeastAccuracy(FedAvg):
+    """Passes over values that are not finite."""
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        records = [reply.content["metrics"] for reply in replies]
+        accuracies = [record["eval_acc"] for record in records]
+        return MetricRecord({"eval_acc": float(np.nanmin(accuracies))})
+
+
+def test_a_strategy_of_ones_own_gets_all_values() -> None:
+    devices = LeastAccuracy(min_available_nodes=3)
+    assert evaluated([0.25, NAN, 0.75], devices) == 0.25
 
 
 def test_frames_that_are_none_in_messages() -> None:

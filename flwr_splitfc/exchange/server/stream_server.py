@@ -18,7 +18,12 @@ from typing import TypeAlias
 import grpc
 
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.address import is_ip, join_address, split_address
+from flwr_splitfc.exchange.protocol.address import (
+    is_ip,
+    is_wildcard,
+    join_address,
+    split_address,
+)
 from flwr_splitfc.exchange.protocol.rpc import KEEPALIVE_MS, SESSION_METHOD
 from flwr_splitfc.exchange.protocol.tls import Tls
 from flwr_splitfc.exchange.server.certificate import Certificate, server_credentials
@@ -201,7 +206,7 @@ def _check_free(address: str, port: int) -> None:
     ------
     OSError
     """
-    if address != "::":
+    if not (is_wildcard(address) and ":" in address):
         return
     try:
         with socket(AF_INET6, SOCK_STREAM) as probe:
