@@ -170,7 +170,10 @@ class ModelCodec:
         if weights is None or not _has_change(trained, weights):
             return trained
         exact = weights.numpy()
-        start = decode_array(encode_array(exact, _bits_of(exact, self.weights)))
+        bits = _bits_of(exact, self.weights)
+        if bits == EXACT_BITS:
+            return trained
+        start = decode_array(encode_array(exact, bits))
         if np.array_equal(start, exact, equal_nan=True):
             return trained
         with np.errstate(over="ignore"):

@@ -1027,21 +1027,13 @@ def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> b
 
 
 def levelled_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
-    count = prod(shape)
-    first, second = sorted(shape)[-1], sorted([0, *shape])[-2]
-    sizes = []
-    for size in shape:
-        wanted = sum(size == other for other in (first, second))
-        before = sum(size == other for other in shape[: len(sizes)])
-        sizes.append(size if before < wanted and count // size >= 8 else 0)
-    octets = reader.fields(f"{(sum(sizes) + 1) // 2}B")
+    refuse_if(len(shape) < 2 or prod(shape) < 8 * shape[1], "columns")
+    octets = reader.fields(f"{(shape[1] + 1) // 2}B")
     halves = [half for octet in octets for half in (octet & 15, octet >> 4)]
-    refuse_if(any(halves[sum(sizes) :]), "half a byte")
+    refuse_if(any(halves[shape[1] :]), "half a byte")
     refuse_if(not reader.left, "zeros")
-    exponents = [0]
-    for size, alike in zip(shape, sizes, strict=True):
-        own, halves = halves[:alike] or [0] * size, halves[alike:]
-        exponents = [before + e for before in exponents for e in own]
+    inner = prod(shape[2:])
+    exponents = [e for e in halves[: shape[1]] for _ in range(inner)] * shape[0]
     values = even_steps(reader, shape, least)
     return [ldexp(value, -e) for value, e in zip(values, exponents, strict=True)]
 

@@ -392,11 +392,13 @@ def test_failures_that_are_not_in_a_row_cost_no_momentum() -> None:
     usual = Kept([pack_tensor("0.exp_avg", like_weight(1.0))])
     for device in "0123":
         states.keep(device, replace(usual, optimizer=[*usual.optimizer]))
-        assert not states.note_failure(states.of(device))
-    assert states.note_failure(states.of("4"))
+        assert not states.note_failure(states.of(device), True)
+        # of devices that are not there it says nothing
+        assert not any(states.note_failure(states.of("5"), False) for _ in range(9))
+    assert states.note_failure(states.of("4"), True)
     # of nothing there is nothing to drop
-    assert not states.note_failure(states.of("4"))
-    assert not states.note_failure(states.of("4"))
+    assert not states.note_failure(states.of("4"), True)
+    assert not states.note_failure(states.of("4"), True)
 
 
 def test_what_another_device_has_left_since_is_not_dropped() -> None:
@@ -407,10 +409,10 @@ def test_what_another_device_has_left_since_is_not_dropped() -> None:
     states.keep("1", large)
     started_from = states.of("2")
     states.keep("0", usual)
-    assert not states.note_failure(started_from)
+    assert not states.note_failure(started_from, True)
     assert states.of("2") == usual
     states.keep("1", large)
-    assert states.note_failure(states.of("2"))
+    assert states.note_failure(states.of("2"), False)
     assert states.of("2") == Kept()
 
 

@@ -8,7 +8,7 @@ The sender chooses one of four byte formats by the content, and the stype names 
                       wherever a code is not shorter
 ``array-log/1``       of an optimizer's state: no entry is negative, and not all are
                       zero: `octave_steps`
-``array-levelled/1``  slices of very different scales: `slice_levels`, `even_steps`
+``array-levelled/1``  columns of very different scales: `column_levels`, `even_steps`
 ``array-uniform/1``   all others: `even_steps`
 ====================  ================================================================
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import allocated_entries, view
+from flwr_splitfc.codec.model_arrays.column_levels import fit_levels, unpack_levels
 from flwr_splitfc.codec.model_arrays.even_steps import (
     pack_even_steps,
     unpack_even_steps,
@@ -41,7 +42,6 @@ from flwr_splitfc.codec.model_arrays.octave_steps import (
     pack_octave_steps,
     unpack_octave_steps,
 )
-from flwr_splitfc.codec.model_arrays.slice_levels import fit_levels, unpack_levels
 from flwr_splitfc.codec.subnormals import with_subnormals
 
 EXACT_BITS = 32
@@ -104,7 +104,8 @@ def encode_array(values: NDArray[np.generic], bits: int) -> Array:
 
     Floats take about so many bits an entry if they are Gaussian and fewer if they are
     more peaked. Coded entries are off by half a step at most, the step being ``rms *
-    2^(2 - bits)``. What is too small to be worth it, no float, or not finite, comes
+    2^(2 - bits)``; where columns are of very different scales, each has about the step
+    of its own rms. What is too small to be worth it, no float, or not finite, comes
     back exactly. The sign of a zero may be lost otherwise.
 
     Parameters

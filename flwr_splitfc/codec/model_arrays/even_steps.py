@@ -10,10 +10,11 @@ on average: they have no exact copy, and an average that moves by less than half
 a turn would never move. Below half a step they become 0 all the same. A whole step may
 be a thousand times such an entry, and the optimizer may divide it by a root as small.
 
-One step is for the whole tensor, perhaps after its slices were brought to one scale
-(`slice_levels`). Blocks with a step each, by their largest entry, are for codes without
-a range coder: they even out how many levels entries take, which is what the range coder
-makes free. At a given number of bytes, one step has the least squared error.
+One step is for the whole tensor, perhaps after its columns were brought to one scale
+(`column_levels`). Blocks with a step each, by their largest entry, are for codes
+without a range coder: they even out how many levels entries take, which is what the
+range coder makes free. At a given number of bytes, one step has the least squared
+error.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.model_arrays.blocks import blocks
 from flwr_splitfc.codec.model_arrays.class_code import pack_integers, unpack_integers
+from flwr_splitfc.codec.model_arrays.column_levels import ColumnLevels
 from flwr_splitfc.codec.model_arrays.magnitude_classes import MOST_MAGNITUDE
-from flwr_splitfc.codec.model_arrays.slice_levels import SliceLevels
 
 Entries = NDArray[np.floating[Any]]
 """Those of an array, flat."""
@@ -41,7 +42,7 @@ def pack_even_steps(
     entries: Entries,
     bits: int,
     draw: np.random.Generator | None = None,
-    levels: SliceLevels | None = None,
+    levels: ColumnLevels | None = None,
 ) -> bytes | None:
     """Write finite entries; None where float32 has no step that fits.
 
@@ -73,7 +74,7 @@ def _drawn_multiples(quotients: Doubles, draw: np.random.Generator) -> Doubles:
 
 
 def _step(
-    entries: Entries, bits: int, levels: SliceLevels | None
+    entries: Entries, bits: int, levels: ColumnLevels | None
 ) -> tuple[float, float]:
     """Return the step, which float32 has, and the greatest levelled magnitude.
 
@@ -89,7 +90,7 @@ def _step(
 
 
 def _levelled(
-    entries: Entries, levels: SliceLevels | None
+    entries: Entries, levels: ColumnLevels | None
 ) -> Iterator[tuple[slice, Doubles]]:
     """Yield each block and its entries, after they were levelled."""
     for block in blocks(len(entries)):
@@ -98,7 +99,7 @@ def _levelled(
 
 
 def unpack_even_steps(
-    data: memoryview, entries: Entries, levels: SliceLevels | None = None
+    data: memoryview, entries: Entries, levels: ColumnLevels | None = None
 ) -> None:
     """Read what `pack_even_steps` wrote into entries of the array's type."""
     if len(data) == 0:

@@ -277,7 +277,7 @@ def _check_counts(
     after = _scalars(optimizer_tensors(stepped, names))
     for name, value in _scalars(tensors).items():
         counts = name in before and after.get(name) == before[name] + 1
-        if counts and value < 0:
+        if counts and value < min(0, before[name]):
             raise PayloadError(f"optimizer state {name!r} is {value:g}, and a count")
 
 

@@ -124,17 +124,20 @@ class DeviceStates:
                 self._state[device] = kept.state
             self._levels.add(kept.levels, kept.no_levels)
 
-    def note_failure(self, kept: Kept) -> bool:
+    def note_failure(self, kept: Kept, has_trained: bool) -> bool:
         """Note that a turn failed, and drop relayed optimizer state that may be why.
 
         A device may have left it on purpose, and all that start from it would fail.
         State with very large entries is dropped at the first failure, and other state
-        at the second in a row: a device that fails by itself costs the others nothing.
+        at the second in a row of devices that had begun to train: one that fails by
+        itself, or is not there, costs the others nothing.
 
         Parameters
         ----------
         kept : Kept
             What the turn started from.
+        has_trained : bool
+            Whether the device made a step.
 
         Returns
         -------
@@ -148,8 +151,8 @@ class DeviceStates:
         with self._lock:
             if self._optimizer.get(_RELAYED) is not kept.optimizer:
                 return False
-            if may_stay and not self._has_failed:
-                self._has_failed = True
+            if may_stay and not (has_trained and self._has_failed):
+                self._has_failed |= has_trained
                 return False
             del self._optimizer[_RELAYED]
             self._has_failed = False

@@ -208,7 +208,7 @@ class Turn:
         bool
             Whether that state was dropped, see `DeviceStates.note_failure`.
         """
-        return self.states.note_failure(self._start)
+        return self.states.note_failure(self._start, self._steps > 0)
 
     def open(self) -> None:
         """Begin the turn."""
