@@ -57,8 +57,7 @@ def test_model_arrays() -> None:
         count = int(entries.replace(",", ""))
         taken = 8 * int(size.replace(",", "")) / count
         assert abs(float(bits_an_entry) - taken) < 1e-3
-        # half a byte for each row of 16 of the tables
-        assert taken < int(bits) + 0.45 + 8 * 35 / count
+        assert taken < int(bits) + 0.2 + 8 * 35 / count
 
 
 @pytest.mark.extended
