@@ -12,7 +12,6 @@ Above that stands what `flwr_splitfc.leakage` makes of the features alone.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,29 +91,45 @@ def attacked(private: Batches, mean: Tensor, setting: Setting) -> Tensor:
 
 def by_features(batches: Batches, noise: float) -> str:
     """Return what the leakage command's attacks get of the first batch's features."""
-    half, defence = half_of(batches[0][0]), FeatureDefence(NORM, noise)
-    clip(half, defence)  # as the attacker can
-    take = partial(released, lambda x: defence(x, half(x)), CODEC, samples=MOST)
+    half = half_of(batches[0][0])
+    defence = FeatureDefence(NORM, noise)
+
+    def features(x: Tensor) -> Tensor:
+        return defence(x, half(x))
+
+    # the attacker knows the half and the norm, and trains on the other batches
+    clip(half, defence)
+    known = released(features, CODEC, batches[1:], samples=MOST)
+    private = released(features, CODEC, batches[:1], samples=MOST)
     settings = AttackSettings(steps=300, width=32)
-    found = reconstruct(take(batches[1:]), take(batches[:1]), settings, half=half)
+    found = reconstruct(known, private, settings, half=half)
     return f"{told(found.inputs, found.guesses)} by {found.attack}"
 
 
 def embedding(draw: torch.Generator) -> str:
     """Train an embedding for a turn, and name its tokens by the rows that moved."""
-    tokens, defence = nn.Embedding(TOKENS, 32), FeatureDefence(NORM, noise=4.0)
-    half, server = nn.Sequential(tokens, nn.Linear(32, 32), nn.GELU()), nn.Linear(32, 2)
+    steps, texts, words = 5, 8, 16
+    tokens = nn.Embedding(TOKENS, 32)
+    half = nn.Sequential(tokens, nn.Linear(32, 32), nn.GELU())
+    server = nn.Linear(32, 2)
+    defence = FeatureDefence(NORM, noise=4.0)
     before = tokens.weight.detach().clone()
     optimizer = torch.optim.SGD(half.parameters(), lr=0.1)
-    often = 1 / torch.arange(1, TOKENS + 1)  # as words are
-    texts = often.multinomial(5 * 8 * 16, replacement=True, generator=draw)
-    for x in texts.reshape(5, 8, 16):
+
+    # word n comes with a share of 1 / n, about as in a language
+    shares = 1 / torch.arange(1, TOKENS + 1)
+    count = steps * texts * words
+    drawn = shares.multinomial(count, replacement=True, generator=draw)
+    for x in drawn.reshape(steps, texts, words):
         optimizer.zero_grad()
-        scores = server(defence(x, half(x)).mean(dim=1))
-        nn.functional.cross_entropy(scores, x[:, 0] % 2).backward()
+        features = defence(x, half(x))
+        labels = x[:, 0] % 2
+        nn.functional.cross_entropy(server(features.mean(dim=1)), labels).backward()
         optimizer.step()
-    moved = set((tokens.weight != before).any(dim=1).nonzero().flatten().tolist())
-    true = set(texts.tolist())
+
+    has_moved = (tokens.weight != before).any(dim=1)
+    moved = set(has_moved.nonzero().flatten().tolist())
+    true = set(drawn.tolist())
     return f"{len(moved & true)} of {len(true)} named, {len(moved - true)} wrongly"
 
 
