@@ -134,7 +134,7 @@ def encode_array(values: NDArray[np.generic], bits: int) -> Array:
     >>> decode_array(array).shape
     (32, 64)
     """
-    return _encoded(values, bits, _coded_model)
+    return _encoded(values, bits, _in_even_steps)
 
 
 @with_subnormals
@@ -208,10 +208,6 @@ def _is_worth_coding(entries: NDArray[Any], bits: int) -> bool:
         return False
     # NaN is both then
     return bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
-
-
-def _coded_model(values: NDArray[Any], bits: int) -> _Coded | None:
-    return _in_even_steps(values, bits)
 
 
 def _coded_state(
