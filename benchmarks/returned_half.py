@@ -7,6 +7,9 @@ Of a first linear layer with plain SGD, ``W_before - W_after = rate * sum(d^T x)
 Adam's first moment tells the same sum after one step. The pseudoinverse of all ``d^T``
 gives the inputs: exactly, if a turn has no more of them than the layer has outputs.
 Above that stands what `flwr_splitfc.leakage` makes of the features alone.
+
+A server that chooses its gradients solves for nothing: with a gradient for one sample at
+each output, and none for all others, each row of ``W`` changes by ``rate * x``.
 """
 
 from __future__ import annotations
@@ -106,6 +109,36 @@ def by_features(batches: Batches, noise: float) -> str:
     return f"{told(found.inputs, found.guesses)} by {found.attack}"
 
 
+def chosen_gradients(private: Batches, kernel: int) -> str:
+    """Train for a turn by gradients that the server chooses, and read inputs.
+
+    With a kernel as large as the picture the convolution is a linear layer.
+    """
+    channels, height, width = private[0][0].shape[1:]
+    layer = nn.Conv2d(channels, WIDTH, kernel)
+    # the server hands out a half that is open for all inputs, and shorter than the norm
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, 0.01)
+    half = nn.Sequential(layer, nn.ReLU())
+    defence = FeatureDefence(NORM, noise=8.0)
+    optimizer = torch.optim.SGD(half.parameters(), RATE)
+    top, left = (height - kernel) // 2, (width - kernel) // 2
+
+    # sample n of the turn at output n, as long as there are outputs
+    chosen = torch.eye(ROWS * len(private), WIDTH)
+    for (x, _), gradient in zip(private, chosen.split(ROWS), strict=True):
+        optimizer.zero_grad()
+        features = defence(x, half(x))
+        features[:, :, top, left].backward(gradient)
+        optimizer.step()
+
+    inputs = torch.cat([x for x, _ in private])[:WIDTH]
+    patches = inputs[:, :, top : top + kernel, left : left + kernel]
+    read = -layer.weight.detach() / RATE
+    scores = scores_of(patches, read.clamp(0, 1), 1.0)
+    return f"{scores.psnr:.1f} dB, {len(patches)} of {kernel} x {kernel} pixels"
+
+
 def embedding(draw: torch.Generator) -> str:
     """Train an embedding for a turn, and name its tokens by the rows that moved."""
     steps, texts, words = 5, 8, 16
@@ -156,6 +189,10 @@ def main() -> None:
         private = batches[: setting.steps]
         inputs = torch.cat([x for x, _ in private])
         print(f"{setting}:", told(inputs, attacked(private, mean, setting)))
+    private = batches[:MOST_STEPS]
+    for kernel in (private[0][0].shape[-1], 3):
+        found = chosen_gradients(private, kernel)
+        print(f"chosen gradients, noise=8, {MOST_STEPS} steps:", found)
     print("embedding, noise=4, 5 steps:", embedding(draw))
 
 

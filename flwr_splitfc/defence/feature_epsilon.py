@@ -10,6 +10,8 @@ from typing import Any
 
 from flwr_splitfc.extras import imported
 
+_LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9  # squares of far others leave float64
+_MOST_RELEASES = 10**15
 _LOW_ORDERS = [1 + number / 1000 for number in range(2, 100, 2)]
 
 
@@ -36,10 +38,11 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     Parameters
     ----------
     noise : float
-        The noise's standard deviation over the clipping norm.
+        The noise's standard deviation over the clipping norm, from 1e-9 to 1e9.
     releases : int
         How often a sample's features go up: an epoch is one, so is an evaluation.
-        Against such a server, add the later releases of its turns, of any sample.
+        Against such a server, add the later releases of its turns, of any sample. A
+        whole number, 1e15 at most.
     delta : float (default: 1e-5)
 
     Raises
@@ -54,16 +57,20 @@ def feature_epsilon(noise: float, releases: int, delta: float = 1e-5) -> float:
     >>> round(feature_epsilon(noise=4.0, releases=1), 2)
     2.17
     """
-    if not noise > 0 or releases < 1 or not 0 < delta < 1:
+    is_in_range = _LEAST_NOISE <= noise <= _MOST_NOISE
+    is_count = 1 <= releases <= _MOST_RELEASES and releases % 1 == 0
+    if not is_in_range or not is_count or not 0 < delta < 1:
         raise ValueError(
-            f"noise is {noise}, releases {releases}, delta {delta}: wanted more than "
-            "0, at least 1, and between 0 and 1"
+            f"noise is {noise}, releases {releases}, delta {delta}: wanted "
+            f"{_LEAST_NOISE:g} to {_MOST_NOISE:g}, a whole number from 1 to "
+            f"{_MOST_RELEASES:g}, and between 0 and 1"
         )
     accountant = imported("opacus.accountants", "privacy").RDPAccountant()
     # (multiplier, sampling rate, number of steps)
     accountant.history = [(noise / 2, 1.0, releases)]
     epsilon: float = accountant.get_epsilon(delta, alphas=_orders(accountant))
-    return epsilon
+    # its bound falls below 0 where delta alone allows for all that is told
+    return max(epsilon, 0.0)
 
 
 def _orders(accountant: Any) -> list[float]:

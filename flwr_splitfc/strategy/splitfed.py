@@ -15,6 +15,11 @@ class SplitFedV1(SplitLearning):
     A round ends with the averages of both halves, and each turn begins with a fresh
     optimizer of the device half unless `optimizer_state` says otherwise.
 
+    The server half's copies are weighed by the samples that each device trained on,
+    whatever `devices` does with device halves: a robust strategy there does not keep
+    out a device that sends very many. ``max_train_rows`` times ``max_steps`` of
+    `Limits` is the most samples of a turn.
+
     Implementation based on https://arxiv.org/abs/2004.12088
 
     Parameters

@@ -311,7 +311,25 @@ def test_epsilon_is_above_that_of_the_exact_curve() -> None:
     assert delta_of(epsilon) < delta < delta_of(0.8 * epsilon)
 
 
-@pytest.mark.parametrize("arguments", [(0.0, 1, 0.1), (1.0, 0, 0.1), (1.0, 1, 1.0)])
-def test_epsilon_of_nothing_is_refused(arguments: tuple[float, int, float]) -> None:
-    with pytest.raises(ValueError, match="wanted more than 0, at least 1"):
-        feature_epsilon(*arguments)
+@pytest.mark.parametrize("noise", [0.0, 1e-300, 1e300, math.inf, math.nan])
+def test_epsilon_of_noise_out_of_range_is_refused(noise: float) -> None:
+    with pytest.raises(ValueError, match=r"noise is .*wanted 1e-09 to 1e\+09"):
+        feature_epsilon(noise, 1)
+
+
+@pytest.mark.parametrize("releases", [0, 1.5, 10**16, math.inf, math.nan])
+def test_epsilon_of_no_number_of_releases_is_refused(releases: float) -> None:
+    with pytest.raises(ValueError, match=r"releases .*whole number from 1 to 1e\+15"):
+        feature_epsilon(4.0, releases)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, math.nan])
+def test_epsilon_without_a_delta_is_refused(delta: float) -> None:
+    with pytest.raises(ValueError, match=r"delta .*between 0 and 1"):
+        feature_epsilon(4.0, 1, delta)
+
+
+def test_epsilon_is_a_number_from_zero_to_the_ends_of_both_ranges() -> None:
+    assert feature_epsilon(1000.0, 1, 0.1) == 0
+    assert 0 < feature_epsilon(1e9, 1) < 1
+    assert 1e30 < feature_epsilon(1e-9, 10**15) < math.inf

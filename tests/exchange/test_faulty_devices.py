@@ -14,12 +14,13 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from torch import nn
+from torch import Tensor, nn
 
 from flwr_splitfc import (
     EndpointConfig,
     Limits,
     SplitClientApp,
+    SplitFedV1,
     SplitLearning,
     connect,
     cut_codec,
@@ -27,7 +28,7 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange import HalfTrainer, Session, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
+from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -182,6 +183,35 @@ def test_one_that_goes_on_for_ever():
     strategy = run(endless, max_steps=20)
     only_device_one_failed(strategy, "a session may take 20 steps")
     assert strategy.ledger.of(2, "train").steps == 26
+
+
+def copied_half(num_devices: int, **limits) -> dict[str, Tensor]:
+    """The mean of the server half's copies; device 1 trains on ten times as much."""
+
+    def load_data(context):
+        is_greedy = context.node_config["partition-id"] == 1
+        return batches(30 if is_greedy else 3), None
+
+    devices = FedAvg(
+        min_train_nodes=1, min_available_nodes=num_devices, fraction_evaluate=0.0
+    )
+    strategy = SplitFedV1(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        SGD,
+        devices=devices,
+        endpoint=EndpointConfig(limits=Limits(**limits)),
+    )
+    app = SplitClientApp(DeviceHalf, load_data, SGD)
+    arrays = ArrayRecord(seeded(DeviceHalf).state_dict())
+    strategy.start(LocalGrid(app, num_devices), arrays, 1)
+    return weights(strategy.server_model)
+
+
+def test_one_with_more_samples_than_a_turn_may_have_is_in_no_mean_of_copies():
+    of_device_zero = copied_half(1)
+    assert not same(copied_half(2), of_device_zero)
+    assert same(copied_half(2, max_steps=3), of_device_zero)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
