@@ -21,8 +21,9 @@ from flwr_splitfc.exchange.device.identity import answer_device_query
 from flwr_splitfc.exchange.device.model_codec_mod import model_codec_mod
 from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.device_query import ACTION
-from flwr_splitfc.exchange.protocol.ticket import has_ticket
+from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import JoinedModel, LossFn, split_at
+from flwr_splitfc.model.cutting import check_meeting, end_of
 
 
 class DeviceApp(ClientApp):
@@ -90,12 +91,14 @@ def model_for(
     Raises
     ------
     ValueError
-        If the model is to be cut, and nothing says where; or if the message does not
-        bring the arrays of one model.
+        If the model is to be cut, and nothing says where; if it is cut elsewhere than
+        on the server, where `split_at` cut it there; or if the message does not bring
+        the arrays of one model.
     """
     model = whole
     if has_ticket(message):
         model = _device_half(whole, cut, also, inputs)
+        check_meeting(end_of(model), Ticket.from_message(message).cut)
     model.load_state_dict(_only_arrays(message).to_torch_state_dict())
     return model
 

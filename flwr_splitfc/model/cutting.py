@@ -2,13 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from flwr_splitfc.model.traced import call_of, check_train, has_hooks, split_traced
 
-_server_halves: WeakSet[nn.Module] = WeakSet()
+_ends: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_begins: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Where parts of models that were cut begin and end."""
 
 
 def split_at(
@@ -73,14 +75,52 @@ def split_at(
     else:
         halves = split_traced(model, name, also, inputs)
     _check_tied(*halves)
-    _, server_half = halves
-    _server_halves.add(server_half)
+    device_half, server_half = halves
+    _ends[device_half] = _begins[server_half] = ", ".join([name, *sorted(also)])
+    if model in _begins:
+        # the middle of a model that is cut twice
+        _begins[device_half] = _begins[model]
     return halves
 
 
-def is_server_half(model: nn.Module) -> bool:
-    """Tell whether `split_at` made it: its device half then has none of its names."""
-    return model in _server_halves
+def end_of(part: nn.Module) -> str:
+    """Return the layers after which `split_at` ended a part; "" where it did not."""
+    return _ends.get(part, "")
+
+
+def beginning_of(part: nn.Module) -> str:
+    """Return the layers after which `split_at` began a part; "" where it did not.
+
+    What it began has entries of other names than what comes before.
+    """
+    return _begins.get(part, "")
+
+
+def check_meeting(end: str, beginning: str) -> None:
+    """Refuse parts that do not meet: one ends where the other does not begin.
+
+    Layers in between without parameters would run on neither side, or on both, and the
+    arrays would fit all the same.
+
+    Parameters
+    ----------
+    end, beginning : str
+        Of the two parts; "" where it is not known.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> check_meeting("relu", "relu")
+    >>> check_meeting("conv", "")
+    """
+    if end and beginning and end != beginning:
+        raise ValueError(
+            f"one part of the model ends after {end!r}, and the next begins after "
+            f"{beginning!r}: ClientApp and ServerApp have to name the same layer"
+        )
 
 
 def _check_tied(device: nn.Module, server: nn.Module) -> None:

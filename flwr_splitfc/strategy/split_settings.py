@@ -25,7 +25,7 @@ from flwr_splitfc.exchange.protocol.ticket import MOST_UNDER_WAY
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
-from flwr_splitfc.model.cutting import is_server_half
+from flwr_splitfc.model.cutting import beginning_of
 from flwr_splitfc.model.part_checks import (
     check_factory,
     check_function,
@@ -208,7 +208,7 @@ def check_initial_arrays(arrays: ArrayRecord, server_model: nn.Module) -> None:
     """
     sent = {name: tuple(array.shape) for name, array in arrays.items()}
     # a JoinedModel's, and those of a model that was cut
-    prefixes = ["server.", ""] if is_server_half(server_model) else ["server."]
+    prefixes = ["server.", ""] if beginning_of(server_model) else ["server."]
     for prefix in prefixes:
         of_server = {
             prefix + name: tuple(entry.shape)

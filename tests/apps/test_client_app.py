@@ -13,7 +13,14 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flwr_splitfc import HeadAndTail, JoinedModel, RunFailed, SplitClientApp, SplitFedV2
+from flwr_splitfc import (
+    HeadAndTail,
+    JoinedModel,
+    RunFailed,
+    SplitClientApp,
+    SplitFedV2,
+    split_at,
+)
 from flwr_splitfc.apps.accuracy import accuracy
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.local_session import LocalSession
@@ -344,3 +351,35 @@ def test_training_with_last_layers_means_over_the_labels_that_count() -> None:
     result = strategy.start(LocalGrid(app, 2), arrays, 1)
     found = result.train_metrics_clientapp[1]
     assert found["train_loss"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [(1, 3, None), (0, 3, "after '0', and .* '1'"), (1, 4, "after '3', and .* '4'")],
+)
+def test_parts_that_do_not_meet_are_told(
+    first: int, second: int, told: str | None
+) -> None:
+    """Layers in between without entries would run nowhere, or twice."""
+
+    def parts(first: int, second: int) -> list[nn.Module]:
+        layers = [DeviceHalf(), nn.ReLU(), ServerHalf(), nn.ReLU(), nn.ReLU()]
+        whole = nn.Sequential(*layers, nn.Linear(CLASSES, CLASSES))
+        head, rest = split_at(whole, first)
+        return [head, *split_at(rest, str(second))]
+
+    head, middle, tail = parts(1, 3)
+    app = SplitClientApp(
+        lambda: parts(first, second)[0],
+        lambda context: (DATA, DATA),
+        ADAM,
+        tail=lambda: parts(first, second)[2],
+        loss_fn=CROSS_ENTROPY,
+    )
+    strategy = SplitFedV2(middle, None, ADAM, device="cpu")
+    arrays = ArrayRecord(HeadAndTail(head, tail).state_dict())
+    if told is None:
+        strategy.start(LocalGrid(app, 2), arrays, 1)
+        return
+    with pytest.raises(RunFailed, match=told):
+        strategy.start(LocalGrid(app, 2), arrays, 1)

@@ -177,6 +177,20 @@ def test_a_model_without_a_cut_says_what_is_missing() -> None:
         split.start(grid, ArrayRecord(seeded(DeviceHalf).state_dict()), 1)
 
 
+def test_sides_that_cut_at_different_layers_are_told() -> None:
+    """The layer in between has no entries, so the arrays fit all the same."""
+
+    def whole() -> nn.Module:
+        return nn.Sequential(DeviceHalf(), nn.ReLU(), ServerHalf())
+
+    device, server = split_at(seeded(whole), 1)
+    split = SplitLearning(server, CROSS_ENTROPY, ADAM, devices=in_turn(), device="cpu")
+    arrays = ArrayRecord(device.state_dict())
+    with pytest.raises(RunFailed, match="ends after '0', and the next begins after '1"):
+        split.start(LocalGrid(make_app(whole, 0), 1), arrays, 1)
+    split.start(LocalGrid(make_app(whole, 1), 1), arrays, 1)
+
+
 @pytest.mark.parametrize("kind", [FedAvg, SplitFedV2])
 def test_a_turns_seed_is_of_the_run_the_device_and_the_round(kind: Any) -> None:
     """With a split strategy and without: the same turn has the same seed again."""

@@ -23,6 +23,8 @@ _KEEPS_OPTIMIZER_KEY = "keeps-optimizer"
 _PIPELINE_DEPTH_KEY = "pipeline-depth"
 _DECOUPLED_KEY = "decoupled"
 _SEND_EVERY_KEY = "send-every"
+_CUT_KEY = "cut"
+_OUTPUT_CUT_KEY = "output-cut"
 _CODEC_PREFIX = "codec."
 _OUTPUT_CODEC_PREFIX = "output-codec."
 
@@ -84,6 +86,9 @@ class Ticket:
         down.
     send_every : int
         Of so many mini-batches one goes up, the first; in decoupled training.
+    cut, output_cut : str
+        The layers after which the server half begins and ends, where `split_at` made
+        it; otherwise empty.
     protocol : int
         The version of the exchange that both sides speak.
     """
@@ -104,6 +109,8 @@ class Ticket:
     pipeline_depth: int = 1
     decoupled: bool = False
     send_every: int = 1
+    cut: str = ""
+    output_cut: str = ""
     protocol: int = PROTOCOLS[-1]
 
     @property
@@ -123,6 +130,8 @@ class Ticket:
             "seed": self.seed,
             "tls": self.tls,
             "authority": self.authority,
+            _CUT_KEY: self.cut,
+            _OUTPUT_CUT_KEY: self.output_cut,
         }
         if self.reconnect_timeout_s != _RECONNECT_TIMEOUT_S:
             # devices want a float, which whole seconds may not be
@@ -191,6 +200,8 @@ class Ticket:
             pipeline_depth=_pipeline_depth(record),
             decoupled=_typed(record, _DECOUPLED_KEY, bool, default=False),
             send_every=_count(record, _SEND_EVERY_KEY),
+            cut=_printable(record, _CUT_KEY, default=""),
+            output_cut=_printable(record, _OUTPUT_CUT_KEY, default=""),
             protocol=protocol,
         )
 

@@ -24,6 +24,7 @@ from flwr_splitfc.exchange.server.trained_step import StepListener
 from flwr_splitfc.exchange.server.turn import Turn
 from flwr_splitfc.exchange.server.turn_accounts import TurnAccounts
 from flwr_splitfc.exchange.server.work_budget import WorkBudget
+from flwr_splitfc.model.cutting import beginning_of, end_of
 
 logger = getLogger("flwr")
 
@@ -196,6 +197,8 @@ class SplitEndpoint:
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
             send_every=self.send_every if purpose == "train" else 1,
+            cut=beginning_of(self.halves.half.model),
+            output_cut=end_of(self.halves.half.model),
         )
 
     def kept(self, token: str) -> pb.Kept:
