@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
+from flwr_splitfc.exchange.protocol.whole_numbers import with_whole_numbers
 from flwr_splitfc.strategy.innermost import layers, name_of
 from flwr_splitfc.strategy.resumable import remembered, way_back
 
@@ -31,7 +32,8 @@ def combined(
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
     """Return what a strategy makes of replies, as `Strategy.aggregate_train`.
 
-    It warns where that is no arrays, though there are some in replies.
+    Whole numbers stay such. It warns where that is no arrays, though there are some in
+    replies.
 
     Parameters
     ----------
@@ -59,7 +61,8 @@ def combined(
         raise
     if arrays is None:
         _warn_if_dropped(devices, server_round, replies)
-    return arrays, averages
+        return None, averages
+    return with_whole_numbers(arrays, sent), averages
 
 
 def _finite(

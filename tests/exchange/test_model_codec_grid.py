@@ -343,3 +343,35 @@ def test_the_model_is_trained_with_torch(tmp_path):
     # each round leaves the 4 bits' share of the change, which shrinks round by round
     assert errors[4] < 1e-2 * at_start
     assert errors[32] < 1e-2 * at_start
+
+
+def test_whole_numbers_stay_such_though_the_strategy_averages_them():
+    table = np.random.default_rng(2).integers(0, 49, (49, 49))
+    table[0, 0] = np.iinfo(np.int64).max  # as one that means none
+    mask = table % 2 == 0
+    seen = []
+    app = ClientApp(mods=[model_codec_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = message.content["arrays"]
+        seen.append(arrays)
+        # two devices of three count one more in each round
+        count = np.asarray(arrays["count"].numpy() + (len(seen) % 3 > 0))
+        content = {
+            "arrays": ArrayRecord({**arrays, "count": Array(count)}),
+            "metrics": MetricRecord({"num-examples": 7}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    arrays = ArrayRecord(
+        {"table": Array(table), "mask": Array(mask), "count": Array(np.array(0))}
+    )
+    grid = ModelCodecGrid(LocalGrid(app, 3, workers=0), 8)
+    fedavg(fraction_evaluate=0.0).start(grid, arrays, 4)
+    assert len(seen) == 12
+    for each in seen:
+        np.testing.assert_array_equal(each["table"].numpy(), table, strict=True)
+        np.testing.assert_array_equal(each["mask"].numpy(), mask, strict=True)
+    counts = [each["count"].numpy() for each in seen[::3]]
+    np.testing.assert_array_equal(counts, range(4), strict=True)

@@ -17,6 +17,8 @@ from flwr_splitfc import (
     RoundRobin,
     SplitClientApp,
     SplitFC,
+    SplitFedV1,
+    SplitFedV2,
     SplitLearning,
     answer_device_query,
     connect,
@@ -203,6 +205,14 @@ def test_a_loop_of_ones_own_with_the_mod_and_without(caplog: Any) -> None:
     assert caplog.text.count("no flwr_splitfc.model_codec_mod among its mods") == 1
 
 
+def test_without_the_query_nobody_says_that_the_mod_is_missing(caplog: Any) -> None:
+    client = ClientApp(mods=[model_codec_mod])
+    client.train()(own_loop)
+    run(client, model_bits=4, devices=IN_TURN)
+    assert caplog.text.count("did not answer the query by which a ClientApp says") == 1
+    assert "among its mods" not in caplog.text
+
+
 def test_other_mods_see_whole_models() -> None:
     """`LocalDpMod` counts records and computes with the arrays, in a relay, too."""
     private = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=1e6, delta=1e-5)
@@ -229,3 +239,29 @@ def test_coded_state_that_is_none_is_not_relayed(frame: pb.Tensor, why: str) -> 
     half = [tuple(array.shape) for array in DeviceHalf().state_dict().values()]
     with pytest.raises(StateRefused, match=why):
         check_relayed([frame], half)
+
+
+class Neighbours(nn.Sequential):
+    """A half that knows by a table whose values it takes together."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 64))
+        table = torch.arange(64 * 9).reshape(64, 9) * 7 % 64
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, self.table].sum(2)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, SplitFedV2])
+@pytest.mark.parametrize("codec", ["float32", "splitfc-rd"])
+def test_whole_numbers_of_the_half_stay_though_devices_are_averaged(
+    strategy: type[SplitLearning], codec: str
+) -> None:
+    half = seeded(Neighbours)
+    split = strategy(seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, codec=codec)
+    client = SplitClientApp(Neighbours, load_data, ADAM)
+    result = split.start(LocalGrid(client, 7), ArrayRecord(half.state_dict()), 3)
+    table = result.arrays.to_torch_state_dict()["table"]
+    assert table.dtype == torch.int64
+    assert torch.equal(table, half.table)

@@ -15,8 +15,27 @@ from flwr_splitfc.exchange.protocol.model_record import (
     unpack_model,
 )
 from flwr_splitfc.exchange.protocol.split_errors import ProtocolError
+from flwr_splitfc.exchange.protocol.whole_numbers import (
+    whole_numbers,
+    with_whole_numbers,
+)
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import error_reply, purpose_of
+
+_WITHOUT_MOD = (
+    "Node %d gets and returns float32 models: its ClientApp has no "
+    "flwr_splitfc.model_codec_mod among its mods"
+)
+_WITHOUT_QUERY = (
+    "Node %d gets and returns float32 models: it did not answer the query by which a "
+    "ClientApp says that it has flwr_splitfc.model_codec_mod; see "
+    "flwr_splitfc.answer_device_query"
+)
+# what comes back under a key may be no model that was trained from the one there
+_SEVERAL = (
+    "The strategy's messages have several ArrayRecords, which travel as they are: "
+    "model_bits are for messages with the model alone"
+)
 
 logger = getLogger("flwr")
 
@@ -40,8 +59,9 @@ class ModelCoder:
         self.devices = devices
         # with the message, so that its id stays its own
         self._sent: dict[int, tuple[Message, dict[str, ArrayRecord]]] = {}
-        self._last_coded = (ArrayRecord(), ArrayRecord())
-        self._warned = False
+        self._last_coded = (ArrayRecord(), ArrayRecord(), ArrayRecord())
+        self._whole: dict[str, ArrayRecord] = {}
+        self._warned: set[str] = set()
 
     def encode(self, message: Message) -> None:
         """Code the models in a message to train or to evaluate."""
@@ -49,8 +69,12 @@ class ModelCoder:
             return
         if not self._is_understood(message.metadata.dst_node_id):
             return
-        models = dict(message.content.array_records)
-        coded = {key: self._coded(model) for key, model in models.items()}
+        if len(message.content.array_records) > 1:
+            self._warn_once(_SEVERAL)
+            return
+        models, coded = {}, {}
+        for key, model in message.content.array_records.items():
+            models[key], coded[key] = self._coded(key, model)
         # a new content: strategies share one among their messages
         message.content = RecordDict({**message.content, **coded})
         self._sent[id(message)] = message, models
@@ -86,25 +110,29 @@ class ModelCoder:
         for message in messages:
             self._sent.pop(id(message), None)
         # a strategy may change the last model in place: the next is coded anew
-        self._last_coded = (ArrayRecord(), ArrayRecord())
+        self._last_coded = (ArrayRecord(), ArrayRecord(), ArrayRecord())
 
-    def _coded(self, model: ArrayRecord) -> ArrayRecord:
-        """Code a model, once for all messages that share it."""
-        last, coded = self._last_coded
+    def _coded(self, key: str, model: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
+        """Return a model as it is sent, and coded, once for all messages that share it.
+
+        Whole numbers are sent as such, though the strategy has averaged them.
+        """
+        last, exact, coded = self._last_coded
         if model is not last:
-            weights = self.codec.encode_weights(model)
-            coded = pack_model(weights, self.codec.changes)
-            self._last_coded = model, coded
-        return coded
+            exact = with_whole_numbers(model, self._whole.get(key, model))
+            self._whole[key] = whole_numbers(exact)
+            coded = pack_model(self.codec.encode_weights(exact), self.codec.changes)
+            self._last_coded = model, exact, coded
+        return exact, coded
 
     def _is_understood(self, node_id: int) -> bool:
         if self.devices is None or self.devices.takes_coded_arrays(node_id):
             return True
-        if not self._warned:
-            logger.warning(
-                "Node %d gets and returns float32 models: its ClientApp has no "
-                "flwr_splitfc.model_codec_mod among its mods",
-                node_id,
-            )
-            self._warned = True
+        answered = self.devices.has_answered(node_id)
+        self._warn_once(_WITHOUT_MOD if answered else _WITHOUT_QUERY, node_id)
         return False
+
+    def _warn_once(self, warning: str, *about: object) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            logger.warning(warning, *about)

@@ -1,0 +1,60 @@
+"""Whole numbers in a model's arrays, such as counts, masks and tables of indices.
+
+Flower's strategies average every array in floats. A device that loads 2.999... into an
+array of integers gets 2, and an average that is coded as a weight is off by more.
+"""
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+_ROUNDING = 1e-12  # of a mean in float64, relative
+
+
+def whole_numbers(model: ArrayRecord) -> ArrayRecord:
+    """Return the arrays of a model that hold integers or bools.
+
+    >>> model = ArrayRecord({"count": Array(np.array(3)), "scale": Array(np.ones(2))})
+    >>> list(whole_numbers(model))
+    ['count']
+    """
+    return ArrayRecord(
+        {name: array for name, array in model.items() if _kind(array) in "biu"}
+    )
+
+
+def with_whole_numbers(averaged: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+    """Return averages of models, with whole numbers where the models had them.
+
+    What moved by half at most is as it was before, and the rest is rounded.
+
+    Parameters
+    ----------
+    averaged, before : ArrayRecord
+        Arrays of floats in `averaged` that `before` has as integers or bools, in the
+        same shape, get back their type.
+
+    Examples
+    --------
+    >>> before = ArrayRecord({"count": Array(np.array([3, 3]))})
+    >>> averaged = ArrayRecord({"count": Array(np.array([2.9999999, 4.6]))})
+    >>> with_whole_numbers(averaged, before)["count"].numpy()
+    array([3, 5])
+    """
+    models = ArrayRecord(dict(averaged))
+    for name, array in whole_numbers(before).items():
+        mean = averaged.get(name)
+        if mean is not None and mean.shape == array.shape and _kind(mean) == "f":
+            models[name] = Array(_rounded(mean.numpy(), array.numpy()))
+    return models
+
+
+def _rounded(means: np.ndarray, before: np.ndarray) -> np.ndarray:
+    # not all of rounded means fit: that of the greatest integer, or of NaN
+    is_as_before = np.isclose(means, before, rtol=_ROUNDING, atol=0.5)
+    with np.errstate(invalid="ignore"):
+        rounded = np.rint(means).astype(before.dtype)
+    return np.where(is_as_before | ~np.isfinite(means), before, rounded)
+
+
+def _kind(array: Array) -> str:
+    return np.dtype(array.dtype).kind
