@@ -7,9 +7,10 @@
 
 Each run trains both halves in one process, what crosses the cut through a codec and a
 defence. Then an attacker that has the device half and the data of half of the devices
-learns the way from features to images, by a network or by ridge regression, or inverts
-the device half, whichever is best, and applies it to images of the other devices. Runs that the file already has are
-not repeated. `docs/results/leakage.md` has the numbers.
+learns the way from features to images, by a network or by ridge regression, inverts the
+device half, or weighs the images that it has, whichever is best, and applies it to
+images of the other devices. Runs that the file already has are not repeated.
+`docs/results/leakage.md` has the numbers.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class Run:
     seconds : float
     by : str
         The attack that was used; earlier runs, which do not say it, had the network.
+    releases : int
+        Of each sample, linked: what is attacked is the mean of its features.
     """
 
     app: str
@@ -159,11 +162,13 @@ class Run:
     guesses: str
     seconds: float
     by: str = "network"
+    releases: int = 1
 
     @property
-    def key(self) -> tuple[str, str, str, int, int]:
+    def key(self) -> tuple[str, str, str, int, int, int]:
         """What two runs have in common if one need not be done."""
-        return self.app, self.cut, self.method, self.seed, self.steps
+        about = self.app, self.cut, self.method
+        return *about, self.seed, self.steps, self.releases
 
 
 def run(
@@ -203,7 +208,7 @@ def run(
     ):
         parts.append(
             released(
-                halves[0],
+                lambda x: _mean_of_releases(halves[0], x, options.releases),
                 codec,
                 epochs(train_set, devices, app, seed),
                 samples=samples,
@@ -233,6 +238,7 @@ def run(
         correlation=correlation,
         feature_norm=exact.flatten(1).norm(dim=1).median().item(),
         seconds=time.perf_counter() - start,
+        releases=options.releases,
         **_numbers(outcome),
     )
     print(
@@ -242,6 +248,11 @@ def run(
         flush=True,
     )
     return made
+
+
+def _mean_of_releases(half: nn.Module, x: Tensor, releases: int) -> Tensor:
+    """Return the mean of features (B, ...) that were released so many times."""
+    return sum(half(x) for _ in range(releases)) / releases
 
 
 def epochs(
@@ -408,6 +419,7 @@ def arguments() -> argparse.Namespace:
         "--known": 4000,
         "--attacked": 500,
         "--tested": 10000,
+        "--releases": 1,
     }.items():
         parser.add_argument(
             option, type=int, default=default, help="(default: %(default)s)"
@@ -429,7 +441,7 @@ def main() -> None:
         print(
             f"{run.app:6}{run.cut:8} {run.method:34}{run.seed:2}"
             f"{run.uplink_bits:8.3f} bits{run.accuracy:7.1f} %"
-            f"{run.noisy_accuracy:7.1f} %  {run.by:13}"
+            f"{run.noisy_accuracy:7.1f} %{run.releases:4} releases  {run.by:13}"
             f"MSE {run.mse:.4f} PSNR {run.psnr:5.2f} "
             f"SSIM {run.ssim:.3f} ({run.trivial_ssim:.3f})  dCor {run.correlation:.2f} "
             f"norm {run.feature_norm:.1f}"
@@ -449,7 +461,8 @@ def make_missing(options: argparse.Namespace) -> None:
     for seed in map(int, options.seeds.split(",")):
         for cut in options.cuts.split(","):
             for method in options.methods.split(","):
-                if (options.app, cut, method, seed, options.steps) in done:
+                key = (options.app, cut, method, seed, options.steps, options.releases)
+                if key in done:
                     continue
                 made = run(options.app, cut, method, options, seed)
                 with options.runs.open("a") as file:

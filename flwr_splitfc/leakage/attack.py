@@ -6,6 +6,8 @@ that learns it is a "black-box inverse network" of He, Zhang and Lee, "Model inv
 attacks against collaborative inference", ACSAC 2019. Where features are precise, ridge
 regression often comes closer. A server has the device half, too, and undoes it: by
 least squares where it is linear, and otherwise step by step from the best guess so far.
+And so it has the features of known samples without noise, which teach it more than one
+noisy release of each.
 
 All are judged on known samples that none of them learned from.
 """
@@ -23,9 +25,10 @@ from flwr_splitfc.leakage.inversion import by_inversion
 from flwr_splitfc.leakage.least_squares import by_least_squares
 from flwr_splitfc.leakage.nearest import by_nearest
 from flwr_splitfc.leakage.network import numbers_by_network, tokens_by_network
+from flwr_splitfc.leakage.posterior import by_posterior
 from flwr_splitfc.leakage.releases import Releases
-from flwr_splitfc.leakage.replay import comes_again
-from flwr_splitfc.leakage.ridge import by_column_ridge, by_ridge
+from flwr_splitfc.leakage.replay import comes_again, without_noise
+from flwr_splitfc.leakage.ridge import by_clean_ridge, by_column_ridge, by_ridge
 from flwr_splitfc.leakage.scores import Scores, scores_of
 from flwr_splitfc.leakage.units import InUnits, Units
 from flwr_splitfc.model import LossFn
@@ -52,9 +55,11 @@ class Reconstruction:
         their commonest tokens.
     attack : str
         What the guesses are made by: "network", "ridge", "column ridge" (ridge
-        regression on the columns that came with each batch), "least squares",
-        "inversion", or "mean" where none was better than the trivial attack; of tokens
-        "network", "nearest" or "commonest".
+        regression on the columns that came with each batch), "clean ridge" (that on
+        known features before noise and codec), "posterior" (the mean of known inputs,
+        weighted by how likely each is), "least squares", "inversion", or "mean" where
+        none was better than the trivial attack; of tokens "network", "nearest" or
+        "commonest".
     known_count : int
         How many samples the attacker had.
     part : str
@@ -96,7 +101,8 @@ def reconstruct(
     half : nn.Module, optional
         The device half that made the features, in the modes in which it made them, and
         without the noise of a defence. It is left as it is. Without it there are
-        neither least squares nor inversion, nor nearest tokens.
+        neither least squares nor inversion, nor nearest tokens, and known features
+        before the codec are those with noise.
 
     Raises
     ------
@@ -114,6 +120,7 @@ def reconstruct(
         half = None if half is None else InUnits(half, units)
     evidence = Evidence(known, attacked, half)
     evidence = replace(evidence, as_sent=comes_again(evidence))
+    evidence = replace(evidence, known=without_noise(evidence))
     settings = settings or AttackSettings()
     guess = _guess_numbers if known.inputs.is_floating_point() else _guess_tokens
     attack, guesses, left_out = guess(evidence, settings)
@@ -191,7 +198,9 @@ def _constant(evidence: Evidence, settings: AttackSettings) -> Guesses:
 _OF_NUMBERS: dict[str, Attack] = {
     "mean": _constant,
     "ridge": by_ridge,
+    "clean ridge": by_clean_ridge,
     "column ridge": by_column_ridge,
+    "posterior": by_posterior,
     "least squares": by_least_squares,
     "network": numbers_by_network,
 }

@@ -158,7 +158,8 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     dict
         The `steps`, the `attack` that was best and the fields of its `Scores`;
         `trivial` has those of the attack that knows no features, and `left_out` says
-        which attacks could not be tried. `knows_draws` is the `Reconstruction`'s, and
+        which attacks could not be tried. `releases` says how many of each attacked
+        sample they saw. `knows_draws` is the `Reconstruction`'s, and
         `levelled` and `levels_not_known` are the `Attacked`'s.
 
     Raises
@@ -174,6 +175,7 @@ def attack(folder: Path, app: Path, steps: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "inversion_steps": settings.inversion_steps,
+        "releases": 1,
         "attack": outcome.attack,
         "left_out": dict(outcome.left_out),
         "knows_draws": outcome.knows_draws,

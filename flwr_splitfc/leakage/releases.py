@@ -48,8 +48,8 @@ class Releases:
         The number of the batch that each sample was sent in, rising; default: each was
         sent alone.
     own : Tensor of shape (N, ...), optional
-        The features as they left the half, before the codec. An attacker has only those
-        of samples that it knows: it has the half.
+        The features before the codec. An attacker has only those of samples that it
+        knows: it has the half, which gives them without the noise of a defence.
     sent : Tensor of shape (N, D), optional
         Which entries of the features were sent, bool; default: all.
     part : str

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,25 @@ def comes_again(evidence: Evidence) -> bool:
     drawn, not_drawn = errors
     # of features that are no numbers, neither is closer
     return not drawn > _AS_CLOSE * not_drawn
+
+
+@torch.no_grad()
+def without_noise(evidence: Evidence) -> Releases:
+    """Return the known releases, whose own features (N, ...) are what the half gives.
+
+    The noise of a defence comes after the half. They stay as they are if the half does
+    not give them.
+    """
+    half, known = evidence.half, evidence.known
+    if half is None or known.part or known.own is None:
+        return known
+    try:
+        own = _again(half, known, evidence.as_sent)
+    except LeftOut:
+        return known
+    if own.shape != known.own.flatten(1).shape:
+        return known
+    return replace(known, own=own.reshape(known.own.shape))
 
 
 def _again(half: nn.Module, known: Releases, as_sent: bool) -> Tensor:

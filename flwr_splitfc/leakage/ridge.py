@@ -12,6 +12,10 @@ the known samples are many.
 Where a codec leaves columns of a batch out, others in each batch, one map serves them
 all badly. But the server knows which columns came, and has all columns of the samples
 that it knows: so (1) is also solved for each batch, on the columns that it has.
+
+Where features have noise, (1) is also solved with the features of known samples without
+it, which the device half gives. The penalty then stands for ``N`` times the variance of
+the noise, as in a Wiener filter, and is the one that is best on noisy features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,27 +30,40 @@ from flwr_splitfc.leakage.releases import Releases
 
 # over the mean square of a known sample's features; from the largest on, with which (1)
 # is best conditioned: an error that is not a number is never less than the one before
-_PENALTIES = [10.0**power for power in (*range(2, -7, -1), -8, -10, -12)]
+_POWERS = (4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5, 0, -0.5, *range(-1, -7, -1), -8, -10, -12)
+_PENALTIES = [10.0**power for power in _POWERS]
 _LEAST_PENALTY = 1e-30  # where all features are alike
 _MOST_SAMPLES = 5000  # of which (1) is solved: the matrix then has 200 MB
 _COLUMNS_AT_ONCE = 1024
 
 
 def by_ridge(evidence: Evidence, settings: AttackSettings) -> Guesses:
-    """Guess inputs (M, ...) from features with zeros for what did not come.
+    """Guess inputs (M, ...) from features with zeros for what did not come."""
+    return _by_one_map(evidence, evidence.known.features)
+
+
+def by_clean_ridge(evidence: Evidence, settings: AttackSettings) -> Guesses | None:
+    """Guess inputs (M, ...) by known features before noise and codec.
+
+    None if nothing tells these, or if columns were left out.
+    """
+    known = evidence.known
+    if known.own is None or known.sent is not None:
+        return None
+    return _by_one_map(evidence, known.own)
+
+
+def _by_one_map(evidence: Evidence, features: Tensor) -> Guesses:
+    """Guess inputs (M, ...) by features (N, ...) of the known samples.
 
     The penalty is the one that is best on the samples held out. With it, what is
     attacked is guessed from all known samples, up to 5,000.
     """
-    kept, held_out, known, attacked = (
-        evidence.standard(releases.features).flatten(1)
-        for releases in (
-            evidence.kept,
-            evidence.held_out,
-            evidence.known,
-            evidence.attacked,
-        )
+    known, held_out, attacked = (
+        evidence.standard(each).flatten(1)
+        for each in (features, evidence.held_out.features, evidence.attacked.features)
     )
+    kept = known[: len(evidence.kept.inputs)]
     tried = list(_guessed(kept, evidence.kept.inputs, held_out, _PENALTIES))
     wanted = evidence.held_out.inputs
     best = _best([F.mse_loss(guesses, wanted).item() for guesses in tried])

@@ -257,6 +257,36 @@ def test_draws_that_nobody_tells_are_not_guessed(is_own: bool) -> None:
     assert not outcome.knows_draws
 
 
+def noisy_clusters(noise: float, seed: int = 0) -> Reconstruction:
+    """An attack on noisy features of inputs that lie in ten places."""
+    draw = torch.Generator().manual_seed(seed)
+    places = torch.randn(10, 8, generator=draw)
+    rows = torch.randint(10, (576,), generator=draw)
+    inputs = places[rows] + 0.1 * torch.randn(576, 8, generator=draw)
+    half = seeded(lambda: nn.Sequential(nn.Linear(8, 200), nn.ReLU()), seed)
+    defence = FeatureDefence(clip_norm=20.0, noise=noise)
+    known, others = shares(lambda x: defence(x, half(x)), inputs, known=512)
+    return reconstruct(known, others, SHORT, half=half)
+
+
+def test_noise_hides_less_from_who_has_known_features_without_it() -> None:
+    """Ten seeds gave 0.010 to 0.017 of the mean's error; noisy ones alone 0.08 to 0.12."""
+    outcome = noisy_clusters(noise=0.03)
+    assert outcome.attack == "posterior"
+    assert outcome.scores.mse < 0.04 * outcome.trivial.mse
+
+
+def test_a_linear_map_is_learned_from_known_features_without_noise() -> None:
+    """Ten seeds gave 0.72 to 0.90 of the error of what is learned with noise."""
+    half = seeded(shallow_half)
+    defence = FeatureDefence(clip_norm=20.0, noise=0.003)
+    known, others = shares(lambda x: defence(x, half(x)), blobs(576, 0), known=512)
+    outcome = reconstruct(known, others, SHORT, half=half)
+    with_noise = reconstruct(known, others, SHORT)
+    assert outcome.attack == "clean ridge"
+    assert outcome.scores.mse < with_noise.scores.mse
+
+
 def test_a_linear_half_is_undone_with_few_known_samples() -> None:
     """Ten seeds gave 66 to 140 dB."""
     outcome = of_half(nn.Linear(20, 40), torch.rand(96, 20), known=12)
