@@ -55,7 +55,7 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     ------
     ValueError
         If a value is not of its field's type, or an integer of more than 64 bits; an
-        integer is a float, too.
+        integer is a float, too. If a field's key is written with underscores.
 
     Examples
     --------
@@ -68,6 +68,7 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     Turn(batch_size=32, learning_rate=0.001)
     """
     hints = get_type_hints(kind)
+    check_dashes(config, [key_of(name) for name in hints])
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]
         name = field.name
@@ -77,6 +78,31 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
                 check_int64(config[key])
             values[name] = check_scalar(key, config[key], hints[name])
     return kind(**values)
+
+
+def check_dashes(config: RunConfig, keys: Iterable[str]) -> None:
+    """Refuse keys that nobody reads, since they are written with underscores.
+
+    Parameters
+    ----------
+    config : mapping
+    keys : iterable of str
+        Those that are read.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> check_dashes({"feature_noise": 0.5}, ["feature-noise"])
+    Traceback (most recent call last):
+    ValueError: the config has 'feature_noise': write feature-noise
+    """
+    known = set(keys)
+    for key in config.keys() - known:
+        if key_of(key) in known:
+            raise ValueError(f"the config has {key!r}: write {key_of(key)}")
 
 
 def parse_settings(text: str) -> dict[str, Scalar]:

@@ -522,6 +522,23 @@ def test_other_threads_may_draw_while_a_model_is_cut() -> None:
     assert drawn
 
 
+def test_another_thread_may_draw_from_torch_all_the_time() -> None:
+    def draw_beside() -> float:
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(torch.rand, 1).result().item()
+
+    check_same(Drawing(draw_beside), "first")
+
+
+def test_a_pass_that_seeds_what_it_draws_leaves_no_chance() -> None:
+    def draw_seeded() -> float:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return torch.rand(1).item()
+
+    check_same(Drawing(draw_seeded), "first")
+
+
 # -- changes in place
 
 

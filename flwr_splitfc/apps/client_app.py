@@ -18,7 +18,7 @@ from flwr_splitfc.apps.local_session import LocalSession
 from flwr_splitfc.apps.message_config import MessageConfig
 from flwr_splitfc.apps.precision import InPrecision, device_autocast
 from flwr_splitfc.apps.proximal import ProximalTerm
-from flwr_splitfc.apps.returned import batches_for, metrics_of
+from flwr_splitfc.apps.returned import batches_for
 from flwr_splitfc.apps.run_defence import defend
 from flwr_splitfc.apps.turn_seed import turn_seed
 from flwr_splitfc.defence import FeatureDefence, SecretNoise
@@ -47,6 +47,7 @@ from flwr_splitfc.model.part_checks import (
     check_optimizer,
 )
 from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.run.returned_metrics import metrics_of
 
 LoadData = Callable[[Context], tuple[LabelledBatches, LabelledBatches]]
 """``load_data(context)`` gives batches to train on, and batches to evaluate on."""

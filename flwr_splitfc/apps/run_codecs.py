@@ -17,6 +17,7 @@ from flwr_splitfc.codec.cut import shared_settings
 from flwr_splitfc.settings import (
     RunConfig,
     Scalar,
+    check_dashes,
     field_of,
     key_of,
     parse_settings,
@@ -92,16 +93,17 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
     Raises
     ------
     ValueError
-        If there is no such codec, or ``codec-settings`` is no string of settings.
+        If there is no such codec, or ``codec-settings`` is no string of settings, or a
+        key is written with underscores.
     """
     settings: dict[str, Any] = {}
     with under_key(f"{prefix}codec"):
-        known = codec_settings(name)
-    for setting in known:
-        key = prefix + key_of(setting)
+        keys = {setting: prefix + key_of(setting) for setting in codec_settings(name)}
+    for setting, key in keys.items():
         if key in config and _is_set(name, setting, config[key]):
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
+    check_dashes(config, [key, *keys.values()])
     for word, value in _parsed(key, config.get(key, "")).items():
         settings[field_of(word)] = value
     return settings

@@ -18,7 +18,6 @@ from torch import nn
 from flwr_splitfc.apps.factories import MakeModel, check_factories, make_half, tail_of
 from flwr_splitfc.apps.results_file import ResultsFile
 from flwr_splitfc.apps.results_folder import results_folder
-from flwr_splitfc.apps.returned import metrics_of
 from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of, settings_of
 from flwr_splitfc.apps.run_defence import clip
 from flwr_splitfc.apps.run_settings import RunSettings
@@ -45,6 +44,7 @@ from flwr_splitfc.model.part_checks import (
 from flwr_splitfc.run import Progress
 from flwr_splitfc.run.columns import known
 from flwr_splitfc.run.progress import EvaluateFn
+from flwr_splitfc.run.returned_metrics import metrics_of
 from flwr_splitfc.settings import RunConfig, read_settings
 from flwr_splitfc.strategy import RunFailed, SplitLearning
 from flwr_splitfc.strategy.checkpoint import CheckpointError
@@ -277,6 +277,7 @@ class SplitServerApp(ServerApp):
 
     def _train(self, grid: Grid, context: Context) -> None:
         settings = read_settings(RunSettings, context.run_config)
+        _warn_of_flowers_rounds(context.run_config)
         torch.set_num_threads(settings.torch_threads)
         # or the first round would choose among those that happen to be there
         limits = _endpoint_config(context.run_config).limits
@@ -492,6 +493,16 @@ class _Run:
     start: Callable[[], object]
     progress: Callable[[], Progress]
     about: Callable[[], dict[str, Any]]
+
+
+def _warn_of_flowers_rounds(config: RunConfig) -> None:
+    """Warn of the key by which Flower's own templates name their rounds."""
+    if "num-server-rounds" in config and "num-rounds" not in config:
+        logger.warning(
+            "SplitServerApp takes its rounds from num-rounds, which is %d by default: "
+            "the run-config has num-server-rounds instead",
+            RunSettings.num_rounds,
+        )
 
 
 def _own_copy(model: nn.Module) -> nn.Module:

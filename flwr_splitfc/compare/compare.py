@@ -191,8 +191,8 @@ def _attack_missing(
         if outcome.results is None or not folder.device_half.exists():
             continue
         before = outcome.results.get("leakage", {})
-        # results that do not say whether dropout was known are of weaker attacks
-        if before.get("steps") == options.leakage and "knows_draws" in before:
+        # results that do not say how many releases they saw are of weaker attacks
+        if before.get("steps") == options.leakage and "releases" in before:
             continue
         folder.leakage.unlink(missing_ok=True)
         try:

@@ -83,7 +83,7 @@ class Display:
                 in_hand = self._running.pop(run.id)
                 self._settled += 1
                 self._took_s[run.id] = in_hand.training_s
-                self._say(run, _ending(outcome, in_hand))
+                self._say(run, _ending(run, outcome, in_hand))
 
     def _say(self, run: Run, what: str) -> None:
         counted = f"[{self._settled}/{self._total}]"
@@ -198,12 +198,12 @@ class _LiveColumn(Column[_RunInHand]):
         return super().text(row)
 
 
-def _ending(outcome: Outcome, in_hand: _RunInHand) -> str:
+def _ending(run: Run, outcome: Outcome, in_hand: _RunInHand) -> str:
     if outcome.state == "finished":
         return f"finished in {_clock(in_hand.elapsed_s)}, {in_hand.line()}"
     if outcome.state == "impossible":
         return outcome.summary
-    return f"FAILED: {outcome.summary}"
+    return f"FAILED: {outcome.summary} (all output: runs/{run.id}/log.txt)"
 
 
 def _clock(seconds: float) -> str:

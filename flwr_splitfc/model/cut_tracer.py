@@ -8,11 +8,12 @@ import operator
 import random
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 IN_PLACE = (
     operator.iadd,
@@ -154,11 +155,42 @@ def is_container(name: str, layers: Sequence[str]) -> bool:
     return any(layer.startswith(f"{name}.") for layer in layers)
 
 
-def generator_states() -> tuple[Any, ...]:
+class GeneratorStates(NamedTuple):
+    """The states of the global generators, which all threads draw from."""
+
+    python: Any
+    numpy: tuple[bytes, int]
+    torch: list[bytes]
+
+
+def generator_states() -> GeneratorStates:
     """Return the states of the global generators."""
     _, keys, place, *_ = np.random.get_state(legacy=True)
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     of_torch = [state.numpy().tobytes() for state in states]
-    return random.getstate(), np.asarray(keys).tobytes(), place, *of_torch
+    of_numpy = np.asarray(keys).tobytes(), int(place)
+    return GeneratorStates(random.getstate(), of_numpy, of_torch)
+
+
+class TorchDraws(TorchDispatchMode):
+    """While entered, notes whether this thread draws from torch's global generators.
+
+    Attributes
+    ----------
+    seen : bool
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        is_global = given.get("generator") is None
+        if is_global and torch.Tag.nondeterministic_seeded in func.tags:
+            self.seen = True
+        return func(*args, **given)

@@ -30,6 +30,7 @@ from flwr_splitfc.model.cut_tracer import (
     IN_PLACE,
     CutTracer,
     Lost,
+    TorchDraws,
     Undecided,
     generator_states,
     is_container,
@@ -345,8 +346,9 @@ def _differ(one: Any, other: Any) -> bool:
 def _undrawn(trace: Callable[[], fx.Graph]) -> fx.Graph:
     """Return the graph of a pass in which no random numbers were drawn.
 
-    They would be the same for ever. Other threads may draw meanwhile, too, but only the
-    model does so in each pass.
+    They would be the same for ever. Other threads may draw meanwhile, too. Of torch's
+    generators it is known which thread does; of Python's and NumPy's it is taken that
+    only the model draws in each pass.
 
     Raises
     ------
@@ -354,8 +356,12 @@ def _undrawn(trace: Callable[[], fx.Graph]) -> fx.Graph:
     """
     for _ in range(_PASSES):
         before = generator_states()
-        graph = trace()
-        if generator_states() == before:
+        with TorchDraws() as draws:
+            graph = trace()
+        after = generator_states()
+        if not draws.seen:
+            before = before._replace(torch=after.torch)
+        if after == before:
             return graph
     raise Lost(
         "its forward draws random numbers, which would be the same in each batch: "

@@ -15,6 +15,7 @@ from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol.ticket import Purpose
 from flwr_splitfc.exchange.server.ledger import Ledger
 from flwr_splitfc.exchange.server.traffic import Traffic, traffic_to_json
+from flwr_splitfc.run.accuracy_warning import AccuracyWarning
 from flwr_splitfc.run.columns import (
     last_known,
     shown_columns,
@@ -24,6 +25,7 @@ from flwr_splitfc.run.columns import (
 from flwr_splitfc.run.error_warnings import ErrorWarnings
 from flwr_splitfc.run.loss_warning import LossWarning
 from flwr_splitfc.run.results import results_text, write_whole
+from flwr_splitfc.run.returned_metrics import metrics_of
 from flwr_splitfc.run.rounds import ROUND_COLUMNS, Round, Standing, line_of, standings
 
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -89,6 +91,7 @@ class Progress:
         self._standing: Standing | None = None
         self._warnings = ErrorWarnings(codec, output_codec) if codec else None
         self._loss_warning = LossWarning()
+        self._accuracy_warning = AccuracyWarning()
         self._resumed_rounds = 0
         self._start_clock()
 
@@ -128,12 +131,17 @@ class Progress:
             Called before the first round and in rounds that are due.
         on_devices : callable, optional
             Returns what the devices' evaluation found in the round.
+
+        Raises
+        ------
+        ValueError
+            By what is returned, if `evaluate_fn` returns no metrics.
         """
 
         def end_of_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = None
             if evaluate_fn is not None and self.due(server_round):
-                metrics = evaluate_fn(server_round, arrays)
+                metrics = _found(evaluate_fn(server_round, arrays))
             if server_round == 0:
                 self._start_clock()
             else:
@@ -178,6 +186,7 @@ class Progress:
         if self._warnings is not None:
             self._warnings.check(done)
         self._loss_warning.check(self.rounds)
+        self._accuracy_warning.check(done)
 
     def _line(self, standing: Standing) -> str:
         done = standing.last
@@ -232,6 +241,15 @@ class Progress:
         }
         parts = {"traffic": traffic, "devices": devices, "rounds": self.rows}
         write_whole(path, results_text({**about, **parts}))
+
+
+def _found(returned: object) -> MetricRecord | None:
+    """Return what an ``evaluate_fn`` found; Flower's old ones return a pair."""
+    if returned is None or isinstance(returned, MetricRecord):
+        return returned
+    function = "evaluate_fn(server_round, arrays)"
+    # a MetricRecord takes lists of numbers, too
+    return MetricRecord(metrics_of(function, returned, also=(list,)))
 
 
 def _accuracies(

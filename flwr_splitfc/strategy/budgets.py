@@ -16,6 +16,7 @@ from flwr_splitfc.exchange.server.budget_rules import (
     DeviceRound,
     is_budget,
 )
+from flwr_splitfc.settings import check_dashes
 
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 _THROUGHPUT = re.compile(
@@ -35,7 +36,8 @@ class NodeConfigBudgets:
     Raises
     ------
     ValueError
-        When asked about a device whose value is no number above 0 and at most 32.
+        When asked about a device whose value is no number above 0 and at most 32, or
+        whose key is written with underscores.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class NodeConfigBudgets:
 
 
 def _configured_bits(device: DeviceRound, key: str, default: float) -> float:
+    check_dashes(device.node_config, [key])
     if key not in device.node_config:
         return default
     value = device.node_config[key]

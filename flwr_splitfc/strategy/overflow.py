@@ -62,7 +62,9 @@ def combined(
     if arrays is None:
         _warn_if_dropped(devices, server_round, replies)
         return None, averages
-    return with_whole_numbers(arrays, sent), averages
+    # in place, since FedAvgM goes on from the record that it has returned
+    arrays.update(with_whole_numbers(arrays, sent))
+    return arrays, averages
 
 
 def _finite(

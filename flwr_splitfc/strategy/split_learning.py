@@ -75,6 +75,7 @@ from flwr_splitfc.strategy.split_settings import (
     check_devices,
     check_endpoint,
     check_initial_arrays,
+    check_integers,
     check_output_codec,
     check_parts,
     check_send_every,
@@ -115,10 +116,11 @@ class SplitLearning(Strategy):
     model_bits : int or ModelCodec, optional
         Bits per entry of the device half on its way down, of its change on the way up,
         and of its optimizer's state: 2 to 16, or 32 for arrays as they are; a
-        `ModelCodec` has a number for each. Default 4, 3 and 3 where `codec` spends
-        budgets; 32 where it is "float32", which compresses nothing; and 6, 5 and 4
-        otherwise. Devices need `model_codec_mod`, as `SplitClientApp` has it;
-        others get and return arrays as they are.
+        `ModelCodec` has a number for each. Messages of `devices` that have several
+        `ArrayRecord` go as they are, whatever it is. Default 4, 3 and 3 where `codec`
+        spends budgets; 32 where it is "float32", which compresses nothing; and 6, 5 and
+        4 otherwise. Devices need `model_codec_mod`, as `SplitClientApp` has it; others
+        get and return arrays as they are.
     budgets : callable or sequence of callables, optional
         Rules by which a device's budgets in a round differ from the codec's, one after
         another: each gets a `DeviceRound` and gives ``(uplink_bits, downlink_bits)``,
@@ -273,6 +275,14 @@ class SplitLearning(Strategy):
         check_model_folders(callbacks, save_to)
         check_output_codec(output_codec, loss_fn)
         check_endpoint(endpoint)
+        check_integers(
+            evaluate_every=evaluate_every,
+            send_every=send_every,
+            max_failed_rounds=max_failed_rounds,
+            merge_steps=merge_steps,
+            replay_steps=replay_steps,
+            accumulate_steps=accumulate_steps,
+        )
         seed = as_seed(seed)
         if not shared_server_half:
             check_copies(merge_steps, replay_steps)
@@ -386,9 +396,11 @@ class SplitLearning(Strategy):
             came. Nothing is saved but the checkpoint, which is that of the last round
             before.
         ValueError
-            If `initial_arrays` are those of the whole model, or `save_to` is no folder
-            to write into.
+            If `num_rounds` is no whole number, `initial_arrays` are those of the whole
+            model, `save_to` is no folder to write into, or `evaluate_fn` returns no
+            metrics.
         """
+        check_integers(num_rounds=num_rounds)
         check_initial_arrays(initial_arrays, self.server_model)
         # now, not after hours of training
         if self.save_to is not None:

@@ -100,6 +100,13 @@ def _check_layer(layer: Strategy) -> None:
         )
 
 
+def check_integers(**numbers: object) -> None:
+    """Refuse what is no whole number, by its name."""
+    for name, number in numbers.items():
+        if not isinstance(number, SupportsIndex):
+            raise ValueError(f"{name} is {number!r:.100}, wanted an integer")
+
+
 def check_output_codec(
     output_codec: CutCodec | str | None, loss_fn: LossFn | None
 ) -> None:
@@ -131,9 +138,14 @@ def as_torch_devices(
     """Return where the server half and its copies train; none for the default."""
     if device is None:
         return []
-    if isinstance(device, str | torch.device):
-        return [torch.device(device)]
-    devices = [torch.device(one) for one in device]
+    names = [device] if isinstance(device, str | torch.device) else device
+    try:
+        devices = [torch.device(one) for one in names]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device is {device!r:.100}, wanted torch devices, such as "
+            f'"cuda:0" or ["cuda:0", "cuda:1"]: {error}'
+        ) from error
     if len(devices) > 1 and shared_server_half:
         raise ValueError(
             f"device is {list(map(str, devices))}, and the server half is one for all: "
@@ -250,6 +262,7 @@ def check_send_every(send_every: int, decoupled: bool) -> None:
 
 def check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
     """Refuse several mini-batches under way where each step waits for the last."""
+    check_integers(pipeline_depth=depth)
     if not 1 <= depth <= MOST_UNDER_WAY:
         raise ValueError(f"pipeline_depth is {depth}, wanted 1 to {MOST_UNDER_WAY}")
     if depth == 1:

@@ -60,7 +60,9 @@ class Standstill:
         if self._warned:
             return
         trained = [reply.content for reply in replies if reply.has_content()]
-        halves = [next(iter(each.array_records.values())) for each in trained]
+        records = [one for each in trained for one in each.array_records.values()]
+        # there may be others beside, such as control variates
+        halves = [record for record in records if record.keys() == sent.keys()]
         moved = any(_moved(sent, half) for half in halves)
         self._rounds = 0 if moved or not halves else self._rounds + 1
         if self._rounds == _ROUNDS:

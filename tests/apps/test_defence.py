@@ -121,6 +121,17 @@ def test_an_app_may_have_its_defence_in_code(tmp_path: Path) -> None:
     assert lengths().max() < 1.001 * NORM
 
 
+def test_a_defence_that_a_device_asks_for_with_underscores_is_not_left_out(
+    tmp_path: Path,
+) -> None:
+    """The run-config may have the key as it is read, too."""
+    keys = {"feature_clip_norm": NORM}
+    with pytest.raises(
+        RunFailed, match="has 'feature_clip_norm': write feature-clip-n"
+    ):
+        run(tmp_path, node_config=keys, feature_clip_norm=0.0)
+
+
 @pytest.mark.parametrize("transport", ["stream", "messages"])
 @pytest.mark.parametrize("is_nodes", [True, False])
 def test_keys_that_ask_for_another_defence_than_the_apps_are_refused(

@@ -3,13 +3,18 @@
 import json
 import re
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flwr_splitfc import SplitServerApp
+from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
 from flwr_splitfc.apps.run_settings import RunSettings
+from flwr_splitfc.exchange import EndpointConfig
 from flwr_splitfc.settings import read_settings
+from tests.apps.server_runs import run
 
 
 def documented_defaults() -> dict[str, str]:
@@ -48,6 +53,32 @@ def test_a_value_out_of_range_is_refused_by_its_key(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{key}:? ?{why}"):
         read_settings(RunSettings, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("read", "key"),
+    [
+        (partial(read_settings, RunSettings), "num_rounds"),
+        (EndpointConfig.from_run_config, "split_port"),
+        (codec_of, "uplink_bits"),
+        (codec_of, "codec_settings"),
+        (output_codec_of, "output_uplink_bits"),
+    ],
+)
+def test_a_key_with_underscores_is_refused(read: Any, key: str) -> None:
+    """It would change nothing."""
+    dashed = key.replace("_", "-")
+    with pytest.raises(ValueError, match=f"^the config has '{key}': write {dashed}$"):
+        read({key: 1, "output-codec": "top-s", "my_own": 2})
+
+
+@pytest.mark.parametrize(("keys", "warnings"), [({}, 1), ({"num_rounds": 2}, 0)])
+def test_flowers_own_key_for_rounds_is_warned_of(
+    keys: dict[str, int], warnings: int, tmp_path: Path, caplog: Any
+) -> None:
+    run(tmp_path, num_server_rounds=2, steps_per_turn=1, **keys)
+    told = [line for line in caplog.messages if "num-server-rounds instead" in line]
+    assert len(told) == warnings
 
 
 def test_the_largest_values_are_understood() -> None:

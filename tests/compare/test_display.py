@@ -82,5 +82,6 @@ def test_lines_tell_how_runs_ended() -> None:
         "[1/3] splitfc 0.1/0.2 seed 0: finished in 0:00:00, round 1/1, "
         "accuracy 25.0%, 1.00 MB" in lines
     )
-    assert "[2/3] splitfc 0.1/0.2 seed 1: FAILED: OSError: no space" in lines
+    log = f"(all output: runs/{SECOND.id}/log.txt)"
+    assert f"[2/3] splitfc 0.1/0.2 seed 1: FAILED: OSError: no space {log}" in lines
     assert "[3/3] splitfc 0.1/0.2 seed 2: too small" in lines

@@ -26,6 +26,11 @@ def kept_without_backward(server: Session) -> list[torch.Tensor]:
     return [server.loss(HALF(x), y) for x, y in BATCHES]
 
 
+def without_graph(server: Session) -> None:
+    for x, y in BATCHES:
+        server.loss(HALF(x).detach(), y).backward()
+
+
 def last_without_backward(server: Session) -> None:
     usual(server)
     server.loss(HALF(BATCHES[0][0]), BATCHES[0][1])
@@ -126,6 +131,20 @@ def check(caplog: pytest.LogCaptureFixture, warnings: int) -> None:
     said = [line for line in caplog.messages if "does not train" in line]
     assert len(said) == warnings
     assert all(line.startswith("Device kitchen does not train") for line in said)
+
+
+@pytest.mark.parametrize(("is_frozen", "warnings"), [(False, 1), (True, 0)])
+def test_features_without_a_graph_are_fine_where_nothing_is_to_train(
+    is_frozen: bool,
+    warnings: int,
+    endpoint: SplitEndpoint,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    half = seeded(DeviceHalf).requires_grad_(not is_frozen)
+    message = ticket_message(endpoint, device="kitchen")
+    with connect(message, optimizer=ADAM(half.parameters())) as server:
+        without_graph(server)
+    check(caplog, warnings)
 
 
 def test_it_keeps_no_graph_alive(endpoint: SplitEndpoint) -> None:

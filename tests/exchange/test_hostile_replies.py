@@ -6,6 +6,7 @@ Device 1 of three replies as it likes, each time it is asked to train.
 import json
 import re
 from collections.abc import Callable, Iterable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -414,7 +415,106 @@ def test_several_records_have_their_keys_in_any_order() -> None:
     )
     checked = ReplyChecks(half).checked(replies)
     assert [message.has_error() for message in checked] == [False, False, True]
-    assert "unlike those of most devices: ['arrays0', 'other']" in str(checked[2].error)
+    refusal = str(checked[2].error)
+    assert "an ArrayRecord 'other', wanted those of the message, ['arrays0'" in refusal
+
+
+CONTROL = np.ones((2, 3), np.float32)
+
+
+class Scaffold(FedAvg):
+    """Sends and sums up a second record, as SCAFFOLD does its control variates."""
+
+    def __init__(self) -> None:
+        super().__init__(min_available_nodes=3, fraction_evaluate=0.0)
+        self.control = np.zeros_like(CONTROL)
+
+    def configure_train(self, *round_and_model: Any) -> Iterable[Message]:
+        messages = list(super().configure_train(*round_and_model))
+        for message in messages:
+            control = ArrayRecord({"c": Array(self.control)})
+            message.content = RecordDict({**message.content, "control": control})
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        for reply in replies:
+            if reply.has_content():
+                self.control += reply.content.pop("control")["c"].numpy()
+        return super().aggregate_train(server_round, replies)
+
+
+def of_scaffold(change: Change) -> Any:
+    def app(message: Message, context: Context) -> Message:
+        own = copy(message)
+        own.content = RecordDict(dict(message.content))
+        own.content.pop("control", None)
+        reply = HONEST(own, context)
+        if message.metadata.message_type == "train":
+            reply.content["control"] = ArrayRecord({"c": Array(CONTROL)})
+            if context.node_config["partition-id"] == 1:
+                change(reply)
+        return reply
+
+    return app
+
+
+@pytest.mark.parametrize("model_bits", [4, 32])
+def test_a_strategy_may_send_a_second_record(
+    model_bits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    devices = Scaffold()
+    app = of_scaffold(lambda reply: None)
+    strategy, _ = run(app, devices, model_bits=model_bits)
+    assert all(not strategy.ledger.failures(number) for number in (1, 2, 3))
+    # of all devices in all rounds, exactly
+    assert np.array_equal(devices.control, 9 * CONTROL)
+    warned = caplog.text.count("several ArrayRecords, which travel as they are")
+    assert warned == (model_bits < 32)
+
+
+@pytest.mark.parametrize(
+    ("control", "why"),
+    [
+        ({"c": CONTROL * NAN}, "'c' is not finite"),
+        ({"c": CONTROL * 1e30}, r"'c' has an entry of 1e\+30"),
+        ({"c": CONTROL[0]}, r"wanted float32 of shape \(2, 3\)"),
+        ({"c": CONTROL.astype("U1")}, "wanted float32"),
+        ({"c": np.ones(10**5)}, "'c' has 800128 bytes, at most"),
+        ({}, "without 'c' of the message's 'control'"),
+        ({"c": CONTROL, "d": CONTROL}, "'d' is no array of the message's 'control'"),
+    ],
+    ids=str,
+)
+def test_a_second_record_that_is_wrong_fails_its_device_alone(
+    control: dict[str, np.ndarray], why: str
+) -> None:
+    arrays = {name: Array(values) for name, values in control.items()}
+    app = of_scaffold(with_record("control", ArrayRecord(arrays)))
+    devices = Scaffold()
+    strategy, _ = run(app, devices)
+    only_device_one_failed(strategy, why, [1, 2, 3])
+    assert np.array_equal(devices.control, 6 * CONTROL)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without("control"), "has 1 ArrayRecords, wanted 2"),
+        (with_record("more", ArrayRecord()), "has 3 ArrayRecords, wanted 2"),
+        (with_keys({"control": "c" * 1000}), "has an ArrayRecord 'ccc.*, wanted those"),
+        (
+            with_keys({"control": "arrays", "arrays": "control"}),
+            "without 'c' of the message's 'control'",
+        ),
+        (with_arrays({WEIGHT: Array(GOOD * NAN)}), f"'{WEIGHT}' is not finite"),
+    ],
+    ids=["no control", "more", "another key", "the other's key", "half"],
+)
+def test_of_several_records_one_is_wrong(change: Change, why: str) -> None:
+    devices = Scaffold()
+    strategy, _ = run(of_scaffold(change), devices)
+    only_device_one_failed(strategy, why, [1, 2, 3])
 
 
 @pytest.mark.parametrize(

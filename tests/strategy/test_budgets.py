@@ -179,6 +179,12 @@ def test_a_device_that_asks_for_nonsense_fails_alone(value: Any) -> None:
     assert meets(strategy, dict.fromkeys("02", (0.2, 0.4)))
 
 
+def test_a_budget_in_a_node_config_that_is_written_with_underscores_is_told() -> None:
+    device = DeviceRound("3", 1, 0.2, 0.4, node_config={"uplink_bits": 0.1})
+    with pytest.raises(ValueError, match="has 'uplink_bits': write uplink-bits"):
+        NodeConfigBudgets()(device)
+
+
 def test_a_node_config_without_end_is_not_kept() -> None:
     seen: list[Any] = []
     strategy = run(

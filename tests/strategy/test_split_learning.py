@@ -65,9 +65,8 @@ def alone(**options):
 
 
 def split(strategy=SplitLearning, optimizer=ADAM, **options):
-    return strategy(
-        seeded(ServerHalf), CROSS_ENTROPY, optimizer, device="cpu", **options
-    )
+    options = {"device": "cpu", **options}
+    return strategy(seeded(ServerHalf), CROSS_ENTROPY, optimizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -622,11 +621,51 @@ def test_settings_out_of_range():
         ("feature_shape", [(4, 4), 4.0]),
         ("feature_shape", NamedShapes((4, 4), (4,))),
         ("endpoint", {"split-port": 1}),
+        ("evaluate_every", "2"),
+        ("evaluate_every", 2.5),
+        ("pipeline_depth", "4"),
+        ("send_every", "2"),
+        ("max_failed_rounds", "2"),
+        ("merge_steps", "2"),
+        ("replay_steps", "2"),
+        ("accumulate_steps", "2"),
+        ("max_grad_norm", "1.0"),
+        ("device", "gpu"),
+        ("device", ["cpu", "gpu"]),
+        ("device", 1.5),
     ],
 )
 def test_an_argument_of_a_wrong_kind_is_named_at_once(option, value):
     with pytest.raises(ValueError, match=f"^{option}"):
         split(**{option: value})
+
+
+@pytest.mark.parametrize("num_rounds", ["3", 2.5])
+def test_a_number_of_rounds_of_a_wrong_kind_is_named_at_once(num_rounds):
+    with pytest.raises(
+        ValueError, match=rf"^num_rounds is '?{num_rounds}'?, wanted an int"
+    ):
+        split().start(LocalGrid(app(), 2), arrays(), num_rounds)
+
+
+@pytest.mark.parametrize(
+    ("found", "described"),
+    [((0.5, {"accuracy": 0.9}), "a tuple of 2"), (0.5, "a float")],
+)
+def test_an_evaluate_fn_in_another_form_is_told_what_is_wanted(found, described):
+    said = rf"evaluate_fn\(.*\) returned {described}, wanted a dict of numbers"
+    with pytest.raises(ValueError, match=said):
+        split().start(LocalGrid(app(), 2), arrays(), 1, evaluate_fn=lambda *_: found)
+
+
+def test_an_evaluate_fn_may_return_a_dict():
+    strategy = split()
+    found = {"accuracy": torch.tensor(0.5), "f1": np.float32(0.25)}
+    result = strategy.start(
+        LocalGrid(app(), 2), arrays(), 1, evaluate_fn=lambda *_: found
+    )
+    assert strategy.progress.rounds[0].accuracy == 0.5
+    assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5, "f1": 0.25}
 
 
 def test_numbers_of_numpy_are_whole_numbers():

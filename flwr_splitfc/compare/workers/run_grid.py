@@ -9,7 +9,11 @@ from flwr.serverapp import Grid
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.workers.run_client_app import RUN_KEY
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
-from flwr_splitfc.exchange.server.flower_messages import purpose_of
+from flwr_splitfc.exchange.server.flower_messages import (
+    failure_of,
+    purpose_of,
+    readable_error,
+)
 from flwr_splitfc.settings import RunConfig
 
 # Stands in the message of a codec's BudgetError.
@@ -87,13 +91,14 @@ def _checked(replies: Iterable[Message]) -> list[Message]:
     checked = list(replies)
     for reply in checked:
         if reply.has_error() and purpose_of(reply) is not None:
-            raise _failure(reply.error.reason or "no reason given")
+            raise _failure(reply)
     return checked
 
 
-def _failure(reason: str) -> Exception:
+def _failure(reply: Message) -> Exception:
     # Of a traceback, which holds a machine's paths, the message alone.
-    for line in reason.splitlines():
+    for line in (reply.error.reason or "").splitlines():
         if _TOO_SMALL in line:
             return BudgetError(line.strip())
-    return DeviceFailed(f"a device failed: {reason.strip()}")
+    readable = readable_error(reply, reply.error)
+    return DeviceFailed(f"a device failed: {failure_of(readable)}")

@@ -51,6 +51,7 @@ def answered_loss(
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     came = [gradient for gradient in gradients if gradient is not None]
     if not wanted:
+        watch.note_no_graph()
         return torch.tensor(loss, device=tensors[0].device, requires_grad=True)
     answered: Tensor = _ServerLoss.apply(loss, came, watch, *wanted)
     return answered

@@ -1,7 +1,21 @@
-"""A warning of losses from which no backward pass goes down."""
+"""Warnings of training loops from which no backward pass goes down."""
 
 from logging import getLogger
 from weakref import ref
+
+from torch.optim import Optimizer
+
+_NO_BACKWARD = (
+    "Device %s does not train: backward() was not called for what server.loss or "
+    "server.forward returned. The training loop needs loss.backward() and "
+    "optimizer.step() after each; to evaluate, use server.predict"
+)
+_NO_GRAPH = (
+    "Device %s does not train its half: server.loss got features without an autograd "
+    "graph, and the optimizer has parameters to train. Compute features without "
+    "torch.no_grad(), and do not detach them; of a frozen half, call "
+    "requires_grad_(False)"
+)
 
 logger = getLogger("flwr")
 
@@ -11,26 +25,30 @@ class OwedBackward:
 
 
 class BackwardWatch:
-    """Warns, once, where the device half does not train: nobody calls ``backward()``.
+    """Warns, once, where the device half does not train.
 
-    A graph that is gone can have no backward pass any more. One that is there may: sums
-    of several losses have one.
+    Nobody calls ``backward()``: a graph that is gone can have no backward pass any
+    more. One that is there may: sums of several losses have one. Or features come
+    without a graph, though there is something to train.
 
     Parameters
     ----------
     device : str
         The device's name.
+    optimizer : Optimizer, optional
+        Of the device half.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, optimizer: Optimizer | None = None) -> None:
         self._device = device
+        self._optimizer = optimizer
         self._owed: list[ref[OwedBackward]] = []
         self._warned = False
 
     def owe(self) -> OwedBackward:
         """Return what the graph of a new loss has to hold."""
         if any(owed() is None for owed in self._owed):
-            self._warn()
+            self._warn(_NO_BACKWARD)
         owed = OwedBackward()
         self._owed.append(ref(owed))
         return owed
@@ -39,18 +57,22 @@ class BackwardWatch:
         """Note that a backward pass has come."""
         self._owed = [other for other in self._owed if other() is not owed]
 
+    def note_no_graph(self) -> None:
+        """Note features without a graph, as a frozen half makes."""
+        if self._optimizer is not None and _trains(self._optimizer):
+            self._warn(_NO_GRAPH)
+
     def end(self) -> None:
         """Note the session's end: what is owed now does not come."""
         if self._owed:
-            self._warn()
+            self._warn(_NO_BACKWARD)
 
-    def _warn(self) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        logger.warning(
-            "Device %s does not train: backward() was not called for what server.loss "
-            "or server.forward returned. The training loop needs loss.backward() and "
-            "optimizer.step() after each; to evaluate, use server.predict",
-            self._device,
-        )
+    def _warn(self, warning: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(warning, self._device)
+
+
+def _trains(optimizer: Optimizer) -> bool:
+    groups = optimizer.param_groups
+    return any(weight.requires_grad for group in groups for weight in group["params"])

@@ -40,7 +40,7 @@ from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_plain
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.model.structures import Structure, float_tensors
-from flwr_splitfc.settings import Scalar
+from flwr_splitfc.settings import Scalar, check_dashes
 
 ADDRESS_KEY = "split-address"
 """Key of a node config: the address by which the node reaches the endpoint."""
@@ -131,6 +131,7 @@ def own_address(context: Context | None) -> str:
     """
     if context is None:
         return ""
+    check_dashes(context.node_config, [ADDRESS_KEY])
     return str(context.node_config.get(ADDRESS_KEY, ""))
 
 
@@ -170,7 +171,7 @@ class Session:
         self._state_names = StateNames([])
         # what earlier turns left, as the message brought it
         self._kept = kept or pb.Kept()
-        self._watch = BackwardWatch(ticket.device)
+        self._watch = BackwardWatch(ticket.device, optimizer)
         self._line = Line(transport)
         self._steps = Steps(
             self._line, _codec_of(ticket.codec), self.seed, ticket.server_round

@@ -67,6 +67,10 @@ class Devices:
         """
         return self._configs.get(node_id, {})
 
+    def has_answered(self, node_id: int) -> bool:
+        """Return whether a node said who it is, when it was asked."""
+        return node_id in self._configs
+
     def takes_coded_arrays(self, node_id: int) -> bool:
         """Return whether a node said, with its name, that it decodes model arrays."""
         return node_id in self._decoders

@@ -18,6 +18,7 @@ from flwr_splitfc.settings import (
     RunConfig,
     Scalar,
     check_choice,
+    check_dashes,
     check_scalar,
     field_of,
     key_of,
@@ -120,6 +121,7 @@ class EndpointConfig:
         >>> EndpointConfig.from_run_config(config).limits
         Limits(max_sessions=8, ...)
         """
+        check_dashes(config, ENDPOINT_KEYS)
         given = _given_settings(config)
         limits = _with_settings(Limits(), given, _LIMIT_TYPES)
         tls = _read_tls(given.get("tls", "auto"))

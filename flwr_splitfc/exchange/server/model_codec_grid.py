@@ -17,6 +17,7 @@ class ModelCodecGrid(DelegatingGrid):
     The strategy stays as it is, and so does the app on devices but for one line:
     `model_codec_mod` among its mods. A device without it fails: it cannot read the
     arrays. The strategies of this package code models by themselves (``model_bits``).
+    A message with several `ArrayRecord` goes as it is.
 
     Parameters
     ----------

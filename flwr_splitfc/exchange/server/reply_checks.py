@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
+from flwr_splitfc.exchange.protocol.model_record import model_for
 from flwr_splitfc.exchange.server.flower_messages import (
     error_reply,
     purpose_of,
@@ -51,13 +52,16 @@ class ReplyChecks:
     """What the reply of a device that trained or evaluated has to be.
 
     It has one `MetricRecord`. After training it has as many `ArrayRecord` as the
-    message that asked for it, each with the names, shapes and dtypes of the half's
-    arrays, and entries that are finite and at most 1e18, but for those that were not
-    from the start, as in a mask. The records' keys are made those of most replies. The
-    metrics are those that two replies in three of the round have; further ones are left
-    out. Those that the strategy computes with are never left out, and a reply in which
-    one of them is missing or out of range is refused. Another that is not finite fails
-    no device.
+    message that asked for it. One alone has the names, shapes and dtypes of the half's
+    arrays. Several, such as the half and SCAFFOLD's control variates, have the
+    message's keys, and each is like the message's record under its key, or like the
+    half where that has the half's names. Entries are finite and at most 1e18, but for
+    those that were not from the start, as in a mask.
+
+    The records' keys are made those of most replies. The metrics are those that two
+    replies in three of the round have; further ones are left out. Those that the
+    strategy computes with are never left out, and a reply in which one of them is
+    missing or out of range is refused. Another that is not finite fails no device.
 
     Parameters
     ----------
@@ -113,8 +117,8 @@ class ReplyChecks:
         if self._half is not None:
             sent = reply.asked.content.array_records
             _check_count("ArrayRecords", len(content.array_records), len(sent))
-            for arrays in content.array_records.values():
-                _check_arrays(arrays, self._half)
+            for key, arrays in content.array_records.items():
+                _check_record(key, arrays, sent, self._half)
 
     def _check_metrics(self, metrics: MetricRecord) -> None:
         numbers = 0
@@ -183,14 +187,29 @@ def _check_weight(name: str, metrics: MetricRecord) -> None:
         )
 
 
-def _check_arrays(arrays: ArrayRecord, half: ArrayRecord) -> None:
-    for name in half:
+def _check_record(
+    key: str, arrays: ArrayRecord, sent: Mapping[str, ArrayRecord], half: ArrayRecord
+) -> None:
+    wanted = model_for(key, sent, None)
+    if wanted is None:
+        raise ReplyRefused(
+            f"the reply has an ArrayRecord {key!r:.100}, "
+            f"wanted those of the message, {sorted(sent)!r:.300}"
+        )
+    if len(sent) == 1 or wanted.keys() == half.keys():
+        _check_arrays(arrays, half, "the device half")
+    else:
+        _check_arrays(arrays, wanted, f"the message's {key!r:.100}")
+
+
+def _check_arrays(arrays: ArrayRecord, wanted: ArrayRecord, what: str) -> None:
+    for name in wanted:
         if name not in arrays:
-            raise ReplyRefused(f"the reply comes without {name!r} of the device half")
+            raise ReplyRefused(f"the reply comes without {name!r} of {what}")
     for name, array in arrays.items():
-        if name not in half:
-            raise ReplyRefused(f"{name!r:.100} is no array of the device half")
-        _check_array(name, array, half[name])
+        if name not in wanted:
+            raise ReplyRefused(f"{name!r:.100} is no array of {what}")
+        _check_array(name, array, wanted[name])
 
 
 def _check_array(name: str, array: Array, wanted: Array) -> None:

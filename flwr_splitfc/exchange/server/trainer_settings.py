@@ -1,5 +1,7 @@
 """Checks of a trainer's settings, before it is made: each raises a `ValueError`."""
 
+from numbers import Real
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -13,8 +15,12 @@ def check_steps(accumulate_steps: int, max_grad_norm: float | None) -> None:
     """Refuse counts and norms that are not positive."""
     if accumulate_steps < 1:
         raise ValueError(f"accumulate_steps is {accumulate_steps}, wanted 1 or more")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm is {max_grad_norm}, wanted a positive number")
+    if max_grad_norm is None:
+        return
+    if not isinstance(max_grad_norm, Real) or not max_grad_norm > 0:
+        raise ValueError(
+            f"max_grad_norm is {max_grad_norm!r:.100}, wanted a positive number"
+        )
 
 
 def check_shapes(model: nn.Module) -> None:

@@ -93,7 +93,8 @@ def test_a_budget_that_is_too_small_is_no_failure(simulation: Simulation) -> Non
 def test_a_device_that_raises_ends_its_run_and_no_other(simulation: Simulation) -> None:
     outcome, folder = simulation.run("a", mood="ill")
     assert outcome.state == "failed"
-    assert "no data on this device" in outcome.reason
+    told = "DeviceFailed: a device failed: OSError: no data on this device"
+    assert outcome.reason == told
     assert not (folder.path / "results.json").exists()
     assert simulation.run("b")[0] == Outcome("finished")
 

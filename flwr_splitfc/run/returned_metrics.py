@@ -1,0 +1,66 @@
+"""Metrics that a function of a user's has returned, checked before they are used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def metrics_of(
+    function: str, returned: object, *, also: tuple[type, ...] = ()
+) -> dict[str, Any]:
+    """Return the metrics that a function has returned, as plain numbers.
+
+    Tensors and numpy arrays of no dimension are numbers, too.
+
+    Parameters
+    ----------
+    function : str
+        How it is called, for the message.
+    returned : object
+    also : tuple of type, optional
+        Other values that stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If it is no dict of numbers.
+    """
+    if not isinstance(returned, Mapping):
+        raise ValueError(
+            f"{function} returned {described(returned)}, wanted a dict of numbers, "
+            "such as {'accuracy': 0.9}"
+        )
+    metrics = {}
+    for key, value in returned.items():
+        metrics[str(key)] = _number(function, key, value, also)
+    return metrics
+
+
+def _number(function: str, key: object, value: object, also: tuple[type, ...]) -> Any:
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, (int, float, *also)):
+        return value
+    raise ValueError(
+        f"{function} returned {described(value)} as {key!r}, wanted a number"
+    )
+
+
+def described(value: object) -> str:
+    """Return what a value is, for messages.
+
+    >>> described(None), described((1, 2, 3))
+    ('None', 'a tuple of 3')
+    """
+    kind = type(value).__name__
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {kind} of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {kind} with {', '.join(map(repr, value)) or 'no keys'}"
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {len(value)}"
+    return f"a {kind}"
