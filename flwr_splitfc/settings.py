@@ -80,7 +80,7 @@ def read_settings(kind: type[Settings], config: RunConfig) -> Settings:
     return kind(**values)
 
 
-def check_dashes(config: RunConfig, keys: Iterable[str]) -> None:
+def check_dashes(config: Mapping[str, object], keys: Iterable[str]) -> None:
     """Refuse keys that nobody reads, since they are written with underscores.
 
     Parameters
@@ -97,12 +97,15 @@ def check_dashes(config: RunConfig, keys: Iterable[str]) -> None:
     --------
     >>> check_dashes({"feature_noise": 0.5}, ["feature-noise"])
     Traceback (most recent call last):
-    ValueError: the config has 'feature_noise': write feature-noise
+    ValueError: the config has 'feature_noise': write feature-noise, ...
     """
     known = set(keys)
     for key in config.keys() - known:
         if key_of(key) in known:
-            raise ValueError(f"the config has {key!r}: write {key_of(key)}")
+            raise ValueError(
+                f"the config has {key!r}: write {key_of(key)}, or give a key of your "
+                "own another name"
+            )
 
 
 def parse_settings(text: str) -> dict[str, Scalar]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flwr_splitfc import JoinedModel, split_at
+from flwr_splitfc import HeadAndTail, JoinedModel, split_at
 
 
 def check_same(model: nn.Module, layer: str | int, **options: Any) -> list[nn.Module]:
@@ -674,3 +674,52 @@ def test_passes_in_other_threads_go_on_while_a_model_is_cut() -> None:
     assert [type(output) for output in model.outputs] == 4 * [Tensor]
     x = torch.randn(5, 4)
     assert torch.equal(server(device(x)), model(x))
+
+
+# -- parts that meet
+
+
+def six_layers() -> nn.Sequential:
+    parts: list[nn.Module] = [nn.Linear(4, 4), nn.Tanh(), nn.ReLU(), nn.Linear(4, 4)]
+    return nn.Sequential(*parts, nn.ReLU(), nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("0", 0), ("0_0", "0"), ("1", "1.1"), ("1.1", 1)]
+)
+def test_halves_meet_under_whatever_name_of_one_layer(
+    first: str | int, second: str | int
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), six_layers()[:2], nn.Linear(4, 2))
+    device, _ = split_at(model, first)
+    _, server = split_at(model, second)
+    assert torch.equal(JoinedModel(device, server)(x := torch.randn(2, 4)), model(x))
+
+
+@pytest.mark.parametrize(("device", "server"), [(0, 1), (1, 0)])
+def test_halves_that_do_not_meet_are_not_joined(device: int, server: int) -> None:
+    first, _ = split_at(six_layers(), device)
+    _, second = split_at(six_layers(), server)
+    with pytest.raises(ValueError, match=f"after '{device}', and .* after '{server}'"):
+        JoinedModel(first, second)
+
+
+@pytest.mark.parametrize("front_first", [True, False])
+@pytest.mark.parametrize(("end", "meets"), [(3, True), (4, False)])
+def test_a_middle_meets_both_parts_of_a_device(
+    front_first: bool, end: int, meets: bool
+) -> None:
+    model = six_layers()
+    if front_first:
+        front, _ = split_at(model, 3)
+        head, middle = split_at(front, 1)
+    else:
+        head, rest = split_at(model, 1)
+        middle, _ = split_at(rest, "3")
+    _, tail = split_at(model, end)
+    parts = HeadAndTail(head, tail), middle
+    if meets:
+        assert torch.equal(JoinedModel(*parts)(x := torch.randn(2, 4)), model(x))
+    else:
+        with pytest.raises(ValueError, match=r"after '3', and .* after '4'"):
+            JoinedModel(*parts)

@@ -40,7 +40,7 @@ from flwr_splitfc.model import (
     OptimizerFn,
     loss_on,
 )
-from flwr_splitfc.model.cutting import beginning_of, check_meeting, end_of
+from flwr_splitfc.model.joined import check_cuts
 from flwr_splitfc.model.part_checks import (
     check_factory,
     check_function,
@@ -223,7 +223,8 @@ class SplitClientApp(ClientApp):
         if has_ticket(message):
             ticket = Ticket.from_message(message)
             model = self._device_model(ticket, context)
-            _check_cuts(model, ticket)
+            layers = model.device if isinstance(model, DecoupledHalf) else model
+            check_cuts(layers, ticket.cut, ticket.output_cut)
         else:
             model = self._joined_model(context)
         model.to(self.device)
@@ -373,16 +374,6 @@ class SplitClientApp(ClientApp):
         metrics = metrics_of("metrics_fn(outputs, labels)", returned)
         # which labels another function leaves out, nobody knows
         turn.add(metrics, len(y))
-
-
-def _check_cuts(model: nn.Module, ticket: Ticket) -> None:
-    """Refuse parts that were cut elsewhere than the server half."""
-    if isinstance(model, DecoupledHalf):
-        model = model.device
-    if isinstance(model, HeadAndTail):
-        check_meeting(ticket.output_cut, beginning_of(model.tail))
-        model = model.head
-    check_meeting(end_of(model), ticket.cut)
 
 
 def _check_private(message: Message, optimizer: torch.optim.Optimizer) -> None:

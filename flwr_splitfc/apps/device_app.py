@@ -23,7 +23,7 @@ from flwr_splitfc.exchange.device.session import Session, connect
 from flwr_splitfc.exchange.protocol.device_query import ACTION
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
 from flwr_splitfc.model import JoinedModel, LossFn, split_at
-from flwr_splitfc.model.cutting import check_meeting, end_of
+from flwr_splitfc.model.joined import check_cuts
 
 
 class DeviceApp(ClientApp):
@@ -98,7 +98,8 @@ def model_for(
     model = whole
     if has_ticket(message):
         model = _device_half(whole, cut, also, inputs)
-        check_meeting(end_of(model), Ticket.from_message(message).cut)
+        ticket = Ticket.from_message(message)
+        check_cuts(model, ticket.cut, ticket.output_cut)
     model.load_state_dict(_only_arrays(message).to_torch_state_dict())
     return model
 

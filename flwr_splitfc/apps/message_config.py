@@ -2,12 +2,21 @@
 
 from flwr.app import ConfigRecord, Message
 
+from flwr_splitfc.settings import check_dashes
+
 MOST_TORCH_THREADS = 1024
 """More than cores of any machine; with 100,000 torch ends the process."""
 
 _DEFAULT_KEY = "config"
 _ROUND_KEY = "server-round"
 _STEPS_PER_TURN_KEY = "steps-per-turn"
+_KEYS = (
+    _STEPS_PER_TURN_KEY,
+    "device-precision",
+    "learning-rate",
+    "proximal-mu",
+    "torch-threads",
+)
 
 
 class MessageConfig:
@@ -21,6 +30,7 @@ class MessageConfig:
 
     def __init__(self, message: Message) -> None:
         self._record = _config_of(message)
+        check_dashes(self._record, _KEYS)
 
     @property
     def steps_per_turn(self) -> int | None:

@@ -103,7 +103,7 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
         if key in config and _is_set(name, setting, config[key]):
             settings[setting] = config[key]
     key = f"{prefix}codec-settings"
-    check_dashes(config, [key, *keys.values()])
+    check_dashes(config, [f"{prefix}codec", key, *keys.values()])
     for word, value in _parsed(key, config.get(key, "")).items():
         settings[field_of(word)] = value
     return settings

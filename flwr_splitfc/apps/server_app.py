@@ -36,6 +36,8 @@ from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
+from flwr_splitfc.model.cutting import beginning_of, end_of
+from flwr_splitfc.model.joined import check_cuts
 from flwr_splitfc.model.part_checks import (
     check_factory,
     check_function,
@@ -331,6 +333,7 @@ class SplitServerApp(ServerApp):
             server = make_half(self.server_model, context)
             if tail is not None:
                 device = HeadAndTail(device, make_half(tail, context))
+            check_cuts(device, beginning_of(server), end_of(server))
             if settings.decoupled:
                 device = DecoupledHalf(device, self._auxiliary_head(context))
         return device, server
@@ -471,7 +474,7 @@ class SplitServerApp(ServerApp):
             found = evaluate(load(arrays), context)
             function = "evaluate(joined_model, context)"
             # a MetricRecord takes lists of numbers, too
-            return MetricRecord(metrics_of(function, found, also=(list,)))
+            return MetricRecord(metrics_of(function, found, with_lists=True))
 
         return evaluate_fn
 

@@ -190,7 +190,7 @@ class TorchDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         given = kwargs or {}
-        is_global = given.get("generator") is None
+        is_global = given.get("generator") in (None, torch.default_generator)
         if is_global and torch.Tag.nondeterministic_seeded in func.tags:
             self.seen = True
         return func(*args, **given)

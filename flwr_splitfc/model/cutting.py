@@ -1,7 +1,7 @@
 """Cutting a model in two halves."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -76,10 +76,12 @@ def split_at(
         halves = split_traced(model, name, also, inputs)
     _check_tied(*halves)
     device_half, server_half = halves
-    _ends[device_half] = _begins[server_half] = ", ".join([name, *sorted(also)])
+    _ends[device_half] = _begins[server_half] = _cut_of(model, [name, *also])
+    # one of them is the middle of a model that is cut twice
     if model in _begins:
-        # the middle of a model that is cut twice
         _begins[device_half] = _begins[model]
+    if model in _ends:
+        _ends[server_half] = _ends[model]
     return halves
 
 
@@ -94,6 +96,24 @@ def beginning_of(part: nn.Module) -> str:
     What it began has entries of other names than what comes before.
     """
     return _begins.get(part, "")
+
+
+def _cut_of(model: nn.Module, names: Iterable[str]) -> str:
+    """Return one text for the same layers, as far as it is known that they are."""
+    text = ", ".join(sorted({_last_layer(model, name) for name in names}))
+    # devices show it, and refuse what cannot be printed
+    return text if text.isprintable() else ""
+
+
+def _last_layer(model: nn.Module, name: str) -> str:
+    """Return the layer whose output is that of the layer `name`."""
+    layers = dict(model.named_modules(remove_duplicate=False))
+    called, call = call_of(name)
+    if name not in layers and call == 0:
+        name = called
+    while type(layers.get(name)) is nn.Sequential and len(layers[name]) > 0:
+        name = f"{name}.{list(layers[name]._modules)[-1]}"
+    return name
 
 
 def check_meeting(end: str, beginning: str) -> None:

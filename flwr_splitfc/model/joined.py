@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flwr_splitfc.model.cutting import beginning_of, check_meeting, end_of
 from flwr_splitfc.model.structures import mapped
 
 
@@ -55,6 +56,11 @@ class JoinedModel(nn.Module):
     server : nn.Module
         The layers after the cut.
 
+    Raises
+    ------
+    ValueError
+        If `split_at` made both, and one does not begin where the other ends.
+
     Examples
     --------
     >>> import torch
@@ -65,6 +71,7 @@ class JoinedModel(nn.Module):
 
     def __init__(self, device: nn.Module, server: nn.Module) -> None:
         super().__init__()
+        check_cuts(device, beginning_of(server), end_of(server))
         self.device = device
         self.server = server
 
@@ -73,6 +80,25 @@ class JoinedModel(nn.Module):
         if isinstance(self.device, HeadAndTail):
             return self.device(*inputs, **named, server=self.server)
         return self.server(self.device(*inputs, **named))
+
+
+def check_cuts(device: nn.Module, beginning: str, end: str) -> None:
+    """Refuse a device half, or its parts, that do not meet the server half.
+
+    Parameters
+    ----------
+    device : nn.Module
+    beginning, end : str
+        Of the server half, as of `beginning_of` and `end_of`.
+
+    Raises
+    ------
+    ValueError
+    """
+    if isinstance(device, HeadAndTail):
+        check_meeting(end, beginning_of(device.tail))
+        device = device.head
+    check_meeting(end_of(device), beginning)
 
 
 def joined_state_dict(

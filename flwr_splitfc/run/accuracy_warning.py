@@ -4,6 +4,9 @@ from logging import getLogger
 
 from flwr_splitfc.run.rounds import Round
 
+_MOST = 1.000001
+"""A mean of shares may be a little above 1."""
+
 logger = getLogger("flwr")
 
 
@@ -16,7 +19,7 @@ class AccuracyWarning:
     def check(self, done: Round) -> None:
         """Look at the accuracies of a round."""
         for accuracy in (done.accuracy, done.device_accuracy):
-            if not self._warned and accuracy is not None and accuracy > 1:
+            if not self._warned and accuracy is not None and accuracy > _MOST:
                 self._warned = True
                 logger.warning(
                     "The accuracy of round %d is %g, and is taken for a share, of "

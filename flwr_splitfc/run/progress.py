@@ -249,7 +249,7 @@ def _found(returned: object) -> MetricRecord | None:
         return returned
     function = "evaluate_fn(server_round, arrays)"
     # a MetricRecord takes lists of numbers, too
-    return MetricRecord(metrics_of(function, returned, also=(list,)))
+    return MetricRecord(metrics_of(function, returned, with_lists=True))
 
 
 def _accuracies(

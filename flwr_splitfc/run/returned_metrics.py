@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def metrics_of(
-    function: str, returned: object, *, also: tuple[type, ...] = ()
+    function: str, returned: object, *, with_lists: bool = False
 ) -> dict[str, Any]:
     """Return the metrics that a function has returned, as plain numbers.
 
@@ -19,29 +19,38 @@ def metrics_of(
     function : str
         How it is called, for the message.
     returned : object
-    also : tuple of type, optional
-        Other values that stay as they are.
+    with_lists : bool (default: False)
+        Whether values may be lists of numbers, too.
 
     Raises
     ------
     ValueError
-        If it is no dict of numbers.
+        If it is no dict of such values.
     """
     if not isinstance(returned, Mapping):
         raise ValueError(
             f"{function} returned {described(returned)}, wanted a dict of numbers, "
             "such as {'accuracy': 0.9}"
         )
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for key, value in returned.items():
-        metrics[str(key)] = _number(function, key, value, also)
+        if with_lists and isinstance(value, list | tuple):
+            numbers = [_number(function, key, each) for each in value]
+            # a MetricRecord takes lists of one type
+            is_whole = all(isinstance(number, int) for number in numbers)
+            metrics[str(key)] = numbers if is_whole else list(map(float, numbers))
+        else:
+            metrics[str(key)] = _number(function, key, value)
     return metrics
 
 
-def _number(function: str, key: object, value: object, also: tuple[type, ...]) -> Any:
+def _number(function: str, key: object, value: object) -> int | float:
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, (int, float, *also)):
+    if isinstance(value, bool):
+        # a MetricRecord takes none
+        return int(value)
+    if isinstance(value, int | float):
         return value
     raise ValueError(
         f"{function} returned {described(value)} as {key!r}, wanted a number"

@@ -27,6 +27,7 @@ from flwr_splitfc.exchange import (
     SplitGrid,
     StepListener,
 )
+from flwr_splitfc.exchange.protocol.whole_numbers import with_whole_numbers
 from flwr_splitfc.exchange.server.budget_rules import BudgetRule
 from flwr_splitfc.exchange.server.device_states import OptimizerState
 from flwr_splitfc.exchange.server.feature_shapes import FeatureShape
@@ -541,7 +542,10 @@ class SplitLearning(Strategy):
         if self.checkpoint is None:
             return initial_arrays
         arrays = resume(self._run, self.checkpoint, initial_arrays)
-        return initial_arrays if arrays is None else arrays
+        if arrays is None:
+            return initial_arrays
+        # averages, in a checkpoint of a former version
+        return with_whole_numbers(arrays, initial_arrays)
 
     # Flower counts the rounds of this process, we those of the whole run.
 

@@ -191,6 +191,11 @@ def test_a_number_of_steps_that_is_none_is_told(steps: Any) -> None:
         round_of(config={"steps-per-turn": steps})
 
 
+def test_a_key_of_the_message_with_underscores_is_told() -> None:
+    with pytest.raises(RunFailed, match="has 'steps_per_turn': write steps-per-turn"):
+        round_of(config={"steps_per_turn": 1})
+
+
 def test_more_threads_than_torch_stands_are_refused() -> None:
     with pytest.raises(RunFailed, match="torch-threads is 100000, wanted 1 to 1024"):
         round_of(config={"torch-threads": 100_000})

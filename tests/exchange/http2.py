@@ -29,8 +29,8 @@ def greeting(window: int = 2**16 - 1) -> bytes:
     return _PREFACE + frame(_SETTINGS, 0, 0, setting)
 
 
-def open_stream(number: int, token: str) -> bytes:
-    """The headers of the call with this number, from 0."""
+def open_stream(number: int, token: str, more: bytes = b"") -> bytes:
+    """The headers of the call with this number, from 0, and `more` header fields."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -41,7 +41,7 @@ def open_stream(number: int, token: str) -> bytes:
         TOKEN_KEY: token,
     }
     block = b"".join(_literal(*field) for field in fields.items())
-    return frame(_HEADERS, _END_HEADERS, 2 * number + 1, block)
+    return frame(_HEADERS, _END_HEADERS, 2 * number + 1, block + more)
 
 
 def message(number: int, payload: bytes, *, compressed: bool = False) -> bytes:

@@ -133,17 +133,39 @@ def check(caplog: pytest.LogCaptureFixture, warnings: int) -> None:
     assert all(line.startswith("Device kitchen does not train") for line in said)
 
 
-@pytest.mark.parametrize(("is_frozen", "warnings"), [(False, 1), (True, 0)])
-def test_features_without_a_graph_are_fine_where_nothing_is_to_train(
+def with_own_loss(server: Session) -> None:
+    without_graph(server)
+    HALF(BATCHES[0][0]).sum().backward()
+
+
+def frozen_at_first(server: Session) -> None:
+    without_graph(server)
+    usual(server)
+    HALF.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("turn", "is_frozen", "warnings"),
+    [
+        (without_graph, False, 1),
+        (without_graph, True, 0),
+        (with_own_loss, False, 0),
+        (frozen_at_first, False, 0),
+    ],
+)
+def test_features_without_a_graph_are_fine_where_something_else_trains(
+    turn: Callable[[Session], None],
     is_frozen: bool,
     warnings: int,
     endpoint: SplitEndpoint,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    half = seeded(DeviceHalf).requires_grad_(not is_frozen)
+    HALF.zero_grad()
+    frozen = seeded(DeviceHalf).requires_grad_(False)
+    optimizer = ADAM((frozen if is_frozen else HALF).parameters())
     message = ticket_message(endpoint, device="kitchen")
-    with connect(message, optimizer=ADAM(half.parameters())) as server:
-        without_graph(server)
+    with connect(message, optimizer=optimizer) as server:
+        turn(server)
     check(caplog, warnings)
 
 

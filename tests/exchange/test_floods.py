@@ -115,6 +115,25 @@ def _drain(replies) -> None:
         list(replies)
 
 
+@pytest.mark.parametrize(
+    ("host", "verbosity", "is_named"),
+    [
+        ("0.0.0.0", "error", True),
+        ("0.0.0.0", "NONE", False),
+        ("127.0.0.1", "error", False),
+    ],
+)
+def test_who_listens_to_strangers_is_told_what_silences_grpc(
+    host, verbosity, is_named, monkeypatch, caplog
+):
+    monkeypatch.setenv("GRPC_VERBOSITY", verbosity)
+    caplog.set_level("INFO", "flwr")
+    config = EndpointConfig(host=host, address="127.0.0.1")
+    with SplitEndpoint(shared_half(), cut_codec("float32"), config=config):
+        pass
+    assert ("GRPC_VERBOSITY=NONE" in caplog.text) is is_named
+
+
 def test_idle_connections_are_closed():
     with (
         make_endpoint(connection_idle_timeout_s=1.0) as endpoint,

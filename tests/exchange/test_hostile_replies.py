@@ -419,6 +419,15 @@ def test_several_records_have_their_keys_in_any_order() -> None:
     assert "an ArrayRecord 'other', wanted those of the message, ['arrays0'" in refusal
 
 
+def test_a_second_record_with_the_halfs_names_may_be_of_its_own_types() -> None:
+    """Control variates are floats, also of what the half counts."""
+    half = ArrayRecord({"count": Array(np.array(3))})
+    control = ArrayRecord({"count": Array(np.array(0.5, np.float32))})
+    content = {"metrics": MetricRecord({"a": 1}), "arrays0": half, "arrays1": control}
+    (checked,) = ReplyChecks(half).checked(replies_with([half, control], content))
+    assert not checked.has_error()
+
+
 CONTROL = np.ones((2, 3), np.float32)
 
 

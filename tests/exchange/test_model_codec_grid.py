@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from flwr_splitfc import ModelCodecGrid, model_codec_mod
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
+from flwr_splitfc.exchange.protocol.whole_numbers import with_whole_numbers
 from tests.local_grid import LocalGrid
 
 KERNEL = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
@@ -343,6 +344,24 @@ def test_the_model_is_trained_with_torch(tmp_path):
     # each round leaves the 4 bits' share of the change, which shrinks round by round
     assert errors[4] < 1e-2 * at_start
     assert errors[32] < 1e-2 * at_start
+
+
+def test_averages_beyond_their_type_are_its_greatest_and_least():
+    types = [np.uint8, np.int8, np.int64, np.bool_]
+    before = ArrayRecord([np.array([1, 0], dtype) for dtype in types])
+    means = [np.array([1e30, -1e30])] * len(types)
+    kept = with_whole_numbers(ArrayRecord(means), before)
+    found = [array.numpy().tolist() for array in kept.values()]
+    assert found == [[255, 0], [127, -128], [2**63 - 1, -(2**63)], [True, False]]
+
+
+def test_floats_of_another_model_are_no_averages_of_whole_numbers():
+    grid = ModelCodecGrid(LocalGrid(Adder().app, 3, workers=0), 8)
+    arrays = ArrayRecord({"kernel": Array((100 * KERNEL).astype(np.int32))})
+    fedavg().start(grid, arrays, 1)
+    result = fedavg().start(grid, model(), 1)
+    assert result.arrays["kernel"].dtype == "float32"
+    assert len(np.unique(result.arrays["kernel"].numpy())) > 100
 
 
 def test_whole_numbers_stay_such_though_the_strategy_averages_them():

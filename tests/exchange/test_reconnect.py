@@ -114,6 +114,30 @@ def test_a_frame_that_comes_again_is_answered_again_and_not_applied():
         assert second.ask(step_frame(4)).refused.reason == pb.PROTOCOL
 
 
+def test_frames_that_are_sent_again_together_share_a_round_trip():
+    steps = 8
+    with make_endpoint(pipeline_depth=steps) as endpoint:
+        ticket = endpoint.issue("train", "0", 1)
+        for _ in range(3):  # the answers get lost twice
+            device = RawDevice(endpoint, ticket)
+            for number in range(1, steps + 1):
+                device.ask(step_frame(number))
+            device.drop()
+        # nothing is sent again on this connection
+        device = RawDevice(endpoint, ticket)
+        close = pb.Close(round_trips=1)
+        device.ask(pb.DeviceFrame(number=steps + 1, close=close))
+        device.drop()
+        traffic = endpoint.ledger.of(1, "train")
+        (link,) = endpoint.ledger.links(1, "train").values()
+    assert traffic.steps == steps
+    assert traffic.reconnects == 3
+    # the steps, twice again, and Close
+    assert traffic.round_trips == 1 + 2 + 1
+    # bytes up and down and round trips, and what went up and came down at once
+    assert len(link) == 5
+
+
 def test_frames_that_come_late_end_their_streams_and_not_the_session():
     with make_endpoint(max_sessions=1, max_waiting=1) as endpoint, ExitStack() as end:
         ticket = endpoint.issue("train", "0", 1)

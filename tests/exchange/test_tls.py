@@ -143,23 +143,41 @@ def test_files_that_are_none(tmp_path):
         Certificate.from_files(tmp_path / "missing.pem", key)
 
 
-def self_signed(folder: Path, key, starts_in=timedelta(days=-1)) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 of a private key, which is its own authority, and the key."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
+VALID_NOW = timedelta(days=-1)
+EXPIRED = timedelta(days=-3)
+
+
+def signed(key, name: str, by, issuer: str, starts_in: timedelta = VALID_NOW) -> bytes:
+    """A certificate for 127.0.0.1 of a private key, signed by another one."""
+    names = [
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)])
+        for each in (issuer, name)
+    ]
     start = datetime.now(UTC) + starts_in
     made = x509.CertificateBuilder(
-        name, name, key.public_key(), 1, start, start + timedelta(days=2)
+        *names, key.public_key(), 1, start, start + timedelta(days=2)
     )
     host = x509.IPAddress(ip_address("127.0.0.1"))
     made = made.add_extension(x509.SubjectAlternativeName([host]), critical=False)
-    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    pem = serialization.Encoding.PEM
-    chain, private = folder / "self.pem", folder / "self.key"
-    chain.write_bytes(made.sign(key, digest).public_bytes(pem))
+    may_sign = x509.BasicConstraints(ca=name != "server", path_length=None)
+    made = made.add_extension(may_sign, critical=True)
+    digest = None if isinstance(by, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return made.sign(by, digest).public_bytes(serialization.Encoding.PEM)
+
+
+def key_file(folder: Path, key) -> Path:
+    private = folder / "server.key"
     plain = serialization.NoEncryption()
     pkcs8 = serialization.PrivateFormat.PKCS8
-    private.write_bytes(key.private_bytes(pem, pkcs8, plain))
-    return chain, private
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
+    return private
+
+
+def self_signed(folder: Path, key, starts_in=VALID_NOW) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 of a private key, which is its own authority, and the key."""
+    chain = folder / "self.pem"
+    chain.write_bytes(signed(key, "server", key, "server", starts_in))
+    return chain, key_file(folder, key)
 
 
 @pytest.mark.parametrize(
@@ -195,12 +213,44 @@ def test_keys_with_which_no_device_connects_are_refused(make_key, kind, tmp_path
         EndpointConfig.from_run_config(config)
 
 
-@pytest.mark.parametrize("starts_in", [timedelta(days=-3), timedelta(days=1)])
+@pytest.mark.parametrize("starts_in", [EXPIRED, timedelta(days=1)])
 def test_a_certificate_that_is_not_valid_now_is_refused(starts_in, tmp_path):
     key = ec.generate_private_key(ec.SECP256R1())
     chain, private = self_signed(tmp_path, key, starts_in)
     with pytest.raises(ValueError, match=r"is valid from .* and not now"):
         Certificate.from_files(chain, private)
+
+
+def signed_twice(folder: Path, **starts_in: timedelta) -> tuple[Path, Path, Path]:
+    """A chain with a certificate in between, the key, and three authorities.
+
+    Of these the second is the first when it was older, and the third another's.
+    """
+    root, between, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    chain, authority = folder / "chain.pem", folder / "ca.pem"
+    chain.write_bytes(
+        signed(server, "server", between, "between")
+        + signed(between, "between", root, "root", starts_in.get("between", VALID_NOW))
+    )
+    authority.write_bytes(
+        signed(root, "root", root, "root", starts_in.get("root", VALID_NOW))
+        + signed(root, "root", root, "root", EXPIRED)
+        + signed(server, "another", server, "another", EXPIRED)
+    )
+    return chain, key_file(folder, server), authority
+
+
+@pytest.mark.parametrize("old", ["root", "between"])
+def test_signers_that_are_not_valid_now_are_refused(old, tmp_path):
+    files = signed_twice(tmp_path, **{old: EXPIRED})
+    with pytest.raises(ValueError, match=f"CN={old}' is valid from .* and not now"):
+        Certificate.from_files(*files)
+
+
+def test_old_authorities_that_no_device_looks_at_are_taken(tmp_path):
+    given = Certificate.from_files(*signed_twice(tmp_path))
+    with make_endpoint(certificate=given) as endpoint:
+        assert trains(ticket_message(endpoint))
 
 
 def test_what_stands_before_a_pem_is_left_out(tmp_path):

@@ -1,5 +1,6 @@
 """What docs/deploy starts in containers, started here as processes on loopback."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from tests.processes.flwr_run import FlwrRun
 from tests.processes.pki import make_pki
 from tests.processes.processes import free_port, wait_until
 
-DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "docs" / "deploy"
 NODES = 2
 
 
@@ -52,6 +54,24 @@ def test_each_container_has_a_health_check() -> None:
         address = service["healthcheck"]["test"][-1]
         port = address.rpartition(":")[2]
         assert f"--health-server-address=0.0.0.0:{port}" in service["command"]
+
+
+def image_environment() -> dict[str, str]:
+    """The variables that the Dockerfile sets."""
+    lines = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    (variables,) = (line for line in lines if line.startswith("ENV "))
+    return dict(each.split("=") for each in variables.split()[1:])
+
+
+def test_strangers_fill_no_log_of_the_containers() -> None:
+    """gRPC writes a line for each bad header field, unless the image silences it."""
+    command = [sys.executable, "-m", "tests.exchange.bad_headers"]
+    environment = {**os.environ, **image_environment()}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "sent and read\n", done.stderr[-3000:]
+    assert "metadata" not in done.stderr
 
 
 class Containers(FlwrRun):

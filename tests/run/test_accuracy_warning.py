@@ -39,6 +39,6 @@ def test_a_percentage_is_warned_of_once(
     assert "accuracy of round 1 is 93, and is taken for a share, of 9300.0%" in warning
 
 
-@pytest.mark.parametrize("accuracy", [0.0, 0.93, 1, float("nan")])
+@pytest.mark.parametrize("accuracy", [0.0, 0.93, 1, 1 + 1e-15, float("nan")])
 def test_a_share_is_not(accuracy: float, caplog: pytest.LogCaptureFixture) -> None:
     assert not warnings_of(caplog, {"accuracy": accuracy}, {"loss": 93.0})

@@ -660,12 +660,15 @@ def test_an_evaluate_fn_in_another_form_is_told_what_is_wanted(found, described)
 
 def test_an_evaluate_fn_may_return_a_dict():
     strategy = split()
-    found = {"accuracy": torch.tensor(0.5), "f1": np.float32(0.25)}
+    found = {"accuracy": torch.tensor(0.5), "f1": (np.float32(0.25), True)}
     result = strategy.start(
         LocalGrid(app(), 2), arrays(), 1, evaluate_fn=lambda *_: found
     )
     assert strategy.progress.rounds[0].accuracy == 0.5
-    assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5, "f1": 0.25}
+    assert dict(result.evaluate_metrics_serverapp[1]) == {
+        "accuracy": 0.5,
+        "f1": [0.25, 1],
+    }
 
 
 def test_numbers_of_numpy_are_whole_numbers():

@@ -28,8 +28,8 @@ class BackwardWatch:
     """Warns, once, where the device half does not train.
 
     Nobody calls ``backward()``: a graph that is gone can have no backward pass any
-    more. One that is there may: sums of several losses have one. Or features come
-    without a graph, though there is something to train.
+    more. One that is there may: sums of several losses have one. Or all features come
+    without a graph, and nothing that the optimizer trains has a gradient at the end.
 
     Parameters
     ----------
@@ -43,12 +43,14 @@ class BackwardWatch:
         self._device = device
         self._optimizer = optimizer
         self._owed: list[ref[OwedBackward]] = []
+        self._had_graph = self._had_none = False
         self._warned = False
 
     def owe(self) -> OwedBackward:
         """Return what the graph of a new loss has to hold."""
         if any(owed() is None for owed in self._owed):
             self._warn(_NO_BACKWARD)
+        self._had_graph = True
         owed = OwedBackward()
         self._owed.append(ref(owed))
         return owed
@@ -59,20 +61,23 @@ class BackwardWatch:
 
     def note_no_graph(self) -> None:
         """Note features without a graph, as a frozen half makes."""
-        if self._optimizer is not None and _trains(self._optimizer):
-            self._warn(_NO_GRAPH)
+        self._had_none = True
 
     def end(self) -> None:
         """Note the session's end: what is owed now does not come."""
         if self._owed:
             self._warn(_NO_BACKWARD)
+        if self._had_none and not self._had_graph and self._forgets_the_half():
+            self._warn(_NO_GRAPH)
+
+    def _forgets_the_half(self) -> bool:
+        groups = self._optimizer.param_groups if self._optimizer else []
+        weights = [weight for group in groups for weight in group["params"]]
+        wanted = [weight for weight in weights if weight.requires_grad]
+        # a device may have a loss of its own, beside the server's
+        return bool(wanted) and all(weight.grad is None for weight in wanted)
 
     def _warn(self, warning: str) -> None:
         if not self._warned:
             self._warned = True
             logger.warning(warning, self._device)
-
-
-def _trains(optimizer: Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return any(weight.requires_grad for group in groups for weight in group["params"])

@@ -30,8 +30,8 @@ def with_whole_numbers(averaged: ArrayRecord, before: ArrayRecord) -> ArrayRecor
     Parameters
     ----------
     averaged, before : ArrayRecord
-        Arrays of floats in `averaged` that `before` has as integers or bools, in the
-        same shape, get back their type.
+        Arrays of float64 in `averaged`, which Flower makes of integers and bools, get
+        back the type that they have in `before`, where that has their shape.
 
     Examples
     --------
@@ -43,17 +43,25 @@ def with_whole_numbers(averaged: ArrayRecord, before: ArrayRecord) -> ArrayRecor
     models = ArrayRecord(dict(averaged))
     for name, array in whole_numbers(before).items():
         mean = averaged.get(name)
-        if mean is not None and mean.shape == array.shape and _kind(mean) == "f":
+        if mean is not None and (mean.dtype, mean.shape) == ("float64", array.shape):
             models[name] = Array(_rounded(mean.numpy(), array.numpy()))
     return models
 
 
 def _rounded(means: np.ndarray, before: np.ndarray) -> np.ndarray:
-    # not all of rounded means fit: that of the greatest integer, or of NaN
+    # the greatest integers are none of float64, and NaN is none of them
     is_as_before = np.isclose(means, before, rtol=_ROUNDING, atol=0.5)
+    least, most = _range(before.dtype)
     with np.errstate(invalid="ignore"):
-        rounded = np.rint(means).astype(before.dtype)
-    return np.where(is_as_before | ~np.isfinite(means), before, rounded)
+        rounded = np.rint(means).clip(least, most).astype(before.dtype)
+    rounded = np.where(means >= float(most), np.array(most, before.dtype), rounded)
+    return np.where(is_as_before | np.isnan(means), before, rounded)
+
+
+def _range(dtype: np.dtype) -> tuple[int, int]:
+    if dtype.kind == "b":
+        return 0, 1
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
 
 
 def _kind(array: Array) -> str:

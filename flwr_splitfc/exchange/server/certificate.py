@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
@@ -62,8 +63,8 @@ class Certificate:
         ------
         ValueError
             If a file holds no PEM of its kind, or the key is not the certificate's, or
-            of a kind with which devices cannot connect, or the certificate is not valid
-            now.
+            of a kind with which devices cannot connect, or the certificate or one that
+            signed it is not valid now.
         OSError
             If a file cannot be read.
         """
@@ -76,7 +77,7 @@ class Certificate:
                 f"{private_key} is not the key of the certificate in {chain}"
             )
         _check_kind(public_key, chain)
-        _check_dates(certificates[0], chain)
+        _check_dates(certificates, authorities)
         # as they were read: gRPC refuses what may stand before a PEM, such as a mark
         # of the byte order
         return cls(_pem_of(certificates), _pem_of_key(key), _pem_of(authorities))
@@ -123,14 +124,45 @@ def _check_kind(key: CertificatePublicKeyTypes, path: str | Path) -> None:
     )
 
 
-def _check_dates(certificate: x509.Certificate, path: str | Path) -> None:
-    # each device would retry for a minute before it says so
+def _check_dates(
+    chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
+) -> None:
+    """Refuse a certificate, or one that signed it, with dates that no device takes.
+
+    Each device would try for ten seconds, and fail. It takes the first signer that it
+    finds, among the authorities before the chain.
+    """
+    certificate, *others = chain
+    _check_valid_now(certificate)
+    # without authorities, devices may know a younger one of the same name higher up
+    unused = [*authorities, *(others if authorities else others[:1])]
+    while certificate.issuer != certificate.subject:
+        if certificate in authorities:
+            # the chain is not needed any more
+            unused = [each for each in unused if each in authorities]
+        signers = [each for each in unused if _signed(each, certificate)]
+        if not signers:
+            return
+        certificate = signers[0]
+        _check_valid_now(certificate)
+        unused.remove(certificate)
+
+
+def _signed(signer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(signer)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        return False
+    return True
+
+
+def _check_valid_now(certificate: x509.Certificate) -> None:
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     now = datetime.now(UTC)
     if not begins - _CLOCK_SKEW <= now <= ends:
         raise ValueError(
-            f"the certificate in {path} is valid from {begins:%Y-%m-%d %H:%M} "
-            f"to {ends:%Y-%m-%d %H:%M} UTC, and not now"
+            f"the certificate of {certificate.subject.rfc4514_string()!r} is valid "
+            f"from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and not now"
         )
 
 

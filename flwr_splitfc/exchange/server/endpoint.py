@@ -90,6 +90,9 @@ class SplitEndpoint:
         self.config = config or EndpointConfig()
         self.on_step = on_step
         self.limits = self.config.limits
+        # now: the half is not to be had while it computes a step
+        half = halves.half.model
+        self._cut, self._output_cut = beginning_of(half), end_of(half)
         self._budget = WorkBudget(self.limits.max_work_bytes)
         self._registry = SessionRegistry()
         self._accounts = TurnAccounts(self.ledger)
@@ -197,8 +200,8 @@ class SplitEndpoint:
             pipeline_depth=self.pipeline_depth,
             decoupled=self.decoupled,
             send_every=self.send_every if purpose == "train" else 1,
-            cut=beginning_of(self.halves.half.model),
-            output_cut=end_of(self.halves.half.model),
+            cut=self._cut,
+            output_cut=self._output_cut,
         )
 
     def kept(self, token: str) -> pb.Kept:

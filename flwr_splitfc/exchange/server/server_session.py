@@ -90,6 +90,8 @@ class ServerSession:
         self._changed = Condition()
         self._nonce = b""
         self._answers: deque[pb.ServerFrame] = deque(maxlen=answers)
+        # whether frames came again since the session was opened last
+        self._resent = False
         # the last frame and its answer, until what need not come before it is done
         self._unfinished: _Exchanged | None = None
         self._connection: Connection | None = None
@@ -225,6 +227,7 @@ class ServerSession:
             if not self.connected:
                 self._carried_by(connection)
             self._nonce = nonce
+            self._resent = False
             if self.opened:
                 self.turn.traffic.reconnects += 1
             else:
@@ -536,7 +539,10 @@ class ServerSession:
 
     def _count_again(self, frame: pb.DeviceFrame, answer: pb.ServerFrame) -> None:
         self._last_seen = time.monotonic()
-        self.turn.traffic.round_trips += 1
+        if not self._resent:
+            # a device sends all that was not answered at once
+            self.turn.traffic.round_trips += 1
+        self._resent = True
         count_resent(self.turn.traffic, frame, answer)
 
 

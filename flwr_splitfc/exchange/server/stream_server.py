@@ -1,5 +1,6 @@
 """The gRPC server at which sessions' streams arrive: where it listens, and how."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from errno import EADDRINUSE
@@ -159,6 +160,17 @@ class StreamServer:
                 "Features, gradients and tokens cross the network in plaintext, "
                 "as tls=False asks for"
             )
+        if self._config.leaves_this_machine and not _grpc_is_silent():
+            logger.info(
+                "gRPC writes a line to stderr for each bad header field that a "
+                "stranger sends: GRPC_VERBOSITY=NONE in the environment of the "
+                "SuperLink, or of the SuperExec, turns that off"
+            )
+
+
+def _grpc_is_silent() -> bool:
+    # setting it here would be too late: gRPC has read it before any app was loaded
+    return os.environ.get("GRPC_VERBOSITY", "").upper() == "NONE"
 
 
 def _addresses_of(host: str) -> list[str]:

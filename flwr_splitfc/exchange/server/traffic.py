@@ -64,7 +64,7 @@ class Traffic:
     round_trips : int
         Frames with their answers, and one for a Flower message with its reply. Open
         goes with another frame, and Close may go with the reply. Mini-batches that are
-        under way at once share one.
+        under way at once share one, and so do frames that are sent again together.
     steps : int
         Mini-batches of training; in evaluation, of prediction.
     rows : int
