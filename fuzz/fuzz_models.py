@@ -88,7 +88,7 @@ def answer(data: bytes) -> None:
     """One input."""
     asked = Message(RecordDict({"arrays": HALF}), 1000, "train")
     coder = ModelCoder(CODEC)
-    coder.encode(asked)
+    coder.encode(asked, server_round=1)
     model = changed_model(Choices(data))
     array = Array(dtype="uint8", shape=(len(model),), stype="model/1", data=model)
     content = {

@@ -13,6 +13,7 @@ device that trains around ``Q(w)`` of a gain leaves the exact one where nobody t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -29,8 +30,8 @@ from flwr_splitfc.codec.model_arrays import (
 from flwr_splitfc.settings import under_key
 
 _FEW = 4096  # entries that an empty array's other sizes may be
-_SHORT_VECTOR = 2**16
-"""Entries up to which vectors go as they are."""
+_MOST_EXACT = 2**16
+"""Entries up to which vectors and whole numbers go as they are."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ModelCodec:
 
     Each setting is in bits per entry, 2 to 16, or 32 for arrays as they are. Arrays of
     fewer than 16 entries, and those that are not floats, are always sent exactly, and
-    so are a model's vectors of up to 65,536 entries. The bits
+    so are a model's vectors, and whole numbers, of up to 65,536 entries. The bits
     are those of Gaussian entries; what is more peaked takes fewer.
 
     Parameters
@@ -83,12 +84,22 @@ class ModelCodec:
         """Whether arrays and their changes go as they are."""
         return self.weights == self.changes == EXACT_BITS
 
-    def encode_weights(self, weights: ArrayRecord) -> ArrayRecord:
-        """Encode a model for a device."""
+    def encode_weights(
+        self, weights: ArrayRecord, exact: Collection[str] = ()
+    ) -> ArrayRecord:
+        """Encode a model for a device.
+
+        Parameters
+        ----------
+        weights : ArrayRecord
+        exact : collection of str
+            Names of arrays that go as they are.
+        """
         coded = ArrayRecord()
         for name, array in weights.items():
             values = array.numpy()
-            coded[name] = encode_array(values, _bits_of(values, self.weights))
+            bits = EXACT_BITS if name in exact else _bits_of(values, self.weights)
+            coded[name] = encode_array(values, bits)
         return coded
 
     def decode_weights(self, coded: ArrayRecord) -> ArrayRecord:
@@ -126,14 +137,14 @@ class ModelCodec:
             # of a mask's infinities there is none, and then the array goes as it is
             with np.errstate(invalid="ignore", over="ignore"):
                 change = trained - start.numpy()
-            # that nothing changed takes no bytes, whatever the array
-            bits = _bits_of(change, self.changes) if change.any() else self.changes
-            coded = encode_array(change, bits)
+            coded = encode_array(change, _bits_of(change, self.changes))
             if coded.stype != EXACT_STYPE:
                 return coded
         return encode_array(trained, EXACT_BITS)
 
-    def decode_changes(self, coded: ArrayRecord, weights: ArrayRecord) -> ArrayRecord:
+    def decode_changes(
+        self, coded: ArrayRecord, weights: ArrayRecord, exact: Collection[str] = ()
+    ) -> ArrayRecord:
         """Return the exact weights with the changes of a device, as Flower's arrays.
 
         Parameters
@@ -141,6 +152,7 @@ class ModelCodec:
         coded : ArrayRecord
             From the wire.
         weights : ArrayRecord
+        exact : collection of str
             What `encode_weights` was given.
 
         Raises
@@ -150,20 +162,17 @@ class ModelCodec:
         """
         trained = ArrayRecord()
         for name, array in coded.items():
-            trained[name] = self._decode_change(name, array, weights.get(name))
+            start = weights.get(name)
+            if array.stype == EXACT_STYPE:
+                # it may have another type than the weights, which averages make floats
+                most_entries = max(len(array.data), _FEW)
+                values = decode_array(array, max_entries=most_entries)
+                if name not in exact:
+                    values = self._from_exact(values, start)
+                trained[name] = Array(values)
+            else:
+                trained[name] = _changed(name, array, start)
         return trained
-
-    def _decode_change(self, name: str, array: Array, weights: Array | None) -> Array:
-        if array.stype == EXACT_STYPE:
-            # it may have another type than the weights, which averages make floats
-            most_entries = max(len(array.data), _FEW)
-            trained = decode_array(array, max_entries=most_entries)
-            return Array(self._from_exact(trained, weights))
-        if weights is None:
-            raise PayloadError(f"{name!r:.100} is no array of the model")
-        change = decode_array(array, shape=weights.shape, dtype=weights.dtype)
-        with np.errstate(over="ignore"):
-            return Array(weights.numpy() + change)
 
     def _from_exact(self, trained: np.ndarray, weights: Array | None) -> np.ndarray:
         """Return the trained array as if the device had begun from exact weights."""
@@ -181,11 +190,28 @@ class ModelCodec:
         return joined
 
 
+def _changed(name: str, coded: Array, weights: Array | None) -> Array:
+    """Return the weights with a coded change."""
+    if weights is None:
+        raise PayloadError(f"{name!r:.100} is no array of the model")
+    change = decode_array(coded, shape=weights.shape, dtype=weights.dtype)
+    with np.errstate(over="ignore"):
+        return Array(weights.numpy() + change)
+
+
 def _bits_of(values: np.ndarray, bits: int) -> int:
     """Return the bits of an array where the others have `bits`."""
+    # zeros take no bytes, at any bits but 32
+    if values.size > _MOST_EXACT or not values.any():
+        return bits
     is_vector = sum(size > 1 for size in values.shape) <= 1
-    is_short_vector = is_vector and values.size <= _SHORT_VECTOR
-    return EXACT_BITS if is_short_vector else bits
+    return EXACT_BITS if is_vector or _is_whole(values) else bits
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    """Whether all entries are whole numbers, as those of masks are."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.all(np.rint(values) == values))
 
 
 def _has_change(trained: np.ndarray, start: Array) -> bool:

@@ -535,7 +535,7 @@ class SplitLearning(Strategy):
         # not of the base class: a strategy may weight replies by nothing
         weight = getattr(innermost(self.devices), "weighted_by_key", "")
         checks = ReplyChecks(arrays, weight, needed_metrics(self.devices))
-        return SplitGrid(grid, endpoint, self.budgets, checks, self.model_codec)
+        return SplitGrid(grid, endpoint, self.budgets, checks, self.model_codec, arrays)
 
     def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Go on from the checkpoint, if there is one; return the device half."""

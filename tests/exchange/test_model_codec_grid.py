@@ -394,3 +394,43 @@ def test_whole_numbers_stay_such_though_the_strategy_averages_them():
         np.testing.assert_array_equal(each["mask"].numpy(), mask, strict=True)
     counts = [each["count"].numpy() for each in seen[::3]]
     np.testing.assert_array_equal(counts, range(4), strict=True)
+
+
+def test_tables_that_training_leaves_alone_go_exactly_from_round_2_on():
+    """One may be logarithms', or compared, and another function when it is coded."""
+    table = np.random.default_rng(3).uniform(1e-3, 1, (40, 20)).astype(np.float32)
+    mask = (table > 0.5).astype(np.float32)
+    app = Adder()
+
+    def start(server_round: int) -> ArrayRecord:
+        content = app.seen[3 * (server_round - 1)]
+        return content["arrays"]
+
+    arrays = ArrayRecord({**model(), "table": Array(table), "mask": Array(mask)})
+    grid = ModelCodecGrid(LocalGrid(still(app), 3, workers=0), 4)
+    result = fedavg(fraction_evaluate=0.0).start(grid, arrays, 3)
+    for server_round in (1, 2, 3):
+        np.testing.assert_array_equal(start(server_round)["mask"].numpy(), mask)
+    assert not np.array_equal(start(1)["table"].numpy(), table)
+    for server_round in (2, 3):
+        seen = start(server_round)["table"].numpy()
+        np.testing.assert_allclose(seen, table, rtol=1e-6)
+        # what trains is coded
+        assert len(np.unique(start(server_round)["kernel"].numpy())) < 100
+    np.testing.assert_allclose(result.arrays["table"].numpy(), table, rtol=1e-6)
+
+
+def still(adder: Adder) -> ClientApp:
+    """The app of an adder, whose tables and masks stay as they are."""
+    app = ClientApp(mods=[model_codec_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = adder.train(message, context)
+        sent = message.content["arrays"]
+        kept = {name: sent[name] for name in ("table", "mask")}
+        trained = ArrayRecord({**reply.content["arrays"], **kept})
+        reply.content = RecordDict({**reply.content, "arrays": trained})
+        return reply
+
+    return app

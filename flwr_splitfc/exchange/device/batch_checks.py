@@ -125,6 +125,8 @@ def check_numbers(features: Structure) -> None:
             f"the features{place} of shape {tuple(tensor.shape)} hold NaN or inf; all "
             "values must be finite. Where these mark what is missing, send zeros and "
             'the mask beside: {"features": features.masked_fill(mask, 0), "mask": mask}'
+            ". If the half divides by a table of its own, send models as they are: "
+            "model_bits=32"
         )
 
 

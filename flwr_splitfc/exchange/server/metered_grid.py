@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from logging import getLogger
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from flwr_splitfc.codec.model_codec import ModelCodec
@@ -38,6 +38,8 @@ class MeteredGrid(DelegatingGrid):
         What replies of devices have to be.
     model_codec : ModelCodec, optional
         How models travel; by default as they are.
+    first : ArrayRecord, optional
+        The model that training begins with; default: the first that is sent.
 
     Attributes
     ----------
@@ -54,13 +56,14 @@ class MeteredGrid(DelegatingGrid):
         ledger: Ledger,
         checks: ReplyChecks | None = None,
         model_codec: ModelCodec | None = None,
+        first: ArrayRecord | None = None,
     ) -> None:
         super().__init__(grid)
         self.ledger = ledger
         self.checks = checks or ReplyChecks()
         self.server_round = 0
         self.devices = Devices(grid)
-        self._coder = ModelCoder(model_codec or ModelCodec(), self.devices)
+        self._coder = ModelCoder(model_codec or ModelCodec(), self.devices, first)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -92,7 +95,7 @@ class MeteredGrid(DelegatingGrid):
         self, messages: list[Message], names: dict[int, str], timeout: float | None
     ) -> list[Message]:
         for message in messages:
-            self._coder.encode(message)
+            self._coder.encode(message, self.round_of(message))
         self._count_sent(messages, names)
         answered = replies_to(messages, self.inner, timeout)
         # the order of arrival decides nothing

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
+from flwr_splitfc.exchange.server.flower_messages import round_told_in
 from flwr_splitfc.exchange.server.model_coder import ModelCoder
 
 
@@ -85,7 +86,7 @@ class ModelCodecGrid(DelegatingGrid):
     def _encoded(self, messages: Iterable[Message]) -> Sequence[Message]:
         coded = list(messages)
         for message in coded:
-            self._coder.encode(message)
+            self._coder.encode(message, round_told_in(message) or 0)
         return coded
 
     def _decoded(self, reply: Message, asked: dict[str, Message]) -> Message:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from logging import getLogger
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
@@ -9,7 +10,6 @@ from flwr_splitfc.codec import PayloadError
 from flwr_splitfc.codec.model_codec import ModelCodec
 from flwr_splitfc.exchange.protocol.frame_bytes import parse_model
 from flwr_splitfc.exchange.protocol.model_record import (
-    model_for,
     pack_model,
     packed_model,
     unpack_model,
@@ -21,6 +21,7 @@ from flwr_splitfc.exchange.protocol.whole_numbers import (
 )
 from flwr_splitfc.exchange.server.devices import Devices
 from flwr_splitfc.exchange.server.flower_messages import error_reply, purpose_of
+from flwr_splitfc.exchange.server.still_arrays import small_arrays, still_arrays
 
 _WITHOUT_MOD = (
     "Node %d gets and returns float32 models: its ClientApp has no "
@@ -40,6 +41,22 @@ _SEVERAL = (
 logger = getLogger("flwr")
 
 
+class _Model(NamedTuple):
+    """A model as it is sent.
+
+    Parameters
+    ----------
+    weights : ArrayRecord
+    exact : set of str
+        Names of arrays that go as they are.
+    coded : ArrayRecord
+    """
+
+    weights: ArrayRecord
+    exact: set[str]
+    coded: ArrayRecord
+
+
 class ModelCoder:
     """Codes the models in a strategy's messages, and decodes the changes in replies.
 
@@ -52,41 +69,50 @@ class ModelCoder:
     devices : Devices, optional
         Knows which of them have `model_codec_mod`; others get models as they are. By
         default all have it.
+    first : ArrayRecord, optional
+        The model that training begins with; default: the first that is sent.
     """
 
-    def __init__(self, codec: ModelCodec, devices: Devices | None = None) -> None:
+    def __init__(
+        self,
+        codec: ModelCodec,
+        devices: Devices | None = None,
+        first: ArrayRecord | None = None,
+    ) -> None:
         self.codec = codec
         self.devices = devices
+        self._first = None if first is None else small_arrays(first)
         # with the message, so that its id stays its own
-        self._sent: dict[int, tuple[Message, dict[str, ArrayRecord]]] = {}
-        self._last_coded = (ArrayRecord(), ArrayRecord(), ArrayRecord())
-        self._whole: dict[str, ArrayRecord] = {}
+        self._sent: dict[int, tuple[Message, _Model]] = {}
+        # the strategy's, and as it was sent
+        self._last: tuple[ArrayRecord, _Model] | None = None
+        self._whole: ArrayRecord | None = None
         self._warned: set[str] = set()
 
-    def encode(self, message: Message) -> None:
-        """Code the models in a message to train or to evaluate."""
-        if self.codec.is_exact or purpose_of(message) is None:
+    def encode(self, message: Message, server_round: int) -> None:
+        """Code the model in a message to train or to evaluate."""
+        records = message.content.array_records
+        if self.codec.is_exact or purpose_of(message) is None or not records:
             return
         if not self._is_understood(message.metadata.dst_node_id):
             return
-        if len(message.content.array_records) > 1:
+        if len(records) > 1:
             self._warn_once(_SEVERAL)
             return
-        models, coded = {}, {}
-        for key, model in message.content.array_records.items():
-            models[key], coded[key] = self._coded(key, model)
+        [(key, record)] = records.items()
+        model = self._coded(record, server_round)
         # a new content: strategies share one among their messages
-        message.content = RecordDict({**message.content, **coded})
-        self._sent[id(message)] = message, models
+        message.content = RecordDict({**message.content, key: model.coded})
+        self._sent[id(message)] = message, model
 
     def decode(self, reply: Message, asked: Message) -> Message:
         """Return a reply with whole models; an error where they cannot be decoded."""
-        _, models = self._sent.get(id(asked), (asked, None))
-        if models is None or not reply.has_content():
+        _, model = self._sent.get(id(asked), (asked, None))
+        if model is None or not reply.has_content():
             return reply
         try:
             decoded = {
-                key: self._trained(record, model_for(key, models, ArrayRecord()))
+                key: self._trained(record, model)
                 for key, record in reply.content.array_records.items()
             }
         except (PayloadError, ProtocolError) as error:
@@ -98,32 +124,37 @@ class ModelCoder:
         reply.content = RecordDict({**reply.content, **decoded})
         return reply
 
-    def _trained(self, record: ArrayRecord, weights: ArrayRecord) -> ArrayRecord:
+    def _trained(self, record: ArrayRecord, model: _Model) -> ArrayRecord:
         packed = packed_model(record)
         if packed is None:
             return record
         coded = unpack_model(parse_model(packed))
-        return self.codec.decode_changes(coded, weights)
+        return self.codec.decode_changes(coded, model.weights, model.exact)
 
     def forget(self, messages: Iterable[Message]) -> None:
         """Drop what is kept for messages whose replies are in, or will not come."""
         for message in messages:
             self._sent.pop(id(message), None)
         # a strategy may change the last model in place: the next is coded anew
-        self._last_coded = (ArrayRecord(), ArrayRecord(), ArrayRecord())
+        self._last = None
 
-    def _coded(self, key: str, model: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
-        """Return a model as it is sent, and coded, once for all messages that share it.
+    def _coded(self, record: ArrayRecord, server_round: int) -> _Model:
+        """Return a model as it is sent, coded once for all messages that share it.
 
-        Whole numbers are sent as such, though the strategy has averaged them.
+        Whole numbers are sent as such, though the strategy has averaged them. From the
+        second round on, small arrays that training has left as they were go exactly.
         """
-        last, exact, coded = self._last_coded
-        if model is not last:
-            exact = with_whole_numbers(model, self._whole.get(key, model))
-            self._whole[key] = whole_numbers(exact)
-            coded = pack_model(self.codec.encode_weights(exact), self.codec.changes)
-            self._last_coded = model, exact, coded
-        return exact, coded
+        if self._last is not None and record is self._last[0]:
+            return self._last[1]
+        weights = with_whole_numbers(record, self._whole or record)
+        self._whole = whole_numbers(weights)
+        if self._first is None:
+            self._first = small_arrays(weights)
+        exact = still_arrays(weights, self._first) if server_round > 1 else set()
+        coded = self.codec.encode_weights(weights, exact)
+        model = _Model(weights, exact, pack_model(coded, self.codec.changes))
+        self._last = record, model
+        return model
 
     def _is_understood(self, node_id: int) -> bool:
         if self.devices is None or self.devices.takes_coded_arrays(node_id):

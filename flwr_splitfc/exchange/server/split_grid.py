@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import CutCodec, ModelCodec
@@ -54,6 +54,8 @@ class SplitGrid(MeteredGrid):
         what the device trained of a server half of its own is dropped.
     model_codec : ModelCodec
         How device halves travel; by default as they are.
+    first : ArrayRecord
+        The device half that training begins with.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class SplitGrid(MeteredGrid):
         budgets: Sequence[BudgetRule],
         checks: ReplyChecks,
         model_codec: ModelCodec,
+        first: ArrayRecord,
     ) -> None:
-        super().__init__(grid, endpoint.ledger, checks, model_codec)
+        super().__init__(grid, endpoint.ledger, checks, model_codec, first)
         self.endpoint = endpoint
         self.budgets = budgets
 
@@ -92,7 +95,7 @@ class SplitGrid(MeteredGrid):
                 except ValueError as error:
                     refusals.append(error_reply(message, f"no budget: {error}"))
                 else:
-                    self._coder.encode(message)
+                    self._coder.encode(message, self.round_of(message))
                     token = self._admit(message, device, *codecs)
                     outgoing.append(Outgoing(message, token))
             self._count_sent([each.message for each in outgoing], names)
