@@ -15,6 +15,7 @@ from flwr_splitfc.leakage.units import has_columns
 
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 250  # they only tell attacks apart
+_LEAST_KEPT = 0.3
 # of a column, over that of all: one that hardly varies here may vary elsewhere
 _LEAST_SPREAD = 0.1
 _ANY_SPREAD = 1e-12
@@ -60,7 +61,22 @@ class Evidence:
     @cached_property
     def kept(self) -> Releases:
         """The known samples that attacks learn from."""
-        return self.known.rows(0, self._kept_count)
+        return self.known.select(self.kept_rows)
+
+    @cached_property
+    def kept_rows(self) -> Tensor:
+        """The places of these among the known samples.
+
+        A sample may be known twice, as where batches are drawn with replacement. An
+        attack that finds it again would look better than it is: so what is held out is
+        not learned from. In a table of few different rows that is most, and all stay.
+        """
+        inputs = self.known.inputs
+        held_out = {_content(row) for row in inputs[self._kept_count :]}
+        rows = torch.arange(self._kept_count)
+        others = [_content(inputs[row]) not in held_out for row in rows]
+        fewest = _LEAST_KEPT * len(rows)
+        return rows[torch.tensor(others)] if sum(others) >= fewest else rows
 
     @cached_property
     def held_out(self) -> Releases:
@@ -107,8 +123,9 @@ class Evidence:
         """What entries that were sent were multiplied by, (D,).
 
         The payload does not tell, so it is the regression, without a constant, of what
-        arrived of each column of the kept samples on the half's features. A column that
-        never arrived has that of all.
+        arrived of each column of the kept samples on the half's features. Where noise
+        makes a column's uncertain, it is drawn to that of all: by the variance of all
+        columns' over itself and the column's own.
         """
         kept = self.kept
         if kept.own is None or kept.sent is None:
@@ -118,7 +135,14 @@ class Evidence:
         squares = own.square().sum(0)
         of_all = products.sum() / squares.sum()
         seen = (squares > 0) & (products > 0)
-        return torch.where(seen, products / squares.clamp(min=_ANY_SPREAD), of_all)
+        squares = squares.clamp(min=_ANY_SPREAD)
+        slopes = torch.where(seen, products / squares, of_all)
+        off = kept.features.flatten(1) - own * slopes
+        counts = kept.sent.sum(0).clamp(min=2)
+        uncertain = off.square().sum(0) / (counts - 1) / squares
+        spread = (slopes[seen] - of_all).square().mean() - uncertain[seen].mean()
+        certain = spread.clamp(min=0) / (spread.clamp(min=0) + uncertain + _ANY_SPREAD)
+        return of_all + certain * (slopes - of_all)
 
     def unscaled(self, releases: Releases) -> Tensor:
         """Return what arrived (N, D) as the half gave it; zeros where nothing came."""
@@ -129,6 +153,10 @@ class Evidence:
         if releases.sent is None:
             return torch.ones_like(releases.features.flatten(1))
         return releases.sent.float()
+
+
+def _content(row: Tensor) -> bytes:
+    return row.numpy().tobytes()
 
 
 Attack: TypeAlias = Callable[[Evidence, AttackSettings], Guesses | None]

@@ -25,8 +25,9 @@ _OWN = "run"
 _PRECISION = ("quality", "uplink-bits", "downlink-bits")
 _DESCRIPTION = """\
 Learn to reconstruct devices' inputs from what the server receives of them, by a
-network, ridge regression and inversion of the device half, on data that the attacker
-has, and report how close the best of them comes on data that it has not.
+network, ridge regression, the likeliest of known inputs and inversion of the device
+half, on data that the attacker has, and report how close the best of them comes on
+data that it has not.
 """
 _EPILOG = """\
 No attack that fails proves safety: another network, more data, or many releases of the

@@ -74,11 +74,15 @@ class Releases:
 
     def rows(self, start: int, end: int) -> "Releases":
         """Return the releases of some of the samples."""
+        return self.select(slice(start, end))
+
+    def select(self, rows: Tensor | slice) -> "Releases":
+        """Return the releases of the samples in these places."""
         part: dict[str, Any] = {}
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, Tensor):
-                part[column.name] = value[start:end]
+                part[column.name] = value[rows]
         return replace(self, **part)
 
     def split(self, sizes: Sequence[int]) -> list["Releases"]:

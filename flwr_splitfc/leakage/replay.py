@@ -165,7 +165,8 @@ def features_of(half: nn.Module, inputs: Tensor) -> Tensor:
     # a pass in training changes some: the next would begin from others
     buffers = {name: buffer.clone() for name, buffer in half.named_buffers()}
     try:
-        features = call_with(half, buffers, inputs)
+        # and some halves change their inputs
+        features = call_with(half, buffers, inputs.clone())
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise LeftOut(f"the device half does not run again: {reason}") from error

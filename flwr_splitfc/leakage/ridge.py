@@ -63,7 +63,7 @@ def _by_one_map(evidence: Evidence, features: Tensor) -> Guesses:
         evidence.standard(each).flatten(1)
         for each in (features, evidence.held_out.features, evidence.attacked.features)
     )
-    kept = known[: len(evidence.kept.inputs)]
+    kept = known[evidence.kept_rows]
     tried = list(_guessed(kept, evidence.kept.inputs, held_out, _PENALTIES))
     wanted = evidence.held_out.inputs
     best = _best([F.mse_loss(guesses, wanted).item() for guesses in tried])

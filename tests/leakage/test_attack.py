@@ -276,6 +276,25 @@ def test_noise_hides_less_from_who_has_known_features_without_it() -> None:
     assert outcome.scores.mse < 0.04 * outcome.trivial.mse
 
 
+def test_samples_that_are_known_twice_do_not_choose_the_attack() -> None:
+    """One that finds them again would win, and does no good on others."""
+    half, codec = seeded(shallow_half), cut_codec("int8")
+
+    def sent(pictures: torch.Tensor) -> Releases:
+        pairs = zip(
+            pictures.split(32), torch.zeros(len(pictures)).split(32), strict=True
+        )
+        return released(half, codec, pairs, samples=len(pictures))
+
+    known, others = blobs(256, seed=0), sent(blobs(64, seed=1))
+    twice = torch.cat([known, known[:64]])
+    once, again = (
+        reconstruct(sent(each), others, SHORT, half=half).scores.mse
+        for each in (known, twice)
+    )
+    assert again < 1.5 * once
+
+
 def test_a_linear_map_is_learned_from_known_features_without_noise() -> None:
     """Ten seeds gave 0.72 to 0.90 of the error of what is learned with noise."""
     half = seeded(shallow_half)
