@@ -71,12 +71,14 @@ class Evidence:
         attack that finds it again would look better than it is: so what is held out is
         not learned from. In a table of few different rows that is most, and all stay.
         """
-        inputs = self.known.inputs
-        held_out = {_content(row) for row in inputs[self._kept_count :]}
+        first, last = self.known.inputs.tensor_split([self._kept_count])
+        held_out = {_content(row) for row in last}
+        is_other = torch.tensor([_content(row) not in held_out for row in first])
         rows = torch.arange(self._kept_count)
-        others = [_content(inputs[row]) not in held_out for row in rows]
-        fewest = _LEAST_KEPT * len(rows)
-        return rows[torch.tensor(others)] if sum(others) >= fewest else rows
+        others = rows[is_other]
+        if len(others) < _LEAST_KEPT * len(rows):
+            return rows
+        return others
 
     @cached_property
     def held_out(self) -> Releases:
@@ -137,12 +139,15 @@ class Evidence:
         seen = (squares > 0) & (products > 0)
         squares = squares.clamp(min=_ANY_SPREAD)
         slopes = torch.where(seen, products / squares, of_all)
-        off = kept.features.flatten(1) - own * slopes
+        left = kept.features.flatten(1) - own * slopes
         counts = kept.sent.sum(0).clamp(min=2)
-        uncertain = off.square().sum(0) / (counts - 1) / squares
-        spread = (slopes[seen] - of_all).square().mean() - uncertain[seen].mean()
-        certain = spread.clamp(min=0) / (spread.clamp(min=0) + uncertain + _ANY_SPREAD)
-        return of_all + certain * (slopes - of_all)
+        noise = left.square().sum(0) / (counts - 1)
+        uncertain = noise / squares
+        differences = slopes - of_all
+        spread = differences[seen].square().mean() - uncertain[seen].mean()
+        spread = spread.clamp(min=0)
+        certain = spread / (spread + uncertain + _ANY_SPREAD)
+        return of_all + certain * differences
 
     def unscaled(self, releases: Releases) -> Tensor:
         """Return what arrived (N, D) as the half gave it; zeros where nothing came."""

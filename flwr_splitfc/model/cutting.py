@@ -100,7 +100,8 @@ def beginning_of(part: nn.Module) -> str:
 
 def _cut_of(model: nn.Module, names: Iterable[str]) -> str:
     """Return one text for the same layers, as far as it is known that they are."""
-    text = ", ".join(sorted({_last_layer(model, name) for name in names}))
+    layers = {_last_layer(model, name) for name in names}
+    text = ", ".join(sorted(layers))
     # devices show it, and refuse what cannot be printed
     return text if text.isprintable() else ""
 
@@ -112,7 +113,8 @@ def _last_layer(model: nn.Module, name: str) -> str:
     if name not in layers and call == 0:
         name = called
     while type(layers.get(name)) is nn.Sequential and len(layers[name]) > 0:
-        name = f"{name}.{list(layers[name]._modules)[-1]}"
+        *_, last = layers[name]._modules
+        name = f"{name}.{last}"
     return name
 
 

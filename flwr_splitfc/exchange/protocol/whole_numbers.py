@@ -43,8 +43,10 @@ def with_whole_numbers(averaged: ArrayRecord, before: ArrayRecord) -> ArrayRecor
     models = ArrayRecord(dict(averaged))
     for name, array in whole_numbers(before).items():
         mean = averaged.get(name)
-        if mean is not None and (mean.dtype, mean.shape) == ("float64", array.shape):
-            models[name] = Array(_rounded(mean.numpy(), array.numpy()))
+        if mean is None or mean.dtype != "float64" or mean.shape != array.shape:
+            continue
+        rounded = _rounded(mean.numpy(), array.numpy())
+        models[name] = Array(rounded)
     return models
 
 
@@ -53,9 +55,12 @@ def _rounded(means: np.ndarray, before: np.ndarray) -> np.ndarray:
     is_as_before = np.isclose(means, before, rtol=_ROUNDING, atol=0.5)
     least, most = _range(before.dtype)
     with np.errstate(invalid="ignore"):
-        rounded = np.rint(means).clip(least, most).astype(before.dtype)
-    rounded = np.where(means >= float(most), np.array(most, before.dtype), rounded)
-    return np.where(is_as_before | np.isnan(means), before, rounded)
+        within = np.rint(means).clip(least, most)
+        rounded = within.astype(before.dtype)
+    greatest = np.array(most, before.dtype)
+    rounded = np.where(means >= float(most), greatest, rounded)
+    stays = is_as_before | np.isnan(means)
+    return np.where(stays, before, rounded)
 
 
 def _range(dtype: np.dtype) -> tuple[int, int]:
