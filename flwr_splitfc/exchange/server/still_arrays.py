@@ -24,9 +24,10 @@ def small_arrays(model: ArrayRecord) -> ArrayRecord:
 def still_arrays(model: ArrayRecord, first: ArrayRecord) -> set[str]:
     """Return the names of the arrays that are as in the first model.
 
-    >>> first = small_arrays(ArrayRecord([np.ones((2, 2)), np.ones((2, 2))]))
-    >>> still_arrays(ArrayRecord([np.ones((2, 2)), np.zeros((2, 2))]), first)
-    {'arrays0'}
+    >>> first = ArrayRecord({"table": Array(np.ones(2)), "kernel": Array(np.ones(2))})
+    >>> trained = ArrayRecord({**first, "kernel": Array(np.zeros(2))})
+    >>> still_arrays(trained, small_arrays(first))
+    {'table'}
     """
     return {
         name
