@@ -110,3 +110,14 @@ def test_the_id_of_another_node_is_a_name_that_is_taken() -> None:
 
     devices = Devices(LocalGrid(says_that_it_is_1001, 2))
     assert devices.names([1000, 1001]) == {1000: "1000", 1001: "1001"}
+
+
+def test_a_name_under_a_key_with_an_underscore_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def misspells(message: Message, context: Context) -> Message:
+        context.node_config["device_name"] = "kitchen"
+        return answer_device_query(message, context)
+
+    assert Devices(LocalGrid(misspells, 1)).names([1000]) == {1000: "1000"}
+    assert "the config has 'device_name': write device-name" in caplog.text

@@ -4,14 +4,21 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from flwr_splitfc.exchange.protocol.device_query import NAME_KEY, NODE_CONFIG_KEY
 from flwr_splitfc.exchange.protocol.records import record_without_empty
+from flwr_splitfc.settings import check_dashes
 
 
 def device_name(context: Context) -> str:
     """Return the device's lasting name.
 
     It is the ``device-name`` of its node config, else its partition, else its node id.
+
+    Raises
+    ------
+    ValueError
+        If the node config has ``device_name``, with an underscore.
     """
     config = context.node_config
+    check_dashes(config, [NAME_KEY])
     for key in (NAME_KEY, "partition-id"):
         if key in config:
             return str(config[key])
