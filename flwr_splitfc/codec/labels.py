@@ -4,7 +4,8 @@ Integers from ``m`` to ``M`` are range-coded less ``m``: at ``log2(M - m + 1)`` 
 each, or by how often each value occurs (`format.counted_integers`), whichever is
 shorter with all that precedes it (docs/wire-format.md, section 7). Their arithmetic is
 that of 64 bits without a sign, which wraps around: ``m + (label - m)`` is the label
-whatever the span.
+whatever the span. Floats that are whole numbers, as the 0.0 and 1.0 of several classes
+for a sample, go alike.
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ Entries: TypeAlias = NDArray[np.generic]
 """Labels, flat, of any type."""
 
 _MOST_RANGE_LEVELS = 2**16
+_FEW = 64
+_WHOLE_FLOATS = ("float16", "float32", "float64")  # numpy has no bfloat16
 
 
 def pack_labels(labels: Tensor) -> bytes:
     """Write labels of any shape so that type, shape and values come back exactly.
 
     Integers are range-coded, over the span of their values or by how often each
-    occurs, or sent less the minimum in four or eight bytes if they span more than 2^16;
-    floats go as they are.
+    occurs, or sent less the minimum in four or eight bytes if they span more than 2^16.
+    Floats that are whole numbers are range-coded, too, where that is shorter; others go
+    as they are.
 
     Raises
     ------
@@ -64,6 +68,8 @@ def pack_labels(labels: Tensor) -> bytes:
     --------
     >>> len(pack_labels(torch.arange(10).repeat(25)))
     114
+    >>> len(pack_labels(torch.arange(250.0) % 2))
+    42
     >>> unpack_labels(pack_labels(torch.tensor([3, 1, 2])), max_entries=8)
     tensor([3, 1, 2])
     """
@@ -73,10 +79,34 @@ def pack_labels(labels: Tensor) -> bytes:
         raise ValueError(f"labels must be one of {known}, got {dtype}")
     shape = tuple(labels.shape)
     entries = _to_numpy(labels.detach().cpu()).reshape(-1)
-    if labels.is_floating_point() or entries.size == 0:
-        header = pack_label_header(LabelHeader(dtype, shape))
-        return header + pack_floats(entries, _raw_dtype(dtype))
-    return _pack_integers(dtype, shape, entries)
+    if entries.size > 0 and not labels.is_floating_point():
+        return _pack_integers(dtype, shape, entries)
+    header = pack_label_header(LabelHeader(dtype, shape))
+    payload = header + pack_floats(entries, _raw_dtype(dtype))
+    if not _are_whole(entries, dtype):
+        return payload
+    integers = entries.astype(np.int64)
+    return min(payload, _pack_integers(dtype, shape, integers), key=len)
+
+
+def _are_whole(entries: Entries, dtype: str) -> bool:
+    """Return whether floats are what symbols give back: no -0.0, and no wide span."""
+    if entries.size == 0 or dtype not in _WHOLE_FLOATS:
+        return False
+    # of measured values the first few tell
+    first = entries[:_FEW]
+    if not np.array_equal(first, np.rint(first)):
+        return False
+    least, greatest = _limits(dtype)
+    smallest, largest = float(entries.min()), float(entries.max())
+    # NaN compares with nothing
+    if not (least <= smallest and largest <= greatest):
+        return False
+    if largest - smallest >= _MOST_RANGE_LEVELS:
+        return False
+    is_whole = entries == np.rint(entries)
+    is_negative_zero = np.signbit(entries) & (entries == 0)
+    return bool((is_whole & ~is_negative_zero).all())
 
 
 def _pack_integers(dtype: str, shape: tuple[int, ...], entries: Entries) -> bytes:
@@ -164,11 +194,19 @@ def _check_header(header: LabelHeader, max_entries: int) -> None:
             f"at most {max_entries} entries were wanted"
         )
     count = prod(header.shape)
-    must_be_raw = count == 0 or "float" in header.dtype
-    if must_be_raw != (header.coding == "raw"):
+    codings = _codings(header.dtype) if count > 0 else ("raw",)
+    if header.coding not in codings:
         raise PayloadError(
             f"{count} labels of {header.dtype} are coded as {header.coding}"
         )
+
+
+def _codings(dtype: str) -> tuple[str, ...]:
+    if dtype in _WHOLE_FLOATS:
+        return "raw", "symbols"
+    if dtype == "bfloat16":
+        return ("raw",)
+    return "range", "<u4", "<u8", "symbols"
 
 
 def _read_entries(data: memoryview, count: int, dtype: str) -> Entries:
@@ -208,7 +246,7 @@ def _check_levels(levels: int) -> None:
 
 def _from_offset(above: Entries, header: LabelHeader) -> Entries:
     """Add the header's offset to entries, and check that the type holds the sums."""
-    least, greatest = _integer_limits(header.dtype)
+    least, greatest = _limits(header.dtype)
     largest = header.offset + header.levels - 1
     # symbols are below their levels, and mostly need no look
     if header.levels == 0 or largest > greatest:
@@ -225,9 +263,13 @@ def _from_offset(above: Entries, header: LabelHeader) -> Entries:
 
 
 @cache
-def _integer_limits(dtype: str) -> tuple[int, int]:
+def _limits(dtype: str) -> tuple[int, int]:
+    """Return the integers between which all are numbers of the type."""
     if dtype == "bool":
         return 0, 1
+    if dtype in _WHOLE_FLOATS:
+        most = 2 ** (np.finfo(dtype).nmant + 1)
+        return -most, most
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 

@@ -805,9 +805,9 @@ TYPES = {
     3: ("int16", "h", -(2**15), 2**15 - 1),
     4: ("int32", "i", -(2**31), 2**31 - 1),
     5: ("int64", "q", -(2**63), 2**63 - 1),
-    6: ("float16", "e", 0, 0),
-    7: ("float32", "f", 0, 0),
-    8: ("float64", "d", 0, 0),
+    6: ("float16", "e", -(2**11), 2**11),
+    7: ("float32", "f", -(2**24), 2**24),
+    8: ("float64", "d", -(2**53), 2**53),
     9: ("bfloat16", "H", 0, 0),
 }
 
@@ -868,7 +868,10 @@ def decode_labels(data: bytes, most_entries: int) -> tuple[str, tuple[int, ...],
         (Q,) = reader.fields("I")
     refuse_if(prod(size or 1 for size in shape) > most_entries, "number of entries")
     count = prod(shape)
-    refuse_if((coding == 0) != (code >= 6 or count == 0), "coding")
+    if coding == 0:
+        refuse_if(count > 0 and code < 6, "coding")
+    else:
+        refuse_if(count == 0 or code == 9 or (code > 5 and coding != 4), "coding")
     if coding == 0:
         refuse_if(
             reader.left != count * struct.calcsize("<" + layout), "number of bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,66 @@ def test_any_int64(values: list[int]) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats(dtype: torch.dtype) -> None:
     assert_comes_back(torch.randn(7, 3).to(dtype))
+
+
+WHOLE_FLOATS = [torch.float16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", WHOLE_FLOATS)
+def test_floats_of_several_classes_take_the_bits_of_their_range(
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    has_class = torch.randint(0, 2, (64, 40), generator=generator)
+    assert abs(len(assert_comes_back(has_class.to(dtype))) - 64 * 40 / 8) < 20
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [-0.0, 1.0, 1.0],
+        [0.0, -0.0],
+        [math.nan, 1.0],
+        [math.inf, 1.0],
+        [-math.inf, math.inf],
+        [0.0, 65536.0],
+        [2.0**30, 2.0**30],
+        [1.0] * 100 + [0.5],
+        [1.0] * 100 + [-0.0],
+    ],
+)
+def test_floats_that_are_no_whole_numbers_come_back_bit_by_bit(
+    dtype: torch.dtype, numbers: list[float]
+) -> None:
+    labels = torch.tensor(numbers, dtype=dtype)
+    back = unpack_labels(pack_labels(labels), 200)
+    assert back.dtype == dtype
+    assert torch.equal(back.view(torch.uint8), labels.view(torch.uint8))
+
+
+@given(st.lists(st.integers(-3000, 3000).map(float), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_any_whole_floats(numbers: list[float]) -> None:
+    for dtype in FLOATS:
+        labels = torch.tensor(numbers, dtype=dtype)
+        assert len(assert_comes_back(labels)) <= 7 + labels.nbytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float16", 2**11), ("float32", 2**24), ("float64", 2**53)]
+)
+def test_whole_numbers_that_a_float_cannot_hold_are_refused(
+    dtype: str, most: int
+) -> None:
+    for offset, is_right in [(most, True), (most + 1, False), (-most - 1, False)]:
+        header = LabelHeader(dtype, (3,), "symbols", offset, 1)
+        data = pack_label_header(header)
+        if is_right:
+            assert unpack_labels(data, 3).tolist() == [offset] * 3
+        else:
+            with pytest.raises(PayloadError, match=f"are not {dtype}"):
+                unpack_labels(data, 3)
 
 
 def test_bools() -> None:
@@ -217,6 +278,10 @@ def test_integers_are_never_raw() -> None:
     with pytest.raises(PayloadError, match="4 labels of float32 are coded as range"):
         unpack_labels(
             pack_label_header(LabelHeader("float32", (4,), "range", 0, 1)), 512
+        )
+    with pytest.raises(PayloadError, match="4 labels of bfloat16 are coded as symbols"):
+        unpack_labels(
+            pack_label_header(LabelHeader("bfloat16", (4,), "symbols", 0, 1)), 512
         )
 
 
