@@ -22,8 +22,8 @@ Loops = TypeVar("Loops", bound=Callable[..., object])
 
 logger = getLogger("flwr")
 
-_cannot_keep: set[str] = set()
-"""Folders in which machine code could not be kept."""
+_warned: set[str] = set()
+"""What warnings have said of kept machine code."""
 
 
 def compiled(function: Loops) -> Loops:
@@ -44,28 +44,49 @@ def _jit(function: Loops, *, keeps: bool) -> Loops:
 
 
 def _keep_if_possible(dispatcher: Any) -> None:
-    """Let a call go on where its machine code cannot be kept, as on a full disk."""
-    # the name is numba's own: where a version has another, a full disk is an error
+    """Let a call go on where its machine code cannot be kept, or read again.
+
+    A full disk keeps nothing. A power loss leaves damaged files, which are replaced.
+    """
+    # the names are numba's own: where a version has others, such a disk is an error
     kept: Any = getattr(dispatcher, "_cache", None)
-    if not hasattr(kept, "save_overload"):
+    if not (hasattr(kept, "load_overload") and hasattr(kept, "save_overload")):
         return
-    save = kept.save_overload
+    load, save = kept.load_overload, kept.save_overload
+
+    def load_if_possible(*asked: Any) -> Any:
+        try:
+            return load(*asked)
+        except Exception as error:  # damaged bytes raise whatever pickle makes of them
+            _warn_once("cannot be read in", kept.cache_path, error)
+            return None  # numba compiles, and saves over a damaged file
 
     def save_if_possible(*compiled: Any) -> None:
         try:
-            save(*compiled)
+            save_anew(*compiled)
         except OSError as error:
-            _warn_once(kept.cache_path, error)
+            _warn_once("cannot be kept in", kept.cache_path, error)
 
+    def save_anew(*compiled: Any) -> None:
+        try:
+            save(*compiled)
+        except OSError:
+            raise
+        except Exception:
+            # the index is damaged, which saving reads first: an empty one replaces it
+            kept.flush()
+            save(*compiled)
+
+    kept.load_overload = load_if_possible
     kept.save_overload = save_if_possible
 
 
-def _warn_once(folder: str, error: OSError) -> None:
-    if not _cannot_keep:
+def _warn_once(problem: str, folder: str, error: Exception) -> None:
+    if problem not in _warned:
         logger.warning(
-            "Machine code cannot be kept in %s, so each process compiles for itself: "
-            "%s",
+            "Machine code %s %s, so this process compiles for itself: %s",
+            problem,
             folder,
             error,
         )
-    _cannot_keep.add(folder)
+    _warned.add(problem)

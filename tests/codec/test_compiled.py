@@ -59,6 +59,36 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as a quota, or a full disk
 print(tripled(4), tripled(5))
 """
 
+DAMAGED = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from compiled import compiled
+
+@compiled
+def empty_index(number: int) -> int:
+    return number + 1
+
+@compiled
+def short_index(number: int) -> int:
+    return number + 2
+
+@compiled
+def empty_code(number: int) -> int:
+    return number + 3
+
+@compiled
+def short_code(number: int) -> int:
+    return number + 4
+
+@compiled
+def folder(number: int) -> int:
+    return number + 5
+
+loops = empty_index, short_index, empty_code, short_code, folder
+print([loop(10) for loop in loops])
+print([loop.stats.cache_hits.total() for loop in loops])
+"""
+
 
 def encoded() -> str:
     features = torch.linspace(-1, 2, 600).reshape(20, 30) ** 3
@@ -108,6 +138,40 @@ def test_a_loop_is_compiled_where_the_disk_is_full_which_is_said_once(
     warning, result = printed(FULL, tmp_path, NUMBA_CACHE_DIR=str(kept)).splitlines()
     assert f"cannot be kept in {kept}" in warning
     assert result == "6.0 7.5"
+
+
+def test_damaged_machine_code_is_compiled_and_kept_anew_which_is_said_once(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(PACKAGE / "codec" / "compiled.py", tmp_path)
+    kept = tmp_path / "kept"
+
+    def lines() -> list[str]:
+        return printed(DAMAGED, tmp_path, NUMBA_CACHE_DIR=str(kept)).splitlines()
+
+    results = "[11, 12, 13, 14, 15]"
+    assert lines() == [results, "[0, 0, 0, 0, 0]"]
+    damage(kept)
+    unread, unkept, *found = lines()
+    assert f"cannot be read in {kept}" in unread
+    assert f"cannot be kept in {kept}" in unkept  # a folder is left as it is
+    assert found == [results, "[0, 0, 0, 0, 0]"]
+    assert lines()[2:] == [results, "[1, 1, 1, 1, 0]"]
+
+
+def damage(kept: Path) -> None:
+    """As a power loss leaves files: empty, or without their last bytes."""
+    for function, suffix, part in (
+        ("empty_index", "nbi", 0.0),
+        ("short_index", "nbi", 0.9),
+        ("empty_code", "nbc", 0.0),
+        ("short_code", "nbc", 0.9),
+    ):
+        (file,) = kept.rglob(f"*.{function}-*.{suffix}")
+        os.truncate(file, int(part * file.stat().st_size))
+    (index,) = kept.rglob("*.folder-*.nbi")
+    index.unlink()
+    index.mkdir()
 
 
 @pytest.mark.extended
