@@ -357,6 +357,119 @@ def test_a_train_of_the_model_itself_is_refused(is_chain: bool) -> None:
         split_at(model, 0 if is_chain else "inner.0")
 
 
+class Pretrained(nn.Module):
+    """Overrides ``train`` as Hugging Face's models do: only kernels would be cast anew."""
+
+    use_kernels = False
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = inner, nn.Linear(4, 2)
+        self.scale = 2.0
+        self.log: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.scale * self.inner(x))
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        was_changed = self.training != mode
+        super().train(mode)
+        self.log.append(mode)
+        if self.use_kernels and was_changed:
+            self.cast_kernels()
+        return self
+
+    def eval(self) -> "Pretrained":
+        return self.train(False)
+
+    def cast_kernels(self) -> None:
+        self.inner.forward = torch.tanh
+
+
+class Middle(Pretrained):
+    """One within another, as an encoder within a classifier."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(super().forward(x), (0, 2))
+
+
+def pretrained(kind: type[Pretrained] = Pretrained) -> Pretrained:
+    inner = nn.Sequential(nn.Linear(4, 4), frozen(), nn.Linear(4, 4))
+    return kind(Middle(inner))
+
+
+def everything_of(model: nn.Module) -> list[Any]:
+    attributes = [dict(vars(part)) for part in model.modules()]
+    weights = [(weight, weight.requires_grad) for weight in model.parameters()]
+    return [attributes, weights, [buffer.clone() for buffer in model.buffers()]]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_train_that_does_what_that_of_torch_does_is_no_loss(mode: bool) -> None:
+    model = pretrained().train(mode)
+    model.inner.inner[1].requires_grad_(False)
+    model.log.clear()
+    before = repr(everything_of(model))
+    split_at(model, "inner.inner.1")
+    assert repr(everything_of(model)) == before
+    assert not model.log
+    check_same(model, "inner.inner.1")
+
+
+class FreezesNorm(Pretrained):
+    def train(self, mode: bool = True) -> "FreezesNorm":
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm1d | nn.LayerNorm):
+                part.eval()
+        return self
+
+
+class FreezesWeights(Pretrained):
+    def train(self, mode: bool = True) -> "FreezesWeights":
+        super().train(mode)
+        self.inner.requires_grad_(not mode)
+        return self
+
+
+class KeepsItsMode(Pretrained):
+    def train(self, mode: bool = True) -> "KeepsItsMode":
+        return self
+
+
+class Scales(Pretrained):
+    def train(self, mode: bool = True) -> "Scales":
+        super().train(mode)
+        self.scale = 2.0 if mode else 1.0
+        return self
+
+
+class CastsKernels(Pretrained):
+    use_kernels = True
+
+
+class NeedsValues(Pretrained):
+    def train(self, mode: bool = True) -> "NeedsValues":
+        if self.last.weight.abs().sum() > 1e9:
+            raise ValueError("too large to train")
+        return super().train(mode)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FreezesNorm, FreezesWeights, KeepsItsMode, Scales, CastsKernels, NeedsValues],
+)
+def test_a_train_that_does_more_is_refused_and_leaves_the_model_alone(
+    kind: type[Pretrained],
+) -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    model = Pretrained(kind(inner))
+    before = repr(everything_of(model))
+    with pytest.raises(ValueError, match=r"have the train.. of .*inner: give one"):
+        split_at(model, "inner.inner.0")
+    assert repr(everything_of(model)) == before
+
+
 # -- modes of torch
 
 

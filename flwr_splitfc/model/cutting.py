@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from flwr_splitfc.model.traced import call_of, check_train, has_hooks, split_traced
+from flwr_splitfc.model.own_train import check_train
+from flwr_splitfc.model.traced import call_of, has_hooks, split_traced
 
 _ends: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _begins: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -53,11 +54,11 @@ def split_at(
     ------
     ValueError
         If there is no such layer, or the model cannot be cut there, or a parameter is
-        on both sides, or the halves would not do what the model does: it has hooks or a
-        ``train`` itself, or does one thing in training and another in evaluation other
-        than by its layers, or changes a tensor in place between two uses of it, or
-        draws random numbers, or uses ``torch.no_grad()`` or ``torch.autocast``. The
-        message says why.
+        on both sides, or the halves would not do what the model does: it has hooks
+        itself, or a ``train`` that does more than torch's, or does one thing in
+        training and another in evaluation other than by its layers, or changes a tensor
+        in place between two uses of it, or draws random numbers, or uses
+        ``torch.no_grad()`` or ``torch.autocast``. The message says why.
 
     Examples
     --------

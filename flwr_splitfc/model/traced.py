@@ -107,32 +107,6 @@ def _check_hooks(model: nn.Module, layers: Sequence[str]) -> None:
         )
 
 
-def check_train(model: nn.Module, layers: Sequence[str]) -> None:
-    """Refuse a ``train`` of its own where it would be lost, such as one that freezes.
-
-    Parameters
-    ----------
-    model : nn.Module
-    layers : sequence of str
-        Those that it is cut after. Their containers are in neither half.
-
-    Raises
-    ------
-    ValueError
-    """
-    own = []
-    for name, module in model.named_modules():
-        is_lost = not name or is_container(name, layers)
-        if is_lost and getattr(module.train, "__func__", None) is not nn.Module.train:
-            own.append(name or "the model itself")
-    if own:
-        raise ValueError(
-            f"the model cannot be cut after {layers[0]!r}: neither half would have the "
-            f"train() of {', '.join(own)}: give one to the layers that it is for, such "
-            "as a BatchNorm that stays in evaluation mode"
-        )
-
-
 def _halves(
     model: nn.Module, graph: fx.Graph, layers: Sequence[str]
 ) -> tuple[nn.Module, nn.Module]:
