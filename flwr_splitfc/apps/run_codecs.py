@@ -96,16 +96,23 @@ def settings_of(name: str, config: RunConfig, *, prefix: str = "") -> dict[str, 
         If there is no such codec, or ``codec-settings`` is no string of settings, or a
         key is written with underscores.
     """
+    codec_key = f"{prefix}codec"
+    settings_key = f"{prefix}codec-settings"
+    with under_key(codec_key):
+        names = codec_settings(name)
+    keys = {setting: prefix + key_of(setting) for setting in names}
     settings: dict[str, Any] = {}
-    with under_key(f"{prefix}codec"):
-        keys = {setting: prefix + key_of(setting) for setting in codec_settings(name)}
     for setting, key in keys.items():
-        if key in config and _is_set(name, setting, config[key]):
-            settings[setting] = config[key]
-    key = f"{prefix}codec-settings"
-    check_dashes(config, [f"{prefix}codec", key, *keys.values()])
-    for word, value in _parsed(key, config.get(key, "")).items():
-        settings[field_of(word)] = value
+        if key not in config:
+            continue
+        value = config[key]
+        if _is_set(name, setting, value):
+            settings[setting] = value
+    check_dashes(config, [codec_key, settings_key, *keys.values()])
+    text = config.get(settings_key, "")
+    for word, value in _parsed(settings_key, text).items():
+        setting = field_of(word)
+        settings[setting] = value
     return settings
 
 

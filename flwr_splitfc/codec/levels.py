@@ -79,28 +79,34 @@ def most_different(matrix: Tensor, layouts: Sequence[Layout]) -> tuple[int, Ints
     >>> most_different(features, [Layout.of(features.shape)])
     (0, array([0, 8, 8]))
     """
-    found = [_exponents(matrix, layout) for layout in layouts]
-    # what does not vary is often an edge, or filled up, and tells of no scale
-    means = [
-        of_one.sum(where=varies) / max(varies.sum(), 1) for of_one, varies in found
-    ]
+    found = []
+    means = []
+    for layout in layouts:
+        exponents, varies = _exponents(matrix, layout)
+        # what does not vary is often an edge, or filled up, and tells of no scale
+        total = exponents.sum(where=varies)
+        varying = max(varies.sum(), 1)
+        found.append(exponents)
+        means.append(total / varying)
     means[0] += _CLEARLY
     place = means.index(max(means))
-    exponents, _ = found[place]
-    return place, exponents
+    return place, found[place]
 
 
 def _exponents(matrix: Tensor, layout: Layout) -> tuple[Ints, Mask]:
     """Return by channel the exponent that levels it, and whether it varies."""
     deviations = channel_deviations(matrix, layout)
-    entries = layout.split(matrix).abs().amax((0, 2)).double().cpu()
+    largest = layout.split(matrix).abs().amax((0, 2))
+    entries = largest.double().cpu()  # (C,)
     varies = deviations > _ROUNDING * entries
     # by what does not vary, a BatchNorm's gradient is 1 / sqrt(eps) times as large
-    deviations[~varies] = min(sqrt(_BATCH_NORM_EPS), float(deviations.max()))
+    of_edge = sqrt(_BATCH_NORM_EPS)
+    deviations[~varies] = min(of_edge, float(deviations.max()))
     smaller = torch.log2(deviations.max() / deviations).round()
     room = torch.log2(entries.max() / entries).floor()
-    exponents = torch.minimum(smaller, room).nan_to_num(0.0).clamp(0, MOST_EXPONENT)
-    return exponents.numpy().astype(np.int64), varies.numpy()
+    wanted = torch.minimum(smaller, room).nan_to_num(0.0)
+    exponents = wanted.clamp(0, MOST_EXPONENT).numpy()
+    return exponents.astype(np.int64), varies.numpy()
 
 
 def vanish_below(least: float, matrix: Tensor, layout: Layout) -> bool:
@@ -129,8 +135,11 @@ def are_felt_alike(features: Tensor, gradient: Tensor, layout: Layout) -> bool |
     """
     variances = channel_deviations(features, layout).square()
     weights = _mean_squares(gradient, layout)
-    felt = float((weights * variances).sum() / weights.sum())
-    relative = felt / float(variances.mean()) if variances.any() else np.nan
+    if not variances.any():
+        return None
+    weighted = (weights * variances).sum()
+    felt = float(weighted / weights.sum())
+    relative = felt / float(variances.mean())
     if not np.isfinite(relative):
         return None
     return sqrt(relative) < _LEAST_FELT
@@ -145,7 +154,8 @@ def channel_deviations(matrix: Tensor, layout: Layout) -> Tensor:
         Root mean squares, float64 on the CPU.
     """
     means = column_means(matrix).float()
-    return _mean_squares(matrix - means.to(matrix.device), layout).sqrt()
+    deviations = matrix - means.to(matrix.device)  # (B, D)
+    return _mean_squares(deviations, layout).sqrt()
 
 
 def _mean_squares(matrix: Tensor, layout: Layout) -> Tensor:
@@ -161,6 +171,7 @@ def _mean_squares(matrix: Tensor, layout: Layout) -> Tensor:
 def gains_of(exponents: Ints, layout: Layout) -> Tensor:
     """Return what each column is multiplied by, float32 (D,) on the CPU."""
     channels = layout.channels
-    by_channel = torch.from_numpy(np.ldexp(np.float32(1), exponents.astype(np.int32)))
+    powers = np.ldexp(np.float32(1), exponents.astype(np.int32))
+    by_channel = torch.from_numpy(powers).view(1, -1, 1)
     shape = (channels.outer, channels.count, channels.inner)
-    return by_channel.view(1, -1, 1).expand(shape).flatten()
+    return by_channel.expand(shape).flatten()

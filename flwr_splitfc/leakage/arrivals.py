@@ -71,7 +71,7 @@ class Arrival:
     labels : Tensor of shape (b, ...)
     full_rows : int
         Of the largest batch so far.
-    labels_per_row : float or None
+    labels_per_row : float
         As the codec was told.
     state : Tensor or None
         Of torch's generator before the half's pass; None if the pass drew nothing.
@@ -82,7 +82,7 @@ class Arrival:
     inputs: Structure
     labels: Tensor
     full_rows: int
-    labels_per_row: float | None
+    labels_per_row: float
     state: Tensor | None
 
     @property
@@ -115,8 +115,7 @@ def arrivals(
             features = device_half(inputs)
         drew = not torch.equal(before, torch.get_rng_state())
         full_rows = max(full_rows, rows_of(features))
-        # a device that has the loss tells the codec nothing of labels
-        per_row = None if all_rows else labels_per_row(labels)
+        per_row = labels_per_row(labels.numel(), len(labels))
         sender = _Sender(codec, generator, full_rows, all_rows, per_row, levelled)
         arrived, tensors = sender.send(features)
         sent_labels = tensors[-1].link.sent_rows(labels)
@@ -140,7 +139,7 @@ class _Sender:
     generator: torch.Generator | None
     full_rows: int
     all_rows: bool
-    labels_per_row: float | None
+    labels_per_row: float
     levelled: bool | None
 
     def send(self, features: Structure) -> tuple[Structure, list[ArrivedTensor]]:

@@ -227,7 +227,10 @@ def _gradients(
         levelled=levelled,
     ):
         gradient = u_shape.gradient(
-            batch.features, batch.labels, full_rows=batch.full_rows
+            batch.features,
+            batch.labels,
+            labels_per_row=batch.labels_per_row,
+            full_rows=batch.full_rows,
         )
         gradients.append(gradient)
         labels.append(batch.labels)

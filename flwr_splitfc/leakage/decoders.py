@@ -48,7 +48,8 @@ def decoder_for(
     torch.Size([2, 1, 28, 28])
     """
     if tokens:
-        if len(features) == 2 and features[0] == inputs[0]:
+        have_places = len(features) == 2 and features[0] == inputs[0]
+        if have_places:
             return _TokenDecoder(features[1], width, tokens)
         return _dense(prod(features), (tokens, *inputs))
     if not is_image(inputs):
@@ -56,20 +57,23 @@ def decoder_for(
     channels, *sides = inputs
     if is_image(features):
         return _MapDecoder(features, channels, sides, width)
-    start = (width, *(ceil(side / _COARSE) for side in sides))
-    places = nn.Sequential(
-        nn.Flatten(), nn.Linear(prod(features), prod(start)), nn.Unflatten(1, start)
-    )
-    return nn.Sequential(places, _MapDecoder(start, channels, sides, width))
+    coarse_sides = [ceil(side / _COARSE) for side in sides]
+    start = (width, *coarse_sides)
+    linear = nn.Linear(prod(features), prod(start))
+    places = nn.Sequential(nn.Flatten(), linear, nn.Unflatten(1, start))
+    maps = _MapDecoder(start, channels, sides, width)
+    return nn.Sequential(places, maps)
 
 
 def _dense(entries: int, inputs: Sequence[int]) -> nn.Sequential:
     sizes = (entries, _HIDDEN, _HIDDEN)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    output = nn.Linear(_HIDDEN, prod(inputs))
-    return nn.Sequential(*layers, output, nn.Unflatten(1, tuple(inputs)))
+        layers.append(nn.Linear(before, after))
+        layers.append(nn.ReLU())
+    layers.append(nn.Linear(_HIDDEN, prod(inputs)))
+    layers.append(nn.Unflatten(1, tuple(inputs)))
+    return nn.Sequential(*layers)
 
 
 class _MapDecoder(nn.Module):
@@ -80,17 +84,18 @@ class _MapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self._sides = tuple(sides)
-        ratio = max(side / size for side, size in zip(sides, features[1:], strict=True))
-        doublings = max(0, ceil(log2(ratio)))
-        self.first = nn.Sequential(_convolution(features[0], width), _Residual(width))
-        widths = [
-            max(width >> n, min(width, _LEAST_WIDTH)) for n in range(doublings + 1)
-        ]
-        stages = [_convolution(before, after) for before, after in pairwise(widths)]
-        self.stages = nn.ModuleList(stages)
+        maps, *map_sides = features
+        entry = _convolution(maps, width)
+        self.first = nn.Sequential(entry, _Residual(width))
+        widths = _widths(width, _doublings(map_sides, sides))
+        self.stages = nn.ModuleList()
+        for before, after in pairwise(widths):
+            stage = _convolution(before, after)
+            self.stages.append(stage)
+        last_width = widths[-1]
         self.last = nn.Sequential(
-            _convolution(widths[-1], widths[-1]),
-            nn.Conv2d(widths[-1], channels, 3, padding=1),
+            _convolution(last_width, last_width),
+            nn.Conv2d(last_width, channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,6 +108,25 @@ class _MapDecoder(nn.Module):
             x = F.interpolate(x, self._sides, mode="bilinear", antialias=True)
         images: Tensor = self.last(x)
         return images
+
+
+def _doublings(map_sides: Sequence[int], sides: Sequence[int]) -> int:
+    """Return how often maps double until no side is shorter than the image's."""
+    ratios = []
+    for map_side, side in zip(map_sides, sides, strict=True):
+        ratios.append(side / map_side)
+    doublings = ceil(log2(max(ratios)))
+    return max(0, doublings)
+
+
+def _widths(width: int, doublings: int) -> list[int]:
+    """Return the channels at first and after each doubling of the side."""
+    least = min(width, _LEAST_WIDTH)
+    widths = []
+    for doubled in range(doublings + 1):
+        halved = width >> doubled
+        widths.append(max(halved, least))
+    return widths
 
 
 class _TokenDecoder(nn.Module):
@@ -138,6 +162,5 @@ class _Residual(nn.Module):
 
 
 def _convolution(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
-    )
+    convolution = nn.Conv2d(before, after, 3, padding=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())

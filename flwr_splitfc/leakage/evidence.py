@@ -1,6 +1,6 @@
 """What an attack learns from, and what it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.releases import Releases
@@ -73,7 +74,8 @@ class Evidence:
         """
         first, last = self.known.inputs.tensor_split([self._kept_count])
         held_out = {_content(row) for row in last}
-        is_other = torch.tensor([_content(row) not in held_out for row in first])
+        is_new = [_content(row) not in held_out for row in first]
+        is_other = torch.tensor(is_new)
         rows = torch.arange(self._kept_count)
         others = rows[is_other]
         if len(others) < _LEAST_KEPT * len(rows):
@@ -94,12 +96,14 @@ class Evidence:
         """
         known = self.known
         count = len(known.inputs)
-        kept = count - min(ceil(_HELD_OUT * count), _MOST_HELD_OUT)
+        held_out = ceil(_HELD_OUT * count)
+        kept = count - min(held_out, _MOST_HELD_OUT)
         if known.batch is None:
             return kept
-        first_of_batch = int(torch.searchsorted(known.batch, known.batch[kept]))
+        batch = known.batch[kept]
+        first_of_batch = torch.searchsorted(known.batch, batch)
         # a single batch has to be divided
-        return first_of_batch or kept
+        return int(first_of_batch) or kept
 
     @cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -111,7 +115,8 @@ class Evidence:
         inputs = self.known.inputs
         if not has_columns(inputs.shape[1:]):
             return inputs.min(), inputs.max()
-        low, high = inputs.amin(0), inputs.amax(0)
+        low = inputs.amin(0)
+        high = inputs.amax(0)
         room = _ROOM * (high - low) / len(inputs)
         return low - room, high + room
 
@@ -132,21 +137,27 @@ class Evidence:
         kept = self.kept
         if kept.own is None or kept.sent is None:
             return torch.ones(kept.features[0].numel())
+        arrived = kept.features.flatten(1)  # (N, D)
         own = kept.own.flatten(1) * kept.sent
-        products = (own * kept.features.flatten(1)).sum(0)
+        products = (own * arrived).sum(0)  # (D,)
         squares = own.square().sum(0)
         of_all = products.sum() / squares.sum()
         seen = (squares > 0) & (products > 0)
         squares = squares.clamp(min=_ANY_SPREAD)
         slopes = torch.where(seen, products / squares, of_all)
-        left = kept.features.flatten(1) - own * slopes
+        # the variance of each slope
+        left = arrived - own * slopes  # (N, D)
+        left_squares = left.square().sum(0)
         counts = kept.sent.sum(0).clamp(min=2)
-        noise = left.square().sum(0) / (counts - 1)
+        noise = left_squares / (counts - 1)
         uncertain = noise / squares
+        # the variance of columns' slopes, beyond what noise makes of it
         differences = slopes - of_all
-        spread = differences[seen].square().mean() - uncertain[seen].mean()
-        spread = spread.clamp(min=0)
-        certain = spread / (spread + uncertain + _ANY_SPREAD)
+        variance = differences[seen].square().mean()
+        by_noise = uncertain[seen].mean()
+        spread = (variance - by_noise).clamp(min=0)
+        whole = spread + uncertain + _ANY_SPREAD
+        certain = spread / whole
         return of_all + certain * differences
 
     def unscaled(self, releases: Releases) -> Tensor:
@@ -162,6 +173,15 @@ class Evidence:
 
 def _content(row: Tensor) -> bytes:
     return row.numpy().tobytes()
+
+
+def errors_of(tried: Sequence[Tensor], wanted: Tensor) -> list[float]:
+    """Return the mean squared error of each of some guesses of inputs (M, ...)."""
+    errors = []
+    for guesses in tried:
+        error = F.mse_loss(guesses, wanted)
+        errors.append(error.item())
+    return errors
 
 
 Attack: TypeAlias = Callable[[Evidence, AttackSettings], Guesses | None]
@@ -181,7 +201,8 @@ class Standard:
         over = [dim for dim in range(features.ndim) if dim != 1]
         mean = features.mean(over, keepdim=True)
         spread = features.std(over, keepdim=True)
-        least = max(_LEAST_SPREAD * spread.mean().item(), _ANY_SPREAD)
+        of_all = spread.mean().item()
+        least = max(_LEAST_SPREAD * of_all, _ANY_SPREAD)
         return cls(mean, spread.clamp(min=least))
 
     def __call__(self, features: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
-from flwr_splitfc.leakage.evidence import Evidence, Guesses, LeftOut
+from flwr_splitfc.leakage.evidence import Evidence, Guesses, LeftOut, errors_of
 from flwr_splitfc.leakage.releases import Releases
 from flwr_splitfc.leakage.replay import (
     MOST_FLOPS,
@@ -55,17 +54,27 @@ def by_inversion(
     inversion = _Inversion(evidence, half)
     with replayed(half, as_sent=evidence.as_sent):
         steps = inversion.affordable_steps(settings.inversion_steps)
-        stops = sorted({max(1, round(stop * steps)) for stop in _STOPS})
+        stops = _stops(steps)
         held_out = inversion.moved(evidence.held_out, start.held_out, stops, steps)
-        wanted = evidence.held_out.inputs
         tried = [start.held_out, *held_out]
-        errors = [F.mse_loss(guesses, wanted).item() for guesses in tried]
-        best = errors.index(min(errors))
-        if best == 0 or errors[best] > _LEAST_GAIN * errors[0]:
+        errors = errors_of(tried, evidence.held_out.inputs)
+        least = min(errors)
+        best = errors.index(least)
+        if best == 0 or least > _LEAST_GAIN * errors[0]:
             return None
-        stop = stops[best - 1 : best]
-        [attacked] = inversion.moved(evidence.attacked, start.attacked, stop, steps)
+        # the start stands before the guesses at the stops
+        stop = stops[best - 1]
+        [attacked] = inversion.moved(evidence.attacked, start.attacked, [stop], steps)
     return Guesses(tried[best], attacked)
+
+
+def _stops(steps: int) -> list[int]:
+    """Return after how many of all steps guesses are compared, in order."""
+    stops = set()
+    for share in _STOPS:
+        stop = round(share * steps)
+        stops.add(max(1, stop))
+    return sorted(stops)
 
 
 class _Inversion:
@@ -75,14 +84,18 @@ class _Inversion:
         self._evidence = evidence
         self._half = half
         self._unit = evidence.known.inputs.std().clamp(min=_ANY_SQUARE)
-        self._low, self._high = (bound / self._unit for bound in evidence.bounds)
+        low, high = evidence.bounds
+        self._low = low / self._unit
+        self._high = high / self._unit
 
     def affordable_steps(self, most: int) -> int:
         """Return how many steps to take, by what one costs."""
         evidence = self._evidence
         samples = len(evidence.held_out.inputs) + len(evidence.attacked.inputs)
-        of_step = _PASSES * samples * flops_of_row(self._half, evidence.known)
-        steps = min(most, int(MOST_FLOPS / max(1, of_step)))
+        flops_of_sample = flops_of_row(self._half, evidence.known)
+        flops_of_step = _PASSES * samples * flops_of_sample
+        affordable = int(MOST_FLOPS / max(1, flops_of_step))
+        steps = min(most, affordable)
         if steps < min(_LEAST_STEPS, most):
             raise LeftOut(
                 f"the device half is too large for {samples} samples: attack fewer"
@@ -94,33 +107,37 @@ class _Inversion:
     ) -> list[Tensor]:
         """Return the inputs (N, ...) after some numbers of all steps."""
         parts = at_once(self._half, releases)
-        starts = start.split([len(part.inputs) for part in parts])
-        moved = [
-            self._moved(part, inputs, stops, steps)
-            for part, inputs in zip(parts, starts, strict=True)
-        ]
-        return [torch.cat(inputs) for inputs in zip(*moved, strict=True)]
+        sizes = [len(part.inputs) for part in parts]
+        moved = []
+        for part, inputs in zip(parts, start.split(sizes), strict=True):
+            by_stop = self._moved(part, inputs, stops, steps)
+            moved.append(by_stop)
+        return [torch.cat(of_parts) for of_parts in zip(*moved, strict=True)]
 
     def _moved(
         self, part: Releases, start: Tensor, stops: Sequence[int], steps: int
     ) -> list[Tensor]:
         """Return those of one part."""
-        features, sent = self._evidence.unscaled(part), self._evidence.sent(part)
+        features = self._evidence.unscaled(part)
+        sent = self._evidence.sent(part)
         inputs = (start / self._unit).requires_grad_()
         optimizer = torch.optim.Adam([inputs], lr=_LEARNING_RATE)
         falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         scale = features.square().mean().clamp(min=_ANY_SQUARE)
         found = []
         for step in range(1, stops[-1] + 1):
-            guessed = features_as_sent(self._half, inputs * self._unit, part)
-            off = (guessed - features) * sent
+            guesses = inputs * self._unit
+            guessed_features = features_as_sent(self._half, guesses, part)
+            off = (guessed_features - features) * sent
             if not off.requires_grad:
                 raise LeftOut("the device half has no gradient by its inputs")
-            [inputs.grad] = torch.autograd.grad(off.square().sum() / scale, [inputs])
+            error = off.square().sum() / scale
+            [inputs.grad] = torch.autograd.grad(error, [inputs])
             optimizer.step()
             falls.step()
             with torch.no_grad():
                 inputs.clamp_(self._low, self._high)
             if step in stops:
-                found.append(inputs.detach() * self._unit)
+                guesses = inputs.detach() * self._unit
+                found.append(guesses)
         return found

@@ -337,7 +337,12 @@ class UShape:
         return self.loss_fn(self.tail(self.middle(features)), labels)
 
     def gradient(
-        self, features: Structure, labels: Tensor, *, full_rows: int | None = None
+        self,
+        features: Structure,
+        labels: Tensor,
+        *,
+        labels_per_row: float,
+        full_rows: int | None = None,
     ) -> Tensor:
         """Return the gradient by the output, (B, ...), as the server decodes it.
 
@@ -346,6 +351,8 @@ class UShape:
         features : structure of Tensor of shape (B, ...)
             As the server decoded them.
         labels : Tensor of shape (B, ...)
+        labels_per_row : float
+            As the codecs are told.
         full_rows : int, optional
             Of the largest batch so far: budgets do not bind a shorter last one.
         """
@@ -354,7 +361,7 @@ class UShape:
             output = self.middle(features)
         rows = len(output)
         down, server_link = codec.encode_features(
-            output, all_rows=True, full_rows=full_rows
+            output, all_rows=True, full_rows=full_rows, labels_per_row=labels_per_row
         )
         matrix, device_link = codec.decode_features(
             down, expect=(rows, output[0].numel())
@@ -363,7 +370,9 @@ class UShape:
         self.loss_fn(self.tail(seen), labels).backward()
         assert seen.grad is not None
         gradient = seen.grad.flatten(1)
-        up = codec.encode_gradient(gradient, device_link, full_rows=full_rows)
+        up = codec.encode_gradient(
+            gradient, device_link, full_rows=full_rows, labels_per_row=labels_per_row
+        )
         return codec.decode_gradient(up, server_link).reshape(output.shape)
 
 

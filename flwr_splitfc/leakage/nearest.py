@@ -39,20 +39,21 @@ def by_nearest(evidence: Evidence, settings: AttackSettings) -> Guesses | None:
     LeftOut
         If the half fails, or there are too many tokens.
     """
-    half, known = evidence.half, evidence.known
-    has_places = known.features.ndim == 3 and (
-        known.features.shape[1] == known.inputs.shape[1]
-    )
-    if half is None or not has_places:
+    half = evidence.half
+    known = evidence.known
+    if half is None or not _have_places(known):
         return None
     if known.part:
         raise LeftOut("inputs are several tensors")
     vocabulary = _vocabulary(half, int(known.inputs.max()) + 1)
     releases = [evidence.held_out, evidence.attacked]
     samples = sum(len(each.inputs) for each in releases)
-    if samples * vocabulary * known.features[0].numel() > _MOST_PRODUCTS:
+    entries = samples * known.features[0].numel()
+    if vocabulary * entries > _MOST_PRODUCTS:
         raise LeftOut(f"there are {vocabulary} tokens to compare with: too many")
-    parts = [part for each in releases for part in at_once(half, each)]
+    parts: list[Releases] = []
+    for each in releases:
+        parts.extend(at_once(half, each))
     with replayed(half):
         shortlist = _shortlist(evidence, half, parts, vocabulary)
     tried = [shortlist[..., 0]]
@@ -60,9 +61,28 @@ def by_nearest(evidence: Evidence, settings: AttackSettings) -> Guesses | None:
         with replayed(half, as_sent=True):
             tried.append(_nearest_as_sent(evidence, half, parts, shortlist))
     wanted = evidence.held_out.inputs
-    held_out = len(wanted)
-    best = min(tried, key=lambda tokens: int((tokens[:held_out] != wanted).sum()))
-    return Guesses(*best.to(wanted.dtype).tensor_split([held_out]))
+    tokens = _best(tried, wanted).to(wanted.dtype)
+    held_out = tokens[: len(wanted)]
+    attacked = tokens[len(wanted) :]
+    return Guesses(held_out, attacked)
+
+
+def _have_places(known: Releases) -> bool:
+    """Tell whether features (N, T, C) have the places of tokens (N, T)."""
+    if known.features.ndim != 3:
+        return False
+    return known.features.shape[1] == known.inputs.shape[1]
+
+
+def _best(tried: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    """Return the tokens (N, T) of which the first, held out, are wrong the least."""
+    errors = []
+    for tokens in tried:
+        held_out = tokens[: len(wanted)]
+        is_wrong = held_out != wanted
+        errors.append(int(is_wrong.sum()))
+    best = errors.index(min(errors))
+    return tried[best]
 
 
 def _vocabulary(half: nn.Module, known: int) -> int:
@@ -76,22 +96,38 @@ def _shortlist(
     evidence: Evidence, half: nn.Module, parts: Sequence[Releases], vocabulary: int
 ) -> Tensor:
     """Return the nearest tokens (N, T, K) by what was sent, from the nearest on."""
-    pairs = [_in_places(evidence, part) for part in parts]
-    features, sent = (torch.cat(column) for column in zip(*pairs, strict=True))
-    places = features.shape[1]
-    least = torch.empty(*features.shape[:2], 0)
-    nearest = torch.empty(*features.shape[:2], 0, dtype=torch.int64)
+    features_of_parts = []
+    sent_of_parts = []
+    for part in parts:
+        part_features, part_sent = _in_places(evidence, part)
+        features_of_parts.append(part_features)
+        sent_of_parts.append(part_sent)
+    features = torch.cat(features_of_parts)  # (N, T, C)
+    sent = torch.cat(sent_of_parts)
+    samples, places, _ = features.shape
+    least = torch.empty(samples, places, 0)
+    nearest = torch.empty(samples, places, 0, dtype=torch.int64)
     for tokens in torch.arange(vocabulary).split(_TOKENS_AT_ONCE):
-        sequences = tokens[:, None].expand(-1, places)
-        own = features_of(half, sequences).reshape(len(tokens), places, -1)
-        # the square of what was sent itself is the same for all tokens
-        squares = torch.einsum("ntc,vtc->ntv", sent, own.square())
-        products = torch.einsum("ntc,vtc->ntv", sent * features, own)
-        distances, rows = _least(squares - 2 * products)
-        nearest = torch.cat([nearest, tokens[rows]], dim=2)
-        least, rows = _least(torch.cat([least, distances], dim=2))
-        nearest = nearest.gather(2, rows)
+        sequences = tokens[:, None].expand(-1, places)  # (V, T)
+        token_features = features_of(half, sequences)
+        own = token_features.reshape(len(tokens), places, -1)  # (V, T, C)
+        distances, rows = _least(_distances(features, sent, own))
+        # the nearest of these tokens beside the nearest of those before
+        distances = torch.cat([least, distances], dim=2)
+        candidates = torch.cat([nearest, tokens[rows]], dim=2)
+        least, rows = _least(distances)
+        nearest = candidates.gather(2, rows)
     return nearest
+
+
+def _distances(features: Tensor, sent: Tensor, own: Tensor) -> Tensor:
+    """Return the squared distances (N, T, V) to tokens' own features (V, T, C).
+
+    Without the square of what was sent itself, which is the same for all tokens.
+    """
+    squares = torch.einsum("ntc,vtc->ntv", sent, own.square())
+    products = torch.einsum("ntc,vtc->ntv", sent * features, own)
+    return squares - 2 * products
 
 
 def _least(distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,23 +144,29 @@ def _nearest_as_sent(
 
     Of a large half only the first few are compared.
     """
-    of_pass = len(shortlist) * flops_of_row(half, evidence.known)
-    shortlist = shortlist[..., : max(1, int(MOST_FLOPS / max(1, of_pass)))]
+    flops_of_pass = len(shortlist) * flops_of_row(half, evidence.known)
+    passes = int(MOST_FLOPS / max(1, flops_of_pass))
+    shortlist = shortlist[..., : max(1, passes)]
     sizes = [len(part.inputs) for part in parts]
     found = []
     for part, tokens in zip(parts, shortlist.split(sizes), strict=True):
         features, sent = _in_places(evidence, part)
         distances = []
         for sequences in tokens.unbind(2):
-            own = features_as_sent(half, sequences, part).reshape(features.shape)
-            distances.append(((own - features) * sent).square().sum(2))
-        rows = torch.stack(distances, dim=2).argmin(2, keepdim=True)
-        found.append(tokens.gather(2, rows)[..., 0])
+            own = features_as_sent(half, sequences, part)
+            off = (own.reshape(features.shape) - features) * sent
+            square = off.square().sum(2)  # (N, T)
+            distances.append(square)
+        by_token = torch.stack(distances, dim=2)  # (N, T, K)
+        rows = by_token.argmin(2, keepdim=True)
+        nearest = tokens.gather(2, rows)  # (N, T, 1)
+        found.append(nearest[..., 0])
     return torch.cat(found)
 
 
 def _in_places(evidence: Evidence, releases: Releases) -> tuple[Tensor, Tensor]:
     """Return features (N, T, C) as the half gave them, and what was sent of them."""
     shape = releases.features.shape
-    features, sent = evidence.unscaled(releases), evidence.sent(releases)
-    return features.reshape(shape), sent.reshape(shape)
+    features = evidence.unscaled(releases).reshape(shape)
+    sent = evidence.sent(releases).reshape(shape)
+    return features, sent

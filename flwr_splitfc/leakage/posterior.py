@@ -12,10 +12,9 @@ out is taken, so noise need not be known, nor be normal.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
-from flwr_splitfc.leakage.evidence import Evidence, Guesses
+from flwr_splitfc.leakage.evidence import Evidence, Guesses, errors_of
 from flwr_splitfc.leakage.releases import Releases
 
 # over the mean square of a sample's features, summed over their entries
@@ -28,15 +27,22 @@ def by_posterior(evidence: Evidence, settings: AttackSettings) -> Guesses | None
     """Guess inputs (M, ...); None if nothing tells features without noise."""
     if evidence.known.own is None:
         return None
-    squares = _squares(evidence, evidence.kept, evidence.held_out)
-    unit = evidence.unscaled(evidence.kept).square().sum(1).mean()
-    variances = [(each * unit).clamp(min=_ANY_SQUARE) for each in _VARIANCES]
-    tried = [_mean_inputs(evidence.kept, squares, each) for each in variances]
-    wanted = evidence.held_out.inputs
-    errors = [F.mse_loss(guesses, wanted).item() for guesses in tried]
+    kept = evidence.kept
+    squares = _squares(evidence, kept, evidence.held_out)
+    square_sums = evidence.unscaled(kept).square().sum(1)  # (N,)
+    unit = square_sums.mean()
+    variances = []
+    tried = []
+    for in_units in _VARIANCES:
+        variance = (in_units * unit).clamp(min=_ANY_SQUARE)
+        guesses = _mean_inputs(kept, squares, variance)
+        variances.append(variance)
+        tried.append(guesses)
+    errors = errors_of(tried, evidence.held_out.inputs)
     best = errors.index(min(errors))
     squares = _squares(evidence, evidence.known, evidence.attacked)
-    return Guesses(tried[best], _mean_inputs(evidence.known, squares, variances[best]))
+    attacked = _mean_inputs(evidence.known, squares, variances[best])
+    return Guesses(tried[best], attacked)
 
 
 def _squares(evidence: Evidence, known: Releases, others: Releases) -> Tensor:
@@ -46,18 +52,22 @@ def _squares(evidence: Evidence, known: Releases, others: Releases) -> Tensor:
     at a time, since a cut may be wide.
     """
     assert known.own is not None  # by_posterior has looked
-    columns = known.own.flatten(1), evidence.unscaled(others), evidence.sent(others)
-    parts = [matrix.split(_COLUMNS_AT_ONCE, dim=1) for matrix in columns]
-    total = torch.zeros(len(others.inputs), len(known.inputs), dtype=torch.float64)
-    for own, features, sent in zip(*parts, strict=True):
-        exact = own.double()
+    own_parts = known.own.flatten(1).split(_COLUMNS_AT_ONCE, dim=1)
+    parts = evidence.unscaled(others).split(_COLUMNS_AT_ONCE, dim=1)
+    sent_parts = evidence.sent(others).split(_COLUMNS_AT_ONCE, dim=1)
+    shape = (len(others.inputs), len(known.inputs))
+    total = torch.zeros(shape, dtype=torch.float64)
+    for own, features, sent in zip(own_parts, parts, sent_parts, strict=True):
+        exact = own.double()  # (N, columns)
+        sent_features = (sent * features).double()  # (M, columns)
         total += sent.double() @ exact.square().T
-        total -= 2 * (sent * features).double() @ exact.T
+        total -= 2 * sent_features @ exact.T
     return total
 
 
 def _mean_inputs(known: Releases, squares: Tensor, variance: Tensor) -> Tensor:
     """Return the guesses (M, ...) for squared distances (M, N)."""
-    weights = (squares / (-2 * variance)).softmax(1).to(known.inputs.dtype)
+    exponents = squares / (-2 * variance)
+    weights = exponents.softmax(1).to(known.inputs.dtype)
     guesses: Tensor = torch.tensordot(weights, known.inputs, dims=1)
     return guesses

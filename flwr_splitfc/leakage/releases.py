@@ -6,7 +6,6 @@ as in training.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -87,10 +86,13 @@ class Releases:
 
     def split(self, sizes: Sequence[int]) -> list["Releases"]:
         """Return the releases in parts of so many samples."""
-        ends = accumulate(sizes)
-        return [
-            self.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)
-        ]
+        parts = []
+        start = 0
+        for size in sizes:
+            end = start + size
+            parts.append(self.rows(start, end))
+            start = end
+        return parts
 
     @property
     def drawn(self) -> Draws | None:
@@ -185,28 +187,41 @@ def released(
 
 def _columns(arrival: Arrival, number: int) -> tuple[Tensor, ...]:
     """Return what has a row for each sample: features, own, sent, inputs and so on."""
-    tensors = arrival.tensors
-    if isinstance(arrival.features, Tensor):
-        [tensor] = tensors
-        features, own, sent = tensor.seen, tensor.own, tensor.sent
-    else:
-        features = torch.cat([tensor.seen.flatten(1) for tensor in tensors], dim=1)
-        own = torch.cat([tensor.own.flatten(1) for tensor in tensors], dim=1)
-        sent = torch.cat([tensor.sent for tensor in tensors], dim=1)
+    features, own, sent = _features(arrival)
+    link = arrival.link
     _, attacked = _attacked_part(arrival.inputs)
-    inputs = arrival.link.sent_rows(attacked)
+    inputs = link.sent_rows(attacked)
     batch = torch.full((len(inputs),), number)
-    place = arrival.link.sent_rows(torch.arange(arrival.link.rows))
+    places = torch.arange(link.rows)
+    place = link.sent_rows(places)
     return features, own, sent, inputs, arrival.labels, batch, place
+
+
+def _features(arrival: Arrival) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch's features as decoded, before the codec, and which were sent.
+
+    Those of several tensors become one vector a sample.
+    """
+    if isinstance(arrival.features, Tensor):
+        [tensor] = arrival.tensors
+        return tensor.seen, tensor.own, tensor.sent
+    seen = []
+    own = []
+    sent = []
+    for tensor in arrival.tensors:
+        seen.append(tensor.seen.flatten(1))
+        own.append(tensor.own.flatten(1))
+        sent.append(tensor.sent)
+    return torch.cat(seen, dim=1), torch.cat(own, dim=1), torch.cat(sent, dim=1)
 
 
 def _draws(arrived: Iterable[Arrival]) -> dict[int, Draws]:
     """Return the draws of each batch that has some."""
-    return {
-        number: Draws(arrival.state, arrival.link.rows)
-        for number, arrival in enumerate(arrived)
-        if arrival.state is not None
-    }
+    draws = {}
+    for number, arrival in enumerate(arrived):
+        if arrival.state is not None:
+            draws[number] = Draws(arrival.state, arrival.link.rows)
+    return draws
 
 
 def _bits_per_entry(arrived: Iterable[Arrival]) -> float:
@@ -224,8 +239,11 @@ def _attacked_part(inputs: Structure) -> tuple[str, Tensor]:
     """Return the tensor that is attacked, and its name if there are several."""
     tensors = list(_named_tensors(inputs, ""))
     numbers = [named for named in tensors if is_float(named[1])]
-    name, tensor = (numbers or tensors)[0]
-    return (name if len(tensors) > 1 else ""), tensor
+    candidates = numbers or tensors
+    name, tensor = candidates[0]
+    if len(tensors) == 1:
+        name = ""
+    return name, tensor
 
 
 def _named_tensors(structure: Structure, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -238,4 +256,5 @@ def _named_tensors(structure: Structure, name: str) -> Iterator[tuple[str, Tenso
     elif isinstance(structure, tuple | list):
         parts = enumerate(structure)
     for key, part in parts:
-        yield from _named_tensors(part, f"{name}.{key}" if name else str(key))
+        part_name = f"{name}.{key}" if name else str(key)
+        yield from _named_tensors(part, part_name)

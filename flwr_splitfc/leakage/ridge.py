@@ -22,10 +22,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flwr_splitfc.leakage.attack_settings import AttackSettings
-from flwr_splitfc.leakage.evidence import Evidence, Guesses
+from flwr_splitfc.leakage.evidence import Evidence, Guesses, errors_of
 from flwr_splitfc.leakage.releases import Releases
 
 # over the mean square of a known sample's features; from the largest on, with which (1)
@@ -59,16 +58,18 @@ def _by_one_map(evidence: Evidence, features: Tensor) -> Guesses:
     The penalty is the one that is best on the samples held out. With it, what is
     attacked is guessed from all known samples, up to 5,000.
     """
-    known, held_out, attacked = (
-        evidence.standard(each).flatten(1)
-        for each in (features, evidence.held_out.features, evidence.attacked.features)
-    )
+    standard = evidence.standard
+    known = standard(features).flatten(1)  # (N, D)
+    held_out = standard(evidence.held_out.features).flatten(1)
+    attacked = standard(evidence.attacked.features).flatten(1)  # (M, D)
     kept = known[evidence.kept_rows]
-    tried = list(_guessed(kept, evidence.kept.inputs, held_out, _PENALTIES))
-    wanted = evidence.held_out.inputs
-    best = _best([F.mse_loss(guesses, wanted).item() for guesses in tried])
-    penalties = _PENALTIES[best : best + 1]
-    [guesses] = _guessed(known, evidence.known.inputs, attacked, penalties)
+    kept_inputs = evidence.kept.inputs
+    tried = list(_guessed(kept, kept_inputs, held_out, _PENALTIES))
+    errors = errors_of(tried, evidence.held_out.inputs)
+    best = errors.index(min(errors))
+    penalty = _PENALTIES[best]
+    known_inputs = evidence.known.inputs
+    [guesses] = _guessed(known, known_inputs, attacked, [penalty])
     return Guesses(tried[best], guesses)
 
 
@@ -81,13 +82,12 @@ def by_column_ridge(evidence: Evidence, settings: AttackSettings) -> Guesses | N
     attacked = _Batch.all_of(evidence, evidence.attacked)
     if not batches or not attacked:
         return None
-    tried = [list(batch.guessed(evidence.kept, _PENALTIES)) for batch in batches]
-    wanted = evidence.held_out.inputs
-    by_penalty = [torch.cat(guesses) for guesses in zip(*tried, strict=True)]
-    best = _best([F.mse_loss(guesses, wanted).item() for guesses in by_penalty])
-    penalties = _PENALTIES[best : best + 1]
-    guesses = [batch.guessed(evidence.known, penalties) for batch in attacked]
-    return Guesses(by_penalty[best], torch.cat([each for [each] in guesses]))
+    tried = _guessed_of_all(batches, evidence.kept, _PENALTIES)
+    errors = errors_of(tried, evidence.held_out.inputs)
+    best = errors.index(min(errors))
+    penalty = _PENALTIES[best]
+    [guesses] = _guessed_of_all(attacked, evidence.known, [penalty])
+    return Guesses(tried[best], guesses)
 
 
 class _Batch:
@@ -104,10 +104,13 @@ class _Batch:
         sizes = releases.batch_sizes
         features = evidence.unscaled(releases).split(sizes)
         sent = releases.sent.split(sizes)
-        if any((rows != rows[0]).any() for rows in sent):
-            return []
-        pairs = zip(features, sent, strict=True)
-        return [cls(each, rows[0]) for each, rows in pairs]
+        batches = []
+        for batch_features, batch_sent in zip(features, sent, strict=True):
+            columns = batch_sent[0]
+            if (batch_sent != columns).any():
+                return []
+            batches.append(cls(batch_features, columns))
+        return batches
 
     def guessed(self, known: Releases, penalties: Sequence[float]) -> Iterator[Tensor]:
         """Yield for each penalty the guesses (b, ...)."""
@@ -118,42 +121,71 @@ class _Batch:
         return _guessed(columns, known.inputs, self._features, penalties)
 
 
-def _best(errors: Sequence[float]) -> int:
-    return errors.index(min(errors))
+def _guessed_of_all(
+    batches: Sequence[_Batch], known: Releases, penalties: Sequence[float]
+) -> list[Tensor]:
+    """Return for each penalty the guesses (M, ...) for the samples of all batches."""
+    of_batches = []
+    for batch in batches:
+        by_penalty = batch.guessed(known, penalties)
+        of_batches.append(list(by_penalty))
+    guesses = []
+    for of_penalty in zip(*of_batches, strict=True):
+        guesses.append(torch.cat(of_penalty))
+    return guesses
 
 
 def _guessed(
     features: Tensor, inputs: Tensor, others: Tensor, penalties: Sequence[float]
 ) -> Iterator[Tensor]:
     """Yield for each penalty the guesses (M, ...) for the features (M, D) of others."""
-    features, inputs = features[:_MOST_SAMPLES], inputs[:_MOST_SAMPLES]
-    mean, mean_input = features.mean(0), inputs.mean(0)
-    centred = (inputs - mean_input).flatten(1).double()
+    features = features[:_MOST_SAMPLES]
+    inputs = inputs[:_MOST_SAMPLES]
+    mean = features.mean(0)  # (D,)
+    mean_input = inputs.mean(0)
+    centred_inputs = (inputs - mean_input).flatten(1).double()  # (N, P)
     samples, columns = features.shape
     is_narrow = columns < samples
     if is_narrow:
-        centred_features = (features - mean).double()
+        centred_features = (features - mean).double()  # (N, D)
         products = centred_features.T @ centred_features  # (D, D)
-        shared = centred_features.T @ centred  # (D, P)
+        shared = centred_features.T @ centred_inputs  # (D, P)
     else:
         products = _products(features, features, mean)  # (N, N)
         shared = _products(features, others, mean)  # (N, M)
-    mean_square = products.diagonal().sum() / samples
+    shape = (len(others), *inputs.shape[1:])
+    for solved in _solutions(products, shared, samples, penalties):
+        if is_narrow:
+            centred_others = (others - mean).double()  # (M, D)
+            deviations = centred_others @ solved  # (M, P)
+        else:
+            deviations = solved.T @ centred_inputs  # (M, P)
+        flat = deviations.to(inputs.dtype)
+        yield mean_input + flat.reshape(shape)
+
+
+def _solutions(
+    products: Tensor, shared: Tensor, samples: int, penalties: Sequence[float]
+) -> Iterator[Tensor]:
+    """Yield for each penalty ``(products + a I)^-1 shared``, the inverse of (1)."""
+    square_sum = products.diagonal().sum()
+    mean_square = square_sum / samples
     for penalty in penalties:
         shrunk = (penalty * mean_square).clamp(min=_LEAST_PENALTY)
         ridge = shrunk * torch.eye(len(products), dtype=products.dtype)
         # not checked, as features may be no numbers where training has diverged
         factor, _ = torch.linalg.cholesky_ex(products + ridge)
-        solved = torch.cholesky_solve(shared, factor)
-        left, right = ((others - mean).double(), solved), (solved.T, centred)
-        guesses = torch.matmul(*(left if is_narrow else right)).to(inputs.dtype)
-        yield mean_input + guesses.reshape(len(others), *inputs.shape[1:])
+        yield torch.cholesky_solve(shared, factor)
 
 
 def _products(rows: Tensor, others: Tensor, mean: Tensor) -> Tensor:
     """Return the inner products (N, M) of samples less a mean, in float64."""
     total = torch.zeros(len(rows), len(others), dtype=torch.float64)
-    parts = [matrix.split(_COLUMNS_AT_ONCE, dim=-1) for matrix in (rows, others, mean)]
-    for left, right, centre in zip(*parts, strict=True):
-        total += (left - centre).double() @ (right - centre).double().T
+    lefts = rows.split(_COLUMNS_AT_ONCE, dim=-1)
+    rights = others.split(_COLUMNS_AT_ONCE, dim=-1)
+    centres = mean.split(_COLUMNS_AT_ONCE, dim=-1)
+    for left, right, centre in zip(lefts, rights, centres, strict=True):
+        centred_left = (left - centre).double()
+        centred_right = (right - centre).double()
+        total += centred_left @ centred_right.T
     return total

@@ -44,16 +44,21 @@ class Units:
     def of(cls, *parts: Tensor) -> "Units | None":
         """Return the units of inputs (N, ...), in parts; None for images and tokens."""
         first = parts[0]
-        if not (first.is_floating_point() and has_columns(first.shape[1:])):
+        if not first.is_floating_point():
+            return None
+        if not has_columns(first.shape[1:]):
             return None
         # in float64: squares of float32 overflow
         exact = torch.cat(parts).double()
         extent = exact.amax(0) - exact.amin(0)
-        wide = torch.maximum(exact.std(0), _LEAST_SPREAD * extent)
-        mean, spread = (column.to(first.dtype) for column in (exact.mean(0), wide))
+        least_spread = _LEAST_SPREAD * extent
+        wide = torch.maximum(exact.std(0), least_spread)
+        mean = exact.mean(0).to(first.dtype)
+        spread = wide.to(first.dtype)
         # of equal numbers, too, a rounded mean leaves a little
         varies = (extent > 0) & (spread > 0)
-        return cls(mean, torch.where(varies, spread, torch.ones_like(spread)))
+        one = torch.ones_like(spread)
+        return cls(mean, torch.where(varies, spread, one))
 
     def removed(self, inputs: Tensor) -> Tensor:
         """Return inputs (N, ...) less their mean and over their spread."""

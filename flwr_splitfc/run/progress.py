@@ -7,7 +7,7 @@ from datetime import timedelta
 from itertools import islice
 from logging import getLogger
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -48,6 +48,23 @@ _MOST_TABLE_ROWS = 12
 logger = getLogger("flwr")
 
 
+class Finished(NamedTuple):
+    """What has been finished of a run.
+
+    One object, as Ctrl-C comes at any time: the rows and the arrays are always of the
+    same round.
+
+    Parameters
+    ----------
+    rounds : tuple of Round
+    arrays : ArrayRecord or None
+        What the last of them left; None before the first round of this process.
+    """
+
+    rounds: tuple[Round, ...] = ()
+    arrays: ArrayRecord | None = None
+
+
 class Progress:
     """The rounds of a run so far, taken from its ledger and its evaluations.
 
@@ -69,8 +86,8 @@ class Progress:
 
     Attributes
     ----------
-    rounds : list of Round
-        The finished rounds.
+    finished : Finished
+        The finished rounds, and what the last one left.
     """
 
     def __init__(
@@ -87,7 +104,7 @@ class Progress:
         self.num_rounds = num_rounds
         self.ledger = ledger
         self.evaluate_every = evaluate_every
-        self.rounds: list[Round] = []
+        self.finished = Finished()
         self._standing: Standing | None = None
         self._warnings = ErrorWarnings(codec, output_codec) if codec else None
         self._loss_warning = LossWarning()
@@ -100,13 +117,18 @@ class Progress:
         self._round_started = self._started
 
     @property
+    def rounds(self) -> list[Round]:
+        """The finished rounds."""
+        return list(self.finished.rounds)
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished rounds as ``results.json`` has them; see `Round`."""
         return [done.to_json() for done in self.rounds]
 
     def resume(self, rounds: Iterable[Round]) -> None:
         """Take the rounds of a former process; the time of this one starts now."""
-        self.rounds = list(rounds)
+        self.finished = Finished(tuple(rounds))
         self._standing = last_known(standings(self.rounds))
         self._resumed_rounds = len(self.rounds)
         self._start_clock()
@@ -145,7 +167,8 @@ class Progress:
             if server_round == 0:
                 self._start_clock()
             else:
-                self.end_round(server_round, metrics or {}, on_devices() or {})
+                found = on_devices() or {}
+                self.end_round(server_round, metrics or {}, found, arrays)
             return metrics
 
         return end_of_round
@@ -155,6 +178,7 @@ class Progress:
         server_round: int,
         metrics: Mapping[str, Any],
         device_metrics: Mapping[str, Any],
+        arrays: ArrayRecord | None = None,
     ) -> None:
         """Enter a finished round and log its line.
 
@@ -163,6 +187,8 @@ class Progress:
         server_round : int
         metrics, device_metrics : mapping
             What was found on the server and on devices; each may hold an accuracy.
+        arrays : ArrayRecord, optional
+            What the round has left; by default what the one before did.
         """
         accuracy, device_accuracy = _accuracies(metrics, device_metrics)
         now = time.monotonic()
@@ -175,7 +201,9 @@ class Progress:
             evaluation=_evaluation(metrics, device_metrics),
         )
         self._round_started = now
-        self.rounds.append(done)
+        before = self.finished
+        left = before.arrays if arrays is None else arrays
+        self.finished = Finished((*before.rounds, done), left)
         self._standing = Standing.after(done, self._standing)
         about = {
             "progress_row": done.to_json(),
@@ -209,10 +237,14 @@ class Progress:
         always there: a run may be stopped in one without evaluation.
         """
         every = standings(self.rounds)
-        rows = [row for row in every[:-1] if row.last.accuracy is not None]
-        rows = [*rows, every[-1]] if rows else every
+        evaluated = [row for row in every[:-1] if row.last.accuracy is not None]
+        rows = every
+        if evaluated:
+            last = every[-1]
+            rows = [*evaluated, last]
         columns = shown_columns(ROUND_COLUMNS, rows)
-        return table_text(terminal_table(columns, _thinned(rows)))
+        table = terminal_table(columns, _thinned(rows))
+        return table_text(table)
 
     def write(self, path: Path, **about: Any) -> None:
         """Write ``results.json``; the file is there whole or not at all.

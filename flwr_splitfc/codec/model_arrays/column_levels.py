@@ -61,7 +61,9 @@ class ColumnLevels:
         """Write the exponents, two to a byte, the first in its low bits."""
         halves = np.zeros(2 * _packed_size(self.shape), np.uint8)
         halves[: len(self.exponents)] = self.exponents
-        return (halves[::2] | halves[1::2] << 4).tobytes()
+        first = halves[::2]
+        second = halves[1::2]
+        return (first | second << 4).tobytes()
 
 
 def fit_levels(values: np.ndarray) -> ColumnLevels | None:
@@ -74,18 +76,28 @@ def fit_levels(values: np.ndarray) -> ColumnLevels | None:
     greatest = np.abs(values).max()
     if greatest == 0 or not _has_columns(values.shape):
         return None
-    at_least_float32 = np.result_type(values, np.float32)
-    squares = np.square(np.divide(values, greatest, dtype=at_least_float32))
-    others = tuple(dim for dim in range(values.ndim) if dim != 1)
-    means = squares.mean(others, dtype=np.float64)
+    means = _mean_squares(values, greatest)
+    largest = means.max()
     # what is all zero has no scale
-    means[means == 0] = means.max()
-    octaves = np.log2(means.max() / means) / 2
+    means[means == 0] = largest
+    octaves = np.log2(largest / means) / 2
     columns = len(means)
-    if octaves.max() < _CLEARLY + _chance(columns, values.size // columns):
+    entries = values.size // columns
+    if octaves.max() < _CLEARLY + _chance(columns, entries):
         return None
-    exponents = np.rint(octaves).clip(0, _MOST_EXPONENT).astype(np.int64)
+    whole = np.rint(octaves)
+    exponents = whole.clip(0, _MOST_EXPONENT).astype(np.int64)
     return ColumnLevels(values.shape, exponents)
+
+
+def _mean_squares(values: np.ndarray, unit: np.floating) -> np.ndarray:
+    """Return the mean square of each column's entries in a unit, float64 (C,)."""
+    at_least_float32 = np.result_type(values, np.float32)
+    in_units = np.divide(values, unit, dtype=at_least_float32)
+    squares = np.square(in_units)
+    others = tuple(dim for dim in range(values.ndim) if dim != 1)
+    means: np.ndarray = squares.mean(others, dtype=np.float64)
+    return means
 
 
 def _chance(columns: int, entries: int) -> float:
@@ -103,12 +115,16 @@ def unpack_levels(
         raise PayloadError(f"shape {shape} has no columns that are levelled")
     octets, rest = take_bytes(data, _packed_size(shape), "exponents end")
     pairs = np.frombuffer(octets, np.uint8)
-    halves = np.stack([pairs & 15, pairs >> 4], axis=1).ravel().astype(np.int64)
-    if halves[shape[1] :].any():
+    first = pairs & 15
+    second = pairs >> 4
+    halves = np.stack([first, second], axis=1).ravel().astype(np.int64)
+    columns = shape[1]
+    if halves[columns:].any():
         raise PayloadError("half a byte after the last exponent is not 0")
     if len(rest) == 0:
         raise PayloadError("exponents of entries that are all zero")
-    return ColumnLevels(shape, halves[: shape[1]]), rest
+    levels = ColumnLevels(shape, halves[:columns])
+    return levels, rest
 
 
 def _has_columns(shape: tuple[int, ...]) -> bool:

@@ -72,8 +72,10 @@ def _median(steps: Symbols) -> int:
 
 def _drawn_steps(doubles: Doubles, bits: int, draw: np.random.Generator) -> Ints:
     """Return k of each positive entry: one of the two around it, right on average."""
-    octaves_a_span = 1 << max(_BITS_OF_AN_OCTAVE - bits, 0)
-    powers = _powers(max(bits - _BITS_OF_AN_OCTAVE, 0))
+    octave_bits = max(_BITS_OF_AN_OCTAVE - bits, 0)
+    fraction_bits = max(bits - _BITS_OF_AN_OCTAVE, 0)
+    octaves_a_span = 1 << octave_bits
+    powers = _powers(fraction_bits)
     # the values from one power of 2 to another, which begins the next span
     values = np.append(powers, 2.0**octaves_a_span)
     mantissas, exponents = np.frexp(doubles)
@@ -83,7 +85,10 @@ def _drawn_steps(doubles: Doubles, bits: int, draw: np.random.Generator) -> Ints
     within = np.ldexp(2 * mantissas, octaves_within)
     below = np.searchsorted(values, within, side="right") - 1
     distance = within - values[below]
-    rises = draw.random(len(doubles)) * np.diff(values)[below] < distance
+    to_next = np.diff(values)[below]
+    # the nearer the next value is, the more often it is taken
+    uniform = draw.random(len(doubles))
+    rises = uniform * to_next < distance
     steps: Ints = spans * len(powers) + below + rises
     return steps
 
@@ -134,9 +139,12 @@ def _values(steps: Ints, bits: int) -> Doubles:
         powers = np.ones(len(steps))
     else:
         octaves = steps >> fraction_bits
-        fractions = steps & (1 << fraction_bits) - 1
+        fractions_of_octave = 1 << fraction_bits
+        fractions = steps & fractions_of_octave - 1
         powers = _powers(fraction_bits)[fractions]
-    largest = max(-int(octaves.min()), int(octaves.max()))
+    lowest = int(octaves.min())
+    highest = int(octaves.max())
+    largest = max(-lowest, highest)
     if largest > _MOST_OCTAVES:
         raise PayloadError(
             f"an entry is beyond 2^{largest}; 2^{_MOST_OCTAVES} at most was wanted"

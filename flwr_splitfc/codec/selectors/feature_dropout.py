@@ -136,17 +136,19 @@ class FeatureDropout(Selector):
         low, high = column_extremes(matrix)
         # (1)
         spans = selection.channels.spans(low, high)
-        dispersion = column_deviations(matrix, spans)
-        drawn, scales = _draw(dispersion.numpy(), uniform.numpy(), self.reduction)
-        largest = torch.maximum(-low, high).numpy()
+        dispersion = column_deviations(matrix, spans).numpy()
+        drawn, scales = _draw(dispersion, uniform.numpy(), self.reduction)
+        largest = torch.maximum(-low, high).numpy()  # (D,)
         _check_scaled(largest[drawn] * scales)
-        scale = torch.from_numpy(scales).to(matrix.device)
+        device = matrix.device
+        scale = torch.from_numpy(scales).to(device)
         columns = None
         # A link has no columns where all are kept.
         if len(drawn) < width:
-            columns = torch.from_numpy(drawn).to(matrix.device)
-        link = Link(rows, width, columns=columns, scale=scale, device=matrix.device)
-        return link.restrict(matrix) * scale, link
+            columns = torch.from_numpy(drawn).to(device)
+        link = Link(rows, width, columns=columns, scale=scale, device=device)
+        kept = link.restrict(matrix)
+        return kept * scale, link
 
     def pack(self, link: Link) -> bytes:
         columns = to_ints(link.columns)

@@ -103,8 +103,10 @@ class RowSample(Selector):
         sent = rows_worthwhile(rows, width, selection.budget_bytes)
         bits_per_entry = 8 * selection.budget_bytes / matrix.numel()
         if selection.in_haste and bits_per_entry < _PRECISE_BITS:
-            sent = min(sent, rows_in_time(rows, width, groups))
-        if sent == rows or not selection.training or selection.all_rows:
+            quick = rows_in_time(rows, width, groups)
+            sent = min(sent, quick)
+        wants_all = selection.all_rows or not selection.training
+        if wants_all or sent == rows:
             return matrix, link
         order = torch.randperm(rows, generator=selection.generator, device="cpu")
         samples = order[:sent].sort().values
@@ -117,8 +119,10 @@ class RowSample(Selector):
         channels = link.groups
         if link.exponents is not None:
             channels |= _LEVELLED
-            channels |= 0 if link.levels_gradient else _ALONE
-            channels |= _TURNED if link.turned else 0
+            if not link.levels_gradient:
+                channels |= _ALONE
+            if link.turned:
+                channels |= _TURNED
         return pack_rows(samples, link.rows, channels, link.exponents)
 
     def unpack(
@@ -183,7 +187,9 @@ def pack_rows(
         Of the powers of two by which channels are levelled, 0 to 15.
     """
     packed = struct.pack("<I", channels) + pack_selection(samples, rows)
-    return packed if exponents is None else packed + _pack_nibbles(exponents)
+    if exponents is None:
+        return packed
+    return packed + _pack_nibbles(exponents)
 
 
 def levels_bytes(channels: int) -> int:
@@ -195,12 +201,16 @@ def _pack_nibbles(values: Ints) -> bytes:
     """Write integers below 16, two a byte, the first in the low bits."""
     padded = np.zeros(2 * levels_bytes(len(values)), np.uint8)
     padded[: len(values)] = values
-    return (padded[::2] | padded[1::2] << 4).tobytes()
+    first = padded[::2]
+    second = padded[1::2]
+    return (first | second << 4).tobytes()
 
 
 def _nibbles(octets: memoryview, count: int) -> Ints:
     pairs = np.frombuffer(octets, np.uint8)
-    values = np.stack([pairs & 15, pairs >> 4], 1).ravel()
+    first = pairs & 15
+    second = pairs >> 4
+    values = np.stack([first, second], 1).ravel()
     if values[count:].any():
         raise PayloadError("levels are padded with something else than zero")
     return values[:count].astype(np.int64)

@@ -79,11 +79,17 @@ class StateNames:
         end = 0
         for index, kinds in enumerate(_kinds_of_counts(optimizer)):
             group = optimizer.param_groups[index]
-            begin, end = end, end + len(group["params"])
+            begin = end
+            end += len(group["params"])
             own = [numbers[place] for place in range(begin, end) if place in numbers]
-            for key, kind in kinds.items() if own else ():
-                count = GroupCount(index, key, group.get(key), kind)
-                counts[f"{own[0]}.{GROUP_PREFIX}{key}"] = count
+            # where none trains, nothing is counted
+            if not own:
+                continue
+            first = own[0]
+            for key, kind in kinds.items():
+                name = f"{first}.{GROUP_PREFIX}{key}"
+                began = group.get(key)
+                counts[name] = GroupCount(index, key, began, kind)
         return cls(places, counts)
 
 
@@ -110,14 +116,14 @@ def _kinds_of_counts(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
     stepped = None if is_torchs(optimizer) else stepped_copy(optimizer, _STEPS)
     if stepped is None:
         return [{} for _ in groups]
-    return [
-        {
-            key: _kind_of(value)
-            for key, value in after.items()
-            if may_count(value) and _counts(key, value, group.get(key))
-        }
-        for group, after in zip(groups, stepped.param_groups, strict=True)
-    ]
+    of_groups = []
+    for group, after in zip(groups, stepped.param_groups, strict=True):
+        kinds = {}
+        for key, value in after.items():
+            if may_count(value) and _counts(key, value, group.get(key)):
+                kinds[key] = _kind_of(value)
+        of_groups.append(kinds)
+    return of_groups
 
 
 def _kind_of(value: float) -> type:
@@ -127,7 +133,9 @@ def _kind_of(value: float) -> type:
 
 def _counts(key: str, value: float, before: object) -> bool:
     # no step changes the flag, but the turn before may have
-    return key == TRAIN_MODE or (value != before and key not in _SETTINGS)
+    if key == TRAIN_MODE:
+        return True
+    return value != before and key not in _SETTINGS
 
 
 def keeps_to_itself(optimizer: torch.optim.Optimizer) -> bool:
@@ -147,13 +155,16 @@ def keeps_to_itself(optimizer: torch.optim.Optimizer) -> bool:
     stepped = stepped_copy(optimizer, _STEPS)
     if stepped is None:
         return False
-    return any(
-        isinstance(value, Tensor) and not _is_same(value, group.get(key))
-        for group, after in zip(
-            optimizer.param_groups, stepped.param_groups, strict=True
-        )
-        for key, value in after.items()
-    )
+    groups = zip(optimizer.param_groups, stepped.param_groups, strict=True)
+    return any(_have_changed_tensors(group, after) for group, after in groups)
+
+
+def _have_changed_tensors(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Tell whether steps changed a tensor of a parameter group, or put one there."""
+    for key, value in after.items():
+        if isinstance(value, Tensor) and not _is_same(value, before.get(key)):
+            return True
+    return False
 
 
 def _has_state(optimizer: torch.optim.Optimizer) -> bool:

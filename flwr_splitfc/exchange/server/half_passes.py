@@ -96,7 +96,8 @@ class HalfPasses:
         if not self._model.training:
             self._model.train()
         # always lists and dicts of its own: a model may put others in, or take some out
-        given = mapped(x, _itself if self._writes is False else _copied)
+        given_leaf = _itself if self._writes is False else _copied
+        given = mapped(x, given_leaf)
         written = leaves_of(given) if self._writes is None else []
         try:
             output = model(given)
@@ -175,10 +176,17 @@ class HalfPasses:
         self._guard.check_buffers()
         sent: list[list[Tensor]] = []
         for leaf in leaves:
-            found = [x_grads.pop(0)] if leaf.requires_grad else []
-            check_finite("the gradient by the features", found)
-            sent.append([_to_send(leaf, x_grad) for x_grad in found])
-        return sent, [None if grad is None else grad / len(losses) for grad in grads]
+            if not leaf.requires_grad:
+                sent.append([])
+                continue
+            x_grad = x_grads.pop(0)
+            check_finite("the gradient by the features", [x_grad])
+            sent.append([_to_send(leaf, x_grad)])
+        means: _Grads = []
+        for grad in grads:
+            mean = None if grad is None else grad / len(losses)
+            means.append(mean)
+        return sent, means
 
     def _gradients(
         self, out: Tensor, leaves: Sequence[Tensor], out_grad: Tensor | None = None

@@ -116,7 +116,8 @@ class ProductQuant(Quantiser):
         first_centroids = group_of * count
         indices += first_centroids.astype(np.int32)
         chosen = torch.from_numpy(indices).view(-1)
-        vectors = codebook.view(-1, length).index_select(0, chosen)
+        centroids = codebook.view(-1, length)  # (groups L, d)
+        vectors = centroids.index_select(0, chosen)  # (B q, d)
         filled_rows = vectors.view(rows, -1)
         return filled_rows[:, :columns].contiguous()
 

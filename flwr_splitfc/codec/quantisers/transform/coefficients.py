@@ -105,15 +105,20 @@ class _Nonzeros:
         self.live: list[_LiveContext] = []
         self.tails: list[Group] = []
         shifts = []
-        parameters = (self._heads, self._counts, self._sizes)
-        for head, count, size in zip(*map(np.ndarray.tolist, parameters), strict=True):
+        # lists: a loop over them is quicker
+        heads = self._heads.tolist()
+        counts_of_live = self._counts.tolist()
+        sizes = self._sizes.tolist()
+        for head, count, size in zip(heads, counts_of_live, sizes, strict=True):
             own = slice(head, head + count)
             shift = gap_shift(count, size)
-            shifts.append(shift)
             gap = gap_index(count, size, shift)
-            self.live.append(_LiveContext(own, count, gap))
+            context = _LiveContext(own, count, gap)
+            shifts.append(shift)
+            self.live.append(context)
             self.tails.append((own, shift + 1))
-        self.shifts = np.repeat(np.array(shifts, np.int64), self._counts)
+        shift_of_each = np.array(shifts, np.int64)
+        self.shifts = np.repeat(shift_of_each, self._counts)
 
     def gaps(self, positions: Ints) -> Ints:
         """Return the zeros before each nonzero, given the positions in the order."""

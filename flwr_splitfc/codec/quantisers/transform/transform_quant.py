@@ -215,19 +215,23 @@ class _ToldQuant(TransformQuant):
         count_by_channel, count_by_row = self._reflectors(parts.shape, budget_bytes)
         by_channel = fit_reflectors(channel_samples(parts), count_by_channel)
         directions = to_directions(parts, by_channel)
-        by_row = fit_reflectors(row_samples(directions.flatten(1)), count_by_row)
-        return _coefficients(directions, layout, by_row), by_channel, by_row
+        samples = row_samples(directions.flatten(1))
+        by_row = fit_reflectors(samples, count_by_row)
+        values = _coefficients(directions, layout, by_row)
+        return values, by_channel, by_row
 
     def _most_precise(
         self, payloads: Iterable[bytes], matrix: Tensor, enough: float
     ) -> bytes:
         """Return the first payload with an error that is small enough, or the least."""
-        best, least_error = ZERO_MATRIX, inf
+        best = ZERO_MATRIX
+        least_error = inf
         for payload in payloads:
             seen = self.decode(memoryview(payload), *matrix.shape)
             error = root_mean_square(seen - matrix)
             if error < least_error:
-                best, least_error = payload, error
+                best = payload
+                least_error = error
             if error <= enough:
                 break
         return best
@@ -264,14 +268,17 @@ class _ToldQuant(TransformQuant):
         units[at] = reconstructed(steps, centroids)
         parts = torch.from_numpy(units).view(rows, channels, places)
         is_live = np.zeros((rows, channels), np.bool_)
-        is_live.ravel()[at // places] = True
+        live = at // places
+        is_live.ravel()[live] = True
         entries = _inverted(parts, layout, is_live, by_channel, by_row)
         if header.known is Known.CENTRED:
             entries -= channel_means(entries)
-        entries.mul_(header.step / UNITS_PER_STEP)
+        unit = header.step / UNITS_PER_STEP
+        entries.mul_(unit)
         matrix = layout.join(entries).float()
-        is_positive = header.known is Known.NOT_NEGATIVE
-        least = 0.0 if is_positive else -MAGNITUDE_LIMIT
+        least = -MAGNITUDE_LIMIT
+        if header.known is Known.NOT_NEGATIVE:
+            least = 0.0
         return matrix.clamp_(least, MAGNITUDE_LIMIT)
 
 
@@ -293,7 +300,8 @@ def _offset_spread(
         values = _coefficients(parts, layout, by_row)
         # of a large offset, the decoder's rounded matrices would leave a large error
         in_units = (values.double() * _FINE_UNITS).round_()
-        seen = _inverted(in_units, layout, is_live, by_channel, by_row) / _FINE_UNITS
+        entries = _inverted(in_units, layout, is_live, by_channel, by_row)
+        seen = entries / _FINE_UNITS
         missing = (parts - seen).float()
         values = values + _coefficients(missing, layout, by_row)
         yield values, by_channel, by_row
@@ -379,12 +387,13 @@ class _TransformedBatch:
         if entries == 0:
             return True
         own_bits = REFLECTOR_ENTRY_BITS * entries
-        part, part_of_parts = spread_part(self.values), spread_part(parts)
-        share = part.numel() / parts.numel()
         # a part is quick, and may be wrong: where it says no, all are asked
-        return _is_shorter(
-            part, share * own_bits, part_of_parts, layout, step
-        ) or _is_shorter(self.values, own_bits, parts, layout, step)
+        part = spread_part(self.values)
+        part_of_parts = spread_part(parts)
+        share = part.numel() / parts.numel()
+        if _is_shorter(part, share * own_bits, part_of_parts, layout, step):
+            return True
+        return _is_shorter(self.values, own_bits, parts, layout, step)
 
     def payload_within(self, budget_bytes: int) -> bytes:
         """Return the payload with a step that takes the budget."""
