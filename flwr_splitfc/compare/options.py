@@ -17,9 +17,9 @@ _USUAL_JOBS = 2  # device and server of a run wait for each other
 _LINE_LETTERS = 88
 
 DESCRIPTION = """\
-Run strategies on one app, one after another in one simulation, and write a table and
-figures of accuracy against bytes. What is finished is not run again: the same command,
-given again, goes on where it stopped.
+Run strategies on one app, in as many simulations side by side as --jobs says, and write
+a table and figures of accuracy against bytes. What is finished is not run again: the
+same command, given again, goes on where it stopped.
 """
 _EPILOG = """\
 Settings: the app's defaults give way to --config, that to the strategy's file, that to
