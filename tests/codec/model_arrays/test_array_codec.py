@@ -359,7 +359,8 @@ def test_other_bits_are_refused(bits: object) -> None:
 def test_too_many_dimensions() -> None:
     array, _ = there_and_back(np.zeros((1,) * 32), 8)
     assert len(array.shape) == 32
-    with pytest.raises(ValueError, match="at most 32 dimensions can be sent, got 33"):
+    # before numpy 2, no array has as many, as numpy says
+    with pytest.raises(ValueError, match="dimension.* 32.* 33|32 dimensions .*got 33"):
         encode_array(np.zeros((1,) * 33), 8)
 
 

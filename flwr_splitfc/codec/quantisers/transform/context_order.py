@@ -133,7 +133,8 @@ class ContextOrder:
         """
         rows, in_kinds = self._located(places)
         contexts = self._contexts.ravel()[in_kinds]
-        keys = contexts * np.int64(len(self._kinds)) + rows
+        # before numpy 2, a product of bytes and a number that fits a byte wraps
+        keys = contexts.astype(np.int64) * len(self._kinds) + rows
         at = _stable_order(contexts)
         counts = _counts_of_runs(keys[at], self._runs.keys)
         among_sorted = self._places_among_sorted()[in_kinds[at]]
