@@ -74,7 +74,7 @@ class Notifier:
         def then_tell(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = end_of_round(server_round, arrays)
             if server_round > 0:
-                self._tell_round(arrays)
+                self._tell_round()
             return metrics
 
         return then_tell
@@ -84,9 +84,9 @@ class Notifier:
             self._run.steps += 1
             self._call("on_step", lambda callback: callback.on_step(step, self._run))
 
-    def _tell_round(self, arrays: ArrayRecord) -> None:
+    def _tell_round(self) -> None:
         run = self._run
-        run.end_round(arrays)
+        run.count_steps()
         done = run.rounds[-1]
         self._call("on_round", lambda callback: callback.on_round(done, run))
         self._log_stop()

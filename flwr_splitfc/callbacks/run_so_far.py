@@ -26,9 +26,6 @@ class RunSoFar:
 
     Attributes
     ----------
-    arrays : ArrayRecord
-        After the last finished round: the device half, or under Flower's own strategies
-        the whole model.
     steps : int
         Mini-batches of training so far, those of the round under way among them. A run
         that goes on from a checkpoint goes on counting.
@@ -42,12 +39,12 @@ class RunSoFar:
     def __init__(
         self, progress: Progress, arrays: ArrayRecord, save: SaveModel
     ) -> None:
-        self.arrays = arrays
         self.stopped = ""
         self.error: BaseException | None = None
         self._progress = progress
+        self._begins_with = arrays
         self._save = save
-        self._take_rounds()
+        self.count_steps()
 
     @property
     def num_rounds(self) -> int:
@@ -57,22 +54,24 @@ class RunSoFar:
     @property
     def rounds(self) -> Sequence[Round]:
         """The finished rounds, those before a checkpoint among them."""
-        return self._rounds
+        return self._progress.finished.rounds
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The arrays after the last finished round.
+
+        They are the device half, or under Flower's own strategies the whole model.
+        """
+        left = self._progress.finished.arrays
+        return self._begins_with if left is None else left
 
     def evaluates(self, server_round: int) -> bool:
         """Return whether a round has an evaluation."""
         return self._progress.due(server_round)
 
-    def end_round(self, arrays: ArrayRecord) -> None:
-        """Take over what a round has left, which the progress knows already."""
-        self.arrays = arrays
-        self._take_rounds()
-
-    def _take_rounds(self) -> None:
-        # a copy for each round, not for each look at it: what a callback does with it
-        # must not change the run
-        self._rounds = tuple(self._progress.rounds)
-        self.steps = sum(done.steps for done in self._rounds)
+    def count_steps(self) -> None:
+        """Count the mini-batches of the finished rounds."""
+        self.steps = sum(done.steps for done in self.rounds)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as it is after the last finished round.

@@ -1,15 +1,10 @@
 """The lock on a comparison's folder."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from flwr_splitfc.run.held_folder import FolderInUse, lock_folder
-
-_PATIENCE_S = 20.0
-_POLL_S = 0.1
+from flwr_splitfc.run.held_folder import FolderInUse, end_of_patience, lock_folder
 
 
 @contextmanager
@@ -37,19 +32,8 @@ def held(folder: Path) -> Iterator[int]:
             f"--out {folder} is no folder to write into: {error}"
         ) from error
     with file:
-        _lock(file, folder)
-        yield file.fileno()
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
         try:
-            lock_folder(file, folder)
-            return
+            lock_folder(file, folder, end_of_patience())
         except FolderInUse as error:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"another comparison is at work in {folder}"
-                ) from error
-            time.sleep(_POLL_S)
+            raise ValueError(f"another comparison is at work in {folder}") from error
+        yield file.fileno()

@@ -1,8 +1,8 @@
 """Files that are replaced whole or not at all."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,16 +24,42 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     OSError
         If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
+    with whole_files([path]) as (file,):
+        yield file
+
+
+@contextmanager
+def whole_files(paths: Sequence[Path]) -> Iterator[Sequence[BinaryIO]]:
+    """Give files to write, which replace those of `paths` when the block ends.
+
+    None is replaced before all are written: an error in the block, such as a full disk,
+    leaves all old files.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As in `whole_file`.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written.
+    """
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    news = [path.with_name(f".{path.name}.new") for path in paths]
     try:
-        with new.open("wb") as file:
-            yield file
-            # renamed once it is on the disk
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        with ExitStack() as opened:
+            files = [opened.enter_context(new.open("wb")) for new in news]
+            yield files
+            # renamed once they are on the disk
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for new, path in zip(news, paths, strict=True):
+            new.replace(path)
     except BaseException:
-        # it may hold what space there was
-        new.unlink(missing_ok=True)
+        # they may hold what space there was
+        for new in news:
+            new.unlink(missing_ok=True)
         raise

@@ -43,21 +43,32 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     folder : Path
         Made if it is missing.
     state : dict
-        Numbers, strings, bytes, None, tensors, and lists, tuples and dicts of them.
+        Of what `read_back` gives back.
 
     Raises
     ------
     OSError
         If it cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save({"schema": SCHEMA, **state}, buffer)
-    # a view of the buffer, in the traceback of a full disk, crashes CPython 3.12.1
-    body = buffer.getvalue()
+    body = _body_of({"schema": SCHEMA, **state})
     with whole_file(checkpoint_path(folder)) as file:
         file.write(_MAGIC)
         file.write(_checksum(body))
         file.write(body)
+
+
+def read_back(state: Any) -> Any:
+    """Return a state as it would come back from a file.
+
+    Those of numbers, strings, bytes, None, tensors, and lists, tuples and dicts of them
+    do.
+
+    Raises
+    ------
+    Exception
+        If it cannot be written, or not be read.
+    """
+    return _state_of(_body_of(state))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -77,7 +88,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     body = _checked_body(path)
     _check_uncompressed(path, body)
     try:
-        state = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+        state = _state_of(body)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     # an older version's states may lack what this one restores
@@ -88,6 +99,19 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             f"{path} has schema {schema!r:.20}, this version reads {SCHEMA}"
         )
     return dict(state)
+
+
+def _body_of(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    # a view of the buffer, in the traceback of a full disk, crashes CPython 3.12.1
+    return buffer.getvalue()
+
+
+def _state_of(body: bytes) -> Any:
+    # indices of a sparse tensor may lie beyond its memory
+    with torch.sparse.check_sparse_tensor_invariants():
+        return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
 
 
 def _checked_body(path: Path) -> bytes:

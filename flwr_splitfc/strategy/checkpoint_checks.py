@@ -1,7 +1,7 @@
 """Checks of what a checkpoint holds, before a run takes it over."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -10,6 +10,12 @@ from torch import Tensor
 
 from flwr_splitfc.exchange.server.half_steps import Update
 from flwr_splitfc.strategy.checkpoint import CheckpointError
+from flwr_splitfc.strategy.state_tensors import (
+    entries_of,
+    parts_of,
+    stored_bytes,
+    tensors_of,
+)
 
 _MOST_STEPS = 2**63
 
@@ -21,12 +27,13 @@ def check_sizes(state: Any) -> None:
     ------
     CheckpointError
     """
-    for tensor in _tensors(state):
-        stored_bytes = tensor.untyped_storage().nbytes()
-        if tensor.nbytes > stored_bytes:
-            raise CheckpointError(
-                f"a tensor of {tensor.nbytes} bytes has {stored_bytes} in the file"
-            )
+    for tensor in tensors_of(state):
+        for part in parts_of(tensor):
+            if part.nbytes > stored_bytes(part):
+                raise CheckpointError(
+                    f"a tensor of {part.nbytes} bytes has {stored_bytes(part)} in the "
+                    "file"
+                )
 
 
 def check_rounds(state: Mapping[str, Any]) -> None:
@@ -68,11 +75,10 @@ def check_half(name: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
             continue
         if not isinstance(entry, Tensor) or _form(entry) != _form(tensor):
             raise CheckpointError(
-                f"{key!r} of the {name} is no tensor of {tensor.dtype} "
+                f"{key!r} of the {name} is no {tensor.layout} tensor of {tensor.dtype} "
                 f"and shape {tuple(tensor.shape)}"
             )
-        finite = tensor.detach().cpu().isfinite()
-        if not entry.isfinite()[finite].all():
+        if not _stays_finite(entry, tensor):
             raise CheckpointError(f"{key!r} of the {name} is not finite")
 
 
@@ -83,8 +89,8 @@ def check_finite_state(what: str, state: Any) -> None:
     ------
     CheckpointError
     """
-    for tensor in _tensors(state):
-        if tensor.isnan().any():
+    for tensor in tensors_of(state):
+        if entries_of(tensor).isnan().any():
             raise CheckpointError(f"the {what} is not finite")
 
 
@@ -180,23 +186,15 @@ def _check_number(what: str, got: Any, wanted: float) -> None:
     raise CheckpointError(f"the {what} is {got!r:.40}, wanted a number")
 
 
-def _form(tensor: Tensor) -> tuple[bool, torch.Size]:
+def _form(tensor: Tensor) -> tuple[bool, torch.layout, torch.Size]:
     # not the dtype: strategies average in float64, counts of batches, too
-    return tensor.is_complex(), tensor.shape
+    return tensor.is_complex(), tensor.layout, tensor.shape
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
-    """Yield the tensors in lists, tuples and dicts, each part of them once."""
-    seen: set[int] = set()
-    waiting = [state]
-    while waiting:
-        part = waiting.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, Tensor):
-            yield part
-        elif isinstance(part, Mapping):
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple):
-            waiting.extend(part)
+def _stays_finite(got: Tensor, wanted: Tensor) -> bool:
+    finite = entries_of(got).isfinite()
+    was_finite = entries_of(wanted).isfinite()
+    # a sparse tensor may store others
+    if finite.shape != was_finite.shape:
+        was_finite = was_finite.all().expand_as(finite)
+    return bool(finite[was_finite].all())

@@ -23,7 +23,7 @@ def locked(folder: Path | None) -> Iterator[None]:
     Raises
     ------
     CheckpointError
-        If another run has it, or it is no folder to write into.
+        If another run has it, and keeps it, or it is no folder to write into.
     """
     with ExitStack() as lock:
         if folder is not None:

@@ -1,7 +1,7 @@
 """A run as it goes on, and what a checkpoint keeps of it."""
 
 from collections.abc import Mapping
-from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -27,6 +27,7 @@ from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
 from flwr_splitfc.strategy.resumable import devices_state, remembered, restore_devices
 from flwr_splitfc.strategy.standstill import Standstill
+from flwr_splitfc.strategy.state_tensors import copied
 
 
 class RunState:
@@ -69,8 +70,7 @@ class RunState:
     turns_of_all : int
         Rounds like that one after which each device has had its turn.
     server_half : dict or None
-        The server half's entries before that round, while it is under way, if they may
-        be wanted.
+        The server half's entries before that round, if they may be wanted.
     metrics : RoundMetrics
         Those of that round.
     """
@@ -105,6 +105,7 @@ class RunState:
         self.sent = ArrayRecord()
         self.turns_of_all = 1
         self.server_half: dict[str, Any] | None = None
+        self._before_round = self.progress.finished
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
         self._half = half
@@ -118,7 +119,9 @@ class RunState:
         self.metrics = RoundMetrics()
         self.sent = sent
         if keeps_half:
-            self.server_half = deepcopy(self._half.model.state_dict())
+            self.server_half = copied(self._half.model.state_dict())
+        # last: until then, the server half as it is now is that of the finished round
+        self._before_round = self.progress.finished
 
     def restore_half(self) -> None:
         """Bring the server half back to where it was before the round."""
@@ -127,7 +130,8 @@ class RunState:
 
     def finished_half(self) -> dict[str, Any]:
         """Return the server half's entries after the last finished round."""
-        if self.server_half is not None:
+        is_under_way = self.progress.finished is self._before_round
+        if is_under_way and self.server_half is not None:
             return self.server_half
         return self._half.model.state_dict()
 
@@ -148,7 +152,10 @@ class RunState:
             self.history.add(server_round, self.metrics, self.ledger, self.progress)
             # a run that is started again makes failed rounds once more
             if not self.failed_rounds.in_a_row:
-                writer.save(lambda: self.state_dict(server_round, arrays))
+                writer.save(
+                    lambda: self.state_dict(server_round, arrays),
+                    partial(self._check_own, arrays=arrays),
+                )
             self.server_half = None
             return self.metrics.central
 
@@ -193,6 +200,12 @@ class RunState:
         check_steps(half["steps"])
         check_updates(half["updates"])
 
+    def _check_own(self, state: dict[str, Any], arrays: ArrayRecord) -> None:
+        self.check_state(state, arrays)
+        # before training it is what is there, or a module cannot load what it saves
+        if state["round"] == 0:
+            self._half.model.load_state_dict(state["half"]["model"])
+
     def load_state_dict(self, state: dict[str, Any]) -> ArrayRecord:
         """Go on from what `state_dict` gave; return the device half.
 
@@ -202,7 +215,7 @@ class RunState:
             If it does not fit this run's halves and strategy. The server half is as
             before then.
         """
-        before = deepcopy(self._half.state_dict())
+        before = copied(self._half.state_dict())
         try:
             return self._load(state)
         except Exception:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flwr_splitfc.model import joined_state_dict
 from flwr_splitfc.model.joined import on_cpu
-from flwr_splitfc.run.whole_file import whole_file
+from flwr_splitfc.run.whole_file import whole_files
 
 logger = getLogger("flwr")
 
@@ -37,7 +37,7 @@ def save_halves(
     Raises
     ------
     OSError
-        If one cannot be written; what was there under its name stays.
+        If one cannot be written; all of them stay as they were.
     """
     device_entries = _on_cpu(device)
     server_entries = _on_cpu(server)
@@ -50,8 +50,7 @@ def save_halves(
     if not has_tail and device_entries.keys().isdisjoint(server_entries):
         files["unsplit.pt"] = {**device_entries, **server_entries}
 
-    for name, entries in files.items():
-        _save_entries(folder / name, entries)
+    _save_files(folder, files)
     logger.debug("Saved %s in %s", ", ".join(files), folder)
 
 
@@ -62,15 +61,19 @@ def save_whole(folder: Path, model: Mapping[str, Tensor]) -> None:
     ------
     OSError
     """
-    _save_entries(folder / "joined.pt", _on_cpu(model))
+    _save_files(folder, {"joined.pt": _on_cpu(model)})
 
 
-def _save_entries(path: Path, entries: Mapping[str, Tensor]) -> None:
-    # where torch writes the file itself, a full disk is a RuntimeError of its archive
-    content = BytesIO()
-    torch.save(entries, content)
-    with whole_file(path) as file:
-        file.write(content.getbuffer())
+def _save_files(folder: Path, entries_by_name: Mapping[str, dict[str, Tensor]]) -> None:
+    paths = [folder / name for name in entries_by_name]
+    # a file of this round beside one of another would be no model
+    with whole_files(paths) as files:
+        for file, entries in zip(files, entries_by_name.values(), strict=True):
+            # where torch writes the file itself, a full disk is a RuntimeError of its
+            # archive
+            content = BytesIO()
+            torch.save(entries, content)
+            file.write(content.getbuffer())
 
 
 def _on_cpu(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:

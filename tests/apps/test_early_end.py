@@ -3,8 +3,10 @@
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 from flwr_splitfc.apps.results_folder import results_folder
 from flwr_splitfc.callbacks import BestModel
+from flwr_splitfc.run import held_folder
 from flwr_splitfc.run.results import results_text
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from tests.apps.server_runs import accuracy, joined, run
@@ -327,14 +330,30 @@ def test_results_that_have_no_folder_are_refused_by_their_key(
         run(folder, strategy="split-learning")
 
 
+def test_a_run_waits_for_one_that_was_stopped_and_takes_its_folder(
+    tmp_path: Path,
+) -> None:
+    """The process of a stopped run ends some seconds after `flwr stop`."""
+    with ExitStack() as stopped:
+        stopped.enter_context(results_folder(tmp_path / "results", CONFIG))
+        Timer(0.3, stopped.close).start()
+        with results_folder(tmp_path / "results", CONFIG) as folder:
+            assert folder.name == "results"
+
+
 def hold(folder: Path, names: Any) -> None:
+    held_folder.PATIENCE_S = 0.0
     with results_folder(folder, CONFIG) as own:
         names.put(own.name)
         names.put("")
         names.join()
 
 
-def test_runs_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_at_the_same_time_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+    monkeypatch.setattr(held_folder, "PATIENCE_S", 0.0)
     with results_folder(tmp_path / "results", CONFIG):
         process = get_context("spawn")
         names = process.JoinableQueue()
@@ -344,6 +363,8 @@ def test_runs_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None
         names.task_done()
         with results_folder(tmp_path / "results", CONFIG) as third:
             assert third.name == "results-3"
+        why = f"not {tmp_path / 'results'}: another run is at work in it"
+        assert f"Results go into {third}, {why}" in caplog.text
         names.get()
         names.task_done()
         other.join()

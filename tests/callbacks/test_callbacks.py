@@ -464,9 +464,8 @@ def heard(callback: Callback, progress: Progress) -> tuple[RunSoFar, list[int]]:
     so_far.evaluate_every = progress.evaluate_every
     run = RunSoFar(so_far, ArrayRecord(), lambda *_: saved.append(len(so_far.rounds)))
     callback.on_start(run)
-    for done in progress.rounds:
-        so_far.rounds.append(done)
-        run.end_round(ArrayRecord())
+    for number, done in enumerate(progress.rounds, start=1):
+        so_far.resume(progress.rounds[:number])
         callback.on_round(done, run)
     return run, saved
 

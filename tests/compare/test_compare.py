@@ -14,12 +14,12 @@ import flwr_splitfc
 from flwr_splitfc import extras
 from flwr_splitfc.codec import codec_names
 from flwr_splitfc.command import main
-from flwr_splitfc.compare import compare, lock
+from flwr_splitfc.compare import compare
 from flwr_splitfc.compare.report import figures, output
 from flwr_splitfc.compare.runs import Outcome, Run, RunFolder
 from flwr_splitfc.compare.workers.messages import RoundReport
 from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
-from flwr_splitfc.run import Round
+from flwr_splitfc.run import Round, held_folder
 from tests.compare.conftest import row, traffic
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +335,7 @@ def test_two_comparisons_do_not_share_a_folder(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(held_folder, "PATIENCE_S", 0.0)
     with (tmp_path / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path)]) == 2

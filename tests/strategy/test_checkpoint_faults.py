@@ -5,8 +5,10 @@ import json
 import math
 import zipfile
 import zlib
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -15,12 +17,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvgM
 
 from flwr_splitfc import SplitClientApp, SplitLearning
+from flwr_splitfc.run import held_folder
 from flwr_splitfc.strategy import CheckpointError
 from flwr_splitfc.strategy.checkpoint import (
     checkpoint_path,
     load_checkpoint,
     save_checkpoint,
 )
+from flwr_splitfc.strategy.folder_lock import locked
 from tests.halves import DeviceHalf, same, seeded, weights
 from tests.local_grid import LocalGrid
 from tests.strategy.test_checkpoint import ADAM, everyone, load_data, make, run
@@ -44,7 +48,10 @@ def fill_disk_under(path: Path) -> None:
 # -- two runs --------------------------------------------------------------------------
 
 
-def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(held_folder, "PATIENCE_S", 0.0)
     refusals = []
 
     def second(server_round: int, arrays: ArrayRecord) -> None:
@@ -60,6 +67,15 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
     got, _ = run(make(tmp_path), 5)
     wanted, _ = run(make(None), 5)
     assert same(got, wanted)
+
+
+def test_a_run_waits_for_the_last_process_of_a_killed_one(tmp_path):
+    """Workers of a `DataLoader`, which share its lock, end a bit after it."""
+    with ExitStack() as workers:
+        workers.enter_context(locked(tmp_path))
+        Timer(0.3, workers.close).start()
+        _, result = run(make(tmp_path), 1)
+    assert list(result.train_metrics_clientapp) == [1]
 
 
 # -- wrong folders ---------------------------------------------------------------------
@@ -134,19 +150,25 @@ def test_a_disk_that_is_full_at_the_last_round_keeps_the_one_before(tmp_path, ca
     assert [path.name for path in tmp_path.iterdir() if "new" in path.name] == []
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+
+
 @needs_full
 @pytest.mark.parametrize("name", ["device.pt", "server.pt", "joined.pt"])
 def test_halves_are_saved_whole_and_a_full_disk_loses_no_result(tmp_path, name, caplog):
     run(make(None, save_to=tmp_path), 1)
-    before = (tmp_path / name).read_bytes()
+    before = contents(tmp_path)
     fill_disk_under(tmp_path / name)
     strategy = make(None, save_to=tmp_path)
     result = start(strategy, 2)
     assert result.arrays
     assert "No space left on device" in caplog.text
-    assert (tmp_path / name).read_bytes() == before
+    # none of them is of another round than the others
+    assert contents(tmp_path) == before
     strategy.save(tmp_path, result.arrays)
-    assert (tmp_path / name).read_bytes() != before
+    after = contents(tmp_path)
+    assert not [each for each in before if after[each] == before[each]]
     fill_disk_under(tmp_path / name)
     with pytest.raises(OSError, match="No space left"):
         strategy.save(tmp_path, result.arrays)

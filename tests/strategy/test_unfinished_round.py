@@ -1,5 +1,6 @@
 """What is saved where a round does not end: the model of the last one that did."""
 
+import logging
 import random
 from collections.abc import Iterable
 from functools import partial
@@ -136,6 +137,65 @@ def test_so_does_ctrl_c_in_a_round(kind: str, tmp_path: Path) -> None:
         start(kind, strategy, 5, grid=partial(CtrlC, turns))
     assert len(strategy.progress.rounds) == 2
     assert same(saved(tmp_path / "run"), of_two_rounds(kind, tmp_path / "two"))
+
+
+class Interrupts(logging.Handler):
+    """Ctrl-C comes while the line of a round is logged."""
+
+    def __init__(self, server_round: int) -> None:
+        super().__init__(logging.INFO)
+        self._server_round = server_round
+
+    def emit(self, record: logging.LogRecord) -> None:
+        row = getattr(record, "progress_row", {"round": 0})
+        if row["round"] == self._server_round:
+            raise KeyboardInterrupt
+
+
+class Remembers(RoundRobin):
+    """Ctrl-C comes while the checkpoint of a round is made."""
+
+    rounds = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.rounds == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("not used")
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        self.rounds = server_round
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("kind", ["in turn", "v1"])
+def test_a_round_is_saved_whose_line_ctrl_c_cuts_short(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flwr")
+    logger = logging.getLogger("flwr")
+    interrupts = Interrupts(2)
+    logger.addHandler(interrupts)
+    strategy = strategy_of(kind, save_to=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, strategy, 5)
+    logger.removeHandler(interrupts)
+    assert [done.round for done in strategy.progress.rounds] == [1, 2]
+    assert same(saved(tmp_path / "run"), of_two_rounds(kind, tmp_path / "two"))
+
+
+def test_so_is_one_whose_checkpoint_it_cuts_short(tmp_path: Path) -> None:
+    strategy = strategy_of(
+        "in turn", save_to=tmp_path / "run", checkpoint=tmp_path / "checkpoint"
+    )
+    strategy.devices = Remembers(fraction_evaluate=0.0, min_available_nodes=DEVICES)
+    with pytest.raises(KeyboardInterrupt):
+        start("in turn", strategy, 5)
+    assert [done.round for done in strategy.progress.rounds] == [1, 2]
+    wanted = of_two_rounds("in turn", tmp_path / "two")
+    assert same(saved(tmp_path / "run"), wanted)
 
 
 @pytest.mark.parametrize("kind", ["in turn", "v1"])

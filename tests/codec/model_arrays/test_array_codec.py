@@ -360,7 +360,7 @@ def test_too_many_dimensions() -> None:
     array, _ = there_and_back(np.zeros((1,) * 32), 8)
     assert len(array.shape) == 32
     # before numpy 2, no array has as many, as numpy says
-    with pytest.raises(ValueError, match="dimension.* 32.* 33|32 dimensions .*got 33"):
+    with pytest.raises(ValueError, match=r"dimension.* 32.* 33|32 dimensions .*got 33"):
         encode_array(np.zeros((1,) * 33), 8)
 
 
