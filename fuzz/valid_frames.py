@@ -54,7 +54,7 @@ class Wire:
     def step(self, scale: float) -> list[pb.DeviceFrame]:
         """The frames of one step."""
         if self.output_codec is not None:
-            forward = pb.Forward()
+            forward = pb.Forward(label_entries=ROWS)
             self._fill(forward, scale, training=True)
             return [pb.DeviceFrame(forward=forward), self._backward(scale)]
         step = pb.Step()

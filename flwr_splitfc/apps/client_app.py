@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -341,7 +342,9 @@ class SplitClientApp(ClientApp):
             return turn.server.loss(model(x), y)
         assert self.loss_fn is not None  # _device_model has seen to it
         assert isinstance(turn.server, Session)
-        outputs = model(x, turn.server.forward)
+        # what is no tensor may be of a type of the app's own, and is not counted
+        entries = y.numel() if isinstance(y, Tensor) else None
+        outputs = model(x, partial(turn.server.forward, label_entries=entries))
         loss = self.loss_fn(outputs, y)
         counted = labels_that_count(self.loss_fn, outputs, y)
         turn.add({"train_loss": loss.item()}, counted)

@@ -63,13 +63,22 @@ def check_quality(quality: float) -> None:
         )
 
 
-def labels_per_row(labels: Tensor) -> float:
-    """Return how many entries the labels of a sample have, at least one.
+def labels_per_row(entries: int, rows: int) -> float:
+    """Return how many labels a sample has, at least one.
 
-    >>> labels_per_row(torch.zeros(32, dtype=torch.int64))
-    1.0
+    Parameters
+    ----------
+    entries : int
+        Of the labels of a mini-batch.
+    rows : int
+        Its samples.
+
+    Examples
+    --------
+    >>> labels_per_row(32 * 28 * 28, rows=32)
+    784.0
     """
-    return max(1.0, labels.numel() / max(1, labels.shape[0]))
+    return max(1.0, entries / max(1, rows))
 
 
 def automatic_quality(entries_per_label: float) -> float:

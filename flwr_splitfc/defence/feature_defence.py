@@ -191,7 +191,11 @@ def _rows(structure: Structure) -> Tensor:
             f"there are no floating-point numbers in {shapes_of(structure)}, and "
             "neither clipping nor nopeek is about anything else"
         )
-    rows = [tensor.reshape(len(tensor), -1).float() for tensor in tensors]
+    # not -1, which is undecided where there is no row
+    rows = [
+        tensor.reshape(len(tensor), tensor.shape[1:].numel()).float()
+        for tensor in tensors
+    ]
     return torch.cat(rows, dim=1)
 
 

@@ -19,12 +19,14 @@ from flwr_splitfc import (
     RunFailed,
     SplitClientApp,
     SplitFedV2,
+    SplitLearning,
     split_at,
 )
 from flwr_splitfc.apps.accuracy import accuracy
 from flwr_splitfc.apps.client_turn import ClientTurn
 from flwr_splitfc.apps.local_session import LocalSession
-from flwr_splitfc.codec import cut_codec
+from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.codec.quality import automatic_quality
 from flwr_splitfc.exchange import EndpointConfig
 from flwr_splitfc.run import Round
 from tests.apps.server_runs import CROSS_ENTROPY, run
@@ -356,6 +358,41 @@ def test_training_with_last_layers_means_over_the_labels_that_count() -> None:
     result = strategy.start(LocalGrid(app, 2), arrays, 1)
     found = result.train_metrics_clientapp[1]
     assert found["train_loss"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("transport", ["stream", "messages"])
+def test_labels_of_each_place_are_counted_for_last_layers(transport: str) -> None:
+    """A sample has 16: 4 entries of its features to each, and 2 of the output."""
+    dense = [(x, x[:, :, ::2, ::2]) for x, _ in DATA]
+    tail = partial(nn.Conv2d, 2, 1, 1)
+
+    def digest(codec: CutCodec, output_codec: CutCodec) -> str:
+        app = SplitClientApp(
+            DeviceHalf,
+            lambda context: (dense, dense),
+            ADAM,
+            tail=tail,
+            loss_fn=nn.MSELoss(),
+        )
+        strategy = SplitLearning(
+            seeded(partial(nn.Conv2d, 4, 2, 3, padding=1)),
+            None,
+            ADAM,
+            codec=codec,
+            output_codec=output_codec,
+            device="cpu",
+            evaluate_every=2,
+            endpoint=EndpointConfig(transport=transport),
+        )
+        model = HeadAndTail(seeded(DeviceHalf), seeded(tail))
+        arrays = ArrayRecord(model.state_dict())
+        strategy.start(LocalGrid(app, 2), arrays, 1)
+        return strategy.ledger.digest()
+
+    automatic = cut_codec("splitfc-rd")
+    wanted = [automatic_quality(entries) for entries in (4, 2)]
+    told = [cut_codec("splitfc-rd", quality=quality) for quality in wanted]
+    assert digest(automatic, automatic) == digest(*told)
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,9 @@ def test_the_automatic_quality_goes_by_the_entries_of_a_label() -> None:
 
 
 def test_labels_of_a_sample() -> None:
-    assert labels_per_row(torch.zeros(8)) == 1
-    assert labels_per_row(torch.zeros(8, 64)) == 64
-    assert labels_per_row(torch.zeros(8, 0)) == 1
+    assert labels_per_row(8, rows=8) == 1
+    assert labels_per_row(8 * 64, rows=8) == 64
+    assert labels_per_row(0, rows=8) == labels_per_row(0, rows=0) == 1
 
 
 def test_which_settings_mean_a_quality() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from flwr_splitfc import HeadAndTail, Limits, connect, cut_codec
 from flwr_splitfc.codec import CutCodec, pack_labels
+from flwr_splitfc.codec.quality import automatic_quality
 from flwr_splitfc.exchange import (
     DeviceStates,
     GradientRefused,
@@ -26,7 +27,7 @@ from flwr_splitfc.exchange import (
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.seeds import derive_seed
-from flwr_splitfc.exchange.protocol.tensors import to_matrix
+from flwr_splitfc.exchange.protocol.tensors import from_matrix, to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from tests.cutting_proxy import CuttingProxy
 from tests.exchange.raw_device import RawDevice
@@ -74,7 +75,9 @@ def make_endpoint(
     )
 
 
-def budgeted(name: str, up: float, down: float) -> CutCodec:
+def budgeted(name: str | CutCodec, up: float, down: float) -> CutCodec:
+    if isinstance(name, CutCodec):
+        return name
     # few columns: the default would keep next to none
     more = {"reduction": 2} if name == "splitfc" else {}
     return cut_codec(name, uplink_bits=up, downlink_bits=down, **more)
@@ -420,6 +423,107 @@ def test_metrics_of_a_session(endpoint):
     assert traffic.uplink_bits_per_entry == traffic.downlink_output_bits_per_entry == 32
     assert traffic.uplink_output_bits_per_entry == traffic.downlink_bits_per_entry == 32
     assert metrics["codec_seconds"] > 0
+
+
+# -- labels stay, and are counted
+
+
+AUTOMATIC = cut_codec("splitfc-rd")
+TWO_LABELS = [
+    torch.randn(16, 2, generator=torch.Generator().manual_seed(seed))
+    for seed in range(3)
+]
+
+
+def of_quality(entries_per_label: float) -> CutCodec:
+    return cut_codec("splitfc-rd", quality=automatic_quality(entries_per_label))
+
+
+def two_outputs(output, y):
+    return nn.functional.mse_loss(output[:, :2], y)
+
+
+def test_features_are_as_precise_as_where_the_server_has_the_labels():
+    """Several labels a sample: all weights and gradients are the same, bit for bit."""
+
+    def on_the_device(server, features, y):
+        return two_outputs(server.forward(features, label_entries=y.numel()), y)
+
+    def on_the_server(server, features, y):
+        return server.loss(features, y)
+
+    def trained(loss_fn, loss):
+        with (
+            make_endpoint(codec=AUTOMATIC, loss_fn=loss_fn) as endpoint,
+            connect(ticket_message(endpoint)) as server,
+        ):
+            device_half = seeded(DeviceHalf)
+            for (x, _), y in zip(batches(3), TWO_LABELS, strict=True):
+                loss(server, device_half(x), y).backward()
+            gradients = {name: p.grad for name, p in device_half.named_parameters()}
+            return everything(endpoint) | gradients
+
+    assert same(trained(None, on_the_device), trained(two_outputs, on_the_server))
+
+
+@pytest.mark.parametrize(
+    ("told", "labels"),
+    [({}, 1), ({"label_entries": 16}, 1), ({"label_entries": 32}, 2)],
+)
+def test_what_goes_either_way_is_as_precise_as_the_labels_ask_for(told, labels):
+    """Of 64 features and 32 outputs a sample; where nothing is told, it has one."""
+
+    def digest(codec, output_codec, **told) -> str:
+        with make_endpoint(codec=codec, output_codec=output_codec) as endpoint:
+            with connect(ticket_message(endpoint)) as server:
+                for (x, _), y in zip(batches(3), TWO_LABELS, strict=True):
+                    features = seeded(DeviceHalf)(x)
+                    two_outputs(server.forward(features, **told), y).backward()
+            return endpoint.ledger.digest()
+
+    wanted = digest(of_quality(64 / labels), of_quality(32 / labels))
+    assert digest(AUTOMATIC, AUTOMATIC, **told) == wanted
+
+
+@pytest.mark.parametrize(
+    ("label_entries", "quality"), [(1, automatic_quality(32)), (2**64 - 1, 32.5)]
+)
+def test_no_number_of_labels_leaves_the_bounds_of_the_quality(label_entries, quality):
+    frame = forward_frame(1)
+    frame.forward.label_entries = label_entries
+
+    def answered(output_codec: CutCodec, frame: pb.DeviceFrame) -> bytes:
+        with make_endpoint(output_codec=output_codec) as endpoint:
+            device = RawDevice(endpoint, endpoint.issue("train", "0", 1))
+            output = device.ask(frame).output.output
+            matrix = pb.Matrix(stype=output.stype, shape=output.shape)
+            mirrored = output_codec.mirror()
+            _, link = mirrored.decode_features(from_matrix(output), expect=(16, 32))
+            matrix.data = mirrored.encode_gradient(ONES, link).data
+            backward = pb.DeviceFrame(number=2, backward=pb.Backward(gradient=matrix))
+            assert device.ask(backward).WhichOneof("kind") == "gradients"
+            device.drop()
+        return output.data
+
+    wanted = answered(cut_codec("splitfc-rd", quality=quality), forward_frame(1))
+    assert answered(AUTOMATIC, frame) == wanted
+
+
+@pytest.mark.parametrize(
+    ("label_entries", "error", "message"),
+    [
+        (torch.zeros(16), TypeError, "Tensor as label_entries, .*labels.numel()"),
+        (2.0, TypeError, "float as label_entries"),
+        (-1, ValueError, "label_entries=-1, wanted"),
+        (2**64, ValueError, "label_entries=18446744073709551616, wanted"),
+    ],
+)
+def test_a_wrong_number_of_labels_is_named(endpoint, label_entries, error, message):
+    with connect(ticket_message(endpoint)) as server:
+        with pytest.raises(error, match=message):
+            server.forward(features(), label_entries=label_entries)
+        server.forward(features(), label_entries=0).sum().backward()
+    assert endpoint.halves.half.steps == 1
 
 
 # -- broken connections, lost devices

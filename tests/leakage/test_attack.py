@@ -425,14 +425,15 @@ def test_bits_and_samples_are_those_that_are_sent() -> None:
     assert len(drawn.features) == len(drawn.inputs) == len(drawn.labels) < 64
 
 
-def test_a_sender_tells_the_codec_how_many_labels_a_sample_has() -> None:
-    """The automatic quality goes by it, in a run as here."""
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_a_sender_tells_the_codec_how_many_labels_a_sample_has(all_rows: bool) -> None:
+    """The automatic quality goes by it, in a run as here, whoever has the labels."""
     half = seeded(shallow_half)
     [(x, y)] = batches(1, 0)
     dense = y[:, None].expand(-1, 144)
     codec = cut_codec("splitfc-rd", uplink_bits=32, downlink_bits=32, quality=0)
     array, _ = codec.encode_features(half(x).detach(), labels_per_row=144.0)
-    seen = released(half, codec, [(x, dense)], samples=32)
+    seen = released(half, codec, [(x, dense)], samples=32, all_rows=all_rows)
     assert seen.bits_per_entry == 8 * len(array.data) / half(x).numel()
 
 

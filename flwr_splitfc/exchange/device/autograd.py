@@ -8,6 +8,7 @@ asks the server for ``dL/df`` with ``dL/dg``.
 
 from collections.abc import Callable
 from functools import partial
+from math import nan
 from typing import TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.steps import Gradients, Steps
 from flwr_splitfc.exchange.device.u_shaped_steps import BegunStep, UShapedSteps
-from flwr_splitfc.model.structures import Structure, float_tensors
+from flwr_splitfc.model.structures import Structure, float_tensors, rows_of
 
 Begin: TypeAlias = Callable[[], tuple[Tensor, BegunStep]]
 """Asks for an output."""
@@ -28,6 +29,8 @@ def server_loss(
 ) -> Tensor:
     """Return the server half's loss, with a graph down to `features`."""
     check_grad_mode()
+    if rows_of(features) == 0:
+        return loss_of_no_rows(features, watch)
     loss, gradients = steps.train(features, labels.detach())
     return answered_loss(features, loss, gradients, watch)
 
@@ -57,13 +60,27 @@ def answered_loss(
     return answered
 
 
+def loss_of_no_rows(features: Structure, watch: BackwardWatch) -> Tensor:
+    """Return the loss of an empty mini-batch, which is not sent: a mean of nothing.
+
+    It is NaN, as torch's is, with a graph down to `features`.
+    """
+    tensors = float_tensors(features)
+    # a gradient of no rows has nothing in it, as they have
+    gradients: Gradients = [one.detach() for one in tensors if one.requires_grad]
+    return answered_loss(features, nan, gradients, watch)
+
+
 def server_output(
-    steps: UShapedSteps, features: Structure, watch: BackwardWatch
+    steps: UShapedSteps,
+    features: Structure,
+    label_entries: int | None,
+    watch: BackwardWatch,
 ) -> Tensor:
     """Return the server half's output, with a graph down to `features`."""
     check_grad_mode()
     tensors = [one for one in float_tensors(features) if one.requires_grad]
-    begin = partial(steps.begin, features)
+    begin = partial(steps.begin, features, label_entries)
     # features of a frozen half have no graph, and the output needs one
     anchor = torch.empty(0, requires_grad=True)
     output: Tensor = _ServerOutput.apply(begin, steps, watch, anchor, *tensors)

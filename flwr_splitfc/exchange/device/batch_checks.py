@@ -1,6 +1,7 @@
 """Checks of what a training loop gives to a session, before anything is sent."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -8,10 +9,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from flwr_splitfc.exchange.protocol.parts import MOST_DEPTH, MOST_PARTS
-from flwr_splitfc.model.structures import Structure, float_tensors, leaves_of, shapes_of
+from flwr_splitfc.model.structures import (
+    Structure,
+    float_tensors,
+    leaves_of,
+    rows_of,
+    shapes_of,
+)
 
 _WANTED = "wanted floating point features of shape (B, ...), the device half's output"
 _STRUCTURES = "a Tensor, or a tuple, list or dict of them"
+_MOST_LABEL_ENTRIES = 2**63  # no tensor has as many
 
 
 def check_features(call: str, features: Structure) -> None:
@@ -107,6 +115,21 @@ def _check_features(call: str, features: Tensor) -> None:
         )
 
 
+def check_rows(call: str, features: Structure) -> None:
+    """Refuse an empty batch where an output is wanted: no device knows its shape.
+
+    Raises
+    ------
+    ValueError
+    """
+    if rows_of(features) == 0:
+        raise ValueError(
+            f"{call} got features of shape {shapes_of(features)}, wanted a row or "
+            "more: what shape the output of none would have, only the server half "
+            "knows. Skip the batch, as by: if len(x) == 0: continue"
+        )
+
+
 def check_numbers(features: Structure) -> None:
     """Refuse features that hold NaN or infinity, which no codec takes.
 
@@ -146,6 +169,20 @@ def check_labels(call: str, labels: object) -> None:
     # the server counts the rows, of whatever comes
     if labels.ndim == 0:
         raise ValueError(f"{call} got labels of shape (), {wanted}")
+
+
+def check_label_entries(call: str, entries: object) -> None:
+    """Refuse what is no number of entries of a mini-batch's labels.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    wanted = "wanted how many entries the labels have: label_entries=labels.numel()"
+    if not isinstance(entries, Integral):
+        raise TypeError(f"{call} got {_described(entries)} as label_entries, {wanted}")
+    if not 0 <= int(entries) < _MOST_LABEL_ENTRIES:
+        raise ValueError(f"{call} got label_entries={entries}, {wanted}")
 
 
 def check_optimizer(optimizer: object, *, decoupled: bool) -> None:

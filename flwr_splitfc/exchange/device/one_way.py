@@ -27,14 +27,20 @@ class OneWaySteps:
         self._under_way: deque[SentStep] = deque()
 
     def offer(self, features: Structure, labels: Tensor) -> None:
-        """Send a mini-batch if it is its turn, and otherwise count it."""
+        """Send a mini-batch if it is its turn, and otherwise count it.
+
+        An empty one takes no turn.
+        """
+        rows = rows_of(features)
+        if rows == 0:
+            return
         counts = self.steps.counts
         goes_up = counts.offered % self.every == 0
         counts.offered += 1
         if goes_up:
             self._send(features, labels)
         else:
-            counts.unsent_rows += rows_of(features)
+            counts.unsent_rows += rows
 
     def _send(self, features: Structure, labels: Tensor) -> None:
         """Send a mini-batch, and take the first answer if enough are under way."""

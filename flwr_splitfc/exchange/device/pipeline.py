@@ -7,12 +7,16 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from flwr_splitfc.exchange.device.autograd import answered_loss, check_grad_mode
+from flwr_splitfc.exchange.device.autograd import (
+    answered_loss,
+    check_grad_mode,
+    loss_of_no_rows,
+)
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
 from flwr_splitfc.model.stand_ins import call_with
-from flwr_splitfc.model.structures import Structure
+from flwr_splitfc.model.structures import Structure, rows_of
 
 LabelledBatches: TypeAlias = Iterable[tuple[Structure, Tensor]]
 """Batches of inputs (B, ...), or structures of such tensors, and labels (B, ...)."""
@@ -21,10 +25,10 @@ _CALL = "server.pipelined"
 
 
 class _UnderWay(NamedTuple):
-    """A mini-batch that was sent, with its features' graph."""
+    """A mini-batch that was sent, with its features' graph; an empty one is not."""
 
     features: Structure
-    step: SentStep
+    step: SentStep | None
 
 
 def pipelined_losses(
@@ -42,6 +46,8 @@ def pipelined_losses(
 
     def next_loss() -> Tensor:
         features, step = under_way.popleft()
+        if step is None:
+            return loss_of_no_rows(features, watch)
         loss, gradients = steps.end(step)
         return answered_loss(features, loss, gradients, watch)
 
@@ -51,7 +57,7 @@ def pipelined_losses(
             check_features(_CALL, features)
             check_labels(_CALL, y)
             check_grad_mode()
-            step = steps.begin(features, y.detach())
+            step = steps.begin(features, y.detach()) if rows_of(features) else None
             under_way.append(_UnderWay(features, step))
             if len(under_way) == depth:
                 yield next_loss()
@@ -61,7 +67,8 @@ def pipelined_losses(
         # the loop was left: what the server half has trained on counts
         if steps.line.is_open:
             for _, step in under_way:
-                steps.end(step)
+                if step is not None:
+                    steps.end(step)
         raise
 
 

@@ -15,8 +15,10 @@ from flwr_splitfc.exchange.device.autograd import server_loss, server_output
 from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import (
     check_features,
+    check_label_entries,
     check_labels,
     check_optimizer,
+    check_rows,
 )
 from flwr_splitfc.exchange.device.one_way import OneWaySteps
 from flwr_splitfc.exchange.device.optimizer_state import (
@@ -206,7 +208,8 @@ class Session:
         -------
         Tensor
             A scalar; its ``backward()`` hands the gradient that the server sent on to
-            the device half.
+            the device half. Of a mini-batch without rows nothing is sent, and no step
+            is made: its loss is NaN, as torch's mean of nothing, its gradient empty.
 
         Raises
         ------
@@ -249,7 +252,8 @@ class Session:
         whatever else it sends wait for all answers.
 
         Where the strategy's ``send_every`` is n, the session's first mini-batch goes
-        up, and each n-th after it. A call with another one checks and counts it.
+        up, and each n-th after it. A call with another one checks and counts it. One
+        without rows is left out of all this.
 
         Parameters
         ----------
@@ -328,7 +332,9 @@ class Session:
         self._one_way_steps.settle()
         return pipelined_losses(self._steps, model, batches, depth, self._watch)
 
-    def forward(self, features: Structure) -> Tensor:
+    def forward(
+        self, features: Structure, *, label_entries: int | None = None
+    ) -> Tensor:
         """Return the server half's output for one mini-batch.
 
         It is for last layers and a loss of the device's own. The backward pass through
@@ -342,6 +348,11 @@ class Session:
         features : Tensor of shape (B, ...), or a tuple, list or dict of tensors
             The output of the first layers, as for `loss`: with its autograd graph, or
             without one, where these layers do not train.
+        label_entries : int, optional
+            How many entries the mini-batch's labels have, ``labels.numel()``. The
+            automatic quality of `splitfc-rd` goes by it, and the server is told it. By
+            default a sample counts as having one label, or one for each position of a
+            sequence: too few where labels are maps.
 
         Returns
         -------
@@ -360,7 +371,10 @@ class Session:
                 "server.loss(features, labels), or make the strategy with loss_fn=None"
             )
         check_features("server.forward", features)
-        return server_output(self._u_shaped_steps, features, self._watch)
+        check_rows("server.forward", features)
+        if label_entries is not None:
+            check_label_entries("server.forward", label_entries)
+        return server_output(self._u_shaped_steps, features, label_entries, self._watch)
 
     @torch.no_grad()
     def predict(self, features: Structure) -> Structure:
@@ -383,11 +397,12 @@ class Session:
         Raises
         ------
         ValueError
-            If the features are no numbers to send.
+            If the features are no numbers to send, or have no row.
         SplitError
             One of its kinds if the server refuses them or cannot be reached.
         """
         check_features("server.predict", features)
+        check_rows("server.predict", features)
         self._one_way_steps.settle()
         if self._u_shaped_steps is not None:
             return self._u_shaped_steps.predict(features)

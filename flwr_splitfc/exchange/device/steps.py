@@ -180,9 +180,8 @@ class Steps:
         frame = pb.DeviceFrame()
         step = frame.step
         with counts.coding:
-            tensors = self.encode_features(
-                step, features, labels_per_row=labels_per_row(labels)
-            )
+            per_row = labels_per_row(labels.numel(), len(labels))
+            tensors = self.encode_features(step, features, labels_per_row=per_row)
             # of several tensors all rows are sent
             step.labels = pack_labels(tensors[0].link.sent_rows(labels))
             step.one_way = all(tensor.one_way for tensor in tensors)

@@ -12,6 +12,7 @@ from math import prod
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec, Link, PayloadError
+from flwr_splitfc.codec.quality import labels_per_row
 from flwr_splitfc.exchange.device.steps import (
     Gradients,
     SentStep,
@@ -35,10 +36,13 @@ class BegunStep:
         The features.
     output_link : Link
         Of the output.
+    labels_per_row : float or None
+        As the codec of the features was told.
     """
 
     sent: SentStep
     output_link: Link
+    labels_per_row: float | None
 
 
 class UShapedSteps:
@@ -59,13 +63,25 @@ class UShapedSteps:
         self._begun: BegunStep | None = None
 
     @full_precision
-    def begin(self, features: Structure) -> tuple[Tensor, BegunStep]:
-        """Return the server half's output for features of shape (B, ...)."""
+    def begin(
+        self, features: Structure, label_entries: int | None
+    ) -> tuple[Tensor, BegunStep]:
+        """Return the server half's output for features of shape (B, ...).
+
+        `label_entries` is how many entries the labels have, where that is known.
+        """
         counts = self._steps.counts
         frame = pb.DeviceFrame()
         forward = frame.forward
+        per_row = None
+        if label_entries is not None:
+            per_row = labels_per_row(label_entries, rows_of(features))
+            # 0 would say nothing
+            forward.label_entries = max(1, label_entries)
         with counts.coding:
-            tensors = self._steps.encode_features(forward, features, all_rows=True)
+            tensors = self._steps.encode_features(
+                forward, features, all_rows=True, labels_per_row=per_row
+            )
             forward.one_way = all(tensor.one_way for tensor in tensors)
         counts.steps += 1
         # the server forgets an earlier output as soon as this frame arrives
@@ -76,7 +92,7 @@ class UShapedSteps:
         sent = SentStep(counts.steps, frame.number, tensors)
         with counts.coding:
             output, output_link = self._decode_output(answer.output, sent.rows)
-        step = self._begun = BegunStep(sent, output_link)
+        step = self._begun = BegunStep(sent, output_link, per_row)
         return output.to(tensors[0].features.device), step
 
     def _decode_output(self, matrix: pb.Matrix, rows: int) -> tuple[Tensor, Link]:
@@ -122,7 +138,10 @@ class UShapedSteps:
         counts = self._steps.counts
         with counts.coding:
             array = self._output_codec.encode_gradient(
-                gradient.flatten(1), step.output_link, full_rows=counts.full_rows
+                gradient.flatten(1),
+                step.output_link,
+                full_rows=counts.full_rows,
+                labels_per_row=step.labels_per_row,
             )
         # the server applies a gradient once
         self._begun = None

@@ -14,17 +14,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*flwr_splitfc/exchange/protocol/split.proto\x12\x0f\x66lwr_splitfc.v1\"4\n\x06Matrix\x12\r\n\x05stype\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xaa\x01\n\x04Part\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05\x63oded\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.MatrixH\x00\x12\x0f\n\x05\x65xact\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05tuple\x18\x04 \x01(\rH\x00\x12\x0e\n\x04list\x18\x05 \x01(\rH\x00\x12\x0e\n\x04\x64ict\x18\x06 \x01(\rH\x00\x12\x0f\n\x07one_way\x18\x07 \x01(\x08\x12\x10\n\x08\x61s_float\x18\x08 \x01(\x08\x42\x06\n\x04kind\"k\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\'\n\x06\x63oding\x18\x05 \x01(\x0e\x32\x17.flwr_splitfc.v1.Coding\"E\n\x05Model\x12\'\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x13\n\x0b\x63hange_bits\x18\x02 \x01(\r\"9\n\x04Open\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"x\n\x04Step\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12\x0e\n\x06labels\x18\x02 \x01(\x0c\x12\x0f\n\x07one_way\x18\x03 \x01(\x08\x12$\n\x05parts\x18\x04 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"k\n\x07\x46orward\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\x12\x0f\n\x07one_way\x18\x03 \x01(\x08\"5\n\x08\x42\x61\x63kward\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"Z\n\x07Predict\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"\xfa\x01\n\x05\x43lose\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x15\n\rcodec_seconds\x18\x03 \x01(\x01\x12\x16\n\x0ewaited_seconds\x18\x04 \x01(\x01\x12\x19\n\x11\x66\x65\x61ture_error_sum\x18\x05 \x01(\x01\x12\x1b\n\x13\x66\x65\x61ture_error_steps\x18\x06 \x01(\r\x12\x13\n\x0bround_trips\x18\x07 \x01(\r\x12\x0e\n\x06levels\x18\x08 \x03(\r\x12\x11\n\tno_levels\x18\t \x03(\r\"\x07\n\x05Leave\"\xce\x02\n\x0b\x44\x65viceFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x15.flwr_splitfc.v1.OpenH\x00\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x15.flwr_splitfc.v1.StepH\x00\x12+\n\x07predict\x18\x04 \x01(\x0b\x32\x18.flwr_splitfc.v1.PredictH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.flwr_splitfc.v1.CloseH\x00\x12+\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.ForwardH\x00\x12-\n\x08\x62\x61\x63kward\x18\x07 \x01(\x0b\x32\x19.flwr_splitfc.v1.BackwardH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.flwr_splitfc.v1.LeaveH\x00\x42\x06\n\x04kind\"j\n\x04Kept\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x0e\n\x06levels\x18\x03 \x03(\r\"\x14\n\x06OpenedJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"\x18\n\x07Waiting\x12\r\n\x05place\x18\x01 \x01(\r\"n\n\x07Stepped\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12)\n\x08gradient\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12*\n\tgradients\x18\x03 \x03(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"1\n\x06Output\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"b\n\tGradients\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12*\n\tgradients\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"Z\n\tPredicted\x12\'\n\x06logits\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"\x08\n\x06\x43losed\"B\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.flwr_splitfc.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb6\x03\n\x0bServerFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.OpenedH\x00\x12+\n\x07stepped\x18\x03 \x01(\x0b\x32\x18.flwr_splitfc.v1.SteppedH\x00\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1a.flwr_splitfc.v1.PredictedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.flwr_splitfc.v1.ClosedH\x00\x12+\n\x07refused\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.RefusedH\x00\x12)\n\x06output\x18\x07 \x01(\x0b\x32\x17.flwr_splitfc.v1.OutputH\x00\x12/\n\tgradients\x18\x08 \x01(\x0b\x32\x1a.flwr_splitfc.v1.GradientsH\x00\x12%\n\x04kept\x18\t \x01(\x0b\x32\x15.flwr_splitfc.v1.KeptH\x00\x12+\n\x07waiting\x18\n \x01(\x0b\x32\x18.flwr_splitfc.v1.WaitingH\x00\x42\x06\n\x04kind*O\n\x06\x43oding\x12\x0f\n\x0b\x41RRAY_EXACT\x10\x00\x12\x11\n\rARRAY_UNIFORM\x10\x01\x12\r\n\tARRAY_LOG\x10\x02\x12\x12\n\x0e\x41RRAY_LEVELLED\x10\x03*\x96\x01\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08PROTOCOL\x10\x01\x12\t\n\x05TOKEN\x10\x02\x12\x0b\n\x07\x45XPIRED\x10\x03\x12\x0c\n\x08\x46\x45\x41TURES\x10\x04\x12\n\n\x06LABELS\x10\x05\x12\x08\n\x04STEP\x10\x06\x12\t\n\x05LIMIT\x10\x07\x12\r\n\tCANCELLED\x10\x08\x12\x0c\n\x08GRADIENT\x10\t\x12\t\n\x05STATE\x10\n2Z\n\rSplitExchange\x12I\n\x07Session\x12\x1c.flwr_splitfc.v1.DeviceFrame\x1a\x1c.flwr_splitfc.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*flwr_splitfc/exchange/protocol/split.proto\x12\x0f\x66lwr_splitfc.v1\"4\n\x06Matrix\x12\r\n\x05stype\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xaa\x01\n\x04Part\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05\x63oded\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.MatrixH\x00\x12\x0f\n\x05\x65xact\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05tuple\x18\x04 \x01(\rH\x00\x12\x0e\n\x04list\x18\x05 \x01(\rH\x00\x12\x0e\n\x04\x64ict\x18\x06 \x01(\rH\x00\x12\x0f\n\x07one_way\x18\x07 \x01(\x08\x12\x10\n\x08\x61s_float\x18\x08 \x01(\x08\x42\x06\n\x04kind\"k\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\'\n\x06\x63oding\x18\x05 \x01(\x0e\x32\x17.flwr_splitfc.v1.Coding\"E\n\x05Model\x12\'\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x13\n\x0b\x63hange_bits\x18\x02 \x01(\r\"9\n\x04Open\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"x\n\x04Step\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12\x0e\n\x06labels\x18\x02 \x01(\x0c\x12\x0f\n\x07one_way\x18\x03 \x01(\x08\x12$\n\x05parts\x18\x04 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"\x82\x01\n\x07\x46orward\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\x12\x0f\n\x07one_way\x18\x03 \x01(\x08\x12\x15\n\rlabel_entries\x18\x04 \x01(\x04\"5\n\x08\x42\x61\x63kward\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"Z\n\x07Predict\x12)\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"\xfa\x01\n\x05\x43lose\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x15\n\rcodec_seconds\x18\x03 \x01(\x01\x12\x16\n\x0ewaited_seconds\x18\x04 \x01(\x01\x12\x19\n\x11\x66\x65\x61ture_error_sum\x18\x05 \x01(\x01\x12\x1b\n\x13\x66\x65\x61ture_error_steps\x18\x06 \x01(\r\x12\x13\n\x0bround_trips\x18\x07 \x01(\r\x12\x0e\n\x06levels\x18\x08 \x03(\r\x12\x11\n\tno_levels\x18\t \x03(\r\"\x07\n\x05Leave\"\xce\x02\n\x0b\x44\x65viceFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x15.flwr_splitfc.v1.OpenH\x00\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x15.flwr_splitfc.v1.StepH\x00\x12+\n\x07predict\x18\x04 \x01(\x0b\x32\x18.flwr_splitfc.v1.PredictH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.flwr_splitfc.v1.CloseH\x00\x12+\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.ForwardH\x00\x12-\n\x08\x62\x61\x63kward\x18\x07 \x01(\x0b\x32\x19.flwr_splitfc.v1.BackwardH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.flwr_splitfc.v1.LeaveH\x00\x42\x06\n\x04kind\"j\n\x04Kept\x12*\n\toptimizer\x18\x01 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12&\n\x05state\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12\x0e\n\x06levels\x18\x03 \x03(\r\"\x14\n\x06OpenedJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"\x18\n\x07Waiting\x12\r\n\x05place\x18\x01 \x01(\r\"n\n\x07Stepped\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12)\n\x08gradient\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12*\n\tgradients\x18\x03 \x03(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"1\n\x06Output\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"b\n\tGradients\x12)\n\x08gradient\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Matrix\x12*\n\tgradients\x18\x02 \x03(\x0b\x32\x17.flwr_splitfc.v1.Matrix\"Z\n\tPredicted\x12\'\n\x06logits\x18\x01 \x01(\x0b\x32\x17.flwr_splitfc.v1.Tensor\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.flwr_splitfc.v1.Part\"\x08\n\x06\x43losed\"B\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.flwr_splitfc.v1.Reason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb6\x03\n\x0bServerFrame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x17.flwr_splitfc.v1.OpenedH\x00\x12+\n\x07stepped\x18\x03 \x01(\x0b\x32\x18.flwr_splitfc.v1.SteppedH\x00\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1a.flwr_splitfc.v1.PredictedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.flwr_splitfc.v1.ClosedH\x00\x12+\n\x07refused\x18\x06 \x01(\x0b\x32\x18.flwr_splitfc.v1.RefusedH\x00\x12)\n\x06output\x18\x07 \x01(\x0b\x32\x17.flwr_splitfc.v1.OutputH\x00\x12/\n\tgradients\x18\x08 \x01(\x0b\x32\x1a.flwr_splitfc.v1.GradientsH\x00\x12%\n\x04kept\x18\t \x01(\x0b\x32\x15.flwr_splitfc.v1.KeptH\x00\x12+\n\x07waiting\x18\n \x01(\x0b\x32\x18.flwr_splitfc.v1.WaitingH\x00\x42\x06\n\x04kind*O\n\x06\x43oding\x12\x0f\n\x0b\x41RRAY_EXACT\x10\x00\x12\x11\n\rARRAY_UNIFORM\x10\x01\x12\r\n\tARRAY_LOG\x10\x02\x12\x12\n\x0e\x41RRAY_LEVELLED\x10\x03*\x96\x01\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08PROTOCOL\x10\x01\x12\t\n\x05TOKEN\x10\x02\x12\x0b\n\x07\x45XPIRED\x10\x03\x12\x0c\n\x08\x46\x45\x41TURES\x10\x04\x12\n\n\x06LABELS\x10\x05\x12\x08\n\x04STEP\x10\x06\x12\t\n\x05LIMIT\x10\x07\x12\r\n\tCANCELLED\x10\x08\x12\x0c\n\x08GRADIENT\x10\t\x12\t\n\x05STATE\x10\n2Z\n\rSplitExchange\x12I\n\x07Session\x12\x1c.flwr_splitfc.v1.DeviceFrame\x1a\x1c.flwr_splitfc.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flwr_splitfc.exchange.protocol.split_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_CODING']._serialized_start=2536
-  _globals['_CODING']._serialized_end=2615
-  _globals['_REASON']._serialized_start=2618
-  _globals['_REASON']._serialized_end=2768
+  _globals['_CODING']._serialized_start=2560
+  _globals['_CODING']._serialized_end=2639
+  _globals['_REASON']._serialized_start=2642
+  _globals['_REASON']._serialized_end=2792
   _globals['_MATRIX']._serialized_start=63
   _globals['_MATRIX']._serialized_end=115
   _globals['_PART']._serialized_start=118
@@ -37,38 +37,38 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_OPEN']._serialized_end=527
   _globals['_STEP']._serialized_start=529
   _globals['_STEP']._serialized_end=649
-  _globals['_FORWARD']._serialized_start=651
-  _globals['_FORWARD']._serialized_end=758
-  _globals['_BACKWARD']._serialized_start=760
-  _globals['_BACKWARD']._serialized_end=813
-  _globals['_PREDICT']._serialized_start=815
-  _globals['_PREDICT']._serialized_end=905
-  _globals['_CLOSE']._serialized_start=908
-  _globals['_CLOSE']._serialized_end=1158
-  _globals['_LEAVE']._serialized_start=1160
-  _globals['_LEAVE']._serialized_end=1167
-  _globals['_DEVICEFRAME']._serialized_start=1170
-  _globals['_DEVICEFRAME']._serialized_end=1504
-  _globals['_KEPT']._serialized_start=1506
-  _globals['_KEPT']._serialized_end=1612
-  _globals['_OPENED']._serialized_start=1614
-  _globals['_OPENED']._serialized_end=1634
-  _globals['_WAITING']._serialized_start=1636
-  _globals['_WAITING']._serialized_end=1660
-  _globals['_STEPPED']._serialized_start=1662
-  _globals['_STEPPED']._serialized_end=1772
-  _globals['_OUTPUT']._serialized_start=1774
-  _globals['_OUTPUT']._serialized_end=1823
-  _globals['_GRADIENTS']._serialized_start=1825
-  _globals['_GRADIENTS']._serialized_end=1923
-  _globals['_PREDICTED']._serialized_start=1925
-  _globals['_PREDICTED']._serialized_end=2015
-  _globals['_CLOSED']._serialized_start=2017
-  _globals['_CLOSED']._serialized_end=2025
-  _globals['_REFUSED']._serialized_start=2027
-  _globals['_REFUSED']._serialized_end=2093
-  _globals['_SERVERFRAME']._serialized_start=2096
-  _globals['_SERVERFRAME']._serialized_end=2534
-  _globals['_SPLITEXCHANGE']._serialized_start=2770
-  _globals['_SPLITEXCHANGE']._serialized_end=2860
+  _globals['_FORWARD']._serialized_start=652
+  _globals['_FORWARD']._serialized_end=782
+  _globals['_BACKWARD']._serialized_start=784
+  _globals['_BACKWARD']._serialized_end=837
+  _globals['_PREDICT']._serialized_start=839
+  _globals['_PREDICT']._serialized_end=929
+  _globals['_CLOSE']._serialized_start=932
+  _globals['_CLOSE']._serialized_end=1182
+  _globals['_LEAVE']._serialized_start=1184
+  _globals['_LEAVE']._serialized_end=1191
+  _globals['_DEVICEFRAME']._serialized_start=1194
+  _globals['_DEVICEFRAME']._serialized_end=1528
+  _globals['_KEPT']._serialized_start=1530
+  _globals['_KEPT']._serialized_end=1636
+  _globals['_OPENED']._serialized_start=1638
+  _globals['_OPENED']._serialized_end=1658
+  _globals['_WAITING']._serialized_start=1660
+  _globals['_WAITING']._serialized_end=1684
+  _globals['_STEPPED']._serialized_start=1686
+  _globals['_STEPPED']._serialized_end=1796
+  _globals['_OUTPUT']._serialized_start=1798
+  _globals['_OUTPUT']._serialized_end=1847
+  _globals['_GRADIENTS']._serialized_start=1849
+  _globals['_GRADIENTS']._serialized_end=1947
+  _globals['_PREDICTED']._serialized_start=1949
+  _globals['_PREDICTED']._serialized_end=2039
+  _globals['_CLOSED']._serialized_start=2041
+  _globals['_CLOSED']._serialized_end=2049
+  _globals['_REFUSED']._serialized_start=2051
+  _globals['_REFUSED']._serialized_end=2117
+  _globals['_SERVERFRAME']._serialized_start=2120
+  _globals['_SERVERFRAME']._serialized_end=2558
+  _globals['_SPLITEXCHANGE']._serialized_start=2794
+  _globals['_SPLITEXCHANGE']._serialized_end=2884
 # @@protoc_insertion_point(module_scope)

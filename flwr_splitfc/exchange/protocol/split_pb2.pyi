@@ -117,14 +117,16 @@ class Step(_message.Message):
     def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., labels: _Optional[bytes] = ..., one_way: bool = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("features", "parts", "one_way")
+    __slots__ = ("features", "parts", "one_way", "label_entries")
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     ONE_WAY_FIELD_NUMBER: _ClassVar[int]
+    LABEL_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     features: Matrix
     parts: _containers.RepeatedCompositeFieldContainer[Part]
     one_way: bool
-    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., one_way: bool = ...) -> None: ...
+    label_entries: int
+    def __init__(self, features: _Optional[_Union[Matrix, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., one_way: bool = ..., label_entries: _Optional[int] = ...) -> None: ...
 
 class Backward(_message.Message):
     __slots__ = ("gradient",)

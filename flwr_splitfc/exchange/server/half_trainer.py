@@ -57,7 +57,8 @@ class HalfTrainer:
     Parameters
     ----------
     model : nn.Module
-        The layers after the cut; moved to `device`, and into training mode.
+        The layers after the cut; moved to `device`, and into training mode. Expanded
+        buffers get memory for all their entries.
     loss_fn : callable or None
         ``loss_fn(model(features), labels)`` gives a scalar; labels may be any tensor
         with one row a sample. A module with tensors is copied to `device`. None where
@@ -131,6 +132,7 @@ class HalfTrainer:
             # with its index: another thread may have another GPU for "cuda"
             self.device = torch.empty(0, device=self.device).device
         self._model = model.to(self.device).train()
+        _expand_buffers(self._model)
         self.loss_fn = loss_on(self.device, loss_fn)
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -551,6 +553,15 @@ class HalfTrainer:
     def _try_run(self, model: Callable[[Structure], Any], x: Structure) -> Any:
         with self._step_rng():
             return self._passes.run_as(model, x)
+
+
+def _expand_buffers(model: nn.Module) -> None:
+    # torch loads no state into one entry that is shown as many
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            is_dense = buffer.layout is torch.strided
+            if is_dense and buffer.nbytes > buffer.untyped_storage().nbytes():
+                setattr(module, name, buffer.contiguous())
 
 
 def _copy_of(model: nn.Module) -> nn.Module:

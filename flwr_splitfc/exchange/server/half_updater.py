@@ -184,7 +184,7 @@ class HalfUpdater:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": schedule,
-            "gradients": [_stored(p.grad) for p in self._parameters],
+            "gradients": [p.grad for p in self._parameters],
             "steps": self.steps,
         }
 
@@ -225,13 +225,6 @@ class HalfUpdater:
 
 def _cloned(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.clone()
-
-
-def _stored(gradient: Tensor | None) -> Tensor | None:
-    # that of a sum has one entry in memory, and looks like many
-    if gradient is None or gradient.layout is not torch.strided:
-        return gradient
-    return gradient.contiguous()
 
 
 def _sparse_weights(model: nn.Module) -> set[Tensor]:

@@ -72,6 +72,7 @@ class _Waiting(NamedTuple):
     received: Received
     feature_bytes: int
     output_link: Link
+    labels_per_row: float | None
 
 
 class _Returned(NamedTuple):
@@ -339,7 +340,7 @@ class Turn:
         stepped.loss = begun.loss
         with coding:
             returned = self._encode_gradients(
-                begun.gradients, received, labels_per_row(labels)
+                begun.gradients, received, labels_per_row(labels.numel(), len(labels))
             )
         _fill(stepped, received, returned)
         self.traffic.server_codec_seconds += coding.seconds
@@ -372,11 +373,14 @@ class Turn:
         output = passed.output.detach().cpu()
 
         with coding:
-            encoded, output_link = self._encode_output(output, self.output_codec)
+            per_row = _told_labels(forward, received)
+            encoded, output_link = self._encode_output(
+                output, self.output_codec, per_row
+            )
             write_matrix(answer.output, encoded)
         feature_bytes = total_bytes(payloads)
         self.moved = Moved({"features": feature_bytes}, {"output": len(encoded.data)})
-        self._waiting = _Waiting(passed, received, feature_bytes, output_link)
+        self._waiting = _Waiting(passed, received, feature_bytes, output_link, per_row)
         self.traffic.server_codec_seconds += coding.seconds
         measure = partial(
             self._measure_output, self.output_codec, output, encoded, output_link
@@ -409,7 +413,9 @@ class Turn:
         self.forget()
         received = waiting.received
         with coding:
-            returned = self._encode_gradients(begun.gradients, received)
+            returned = self._encode_gradients(
+                begun.gradients, received, waiting.labels_per_row
+            )
         # for features that all go one way it is empty
         answer.SetInParent()
         _fill(answer, received, returned)
@@ -523,7 +529,7 @@ class Turn:
         self,
         gradients: Sequence[torch.Tensor],
         received: Received,
-        labels_per_row: float | None = None,
+        labels_per_row: float | None,
     ) -> list[_Returned]:
         returned = []
         for sent_gradient, link in zip(gradients, received.wanted_links, strict=True):
@@ -538,13 +544,14 @@ class Turn:
         return returned
 
     def _encode_output(
-        self, output: torch.Tensor, output_codec: CutCodec
+        self, output: torch.Tensor, output_codec: CutCodec, labels_per_row: float | None
     ) -> tuple[Array, Link]:
         self._check_budget(output_codec, len(output), output[0].numel())
         return output_codec.encode_features(
             output,
             generator=seeded_generator(self.seed, "output", self._steps),
             full_rows=self._full_rows,
+            labels_per_row=labels_per_row,
         )
 
     def _check_budget(self, codec: CutCodec, rows: int, columns: int) -> None:
@@ -637,6 +644,16 @@ class Turn:
         self.traffic.steps += 1
         self.traffic.rows += counts.rows
         self.traffic.entries += counts.entries
+
+
+def _told_labels(forward: pb.Forward, received: Received) -> float | None:
+    """Return how many labels a sample has, as the device says; None where it does not.
+
+    Any number will do: the automatic quality, which alone goes by it, has its bounds.
+    """
+    if forward.label_entries == 0:
+        return None
+    return labels_per_row(forward.label_entries, received.counts.rows)
 
 
 def _fill(
