@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_splitfc.compare.display import Display
-from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
+from flwr_splitfc.compare.flower_app import FlowerApp, Layer
 from flwr_splitfc.compare.lock import held
 from flwr_splitfc.compare.methods import Method, method_of, methods_on_shelf
 from flwr_splitfc.compare.options import DESCRIPTION, add_options, epilog
@@ -118,7 +118,7 @@ def _methods(options: argparse.Namespace) -> list[Method]:
         _check_shelf(options.shelf)
         methods += methods_on_shelf(shelf, methods)
     if not methods:
-        raise SettingsError(
+        raise ValueError(
             "no strategy to run: name run-config files or codecs, "
             f"or --all for those in {shelf}"
         )
@@ -128,7 +128,7 @@ def _methods(options: argparse.Namespace) -> list[Method]:
 def _check_shelf(given: Path | None) -> None:
     """Refuse a shelf that is not there; say so where that is the usual one."""
     if given is not None and not given.is_dir():
-        raise SettingsError(f"--shelf {given} is no folder")
+        raise ValueError(f"--shelf {given} is no folder")
     if given is None and not _USUAL_SHELF.is_dir():
         complain(f"there is no folder ./{_USUAL_SHELF}: --all is the codecs alone")
 
@@ -143,9 +143,7 @@ def _settings_of_all(options: argparse.Namespace) -> dict[str, Scalar]:
         settings["data-dir"] = str(options.data_dir.resolve())
     for key in ("results-dir", "checkpoint-dir"):
         if key in settings:
-            raise SettingsError(
-                f"--set {key}: each run gets a folder of its own in --out"
-            )
+            raise ValueError(f"--set {key}: each run gets a folder of its own in --out")
     return settings
 
 

@@ -20,10 +20,6 @@ from flwr_splitfc.settings import (
 )
 
 
-class SettingsError(ValueError):
-    """A setting, or a file of settings, that cannot be used; the message names it."""
-
-
 @dataclass(frozen=True)
 class Layer:
     """Some settings, which win over those of the layers below.
@@ -82,14 +78,12 @@ class FlowerApp:
 
         Raises
         ------
-        SettingsError
+        ValueError
             If the folder holds no Flower app, or one that has no ``results-dir``.
         """
         path = folder.resolve() / "pyproject.toml"
         if not path.exists():
-            raise SettingsError(
-                f"{folder} is no app: no pyproject.toml in {path.parent}"
-            )
+            raise ValueError(f"{folder} is no app: no pyproject.toml in {path.parent}")
         project = _read_toml(path)
         try:
             app = project["tool"]["flwr"]["app"]
@@ -97,12 +91,12 @@ class FlowerApp:
             client_app = app["components"]["clientapp"]
             defaults = flat_settings(app["config"])
         except KeyError as error:
-            raise SettingsError(
+            raise ValueError(
                 f"{path} describes no Flower app: it has no {error} of [tool.flwr.app]"
             ) from error
         loaded = cls(path.parent, server_app, client_app, defaults)
         if "results-dir" not in loaded.known:
-            raise SettingsError(
+            raise ValueError(
                 f"{path} has no results-dir in [tool.flwr.app.config]: "
                 "the app must write there"
             )
@@ -129,7 +123,7 @@ class FlowerApp:
 
         Raises
         ------
-        SettingsError
+        ValueError
         """
         missing = {}
         for layer in layers:
@@ -139,7 +133,7 @@ class FlowerApp:
         if missing:
             lines = [f"{source}: {keys}" for source, keys in missing.items()]
             known = ", ".join(sorted(self.known))
-            raise SettingsError(
+            raise ValueError(
                 f"the app in {self.folder} has no setting for\n  "
                 + "\n  ".join(lines)
                 + f"\nit has {known}"
@@ -150,7 +144,7 @@ class FlowerApp:
 
         Raises
         ------
-        SettingsError
+        ValueError
             If a layer has a key that the app does not have, or a value of another type.
         """
         layers = list(layers)
@@ -197,7 +191,7 @@ def parse_setting(text: str) -> dict[str, Scalar]:
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
-        raise SettingsError(f"a setting is key=value, got {text!r}")
+        raise ValueError(f"a setting is key=value, got {text!r}")
     return flat_settings({key: parse_toml_value(value)})
 
 
@@ -205,7 +199,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except (OSError, RecursionError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
+        raise ValueError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _like(default: Scalar, value: object, what: str) -> Scalar:
@@ -224,6 +218,4 @@ def _like(default: Scalar, value: object, what: str) -> Scalar:
         return float(value)
     if wanted is str and given in (int, float, bool):
         return json.dumps(value)
-    raise SettingsError(
-        f"{what} is {value!r}, wanted {wanted.__name__}, as {default!r}"
-    )
+    raise ValueError(f"{what} is {value!r}, wanted {wanted.__name__}, as {default!r}")

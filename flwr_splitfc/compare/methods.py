@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_splitfc.codec import codec_names
-from flwr_splitfc.compare.flower_app import Layer, SettingsError
+from flwr_splitfc.compare.flower_app import Layer
 
 # A codec by its name alone is trained with devices in turn, as most of the shelf is.
 _STRATEGY_OF_CODECS = "split-learning"
@@ -49,14 +49,14 @@ def method_of(text: str) -> Method:
 
     Raises
     ------
-    SettingsError
+    ValueError
         If it is neither, or the file cannot be read.
     """
     path = Path(text)
     if text in codec_names() and not path.is_file():
         return Method.from_codec(text)
     if not path.suffix and not path.is_file():
-        raise SettingsError(
+        raise ValueError(
             f"{text} is no run-config file and no codec; `flwr-splitfc codecs` "
             "lists the codecs"
         )
@@ -84,12 +84,12 @@ def methods_on_shelf(shelf: Path, named: Sequence[Method] = ()) -> list[Method]:
 
 
 def check_names(methods: Iterable[Method]) -> None:
-    """Raise a `SettingsError` if two methods have one name."""
+    """Raise a `ValueError` if two methods have one name."""
     by_name: dict[str, Method] = {}
     for method in methods:
         first = by_name.setdefault(method.name, method)
         if first.layer.settings != method.layer.settings:
-            raise SettingsError(
+            raise ValueError(
                 f"{first.layer.source} and {method.layer.source} have one name, "
                 "which is the method's in the table"
             )

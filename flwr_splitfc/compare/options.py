@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitfc.codec import codec_names
-from flwr_splitfc.compare.flower_app import SettingsError, parse_setting
+from flwr_splitfc.compare.flower_app import parse_setting
 from flwr_splitfc.compare.report.radio_link import RadioLink
 from flwr_splitfc.compare.run_plan import parse_budget
 from flwr_splitfc.compare.runs import Budget
@@ -177,7 +177,7 @@ def parse_seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise SettingsError(
+        raise ValueError(
             f"seeds are whole numbers with commas between, got {text!r}"
         ) from error
 
@@ -191,12 +191,12 @@ def parse_percent(text: str) -> float:
     """Parse an accuracy in percent; it comes back between 0 and 1."""
     percent = float(text)
     if not 1 <= percent <= 100:
-        raise SettingsError(f"an accuracy in percent is wanted, 1 to 100, got {text!r}")
+        raise ValueError(f"an accuracy in percent is wanted, 1 to 100, got {text!r}")
     return percent / 100
 
 
 def parse_count(text: str) -> int:
     """Parse a whole number, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
-        raise SettingsError(f"wanted a whole number, 1 or more, got {text!r}")
+        raise ValueError(f"wanted a whole number, 1 or more, got {text!r}")
     return int(text)

@@ -10,7 +10,7 @@ from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.strategies import SPLIT
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.codec.quality import NO_CEILING
-from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
+from flwr_splitfc.compare.flower_app import FlowerApp, Layer
 from flwr_splitfc.compare.methods import Method, check_names
 from flwr_splitfc.compare.runs import Budget, Run
 from flwr_splitfc.settings import RunConfig, check_int64, read_settings, under_key
@@ -146,13 +146,13 @@ def parse_budget(text: str) -> Budget:
     try:
         bits = [float(part) for part in text.split("/")]
     except ValueError as error:
-        raise SettingsError(
+        raise ValueError(
             f"a budget is UP or UP/DOWN in bits per entry, got {text!r}"
         ) from error
     if len(bits) == 1:
         bits.append(2 * bits[0])
     if len(bits) > 2 or not all(way > 0 for way in bits):
-        raise SettingsError(
+        raise ValueError(
             f"a budget is UP or UP/DOWN in bits per entry, above 0, got {text!r}"
         )
     uplink, downlink = bits

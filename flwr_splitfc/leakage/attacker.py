@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec
-from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.leakage.arrivals import DeviceHalf, arrivals
 from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
@@ -63,7 +62,7 @@ class Attacker:
 
     Raises
     ------
-    SettingsError
+    ValueError
         If there are no other devices.
     """
 
@@ -75,7 +74,7 @@ class Attacker:
 
     def __post_init__(self) -> None:
         if self.auxiliary == "devices" and self.run.num_devices < 2:
-            raise SettingsError(
+            raise ValueError(
                 "auxiliary is 'devices', but the run has one device and no others"
             )
 

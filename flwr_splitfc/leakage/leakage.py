@@ -9,7 +9,6 @@ from typing import Any
 
 from flwr_splitfc.apps.run_codecs import settings_of
 from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
-from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.extras import check_installed
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
@@ -192,13 +191,13 @@ def _check(options: argparse.Namespace) -> None:
     for option in ("known", "attacked", "steps", "width"):
         number = getattr(options, option)
         if number < 1:
-            raise SettingsError(f"--{option} is {number}, wanted 1 or more")
+            raise ValueError(f"--{option} is {number}, wanted 1 or more")
     if options.inversion_steps < 0:
-        raise SettingsError(
+        raise ValueError(
             f"--inversion-steps is {options.inversion_steps}, wanted 0 or more"
         )
     if not 0 <= options.seed <= _LARGEST_SEED:
-        raise SettingsError(f"--seed is {options.seed}, wanted 0 to {_LARGEST_SEED}")
+        raise ValueError(f"--seed is {options.seed}, wanted 0 to {_LARGEST_SEED}")
 
 
 def _make_out(folder: Path) -> None:
@@ -208,7 +207,7 @@ def _make_out(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SettingsError(
+        raise ValueError(
             f"--out {folder} is no folder to write into: {error}"
         ) from error
 
@@ -304,7 +303,7 @@ def _codecs(run: LoadedRun, text: str) -> dict[str, CutCodec]:
             codecs[word.strip()] = _codec(name, settings, run.config)
         else:
             known = ", ".join([_OWN, *codec_names()])
-            raise SettingsError(f"--codecs has {name!r}; known are {known}")
+            raise ValueError(f"--codecs has {name!r}; known are {known}")
     return codecs
 
 

@@ -21,7 +21,7 @@ from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
 from flwr_splitfc.apps.run_defence import clip, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec, cut_codec
-from flwr_splitfc.compare.flower_app import FlowerApp, SettingsError
+from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
 from flwr_splitfc.defence import FeatureDefence
@@ -95,7 +95,7 @@ class LoadedRun:
         ------
         ResultsError
             If the folder holds no run.
-        SettingsError
+        ValueError
             If the app does not say how its device half and its data are made.
         """
         results = read_results(folder / "results.json", "run_config", "rounds")
@@ -185,7 +185,7 @@ class LoadedRun:
 
         Raises
         ------
-        SettingsError
+        ValueError
             If the saved entries do not fit the app's device half.
         """
         entries = self._entries(_HALF_FILE)
@@ -207,18 +207,18 @@ class LoadedRun:
 
         Raises
         ------
-        SettingsError
+        ValueError
             If the app is none of this package's, or the run left no server half.
         """
         if self.is_u_shaped:
             return self.u_shape().loss
         server_app = load_component(self.app.server_app)
         if not isinstance(server_app, SplitServerApp):
-            raise SettingsError(f"{self.app.server_app} is no SplitServerApp")
+            raise ValueError(f"{self.app.server_app} is no SplitServerApp")
         server = self._server_half(server_app)
         loss_fn = server_app.loss_fn
         if loss_fn is None:
-            raise SettingsError(f"{self.app.server_app} has no loss_fn")
+            raise ValueError(f"{self.app.server_app} has no loss_fn")
         return lambda features, labels: loss_fn(server(features), labels)
 
     def _server_half(self, server_app: SplitServerApp) -> nn.Module:
@@ -249,13 +249,13 @@ class LoadedRun:
 
         Raises
         ------
-        SettingsError
+        ValueError
             If the app is none of this package's.
         """
         server_app = load_component(self.app.server_app)
         client_app = load_component(self.app.client_app)
         if not isinstance(server_app, SplitServerApp) or client_app.loss_fn is None:
-            raise SettingsError(
+            raise ValueError(
                 f"{self.app.server_app} is no SplitServerApp, or its ClientApp has no "
                 "loss_fn"
             )
@@ -299,16 +299,16 @@ class LoadedRun:
         try:
             entries: object = torch.load(path, weights_only=True)
         except FileNotFoundError as error:
-            raise SettingsError(
+            raise ValueError(
                 f"{path} does not exist: the run of a split strategy leaves it, "
                 "which was given save_to"
             ) from error
         except Exception as error:
             # torch lets through whatever its own reading of damaged bytes raises
             reason = type(error).__name__
-            raise SettingsError(f"{path} is no state dict: {reason}") from error
+            raise ValueError(f"{path} is no state dict: {reason}") from error
         if not _is_state_dict(entries):
-            raise SettingsError(f"{path} is no state dict: wanted tensors by name")
+            raise ValueError(f"{path} is no state dict: wanted tensors by name")
         return entries
 
 
@@ -393,7 +393,7 @@ def _parts_of(app: FlowerApp, model: str, load_data: str) -> AppParts:
             component.defence,
         )
     if not (model and load_data):
-        raise SettingsError(
+        raise ValueError(
             f"{app.client_app} is no SplitClientApp: say how its device half and its "
             "data are made, by --model module:name and --load-data module:name"
         )
@@ -405,7 +405,7 @@ def _named(option: str, function: str) -> Any:
     try:
         return load_component(function)
     except (AttributeError, ImportError, ValueError) as error:
-        raise SettingsError(f"{option} {function}: {error}") from error
+        raise ValueError(f"{option} {function}: {error}") from error
 
 
 def _with_entries(
@@ -414,7 +414,7 @@ def _with_entries(
     try:
         module.load_state_dict(entries)
     except RuntimeError as error:
-        raise SettingsError(
+        raise ValueError(
             f"{path} does not fit the app's {type(module).__name__}: {error}"
         ) from error
     return module

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from flwr_splitfc.codec import codec_names
-from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.compare.methods import (
     Method,
     check_names,
@@ -36,9 +35,9 @@ def test_a_file_wins_over_a_codec_of_its_name(
 
 
 def test_what_is_neither_is_refused() -> None:
-    with pytest.raises(SettingsError, match="no run-config file and no codec"):
+    with pytest.raises(ValueError, match="no run-config file and no codec"):
         method_of("splitfc-rdd")
-    with pytest.raises(SettingsError, match=r"missing\.toml cannot be read"):
+    with pytest.raises(ValueError, match=r"missing\.toml cannot be read"):
         method_of("missing.toml")
 
 
@@ -64,7 +63,5 @@ def test_one_name_stands_for_one_method(tmp_path: Path) -> None:
     file = tmp_path / "int8.toml"
     file.write_text("seed = 7\n")
     check_names([method_of("int8"), method_of("int8")])
-    with pytest.raises(
-        SettingsError, match=r"codec int8 and .*int8\.toml have one name"
-    ):
+    with pytest.raises(ValueError, match=r"codec int8 and .*int8\.toml have one name"):
         check_names([method_of("int8"), Method.from_file(file)])

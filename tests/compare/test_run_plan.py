@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flwr_splitfc.codec import AllColumns, Uniform, catalogue, register_codec
-from flwr_splitfc.compare.flower_app import FlowerApp, Layer, SettingsError
+from flwr_splitfc.compare.flower_app import FlowerApp, Layer
 from flwr_splitfc.compare.methods import Method
 from flwr_splitfc.compare.run_plan import expand, parse_budget
 
@@ -132,11 +132,11 @@ def test_a_seed_of_more_than_64_bits_is_refused(app: FlowerApp, seed: float) -> 
 def test_two_files_of_one_name_are_refused(app: FlowerApp, tmp_path: Path) -> None:
     other = tmp_path / "splitfc.toml"
     other.write_text("reduction = 4\n")
-    with pytest.raises(SettingsError, match="have one name"):
+    with pytest.raises(ValueError, match="have one name"):
         expand(app, [*shelf("splitfc"), Method.from_file(other)])
 
 
 def test_budgets_of_a_command_line() -> None:
     for text in ("", "a", "0.1/0.2/0.3", "0", "-1/2"):
-        with pytest.raises(SettingsError, match="a budget is UP or UP/DOWN"):
+        with pytest.raises(ValueError, match="a budget is UP or UP/DOWN"):
             parse_budget(text)

@@ -16,7 +16,6 @@ from functools import cache
 from math import isfinite
 from random import Random
 
-from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.run.rounds import RoundLinks
 
 _BITS_PER_MBIT = 1e6
@@ -80,24 +79,24 @@ class Draw:
         try:
             draw = cls(kind, tuple(float(number) for number in texts))
         except ValueError as error:
-            raise SettingsError(f"{text!r} is not {_WANTED}") from error
+            raise ValueError(f"{text!r} is not {_WANTED}") from error
         draw._check(text)
         return draw
 
     def _check(self, text: str) -> None:
         distribution = _DISTRIBUTIONS.get(self.kind)
         if distribution is None or distribution.count != len(self.numbers):
-            raise SettingsError(f"{text!r} is not {_WANTED}")
+            raise ValueError(f"{text!r} is not {_WANTED}")
         if not all(isfinite(number) and number >= 0 for number in self.numbers):
-            raise SettingsError(f"{text!r} is not {_WANTED}")
+            raise ValueError(f"{text!r} is not {_WANTED}")
         if self.kind == "uniform":
             low, high = self.numbers
             if low > high:
-                raise SettingsError(f"{text!r} has LOW above HIGH")
+                raise ValueError(f"{text!r} has LOW above HIGH")
         if self.kind == "lognormal":
             _, sigma = self.numbers
             if sigma > _MOST_SIGMA:
-                raise SettingsError(f"{text!r} has SIGMA above {_MOST_SIGMA}")
+                raise ValueError(f"{text!r} has SIGMA above {_MOST_SIGMA}")
 
     def of(self, random: Random) -> float:
         """Return the number that `random` gives."""
@@ -139,12 +138,12 @@ class RadioLink:
         given = cls._parts(text)
         seed = given.pop("seed", "0")
         if not seed.isdecimal():
-            raise SettingsError(f"a link's seed is a whole number, got {seed!r}")
+            raise ValueError(f"a link's seed is a whole number, got {seed!r}")
         draws = {key: Draw.parse(value) for key, value in given.items()}
         link = cls(**draws, seed=int(seed))
         # The smallest rate is a constant's only number, or LOW, or MEDIAN.
         if link.up.numbers[0] <= 0 or link.down.numbers[0] <= 0:
-            raise SettingsError(f"a link has rates above 0, got {text!r}")
+            raise ValueError(f"a link has rates above 0, got {text!r}")
         return link
 
     @classmethod
@@ -154,7 +153,7 @@ class RadioLink:
         for part in text.replace(" ", "").split(","):
             key, _, value = part.partition("=")
             if key not in known or key in parts:
-                raise SettingsError(
+                raise ValueError(
                     f"a link is written like {cls()}, nothing twice, got {text!r}"
                 )
             parts[key] = value

@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_splitfc.compare.flower_app import SettingsError
 from flwr_splitfc.settings import RunConfig, Scalar, check_scalar, parse_settings
 
 # Names of --federation-config, and where Flower's backend_config has them.
@@ -57,7 +56,7 @@ class Federation:
                 group, name = _RESOURCES[dashed]
                 backend[group][name] = value
             else:
-                raise SettingsError(
+                raise ValueError(
                     f"--federation-config {key}={value}: unknown setting; use "
                     "num-supernodes, client-resources-num-*, init-args-num-*"
                 )
@@ -67,7 +66,7 @@ class Federation:
         """Return how many SuperNodes a run needs."""
         number = self.supernodes or config.get("num-devices")
         if number is None:
-            raise SettingsError(
+            raise ValueError(
                 "the app has no num-devices: "
                 "say --federation-config 'num-supernodes=...'"
             )
