@@ -32,6 +32,7 @@ from flwr_splitfc.model import LossFn
 from flwr_splitfc.model.structures import Structure
 from flwr_splitfc.run.columns import last_known
 from flwr_splitfc.run.results import read_results
+from flwr_splitfc.run.rounds import Round
 from flwr_splitfc.settings import RunConfig
 
 _HALF_FILE = "device.pt"
@@ -121,13 +122,16 @@ class LoadedRun:
     @property
     def accuracy(self) -> float | None:
         """The last that was measured."""
-        return last_known(row.get("accuracy") for row in self.results["rounds"])
+        return last_known(done.accuracy for done in self._rounds)
 
     @property
     def moved_bytes(self) -> int:
         """All that was sent, both ways."""
-        rows = self.results["rounds"]
-        return sum(row["uplink_bytes"] + row["downlink_bytes"] for row in rows)
+        return sum(done.moved_bytes for done in self._rounds)
+
+    @property
+    def _rounds(self) -> list[Round]:
+        return [Round.from_json(row) for row in self.results["rounds"]]
 
     @property
     def num_devices(self) -> int:
@@ -160,8 +164,7 @@ class LoadedRun:
     ) -> CutCodec:
         """Return the codec that results have, with all its settings.
 
-        What the run-config says has had other meanings: until 2026-11-30 an alpha of 0
-        was the default.
+        Results of an app that is no `SplitServerApp` may have its run-config alone.
         """
         settings = self.results.get(key)
         if isinstance(settings, dict):
