@@ -98,7 +98,7 @@ def arrivals(
     *,
     samples: int,
     generator: torch.Generator | None = None,
-    all_rows: bool = False,
+    all_rows: bool,
     levelled: bool | None = None,
 ) -> Iterator[Arrival]:
     """Yield batches as they arrive, whole, until they have `samples` rows.

@@ -50,10 +50,7 @@ _TRACING = Lock()
 
 
 def split_traced(
-    model: nn.Module,
-    name: str,
-    also: Sequence[str] = (),
-    inputs: Sequence[str] | None = None,
+    model: nn.Module, name: str, also: Sequence[str], inputs: Sequence[str] | None
 ) -> tuple[nn.Module, nn.Module]:
     """Cut a model after its layer `name`, or after one of its calls (`call_of`).
 
@@ -63,8 +60,9 @@ def split_traced(
     name : str
     also : sequence of str
         What else passes the cut: layers, their calls, or nodes as messages name them.
-    inputs : sequence of str, optional
-        The arguments of ``model.forward`` that batches bring.
+    inputs : sequence of str or None
+        The arguments of ``model.forward`` that batches bring; None: those without a
+        default.
 
     Raises
     ------

@@ -81,11 +81,11 @@ class ErrorWarnings:
     ----------
     codec : CutCodec
         Of the cut.
-    output_codec : CutCodec, optional
+    output_codec : CutCodec or None
         Of the second cut, where devices have the last layers.
     """
 
-    def __init__(self, codec: CutCodec, output_codec: CutCodec | None = None) -> None:
+    def __init__(self, codec: CutCodec, output_codec: CutCodec | None) -> None:
         up = _Watch(
             "feature_error",
             _MOST_FEATURE_ERROR,

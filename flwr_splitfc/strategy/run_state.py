@@ -51,7 +51,7 @@ class RunState:
         As in `FailedRounds`.
     settings : mapping of str to str
         What two runs must share for one to go on where the other stopped.
-    arrays : ArrayRecord, optional
+    arrays : ArrayRecord or None
         The device half, which what devices leave has to fit.
 
     Attributes
@@ -87,7 +87,7 @@ class RunState:
         optimizer_state: OptimizerState,
         max_failed_rounds: int,
         settings: Mapping[str, str],
-        arrays: ArrayRecord | None = None,
+        arrays: ArrayRecord | None,
     ) -> None:
         self.ledger = Ledger()
         self.progress = Progress(

@@ -41,8 +41,8 @@ Entries = NDArray[np.floating[Any]]
 def pack_even_steps(
     entries: Entries,
     bits: int,
-    draw: np.random.Generator | None = None,
-    levels: ColumnLevels | None = None,
+    draw: np.random.Generator | None,
+    levels: ColumnLevels | None,
 ) -> bytes | None:
     """Write finite entries; None where float32 has no step that fits.
 

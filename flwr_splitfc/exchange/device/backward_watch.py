@@ -35,11 +35,11 @@ class BackwardWatch:
     ----------
     device : str
         The device's name.
-    optimizer : Optimizer, optional
+    optimizer : Optimizer or None
         Of the device half.
     """
 
-    def __init__(self, device: str, optimizer: Optimizer | None = None) -> None:
+    def __init__(self, device: str, optimizer: Optimizer | None) -> None:
         self._device = device
         self._optimizer = optimizer
         self._owed: list[ref[OwedBackward]] = []

@@ -82,10 +82,7 @@ def check_handed_on(optimizer: torch.optim.Optimizer) -> None:
 
 
 def pack_optimizer(
-    optimizer: torch.optim.Optimizer,
-    bits: int,
-    seed: int,
-    names: StateNames | None = None,
+    optimizer: torch.optim.Optimizer, bits: int, seed: int, names: StateNames
 ) -> list[pb.Tensor]:
     """Return the optimizer's state in wire form, at so many bits an entry.
 
@@ -95,7 +92,7 @@ def pack_optimizer(
     bits : int
     seed : int
         Of the turn: a turn that is repeated leaves the same bytes.
-    names : StateNames, optional
+    names : StateNames
         As for `optimizer_tensors`.
     """
     if any(group.get("centered") for group in optimizer.param_groups):

@@ -95,7 +95,7 @@ class PushedMessages:
             message_id: by_id[message_id] for message_id in pushed if message_id
         }
 
-    def pull(self, *, is_last: bool = False) -> list[tuple[Message, Outgoing]]:
+    def pull(self, *, is_last: bool) -> list[tuple[Message, Outgoing]]:
         """Return replies that are in, each with what it replies to.
 
         Where many messages wait, one call looks for some, and the next for others: each
