@@ -1,7 +1,8 @@
 """The counts of a device's turn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from flwr_splitfc.exchange.protocol.stopwatch import Stopwatch
 
@@ -58,38 +59,18 @@ class TurnCounts:
 
     def saved(self) -> dict[str, float]:
         """Return the counts as numbers by name."""
-        return {
-            "number": self.steps,
-            "full_rows": self.full_rows,
-            "rows": self.rows,
-            "loss_sum": self.loss_sum,
-            "loss_rows": self.loss_rows,
-            "predictions": self.predictions,
-            "predicted_full_rows": self.predicted_full_rows,
-            "predicted_rows": self.predicted_rows,
-            "feature_error_sum": self.feature_error_sum,
-            "feature_error_steps": self.feature_error_steps,
-            "codec_seconds": self.coding.seconds,
-            "offered": self.offered,
-            "unsent_rows": self.unsent_rows,
-        }
+        counts = {name: getattr(self, name) for name in _ZEROS}
+        return {**counts, _CODING: self.coding.seconds}
 
     @classmethod
     def restored(cls, saved: Mapping[str, float]) -> "TurnCounts":
         """Return the counts that were `saved`; other names are left alone."""
-        return cls(
-            steps=int(saved["number"]),
-            full_rows=int(saved["full_rows"]),
-            rows=int(saved["rows"]),
-            loss_sum=saved["loss_sum"],
-            # of an earlier version, all count
-            loss_rows=int(saved.get("loss_rows", saved["rows"])),
-            predictions=int(saved["predictions"]),
-            predicted_full_rows=int(saved["predicted_full_rows"]),
-            predicted_rows=int(saved["predicted_rows"]),
-            feature_error_sum=saved["feature_error_sum"],
-            feature_error_steps=int(saved["feature_error_steps"]),
-            coding=Stopwatch(saved["codec_seconds"]),
-            offered=int(saved["offered"]),
-            unsent_rows=int(saved["unsent_rows"]),
-        )
+        # all travel as floats, and most are integers
+        counts = {name: type(zero)(saved[name]) for name, zero in _ZEROS.items()}
+        return cls(coding=Stopwatch(saved[_CODING]), **counts)
+
+
+_CODING = "codec_seconds"
+_ZEROS: dict[str, Any] = {
+    each.name: each.default for each in fields(TurnCounts) if each.name != "coding"
+}
