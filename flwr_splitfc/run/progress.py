@@ -68,8 +68,8 @@ class Finished(NamedTuple):
 class Progress:
     """The rounds of a run so far, taken from its ledger and its evaluations.
 
-    The log record of a round's line holds ``num_rounds``, too, the round as
-    ``results.json`` has it, as ``progress_row``, and ``standing``, a `Standing`.
+    The log record of a round's line holds ``num_rounds``, too, and ``standing``, a
+    `Standing`.
 
     Parameters
     ----------
@@ -205,11 +205,7 @@ class Progress:
         left = before.arrays if arrays is None else arrays
         self.finished = Finished((*before.rounds, done), left)
         self._standing = Standing.after(done, self._standing)
-        about = {
-            "progress_row": done.to_json(),
-            "num_rounds": self.num_rounds,
-            "standing": self._standing,
-        }
+        about = {"num_rounds": self.num_rounds, "standing": self._standing}
         logger.info("%s", self._line(self._standing), extra=about)
         if self._warnings is not None:
             self._warnings.check(done)

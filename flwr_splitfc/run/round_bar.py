@@ -9,6 +9,8 @@ from typing import TextIO, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from flwr_splitfc.run.rounds import Standing
+
 _Handler: TypeAlias = "logging.StreamHandler[TextIO]"
 
 _LOGGER = logging.getLogger("flwr")
@@ -24,9 +26,9 @@ class _RoundBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Move on, if the record is of a round."""
-        row = getattr(record, "progress_row", None)
-        if row is not None:
-            self._bar.update(self._task, completed=row["round"])
+        standing = getattr(record, "standing", None)
+        if isinstance(standing, Standing):
+            self._bar.update(self._task, completed=standing.last.round)
 
 
 @contextmanager

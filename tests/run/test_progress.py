@@ -48,8 +48,8 @@ def test_a_line_tells_of_its_round_and_holds_its_row(
     assert "| accuracy 2.0%, on devices 25.0% |" in second.getMessage()
     told = vars(second)
     assert told["num_rounds"] == 3
-    assert told["progress_row"] == progress.rows[1] == progress.rounds[1].to_json()
-    assert told["progress_row"]["links"]["train"] == {"0": [250, 500, 0]}
+    assert told["standing"].last is progress.rounds[1]
+    assert progress.rounds[1].to_json()["links"]["train"] == {"0": [250, 500, 0]}
 
 
 def test_devices_accuracy_is_the_runs_where_the_server_has_none() -> None:
