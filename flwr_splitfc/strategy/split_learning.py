@@ -64,23 +64,22 @@ from flwr_splitfc.strategy.run_description import log_settings, settings_texts
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
 from flwr_splitfc.strategy.split_settings import (
-    ONE_WAY_DEPTH,
     TorchDevices,
     as_codec,
+    as_depth,
+    as_model_codec,
+    as_output_codec,
     as_rules,
     as_seed,
     as_torch_devices,
     check_copies,
     check_decoupled,
-    check_depth,
     check_devices,
     check_endpoint,
     check_initial_arrays,
     check_integers,
-    check_output_codec,
     check_parts,
     check_send_every,
-    default_model_bits,
     default_optimizer_state,
 )
 from flwr_splitfc.strategy.waiting import wait_for_sampled
@@ -274,7 +273,6 @@ class SplitLearning(Strategy):
         check_devices(self.devices)
         check_callbacks(callbacks)
         check_model_folders(callbacks, save_to)
-        check_output_codec(output_codec, loss_fn)
         check_endpoint(endpoint)
         check_integers(
             evaluate_every=evaluate_every,
@@ -315,30 +313,20 @@ class SplitLearning(Strategy):
         self.shared_server_half = shared_server_half
 
         self.codec = as_codec(codec)
-        self.output_codec: CutCodec | None = None
-        if loss_fn is None:
-            self.output_codec = as_codec(output_codec or "float32")
-        if model_bits is None:
-            model_bits = default_model_bits(self.codec)
-        self.model_codec = ModelCodec.of(model_bits)
+        self.output_codec = as_output_codec(output_codec, loss_fn)
+        self.model_codec = as_model_codec(model_bits, self.codec)
         self.budgets = as_rules(budgets)
 
         if decoupled:
             check_decoupled(loss_fn, self.budgets)
         check_send_every(send_every, decoupled)
-        by_messages = endpoint is not None and endpoint.transport == "messages"
-        if pipeline_depth is None:
-            pipeline_depth = ONE_WAY_DEPTH if decoupled and not by_messages else 1
-        check_depth(pipeline_depth, loss_fn, by_messages)
         self.decoupled = decoupled
         self.send_every = send_every
-        self.pipeline_depth = pipeline_depth
+        self.pipeline_depth = as_depth(pipeline_depth, loss_fn, endpoint, decoupled)
 
         self.evaluate_every = evaluate_every
         self.max_failed_rounds = max_failed_rounds
-        if not optimizer_state:
-            optimizer_state = default_optimizer_state(self.devices)
-        self.optimizer_state = optimizer_state
+        self.optimizer_state = optimizer_state or default_optimizer_state(self.devices)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_to = None if save_to is None else Path(save_to)
         self.callbacks = tuple(callbacks)

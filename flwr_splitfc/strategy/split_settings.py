@@ -37,7 +37,7 @@ from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.innermost import innermost, layers
 from flwr_splitfc.strategy.round_robin import RoundRobin
 
-ONE_WAY_DEPTH = 16
+_ONE_WAY_DEPTH = 16
 """Mini-batches under way whose answers nobody waits for: a second at 60 ms each."""
 
 _COARSE_MODELS = ModelCodec(weights=4, changes=3, state=3)
@@ -107,15 +107,18 @@ def check_integers(**numbers: object) -> None:
             raise ValueError(f"{name} is {number!r:.100}, wanted an integer")
 
 
-def check_output_codec(
+def as_output_codec(
     output_codec: CutCodec | str | None, loss_fn: LossFn | None
-) -> None:
-    """Refuse a codec of the output where that does not travel."""
-    if loss_fn is not None and output_codec is not None:
+) -> CutCodec | None:
+    """Return the codec of the output; None where that does not travel."""
+    if loss_fn is None:
+        return as_codec(output_codec or "float32")
+    if output_codec is not None:
         raise ValueError(
             "output_codec is for loss_fn=None: "
             "with a loss_fn the output stays on the server"
         )
+    return None
 
 
 def check_copies(merge_steps: int, replay_steps: int) -> None:
@@ -159,10 +162,12 @@ def as_codec(codec: CutCodec | str) -> CutCodec:
     return cut_codec(codec) if isinstance(codec, str) else codec
 
 
-def default_model_bits(codec: CutCodec) -> int | ModelCodec:
-    """Return how models travel beside a codec at the cut."""
+def as_model_codec(bits: int | ModelCodec | None, codec: CutCodec) -> ModelCodec:
+    """Return how models travel beside a codec at the cut, by default as it does."""
+    if bits is not None:
+        return ModelCodec.of(bits)
     if codec.name == "float32":
-        return EXACT_BITS
+        return ModelCodec.of(EXACT_BITS)
     return _COARSE_MODELS if _spends_budgets(codec) else _PRECISE_MODELS
 
 
@@ -260,7 +265,21 @@ def check_send_every(send_every: int, decoupled: bool) -> None:
         )
 
 
-def check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
+def as_depth(
+    depth: int | None,
+    loss_fn: LossFn | None,
+    endpoint: EndpointConfig | None,
+    decoupled: bool,
+) -> int:
+    """Return how many mini-batches are under way, where steps need not wait."""
+    by_messages = endpoint is not None and endpoint.transport == "messages"
+    if depth is None:
+        depth = _ONE_WAY_DEPTH if decoupled and not by_messages else 1
+    _check_depth(depth, loss_fn, by_messages)
+    return depth
+
+
+def _check_depth(depth: int, loss_fn: LossFn | None, by_messages: bool) -> None:
     """Refuse several mini-batches under way where each step waits for the last."""
     check_integers(pipeline_depth=depth)
     if not 1 <= depth <= MOST_UNDER_WAY:
