@@ -12,12 +12,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_splitfc.codec import codec_names, cut_codec
-from flwr_splitfc.codec.model_arrays import decode_array, encode_array, encode_state
+from flwr_splitfc.codec.model_arrays import decode_array, encode_array
+from tests.codec.model_arrays.test_array_codec import encode_drawn
 
 ROWS, COLUMNS = 32, 96
 BITS = 6.0
@@ -98,9 +98,6 @@ def test_a_step_is_the_same_in_all_modes(name: str, matrices: Matrices) -> None:
 @pytest.mark.parametrize("matrices", MATRICES)
 @pytest.mark.parametrize("bits", [4, 32])
 def test_arrays_are_the_same_in_all_modes(bits: int, matrices: Matrices) -> None:
-    def encode_drawn(values: NDArray[np.float32], bits: int) -> Array:
-        return encode_state(values, bits, np.random.default_rng(0))
-
     changes = matrices(np.random.default_rng(0)).astype(np.float32)
     for values, encode in product(
         (changes, abs(changes)), (encode_array, encode_drawn)

@@ -1,5 +1,6 @@
 """A device's stream frame by frame, without a session."""
 
+import contextlib
 import queue
 
 import grpc
@@ -34,6 +35,12 @@ def with_refusal(replies):
         if REFUSED_KEY not in metadata:
             raise
         yield pb.ServerFrame(refused=pb.Refused.FromString(metadata[REFUSED_KEY]))
+
+
+def drain(replies) -> None:
+    """Take all frames that come; a connection that breaks is their end."""
+    with contextlib.suppress(grpc.RpcError):
+        list(replies)
 
 
 class RawDevice:

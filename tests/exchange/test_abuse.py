@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,9 +16,10 @@ from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
 from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
+from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server import line_pace
-from tests.exchange.raw_device import NONCE, RawDevice, session_call
+from tests.exchange.http2 import connection
+from tests.exchange.raw_device import NONCE, RawDevice, open_frame, session_call
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 
@@ -69,15 +69,6 @@ def raw(
         endpoint.address, ticket.tls, ticket.authority.encode(), options
     ) as channel:
         return list(session_call(channel, token, iter(frames)))
-
-
-def open_frame(nonce: bytes = b"stranger" * 2) -> pb.DeviceFrame:
-    return pb.DeviceFrame(open=pb.Open(protocol=PROTOCOLS[-1], nonce=nonce))
-
-
-def connection(endpoint: SplitEndpoint) -> socket.socket:
-    host, _, port = endpoint.address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=5)
 
 
 def scan(endpoint: SplitEndpoint, message) -> None:

@@ -19,7 +19,7 @@ from flwr_splitfc.exchange.device.session_call import _options as _device_option
 from flwr_splitfc.exchange.protocol.ticket import Ticket
 from flwr_splitfc.exchange.server.stream_server import _options
 from tests.exchange.http2 import connection, greeting, open_stream
-from tests.exchange.raw_device import NONCE, RawDevice, open_frame, session_call
+from tests.exchange.raw_device import NONCE, RawDevice, drain, open_frame, session_call
 from tests.exchange.server_halves import shared_half
 from tests.exchange.step_frames import label_bytes, step_frame
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
@@ -100,7 +100,7 @@ def test_many_streams_with_the_token_of_a_step_that_computes(says_hello):
             at_end.callback(channel.close)
             replies = session_call(channel, ticket.token, frames())
             # reading begins the call
-            threading.Thread(target=lambda replies=replies: _drain(replies)).start()
+            threading.Thread(target=lambda replies=replies: drain(replies)).start()
         time.sleep(1.0)
 
         # the half is busy, but there is room for a session
@@ -108,11 +108,6 @@ def test_many_streams_with_the_token_of_a_step_that_computes(says_hello):
             model.goes_on.set()
             x, y = batches(1)[0]
             session.loss(seeded(DeviceHalf)(x), y)
-
-
-def _drain(replies) -> None:
-    with contextlib.suppress(grpc.RpcError):
-        list(replies)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from fuzz.mutations import change_message, changed_bytes
 from tests.exchange.raw_device import (
     NONCE,
     RawDevice,
+    drain,
     open_frame,
     session_call,
     with_refusal,
@@ -213,13 +214,8 @@ def many_streams(turn: Turn) -> None:
             channel = grpc.insecure_channel(turn.address, options=options)
             at_end.callback(channel.close)
             replies = session_call(channel, turn.ticket.token, frames())
-            threading.Thread(target=_drain, args=(replies,), daemon=True).start()
+            threading.Thread(target=drain, args=(replies,), daemon=True).start()
         turn.wait(2.0)
-
-
-def _drain(replies: Iterator[pb.ServerFrame]) -> None:
-    with contextlib.suppress(grpc.RpcError):
-        list(replies)
 
 
 def many_rows(turn: Turn) -> None:
