@@ -14,11 +14,10 @@ numbers.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from written import add_row, read_rows
 
 from flwr_splitfc.codec import CutCodec, cut_codec
 from flwr_splitfc.codec.catalogue import codec_settings
@@ -315,13 +315,6 @@ def accuracy(halves: Halves, test_set: LabelledImages) -> float:
     return 100 * right / len(test_set)
 
 
-def read_runs(file: Path) -> list[Run]:
-    """Return the runs that a file of JSON lines has; none where there is no file."""
-    if not file.exists():
-        return []
-    return [Run(**json.loads(line)) for line in file.read_text().splitlines()]
-
-
 # Figure
 
 
@@ -385,7 +378,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.app is not None:
         train_all(options)
-    runs = read_runs(options.runs)
+    runs = read_rows(options.runs, Run)
     for run in runs:
         print(
             f"{run.app:8}{run.method:22}{run.seed:3}{run.epochs:4} epochs"
@@ -408,14 +401,13 @@ def train_all(options: argparse.Namespace) -> None:
         epochs=options.epochs or app.epochs,
     )
     epochs = APPS[options.app].epochs
-    done = {run.key for run in read_runs(options.runs)}
+    done = {run.key for run in read_rows(options.runs, Run)}
     for seed in map(int, options.seeds.split(",")):
         for method in options.methods.split(","):
             if (options.app, method, seed, epochs) in done:
                 continue
             run = train(options.app, method, seed, epochs, options.data_dir)
-            with options.runs.open("a") as file:
-                file.write(json.dumps(asdict(run)) + "\n")
+            add_row(options.runs, run)
 
 
 if __name__ == "__main__":

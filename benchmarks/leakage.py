@@ -16,11 +16,10 @@ images of the other devices. Runs that the file already has are not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from convergence import APPS, DEVICES, App, Cut, Halves, accuracy, batches, codec_of
 from torch import Tensor, nn
+from written import add_row, read_rows
 
 from flwr_splitfc.compare.report.looks import looks_of, picture_of
 from flwr_splitfc.defence import FeatureDefence, distance_correlation
@@ -312,13 +312,6 @@ def _bytes_of(images: Tensor) -> str:
     return b64encode(levels.numpy().tobytes()).decode()
 
 
-def read_runs(file: Path) -> list[Run]:
-    """Return the runs that a file of JSON lines has; none where there is no file."""
-    if not file.exists():
-        return []
-    return [Run(**json.loads(line)) for line in file.read_text().splitlines()]
-
-
 # Figures
 
 
@@ -436,7 +429,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.app is not None and not options.pictures:
         make_missing(options)
-    runs = read_runs(options.runs)
+    runs = read_rows(options.runs, Run)
     for run in runs:
         print(
             f"{run.app:6}{run.cut:8} {run.method:34}{run.seed:2}"
@@ -457,7 +450,7 @@ def main() -> None:
 
 def make_missing(options: argparse.Namespace) -> None:
     """Make the runs that the file does not have; each is written when it ends."""
-    done = {run.key for run in read_runs(options.runs)}
+    done = {run.key for run in read_rows(options.runs, Run)}
     for seed in map(int, options.seeds.split(",")):
         for cut in options.cuts.split(","):
             for method in options.methods.split(","):
@@ -465,8 +458,7 @@ def make_missing(options: argparse.Namespace) -> None:
                 if key in done:
                     continue
                 made = run(options.app, cut, method, options, seed)
-                with options.runs.open("a") as file:
-                    file.write(json.dumps(asdict(made)) + "\n")
+                add_row(options.runs, made)
 
 
 if __name__ == "__main__":
