@@ -37,8 +37,6 @@ class WholeModelStrategy(Strategy):
     ----------
     evaluation : MetricRecord or None
         What devices found in the round, if they evaluated.
-    stopped : str
-        Why a callback ended the run; empty if none did.
     """
 
     def __init__(
@@ -55,7 +53,6 @@ class WholeModelStrategy(Strategy):
         self._failed_rounds = FailedRounds(progress, max_failed_rounds)
         self._sent = ArrayRecord()
         self.evaluation: MetricRecord | None = None
-        self.stopped = ""
 
     def start(
         self,
@@ -93,8 +90,7 @@ class WholeModelStrategy(Strategy):
                     evaluate_config,
                     notifier.watch(end_of_round),
                 )
-            except RunStopped as stopped:
-                self.stopped = str(stopped)
+            except RunStopped:
                 result = Result(arrays=so_far.arrays)
         self._failed_rounds.check_end()
         return result

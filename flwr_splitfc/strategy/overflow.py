@@ -23,10 +23,6 @@ class NotCombined(ArithmeticError):
     """A strategy can make nothing of replies that are good one by one."""
 
 
-class Overflow(NotCombined):
-    """What a strategy made of finite arrays is not finite."""
-
-
 def combined(
     devices: Strategy, server_round: int, replies: Sequence[Message], sent: ArrayRecord
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -47,10 +43,8 @@ def combined(
     Raises
     ------
     NotCombined
-        If it divides by zero on the way, or says itself that it cannot; the strategy
-        remembers what it did before.
-    Overflow
-        If it is not finite; likewise.
+        If it divides by zero on the way, says itself that it cannot, or makes what is
+        not finite; the strategy remembers what it did before.
     """
     ways_back = [way_back(layer) for layer in layers(devices)]
     try:
@@ -85,7 +79,7 @@ def _finite(
         raise NotCombined(f"{name} combines none of the replies: {error}") from error
     found = None if arrays is None else overflowed(devices, sent, arrays)
     if found is not None:
-        raise Overflow(
+        raise NotCombined(
             f"what {name} made of the devices' arrays is not finite: {found}"
         )
     return arrays, averages
