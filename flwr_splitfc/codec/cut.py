@@ -20,6 +20,7 @@ from flwr_splitfc.codec.budget import Budgets, WorstCase
 from flwr_splitfc.codec.channels import Channels, Layout, other_channel_dim
 from flwr_splitfc.codec.errors import PayloadError
 from flwr_splitfc.codec.format.fields import view
+from flwr_splitfc.codec.format.floats import largest_magnitude
 from flwr_splitfc.codec.levels import (
     PROBABLY,
     SURELY,
@@ -678,11 +679,8 @@ def _precision_stype(precision: str) -> str:
 
 def _check_scaled(kept: Tensor, link: Link) -> None:
     """Refuse a gradient that correction or scale carry out of float32."""
-    if kept.numel() == 0:
-        return
-    least, greatest = torch.aminmax(kept)
-    largest = max(-float(least), float(greatest))
-    if link.scale is not None:
+    largest = largest_magnitude(kept)
+    if kept.numel() and link.scale is not None:
         largest *= float(link.scale.max())
     # Written so that NaN, which is in no order, is refused.
     if not largest <= torch.finfo(torch.float32).max:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Doubles, Floats
 from flwr_splitfc.codec.compiled import compiled
-from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT
+from flwr_splitfc.codec.format.floats import MAGNITUDE_LIMIT, largest_magnitude
 
 # Blocks of rows, and of columns, that stay in the cache.
 _BLOCK_ENTRIES = 2**17
@@ -85,9 +85,7 @@ def half_scale(matrix: Tensor) -> float:
     >>> half_scale(torch.tensor([[1.0, -3.0]]))
     0.0001220703125
     """
-    if matrix.numel() == 0:
-        return 1.0
-    largest = float(matrix.abs().max())
+    largest = largest_magnitude(matrix)
     if largest == 0:
         return 1.0
     _, exponent = frexp(largest)

@@ -60,14 +60,18 @@ def unpack_scaled(
     return matrix, rest
 
 
+def largest_magnitude(matrix: Tensor) -> float:
+    """Return the largest absolute value, NaN if there is one; 0 for no entries."""
+    if matrix.numel() == 0:
+        return 0.0
+    least, greatest = torch.aminmax(matrix)
+    return max(-float(least), float(greatest))
+
+
 def check_decoded(matrix: Tensor) -> None:
     """Refuse a decoded matrix with NaN, infinities or magnitudes above 1e38."""
-    if matrix.numel() == 0:
-        return
-    least, greatest = torch.aminmax(matrix)
-    largest = max(-float(least), float(greatest))
     # Written so that NaN, which is in no order, is refused.
-    if not largest <= MAGNITUDE_LIMIT:
+    if not largest_magnitude(matrix) <= MAGNITUDE_LIMIT:
         raise PayloadError("matrix holds NaN, inf or a magnitude above 1e38")
 
 
