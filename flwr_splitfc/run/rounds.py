@@ -58,10 +58,9 @@ class Round:
         How long the round took.
     failures : mapping of str to str
         By device, why it failed.
-    links : mapping or None
+    links : mapping
         For ``train`` and for ``evaluate``, by device what crossed its link: bytes up,
-        bytes down, round trips, and of steps under way at once bytes up and down. None
-        in results of versions that did not write it.
+        bytes down, round trips, and of steps under way at once bytes up and down.
     evaluation : mapping of str to float
         The numbers that the app's evaluation returned, without its accuracy: at most
         a hundred, those of the server before those of devices. One may have the name of
@@ -81,7 +80,7 @@ class Round:
     gradient_error: float | None = None
     seconds: float
     failures: Mapping[str, str] = field(default_factory=dict)
-    links: RoundLinks | None = None
+    links: RoundLinks
     evaluation: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -129,8 +128,6 @@ class Round:
     def to_json(self) -> dict[str, Any]:
         """Return the round's row in ``results.json``."""
         row = {name: getattr(self, name) for name in _KEYS}
-        if self.links is None:  # a row of an older version stays as it was
-            del row["links"]
         if not self.evaluation:
             del row["evaluation"]
         return row

@@ -49,6 +49,7 @@ def row(
         "steps": 10,
         "uplink_bytes": half,
         "downlink_bytes": half,
+        "links": {"train": {}, "evaluate": {}},
     }
     return {**counts, **bits, "accuracy": accuracy, "seconds": seconds}
 

@@ -44,12 +44,11 @@ def test_a_row_is_read_and_written_with_its_keys_in_order() -> None:
 
 
 def test_rows_of_other_versions_are_read() -> None:
-    later = ("device_accuracy", "links", "failures", "feature_error", "gradient_error")
+    later = ("device_accuracy", "failures", "feature_error", "gradient_error")
     first = {key: ROW[key] for key in ROW if key not in later}
     done = Round.from_json({**first, "of_a_later_version": 1})
-    assert (done.device_accuracy, done.failures, done.links) == (None, {}, None)
+    assert (done.device_accuracy, done.failures) == (None, {})
     assert (done.feature_error, done.gradient_error) == (None, None)
-    assert "links" not in done.to_json()
 
 
 def test_the_table_has_what_the_rounds_have() -> None:

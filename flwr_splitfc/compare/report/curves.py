@@ -30,7 +30,7 @@ class Curve:
     megabytes : list of float
         Everything moved since the start; mean over seeds.
     link_s : list of float
-        How long that took on the link; mean over seeds. Empty where it is not known.
+        How long that took on the link; mean over seeds.
     accuracy : list of float
         In percent; mean over seeds.
     spread : list of float
@@ -63,9 +63,9 @@ def curves_of(outcomes: Outcomes, link: RadioLink) -> list[Curve]:
 
 
 def _devices_in_a_round(results: Mapping[str, Any]) -> int:
-    """Return how many devices trained in a round at most; 0 where no row says it."""
-    links = known(done.links for done in rounds_of(results))
-    return max((len(each["train"]) for each in links), default=0)
+    """Return how many devices trained in a round at most."""
+    rounds = rounds_of(results)
+    return max((len(done.links["train"]) for done in rounds), default=0)
 
 
 def _evaluations_of(results: Mapping[str, Any], link: RadioLink) -> _Evaluations:
@@ -89,14 +89,12 @@ def _curve_of(
 ) -> Curve:
     """Make a curve of the runs with different seeds."""
     marks = [_mark([evaluations[number] for evaluations in runs]) for number in rounds]
-    link_s = known(mark.link_s for mark in marks)
     return Curve(
         method=method,
         budget=budget,
         rounds=rounds,
         megabytes=[mark.megabytes for mark in marks],
-        # A run knows its times in all rounds or in none.
-        link_s=link_s if len(link_s) == len(marks) else [],
+        link_s=[mark.link_s for mark in marks],
         accuracy=[mark.accuracy for mark in marks],
         spread=[mark.spread for mark in marks],
         devices=devices,
@@ -108,7 +106,7 @@ class _Mark:
     """A curve at one of its rounds; the values are those of `Curve`."""
 
     megabytes: float
-    link_s: float | None
+    link_s: float
     accuracy: float
     spread: float
 
@@ -116,10 +114,9 @@ class _Mark:
 def _mark(points: Sequence[Point]) -> _Mark:
     """Take the means of one round over the seeds."""
     percents = [100 * (point.accuracy or 0.0) for point in points]
-    times_s = known(point.link_s for point in points)
     return _Mark(
         megabytes=mean(point.moved_bytes for point in points) / 1e6,
-        link_s=mean(times_s) if len(times_s) == len(points) else None,
+        link_s=mean(point.link_s for point in points),
         accuracy=mean(percents),
         spread=stdev(percents) if len(percents) > 1 else 0.0,
     )

@@ -36,10 +36,6 @@ _ABOUT_LEAKAGE = (
     "for {steps} steps and inversion of the device half comes to devices' inputs by "
     "their features; without features it would be {trivial}."
 )
-_ABOUT_OLD_RUNS = (
-    "Runs of earlier versions have no link times; without their folders in runs/ "
-    "they are made anew."
-)
 
 
 def markdown(rows: Sequence[MethodRow], found: str, legend: str) -> str:
@@ -82,8 +78,6 @@ def legend(rows: Sequence[MethodRow], link: RadioLink, target: float | None) -> 
     if target:
         sentences.append(_ABOUT_TARGET.format(percent=100 * target))
     sentences += _about_leakage(rows)
-    if any(_lacks_times(row) for row in rows):
-        sentences.append(_ABOUT_OLD_RUNS)
     return " ".join(sentences)
 
 
@@ -116,8 +110,3 @@ def _about_metric(rows: Sequence[MethodRow]) -> list[str]:
     metrics = known(totals.best_metric for totals in runs if totals.metric is not None)
     names = " or ".join(dict.fromkeys(metric.name for metric in metrics))
     return [_ABOUT_METRIC.format(names=names)] if names else []
-
-
-def _lacks_times(row: MethodRow) -> bool:
-    """Return whether a run of an older version makes the row's time unknown."""
-    return row.seeds > 0 and any(totals.link_s is None for totals in row.totals)

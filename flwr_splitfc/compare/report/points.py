@@ -20,16 +20,15 @@ class Point:
     round : int
     moved_bytes : int
         All bytes so far.
-    link_s : float or None
-        How long they took on the link; None for runs of versions that did not write
-        ``links`` into their rows.
+    link_s : float
+        How long they took on the link.
     accuracy : float or None
         None in a round without evaluation.
     """
 
     round: int
     moved_bytes: int
-    link_s: float | None
+    link_s: float
     accuracy: float | None
 
 
@@ -40,7 +39,7 @@ def rounds_of(results: Mapping[str, Any]) -> list[Round]:
 
 def points_of(rounds: Sequence[Round], link: RadioLink) -> list[Point]:
     """Return a point for each round of a run."""
-    times_s = _times_so_far(rounds, link)
+    times_s = accumulate(link.round_s(done.links) for done in rounds)
     points = []
     for after, link_s in zip(standings(rounds), times_s, strict=True):
         point = Point(
@@ -51,13 +50,6 @@ def points_of(rounds: Sequence[Round], link: RadioLink) -> list[Point]:
         )
         points.append(point)
     return points
-
-
-def _times_so_far(rounds: Sequence[Round], link: RadioLink) -> Sequence[float | None]:
-    links = known(done.links for done in rounds)
-    if len(links) < len(rounds):
-        return [None] * len(rounds)
-    return list(accumulate(link.round_s(each) for each in links))
 
 
 def common_accuracy(runs: Iterable[Sequence[Round]]) -> float | None:

@@ -115,24 +115,6 @@ def test_methods_with_a_budget_each_share_a_panel() -> None:
     assert [svg.count("bits per entry up/down") for svg in (one, two)] == [0, 2]
 
 
-def test_runs_without_links_are_in_all_figures_but_that_over_time() -> None:
-    old, new = (
-        finished("old", None, 0, [0.5, 0.8]),
-        finished("new", None, 0, [0.5, 0.7]),
-    )
-    assert old[1].results is not None
-    for row in old[1].results["rounds"]:
-        del row["links"]
-    drawn = pictures(curves_of([old, new], LINK))
-    assert [
-        f">{name}<" in drawn["accuracy-vs-time"].svg for name in ("old", "new")
-    ] == [False, True]
-    assert [
-        f">{name}<" in drawn["accuracy-vs-bytes"].svg for name in ("old", "new")
-    ] == [True, True]
-    assert "accuracy-vs-time" not in pictures(curves_of([old], LINK))
-
-
 def test_the_same_runs_give_the_same_files() -> None:
     curves = curves_of(
         [finished("a", None, 0, [0.5, 0.8]), finished("b", (0.1, 0.2), 0, [0.5, 0.7])],

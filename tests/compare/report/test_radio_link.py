@@ -63,13 +63,6 @@ def test_time_to_accuracy_ends_with_the_first_evaluation_that_reaches_it() -> No
     assert never["target_bytes"] is never["target_link_s"] is None
 
 
-def test_runs_without_links_have_bytes_and_no_times() -> None:
-    results = {"rounds": [row(1, 0.5, 2.0), row(2, 0.9, 2.0)], "traffic": traffic()}
-    numbers = numbers_of(results, LINK, target=0.9)
-    assert numbers["target_bytes"] == 4_000_000
-    assert numbers["link_s"] is numbers["target_link_s"] is None
-
-
 def test_the_common_accuracy_is_one_that_all_runs_reached() -> None:
     runs = [
         finished("a", None, 0, [0.5, 0.8765, 0.7])[1],

@@ -256,24 +256,3 @@ def test_a_target_counts_where_all_seeds_reach_it() -> None:
     assert [cell(row, "target_link_s") for row in rows] == ["1", "-"]
     assert "until an evaluation first gave 90 %" in legend(rows, LINK, 0.9)
     assert "target" not in legend(rows, LINK, None)
-
-
-def test_runs_of_earlier_versions_have_empty_cells_and_a_word_on_why() -> None:
-    run, outcome = finished("a", None, 0, [0.7], SPLIT)
-    assert outcome.results is not None
-    for row in outcome.results["rounds"]:
-        del row["links"]
-    rows = rows_of(
-        [(run, outcome), finished("b", None, 0, [0.7], SPLIT)], LINK, target=0.7
-    )
-    assert [
-        cell(rows[0], column) for column in ("link_s", "target_bytes", "target_link_s")
-    ] == ["-", "1.00", "-"]
-    assert "earlier versions have no link times" in legend(rows, LINK, 0.7)
-    assert "earlier versions" not in legend(rows[1:], LINK, 0.7)
-    assert (
-        csv.DictReader(io.StringIO(csv_text([(run, outcome)], LINK))).__next__()[
-            "link_s"
-        ]
-        == ""
-    )
