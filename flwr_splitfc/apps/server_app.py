@@ -313,7 +313,7 @@ class SplitServerApp(ServerApp):
         try:
             run.start()
         except CheckpointError:
-            # the run has not begun, and the file is that of the one before
+            # the run has hardly begun, and the file is that of the one before
             raise
         except BaseException as error:
             # that the file cannot be written must not hide why the run has ended

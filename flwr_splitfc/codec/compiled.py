@@ -46,7 +46,8 @@ def _jit(function: Loops, *, keeps: bool) -> Loops:
 def _keep_if_possible(dispatcher: Any) -> None:
     """Let a call go on where its machine code cannot be kept, or read again.
 
-    A full disk keeps nothing. A power loss leaves damaged files, which are replaced.
+    A full disk keeps nothing. A power loss leaves files that end early, which are
+    replaced. Whether the code within a whole file is damaged, nobody checks.
     """
     # the names are numba's own: where a version has others, such a disk is an error
     kept: Any = getattr(dispatcher, "_cache", None)

@@ -134,13 +134,15 @@ class Round:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Round":
-        """Read a row of ``results.json``, of this version or of an older one.
+        """Read a row of ``results.json``, of this version or of 0.1.0.
 
         Raises
         ------
         ValueError, TypeError
             If it is none.
         """
+        if not isinstance(row.get("links"), Mapping):
+            raise ValueError("its rounds have no times on a link: run it again")
         known = {name: row[name] for name in _KEYS if name in row}
         for name in known.keys() - _MAPPINGS:
             check_scalar(name, known[name], _HINTS[name])

@@ -32,8 +32,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_files(paths: Sequence[Path]) -> Iterator[Sequence[BinaryIO]]:
     """Give files to write, which replace those of `paths` when the block ends.
 
-    None is replaced before all are written: an error in the block, such as a full disk,
-    leaves all old files.
+    None is replaced before all are written: an error until then, such as a full disk,
+    leaves all old files. They are replaced one by one.
 
     Parameters
     ----------

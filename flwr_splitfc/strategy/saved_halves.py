@@ -37,7 +37,8 @@ def save_halves(
     Raises
     ------
     OSError
-        If one cannot be written; all of them stay as they were.
+        If one cannot be written: all of them stay as they were. If one cannot be
+        replaced, as a folder.
     """
     device_entries = _on_cpu(device)
     server_entries = _on_cpu(server)

@@ -379,7 +379,8 @@ class SplitLearning(Strategy):
         ------
         CheckpointError
             If the checkpoint is damaged, foreign, or of a run with other settings, or
-            another run writes into its folder, or nobody can; it is left as it is.
+            another run writes into its folder, or nobody can; it is left as it is. Also
+            if the run could not go on from its own first checkpoints.
         RunFailed
             If every device failed in too many rounds, or in all, or too few devices
             came. Nothing is saved but the checkpoint, which is that of the last round

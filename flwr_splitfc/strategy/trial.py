@@ -26,6 +26,8 @@ def try_checkpoint(
     """
     try:
         again = read_back(copied(state))
+    except (MemoryError, OSError):
+        raise
     # torch's own message is of pickles, and names no part
     except Exception as error:
         why = f"{_lost_part(state)}, which does not come back from a file"

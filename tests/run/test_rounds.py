@@ -43,6 +43,13 @@ def test_a_row_is_read_and_written_with_its_keys_in_order() -> None:
     assert json.dumps(Round.from_json(ROW).to_json()) == json.dumps(ROW)
 
 
+@pytest.mark.parametrize("links", [{}, {"links": None}])
+def test_rows_without_times_on_a_link_are_told(links: dict[str, Any]) -> None:
+    row = {name: value for name, value in ROW.items() if name != "links"}
+    with pytest.raises(ValueError, match="no times on a link: run it again"):
+        Round.from_json({**row, **links})
+
+
 def test_rows_of_other_versions_are_read() -> None:
     later = ("device_accuracy", "failures", "feature_error", "gradient_error")
     first = {key: ROW[key] for key in ROW if key not in later}

@@ -221,6 +221,18 @@ def expanded(state: dict[str, Any]) -> None:
     state["arrays"] = {"w": torch.zeros(1).expand(10_000_000)}
 
 
+def expanded_values(state: dict[str, Any]) -> None:
+    indices = torch.zeros(1, 10_000_000, dtype=torch.int64)
+    values = torch.zeros(1).expand(10_000_000)
+    state["half"]["gradients"][0] = torch.sparse_coo_tensor(indices, values, (3,))
+
+
+def indices_beyond(state: dict[str, Any]) -> None:
+    sparse = torch.sparse_coo_tensor([[0]], [1.0], (3,))
+    sparse._indices()[0, 0] = 10**6
+    state["half"]["gradients"][0] = sparse
+
+
 def tensor_rate(state: dict[str, Any]) -> None:
     state["half"]["optimizer"]["param_groups"][0]["lr"] = torch.ones(2)
 
@@ -301,6 +313,8 @@ CHANGES = {
     "other arrays": (halve_arrays, "device half"),
     "other gradients": (wrong_gradient, "fit this run"),
     "expanded": (expanded, ""),
+    "sparse values expanded": (expanded_values, "in the file"),
+    "sparse indices beyond": (indices_beyond, "cannot be read"),
     "a count is none": (no_count, "steps"),
     "bytes are none": (no_bytes, "features"),
     "a device is a number": (named(7), "isdecimal"),

@@ -147,8 +147,8 @@ class Interrupts(logging.Handler):
         self._server_round = server_round
 
     def emit(self, record: logging.LogRecord) -> None:
-        row = getattr(record, "progress_row", {"round": 0})
-        if row["round"] == self._server_round:
+        standing = getattr(record, "standing", None)
+        if standing is not None and standing.last.round == self._server_round:
             raise KeyboardInterrupt
 
 
