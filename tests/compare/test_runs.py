@@ -57,7 +57,7 @@ def test_a_folder_tells_how_far_its_run_is(tmp_path: Path) -> None:
         ("results.json", "[" * 200_000, "maximum recursion depth"),
         ("results.json", "[1]", "it is list, wanted dict"),
         ("results.json", '{"rounds": []}', "it has no traffic"),
-        ("results.json", '{"rounds": [{}], "traffic": {}}', "missing"),
+        ("results.json", '{"rounds": [{}], "traffic": {}}', "no times on a link"),
         ("results.json", '{"rounds": [], "traffic": {}}', "traffic in train is None"),
         ("results.json", counts(frogs=3), "unexpected keyword argument 'frogs'"),
         ("results.json", counts(uplink_bytes=3), "no attribute 'items'"),

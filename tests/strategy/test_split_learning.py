@@ -498,7 +498,8 @@ def test_a_full_disk_costs_the_files_and_not_the_result(tmp_path, caplog):
     result = strategy.start(LocalGrid(app(), 1), arrays(), 1)
     assert result.arrays
     assert "could not be saved" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["device.pt"]
+    # a device half of this round beside a server half of another would be no model
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_halves_of_a_cut_model_load_into_the_model_itself(tmp_path):
