@@ -16,7 +16,7 @@ import torch
 from digits import batch, halves
 from sessions import trainer
 
-from flwr_splitfc.exchange.server.step_merger import WaitingBatch
+from flwr_splitfc.exchange.server.half.step_merger import WaitingBatch
 
 MERGED = (1, 2, 4, 8, 16)
 

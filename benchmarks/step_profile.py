@@ -16,15 +16,16 @@ from sessions import WARM_UP_STEPS, coded_step, trainer
 from flwr_splitfc import cut_codec
 from flwr_splitfc.exchange import SharedHalf
 from flwr_splitfc.exchange.protocol import frame_bytes
-from flwr_splitfc.exchange.server import half_passes, half_trainer, half_updater, turn
-from flwr_splitfc.exchange.server.device_states import DeviceStates
-from flwr_splitfc.exchange.server.frame_traffic import count_uplink
-from flwr_splitfc.exchange.server.half_guard import HalfGuard
-from flwr_splitfc.exchange.server.half_passes import HalfPasses
-from flwr_splitfc.exchange.server.half_updater import HalfUpdater
-from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
-from flwr_splitfc.exchange.server.step_undo import StepUndo
+from flwr_splitfc.exchange.server.accounts.frame_traffic import count_uplink
+from flwr_splitfc.exchange.server.accounts.payload_digest import PayloadDigest
+from flwr_splitfc.exchange.server.half import half_passes, half_trainer, half_updater
+from flwr_splitfc.exchange.server.half.half_guard import HalfGuard
+from flwr_splitfc.exchange.server.half.half_passes import HalfPasses
+from flwr_splitfc.exchange.server.half.half_updater import HalfUpdater
+from flwr_splitfc.exchange.server.half.step_undo import StepUndo
+from flwr_splitfc.exchange.server.turn import turn
+from flwr_splitfc.exchange.server.turn.device_states import DeviceStates
+from flwr_splitfc.exchange.server.turn.limits import Limits
 
 # where each part stands in the code, and what it is called here
 PARTS: tuple[tuple[Any, str, str], ...] = (

@@ -27,7 +27,7 @@ with instrumented("flwr_splitfc.exchange"):
     from flwr_splitfc.exchange import DeviceStates, HalfTrainer, SharedHalf, SplitError
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
     from flwr_splitfc.exchange.protocol.frame_bytes import parse_frame
-    from flwr_splitfc.exchange.server.turn import Turn
+    from flwr_splitfc.exchange.server.turn.turn import Turn
     from flwr_splitfc.model.structures import Structure, leaves_of
     from fuzz.valid_frames import (
         CLASS_LABELS,

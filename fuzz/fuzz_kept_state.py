@@ -32,7 +32,7 @@ with instrumented("flwr_splitfc.exchange"):
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
     from flwr_splitfc.exchange.protocol.frame_bytes import parse_frame
     from flwr_splitfc.exchange.protocol.tensors import pack_tensor, pack_tensors
-    from flwr_splitfc.exchange.server.turn import Turn
+    from flwr_splitfc.exchange.server.turn.turn import Turn
     from fuzz.valid_frames import WIRES
 
 OptimizerFn = Callable[..., torch.optim.Optimizer]

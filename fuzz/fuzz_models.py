@@ -26,8 +26,8 @@ with instrumented("flwr_splitfc.exchange", "flwr_splitfc.codec"):
     from flwr_splitfc.codec.model_codec import ModelCodec
     from flwr_splitfc.exchange.protocol import split_pb2 as pb
     from flwr_splitfc.exchange.protocol.model_record import pack_model, packed_model
-    from flwr_splitfc.exchange.server.model_coder import ModelCoder
-    from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
+    from flwr_splitfc.exchange.server.grid.model_coder import ModelCoder
+    from flwr_splitfc.exchange.server.grid.reply_checks import Reply, ReplyChecks
 
 # what Flower sets in a process of its own, and messages ask for
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1

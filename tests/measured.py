@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.accounts.traffic import Traffic
 
 MEASURED = tuple(
     declared.name

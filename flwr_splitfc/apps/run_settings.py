@@ -15,7 +15,7 @@ from flwr_splitfc.callbacks import BestModel, Callback, EarlyStopping, TargetAcc
 from flwr_splitfc.codec import ModelCodec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.defence import FeatureDefence
-from flwr_splitfc.exchange.server.budget_rules import BudgetRule
+from flwr_splitfc.exchange.server.accounts.budget_rules import BudgetRule
 from flwr_splitfc.settings import check_choice, check_least, parse_settings, under_key
 from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
 from flwr_splitfc.strategy.budgets import budget_rules

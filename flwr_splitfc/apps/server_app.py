@@ -34,7 +34,7 @@ from flwr_splitfc.callbacks.best_model import check_model_folders
 from flwr_splitfc.defence import FeatureDefence
 from flwr_splitfc.exchange import EndpointConfig, Ledger, MeteredGrid
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
-from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
+from flwr_splitfc.exchange.server.grid.reply_checks import ReplyChecks
 from flwr_splitfc.model import DecoupledHalf, HeadAndTail, JoinedModel, LossFn
 from flwr_splitfc.model.cutting import beginning_of, end_of
 from flwr_splitfc.model.joined import check_cuts

@@ -8,7 +8,7 @@ from flwr_splitfc.apps.run_settings import RunSettings
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import codec_table
 from flwr_splitfc.compare.workers.run_client_app import load_component
-from flwr_splitfc.exchange.server.endpoint_config import ENDPOINT_KEYS
+from flwr_splitfc.exchange.server.endpoint.endpoint_config import ENDPOINT_KEYS
 from flwr_splitfc.settings import Scalar, key_of
 
 _LEARNING_RATE = (

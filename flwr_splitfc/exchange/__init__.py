@@ -22,21 +22,25 @@ from flwr_splitfc.exchange.protocol.split_errors import (
     TokenRefused,
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket, has_ticket
-from flwr_splitfc.exchange.server.budget_rules import BudgetRule, DeviceRound, LastTurn
-from flwr_splitfc.exchange.server.certificate import Certificate
-from flwr_splitfc.exchange.server.device_states import DeviceStates
-from flwr_splitfc.exchange.server.devices import Devices
-from flwr_splitfc.exchange.server.endpoint import SplitEndpoint
-from flwr_splitfc.exchange.server.endpoint_config import EndpointConfig
-from flwr_splitfc.exchange.server.half_trainer import HalfTrainer
-from flwr_splitfc.exchange.server.halves import CopiedHalves, Halves, SharedHalf
-from flwr_splitfc.exchange.server.ledger import Ledger
-from flwr_splitfc.exchange.server.limits import Limits
-from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
-from flwr_splitfc.exchange.server.model_codec_grid import ModelCodecGrid
-from flwr_splitfc.exchange.server.split_grid import SplitGrid
-from flwr_splitfc.exchange.server.traffic import Traffic
-from flwr_splitfc.exchange.server.trained_step import StepListener, TrainedStep
+from flwr_splitfc.exchange.server.accounts.budget_rules import (
+    BudgetRule,
+    DeviceRound,
+    LastTurn,
+)
+from flwr_splitfc.exchange.server.accounts.ledger import Ledger
+from flwr_splitfc.exchange.server.accounts.traffic import Traffic
+from flwr_splitfc.exchange.server.endpoint.certificate import Certificate
+from flwr_splitfc.exchange.server.endpoint.endpoint import SplitEndpoint
+from flwr_splitfc.exchange.server.endpoint.endpoint_config import EndpointConfig
+from flwr_splitfc.exchange.server.grid.devices import Devices
+from flwr_splitfc.exchange.server.grid.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.grid.model_codec_grid import ModelCodecGrid
+from flwr_splitfc.exchange.server.grid.split_grid import SplitGrid
+from flwr_splitfc.exchange.server.half.half_trainer import HalfTrainer
+from flwr_splitfc.exchange.server.half.halves import CopiedHalves, Halves, SharedHalf
+from flwr_splitfc.exchange.server.turn.device_states import DeviceStates
+from flwr_splitfc.exchange.server.turn.limits import Limits
+from flwr_splitfc.exchange.server.turn.trained_step import StepListener, TrainedStep
 
 __all__ = [
     "BudgetRule",

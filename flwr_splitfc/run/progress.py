@@ -13,8 +13,8 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger
-from flwr_splitfc.exchange.server.traffic import Traffic, traffic_to_json
+from flwr_splitfc.exchange.server.accounts.ledger import Ledger
+from flwr_splitfc.exchange.server.accounts.traffic import Traffic, traffic_to_json
 from flwr_splitfc.run.accuracy_warning import AccuracyWarning
 from flwr_splitfc.run.columns import (
     last_known,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.traffic import traffic_from_json
+from flwr_splitfc.exchange.server.accounts.traffic import traffic_from_json
 from flwr_splitfc.run.rounds import Round
 from flwr_splitfc.run.whole_file import whole_file
 from flwr_splitfc.settings import RunConfig, Scalar, check_scalar

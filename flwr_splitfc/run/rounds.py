@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias, get_args
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger, LinkCounts
+from flwr_splitfc.exchange.server.accounts.ledger import Ledger, LinkCounts
 from flwr_splitfc.run.columns import (
     Column,
     last_known,

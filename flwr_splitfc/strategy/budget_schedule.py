@@ -12,7 +12,7 @@ up to the first round, 1 from the last round on.
 import re
 from dataclasses import dataclass
 
-from flwr_splitfc.exchange.server.budget_rules import MOST_BITS, DeviceRound
+from flwr_splitfc.exchange.server.accounts.budget_rules import MOST_BITS, DeviceRound
 
 _FACTOR = r"(?P<factor>\d{1,6}(?:\.\d{1,6})?)x"
 _WARMUP = re.compile(rf"warmup {_FACTOR} (?P<last>\d{{1,9}})", re.ASCII)

@@ -10,7 +10,7 @@ between the least and the most bits that a device may get.
 import re
 from dataclasses import dataclass
 
-from flwr_splitfc.exchange.server.budget_rules import (
+from flwr_splitfc.exchange.server.accounts.budget_rules import (
     MOST_BITS,
     BudgetRule,
     DeviceRound,
@@ -88,7 +88,7 @@ class ThroughputBudgets:
 
     Examples
     --------
-    >>> from flwr_splitfc.exchange.server.budget_rules import LastTurn
+    >>> from flwr_splitfc.exchange.server.accounts.budget_rules import LastTurn
     >>> slow = LastTurn(
     ...     uplink_bits=0.2,
     ...     downlink_bits=0.4,

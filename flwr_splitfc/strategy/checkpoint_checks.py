@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flwr_splitfc.exchange.server.half_steps import Update
+from flwr_splitfc.exchange.server.half.half_steps import Update
 from flwr_splitfc.strategy.checkpoint import CheckpointError
 from flwr_splitfc.strategy.state_tensors import (
     entries_of,

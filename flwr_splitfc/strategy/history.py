@@ -9,8 +9,11 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger
-from flwr_splitfc.exchange.server.traffic import traffic_from_json, traffic_to_json
+from flwr_splitfc.exchange.server.accounts.ledger import Ledger
+from flwr_splitfc.exchange.server.accounts.traffic import (
+    traffic_from_json,
+    traffic_to_json,
+)
 from flwr_splitfc.run.progress import Progress
 from flwr_splitfc.run.rounds import Round
 

@@ -5,8 +5,8 @@ from logging import getLogger
 from flwr.app import MetricRecord
 
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.ledger import Ledger
-from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.accounts.ledger import Ledger
+from flwr_splitfc.exchange.server.accounts.traffic import Traffic
 
 logger = getLogger("flwr")
 

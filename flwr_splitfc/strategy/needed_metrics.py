@@ -6,7 +6,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from flwr_splitfc.exchange.server.step_checks import MOST_NORM
+from flwr_splitfc.exchange.server.half.step_checks import MOST_NORM
 from flwr_splitfc.strategy.innermost import layers
 
 _NORM_BIT = "norm_bit"  # of Flower's adaptiveclipping_mod

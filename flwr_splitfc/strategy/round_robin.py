@@ -15,10 +15,10 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_splitfc.exchange.server.devices import Devices, turn_order
-from flwr_splitfc.exchange.server.flower_messages import failure_of
-from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
-from flwr_splitfc.exchange.server.split_grid import SplitGrid
+from flwr_splitfc.exchange.server.grid.devices import Devices, turn_order
+from flwr_splitfc.exchange.server.grid.flower_messages import failure_of
+from flwr_splitfc.exchange.server.grid.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.grid.split_grid import SplitGrid
 from flwr_splitfc.strategy.added_changes import add_changes
 from flwr_splitfc.strategy.waiting import wait_for_devices
 

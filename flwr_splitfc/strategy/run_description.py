@@ -5,7 +5,7 @@ from __future__ import annotations
 from logging import getLogger
 from typing import TYPE_CHECKING
 
-from flwr_splitfc.exchange.server.budget_rules import rules_text
+from flwr_splitfc.exchange.server.accounts.budget_rules import rules_text
 from flwr_splitfc.strategy.innermost import innermost, name_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.codec import CutCodec
 from flwr_splitfc.exchange import DeviceStates, HalfTrainer, Ledger
-from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.exchange.server.turn.device_states import OptimizerState
 from flwr_splitfc.run.progress import EvaluateFn, Progress
 from flwr_splitfc.strategy.checkpoint_checks import (
     check_finite_state,

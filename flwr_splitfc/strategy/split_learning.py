@@ -28,11 +28,11 @@ from flwr_splitfc.exchange import (
     StepListener,
 )
 from flwr_splitfc.exchange.protocol.whole_numbers import with_whole_numbers
-from flwr_splitfc.exchange.server.budget_rules import BudgetRule
-from flwr_splitfc.exchange.server.device_states import OptimizerState
-from flwr_splitfc.exchange.server.feature_shapes import FeatureShape
-from flwr_splitfc.exchange.server.half_steps import Update
-from flwr_splitfc.exchange.server.reply_checks import ReplyChecks
+from flwr_splitfc.exchange.server.accounts.budget_rules import BudgetRule
+from flwr_splitfc.exchange.server.grid.reply_checks import ReplyChecks
+from flwr_splitfc.exchange.server.half.feature_shapes import FeatureShape
+from flwr_splitfc.exchange.server.half.half_steps import Update
+from flwr_splitfc.exchange.server.turn.device_states import OptimizerState
 from flwr_splitfc.model import (
     DecoupledHalf,
     JoinedModel,

@@ -22,8 +22,8 @@ from flwr_splitfc.codec import CutCodec, ModelCodec, cut_codec
 from flwr_splitfc.codec.model_arrays import EXACT_BITS
 from flwr_splitfc.exchange import EndpointConfig
 from flwr_splitfc.exchange.protocol.ticket import MOST_UNDER_WAY
-from flwr_splitfc.exchange.server.budget_rules import BudgetRule
-from flwr_splitfc.exchange.server.device_states import OptimizerState
+from flwr_splitfc.exchange.server.accounts.budget_rules import BudgetRule
+from flwr_splitfc.exchange.server.turn.device_states import OptimizerState
 from flwr_splitfc.model import LossFn, OptimizerFn, SchedulerFn
 from flwr_splitfc.model.cutting import beginning_of
 from flwr_splitfc.model.part_checks import (

@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_splitfc.exchange import Limits
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.split_grid import SplitGrid
+from flwr_splitfc.exchange.server.grid.split_grid import SplitGrid
 from flwr_splitfc.strategy.failed_rounds import RunFailed
 from flwr_splitfc.strategy.innermost import innermost
 

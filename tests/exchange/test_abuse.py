@@ -17,7 +17,7 @@ from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.device.channel import open_channel
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.exchange.server import line_pace
+from flwr_splitfc.exchange.server.endpoint import line_pace
 from tests.exchange.http2 import connection
 from tests.exchange.raw_device import NONCE, RawDevice, open_frame, session_call
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights

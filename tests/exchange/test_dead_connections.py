@@ -9,7 +9,7 @@ import pytest
 
 from flwr_splitfc import connect
 from flwr_splitfc.exchange.device import session_call, stream
-from flwr_splitfc.exchange.server import stream_server
+from flwr_splitfc.exchange.server.endpoint import stream_server
 from tests.cutting_proxy import CuttingProxy
 from tests.exchange.test_floods import Waiting, make_endpoint
 from tests.halves import DeviceHalf, batches, seeded

@@ -16,7 +16,10 @@ from flwr_splitfc.exchange.protocol.error_samples import is_measured
 from flwr_splitfc.exchange.protocol.seeds import seeded_generator
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
 from flwr_splitfc.exchange.protocol.ticket import Purpose
-from flwr_splitfc.exchange.server.traffic import traffic_from_json, traffic_to_json
+from flwr_splitfc.exchange.server.accounts.traffic import (
+    traffic_from_json,
+    traffic_to_json,
+)
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import shared_half
 from tests.exchange.test_u_shape import make_endpoint, tail

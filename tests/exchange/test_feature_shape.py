@@ -11,7 +11,7 @@ from flwr_splitfc import SplitLearning, connect, cut_codec
 from flwr_splitfc.codec import CodedMatrix, CutCodec, pack_labels
 from flwr_splitfc.exchange import FeaturesRefused, SharedHalf, SplitEndpoint
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.server.feature_shapes import as_feature_shape, is_shaped
+from flwr_splitfc.exchange.server.half.feature_shapes import as_feature_shape, is_shaped
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import everything, shared_half
 from tests.halves import ServerHalf, same, seeded

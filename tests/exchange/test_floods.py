@@ -17,7 +17,7 @@ from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
 from flwr_splitfc.exchange import SplitEndpoint
 from flwr_splitfc.exchange.device.session_call import _options as _device_options
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.exchange.server.stream_server import _options
+from flwr_splitfc.exchange.server.endpoint.stream_server import _options
 from tests.exchange.http2 import connection, greeting, open_stream
 from tests.exchange.raw_device import NONCE, RawDevice, drain, open_frame, session_call
 from tests.exchange.server_halves import shared_half

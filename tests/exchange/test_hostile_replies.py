@@ -45,8 +45,8 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange import Ledger
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import FRAME_KEY, frame_record
-from flwr_splitfc.exchange.server.metered_grid import MeteredGrid
-from flwr_splitfc.exchange.server.reply_checks import Reply, ReplyChecks
+from flwr_splitfc.exchange.server.grid.metered_grid import MeteredGrid
+from flwr_splitfc.exchange.server.grid.reply_checks import Reply, ReplyChecks
 from flwr_splitfc.model import JoinedModel
 from flwr_splitfc.run.progress import Progress
 from flwr_splitfc.run.rounds import Round

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc import connect, cut_codec
 from flwr_splitfc.exchange import DeviceStates, SplitEndpoint
-from flwr_splitfc.exchange.server.device_states import Kept
+from flwr_splitfc.exchange.server.turn.device_states import Kept
 from tests.exchange.server_halves import shared_half
 from tests.halves import seeded
 from tests.local_grid import ticket_message

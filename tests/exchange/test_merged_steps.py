@@ -18,7 +18,7 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
     StepRefused,
 )
-from flwr_splitfc.exchange.server.half_steps import BegunStep, Update
+from flwr_splitfc.exchange.server.half.half_steps import BegunStep, Update
 from tests.halves import DeviceHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 

@@ -21,7 +21,7 @@ from flwr_splitfc.exchange.protocol.frames import (
     frame_record,
     has_frame,
 )
-from flwr_splitfc.exchange.server.message_bytes import MessageMeter
+from flwr_splitfc.exchange.server.grid.message_bytes import MessageMeter
 from flwr_splitfc.strategy import SplitLearning
 from tests.halves import DeviceHalf, ServerHalf, batches
 from tests.local_grid import LocalGrid

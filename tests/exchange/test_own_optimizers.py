@@ -20,7 +20,7 @@ from flwr_splitfc import (
 )
 from flwr_splitfc.exchange import HalfTrainer, SplitEndpoint, StepRefused
 from flwr_splitfc.exchange.device.optimizer_state import start_from
-from flwr_splitfc.exchange.server.device_states import DeviceStates
+from flwr_splitfc.exchange.server.turn.device_states import DeviceStates
 from tests.exchange.server_halves import shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid, ticket_message

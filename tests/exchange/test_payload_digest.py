@@ -1,6 +1,6 @@
 """The digest by which two runs are compared; a change of it needs a line in CHANGELOG."""
 
-from flwr_splitfc.exchange.server.payload_digest import PayloadDigest
+from flwr_splitfc.exchange.server.accounts.payload_digest import PayloadDigest
 
 
 def digest(*steps: tuple[bytes, ...], session: str = "train/0/1/") -> int:

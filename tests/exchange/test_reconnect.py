@@ -20,7 +20,7 @@ from flwr_splitfc.exchange import (
 )
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.tensors import to_matrix
-from flwr_splitfc.exchange.server import server_session
+from flwr_splitfc.exchange.server.endpoint import server_session
 from tests.cutting_proxy import CuttingProxy
 from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import ADAM, shared_half

@@ -21,7 +21,7 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange import SplitEndpoint, has_ticket
 from flwr_splitfc.exchange.device.optimizer_state import optimizer_tensors, start_from
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, unpack_tensor
-from flwr_splitfc.exchange.server.device_states import DeviceStates, Kept
+from flwr_splitfc.exchange.server.turn.device_states import DeviceStates, Kept
 from tests.exchange.server_halves import shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded, weights
 from tests.local_grid import LocalGrid, ticket_message

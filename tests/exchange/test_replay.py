@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flwr_splitfc import SplitFedV1, connect, cut_codec
 from flwr_splitfc.exchange import HalfTrainer, SharedHalf, SplitEndpoint
-from flwr_splitfc.exchange.server import replay_memory
+from flwr_splitfc.exchange.server.half import replay_memory
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import ticket_message
 

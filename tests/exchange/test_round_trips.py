@@ -25,7 +25,7 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange import LimitExceeded, Session, SplitEndpoint
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
-from flwr_splitfc.exchange.server.stream_server import StreamServer
+from flwr_splitfc.exchange.server.endpoint.stream_server import StreamServer
 from tests.exchange.server_halves import shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights
 from tests.local_grid import LocalGrid, ticket_message

@@ -35,7 +35,7 @@ from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.records import with_fields
 from flwr_splitfc.exchange.protocol.tensors import pack_tensor, to_matrix, unpack_tensor
 from flwr_splitfc.exchange.protocol.ticket import PROTOCOLS, Ticket
-from flwr_splitfc.exchange.server.traffic import Traffic
+from flwr_splitfc.exchange.server.accounts.traffic import Traffic
 from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import ADAM, everything, shared_half
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded, weights

@@ -14,7 +14,7 @@ from flwr_splitfc.exchange import Session, SplitEndpoint
 from flwr_splitfc.exchange.device.stream import Stream
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.exchange.server.session_slots import NoRoom, SessionSlots
+from flwr_splitfc.exchange.server.endpoint.session_slots import NoRoom, SessionSlots
 from tests.exchange.http2 import connection, greeting, message, open_stream
 from tests.exchange.raw_device import RawDevice, open_frame, session_call
 from tests.exchange.server_halves import shared_half

@@ -10,7 +10,7 @@ from threading import Barrier, Lock, current_thread
 
 import pytest
 
-from flwr_splitfc.exchange.server.step_workers import StepWorkers
+from flwr_splitfc.exchange.server.endpoint.step_workers import StepWorkers
 
 SESSIONS = 8
 # what waits for a second thread that never comes fails instead of hanging

@@ -32,7 +32,7 @@ from flwr_splitfc.exchange import (
     SplitEndpoint,
 )
 from flwr_splitfc.exchange.protocol.records import fields_of
-from flwr_splitfc.exchange.server import certificate
+from flwr_splitfc.exchange.server.endpoint import certificate
 from tests.halves import DeviceHalf, ServerHalf, batches, seeded
 from tests.local_grid import ticket_message
 from tests.processes.pki import make_pki

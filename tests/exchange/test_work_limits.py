@@ -10,7 +10,7 @@ from flwr_splitfc import EndpointConfig, Limits, connect, cut_codec
 from flwr_splitfc.exchange import FeaturesRefused, LimitExceeded, SplitEndpoint
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.exchange.server.work_budget import WorkBudget
+from flwr_splitfc.exchange.server.turn.work_budget import WorkBudget
 from tests.exchange.raw_device import RawDevice
 from tests.exchange.server_halves import shared_half
 from tests.exchange.step_frames import label_bytes, step_frame

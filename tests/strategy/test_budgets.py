@@ -25,7 +25,7 @@ from flwr_splitfc import (
     cut_codec,
 )
 from flwr_splitfc.exchange import BudgetRule, DeviceRound, LastTurn
-from flwr_splitfc.exchange.server.budget_rules import budgeted, rules_text
+from flwr_splitfc.exchange.server.accounts.budget_rules import budgeted, rules_text
 from flwr_splitfc.strategy.budgets import budget_rules
 from tests.cutting_proxy import CuttingProxy
 from tests.halves import batches, seeded

@@ -27,7 +27,7 @@ from flwr_splitfc import (
 from flwr_splitfc.exchange.protocol import split_pb2 as pb
 from flwr_splitfc.exchange.protocol.frames import server_frame
 from flwr_splitfc.exchange.protocol.split_errors import StateRefused
-from flwr_splitfc.exchange.server.relayed_state import check_relayed
+from flwr_splitfc.exchange.server.turn.relayed_state import check_relayed
 from tests.halves import ServerHalf, batches, same, seeded
 from tests.local_grid import LocalGrid
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeAlias
 from flwr_splitfc.callbacks.round_metric import RoundMetric
 from flwr_splitfc.compare.report.points import Point, points_of, rounds_of
 from flwr_splitfc.compare.report.radio_link import RadioLink
-from flwr_splitfc.exchange.server.traffic import (
+from flwr_splitfc.exchange.server.accounts.traffic import (
     DOWNLINK_KINDS,
     UPLINK_KINDS,
     Traffic,

@@ -8,8 +8,8 @@ from flwr.serverapp import Grid
 
 from flwr_splitfc.codec import BudgetError
 from flwr_splitfc.compare.workers.run_client_app import RUN_KEY
-from flwr_splitfc.exchange.server.delegating_grid import DelegatingGrid
-from flwr_splitfc.exchange.server.flower_messages import (
+from flwr_splitfc.exchange.server.grid.delegating_grid import DelegatingGrid
+from flwr_splitfc.exchange.server.grid.flower_messages import (
     failure_of,
     purpose_of,
     readable_error,

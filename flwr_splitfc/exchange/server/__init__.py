@@ -2,16 +2,9 @@
 
 From outside to inside:
 
-- `SplitGrid` (split_grid) puts a ticket into each of Flower's messages, on top of
-  `MeteredGrid`, which counts the models in them; pushed_messages waits for replies,
-  messages_in_flight for those that bring frames.
-- `SplitEndpoint` (endpoint) puts the following together: `StreamServer` listens,
-  `SessionRegistry` knows the tokens, `SessionService` answers frames and ends sessions,
-  `TurnAccounts` enters what they moved in the `Ledger`, and timeouts says when a device
-  is waited for no longer.
-- `ServerSession` (server_session) is one session: it admits one device process, and
-  applies each frame once, whichever connection brings it.
-- `Turn` (turn) answers frames by decoding (received), training and encoding.
-- `Halves` say which server half a turn trains: `HalfTrainer`, which applies a step as a
-  whole or not at all (step_checks).
+- `grid` puts a ticket into each of Flower's messages, and counts what they carry.
+- `endpoint` is where devices connect with it; it answers the frames of their sessions.
+- `turn` decodes a frame, has the server half trained on it, and encodes the answer.
+- `half` is the server half, which takes a step as a whole or not at all.
+- `accounts` are the counts of all of this, by round and by device.
 """
