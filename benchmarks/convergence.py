@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from written import add_row, read_rows
 
 from flwr_splitfc.codec import CutCodec, cut_codec
-from flwr_splitfc.codec.catalogue import codec_settings
 from flwr_splitfc.codec.quality import feature_error, gradient_error
 from flwr_splitfc.compare.report.looks import looks_of, picture_of
 from flwr_splitfc.vision import LabelledImages, load_dataset, partition
@@ -40,7 +39,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path += [str(EXAMPLES / "cifar10"), str(EXAMPLES / "mnist")]
 
 DEVICES = 30
-REDUCTION = 8  # of codecs with dropout: the better of the paper's 8 and 16
 MEASURED_STEPS = 20  # one step in so many has its error measured
 LEAST_SPAN = 5  # points of accuracy that an axis shows
 METHODS = "float32,splitfc-rd,splitfc-rd@0.2/0.4,splitfc@0.2/0.4"
@@ -197,17 +195,16 @@ class Cut:
 
 
 def codec_of(method: str) -> CutCodec:
-    """Return the codec of ``NAME``, ``NAME@QUALITY`` in dB or ``NAME@UP/DOWN`` bits."""
+    """Return the codec of ``NAME``, ``NAME@QUALITY`` in dB or ``NAME@UP/DOWN`` bits.
+
+    ``NAME@UP/DOWN/REDUCTION`` says how many columns dropout keeps.
+    """
     name, _, setting = method.partition("@")
-    settings: dict[str, float] = {}
+    keys = ["quality"]
     if "/" in setting:
-        up, down = setting.split("/")
-        settings = {"uplink_bits": float(up), "downlink_bits": float(down)}
-    elif setting:
-        settings = {"quality": float(setting)}
-    if "reduction" in codec_settings(name):
-        settings["reduction"] = REDUCTION
-    return cut_codec(name, **settings)
+        keys = ["uplink_bits", "downlink_bits", "reduction"]
+    values = map(float, setting.split("/")) if setting else ()
+    return cut_codec(name, **dict(zip(keys, values, strict=False)))
 
 
 # Runs
@@ -361,7 +358,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         default=METHODS,
-        help="by comma: a codec, with @QUALITY in dB or @UP/DOWN in bits per entry "
+        help="by comma: a codec, with @QUALITY in dB, or with @UP/DOWN in bits per "
+        "entry, after which /REDUCTION may follow "
         "(default: %(default)s)",
     )
     parser.add_argument("--seeds", default="0", help="by comma (default: %(default)s)")

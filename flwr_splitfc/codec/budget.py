@@ -170,6 +170,11 @@ class Budgets:
             return gradient_bits, features_bits
         return features_bits, gradient_bits
 
+    @property
+    def are_enough(self) -> bool:
+        """Whether no budget is impossible."""
+        return not any(self._problems.values())
+
     def check(self) -> None:
         """Raise a `BudgetError` that names all budgets that are impossible."""
         self._check("uplink_bits", "downlink_bits", "evaluation_bits")

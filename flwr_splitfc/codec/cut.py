@@ -306,15 +306,16 @@ evaluation='float16')
         levelled: bool | None,
     ) -> tuple[Array, Link]:
         """Select from features and quantise what is kept."""
-        kept, link = self.selector.select(matrix, selection)
+        selector = self._budgets(*matrix.shape).worst_case.selector
+        kept, link = selector.select(matrix, selection)
         link = self._with_layout(link, shape)
         link = self._with_levels(link, kept, shape, selection, labels_per_row, levelled)
         if link.gains is not None:
             kept = kept * link.gains.to(kept.device)
-        selected = self.selector.pack(link)
+        selected = selector.pack(link)
         # The quantiser spends what the selection leaves of the budget.
         left_bytes = selection.budget_bytes - len(selected)
-        useful_bytes = self.selector.useful_bytes(link, left_bytes)
+        useful_bytes = selector.useful_bytes(link, left_bytes)
         quantiser = _for_layout(self.quantiser, link)
         if self.quality is not None:
             quality = self._decibels(link, labels_per_row)
@@ -575,7 +576,8 @@ evaluation='float16')
     def smallest_bits(self, rows: int, columns: int) -> tuple[float, float]:
         """Return the smallest budgets that work for every batch of (B, D) features.
 
-        Rounded up to four decimals; 0 for codecs that ignore the budget.
+        Rounded up to four decimals; 0 for codecs that ignore the budget. Where the
+        budget decides how many columns are kept, they pay for one in 16.
 
         Returns
         -------
@@ -588,7 +590,7 @@ evaluation='float16')
         >>> cut_codec("splitfc").smallest_bits(256, 1152)
         (0.0034, 0.0011)
         """
-        return self._budgets(rows, columns).smallest_bits
+        return self._new_budgets(self.selector, rows, columns).smallest_bits
 
     def check_budget(self, rows: int, columns: int) -> None:
         """Check once that every batch of (B, D) features can be sent.
@@ -607,15 +609,36 @@ evaluation='float16')
         if budgets is None:
             if len(known) == _MOST_KNOWN_BUDGETS:
                 known.clear()
-            budgets = known[rows, columns] = Budgets(
-                WorstCase(self.selector, self.quantiser, rows, columns),
-                self.uplink_bits,
-                self.downlink_bits,
-                self._evaluation_bits,
-                self.mirrored,
-                only_ceilings=self.quality is not None,
-            )
+            budgets = self._new_budgets(self._selector_within, rows, columns)
+            if not budgets.are_enough:
+                # with few rows a column costs more than its entries
+                budgets = self._new_budgets(self.selector, rows, columns)
+            known[rows, columns] = budgets
         return budgets
+
+    def _new_budgets(self, selector: Selector, rows: int, columns: int) -> Budgets:
+        return Budgets(
+            WorstCase(selector, self.quantiser, rows, columns),
+            self.uplink_bits,
+            self.downlink_bits,
+            self._evaluation_bits,
+            self.mirrored,
+            only_ceilings=self.quality is not None,
+        )
+
+    @cached_property
+    def _selector_within(self) -> Selector:
+        """The selector with what the budget of the features decides."""
+        bits = self.downlink_bits if self.mirrored else self.uplink_bits
+        if self.quality is not None:
+            # it says what is lost, and that is no whole column
+            bits = NO_CEILING
+        return self.selector.within(bits, self.quantiser.kept_entry_bits)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether kept features are scaled, see `Selector.rescales`."""
+        return self._selector_within.rescales
 
     @cached_property
     def _known_budgets(self) -> dict[tuple[int, int], Budgets]:

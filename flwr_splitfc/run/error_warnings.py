@@ -100,7 +100,7 @@ class ErrorWarnings:
         )
         if output_codec is not None:
             _watch_output_too(up, down)
-        if codec.selector.rescales:
+        if codec.rescales:
             _allow_rescaling(up)
         self._watches = [up, down]
 

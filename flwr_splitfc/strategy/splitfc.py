@@ -23,8 +23,7 @@ def splitfc_codec(
     cut_codec('splitfc-rd', uplink_bits=32.0, downlink_bits=32.0, quality=0.0, \
 evaluation='float16')
     >>> splitfc_codec(uplink_bits=0.1)
-    cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16', \
-reduction=16.0)
+    cut_codec('splitfc', uplink_bits=0.1, downlink_bits=0.4, evaluation='float16')
     """
     choices = {
         "quality": quality,
@@ -60,8 +59,8 @@ class SplitFC(SplitLearning):
     downlink_bits : float, optional
         Bits per entry of the gradient matrix; the paper's is 0.4.
     reduction : float, optional
-        The paper's R: one column in R is kept, in expectation; the default is 16, and 1
-        keeps all.
+        The paper's R: one column in R is kept, in expectation, and 1 keeps all. The
+        default follows from `uplink_bits`, 8 at 0.2 (docs/choosing.md).
     evaluation, evaluation_bits, channel_dim
         Settings of the codec, as in `CutCodec`.
     **split_options

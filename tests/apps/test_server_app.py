@@ -53,7 +53,6 @@ def test_a_run_config_without_a_key_trains_splitfc_on_devices_in_turn(
         "uplink-bits": 2.0,
         "downlink-bits": 2.0,
         "evaluation": "float16",
-        "reduction": 16.0,
     }
     assert results["seed"] == 0
     assert results["run_config"] == {

@@ -40,7 +40,7 @@ def test_defaults_and_spelling() -> None:
     assert (cut.uplink_bits, cut.downlink_bits, cut.selector) == (
         0.2,
         0.4,
-        FeatureDropout(16.0),
+        FeatureDropout(),
     )
     assert cut.quantiser == FeatureQuant()
     assert cut_codec({"name": "splitfc", "uplink-bits": 0.1}) == cut_codec(
@@ -144,7 +144,7 @@ def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "halved" in codec_names()
     assert cut_codec("halved", strength=3).quantiser == Halved(3)
     (entry,) = (entry for entry in codec_table() if entry.name == "halved")
-    assert entry.own_settings == {"reduction": 16.0, "strength": 2}
+    assert entry.own_settings == {"reduction": None, "strength": 2}
     assert entry.summary.endswith(" Sends halves.")
     with pytest.raises(ValueError, match="'halved' is already"):
         register_codec("halved", AllColumns, Halved)

@@ -7,7 +7,7 @@ import pytest
 from flwr_splitfc.codec import cut_codec
 from flwr_splitfc.strategy.splitfc import splitfc_codec
 
-PAPER = {"uplink_bits": 0.2, "downlink_bits": 0.4, "reduction": 16}
+PAPER = {"uplink_bits": 0.2, "downlink_bits": 0.4}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ class Quantiser(ABC):
     default_quality: ClassVar[float | None] = None
     """In decibels, where neither a quality nor a budget is set; None for budgets."""
 
+    kept_entry_bits: ClassVar[float | None] = None
+    """How many bits of a budget each entry of a kept column had best get, as measured.
+
+    None where nobody measured it.
+    """
+
     @property
     def gradient_correction(self) -> float:
         """``lambda``, by which the device corrects the gradient for lost features.

@@ -36,6 +36,8 @@ from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.statistics import column_deviations, column_extremes
 
+_USUAL_REDUCTION = 16.0
+
 
 def keep_probabilities(dispersion: Tensor, reduction: float) -> Tensor:
     """Return the keep probability of every column; they add up to ``D/R``.
@@ -110,25 +112,38 @@ class FeatureDropout(Selector):
 
     Parameters
     ----------
-    reduction : float
-        ``R``, the dimensionality reduction ratio, at least 1; 1 keeps every column.
+    reduction : float, optional
+        ``R``, the dimensionality reduction ratio, at least 1; 1 keeps every column. By
+        default it follows from the budget, see `within`; without one it is 16.
     """
 
-    reduction: float = 16.0
+    reduction: float | None = None
 
     def __post_init__(self) -> None:
+        if self.reduction is None:
+            return
         if not (isfinite(self.reduction) and self.reduction >= 1):
             raise ValueError(
                 f"reduction must be a finite number of at least 1, got {self.reduction}"
             )
 
+    def within(self, bits: float, entry_bits: float | None) -> Selector:
+        """Return the selector that keeps as many columns as get `entry_bits` each."""
+        if self.reduction is not None or entry_bits is None:
+            return self
+        return FeatureDropout(max(1.0, entry_bits / bits))
+
     @property
     def rescales(self) -> bool:
-        return self.reduction > 1
+        return self._ratio > 1
+
+    @property
+    def _ratio(self) -> float:
+        return _USUAL_REDUCTION if self.reduction is None else self.reduction
 
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         rows, width = matrix.shape
-        if self.reduction == 1.0 or not selection.training:
+        if self._ratio == 1.0 or not selection.training:
             return matrix, Link(rows, width, device=matrix.device)
         uniform = torch.rand(
             width, generator=selection.generator, dtype=torch.float64, device="cpu"
@@ -137,7 +152,7 @@ class FeatureDropout(Selector):
         # (1)
         spans = selection.channels.spans(low, high)
         dispersion = column_deviations(matrix, spans).numpy()
-        drawn, scales = _draw(dispersion, uniform.numpy(), self.reduction)
+        drawn, scales = _draw(dispersion, uniform.numpy(), self._ratio)
         largest = torch.maximum(-low, high).numpy()  # (D,)
         _check_scaled(largest[drawn] * scales)
         device = matrix.device
@@ -168,14 +183,14 @@ class FeatureDropout(Selector):
         """
         if not training:
             return columns
-        mean = columns / self.reduction
+        mean = columns / self._ratio
         # The variance, sum p (1 - p), is below the mean; a few more for small means.
         deviation = sqrt(mean)
         likely = ceil(mean + 6 * deviation) + 6
         return min(columns, likely)
 
     def most_bytes(self, rows: int, kept: int, columns: int) -> int:
-        fewest = columns if self.reduction == 1.0 else 0
+        fewest = columns if self._ratio == 1.0 else 0
         return selection_bytes(fewest, kept, columns)
 
 

@@ -37,6 +37,18 @@ class Selector(ABC):
         """
         return False
 
+    def within(self, bits: float, entry_bits: float | None) -> Selector:
+        """Return this selector with what a budget decides that no setting does.
+
+        Parameters
+        ----------
+        bits : float
+            The budget of the features, per entry of the (B, D) matrix.
+        entry_bits : float or None
+            `Quantiser.kept_entry_bits`.
+        """
+        return self
+
     @abstractmethod
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
         """Select from features, float32 (B, D), on the terms of `selection`.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_splitfc.codec import FeatureDropout, cut_codec
+from flwr_splitfc.codec import BudgetError, CutCodec, FeatureDropout, cut_codec
 from flwr_splitfc.codec.channels import Channels
 from flwr_splitfc.codec.selectors.feature_dropout import keep_probabilities
 from flwr_splitfc.codec.selectors.selection import Selection
@@ -154,6 +156,63 @@ def test_the_server_learns_columns_and_no_probabilities() -> None:
     assert link.columns is not None
     assert torch.equal(server.columns, link.columns)
     assert len(data) <= selector.most_bytes(5, selector.most_columns(64), 64)
+
+
+def payload(cut: CutCodec, rows: int, columns: int = 1152) -> bytes:
+    """What the codec sends of features; equal generators draw equal columns."""
+    draw = torch.Generator().manual_seed(3)
+    features = torch.randn(rows, columns, generator=draw)
+    array, _ = cut.encode_features(features, generator=draw)
+    return array.data
+
+
+@pytest.mark.parametrize(
+    ("bits", "reduction"),
+    [(0.05, 32), (0.1, 16), (0.2, 8), (0.5, 3.2), (1, 1.6), (2, 1)],
+)
+def test_the_budget_decides_how_many_columns_are_kept(
+    bits: float, reduction: float
+) -> None:
+    by_default = cut_codec("splitfc", uplink_bits=bits)
+    told = cut_codec("splitfc", uplink_bits=bits, reduction=reduction)
+    assert payload(by_default, 64) == payload(told, 64)
+    # devices and rounds have budgets of their own
+    replaced = replace(cut_codec("splitfc", uplink_bits=0.7), uplink_bits=bits)
+    assert payload(replaced, 64) == payload(told, 64)
+    assert by_default.rescales == (reduction > 1)
+
+
+def test_a_batch_that_is_too_small_for_its_columns_has_fewer() -> None:
+    """Of four rows a column takes more than 1.6 bits for each of its entries."""
+    cut = cut_codec("splitfc", uplink_bits=0.3)
+    told = cut_codec("splitfc", uplink_bits=0.3, reduction=16)
+    assert payload(cut, 4) == payload(told, 4)
+
+
+@pytest.mark.parametrize("bits", [1e-4, 0.01, 0.05])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 64])
+def test_the_smallest_budget_that_an_error_names_works(rows: int, bits: float) -> None:
+    cut = cut_codec("splitfc", uplink_bits=bits, downlink_bits=bits)
+    try:
+        cut.check_budget(rows, 1152)
+    except BudgetError:
+        up, down = cut.smallest_bits(rows, 1152)
+        enough = replace(cut, uplink_bits=max(up, bits), downlink_bits=max(down, bits))
+        enough.check_budget(rows, 1152)
+        assert len(payload(enough, rows)) <= rows * 1152 * enough.uplink_bits / 8
+
+
+def test_features_on_their_way_down_go_by_the_budget_downwards() -> None:
+    cut = cut_codec("splitfc", uplink_bits=4, downlink_bits=0.2).mirror()
+    told = cut_codec("splitfc", uplink_bits=4, downlink_bits=0.2, reduction=8).mirror()
+    assert payload(cut, 64) == payload(told, 64)
+
+
+def test_a_quality_keeps_all_columns() -> None:
+    cut = cut_codec("splitfc", quality=20)
+    _, link = cut.encode_features(torch.randn(64, 1152))
+    assert link.columns is None
+    assert not cut.rescales
 
 
 @pytest.mark.parametrize("reduction", [0.5, float("nan"), float("inf"), -1])

@@ -585,7 +585,7 @@ class Turn:
         What dropout scales is off by many times that, whatever comes of it.
         """
         self._output_error = None
-        if codec.selector.rescales:
+        if codec.rescales:
             return
         if is_measured(self.server_round, self._steps):
             exact, seen = sent_and_seen(codec, output, encoded, link)
