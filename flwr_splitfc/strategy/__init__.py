@@ -3,7 +3,7 @@
 from flwr_splitfc.strategy.budget_schedule import BudgetSchedule
 from flwr_splitfc.strategy.budgets import NodeConfigBudgets, ThroughputBudgets
 from flwr_splitfc.strategy.checkpoint import CheckpointError
-from flwr_splitfc.strategy.failed_rounds import RunFailed
+from flwr_splitfc.strategy.failed_rounds import RunFailed, SimulationBroken
 from flwr_splitfc.strategy.resumable import Resumable
 from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.split_learning import SplitLearning
@@ -17,6 +17,7 @@ __all__ = [
     "Resumable",
     "RoundRobin",
     "RunFailed",
+    "SimulationBroken",
     "SplitFC",
     "SplitFedV1",
     "SplitFedV2",

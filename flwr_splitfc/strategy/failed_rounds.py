@@ -1,11 +1,13 @@
 """Rounds in which every device failed: too many of them end the run."""
 
+import re
 from collections.abc import Iterable
 from itertools import takewhile
 from logging import getLogger
 
 from flwr.app import Message
 
+from flwr_splitfc.exchange.server.endpoint.ray_cluster import has_ray
 from flwr_splitfc.run.progress import Progress
 
 logger = getLogger("flwr")
@@ -13,6 +15,18 @@ logger = getLogger("flwr")
 
 class RunFailed(RuntimeError):
     """A run cannot go on: every device failed, or too few devices came."""
+
+
+class SimulationBroken(RuntimeError):
+    """A process of Flower's simulation engine died, which spoils all later rounds.
+
+    Flower goes on giving it devices. Each fails at once, so the dead process is free
+    again before the others, and gets most of them.
+    """
+
+
+# Ray's words for the task under way, and for later ones
+_DEAD_ACTOR = re.compile(r"The actor (died|is dead)")
 
 
 class FailedRounds:
@@ -89,6 +103,26 @@ class FailedRounds:
         asked = ledger.links(server_round, "train")
         ledger.add_failures(server_round, "train", dict.fromkeys(asked, why))
         self.check(server_round, [], turns_of_all)
+
+    def check_simulation(self, server_round: int) -> None:
+        """Refuse to go on after a round in which a process of the simulation died.
+
+        Raises
+        ------
+        SimulationBroken
+        """
+        # elsewhere a device may say what it likes
+        if not has_ray():
+            return
+        failures = self._progress.ledger.failures(server_round)
+        for device, reason in failures.items():
+            if _DEAD_ACTOR.search(reason):
+                raise SimulationBroken(
+                    f"a process of the simulation died in round {server_round}, and "
+                    f"most devices would fail from now on; device {device} with: "
+                    f"{reason}. With a checkpoint, the same command goes on in new "
+                    "processes"
+                )
 
     def check_end(self) -> None:
         """Refuse to call a run finished in which no device ever succeeded.

@@ -108,6 +108,7 @@ class RunState:
         self._before_round = self.progress.finished
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
+        self._num_rounds = num_rounds
         self._half = half
         self._devices = devices
 
@@ -157,6 +158,8 @@ class RunState:
                     partial(self._check_own, arrays=arrays),
                 )
             self.server_half = None
+            if server_round < self._num_rounds:
+                self.failed_rounds.check_simulation(server_round)
             return self.metrics.central
 
         return end_of_round

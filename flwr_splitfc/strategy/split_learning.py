@@ -385,6 +385,8 @@ class SplitLearning(Strategy):
             If every device failed in too many rounds, or in all, or too few devices
             came. Nothing is saved but the checkpoint, which is that of the last round
             before.
+        SimulationBroken
+            If a process of Flower's simulation engine died, at the end of that round.
         ValueError
             If `num_rounds` is no whole number, `initial_arrays` are those of the whole
             model, `save_to` is no folder to write into, or `evaluate_fn` returns no

@@ -19,6 +19,7 @@ from tests.processes.processes import (
     MemoryWatch,
     end_processes_of,
     free_port,
+    processes_of,
     processes_with,
     send,
     server_apps_of,
@@ -72,6 +73,14 @@ class FlwrRun:
         for process in server_apps_of(self.home):
             send(process)
         self._command.kill()
+
+    def actors(self) -> list[Path]:
+        """The processes of the simulation's devices."""
+        return [
+            process
+            for process in processes_of(self.home)
+            if b"ClientAppActor" in (process / "cmdline").read_bytes()
+        ]
 
     def __call__(
         self,

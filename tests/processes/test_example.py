@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.processes.flwr_run import FlwrRun
+from tests.processes.processes import send, wait_for_line
+
 pytestmark = pytest.mark.simulation
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +110,26 @@ def test_two_hundred_devices_on_one_server_half(
         f"ServerApp's process: {early / 2**20:.0f} MiB early on, at most {most / 2**20:.0f} MiB"
     )
     assert most < 1.5 * early
+
+
+@pytest.mark.extended
+def test_a_killed_process_of_the_simulation_ends_the_run_and_leaves_a_model(
+    flwr_run: FlwrRun,
+) -> None:
+    """Flower would hand it three of four devices in each later round."""
+
+    def kill_a_device() -> None:
+        wait_for_line(flwr_run.log, "round 2/30")
+        actors = flwr_run.actors()
+        assert len(actors) == 2
+        send(actors[0])
+
+    results = flwr_run(
+        ROOT / "strategies" / "splitfed-v2.toml",
+        at_once=2,
+        meanwhile=kill_a_device,
+        **{"num-rounds": 30, "evaluate-every": 30},
+    )
+    assert results["failed"].startswith("SimulationBroken: a process of the simulation")
+    assert len(results["rounds"]) < 30
+    assert (results["folder"] / "joined.pt").exists()

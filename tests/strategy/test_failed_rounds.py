@@ -25,6 +25,7 @@ from torch import nn
 from flwr_splitfc import (
     RoundRobin,
     RunFailed,
+    SimulationBroken,
     SplitClientApp,
     SplitFC,
     SplitFedV1,
@@ -32,6 +33,7 @@ from flwr_splitfc import (
     SplitLearning,
 )
 from flwr_splitfc.exchange.protocol.ticket import Ticket
+from flwr_splitfc.strategy import failed_rounds
 from flwr_splitfc.strategy.checkpoint import load_checkpoint
 from tests.halves import DeviceHalf, ServerHalf, batches, same, seeded
 from tests.local_grid import App, LocalGrid
@@ -41,7 +43,7 @@ ADAM = partial(torch.optim.Adam, lr=1e-2)
 GOOD = SplitClientApp(DeviceHalf, lambda context: (batches(2), batches(1)), ADAM)
 
 
-def failing(fails: Callable[[int, int], bool]) -> App:
+def failing(fails: Callable[[int, int], bool], why: str = "the fault") -> App:
     """An app whose device fails in a round of training where `fails(device, round)`."""
 
     def app(message: Message, context: Context) -> Message:
@@ -49,7 +51,7 @@ def failing(fails: Callable[[int, int], bool]) -> App:
         if message.metadata.message_type == "train":
             server_round = Ticket.from_message(message).server_round
             if fails(device, server_round):
-                raise ZeroDivisionError(f"the fault of device {device}")
+                raise ZeroDivisionError(f"{why} of device {device}")
         return GOOD(message, context)
 
     return app
@@ -134,6 +136,33 @@ def test_how_many_such_rounds_end_a_run_is_a_setting() -> None:
     assert len(run.progress.rounds) == 9
     with pytest.raises(ValueError, match="max_failed_rounds is 0, wanted 1 or more"):
         start(app, 9, max_failed_rounds=0)
+
+
+@pytest.mark.parametrize("devices", [in_turn, sample])
+def test_a_process_of_the_simulation_that_dies_ends_the_run(
+    devices: Callable[[], Strategy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower would give it most devices of the later rounds, and each would fail."""
+    app = failing(lambda device, at: (device, at) == (1, 2), "The actor is dead")
+    halves, checkpoint = tmp_path / "halves", tmp_path / "checkpoint"
+
+    def run() -> SplitLearning:
+        made = {"devices": devices(), "save_to": halves, "checkpoint": checkpoint}
+        return start(app, 4, **made)[0]
+
+    monkeypatch.setattr(failed_rounds, "has_ray", lambda: True)
+    with pytest.raises(SimulationBroken, match=r"died in round 2, .*; device 1 with: "):
+        run()
+    assert (halves / "joined.pt").exists()
+    # in new processes it goes on; of a single turn nothing is left, and it is made again
+    app = GOOD
+    assert [row["round"] for row in run().progress.rows][-1] == 4
+
+
+def test_only_in_a_simulation_does_that_end_the_run() -> None:
+    app = failing(lambda device, at: device == 1, "The actor is dead")
+    run, _ = start(app, 4, devices=sample())
+    assert [list(row["failures"]) for row in run.progress.rows] == 4 * [["1"]]
 
 
 def test_fewer_turns_than_devices_that_all_fail_are_no_run(tmp_path: Path) -> None:

@@ -6,18 +6,24 @@ from logging import getLogger
 logger = getLogger("flwr")
 
 
+def has_ray() -> bool:
+    """Return whether this process runs Ray, as Flower's simulation engine does."""
+    # not imported here: a process that did not import it is in no cluster
+    ray = sys.modules.get("ray")
+    # another thread may be in the midst of importing it
+    is_initialized = getattr(ray, "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
+
+
 def address_in_cluster() -> str | None:
     """Return the address by which the nodes of the Ray cluster reach this one.
 
     It is None where this process has no Ray cluster, as in a deployment, and where the
     cluster has no other node. A cluster may grow.
     """
-    # not imported here: a process that did not import it is in no cluster
-    ray = sys.modules.get("ray")
-    # another thread may be in the midst of importing it
-    is_initialized = getattr(ray, "is_initialized", None)
-    if ray is None or is_initialized is None or not is_initialized():
+    if not has_ray():
         return None
+    ray = sys.modules["ray"]
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
         return str(ray.util.get_node_ip_address()) if len(alive) > 1 else None
