@@ -32,7 +32,8 @@ STEP = partial(torch.optim.lr_scheduler.StepLR, step_size=3)
         ({"optimizer": CROSS_ENTROPY}, "optimizer is a CrossEntropyLoss, wanted"),
         ({"scheduler": STEP(MADE)}, "scheduler is a StepLR, wanted a function"),
         ({"devices": FedAvg}, "devices is <class .*FedAvg'>, wanted a strategy"),
-        ({"devices": 3}, "devices is 3, wanted a strategy"),
+        ({"devices": 3}, "devices is 3, wanted a strategy of flwr.serverapp.strategy"),
+        ({"model_bits": "4"}, "weights: bits must be 2 to 16, or 32, got '4'"),
     ],
 )
 @pytest.mark.parametrize("strategy", [SplitFC, SplitLearning])

@@ -76,6 +76,19 @@ def _shape_of(leaf: object) -> object:
     return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
+def plain_tensors(structure: Structure) -> Structure:
+    """Return a structure whose tensors are torch's own, with their graphs.
+
+    A subclass, such as the ``MetaTensor`` of MONAI, may do something else than torch
+    where it is sliced or computed with.
+    """
+    return mapped(structure, _plain_tensor)
+
+
+def _plain_tensor(leaf: Tensor) -> Tensor:
+    return leaf if type(leaf) is Tensor else leaf.as_subclass(Tensor)
+
+
 def on_device(structure: Structure, device: torch.device) -> Structure:
     """Return a structure whose tensors are on a device."""
     return mapped(structure, lambda leaf: leaf.to(device))

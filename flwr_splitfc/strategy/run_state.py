@@ -26,6 +26,7 @@ from flwr_splitfc.strategy.failed_rounds import FailedRounds
 from flwr_splitfc.strategy.history import History, RoundMetrics
 from flwr_splitfc.strategy.random_state import random_state, restore_random_state
 from flwr_splitfc.strategy.resumable import devices_state, remembered, restore_devices
+from flwr_splitfc.strategy.sent_configs import SentConfigs
 from flwr_splitfc.strategy.standstill import Standstill
 from flwr_splitfc.strategy.state_tensors import copied
 
@@ -53,6 +54,8 @@ class RunState:
         What two runs must share for one to go on where the other stopped.
     arrays : ArrayRecord or None
         The device half, which what devices leave has to fit.
+    configs : SentConfigs, optional
+        What goes to devices beside it; empty by default.
 
     Attributes
     ----------
@@ -88,6 +91,7 @@ class RunState:
         max_failed_rounds: int,
         settings: Mapping[str, str],
         arrays: ArrayRecord | None,
+        configs: SentConfigs | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.progress = Progress(
@@ -109,6 +113,7 @@ class RunState:
         self.metrics = RoundMetrics()
         self.settings = dict(settings)
         self._num_rounds = num_rounds
+        self._configs = configs or SentConfigs()
         self._half = half
         self._devices = devices
 
@@ -176,6 +181,7 @@ class RunState:
             "random": random_state(),
             "history": self.history.lines,
             "device_traffic": self.ledger.devices_to_json(),
+            "configs": self._configs.state_dict(),
         }
 
     def check_state(self, state: dict[str, Any], arrays: ArrayRecord) -> None:
@@ -234,6 +240,9 @@ class RunState:
         self.history.lines = list(state["history"])
         self.history.restore(self.ledger, self.progress)
         self.rounds_done = int(state["round"])
+        # a version before did not write them
+        if "configs" in state:
+            self._configs.load_state_dict(state["configs"])
         # last, as nothing may draw from the generators after it
         restore_random_state(state["random"])
         return ArrayRecord(state["arrays"])

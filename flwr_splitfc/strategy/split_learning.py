@@ -63,6 +63,7 @@ from flwr_splitfc.strategy.round_robin import RoundRobin
 from flwr_splitfc.strategy.run_description import log_settings, settings_texts
 from flwr_splitfc.strategy.run_state import RunState
 from flwr_splitfc.strategy.saved_halves import save_halves
+from flwr_splitfc.strategy.sent_configs import SentConfigs
 from flwr_splitfc.strategy.split_settings import (
     TorchDevices,
     as_codec,
@@ -372,8 +373,9 @@ class SplitLearning(Strategy):
         Parameters are those of `Strategy.start`; `initial_arrays` and what
         `evaluate_fn` gets are the device half (see `joined_model` for the whole).
         Sessions still open after `timeout` seconds of a round are cancelled. With
-        `checkpoint`, rounds that are done are not done again, and the `Result` holds
-        all of them.
+        `checkpoint`, rounds that are done are not done again, the `Result` holds all of
+        them, and what they changed in `train_config` and `evaluate_config` is restored
+        where these are given as they were at the run's start.
 
         Raises
         ------
@@ -389,8 +391,8 @@ class SplitLearning(Strategy):
             If a process of Flower's simulation engine died, at the end of that round.
         ValueError
             If `num_rounds` is no whole number, `initial_arrays` are those of the whole
-            model, `save_to` is no folder to write into, or `evaluate_fn` returns no
-            metrics.
+            model, a config is no `ConfigRecord`, `save_to` is no folder to write into,
+            or `evaluate_fn` returns no metrics.
         """
         check_integers(num_rounds=num_rounds)
         check_initial_arrays(initial_arrays, self.server_model)
@@ -398,8 +400,9 @@ class SplitLearning(Strategy):
         if self.save_to is not None:
             with under_key("save_to"):
                 check_writable(self.save_to)
+        configs = SentConfigs(train_config, evaluate_config)
         with locked(self.checkpoint), self._saved_at_end():
-            self._run = self._new_run(num_rounds, initial_arrays)
+            self._run = self._new_run(num_rounds, initial_arrays, configs)
             # before the endpoint is opened: a checkpoint of another run ends it here
             arrays = self._resume(initial_arrays)
             so_far = self._so_far = self._new_run_so_far(arrays)
@@ -417,8 +420,8 @@ class SplitLearning(Strategy):
                         arrays,
                         0 if so_far.stopped else rounds_left,
                         timeout,
-                        train_config,
-                        evaluate_config,
+                        configs.train,
+                        configs.evaluate,
                         notifier.watch(self._run.end_of_round(evaluate_fn, writer)),
                     )
                 except RunStopped:
@@ -464,7 +467,12 @@ class SplitLearning(Strategy):
         log_settings(self)
         self.devices.summary()
 
-    def _new_run(self, num_rounds: int, arrays: ArrayRecord | None = None) -> RunState:
+    def _new_run(
+        self,
+        num_rounds: int,
+        arrays: ArrayRecord | None = None,
+        configs: SentConfigs | None = None,
+    ) -> RunState:
         return RunState(
             self.half,
             self.devices,
@@ -480,6 +488,7 @@ class SplitLearning(Strategy):
                 **self.device_settings,
             },
             arrays=arrays,
+            configs=configs,
         )
 
     def _new_run_so_far(self, arrays: ArrayRecord) -> RunSoFar:
@@ -634,6 +643,10 @@ class SplitLearning(Strategy):
         replies = list(replies)
         if not replies:
             return None
+        # with an auxiliary head a device may evaluate alone
+        if not self.decoupled:
+            predictions = self.ledger.of(server_round, "evaluate").steps
+            self._run.standstill.check_predictions(server_round, predictions, replies)
         averages = self.devices.aggregate_evaluate(server_round, replies)
         averages = counted_means(averages, self.devices, server_round, replies)
         metrics = with_totals(averages, self.ledger, server_round, "evaluate")

@@ -78,8 +78,8 @@ def check_devices(devices: Strategy) -> None:
     """Refuse what combines no device halves; warn of a `start` of its own."""
     if not isinstance(devices, Strategy):
         raise ValueError(
-            f"devices is {devices!r:.100}, wanted a strategy, such as "
-            "FedAvg(fraction_train=0.1)"
+            f"devices is {devices!r:.100}, wanted a strategy of "
+            "flwr.serverapp.strategy, such as FedAvg(fraction_train=0.1)"
         )
     for layer in layers(devices):
         _check_layer(layer)

@@ -1,4 +1,4 @@
-"""Warnings where devices reply and a half stays as it is."""
+"""Warnings where devices reply and a half stays as it is, or is not asked."""
 
 from collections.abc import Iterable
 from logging import getLogger
@@ -21,12 +21,13 @@ logger = getLogger("flwr")
 
 
 class Standstill:
-    """Warns, once each, of rounds that train no server half, or no device half."""
+    """Warns, once each, of rounds that train or evaluate but one half, or none."""
 
     def __init__(self) -> None:
         self._rounds = 0
         self._warned = False
         self._warned_of_steps = False
+        self._warned_of_predictions = False
 
     def check_steps(
         self, server_round: int, steps: int, replies: Iterable[Message]
@@ -42,6 +43,24 @@ class Standstill:
             "predict(). Use server.loss(features, labels)",
             server_round,
             replied,
+        )
+
+    def check_predictions(
+        self, server_round: int, predictions: int, replies: Iterable[Message]
+    ) -> None:
+        """Look at how many predictions were made in an evaluation with such replies."""
+        contents = [reply.content for reply in replies if reply.has_content()]
+        evaluated = sum(_tells_metrics(content) for content in contents)
+        if predictions or not evaluated or self._warned_of_predictions:
+            return
+        self._warned_of_predictions = True
+        logger.warning(
+            "The server half predicted nothing in the evaluation of round %d, though "
+            "devices reported metrics (%d): these are of what comes out of the device "
+            "half, and not of the whole model. Use "
+            "server.predict(features) in the evaluate function",
+            server_round,
+            evaluated,
         )
 
     def check(
@@ -74,6 +93,14 @@ class Standstill:
                 _ROUNDS,
                 server_round,
             )
+
+
+def _tells_metrics(content: RecordDict) -> bool:
+    """Whether a reply to an evaluation has more than how many samples there were."""
+    return any(
+        record.keys() - {"num-examples"} and record.get("num-examples", 1)
+        for record in content.metric_records.values()
+    )
 
 
 def _half(content: RecordDict, sent: ArrayRecord) -> ArrayRecord:

@@ -32,7 +32,7 @@ def test_splitfc_trains_digits_within_its_budgets(
     assert all(0.3 < row["downlink_bits_per_entry"] <= 0.4 for row in rounds)
     assert [row["round"] for row in rounds if row["accuracy"] is not None] == [6, 12]
     assert all(row["steps"] == 5 for row in rounds)
-    assert results["run_config"]["reduction"] == 8
+    assert results["run_config"]["reduction"] == 0
     assert "round 12/12 | loss" in results["log"]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -650,9 +651,7 @@ def test_the_paper_s_codec_fits_every_variant() -> None:
         made = preset(
             seeded(ServerHalf), CROSS_ENTROPY, ADAM, device="cpu", devices=all_of(2)
         )
-        made.codec = made.codec.__class__(
-            **{**vars(made.codec), "uplink_bits": 2.0, "downlink_bits": 2.0}
-        )
+        made.codec = replace(made.codec, uplink_bits=2.0, downlink_bits=2.0)
         result = made.start(
             LocalGrid(app(four_batches, ADAM), 2),
             ArrayRecord(seeded(DeviceHalf).state_dict()),

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from flwr_splitfc import (
+    DeviceApp,
     EndpointConfig,
     ModelCodec,
     RoundRobin,
@@ -211,6 +212,35 @@ def test_without_the_query_nobody_says_that_the_mod_is_missing(caplog: Any) -> N
     run(client, model_bits=4, devices=IN_TURN)
     assert caplog.text.count("did not answer the query by which a ClientApp says") == 1
     assert "among its mods" not in caplog.text
+
+
+def raises(message: Message) -> Message:
+    """As a mod does that reads the config of each message."""
+    raise KeyError(str(message.content["config"]["server-round"]))
+
+
+def replies_with_error(message: Message) -> Message:
+    return Message(Error(code=1, reason="no model"), reply_to=message)
+
+
+@pytest.mark.parametrize("fail", [raises, replies_with_error])
+def test_a_mod_that_fails_on_the_query_hides_nothing_of_the_device(
+    fail: Any, caplog: Any
+) -> None:
+    def mod(message: Message, context: Context, call_next: Any) -> Message:
+        if "config" not in message.content:
+            return fail(message)
+        return call_next(message, context)
+
+    app = DeviceApp(mods=[mod])
+    app.train()(own_loop)
+    strategy, _ = run(app, model_bits=4, devices=IN_TURN)
+    wanted, _ = run(own_app([model_codec_mod], []), model_bits=4, devices=IN_TURN)
+    assert moved(strategy, "model") == moved(wanted, "model")
+    assert {name for name, _ in strategy.ledger.devices("train").items()} == {"0", "1"}
+    assert "did not answer the query" not in caplog.text
+    told = caplog.text.count("fails on the query 'query.split_device' with KeyError")
+    assert told == (fail is raises)
 
 
 def test_other_mods_see_whole_models() -> None:

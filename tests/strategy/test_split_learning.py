@@ -6,6 +6,7 @@ import resource
 import threading
 import time
 from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 
@@ -403,9 +404,7 @@ def test_a_dense_map():
         codec="splitfc",
         devices=alone(fraction_evaluate=0.0),
     )
-    strategy.codec = type(strategy.codec)(
-        **{**vars(strategy.codec), "uplink_bits": 4.0, "downlink_bits": 4.0}
-    )
+    strategy.codec = replace(strategy.codec, uplink_bits=4.0, downlink_bits=4.0)
     result = strategy.start(
         LocalGrid(SplitClientApp(DeviceHalf, data, ADAM), 1), arrays(), 10
     )

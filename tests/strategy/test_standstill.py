@@ -145,3 +145,81 @@ def test_a_server_half_that_nobody_trains_is_warned_of_once(
     (warning,) = (line for line in caplog.messages if "was not trained" in line)
     assert warning.startswith("The server half was not trained in round 1")
     assert "server.loss(features, labels)" in warning
+
+
+def trains(message: Message, context: Context) -> Message:
+    with connect(message) as session:
+        session.loss(seeded(DeviceHalf)(batches(1)[0][0]), batches(1)[0][1]).backward()
+        return reply_with(message, session.metrics())
+
+
+def evaluates_alone(message: Message, context: Context) -> Message:
+    metrics = MetricRecord({"eval_acc": 0.1, "num-examples": 8})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def evaluates_nothing(message: Message, context: Context) -> Message:
+    metrics = MetricRecord({"eval_acc": 0.0, "num-examples": 0})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def evaluates(message: Message, context: Context) -> Message:
+    with connect(message) as session:
+        session.predict(seeded(DeviceHalf)(batches(1)[0][0]))
+        metrics = MetricRecord({**session.metrics(), "eval_acc": 0.1})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def tells_its_count(message: Message, context: Context) -> Message:
+    metrics = MetricRecord({"num-examples": 8})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "is_warned_of"),
+    [
+        (evaluates_alone, True),
+        (evaluates, False),
+        (tells_its_count, False),
+        (evaluates_nothing, False),
+    ],
+)
+def test_metrics_of_the_device_half_alone_are_warned_of_once(
+    evaluate: Callable[[Message, Context], Message],
+    is_warned_of: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = DeviceApp()
+    app.train()(trains)
+    app.evaluate()(evaluate)
+    # a mean over no sample is the strategy's error
+    devices = FedAvg(evaluate_metrics_aggr_fn=lambda records, key: MetricRecord())
+    run = SplitLearning(
+        seeded(ServerHalf), nn.CrossEntropyLoss(), ADAM, devices=devices
+    )
+    run.start(LocalGrid(app, 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 2)
+    warnings = [line for line in caplog.messages if "predicted nothing" in line]
+    assert len(warnings) == is_warned_of
+    if is_warned_of:
+        assert "in the evaluation of round 1, though devices reported" in warnings[0]
+
+
+def test_decoupled_devices_may_evaluate_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def sends(message: Message, context: Context) -> Message:
+        with connect(message) as session:
+            session.send(seeded(DeviceHalf)(batches(1)[0][0]), batches(1)[0][1])
+            return reply_with(message, session.metrics())
+
+    app = DeviceApp()
+    app.train()(sends)
+    app.evaluate()(evaluates_alone)
+    run = SplitLearning(
+        seeded(ServerHalf),
+        nn.CrossEntropyLoss(),
+        ADAM,
+        devices=FedAvg(),
+        decoupled=True,
+    )
+    run.start(LocalGrid(app, 2), ArrayRecord(seeded(DeviceHalf).state_dict()), 1)
+    assert run.ledger.total("train").steps == 2
+    assert "predicted nothing" not in caplog.text

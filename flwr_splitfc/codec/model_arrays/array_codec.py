@@ -197,7 +197,8 @@ def check_bits(bits: int) -> None:
     """Raise `ValueError` unless `encode_array` takes these bits."""
     if bits != EXACT_BITS and bits not in range(LEAST_BITS, MOST_BITS + 1):
         raise ValueError(
-            f"bits must be {LEAST_BITS} to {MOST_BITS}, or {EXACT_BITS}, got {bits}"
+            f"bits must be {LEAST_BITS} to {MOST_BITS}, or {EXACT_BITS}, "
+            f"got {bits!r:.40}"
         )
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 from copy import copy
+from functools import cache
+from logging import getLogger
 from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -38,6 +40,8 @@ _MESSAGES_HINT = (
     "only the first brings the model, and only the last reply takes it back. A mod "
     'that wants one needs the transport "stream"'
 )
+
+logger = getLogger("flwr")
 
 _Start: TypeAlias = dict[str, tuple[ArrayRecord, ModelCodec]]
 """The models that a turn starts from, and how their changes are coded."""
@@ -84,12 +88,28 @@ def _answer(
     message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
     """Return who the device is, and that it has this mod."""
-    answer = call_next(message, context)
+    # a mod between that wants a model or a config in each message
+    try:
+        answer = call_next(message, context)
+    except Exception as error:
+        # first: what fails here, too, is no mod's
+        answer = answer_device_query(message, context)
+        _tell_of_mod(repr(error))
     if answer.has_error():
-        # a mod between that wants a model in each message
         answer = answer_device_query(message, context)
     answer.content[MODEL_CODEC_KEY] = versions_record()
     return answer
+
+
+# once in a process, which may be that of many devices
+@cache
+def _tell_of_mod(error: str) -> None:
+    logger.warning(
+        "A mod of this app fails on the query %r with %.300s. The query is answered "
+        "without it; a mod sees queries, too, which hold neither model nor config",
+        QUERY_TYPE,
+        error,
+    )
 
 
 def _error_of_mod(message: Message, reply: Message) -> Message:

@@ -16,7 +16,7 @@ from flwr_splitfc.exchange.device.backward_watch import BackwardWatch
 from flwr_splitfc.exchange.device.batch_checks import check_features, check_labels
 from flwr_splitfc.exchange.device.steps import SentStep, Steps
 from flwr_splitfc.model.stand_ins import call_with
-from flwr_splitfc.model.structures import Structure, rows_of
+from flwr_splitfc.model.structures import Structure, plain_tensors, rows_of
 
 LabelledBatches: TypeAlias = Iterable[tuple[Structure, Tensor]]
 """Batches of inputs (B, ...), or structures of such tensors, and labels (B, ...)."""
@@ -57,6 +57,7 @@ def pipelined_losses(
             check_features(_CALL, features)
             check_labels(_CALL, y)
             check_grad_mode()
+            features, y = plain_tensors(features), plain_tensors(y)
             step = steps.begin(features, y.detach()) if rows_of(features) else None
             under_way.append(_UnderWay(features, step))
             if len(under_way) == depth:

@@ -41,7 +41,7 @@ from flwr_splitfc.exchange.protocol.records import without_prefix
 from flwr_splitfc.exchange.protocol.split_errors import TicketError
 from flwr_splitfc.exchange.protocol.tensors import pack_tensors, unpack_plain
 from flwr_splitfc.exchange.protocol.ticket import Ticket
-from flwr_splitfc.model.structures import Structure, float_tensors
+from flwr_splitfc.model.structures import Structure, float_tensors, plain_tensors
 from flwr_splitfc.settings import Scalar, check_dashes
 
 ADDRESS_KEY = "split-address"
@@ -235,6 +235,7 @@ class Session:
         ):
             self._check_coupled()
         self._one_way_steps.settle()
+        features, labels = plain_tensors(features), plain_tensors(labels)
         return server_loss(self._steps, features, labels, self._watch)
 
     def send(self, features: Structure, labels: Tensor) -> None:
@@ -277,7 +278,7 @@ class Session:
             )
         check_features("server.send", features)
         check_labels("server.send", labels)
-        self._one_way_steps.offer(features, labels)
+        self._one_way_steps.offer(plain_tensors(features), plain_tensors(labels))
 
     def pipelined(
         self, model: nn.Module, batches: LabelledBatches, depth: int | None = None
@@ -374,6 +375,7 @@ class Session:
         check_rows("server.forward", features)
         if label_entries is not None:
             check_label_entries("server.forward", label_entries)
+        features = plain_tensors(features)
         return server_output(self._u_shaped_steps, features, label_entries, self._watch)
 
     @torch.no_grad()
@@ -404,6 +406,7 @@ class Session:
         check_features("server.predict", features)
         check_rows("server.predict", features)
         self._one_way_steps.settle()
+        features = plain_tensors(features)
         if self._u_shaped_steps is not None:
             return self._u_shaped_steps.predict(features)
         return self._steps.predict(features)
