@@ -1,6 +1,7 @@
 """The ``flwr-splitfc`` command."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ _UNREAD = 141  # after SIGPIPE, which Python makes an error
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand, and return the exit status."""
+    _print_any_letter()
     parser = argparse.ArgumentParser(
         prog="flwr-splitfc", description="Tools for split learning in Flower."
     )
@@ -49,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 1
         _drop_output()
     return status
+
+
+def _print_any_letter() -> None:
+    """Print a question mark for what stdout's encoding lacks, as ASCII lacks ±."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _flush() -> None:

@@ -79,7 +79,7 @@ class BestModel(Callback):
         It has not where a disk was full, and where the run began with another folder.
         """
         try:
-            number = self._mark.read_text().strip()
+            number = self._mark.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError):
             return False
         return self.best is not None and number == str(self.best.round)

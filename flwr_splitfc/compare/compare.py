@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr_splitfc.compare.display import Display
 from flwr_splitfc.compare.flower_app import FlowerApp, Layer
@@ -186,7 +187,13 @@ def _attack_missing(
     for run, outcome in comparison.outcomes():
         folder = comparison.folder_of(run)
         # a failed run leaves its last model, too
-        if outcome.results is None or not folder.device_half.exists():
+        if outcome.results is None or not _was_cut(outcome.results):
+            continue
+        if not folder.device_half.exists():
+            complain(
+                f"{run.label} cannot be attacked: it could not save its model, or its "
+                f"app saves none. Without {folder.path} it is made anew"
+            )
             continue
         before = outcome.results.get("leakage", {})
         # results that do not say how many releases they saw are of weaker attacks
@@ -203,6 +210,11 @@ def _attack_missing(
             write_whole(folder.leakage, results_text(found))
             print(f"{run.label} is attacked", flush=True)
     return all_attacked
+
+
+def _was_cut(results: dict[str, Any]) -> bool:
+    """Return whether features went up, which they do not where devices train alone."""
+    return any(counts["entries"] for counts in results["traffic"].values())
 
 
 def _interrupt(*_: object) -> None:

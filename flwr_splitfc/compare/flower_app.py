@@ -197,7 +197,7 @@ def parse_setting(text: str) -> dict[str, Scalar]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as TOML: {error}") from error
 

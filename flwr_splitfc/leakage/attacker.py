@@ -1,7 +1,7 @@
 """The attacker of a run: what it has, and what it tries."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from flwr_splitfc.codec import CutCodec
+from flwr_splitfc.codec.link import Link
 from flwr_splitfc.exchange.protocol.seeds import torch_seeded
 from flwr_splitfc.leakage.arrivals import DeviceHalf, arrivals
 from flwr_splitfc.leakage.attack import Reconstruction, reconstruct
 from flwr_splitfc.leakage.attack_settings import AttackSettings
-from flwr_splitfc.leakage.label_inference import LabelInference, infer_labels
+from flwr_splitfc.leakage.label_inference import (
+    LabelInference,
+    LabelValues,
+    infer_labels,
+    nearest_class,
+    share_right,
+    solved_labels,
+)
 from flwr_splitfc.leakage.levels import FeatureLoss, Levels, asks_for_levels
 from flwr_splitfc.leakage.loaded_run import LoadedRun, UShape
 from flwr_splitfc.leakage.releases import released
@@ -23,6 +31,17 @@ Auxiliary: TypeAlias = Literal["devices", "evaluation"]
 """What the attacker has: the training data of other devices, or evaluation data."""
 
 _Taken = TypeVar("_Taken")
+_MOST_ENTRIES = 64  # of a label that is solved for: each takes a pass
+_NOT_ATTACKED = "such labels are not attacked, and may well be exact to a server"
+
+
+class _TailBatch(NamedTuple):
+    """A batch as it passed the last layers; the server has all but the labels."""
+
+    seen: Tensor  # the output as it came down
+    gradient: Tensor
+    link: Link
+    labels: Tensor
 
 
 class Attacked(NamedTuple):
@@ -134,14 +153,35 @@ class Attacker:
             found.append(Attacked(outcome, bits, bool(levelled), levels.not_known))
         return max(found, key=lambda each: each.outcome.scores.closeness)
 
-    def infer_labels(self) -> LabelInference:
-        """Infer labels from the gradients of the output of a run with a tail."""
+    def infer_labels(self) -> LabelInference | LabelValues:
+        """Infer labels from the gradients of the output of a run with a tail.
+
+        Raises
+        ------
+        ValueError
+            If labels are neither a class index for each sample nor numbers in which
+            the gradient is affine.
+        """
         codec = self.run.codec()
         # where that is not known, u_shape fails for the same reason
         levelled = self._levels(codec).tried[0]
-        take = partial(_gradients, self.run.u_shape(), levelled=levelled)
+        u_shape = self.run.u_shape()
+        take = partial(_tail_batches, u_shape, levelled=levelled)
         known, attacked = self._taken(take, codec)
-        return infer_labels(known, attacked, self.settings.seed)
+        with torch_seeded(self.settings.seed):
+            if attacked[0].labels.is_floating_point():
+                return _values(u_shape, attacked, self.attacked)
+            found = infer_labels(
+                _joined(known, self.known),
+                _joined(attacked, self.attacked),
+                self.settings.seed,
+            )
+            classes = 1 + max(int(each.labels.max()) for each in known + attacked)
+            return replace(
+                found,
+                last_layers=_by_last_layers(u_shape, attacked, classes, self.attacked),
+                answer=_by_answer(u_shape, attacked, self.attacked),
+            )
 
     def _levels(self, codec: CutCodec) -> Levels:
         """Return whether the run's devices would level the features of a codec."""
@@ -204,7 +244,7 @@ class Attacker:
         return lambda inputs: mapped(half(inputs), Tensor.detach)
 
 
-def _gradients(
+def _tail_batches(
     u_shape: UShape,
     device_half: DeviceHalf,
     codec: CutCodec,
@@ -213,9 +253,9 @@ def _gradients(
     samples: int,
     generator: torch.Generator,
     levelled: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients (N, ...) by the output, and the labels (N, ...)."""
-    gradients, labels = [], []
+) -> list[_TailBatch]:
+    """Return the batches of so many samples; the last one is whole, too."""
+    passed = []
     for batch in arrivals(
         device_half,
         codec,
@@ -225,12 +265,68 @@ def _gradients(
         all_rows=True,
         levelled=levelled,
     ):
-        gradient = u_shape.gradient(
+        seen, gradient, link = u_shape.gradient(
             batch.features,
             batch.labels,
             labels_per_row=batch.labels_per_row,
             full_rows=batch.full_rows,
         )
-        gradients.append(gradient)
-        labels.append(batch.labels)
-    return torch.cat(gradients)[:samples], torch.cat(labels)[:samples]
+        passed.append(_TailBatch(seen, gradient, link, batch.labels))
+    return passed
+
+
+def _joined(batches: list[_TailBatch], samples: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients (N, ...) by the output, and the labels (N, ...)."""
+    gradients = torch.cat([batch.gradient for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    return gradients[:samples], labels[:samples]
+
+
+def _by_last_layers(
+    u_shape: UShape, batches: list[_TailBatch], classes: int, samples: int
+) -> float:
+    guesses = []
+    for seen, gradient, link, labels in batches:
+        by_class = [
+            u_shape.gradient_for(seen, torch.full_like(labels, each), link)
+            for each in range(classes)
+        ]
+        guesses.append(nearest_class(gradient, torch.stack(by_class)))
+    _, labels = _joined(batches, samples)
+    return share_right(torch.cat(guesses)[:samples], labels)
+
+
+def _by_answer(
+    u_shape: UShape, batches: list[_TailBatch], samples: int
+) -> float | None:
+    """Return the share of the model's own answers; None where it has no scores."""
+    scores = torch.cat([u_shape.scores(batch.seen) for batch in batches])[:samples]
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        return None
+    _, labels = _joined(batches, samples)
+    return share_right(scores.argmax(1), labels)
+
+
+def _values(u_shape: UShape, batches: list[_TailBatch], samples: int) -> LabelValues:
+    """Solve for labels that are numbers."""
+    guesses = torch.cat([_solved(u_shape, batch) for batch in batches])
+    _, labels = _joined(batches, samples)
+    return LabelValues.of(guesses[:samples], labels.reshape(len(labels), -1).double())
+
+
+def _solved(u_shape: UShape, batch: _TailBatch) -> Tensor:
+    """Return the labels (B, K) that explain a batch's gradient."""
+    seen, gradient, link, labels = batch
+    rows = labels.reshape(len(labels), -1)
+    zero = torch.zeros_like(rows)
+    entries = rows.shape[1]
+    if entries > _MOST_ENTRIES:
+        raise ValueError(f"they have {entries} entries each; {_NOT_ATTACKED}")
+    units = torch.eye(entries, dtype=rows.dtype)
+    at = [zero, *(zero + unit for unit in units), zero + 2 * units.sum(0)]
+    gradients = [u_shape.gradient_for(seen, each.view_as(labels), link) for each in at]
+    at_zero, *by_entry, at_twos = gradients
+    steps = torch.stack(by_entry) - at_zero
+    if not torch.allclose(at_twos, at_zero + 2 * steps.sum(0), rtol=1e-3, atol=1e-6):
+        raise ValueError(f"the gradient is not affine in them; {_NOT_ATTACKED}")
+    return solved_labels(gradient, at_zero, torch.stack(by_entry))

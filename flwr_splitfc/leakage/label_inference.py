@@ -1,9 +1,15 @@
 """Inference of labels from gradients, where the last layers are the devices'.
 
-The server gets the gradient of the loss by its output. With a linear last layer ``W``
-and cross-entropy it is ``W^T (p - e_y)`` for scores ``p`` and the label ``y``: samples
-of one class have gradients of about one direction. So the attacker clusters directions,
-as in Liu et al., "Clustering label inference attack against practical split learning",
+The server gets the gradient of the loss by its output. It has the last layers, which
+come back after each turn, and the loss: so it computes the gradient that each class
+would give, and takes the class whose gradient is nearest to the one that came. The
+gradient of the usual losses is affine in labels that are numbers, and is solved for
+them. Neither needs a known label.
+
+The other attacks need no last layers. With a linear last layer ``W`` and cross-entropy
+the gradient is ``W^T (p - e_y)`` for scores ``p`` and the label ``y``: samples of one
+class have gradients of about one direction. So an attacker clusters directions, as in
+Liu et al., "Clustering label inference attack against practical split learning",
 2203.05222, and names each cluster after the labels that it knows. Where the output has
 an entry for each class, as without a last layer, the gradient is ``p - e_y`` itself,
 and its one negative entry is the label's: the attack of Li et al., 2102.08504. Behind
@@ -35,12 +41,43 @@ class LabelInference:
         classes.
     majority : float
         By always guessing the commonest label, with no gradient.
+    last_layers : float, optional
+        By the class whose gradient through the last layers is nearest.
+    answer : float, optional
+        By the class of the model's largest score, with no gradient.
     """
 
     clusters: float
     nearest: float
     sign: float | None
     majority: float
+    last_layers: float | None = None
+    answer: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """How close an attacker comes to labels that are numbers.
+
+    Parameters
+    ----------
+    r2 : float
+        The share of the labels' variance that it explains; 1 is exact.
+    largest_error : float
+        In the labels' own unit.
+    """
+
+    r2: float
+    largest_error: float
+
+    @classmethod
+    def of(cls, guesses: Tensor, labels: Tensor) -> "LabelValues":
+        """Compare guesses with labels, both (N, K)."""
+        wrong = guesses - labels
+        spread = (labels - labels.mean(0)).square().sum()
+        # of labels that are all alike nothing is left to explain
+        r2 = 1 - wrong.square().sum() / spread if spread else torch.tensor(torch.nan)
+        return cls(r2.item(), wrong.abs().max().item())
 
 
 def infer_labels(
@@ -74,11 +111,54 @@ def infer_labels(
     majority = known_labels.mode().values
     named = _named_by_cluster(known_gradients, known_labels, gradients, classes, seed)
     return LabelInference(
-        clusters=_share(named == labels),
-        nearest=_share(_nearest(known_gradients, known_labels, gradients) == labels),
+        clusters=share_right(named, labels),
+        nearest=share_right(_nearest(known_gradients, known_labels, gradients), labels),
         sign=_by_sign(gradients.flatten(1), labels, classes),
-        majority=_share(labels == majority),
+        majority=share_right(majority, labels),
     )
+
+
+def nearest_class(gradients: Tensor, by_class: Tensor) -> Tensor:
+    """Return the classes (N,) whose own gradients are nearest.
+
+    Parameters
+    ----------
+    gradients : Tensor of shape (N, ...)
+        Of a batch, as they came.
+    by_class : Tensor of shape (C, N, ...)
+        What they would be, if all labels were this class.
+    """
+    came = gradients.flatten(1)
+    # a column of zeros was left out or rounded off: it would speak for small gradients
+    told = came.any(0)
+    wrong = by_class.flatten(2)[:, :, told] - came[:, told]
+    return wrong.square().sum(2).argmin(0)
+
+
+def solved_labels(gradients: Tensor, at_zero: Tensor, by_entry: Tensor) -> Tensor:
+    """Return the labels (N, K) for which an affine gradient comes closest.
+
+    Parameters
+    ----------
+    gradients : Tensor of shape (N, ...)
+        Of a batch, as they came.
+    at_zero : Tensor of shape (N, ...)
+        What they would be, if all labels were 0.
+    by_entry : Tensor of shape (K, N, ...)
+        What they would be, if one entry of each label were 1.
+    """
+    came = gradients.flatten(1).double()
+    base = at_zero.flatten(1).double()
+    told = came.any(0)
+    slopes = (by_entry.flatten(2).double() - base)[:, :, told].permute(1, 2, 0)
+    wanted = (came - base)[:, told, None]
+    solved: Tensor = torch.linalg.pinv(slopes) @ wanted
+    return solved.squeeze(2)
+
+
+def share_right(guesses: Tensor, labels: Tensor) -> float:
+    """Return the share of guesses that are right."""
+    return (guesses == labels).float().mean().item()
 
 
 def _named_by_cluster(
@@ -119,8 +199,4 @@ def _directions(gradients: Tensor) -> Tensor:
 def _by_sign(gradients: Tensor, labels: Tensor, classes: int) -> float | None:
     if gradients.shape[1] < classes:
         return None
-    return _share(gradients.argmin(1) == labels)
-
-
-def _share(right: Tensor) -> float:
-    return right.float().mean().item()
+    return share_right(gradients.argmin(1), labels)

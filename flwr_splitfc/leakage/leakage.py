@@ -12,8 +12,10 @@ from flwr_splitfc.codec import CutCodec, codec_names, cut_codec
 from flwr_splitfc.extras import check_installed
 from flwr_splitfc.leakage.attack_settings import AttackSettings
 from flwr_splitfc.leakage.attacker import Attacker, Auxiliary
+from flwr_splitfc.leakage.label_inference import LabelInference, LabelValues
 from flwr_splitfc.leakage.leakage_report import AttackedCodec, LeakageReport
 from flwr_splitfc.leakage.loaded_run import LoadedRun
+from flwr_splitfc.run.app_keys import check_dataset
 from flwr_splitfc.run.complaint import complain
 from flwr_splitfc.settings import RunConfig, field_of, parse_settings
 
@@ -218,12 +220,14 @@ def _report(options: argparse.Namespace) -> LeakageReport:
         run = LoadedRun.load(
             folder, options.app, model=options.model, load_data=options.load_data
         )
+        # a run of `compare` has the dataset that its own user gives it
+        check_dataset(options.app, run.config)
         runs.append(run)
     # what is wrong with options or files is found before the first attack
     plans = [_Plan.of(run, options) for run in runs]
     _make_out(options.out)
     rows: list[AttackedCodec] = []
-    labels = {}
+    labels: dict[str, LabelInference | LabelValues] = {}
     # what failed, and why: errors of the app's own code, too
     failures: dict[str, Exception] = {}
     for plan in plans:

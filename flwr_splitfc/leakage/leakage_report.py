@@ -16,7 +16,7 @@ from torch import Tensor
 from flwr_splitfc.leakage.attack import Reconstruction
 from flwr_splitfc.leakage.attacker import Attacked, Attacker
 from flwr_splitfc.leakage.decoders import is_image
-from flwr_splitfc.leakage.label_inference import LabelInference
+from flwr_splitfc.leakage.label_inference import LabelInference, LabelValues
 from flwr_splitfc.leakage.scores import Scores
 from flwr_splitfc.leakage.units import has_columns
 from flwr_splitfc.run.columns import (
@@ -142,7 +142,7 @@ class LeakageReport:
         The app's name.
     codecs : sequence of AttackedCodec
         One or more.
-    labels : dict of str to LabelInference
+    labels : dict of str to LabelInference or LabelValues
         By run, where devices have the labels.
     failures : sequence of str
         What could not be attacked, and why.
@@ -150,7 +150,7 @@ class LeakageReport:
 
     app: str
     codecs: Sequence[AttackedCodec]
-    labels: Mapping[str, LabelInference]
+    labels: Mapping[str, LabelInference | LabelValues]
     failures: Sequence[str] = ()
 
     @property
@@ -220,15 +220,10 @@ class LeakageReport:
         }
 
     def _about_labels(self) -> list[str]:
-        lines = []
-        for run, found in self.labels.items():
-            ways = f"{found.clusters:.1%} by clusters of gradients"
-            ways += f", {found.nearest:.1%} by the nearest known one"
-            if found.sign is not None:
-                ways += f", {found.sign:.1%} by their signs"
-            majority = f"{found.majority:.1%} by always guessing the commonest"
-            lines.append(f"{run}, labels inferred: {ways}; {majority}")
-        return lines
+        return [
+            f"{run}, labels inferred: {_label_text(found)}"
+            for run, found in self.labels.items()
+        ]
 
     def _numbers(self) -> dict[str, object]:
         rows = []
@@ -297,6 +292,26 @@ class LeakageReport:
                 lines.append(_pictures_line("the inputs", inputs, low, high))
             lines.append(_pictures_line(codec.name, outcome.guesses, low, high))
         return f"<h2>Reconstructions</h2>\n<table>{''.join(lines)}</table>"
+
+
+def _label_text(found: LabelInference | LabelValues) -> str:
+    """Write what was inferred: of several attacks the best one first."""
+    if isinstance(found, LabelValues):
+        return (
+            f"by the last layers, R2 {found.r2:.6f} and the largest error "
+            f"{found.largest_error:.2g}"
+        )
+    shares = {
+        "by the last layers": found.last_layers,
+        "by clusters of gradients": found.clusters,
+        "by the nearest known one": found.nearest,
+        "by their signs": found.sign,
+        "by the model's own answer": found.answer,
+    }
+    tried = {how: share for how, share in shares.items() if share is not None}
+    best_first = sorted(tried, key=lambda how: -tried[how])
+    ways = ", ".join(f"{tried[how]:.1%} {how}" for how in best_first)
+    return f"{ways}; {found.majority:.1%} by always guessing the commonest"
 
 
 def _table(rows: Sequence[_Row], columns: Sequence[Column[_Row]]) -> str:

@@ -21,6 +21,7 @@ from flwr_splitfc.apps.run_codecs import codec_of, output_codec_of
 from flwr_splitfc.apps.run_defence import clip, defend
 from flwr_splitfc.apps.server_app import SplitServerApp
 from flwr_splitfc.codec import CutCodec, cut_codec
+from flwr_splitfc.codec.link import Link
 from flwr_splitfc.compare.flower_app import FlowerApp
 from flwr_splitfc.compare.runs import method_label
 from flwr_splitfc.compare.workers.run_client_app import load_component
@@ -346,8 +347,10 @@ class UShape:
         *,
         labels_per_row: float,
         full_rows: int | None = None,
-    ) -> Tensor:
-        """Return the gradient by the output, (B, ...), as the server decodes it.
+    ) -> tuple[Tensor, Tensor, Link]:
+        """Return the output, (B, ...), as it came down, and its gradient as it came up.
+
+        With them comes the server's link of the two. The server has all three.
 
         Parameters
         ----------
@@ -376,7 +379,24 @@ class UShape:
         up = codec.encode_gradient(
             gradient, device_link, full_rows=full_rows, labels_per_row=labels_per_row
         )
-        return codec.decode_gradient(up, server_link).reshape(output.shape)
+        came = codec.decode_gradient(up, server_link).reshape(output.shape)
+        return seen.detach(), came, server_link
+
+    def scores(self, seen: Tensor) -> Tensor:
+        """Return what the last layers make of an output that came down."""
+        with torch.no_grad():
+            scores: Tensor = self.tail(seen)
+        return scores
+
+    def gradient_for(self, seen: Tensor, labels: Tensor, link: Link) -> Tensor:
+        """Return the gradient by an output (B, ...), if it had these labels.
+
+        It is exact but for what the link leaves out and scales.
+        """
+        seen = seen.detach().requires_grad_()
+        loss = self.loss_fn(self.tail(seen), labels)
+        exact = torch.autograd.grad(loss, seen)[0].flatten(1)
+        return link.expand(link.restrict(exact)).reshape(seen.shape)
 
 
 def _is_state_dict(entries: object) -> TypeGuard[dict[str, Tensor]]:

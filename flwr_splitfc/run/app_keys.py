@@ -59,6 +59,28 @@ def commands_env() -> dict[str, str]:
     return {**os.environ, "PATH": folder + os.pathsep + path}
 
 
+def check_dataset(app: Path, config: RunConfig) -> None:
+    """Refuse a run-config out of a file whose data set is code of somebody's choice.
+
+    A dotted ``dataset`` is imported, and may be any module. The user's own app may name
+    it, and torchvision's are known.
+
+    Raises
+    ------
+    ValueError
+    """
+    dataset = str(config.get("dataset", ""))
+    module, _, _ = dataset.rpartition(".")
+    if module in ("", "torchvision.datasets"):
+        return
+    path = app / "pyproject.toml"
+    if _listed(_read(path), path).get("dataset") != dataset:
+        raise ValueError(
+            f"the run's dataset is {dataset!r}, which is imported as code: if you "
+            f"trust it, name it as the dataset in {path}"
+        )
+
+
 @contextmanager
 def app_with_keys(app: Path, settings: RunConfig) -> Iterator[Path]:
     """Give, for the block, an app that lists all keys of some settings.

@@ -9,7 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flwr_splitfc.run.app_keys import app_with_keys, commands_env, settings_text
+from flwr_splitfc.run.app_keys import (
+    app_with_keys,
+    check_dataset,
+    commands_env,
+    settings_text,
+)
 from flwr_splitfc.run.complaint import complain
 from flwr_splitfc.run.record import changed_versions
 from flwr_splitfc.run.results import read_results
@@ -66,6 +71,7 @@ def main(options: argparse.Namespace) -> int:
         record = read_results(options.results, "run_config")
         _check_unused(results_dir)
         _check_comparable(options.results, record)
+        check_dataset(options.app, record["run_config"])
     except ValueError as error:
         complain(str(error))
         return _REFUSED

@@ -63,7 +63,7 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
     ResultsError
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         _check_kind("it", content, dict)
     except (OSError, RecursionError, ValueError) as error:
         raise ResultsError(f"{path} is no {name}: {error}") from error

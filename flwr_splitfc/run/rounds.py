@@ -146,12 +146,25 @@ class Round:
         known = {name: row[name] for name in _KEYS if name in row}
         for name in known.keys() - _MAPPINGS:
             check_scalar(name, known[name], _HINTS[name])
+        for of_purpose in known["links"].values():
+            for device, counts in of_purpose.items():
+                _check_counts(device, counts)
         return cls(**known)
 
 
 _HINTS = {declared.name: declared.type for declared in fields(Round)}
 _KEYS = list(_HINTS)
 _MAPPINGS = {"failures", "links", "evaluation"}
+_MOST_ON_A_LINK = 2**63 - 1  # bytes, or round trips
+
+
+def _check_counts(device: str, counts: LinkCounts) -> None:
+    for count in counts:
+        check_scalar(f"links of {device}", count, int)
+        if not 0 <= count <= _MOST_ON_A_LINK:
+            raise ValueError(
+                f"links of {device} have a count that is not 0 to {_MOST_ON_A_LINK}"
+            )
 
 
 def _unless_nan(mean: float) -> float | None:

@@ -22,10 +22,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        If it cannot be written.
+        If it cannot be written; it names the file.
     """
-    with whole_files([path]) as (file,):
-        yield file
+    try:
+        with whole_files([path]) as (file,):
+            yield file
+    except OSError as error:
+        # that of a full disk names none; without a number only its own text is shown
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

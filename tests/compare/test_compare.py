@@ -2,8 +2,12 @@
 
 import errno
 import fcntl
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from flwr_splitfc.compare.workers.messages import RoundReport
 from flwr_splitfc.compare.workers.pool import Event, RoundFinished, RunEnded, RunStarted
 from flwr_splitfc.run import Round, held_folder
 from tests.compare.conftest import row, traffic
+from tests.processes.comparison import MAIN
 
 ROOT = Path(__file__).parents[2]
 APP = ["--app", str(ROOT / "examples" / "mnist")]
@@ -201,6 +206,42 @@ def test_the_model_that_a_failed_run_left_is_not_attacked(
     (run / "output" / "device.pt").touch()
     assert main([*command, "--leakage", "5"]) == 1
     assert attacked == []
+
+
+def test_a_run_that_could_not_save_its_model_is_named_and_not_attacked(
+    pool: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", SPLITFC, *APP, "--out", str(tmp_path), "--leakage", "5"]
+    assert main(command) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    said = capsys.readouterr().err
+    assert "splitfc 0.2/0.4 seed 0 cannot be attacked: it could not save" in said
+    assert str(folder) in said
+
+
+def test_files_are_utf8_in_every_locale(tmp_path: Path) -> None:
+    strategy = tmp_path / "own.toml"
+    strategy.write_text(f"# ±\n{Path(SPLITFC).read_text('utf-8')}", "utf-8")
+    command = ["compare", str(strategy), *APP, "--out", str(tmp_path), "--list"]
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    listed = subprocess.run(
+        [sys.executable, "-c", MAIN, *command],
+        env=os.environ | ascii_locale,
+        capture_output=True,
+        text=True,
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.startswith("to do      own-0.2-0.4-seed0-")
+
+
+def test_an_encoding_without_plus_minus_does_not_stop_the_tables(
+    pool: type[Pretender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, "ascii"))
+    assert main(["compare", SPLITFC, *APP, "--out", str(tmp_path)]) == 0
+    assert b"mean over the seeds, ? sample standard deviation" in printed.getvalue()
+    assert "±" in (tmp_path / "table.md").read_text("utf-8")
 
 
 def test_everything_is_written(

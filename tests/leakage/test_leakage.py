@@ -247,16 +247,15 @@ def test_labels_of_a_u_shaped_run_are_inferred(u_shaped: Path, tmp_path: Path) -
         <= 1
     )
     assert re.search(
-        r"labels inferred: [\d.]+% by clusters",
+        r"labels inferred: [\d.]+% by the last layers, [\d.]+% by",
         (tmp_path / "out" / "index.html").read_text(),
     )
 
 
 def with_class_weights(context: Context) -> list[Any]:
-    """The digits, with a weight for each class as the label."""
+    """The digits, with whole numbers for each class, which the loss refuses."""
     return [
-        [(x, F.one_hot(y, 10).float()) for x, y in batches]
-        for batches in load_data(context)
+        [(x, F.one_hot(y, 10)) for x, y in batches] for batches in load_data(context)
     ]
 
 
@@ -273,7 +272,7 @@ def app_with_another_server(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("other_labels", "why"),
     [
-        (True, "labels are torch.float32 of shape (64, 10)"),
+        (True, "Expected floating point type for target"),
         (False, "splitmnist.client_app:app is no SplitServerApp"),
     ],
 )
@@ -318,6 +317,37 @@ def test_another_app_names_its_functions(plain: Path, tmp_path: Path) -> None:
     functions = ["--model", "splitmnist.task:make_device_half"]
     functions += ["--load-data", "flwr_splitfc.vision:load_data"]
     assert attack(plain, tmp_path, *functions)["attacked_samples"] == 32
+
+
+def test_a_dataset_that_is_code_is_not_imported(
+    plain: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever a results.json says; neither to attack the run nor to repeat it."""
+    (tmp_path / "chosen_by_a_stranger.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    results = json.loads((plain / "results.json").read_text())
+    results["run_config"]["dataset"] = "chosen_by_a_stranger.Data"
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    shutil.copy(plain / "device.pt", tmp_path)
+    wanted = "dataset is 'chosen_by_a_stranger.Data', which is imported as code"
+    assert wanted in refused(capsys, tmp_path)
+    new = str(tmp_path / "new")
+    assert main(["rerun", str(path), str(APP), "--results-dir", new]) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_no_terminal_obeys_the_names_in_a_model(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(plain / "results.json", tmp_path)
+    torch.save({"layer.\x1b[2J": torch.ones(1)}, tmp_path / "device.pt")
+    told = refused(capsys, tmp_path)
+    assert "\x1b" not in told
+    assert r"layer.\x1b[2J" in told
 
 
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *options: str) -> str:

@@ -50,6 +50,13 @@ def test_rows_without_times_on_a_link_are_told(links: dict[str, Any]) -> None:
         Round.from_json({**row, **links})
 
 
+@pytest.mark.parametrize("count", [1e308, -1, 10**400, None])
+def test_counts_of_links_are_counts(count: Any) -> None:
+    links = {"train": {"0": [count, 500_000, 7]}, "evaluate": {}}
+    with pytest.raises(ValueError, match="links of 0"):
+        Round.from_json({**ROW, "links": links})
+
+
 def test_rows_of_other_versions_are_read() -> None:
     later = ("device_accuracy", "failures", "feature_error", "gradient_error")
     first = {key: ROW[key] for key in ROW if key not in later}

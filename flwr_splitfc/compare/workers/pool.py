@@ -41,6 +41,7 @@ class RunEnded:
 
 Event: TypeAlias = RunStarted | RoundFinished | RunEnded
 FolderOf: TypeAlias = Callable[[Run], RunFolder]
+_Events: TypeAlias = "queue.Queue[Event | OSError | None]"
 
 
 class Pool:
@@ -86,10 +87,15 @@ class Pool:
         """Make the runs, and give what happens, as it happens.
 
         Closing the iterator stops the runs.
+
+        Raises
+        ------
+        OSError
+            If a run's folder cannot be written, as on a full disk. It stops the runs.
         """
         # Runs with one number of SuperNodes follow each other, and share a worker.
         waiting = sorted(runs, key=self._num_supernodes)
-        events: queue.Queue[Event | None] = queue.Queue()
+        events: _Events = queue.Queue()
         threads = [
             threading.Thread(
                 target=self._work, args=(slot, waiting, folder_of, events), daemon=True
@@ -114,13 +120,13 @@ class Pool:
         return self._federation.num_supernodes(run.config)
 
     def _work(
-        self,
-        slot: int,
-        waiting: list[Run],
-        folder_of: FolderOf,
-        events: "queue.Queue[Event | None]",
+        self, slot: int, waiting: list[Run], folder_of: FolderOf, events: _Events
     ) -> None:
-        """Make waiting runs in one slot; put their events, and None at the end."""
+        """Make waiting runs in one slot; put their events, and None at the end.
+
+        An error of a run's folder is put, too: raised here it would end this thread
+        alone.
+        """
         try:
             while not self._stopped.is_set():
                 with self._guard:
@@ -129,6 +135,8 @@ class Pool:
                     run = waiting.pop(0)
                 for event in self._make(slot, run, folder_of(run)):
                     events.put(event)
+        except OSError as error:
+            events.put(error)
         finally:
             self._drop_worker(slot)
             events.put(None)
@@ -192,12 +200,12 @@ class Pool:
             worker.close()
 
 
-def _until_all_end(
-    events: "queue.Queue[Event | None]", threads: int
-) -> Iterator[Event]:
+def _until_all_end(events: _Events, threads: int) -> Iterator[Event]:
     while threads:
         event = events.get()
         if event is None:
             threads -= 1
+        elif isinstance(event, OSError):
+            raise event
         else:
             yield event

@@ -1,5 +1,7 @@
 """How runs are handed out to workers, with workers that only pretend to work."""
 
+import errno
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -162,5 +164,21 @@ def test_stopping_ends_the_workers_and_fails_no_run(
         for _ in range(4):  # both have begun, and each has had a round
             next(events)
     assert len(processes.started) == 2
+    assert all(worker.closed.is_set() for worker in processes.started)
+    assert {workers.folder_of(run).outcome().state for run in runs} == {"to do"}
+
+
+def test_a_full_disk_stops_all_runs_and_names_the_file(
+    processes: type[Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    workers = Workers(tmp_path, jobs=2)
+    runs = [run_of("a", "ill"), run_of("b", "hangs"), run_of("c")]
+    named = workers.folder_of(runs[0]).path / "failed.json"
+    with pytest.raises(OSError, match=f"No space left on device: '{named}'"):
+        workers.make(*runs)
     assert all(worker.closed.is_set() for worker in processes.started)
     assert {workers.folder_of(run).outcome().state for run in runs} == {"to do"}
