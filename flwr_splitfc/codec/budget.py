@@ -172,8 +172,9 @@ class Budgets:
 
     @property
     def are_enough(self) -> bool:
-        """Whether no budget is impossible."""
-        return not any(self._problems.values())
+        """Whether no budget of training is impossible."""
+        problems = self._problems
+        return not (problems["uplink_bits"] or problems["downlink_bits"])
 
     def check(self) -> None:
         """Raise a `BudgetError` that names all budgets that are impossible."""

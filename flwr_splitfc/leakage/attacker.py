@@ -329,4 +329,8 @@ def _solved(u_shape: UShape, batch: _TailBatch) -> Tensor:
     steps = torch.stack(by_entry) - at_zero
     if not torch.allclose(at_twos, at_zero + 2 * steps.sum(0), rtol=1e-3, atol=1e-6):
         raise ValueError(f"the gradient is not affine in them; {_NOT_ATTACKED}")
+    # (B, M, K); those of a loss that saturates are zeros
+    slopes = steps.flatten(2).permute(1, 2, 0)
+    if torch.linalg.matrix_rank(slopes).min() < entries:
+        raise ValueError(f"the gradient does not determine them; {_NOT_ATTACKED}")
     return solved_labels(gradient, at_zero, torch.stack(by_entry))
