@@ -12,6 +12,7 @@ from flwr.app import Context
 from torch import Tensor, nn
 
 from flwr_splitfc.command import main
+from flwr_splitfc.model import LossFn
 from tests.leakage.table_app import (
     client_app,
     load_data,
@@ -177,11 +178,20 @@ def test_labels_that_are_numbers_are_solved_for(
     assert "labels inferred: by the last layers, R2 " in capsys.readouterr().out
 
 
+def saturated_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Its gradient is the same for all labels that there are."""
+    return nn.functional.l1_loss(scores + 1e3, labels)
+
+
+@pytest.mark.parametrize("loss_fn", [nn.L1Loss(), saturated_loss])
 def test_numbers_of_another_loss_are_not_said_to_be_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loss_fn: LossFn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(client_app, "load_data", with_numbers)
-    monkeypatch.setattr(client_app, "loss_fn", nn.L1Loss())
+    monkeypatch.setattr(client_app, "loss_fn", loss_fn)
     run = make_run(tmp_path / "run", **{"u-shaped": True, "codec": "float32"})
     command = ["leakage", str(run), "--app", str(make_app(tmp_path / "app")), *SHORT]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1

@@ -202,6 +202,13 @@ def test_the_smallest_budget_that_an_error_names_works(rows: int, bits: float) -
         assert len(payload(enough, rows)) <= rows * 1152 * enough.uplink_bits / 8
 
 
+def test_the_budget_of_evaluation_drops_no_columns_in_training() -> None:
+    """A short batch is sent where evaluation has too few bits for it."""
+    cut = cut_codec("splitfc", uplink_bits=1, evaluation="codec", evaluation_bits=0.01)
+    told = replace(cut, selector=FeatureDropout(1.6))
+    assert payload(cut, 32) == payload(told, 32)
+
+
 def test_features_on_their_way_down_go_by_the_budget_downwards() -> None:
     cut = cut_codec("splitfc", uplink_bits=4, downlink_bits=0.2).mirror()
     told = cut_codec("splitfc", uplink_bits=4, downlink_bits=0.2, reduction=8).mirror()
