@@ -148,18 +148,27 @@ class Budgets:
         case = self.worst_case
         if not case.selector.budgeted:
             return case.columns
-        features_bytes = self.features_bytes(training=training)
-        gradient_bytes = self.gradient_bytes()
 
         def too_many(kept: int) -> bool:
-            if case.features_bytes(kept) > features_bytes:
-                return True
-            return training and case.gradient_bytes(kept) > gradient_bytes
+            return not self.leave_room(kept, training=training)
 
         # Payloads grow with K: the first of 1 ... D that is too many follows the
         # largest that is not, which is its place in the range.
         candidates = range(1, case.columns + 1)
         return bisect_left(candidates, True, key=too_many)
+
+    def leave_room(self, kept: int, more_bytes: int = 0, *, training: bool) -> bool:
+        """Tell whether `kept` columns are sure to meet the budgets with bytes beside.
+
+        In training, so many go with the gradient, too.
+        """
+        case = self.worst_case
+        features_bytes = case.features_bytes(kept) + more_bytes
+        if features_bytes > self.features_bytes(training=training):
+            return False
+        if not training:
+            return True
+        return case.gradient_bytes(kept) + more_bytes <= self.gradient_bytes()
 
     @cached_property
     def smallest_bits(self) -> tuple[float, float]:

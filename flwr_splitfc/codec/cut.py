@@ -19,12 +19,19 @@ from torch import Tensor
 from flwr_splitfc.codec.budget import Budgets, WorstCase
 from flwr_splitfc.codec.channels import Channels, Layout, other_channel_dim
 from flwr_splitfc.codec.errors import PayloadError
+from flwr_splitfc.codec.format.exponents import (
+    exponents_bytes,
+    pack_exponents,
+    take_exponents,
+)
 from flwr_splitfc.codec.format.fields import view
 from flwr_splitfc.codec.format.floats import largest_magnitude
 from flwr_splitfc.codec.levels import (
     PROBABLY,
     SURELY,
     are_felt_alike,
+    gains_of,
+    gradient_exponents,
     most_different,
     vanish_below,
 )
@@ -44,7 +51,6 @@ from flwr_splitfc.codec.quantisers.float16 import Float16, is_half_enough
 from flwr_splitfc.codec.quantisers.float32 import Float32
 from flwr_splitfc.codec.quantisers.quantiser import Quantiser
 from flwr_splitfc.codec.selectors.all_columns import AllColumns
-from flwr_splitfc.codec.selectors.row_sample import levels_bytes
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
 from flwr_splitfc.codec.subnormals import with_subnormals
@@ -247,9 +253,10 @@ evaluation='float16')
             How many labels the features of a sample decide, for the automatic quality;
             by default one, or one for each position of a sequence.
         levelled : bool, optional
-            Whether to send small channels as precisely as large ones, and their
-            gradient, as `needs_levels` tells of an earlier batch; by default the
-            features where most would be lost. Only codecs that `can_level` do.
+            Whether to send small channels as precisely as large ones, as
+            `needs_levels` tells of an earlier batch; by default where most would be
+            lost. The gradient is levelled then, too, by scales of its own. Only codecs
+            that `can_level` do.
 
         Returns
         -------
@@ -425,15 +432,21 @@ evaluation='float16')
         budgets = self._budgets(rows, columns)
         if _is_full(rows, full_rows):
             budgets.check_gradient()
-        useful_bytes = self.selector.useful_bytes(link, budgets.gradient_bytes())
-        quantiser = _for_layout(self.quantiser.for_gradient(), link)
         kept = link.restrict(matrix)
-        if link.gradient_gains is not None:
-            kept = kept / link.gradient_gains.to(kept.device)
+        levels = b""
+        if link.exponents is not None and link.layout is not None:
+            exponents = gradient_exponents(kept, link.layout)
+            levels = pack_exponents(exponents)
+            gains = gains_of(exponents, link.layout)
+            kept = kept * gains.to(kept.device)
+        # The quantiser spends what the levels leave of the budget.
+        left_bytes = budgets.gradient_bytes() - len(levels)
+        useful_bytes = self.selector.useful_bytes(link, left_bytes)
+        quantiser = _for_layout(self.quantiser.for_gradient(), link)
         if self.quality is not None:
             quality = self._decibels(link, labels_per_row) - GRADIENT_OFFSET
             quantiser = _at_quality(quantiser, root_mean_square(kept), quality)
-        payload = quantiser.encode(kept, useful_bytes)
+        payload = levels + quantiser.encode(kept, useful_bytes)
         return payload_array(self.stype, gradient.shape, payload)
 
     @with_subnormals
@@ -468,14 +481,17 @@ evaluation='float16')
             raise PayloadError(f"stype is {array.stype!r}; {self.stype!r} was wanted")
         payload = view(array.data)
         quantiser = _for_layout(self.quantiser.for_gradient(), link)
-        decoded = quantiser.decode(payload, link.sent, link.kept)
-        kept = decoded.to(link.device)
-        if link.gradient_gains is not None:
-            kept = kept * link.gradient_gains.to(link.device)
+        gains = None
+        if link.exponents is not None and link.layout is not None:
+            exponents, payload = take_exponents(payload, len(link.exponents))
+            gains = gains_of(exponents, link.layout)
+        kept = quantiser.decode(payload, link.sent, link.kept)
+        if gains is not None:
+            kept = kept / gains
+        kept = kept.to(link.device)
         if link.correction is not None:
             kept = kept + link.correction
-        changes = (link.gradient_gains, link.correction, link.scale)
-        if any(change is not None for change in changes):
+        if link.correction is not None or link.scale is not None:
             _check_scaled(kept, link)
         return link.expand(kept)
 
@@ -525,26 +541,22 @@ evaluation='float16')
         place, exponents = most_different(kept, layouts)
         layout = layouts[place]
         channels = layout.channels.count
-        worst_case = self._budgets(link.rows, link.width).worst_case
-        most_bytes = worst_case.features_bytes(link.width)
-        if most_bytes + levels_bytes(channels) > selection.budget_bytes:
+        training = selection.training
+        budgets = self._budgets(link.rows, link.width)
+        levels_bytes = exponents_bytes(channels)
+        if not budgets.leave_room(link.width, levels_bytes, training=training):
             return link
         if levelled is None:
             quality = self._decibels(link, labels_per_row)
             step = quality_step(feature_scale(kept), quality)
             # without training there is no gradient that could tell later
-            part = SURELY if selection.training else PROBABLY
+            part = SURELY if training else PROBABLY
             if not vanish_below(part * step, kept, layout):
                 return link
         if not exponents.any():
             return link
         return replace(
-            link,
-            layout=layout,
-            groups=channels,
-            turned=place > 0,
-            exponents=exponents,
-            levels_gradient=levelled is True,
+            link, layout=layout, groups=channels, turned=place > 0, exponents=exponents
         )
 
     def _decibels(self, link: Link, labels_per_row: float | None) -> float:

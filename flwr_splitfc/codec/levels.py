@@ -11,15 +11,17 @@ the receiver feels an error of one step as if features varied by
 
 only. Where that is less than half of the features' root mean square, channels are
 levelled: each is multiplied by a power of two that makes it vary about as much as the
-largest does. The receiver divides by it again, and the gradient by levelled features is
-what comes back.
+largest does, and the receiver divides by it again.
+
+The gradient by levelled features is levelled, too, by powers of two that make its own
+channels about as large as its largest. Behind a normalisation it is the larger the
+smaller the features are, and otherwise it is not, so the features do not tell how.
 
 Features (B, C, T) look like (B, T, C), and (B, H, W, C) like (B, C, H, W). Channels are
 taken for those of the other dimension where these differ more.
 
-Before a gradient has told, features alone are levelled, and only where most channels
-would surely be lost: that costs bits, and is right for either server half. To level the
-gradient would not be, as what is small in it then may be what matters.
+Before a gradient has told, channels are levelled only where most would surely be lost:
+that costs bits, and is right for either server half.
 """
 
 from __future__ import annotations
@@ -33,10 +35,8 @@ from torch import Tensor
 
 from flwr_splitfc.codec.arrays import Ints, Mask
 from flwr_splitfc.codec.channels import Layout
+from flwr_splitfc.codec.format.exponents import MOST_EXPONENT
 from flwr_splitfc.codec.statistics import column_means
-
-MOST_EXPONENT = 15
-"""Of the powers of two: four bits hold it."""
 
 _BATCH_NORM_EPS = 1e-5
 """What torch's BatchNorm adds to a variance."""
@@ -102,11 +102,45 @@ def _exponents(matrix: Tensor, layout: Layout) -> tuple[Ints, Mask]:
     # by what does not vary, a BatchNorm's gradient is 1 / sqrt(eps) times as large
     of_edge = sqrt(_BATCH_NORM_EPS)
     deviations[~varies] = min(of_edge, float(deviations.max()))
-    smaller = torch.log2(deviations.max() / deviations).round()
-    room = torch.log2(entries.max() / entries).floor()
+    return _levelling(deviations, entries), varies.numpy()
+
+
+def gradient_exponents(gradient: Tensor, layout: Layout) -> Ints:
+    """Return by channel the exponent of the power of two that levels a gradient.
+
+    Parameters
+    ----------
+    gradient : Tensor of shape (B, D)
+    layout : Layout
+        Of the features.
+
+    Returns
+    -------
+    ndarray of shape (C,)
+        No entry becomes larger than the largest of the gradient.
+
+    >>> gradient = torch.tensor([[8.0, 0.1], [-8.0, 0.0]])
+    >>> gradient_exponents(gradient, Layout.of(gradient.shape))
+    array([0, 6])
+    """
+    sizes = _mean_squares(gradient, layout).sqrt()
+    largest = layout.split(gradient).abs().amax((0, 2))
+    return _levelling(sizes, largest.double().cpu())
+
+
+def _levelling(sizes: Tensor, largest: Tensor) -> Ints:
+    """Return the exponents that bring channels to one size.
+
+    Parameters
+    ----------
+    sizes, largest : Tensor of shape (C,)
+        By channel, and its largest magnitude, which stays within the matrix's.
+    """
+    smaller = torch.log2(sizes.max() / sizes).round()
+    room = torch.log2(largest.max() / largest).floor()
     wanted = torch.minimum(smaller, room).nan_to_num(0.0)
     exponents = wanted.clamp(0, MOST_EXPONENT).numpy()
-    return exponents.astype(np.int64), varies.numpy()
+    return exponents.astype(np.int64)
 
 
 def vanish_below(least: float, matrix: Tensor, layout: Layout) -> bool:

@@ -47,9 +47,8 @@ class Link:
         ask for it.
     exponents : ndarray or None
         Of the powers of two by which channels are levelled (see `codec.levels`), int64
-        (C,); None where they are not. Both sides know them.
-    levels_gradient : bool
-        Whether they level the gradient, too.
+        (C,); None where they are not. Both sides know them. The gradient then has its
+        own.
     turned : bool
         Whether the channels that are levelled are not where the shape tells, see
         `other_channel_dim`.
@@ -74,7 +73,6 @@ class Link:
     groups: int | None = None
     layout: Layout | None = None
     exponents: Ints | None = None
-    levels_gradient: bool = True
     turned: bool = False
 
     @property
@@ -100,11 +98,6 @@ class Link:
         if self.exponents is None or self.layout is None:
             return None
         return gains_of(self.exponents, self.layout)
-
-    @property
-    def gradient_gains(self) -> Tensor | None:
-        """What the levelled gradient is multiplied by to be that of the features."""
-        return self.gains if self.levels_gradient else None
 
     def sent_rows(self, batch: Tensor) -> Tensor:
         """Take the sent rows of B features, labels or anything with a row a sample.

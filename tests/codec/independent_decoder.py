@@ -75,16 +75,16 @@ class Sent(NamedTuple):
 
     rows: list[int]
     layout: Layout
-    exponents: list[int]
-    of_gradient: bool = True
+    is_levelled: bool
 
-    def gains(self) -> list[float]:
-        """Of the D columns."""
-        of_column = [1.0] * (self.layout[0] * self.layout[1])
-        for exponent, columns in zip(self.exponents, self.layout[3], strict=False):
+    def matrix(self, reader: Reader, exponents: list[int]) -> list[float]:
+        coded = transformed(reader, len(self.rows), self.layout)
+        of_column = [0] * (self.layout.C * self.layout.f)
+        for exponent, columns in zip(exponents, self.layout.column, strict=True):
             for column in columns:
-                of_column[column] = 2.0**exponent
-        return of_column
+                of_column[column] = exponent
+        exponents_of_all = of_column * len(self.rows)
+        return [f32(ldexp(x, -j)) for x, j in zip(coded, exponents_of_all, strict=True)]
 
     def spread(self, values: list[float], B: int, D: int) -> list[float]:
         of_row = {row: values[i * D : (i + 1) * D] for i, row in enumerate(self.rows)}
@@ -106,17 +106,14 @@ def decode_features(
     refuse_if(most_rows < B or columns != D, "shape")
     refuse_if(stype != agreed, "stype")
     reader = Reader(data)
-    if stype == "splitfc-rd/3":
-        rows, C, exponents, of_gradient, is_turned = row_sample(reader, B)
+    if stype == "splitfc-rd/4":
+        rows, C, is_levelled, is_turned = row_sample(reader, B)
         if is_turned:
             refuse_if(channel_dim is not None or len(shape) == 2, "C")
             channel_dim = 1 if len(shape) == 3 else -1
-        layout = layout_of(shape, C, channel_dim)
-        sent = Sent(rows, layout, exponents, of_gradient)
-        coded = transformed(reader, len(rows), sent.layout)
-        gains = sent.gains() * len(rows)
-        values = [f32(x / gain) for x, gain in zip(coded, gains, strict=True)]
-        return sent.spread(values, B, D), sent
+        sent = Sent(rows, layout_of(shape, C, channel_dim), is_levelled)
+        levels = nibbles(reader, C) if is_levelled else [0] * C
+        return sent.spread(sent.matrix(reader, levels), B, D), sent
     select, part = PARTS[stype]
     kept = select(reader, B, D)
     K = len(of_row(kept, 0))
@@ -138,13 +135,10 @@ def decode_gradient(
     refuse_if(rows_and_columns(shape) != (rows, columns), "shape")
     refuse_if(stype != agreed, "stype")
     if isinstance(kept, Sent):
-        coded = transformed(Reader(data), len(kept.rows), kept.layout)
-        gains = kept.gains() * len(kept.rows)
-        if not kept.of_gradient:
-            gains = [1.0] * len(gains)
-        values = [x * gain for x, gain in zip(coded, gains, strict=True)]
-        refuse_if(max(map(abs, values)) > LARGEST_F32, "levels")
-        return kept.spread(values, rows, columns)
+        reader = Reader(data)
+        C = kept.layout.C
+        levels = nibbles(reader, C) if kept.is_levelled else [0] * C
+        return kept.spread(kept.matrix(reader, levels), rows, columns)
     K = len(of_row(kept, 0))
     values = OF_GRADIENT.get(stype, PARTS[stype][1])(Reader(data), rows, K)
     if scale is None:
@@ -560,20 +554,22 @@ def layout_of(shape: Sequence[int], C: int, channel_dim: int | None) -> Layout:
     return Layout(C, D // C, (*shape[1:p], *shape[p + 1 :]), column)
 
 
-def row_sample(reader: Reader, B: int) -> tuple[list[int], int, list[int], bool, bool]:
-    """The rows that are sent, C, the exponents of levels, whether the gradient has them, and whether C is turned."""
+def row_sample(reader: Reader, B: int) -> tuple[list[int], int, bool, bool]:
+    """The rows that are sent, C, whether channels are levelled, and whether C is turned."""
     field, b = reader.fields("II")
-    C = field & 0x1FFFFFFF
+    C = field & 0x3FFFFFFF
     refuse_if(not 1 <= b <= B, "b")
     rows = column_set(reader, b, B)
-    if field == C:
-        return rows, C, [], True, False
-    refuse_if(field >> 31 == 0, "C")
-    octets = reader.bytes((C + 1) // 2)
-    nibbles = [part for octet in octets for part in (octet & 15, octet >> 4)]
-    refuse_if(any(nibbles[C:]), "levels")
-    of_gradient, is_turned = field >> 30 & 1 == 0, field >> 29 & 1 == 1
-    return rows, C, nibbles[:C], of_gradient, is_turned
+    is_levelled, is_turned = field >> 31 == 1, field >> 30 & 1 == 1
+    refuse_if(is_turned and not is_levelled, "C")
+    return rows, C, is_levelled, is_turned
+
+
+def nibbles(reader: Reader, count: int) -> list[int]:
+    octets = reader.bytes((count + 1) // 2)
+    found = [part for octet in octets for part in (octet & 15, octet >> 4)]
+    refuse_if(any(found[count:]), "half a byte")
+    return found[:count]
 
 
 def evens(stream: Stream, levels: Sequence[int]) -> list[int]:
@@ -1031,12 +1027,10 @@ def decode_array(stype: str, dtype: str, shape: Sequence[int], data: bytes) -> b
 
 def levelled_steps(reader: Reader, shape: Sequence[int], least: float) -> list[float]:
     refuse_if(len(shape) < 2 or prod(shape) < 8 * shape[1], "columns")
-    octets = reader.fields(f"{(shape[1] + 1) // 2}B")
-    halves = [half for octet in octets for half in (octet & 15, octet >> 4)]
-    refuse_if(any(halves[shape[1] :]), "half a byte")
+    halves = nibbles(reader, shape[1])
     refuse_if(not reader.left, "zeros")
     inner = prod(shape[2:])
-    exponents = [e for e in halves[: shape[1]] for _ in range(inner)] * shape[0]
+    exponents = [e for e in halves for _ in range(inner)] * shape[0]
     values = even_steps(reader, shape, least)
     return [ldexp(value, -e) for value, e in zip(values, exponents, strict=True)]
 

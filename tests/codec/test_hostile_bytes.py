@@ -277,7 +277,7 @@ def test_a_step_without_coefficients_is_zeros() -> None:
     vector = next(
         v
         for v in MATRICES
-        if (v.stype, v.name) == ("splitfc-rd/3", "some-rows-features")
+        if (v.stype, v.name) == ("splitfc-rd/4", "some-rows-features")
     )
     data = bytes.fromhex(
         "0400000012000000fcff0f01d547400101010b000000fdd633d9853c097b3a68ef5ecce3266989"

@@ -56,7 +56,7 @@ def decoded_independently(
             vector.features_shape, vector.channels, vector.channel_dim
         )
         sent_rows = vector.samples or list(range(vector.rows))
-        kept = independent.Sent(sent_rows, layout, vector.exponents or [])
+        kept = independent.Sent(sent_rows, layout, vector.levelled)
     return packed(
         independent.decode_gradient(
             stype,

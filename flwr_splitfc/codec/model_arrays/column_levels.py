@@ -19,10 +19,11 @@ import numpy as np
 
 from flwr_splitfc.codec.arrays import Ints
 from flwr_splitfc.codec.errors import PayloadError
-from flwr_splitfc.codec.format.fields import take_bytes
-
-_MOST_EXPONENT = 15
-"""Half a byte holds it."""
+from flwr_splitfc.codec.format.exponents import (
+    MOST_EXPONENT,
+    pack_exponents,
+    take_exponents,
+)
 
 _FEWEST_ENTRIES = 8
 """Of a column: fewer tell little of a scale."""
@@ -58,12 +59,8 @@ class ColumnLevels:
         return of_entries
 
     def pack(self) -> bytes:
-        """Write the exponents, two to a byte, the first in its low bits."""
-        halves = np.zeros(2 * _packed_size(self.shape), np.uint8)
-        halves[: len(self.exponents)] = self.exponents
-        first = halves[::2]
-        second = halves[1::2]
-        return (first | second << 4).tobytes()
+        """Write the exponents."""
+        return pack_exponents(self.exponents)
 
 
 def fit_levels(values: np.ndarray) -> ColumnLevels | None:
@@ -86,7 +83,7 @@ def fit_levels(values: np.ndarray) -> ColumnLevels | None:
     if octaves.max() < _CLEARLY + _chance(columns, entries):
         return None
     whole = np.rint(octaves)
-    exponents = whole.clip(0, _MOST_EXPONENT).astype(np.int64)
+    exponents = whole.clip(0, MOST_EXPONENT).astype(np.int64)
     return ColumnLevels(values.shape, exponents)
 
 
@@ -113,23 +110,11 @@ def unpack_levels(
     """Read what `ColumnLevels.pack` wrote, and return it with the bytes that follow."""
     if not _has_columns(shape):
         raise PayloadError(f"shape {shape} has no columns that are levelled")
-    octets, rest = take_bytes(data, _packed_size(shape), "exponents end")
-    pairs = np.frombuffer(octets, np.uint8)
-    first = pairs & 15
-    second = pairs >> 4
-    halves = np.stack([first, second], axis=1).ravel().astype(np.int64)
-    columns = shape[1]
-    if halves[columns:].any():
-        raise PayloadError("half a byte after the last exponent is not 0")
+    exponents, rest = take_exponents(data, shape[1])
     if len(rest) == 0:
         raise PayloadError("exponents of entries that are all zero")
-    levels = ColumnLevels(shape, halves[:columns])
-    return levels, rest
+    return ColumnLevels(shape, exponents), rest
 
 
 def _has_columns(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and prod(shape) >= _FEWEST_ENTRIES * shape[1]
-
-
-def _packed_size(shape: tuple[int, ...]) -> int:
-    return (shape[1] + 1) // 2

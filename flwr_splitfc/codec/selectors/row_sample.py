@@ -2,8 +2,7 @@
 
 A selection of rows is ``u32`` channels, ``u32`` b and a column set of b out of B rows.
 Where channels are levelled, the highest bit of the channels is set, and their exponents
-follow, four bits each. The next bit is set where the gradient is not levelled, and the
-one after it where the channels are not where the shape tells.
+follow. The next bit is set where the channels are not where the shape tells.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +23,8 @@ from flwr_splitfc.codec.format.column_sets import (
     selection_bytes,
     unpack_selection,
 )
-from flwr_splitfc.codec.format.fields import take, take_bytes
+from flwr_splitfc.codec.format.exponents import pack_exponents, take_exponents
+from flwr_splitfc.codec.format.fields import take
 from flwr_splitfc.codec.link import Link
 from flwr_splitfc.codec.selectors.selection import Selection
 from flwr_splitfc.codec.selectors.selector import Selector
@@ -42,13 +41,10 @@ _PRECISE_BITS = 0.5
 _LEVELLED = 2**31
 """In the field of the channels: that their exponents follow."""
 
-_ALONE = 2**30
-"""In the field of the channels: that the gradient is not levelled."""
-
-_TURNED = 2**29
+_TURNED = 2**30
 """In the field of the channels: that they are in the other dimension."""
 
-_MARKS = _LEVELLED | _ALONE | _TURNED
+_MARKS = _LEVELLED | _TURNED
 
 _ALWAYS_USEFUL_BYTES = 5 * 2**12
 """What a part of the batch may take even where that is more than 5/8 bit an entry."""
@@ -92,7 +88,7 @@ class RowSample(Selector):
     without a scale. Nothing is dropped where all rows are wanted, as in evaluation.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     levels: ClassVar[bool] = True
 
     def select(self, matrix: Tensor, selection: Selection) -> tuple[Tensor, Link]:
@@ -119,8 +115,6 @@ class RowSample(Selector):
         channels = link.groups
         if link.exponents is not None:
             channels |= _LEVELLED
-            if not link.levels_gradient:
-                channels |= _ALONE
             if link.turned:
                 channels |= _TURNED
         return pack_rows(samples, link.rows, channels, link.exponents)
@@ -140,16 +134,10 @@ class RowSample(Selector):
         if field == groups:
             return link, rest
         if not field & _LEVELLED:
-            raise PayloadError("channels are not levelled, and more is said of levels")
-        octets, rest = take_bytes(rest, levels_bytes(groups), "levels end")
-        exponents = _nibbles(octets, groups)
-        link = replace(
-            link,
-            exponents=exponents,
-            levels_gradient=not field & _ALONE,
-            turned=bool(field & _TURNED),
-        )
-        return link, rest
+            raise PayloadError("channels are turned, and not levelled")
+        exponents, rest = take_exponents(rest, groups)
+        turned = bool(field & _TURNED)
+        return replace(link, exponents=exponents, turned=turned), rest
 
     def useful_bytes(self, link: Link, budget_bytes: int) -> int:
         """Return 5/8 bit for each entry of a part of the batch, or the budget if less.
@@ -182,35 +170,11 @@ def pack_rows(
     rows : int
         ``B``.
     channels : int
-        ``C``, and what its highest three bits say.
+        ``C``, and what its highest two bits say.
     exponents : ndarray of shape (C,), optional
         Of the powers of two by which channels are levelled, 0 to 15.
     """
     packed = struct.pack("<I", channels) + pack_selection(samples, rows)
     if exponents is None:
         return packed
-    return packed + _pack_nibbles(exponents)
-
-
-def levels_bytes(channels: int) -> int:
-    """Return the bytes that the exponents of so many channels take."""
-    return (channels + 1) // 2
-
-
-def _pack_nibbles(values: Ints) -> bytes:
-    """Write integers below 16, two a byte, the first in the low bits."""
-    padded = np.zeros(2 * levels_bytes(len(values)), np.uint8)
-    padded[: len(values)] = values
-    first = padded[::2]
-    second = padded[1::2]
-    return (first | second << 4).tobytes()
-
-
-def _nibbles(octets: memoryview, count: int) -> Ints:
-    pairs = np.frombuffer(octets, np.uint8)
-    first = pairs & 15
-    second = pairs >> 4
-    values = np.stack([first, second], 1).ravel()
-    if values[count:].any():
-        raise PayloadError("levels are padded with something else than zero")
-    return values[:count].astype(np.int64)
+    return packed + pack_exponents(exponents)
