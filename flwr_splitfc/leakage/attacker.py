@@ -316,21 +316,38 @@ def _values(u_shape: UShape, batches: list[_TailBatch], samples: int) -> LabelVa
 
 def _solved(u_shape: UShape, batch: _TailBatch) -> Tensor:
     """Return the labels (B, K) that explain a batch's gradient."""
+    entries = batch.labels[0].numel()
+    if entries > _MOST_ENTRIES:
+        raise ValueError(f"they have {entries} entries each; {_NOT_ATTACKED}")
+    rough = _solved_in_units(u_shape, batch, 1.0)
+    # by a unit of 1, float32 loses what numbers of 100,000 differ by
+    largest = float(rough.abs().max())
+    return _solved_in_units(u_shape, batch, max(largest, 1.0))
+
+
+def _solved_in_units(u_shape: UShape, batch: _TailBatch, unit: float) -> Tensor:
+    """Return the labels by what gradients would be, were entries 0 and a unit."""
     seen, gradient, link, labels = batch
     rows = labels.reshape(len(labels), -1)
     zero = torch.zeros_like(rows)
     entries = rows.shape[1]
-    if entries > _MOST_ENTRIES:
-        raise ValueError(f"they have {entries} entries each; {_NOT_ATTACKED}")
-    units = torch.eye(entries, dtype=rows.dtype)
-    at = [zero, *(zero + unit for unit in units), zero + 2 * units.sum(0)]
+    units = unit * torch.eye(entries, dtype=rows.dtype)
+    every_other = zero + units.sum(0)
+    every_other[1::2] = 0
+    at = [zero, *(zero + each for each in units), zero + 2 * units.sum(0), every_other]
     gradients = [u_shape.gradient_for(seen, each.view_as(labels), link) for each in at]
-    at_zero, *by_entry, at_twos = gradients
+    at_zero, *by_entry, at_twos, at_every_other = gradients
     steps = torch.stack(by_entry) - at_zero
     if not torch.allclose(at_twos, at_zero + 2 * steps.sum(0), rtol=1e-3, atol=1e-6):
         raise ValueError(f"the gradient is not affine in them; {_NOT_ATTACKED}")
+    # as by a BatchNorm in the last layers
+    others, alone = at_every_other[1::2], at_zero[1::2]
+    if not torch.allclose(others, alone, rtol=1e-3, atol=1e-6):
+        raise ValueError(
+            f"the gradient of a sample goes by other samples' labels; {_NOT_ATTACKED}"
+        )
     # (B, M, K); those of a loss that saturates are zeros
     slopes = steps.flatten(2).permute(1, 2, 0)
     if torch.linalg.matrix_rank(slopes).min() < entries:
         raise ValueError(f"the gradient does not determine them; {_NOT_ATTACKED}")
-    return solved_labels(gradient, at_zero, torch.stack(by_entry))
+    return unit * solved_labels(gradient, at_zero, torch.stack(by_entry))

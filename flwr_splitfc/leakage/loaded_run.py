@@ -6,7 +6,9 @@ them; the app that made it has the code.
 
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from flwr.app import Context, RecordDict
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from flwr_splitfc.apps.client_app import LoadData, SplitClientApp
 from flwr_splitfc.apps.factories import MakeModel, make_half, tail_of
@@ -383,18 +386,29 @@ class UShape:
         return seen.detach(), came, server_link
 
     def scores(self, seen: Tensor) -> Tensor:
-        """Return what the last layers make of an output that came down."""
+        """Return what the last layers answer to an output that came down."""
+        answering = deepcopy(self.tail).eval()
         with torch.no_grad():
-            scores: Tensor = self.tail(seen)
+            scores: Tensor = answering(seen)
         return scores
+
+    @cached_property
+    def _without_dropout(self) -> nn.Module:
+        """The last layers as they train, but that all units are kept."""
+        tail = deepcopy(self.tail)
+        for module in tail.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+        return tail
 
     def gradient_for(self, seen: Tensor, labels: Tensor, link: Link) -> Tensor:
         """Return the gradient by an output (B, ...), if it had these labels.
 
-        It is exact but for what the link leaves out and scales.
+        It is exact but for what the link leaves out and scales, and for what dropout
+        drew, which a server does not know.
         """
         seen = seen.detach().requires_grad_()
-        loss = self.loss_fn(self.tail(seen), labels)
+        loss = self.loss_fn(self._without_dropout(seen), labels)
         exact = torch.autograd.grad(loss, seen)[0].flatten(1)
         return link.expand(link.restrict(exact)).reshape(seen.shape)
 

@@ -12,8 +12,10 @@ from flwr.app import Context
 from torch import Tensor, nn
 
 from flwr_splitfc.command import main
+from flwr_splitfc.leakage.loaded_run import LoadedRun
 from flwr_splitfc.model import LossFn
 from tests.leakage.table_app import (
+    OUTPUT,
     client_app,
     load_data,
     make_app,
@@ -176,6 +178,67 @@ def test_labels_that_are_numbers_are_solved_for(
     assert labels["r2"] > 0.999
     assert labels["largest_error"] < 0.1
     assert "labels inferred: by the last layers, R2 " in capsys.readouterr().out
+
+
+def with_large_numbers(context: Context) -> Any:
+    """As they come, such as the prices of houses."""
+    batches = [(x, 5e4 + 4e4 * y) for x, y in with_numbers(context)[0]]
+    return batches, batches
+
+
+def large_tail() -> nn.Module:
+    """One whose answers have got to where the labels are."""
+    tail = nn.Linear(OUTPUT, 2)
+    nn.init.constant_(tail.bias, 5e4)
+    return tail
+
+
+def test_large_numbers_are_solved_for_as_precisely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_app, "load_data", with_large_numbers)
+    monkeypatch.setattr(client_app, "loss_fn", nn.MSELoss())
+    for app in (client_app, server_app):
+        monkeypatch.setattr(app, "tail", large_tail)
+    run = make_run(tmp_path / "run", **{"u-shaped": True, "codec": "float32"})
+    labels = attack(run, tmp_path / "app")["labels"]["run"]
+    assert labels["r2"] > 0.999
+    # of labels that vary by 40,000
+    assert labels["largest_error"] < 40
+
+
+def normalising_tail() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(OUTPUT), nn.Linear(OUTPUT, 2))
+
+
+def test_numbers_that_share_a_gradient_are_not_said_to_be_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a BatchNorm, a sample's gradient goes by all labels of the batch."""
+    monkeypatch.setattr(client_app, "load_data", with_numbers)
+    monkeypatch.setattr(client_app, "loss_fn", nn.MSELoss())
+    for app in (client_app, server_app):
+        monkeypatch.setattr(app, "tail", normalising_tail)
+    run = make_run(tmp_path / "run", **{"u-shaped": True, "codec": "float32"})
+    command = ["leakage", str(run), "--app", str(make_app(tmp_path / "app")), *SHORT]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert "the gradient of a sample goes by other samples" in capsys.readouterr().out
+
+
+def dropping_tail() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(OUTPUT, 2))
+
+
+def test_the_servers_own_answer_is_that_of_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units that last layers drop in training are there in answers."""
+    for app in (client_app, server_app):
+        monkeypatch.setattr(app, "tail", dropping_tail)
+    run = make_run(tmp_path / "run", **{"u-shaped": True, "codec": "float32"})
+    shape = LoadedRun.load(run, make_app(tmp_path / "app")).u_shape()
+    seen = torch.randn(8, OUTPUT)
+    assert torch.equal(shape.scores(seen), shape.scores(seen))
 
 
 def saturated_loss(scores: Tensor, labels: Tensor) -> Tensor:
